@@ -1,0 +1,25 @@
+"""What all tests share: one thread for each, and where the developers' data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The developers' folder of real data beside the project; the test skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there: this test needs the developers' data")
+    return SHARED

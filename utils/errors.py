@@ -1,0 +1,111 @@
+"""One form for everything that goes wrong: `error: <where>: <what>; <what to do>`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave (option, file, data): one line, exit code 2.
+
+    Args:
+        where: the file, `file:line`, or option that is wrong.
+        what: what is wrong with it, with the offending value.
+        todo: what to do about it.
+    """
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, where: object, what: str, todo: str = "") -> None:
+        self.where, self.what, self.todo = str(where), what, todo
+        super().__init__(format_problem(where, what, todo))
+
+
+class RunError(UserError):
+    """A run that began rightly and could not go on (disk full, NaN, lost worker): one line, exit code 1."""
+
+    exit_code = EXIT_FAILURE
+
+
+class MissingExtra(RunError):
+    """An optional package that is not installed; the line names the command that installs it."""
+
+    def __init__(self, feature: str, package: str, extra: str | None = None) -> None:
+        install = f"pip install '.[{extra}]'" if extra else f"pip install {package}"
+        super().__init__(feature, f"needs the package {package}, which is not installed", f"run: {install}")
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to leave; what must be saved has been saved."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+
+
+def printable(value: object) -> str:
+    """`value` as one line of text that any terminal takes: control characters and lone surrogates are escaped."""
+    text = str(value)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+
+
+def format_problem(where: object, what: str, todo: str = "") -> str:
+    """`where: what; todo` in one line."""
+    line = f"{printable(where)}: {printable(what)}"
+    return f"{line}; {printable(todo)}" if todo else line
+
+
+def warn(where: object, what: str, todo: str = "") -> None:
+    """Print one `warning: ...` line to stderr, above a progress bar if there is one."""
+    from tqdm import tqdm  # keeps a running bar intact
+
+    tqdm.write(f"warning: {format_problem(where, what, todo)}", file=sys.stderr)
+
+
+def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> NoReturn:
+    """Run a script's `main(argv)` and leave with the exit code of its outcome.
+
+    0 done, 1 a run that failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM. A traceback appears only with `--debug`
+    (or `DEBUG=1` in the environment).
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments or os.environ.get("DEBUG") == "1"
+    for stream in (sys.stdout, sys.stderr):  # names that are not UTF-8, Windows' code pages
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = main(argv) or 0
+        sys.stdout.flush()
+    except UserError as error:
+        code = _report(f"error: {error}", error.exit_code, debug)
+    except Interrupted as stop:
+        code = _report(f"{stop}", 128 + stop.signum, debug)
+    except KeyboardInterrupt:
+        code = _report("interrupted", 128 + signal.SIGINT, debug)
+    except BrokenPipeError:  # `| head`: the reader has gone, which is no fault of the run
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        where = error.filename if error.filename is not None else "system"
+        code = _report("error: " + format_problem(where, error.strerror or str(error)), EXIT_FAILURE, debug)
+    except MemoryError:
+        code = _report("error: memory: not enough for this run; use a smaller batch or input", EXIT_FAILURE, debug)
+    except Exception as error:  # noqa: BLE001 -- ours, not the user's: say so in one line all the same
+        what = f"unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        code = _report("error: " + format_problem("internal", what, "run again with --debug and report it"), 1, debug)
+    sys.exit(code)
+
+
+def _report(line: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(line, file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,86 @@
+"""Fit an image into the network's input size, and map boxes there and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+RESIZE_MODES = ("letterbox", "stretch")
+INTERPOLATIONS = ("bilinear", "bicubic")
+PAD_VALUE = 114  # the grey that YOLO training pads with; the mean of natural images is near it
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Resize (and pad) images to one size; the inverse for boxes.
+
+    Args:
+        input_size: (height, width) of the result, pixels.
+        mode: `letterbox` keeps proportions and pads both sides; `stretch` does not keep them.
+        interpolation: `bilinear` (OpenCV; area-averaged when it shrinks) or `bicubic` (Pillow's, which antialiases
+            when it shrinks: what the reference's weights were trained with).
+        pad_value: grey level of the padding, 0 to 255.
+    """
+
+    input_size: tuple[int, int]
+    mode: str = "letterbox"
+    interpolation: str = "bilinear"
+    pad_value: int = PAD_VALUE
+
+    def __post_init__(self) -> None:
+        if self.mode not in RESIZE_MODES:
+            raise ValueError(f"resize mode {self.mode!r}: choose from {', '.join(RESIZE_MODES)}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r}: choose from {', '.join(INTERPOLATIONS)}")
+
+    def geometry(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Where an image of (height, width) goes: (new_height, new_width, top, left), input pixels."""
+        input_height, input_width = self.input_size
+        if self.mode == "stretch":
+            return input_height, input_width, 0, 0
+        scale = min(input_height / height, input_width / width)
+        new_height = min(max(round(height * scale), 1), input_height)
+        new_width = min(max(round(width * scale), 1), input_width)
+        return new_height, new_width, (input_height - new_height) // 2, (input_width - new_width) // 2
+
+    def apply(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 image to (input_height, input_width, 3) uint8, into `out` if given."""
+        new_height, new_width, top, left = self.geometry(*image.shape[:2])
+        resized = resize(image, new_height, new_width, self.interpolation)
+        if out is None:
+            if (new_height, new_width) == tuple(self.input_size):
+                return resized
+            out = np.empty((*self.input_size, 3), dtype=np.uint8)
+        if (new_height, new_width) != tuple(self.input_size):
+            out[:] = self.pad_value
+        out[top : top + new_height, left : left + new_width] = resized
+        return out
+
+    def boxes_to_input(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+        """(N, 4) xyxy boxes of an image of (height, width) to input pixels."""
+        new_height, new_width, top, left = self.geometry(height, width)
+        scale = np.array([new_width / width, new_height / height] * 2, dtype=np.float64)
+        return (boxes * scale + np.array([left, top] * 2)).astype(np.float32)
+
+    def boxes_to_image(self, boxes: np.ndarray, height: int, width: int, clip: bool = True) -> np.ndarray:
+        """The inverse of `boxes_to_input`: (N, 4) xyxy in the image's own pixels, clipped to the image."""
+        new_height, new_width, top, left = self.geometry(height, width)
+        scale = np.array([width / new_width, height / new_height] * 2, dtype=np.float64)
+        boxes = (boxes - np.array([left, top] * 2)) * scale
+        if clip:
+            boxes = np.clip(boxes, 0, np.array([width, height] * 2))
+        return boxes.astype(np.float32)
+
+
+def resize(image: np.ndarray, height: int, width: int, interpolation: str = "bilinear") -> np.ndarray:
+    """Resize (H, W, 3) uint8 to (height, width, 3) uint8."""
+    if image.shape[:2] == (height, width):
+        return image
+    if interpolation == "bicubic":
+        from PIL import Image  # the reference's own resampling; OpenCV's bicubic does not antialias
+
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
