@@ -1,0 +1,312 @@
+"""Boxes, labels, trails and heat maps drawn on copies of RGB images, readable from 200 to 8000 pixels."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from utils.detections import Detections
+from utils.errors import printable, warn
+from utils.letterbox import PAD_VALUE, Letterbox
+
+Colour = tuple[int, int, int]
+GOLDEN_RATIO = 0.618033988749895  # successive multiples spread hues evenly, however many classes there are
+HERSHEY = cv2.FONT_HERSHEY_SIMPLEX
+
+# Where systems keep a font with Chinese, Japanese and Korean glyphs; only asked where OpenCV itself has none.
+CJK_FONTS = (
+    "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc",
+    "/usr/share/fonts/noto-cjk/NotoSansCJK-Regular.ttc",
+    "/usr/share/fonts/google-noto-cjk/NotoSansCJK-Regular.ttc",
+    "/usr/share/fonts/truetype/wqy/wqy-microhei.ttc",
+    "/usr/share/fonts/truetype/wqy/wqy-zenhei.ttc",
+    "/usr/share/fonts/truetype/droid/DroidSansFallbackFull.ttf",
+    "/System/Library/Fonts/PingFang.ttc",
+    "/System/Library/Fonts/Hiragino Sans GB.ttc",
+    "/System/Library/Fonts/STHeiti Light.ttc",
+    "C:/Windows/Fonts/msyh.ttc",
+    "C:/Windows/Fonts/simhei.ttf",
+    "C:/Windows/Fonts/simsun.ttc",
+)
+
+
+@functools.cache
+def class_colour(label: int) -> Colour:
+    """RGB colour of class index `label`: the same in every picture, run and program version."""
+    hue = (label * GOLDEN_RATIO + 0.33) % 1.0
+    lightness = (0.5, 0.62, 0.4)[label // 12 % 3]  # beyond a dozen hues only lightness still tells them apart
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.9)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def contrast_colour(colour: Colour) -> Colour:
+    """Black or white, whichever is easier to read on `colour` (ITU-R BT.601 luma)."""
+    red, green, blue = colour
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+
+
+def line_width(image: np.ndarray) -> int:
+    """Width of box lines in pixels: 1 at 200, 2 at 640, 24 at 8000 pixels."""
+    return max(1, round((image.shape[0] + image.shape[1]) / 2 * 0.003))
+
+
+def text_height(image: np.ndarray) -> int:
+    """Height of capital letters in pixels: never below 8, which is the least one can read."""
+    return max(8, round((image.shape[0] + image.shape[1]) / 2 * 0.016))
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    scores: np.ndarray | None = None,
+    track_ids: np.ndarray | None = None,
+    notes: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Draw boxes with their class names.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; left as it is.
+        boxes: (N, 4) xyxy, image pixels.
+        labels: (N,) indices into `class_names`.
+        class_names: what stands on the labels.
+        scores: (N,) in [0, 1], or None for ground truth; the best is drawn last, on top.
+        track_ids: (N,) identities, or None.
+        notes: (N,) text after each label, e.g. `difficult`.
+
+    Returns:
+        (H, W, 3) uint8 RGB, a copy.
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    height, width = canvas.shape[:2]
+    boxes = np.nan_to_num(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), posinf=1e6, neginf=-1e6)
+    corners = np.rint(np.clip(boxes, 0, [width - 1, height - 1] * 2)).astype(int)
+    order = np.arange(len(boxes)) if scores is None else np.argsort(np.asarray(scores), kind="stable")
+    thickness = line_width(canvas)
+    for i in order:
+        colour = class_colour(int(labels[i]))
+        cv2.rectangle(canvas, tuple(map(int, corners[i, :2])), tuple(map(int, corners[i, 2:])), colour, thickness)
+    taken: list[tuple[int, int, int, int]] = []
+    for i in order[::-1]:  # the best score chooses the place of its label first
+        label = int(labels[i])
+        text = class_names[label] if 0 <= label < len(class_names) else f"class {label}"
+        if track_ids is not None:
+            text = f"#{int(track_ids[i])} {text}"
+        if scores is not None:
+            text = f"{text} {float(scores[i]):.2f}"
+        if notes is not None and notes[i]:
+            text = f"{text} {notes[i]}"
+        taken.append(_draw_label(canvas, text, tuple(map(int, corners[i])), class_colour(label), taken))
+    return canvas
+
+
+def draw_detections(image: np.ndarray, detections: Detections, class_names: Sequence[str]) -> np.ndarray:
+    """`Detections` on a copy of the (H, W, 3) uint8 RGB image."""
+    return draw_boxes(
+        image, detections.boxes, detections.labels, class_names, detections.scores, track_ids=detections.track_ids
+    )
+
+
+def draw_targets(image: np.ndarray, target: Mapping[str, Any], class_names: Sequence[str]) -> np.ndarray:
+    """Ground truth (a `Target`) on a copy of the (H, W, 3) uint8 RGB image; difficult and crowd boxes say so."""
+    count = len(target["labels"])
+    difficult, crowd = (target.get(key, np.zeros(count, bool)) for key in ("difficult", "crowd"))
+    notes = ["crowd" if c else "difficult" if d else "" for d, c in zip(difficult, crowd, strict=True)]
+    return draw_boxes(image, target["boxes"], target["labels"], class_names, notes=notes)
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray],
+    columns: int = 4,
+    tile_size: tuple[int, int] | None = None,
+    captions: Sequence[str] | None = None,
+    gap: int = 4,
+) -> np.ndarray:
+    """Images in rows of `columns`, each fitted into a tile with its proportions kept.
+
+    Args:
+        images: (H, W, 3) uint8 RGB each, any sizes.
+        columns: tiles a row.
+        tile_size: (height, width) of a tile, pixels; None takes the largest image's, at most 640.
+        captions: text at the foot of each tile.
+        gap: white pixels between tiles.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    if not images:
+        return np.full((32, 32, 3), 255, np.uint8)
+    if tile_size is None:
+        largest = np.array([image.shape[:2] for image in images]).max(axis=0)
+        scale = min(1.0, 640 / largest.max())
+        tile_size = max(1, round(largest[0] * scale)), max(1, round(largest[1] * scale))
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    tile_height, tile_width = tile_size[0] + gap, tile_size[1] + gap
+    sheet = np.full((rows * tile_height + gap, columns * tile_width + gap, 3), 255, np.uint8)
+    letterbox = Letterbox(tile_size, pad_value=PAD_VALUE)
+    for number, image in enumerate(images):
+        tile = letterbox.apply(np.ascontiguousarray(image)).copy()
+        if captions is not None and captions[number]:
+            draw_caption(tile, captions[number])
+        top, left = gap + number // columns * tile_height, gap + number % columns * tile_width
+        sheet[top : top + tile_size[0], left : left + tile_size[1]] = tile
+    return sheet
+
+
+def draw_caption(canvas: np.ndarray, text: str, row: int = 0) -> None:
+    """One line of text at the lower left of `canvas`, in place; `row` counts lines upwards."""
+    size = text_height(canvas)
+    height = text_size(text, size)[1] + _padding(size) * 2
+    bottom = canvas.shape[0] - 1 - row * height
+    _draw_label(canvas, text, (0, bottom, 0, bottom), (40, 40, 40), [])
+
+
+def draw_heatmap(image: np.ndarray, heat: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """Lay a heat map over a copy of the image; cold regions stay as they are.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        heat: (h, w) in [0, 1], resized to the image.
+        opacity: share of the colour where heat is 1.
+    """
+    height, width = image.shape[:2]
+    heat = np.nan_to_num(np.asarray(heat, np.float32))
+    heat = np.clip(cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
+    coloured = cv2.applyColorMap(np.rint(heat * 255).astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
+    share = (opacity * np.sqrt(heat))[..., None]  # the root lets weak evidence be seen as well
+    return np.rint(image * (1 - share) + coloured * share).astype(np.uint8)
+
+
+def draw_trail(canvas: np.ndarray, points: Sequence[tuple[float, float]], colour: Colour) -> None:
+    """Where an object has been, as a line through `points` (x, y pixels, oldest first), in place."""
+    if len(points) > 1:
+        vertices = np.rint(np.asarray(points)).astype(np.int32).reshape(-1, 1, 2)
+        cv2.polylines(canvas, [vertices], False, colour, line_width(canvas), cv2.LINE_AA)
+
+
+def draw_polygon(canvas: np.ndarray, points: np.ndarray, colour: Colour, closed: bool = True) -> None:
+    """A zone (closed) or a counting line, (N, 2) x, y pixels, in place."""
+    vertices = np.rint(np.asarray(points)).astype(np.int32).reshape(-1, 1, 2)
+    cv2.polylines(canvas, [vertices], closed, colour, line_width(canvas) + 1, cv2.LINE_AA)
+
+
+def text_size(text: str, cap_height: int) -> tuple[int, int, int]:
+    """(width, height above the baseline, depth below it) in pixels of one line of text."""
+    kind, font = _font_for(text)
+    if kind == "opencv":
+        x, y, width, height = cv2.getTextSize((0, 0), text, (0, 0), font, _em(cap_height), 400)
+        return x + width, max(-y, cap_height), max(y + height, 0)
+    if kind == "pillow":
+        left, top, right, bottom = _pillow_font(font, _em(cap_height)).getbbox(text, anchor="ls")
+        return right - min(left, 0), max(-top, cap_height), max(bottom, 0)
+    scale, thickness = _hershey(cap_height)
+    (width, height), baseline = cv2.getTextSize(_ascii(text), HERSHEY, scale, thickness)
+    return width, height, baseline // 2
+
+
+def put_text(canvas: np.ndarray, text: str, left: int, baseline: int, cap_height: int, colour: Colour) -> None:
+    """One line of text on `canvas`, in place, from (left, baseline), with capitals `cap_height` pixels high."""
+    kind, font = _font_for(text)
+    if kind == "opencv":
+        cv2.putText(canvas, text, (left, baseline), colour, font, _em(cap_height), 400)
+    elif kind == "pillow":
+        _put_pillow(canvas, text, left, baseline, _pillow_font(font, _em(cap_height)), colour)
+    else:
+        scale, thickness = _hershey(cap_height)
+        cv2.putText(canvas, _ascii(text), (left, baseline), HERSHEY, scale, colour, thickness, cv2.LINE_AA)
+
+
+def _draw_label(
+    canvas: np.ndarray, text: str, box: tuple[int, int, int, int], colour: Colour, taken: list[tuple[int, int, int, int]]
+) -> tuple[int, int, int, int]:
+    """Label `box` where no other label is, inside the picture; returns the place it took (xyxy)."""
+    height, width = canvas.shape[:2]
+    text = printable(text)
+    cap_height = text_height(canvas)
+    text_width, ascent, descent = text_size(text, cap_height)
+    pad = _padding(cap_height)
+    while text_width + 2 * pad > width and cap_height > 5:  # a long name in a narrow picture
+        cap_height = max(5, int(cap_height * min(0.95, (width - 2 * pad) / text_width)))
+        text_width, ascent, descent = text_size(text, cap_height)
+        pad = _padding(cap_height)
+    label_width, label_height = min(text_width + 2 * pad, width), min(ascent + descent + 2 * pad, height)
+    left = int(np.clip(box[0] - line_width(canvas) // 2, 0, max(width - label_width, 0)))
+    tops = (box[1] - label_height, box[1], box[3] + 1, box[3] - label_height)
+    inside = [top for top in tops if 0 <= top <= height - label_height]
+    if not inside:
+        inside = [int(np.clip(tops[0], 0, max(height - label_height, 0)))]
+    places = [(left, top, left + label_width, top + label_height) for top in inside]
+    place = next((p for p in places if not any(_overlap(p, other) for other in taken)), places[0])
+    cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), colour, cv2.FILLED)
+    put_text(canvas, text, left + pad, place[3] - pad - descent, cap_height, contrast_colour(colour))
+    return place
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _padding(cap_height: int) -> int:
+    return max(2, cap_height // 4)
+
+
+def _em(cap_height: int) -> int:
+    """Font size whose capitals are `cap_height` high (sans-serif fonts: about 0.72 of the size)."""
+    return max(6, round(cap_height / 0.72))
+
+
+@functools.cache
+def _hershey(cap_height: int) -> tuple[float, int]:
+    thickness = max(1, round(cap_height / 9))
+    return cv2.getFontScaleFromHeight(HERSHEY, cap_height, thickness), thickness
+
+
+def _font_for(text: str) -> tuple[str, Any]:
+    return ("hershey", None) if text.isascii() else _unicode_font()
+
+
+@functools.cache
+def _unicode_font() -> tuple[str, Any]:
+    """How text beyond ASCII is drawn here: OpenCV 5's own font, a system font through Pillow, or ASCII escapes."""
+    if hasattr(cv2, "FontFace"):
+        face = cv2.FontFace()
+        if face.set("uni"):
+            return "opencv", face
+    path = next((path for path in CJK_FONTS if Path(path).is_file()), None)
+    if path is not None:
+        return "pillow", path
+    warn("class names", "no font for letters beyond ASCII was found", "install fonts-noto-cjk; they are shown as \\u...")
+    return "hershey", None
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+@functools.lru_cache(maxsize=32)
+def _pillow_font(path: str, size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.truetype(path, size)
+
+
+def _put_pillow(canvas: np.ndarray, text: str, left: int, baseline: int, font: Any, colour: Colour) -> None:
+    """Through Pillow, in the small window that the text covers: converting the whole picture costs more."""
+    from PIL import Image, ImageDraw
+
+    x0, y0, x1, y1 = font.getbbox(text, anchor="ls")
+    top, bottom = max(baseline + y0, 0), min(baseline + y1 + 1, canvas.shape[0])
+    first, last = max(left + x0, 0), min(left + x1 + 1, canvas.shape[1])
+    if top >= bottom or first >= last:
+        return
+    window = Image.fromarray(np.ascontiguousarray(canvas[top:bottom, first:last]))
+    ImageDraw.Draw(window).text((left - first, baseline - top), text, fill=colour, font=font, anchor="ls")
+    canvas[top:bottom, first:last] = np.asarray(window)
