@@ -1,0 +1,46 @@
+"""The only place that turns raw predictions into boxes and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# exp() of a raw size is cut here: e^6 = 403 anchors is wider than any image, and its square still fits float16.
+MAX_LOG_SIZE = 6.0
+
+
+def decode(offsets: Tensor, anchors: Tensor, cells: Tensor, stride: int | Tensor, scale_xy: float | Tensor) -> Tensor:
+    """Turn raw offsets into boxes. All arguments broadcast against each other.
+
+    Args:
+        offsets: (..., 4) logits tx, ty, tw, th.
+        anchors: (..., 2) width, height in input pixels.
+        cells: (..., 2) column, row of the grid cell.
+        stride: of the level, input pixels a cell.
+        scale_xy: grid sensitivity s: the centre may leave its cell by (s - 1) / 2.
+
+    Returns:
+        (..., 4) boxes, cxcywh, input pixels.
+
+    Source: YOLOv3, section 2.1, https://arxiv.org/abs/1804.02767; grid sensitivity: YOLOv4, section 3.4,
+    https://arxiv.org/abs/2004.10934
+    """
+    xy = (offsets[..., :2].sigmoid() * scale_xy - (scale_xy - 1) / 2 + cells) * stride
+    wh = offsets[..., 2:4].clamp(max=MAX_LOG_SIZE).exp() * anchors
+    return torch.cat([xy, wh], dim=-1)
+
+
+def encode(boxes: Tensor, anchors: Tensor, cells: Tensor, stride: int | Tensor, scale_xy: float | Tensor) -> Tensor:
+    """The inverse of `decode`: (..., 4) boxes, cxcywh, input pixels, to offsets."""
+    inside = (boxes[..., :2] / stride - cells + (scale_xy - 1) / 2) / scale_xy
+    return torch.cat([torch.logit(inside, eps=1e-6), (boxes[..., 2:] / anchors).log()], dim=-1)
+
+
+def decode_level(raw: Tensor, anchors: Tensor, stride: int, scale_xy: float) -> Tensor:
+    """All boxes of one level: (B, A, H, W, 5 + C) predictions to (B, A, H, W, 4) cxcywh, input pixels."""
+    height, width = raw.shape[2:4]
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=raw.device), torch.arange(width, device=raw.device), indexing="ij"
+    )
+    cells = torch.stack([columns, rows], dim=-1).to(raw.dtype)
+    return decode(raw[..., :4], anchors.to(raw)[None, :, None, None], cells, stride, scale_xy)
