@@ -1,0 +1,1 @@
+"""One file for each architecture; a file added here is found by itself (see registry.py)."""

@@ -1,0 +1,59 @@
+"""MobileNetV1: a stack of depthwise-separable convolutions, https://arxiv.org/abs/1704.04861."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from nets.backbones.registry import Backbone, register_backbone
+from nets.layers import ConvBNAct, initialize, make_divisible
+from nets.model_config import ModelConfig
+
+# Output channels and stride of the 13 depthwise-separable blocks: table 1.
+_BLOCKS = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    (512, 1),
+    (512, 1),
+    (512, 1),
+    (512, 1),
+    (512, 1),
+    (1024, 2),
+    (1024, 1),
+)
+_EPS = 1e-5  # timm's; TensorFlow's files were trained with 1e-3 and say so through `bn_eps`
+
+
+class MobileNetV1(Backbone):
+    """Features of MobileNetV1: `features.N` is the N-th convolution, with its batch norm and ReLU6.
+
+    ReLU6 is what the authors' code has (tensorflow/models slim), and timm and the reference with it.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        eps = _EPS if config.bn_eps is None else config.bn_eps
+        channels = make_divisible(32 * config.alpha)
+        layers = [ConvBNAct(3, channels, 3, stride=2, eps=eps, padding=config.padding)]
+        for out_channels, stride in _BLOCKS:
+            out_channels = make_divisible(out_channels * config.alpha)
+            layers.append(ConvBNAct(channels, channels, 3, stride, channels, eps=eps, padding=config.padding))
+            layers.append(ConvBNAct(channels, out_channels, eps=eps))
+            channels = out_channels
+        self.features = nn.Sequential(*layers)
+        self.out_channels = (layers[10].out_channels, layers[22].out_channels, layers[26].out_channels)
+        initialize(self)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        c3 = self.features[:11](images)
+        c4 = self.features[11:23](c3)
+        return c3, c4, self.features[23:](c4)
+
+
+@register_backbone
+def mobilenet_v1(config: ModelConfig) -> MobileNetV1:
+    """256, 512 and 1024 channels at alpha 1."""
+    return MobileNetV1(config)

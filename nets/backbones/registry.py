@@ -1,0 +1,72 @@
+"""What a backbone is, and the table of them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from nets.model_config import ModelConfig
+from utils.errors import UserError
+
+TIMM_PREFIX = "timm:"
+
+
+class Backbone(nn.Module):
+    """A network that gives three feature maps.
+
+    A subclass sets `out_channels` and its `forward` takes (B, 3, H, W) normalised images and returns (c3, c4, c5):
+    maps at strides 8, 16 and 32 with those channels.
+    """
+
+    out_channels: tuple[int, int, int]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError
+
+
+Builder = Callable[[ModelConfig], Backbone]
+_BUILDERS: dict[str, Builder] = {}
+_discovered = False
+
+
+def register_backbone(builder: Builder) -> Builder:
+    """Put a builder into the table; its name is what `--backbone` takes."""
+    _BUILDERS[builder.__name__] = builder
+    return builder
+
+
+def list_backbones() -> list[str]:
+    """The names of the table, sorted; beside them stands `timm:NAME` for any timm model."""
+    _discover()
+    return sorted(_BUILDERS)
+
+
+def build_backbone(config: ModelConfig) -> Backbone:
+    """The backbone that `config.backbone` names, with random weights.
+
+    Raises:
+        UserError: for a name that is not in the table.
+        MissingExtra: for `timm:NAME` without timm.
+    """
+    _discover()
+    if config.backbone.startswith(TIMM_PREFIX):
+        from nets.backbones.timm_backbone import TimmBackbone
+
+        return TimmBackbone(config)
+    if config.backbone not in _BUILDERS:
+        known = ", ".join(list_backbones())
+        raise UserError("backbone", f"unknown name {config.backbone!r}", f"choose from {known} or timm:NAME")
+    return _BUILDERS[config.backbone](config)
+
+
+def _discover() -> None:
+    """Import every file of this package once, so that its builders register."""
+    global _discovered
+    if not _discovered:
+        _discovered = True
+        package = importlib.import_module("nets.backbones")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"nets.backbones.{module.name}")

@@ -1,0 +1,119 @@
+"""Convolution blocks shared by backbones, neck and head, and their initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ActivationType = Callable[..., nn.Module]
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Round a channel count to a multiple of `divisor`, never losing more than a tenth of it.
+
+    Source: the MobileNet authors' own code, tensorflow/models research/slim/nets/mobilenet/mobilenet.py.
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+class Conv2dSamePadding(nn.Conv2d):
+    """A convolution of stride 2 that pads as TensorFlow's SAME does on maps of even size.
+
+    Of the k - 2 rows and columns of padding the larger half goes to the bottom and the right (k = 3: these alone).
+    Sizes here are always even where a stride is 2, so the padding is constant; ONNX Runtime fuses it into the
+    convolution. Parameters are those of `nn.Conv2d`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, bias: bool = False):
+        super().__init__(in_channels, out_channels, kernel_size, stride=2, padding=0, groups=groups, bias=bias)
+        before = (kernel_size - 2) // 2
+        after = kernel_size - 2 - before
+        self.same_padding = (before, after, before, after)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, self.same_padding))
+
+
+class ConvBNAct(nn.Sequential):
+    """Convolution without bias, batch norm, activation: children 0, 1, 2 (torchvision's parameter names).
+
+    Args:
+        activation: the activation's class, or None.
+        eps: of the batch norm.
+        padding: `symmetric` or `tf_same` (see `Conv2dSamePadding`); they differ only for stride 2.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        activation: ActivationType | None = nn.ReLU6,
+        eps: float = 1e-5,
+        padding: str = "symmetric",
+    ) -> None:
+        conv: nn.Conv2d
+        if padding == "tf_same" and stride == 2:
+            conv = Conv2dSamePadding(in_channels, out_channels, kernel_size, groups)
+        else:
+            conv = nn.Conv2d(
+                in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False
+            )
+        layers: list[nn.Module] = [conv, nn.BatchNorm2d(out_channels, eps=eps)]
+        if activation is not None:
+            layers.append(activation(inplace=True))
+        super().__init__(*layers)
+        self.out_channels = out_channels
+
+
+class SeparableConv(nn.Sequential):
+    """A depthwise 3x3 and a pointwise 1x1 convolution, each with batch norm and ReLU6: children 0 and 1.
+
+    Source: MobileNetV1, section 3.1, https://arxiv.org/abs/1704.04861
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> None:
+        super().__init__(
+            ConvBNAct(in_channels, in_channels, kernel_size, stride, groups=in_channels),
+            ConvBNAct(in_channels, out_channels),
+        )
+        self.out_channels = out_channels
+
+
+def build_conv3x3(kind: str, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
+    """The neck's and head's 3x3 convolution: `separable` or `standard`."""
+    if kind == "separable":
+        return SeparableConv(in_channels, out_channels, 3, stride)
+    return ConvBNAct(in_channels, out_channels, 3, stride)
+
+
+def initialize(module: nn.Module) -> None:
+    """He initialisation of every convolution below `module`; batch norms start as the identity.
+
+    The fan-out of a depthwise convolution is that of its own group: counting all channels, as the plain formula does,
+    would start its kernels a factor of sqrt(channels) too small.
+
+    Source: https://arxiv.org/abs/1502.01852, section 2.2
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups
+            nn.init.normal_(layer.weight, 0.0, (2.0 / fan_out) ** 0.5)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def set_bn_eps(module: nn.Module, eps: float) -> None:
+    """Set the epsilon of every batch norm below `module`."""
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.eps = eps
