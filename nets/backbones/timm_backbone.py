@@ -48,8 +48,14 @@ def import_timm() -> Any:
     return timm
 
 
-def build_timm_features(backbone: str, pretrained: bool = False) -> nn.Module:
-    """timm's feature extractor of `timm:NAME` with maps at strides 8, 16, 32; `pretrained` downloads its weights."""
+def build_timm_features(backbone: str, pretrained: bool = False, pretrained_file: str | None = None) -> nn.Module:
+    """timm's feature extractor of `timm:NAME` with maps at strides 8, 16, 32.
+
+    Args:
+        backbone: the name, with or without `timm:`.
+        pretrained: download timm's weights.
+        pretrained_file: load this file of timm's instead.
+    """
     timm = import_timm()
     name = backbone.removeprefix(TIMM_PREFIX)
     if not timm.is_model(name.split(".")[0]):
@@ -57,7 +63,14 @@ def build_timm_features(backbone: str, pretrained: bool = False) -> nn.Module:
         todo = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise UserError("backbone", f"timm has no model {name!r}", todo)
     indices = _stride_indices(timm, name)
-    return timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
+    overlay = {"file": pretrained_file} if pretrained_file else None
+    return timm.create_model(
+        name,
+        features_only=True,
+        out_indices=indices,
+        pretrained=pretrained or pretrained_file is not None,
+        pretrained_cfg_overlay=overlay,
+    )
 
 
 def _stride_indices(timm: Any, name: str) -> tuple[int, ...]:
