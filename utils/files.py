@@ -1,0 +1,101 @@
+"""Read and write whole files: regular files only, up to a size, and never half a file on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+MEGABYTE = 1 << 20
+
+
+class FileError(UserError):
+    """A file that cannot be read or is not what it should be.
+
+    Args:
+        code: a short stable name of the fault, e.g. `missing_file`; the other arguments are those of `UserError`.
+    """
+
+    def __init__(self, code: str, where: object, what: str, todo: str = "") -> None:
+        self.code = code
+        super().__init__(where, what, todo)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # loader workers send their errors by pickle
+        return type(self), (self.code, self.where, self.what, self.todo)
+
+
+def read_file(path: str | bytes | os.PathLike[str], max_bytes: int, head: int | None = None) -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+        path: any name the operating system knows; it need not be UTF-8.
+        max_bytes: refuse a bigger file before reading it.
+        head: read only the first `head` bytes.
+
+    Raises:
+        FileError: `missing_file`, `not_a_file` (folder, pipe, socket, device), `unreadable_file`, `file_too_big`.
+    """
+    where = os.fsdecode(path)
+    try:
+        # O_NONBLOCK: opening a named pipe would wait for a writer for ever
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(path, flags)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise FileError("not_a_file", where, f"is a {_kind(status.st_mode)}, not a file")
+            if status.st_size > max_bytes:
+                size, limit = status.st_size / MEGABYTE, max_bytes / MEGABYTE
+                raise FileError("file_too_big", where, f"has {size:.1f} MB, the limit is {limit:.0f} MB")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(max_bytes if head is None else head)
+        finally:
+            os.close(descriptor)
+    except ValueError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError("unreadable_file", where, "the name holds a zero byte") from None
+    except OSError as error:
+        raise _explain(error, path, where) from None
+
+
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` beside `path` and rename it, so that nobody ever sees half of it.
+
+    Raises:
+        OSError: if the folder is not there or not writable, or the disk is full; nothing is left behind then.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def _explain(error: OSError, path: str | bytes | os.PathLike[str], where: str) -> FileError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        broken = os.path.islink(path)
+        return FileError("missing_file", where, "is a broken link" if broken else "does not exist")
+    if error.errno == errno.ELOOP:
+        return FileError("missing_file", where, "is a link that leads back to itself")
+    if error.errno == errno.ENXIO:
+        return FileError("not_a_file", where, "is a socket or pipe, not a file")
+    with contextlib.suppress(OSError):  # Windows: a folder is `permission denied`
+        if os.path.isdir(path):
+            return FileError("not_a_file", where, "is a folder, not a file")
+    return FileError("unreadable_file", where, f"cannot be read ({error.strerror or error})")

@@ -1,0 +1,419 @@
+"""Read a picture of any common format as upright RGB, or say in one line why it cannot be read.
+
+Nothing but bytes ever reaches a decoder: OpenCV ends the process on a name that is not UTF-8, waits for ever on a pipe,
+decodes half of a cut JPEG without a word, and believes a header that claims 30000x30000 pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from utils.errors import UserError
+from utils.files import FileError, read_file, write_file
+
+MAX_MEGAPIXELS = 100.0
+_JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+IMAGE_SUFFIXES = _JPEG_SUFFIXES | frozenset(
+    {".avif", ".bmp", ".dib", ".gif", ".hdr", ".jp2", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".ras", ".sr"}
+    | {".tif", ".tiff", ".webp"}
+)
+_PILLOW_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
+_ENCODED_AS = {".jfif": ".jpg", ".mpo": ".jpg"}  # names that OpenCV does not know
+_HEADER_BYTES = 1 << 16
+_BYTES_PER_PIXEL = 4  # no picture under the cap in pixels needs a bigger file
+_STRIP_PIXELS = 1 << 24
+_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_REDUCED = {  # OpenCV's reduced flags with BGR exchanged for RGB
+    1: _RGB,
+    2: _RGB | (cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR),
+    4: _RGB | (cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR),
+    8: _RGB | (cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR),
+}
+
+Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any decoding, and is adjustable
+
+
+class ImageError(FileError):
+    """A picture that cannot be read; `code` is one of `docs` of `dataset.py check`, e.g. `truncated_image`."""
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a picture says of itself before it is decoded.
+
+    Args:
+        height: rows as stored, pixels.
+        width: columns as stored, pixels.
+        orientation: EXIF orientation, 1 to 8; from 5 on the upright picture has rows and columns exchanged.
+        kind: `jpeg` and `png` for what OpenCV decodes as well as Pillow and quicker, `hdr`, else `other`.
+        frame: where the frame of a JPEG begins, after all thumbnails; bytes.
+    """
+
+    height: int
+    width: int
+    orientation: int = 1
+    kind: str = "other"
+    frame: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the upright picture."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
+
+def read_image(
+    path: str | os.PathLike[str],
+    max_megapixels: float = MAX_MEGAPIXELS,
+    min_size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Read a picture: (H, W, 3) uint8, RGB, upright.
+
+    Args:
+        path: the file; its suffix does not matter, its content does.
+        max_megapixels: refuse a picture that claims more, before decoding it.
+        min_size: (height, width) that the caller needs at least. A JPEG 2, 4 or 8 times bigger on both sides is decoded
+            at that fraction, which is quicker; None decodes every pixel.
+
+    Raises:
+        ImageError: with the reason in `code` and in words.
+    """
+    return read_image_and_size(path, max_megapixels, min_size)[0]
+
+
+def read_image_and_size(
+    path: str | os.PathLike[str],
+    max_megapixels: float = MAX_MEGAPIXELS,
+    min_size: tuple[int, int] | None = None,
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Like `read_image`, with the (height, width) of the whole picture, in whose pixels its boxes are."""
+    data = _read(path, max_megapixels)
+    where = os.fsdecode(path)
+    header = read_header_bytes(data, where, max_megapixels)
+    return _decode(data, header, where, _reduction(header, min_size)), header.size
+
+
+def decode_image(
+    data: bytes,
+    where: object = "image",
+    max_megapixels: float = MAX_MEGAPIXELS,
+    reduce: int = 1,
+    min_size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Decode the bytes of a picture: (H, W, 3) uint8, RGB, upright.
+
+    Args:
+        data: the file's content.
+        where: what an error calls it.
+        max_megapixels: refuse a picture that claims more, before decoding it.
+        reduce: 1, 2, 4 or 8: a JPEG is decoded at 1 / reduce of its size (rounded up), other formats whole.
+        min_size: as in `read_image`; used when `reduce` is 1.
+
+    Raises:
+        ImageError: with the reason in `code` and in words.
+    """
+    header = read_header_bytes(data, where, max_megapixels)
+    return _decode(data, header, where, reduce if reduce != 1 else _reduction(header, min_size))
+
+
+def read_image_size(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
+    """(height, width) of the upright picture, from its header alone."""
+    return read_header(path, max_megapixels).size
+
+
+def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
+    """What the picture says of itself, read from the beginning of the file where that is enough.
+
+    Raises:
+        ImageError: if it is not a picture, or claims more than `max_megapixels`.
+    """
+    data = _read(path, max_megapixels, _HEADER_BYTES)
+    if len(data) == _HEADER_BYTES:  # there is more: is it needed?
+        header = _jpeg_header(data) if data[:3] == _JPEG_MAGIC else None
+        if header is not None:
+            return _checked(header, os.fsdecode(path), max_megapixels)
+        data = _read(path, max_megapixels)
+    return read_header_bytes(data, os.fsdecode(path), max_megapixels)
+
+
+def read_header_bytes(data: bytes, where: object = "image", max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
+    """The header of a picture in memory; see `read_header`."""
+    if not data:
+        raise ImageError("empty_file", where, "is empty", "copy or download it again")
+    header = None
+    if data[:3] == _JPEG_MAGIC:
+        header = _jpeg_header(data)
+    elif data[:8] == _PNG_MAGIC:
+        header = _png_header(data, where)
+    elif data[:2] == b"#?":
+        header = _hdr_header(data)
+    return _checked(header or _pillow_header(data, where), where, max_megapixels)
+
+
+def write_image(path: str | os.PathLike[str], image: np.ndarray, quality: int = 95) -> None:
+    """Write an RGB (H, W, 3) or grey (H, W) uint8 picture in the format of the path's suffix, whole or not at all.
+
+    Raises:
+        UserError: if the suffix names no format that can be written.
+        OSError: if the folder does not exist or the disk is full.
+    """
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix in _JPEG_SUFFIXES else []
+    options = [cv2.IMWRITE_WEBP_QUALITY, quality] if suffix == ".webp" else options
+    try:
+        done, encoded = cv2.imencode(_ENCODED_AS.get(suffix, suffix), bgr, options)
+    except cv2.error:
+        done = False
+    if not done or suffix not in IMAGE_SUFFIXES:
+        raise UserError(path, f"pictures cannot be written with the suffix {suffix!r}", "use .jpg or .png")
+    write_file(path, encoded.tobytes())
+
+
+# --- headers ---------------------------------------------------------------------------------------------------------
+
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_ORIENTATION_TAG = 0x0112
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])
+
+
+def _jpeg_header(data: bytes) -> ImageHeader | None:
+    """Size, orientation and kind of a JPEG; None if its markers do not lead to a frame."""
+    orientation, position = 1, 2
+    while 0 <= position < len(data) - 9:
+        if data[position] != 0xFF:
+            position = data.find(b"\xff", position)
+            continue
+        marker = data[position + 1]
+        if marker == 0xFF or marker in _WITHOUT_LENGTH:
+            position += 1 if marker == 0xFF else 2
+            continue
+        length = data[position + 2] << 8 | data[position + 3]
+        if marker in _START_OF_FRAME:
+            precision, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
+            kind = "jpeg" if precision == 8 and components in (1, 3) else "other"
+            return ImageHeader(height, width, orientation, kind, position)
+        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            return None
+        if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
+            orientation = _exif_orientation(data[position + 10 : position + 2 + length])
+        position += 2 + length
+    return None
+
+
+def _png_header(data: bytes, where: object) -> ImageHeader:
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise ImageError("truncated_image", where, f"is a PNG cut after {len(data)} bytes", "copy or download it again")
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    orientation, position = 1, 8
+    while position + 12 <= len(data):  # eXIf may come after the pixels
+        length = int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] == b"eXIf":
+            orientation = _exif_orientation(data[position + 8 : position + 8 + length])
+        position += 12 + length
+    return ImageHeader(height, width, orientation, "png" if depth == 8 and colour in (0, 2) else "other")
+
+
+def _hdr_header(data: bytes) -> ImageHeader | None:
+    """Radiance pictures, which OpenCV reads and Pillow does not: `-Y height +X width` ends the header."""
+    words = data[:4096].partition(b"\n\n")[2].split(b"\n", 1)[0].split()
+    if len(words) == 4 and words[0] == b"-Y" and words[2] == b"+X" and words[1].isdigit() and words[3].isdigit():
+        return ImageHeader(int(words[1][:9]), int(words[3][:9]), 1, "hdr")
+    return None
+
+
+def _pillow_header(data: bytes, where: object) -> ImageHeader:
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+            width, height = image.size
+            # Pillow turns a TIFF by itself and states the size of the result
+            orientation = 1 if image.format in ("TIFF", "PNG") else image.getexif().get(_ORIENTATION_TAG, 1)
+            return ImageHeader(height, width, orientation if orientation in range(1, 9) else 1)
+    except Exception as error:  # decoders raise anything on broken input, struct.error and KeyError included
+        raise _not_an_image(data, where, error) from None
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """The orientation in the first directory of an EXIF block, 1 if there is none (TIFF 6.0, section 2)."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None or len(exif) < 8:
+        return 1
+    directory = struct.unpack_from(order + "I", exif, 4)[0]
+    if directory + 2 > len(exif):
+        return 1
+    for entry in range(struct.unpack_from(order + "H", exif, directory)[0]):
+        position = directory + 2 + 12 * entry
+        if position + 12 > len(exif):
+            return 1
+        tag, kind, _, value = struct.unpack_from(order + "HHIH", exif, position)
+        if tag == _ORIENTATION_TAG:
+            return value if kind == 3 and 1 <= value <= 8 else 1
+    return 1
+
+
+def _checked(header: ImageHeader, where: object, max_megapixels: float) -> ImageHeader:
+    if header.height < 1 or header.width < 1:
+        raise ImageError("corrupt_image", where, f"claims {header.width}x{header.height} pixels")
+    if header.height * header.width > max_megapixels * 1e6:
+        what = f"claims {header.width}x{header.height} pixels, the limit is {max_megapixels:g} megapixels"
+        raise ImageError("image_too_big", where, what, "shrink it, or raise the limit if you trust it")
+    return header
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def _read(path: str | os.PathLike[str], max_megapixels: float, head: int | None = None) -> bytes:
+    try:
+        return read_file(path, int(max_megapixels * 1e6 * _BYTES_PER_PIXEL), head)
+    except FileError as error:
+        raise ImageError(error.code, error.where, error.what, error.todo) from None
+
+
+def _reduction(header: ImageHeader, min_size: tuple[int, int] | None) -> int:
+    if min_size is None or header.kind != "jpeg":
+        return 1
+    times = min(header.size[0] / min_size[0], header.size[1] / min_size[1])
+    return next((reduce for reduce in (8, 4, 2) if times >= reduce), 1)
+
+
+def _decode(data: bytes, header: ImageHeader, where: object, reduce: int) -> np.ndarray:
+    if header.kind == "png" or data[:8] == _PNG_MAGIC:
+        _check_png(data, where)
+    quick = header.kind in ("png", "hdr") or (header.kind == "jpeg" and data.rfind(b"\xff\xd9") > header.frame)
+    if not quick:  # Pillow knows whether a JPEG without end mark is whole, and the rare kinds of pixels
+        return _turn(_decode_with_pillow(data, header, where), header.orientation)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce if header.kind == "jpeg" else 1])
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ImageError("corrupt_image", where, "the pixels cannot be decoded", "copy or download it again")
+    return _turn(image, header.orientation)
+
+
+def _check_png(data: bytes, where: object) -> None:
+    """Every chunk whole and with the right checksum, up to the end mark."""
+    position = 8
+    while position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        end = position + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ImageError("corrupt_image", where, f"the checksum at byte {position} is wrong", "copy it again")
+        if data[position + 4 : position + 8] == b"IEND":
+            return
+        position = end + 4
+    raise _truncated(data, where)
+
+
+def _decode_with_pillow(data: bytes, header: ImageHeader, where: object) -> np.ndarray:
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+            image.load()
+            return _to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise anything on broken input
+        if _is_cut(data, error):
+            raise _truncated(data, where) from None
+        what = f"the pixels cannot be decoded ({type(error).__name__}: {str(error)[:80]})"
+        raise ImageError("corrupt_image", where, what, "convert it to JPEG or PNG") from None
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of a loaded picture, alpha dropped, 16 bits made 8; in strips, which need little memory."""
+    width, height = image.size
+    out = np.empty((height, width, 3), np.uint8)
+    high = image.getextrema()[1] if image.mode == "F" else 65535
+    rows = max(_STRIP_PIXELS // width, 1)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        if image.mode.startswith("I") or image.mode == "F":
+            out[top : top + rows] = _to_8_bits(np.asarray(strip), high)[..., None]
+        else:
+            strip = strip.convert("RGBA") if image.mode in ("RGBa", "PA", "La") else strip
+            out[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return out
+
+
+def _to_8_bits(grey: np.ndarray, high: Any) -> np.ndarray:
+    if grey.dtype.kind == "f":  # 0 to 1 by convention, else 0 to 255
+        grey = np.nan_to_num(grey) * (255 if high <= 1 else 1)
+        return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    return ((np.clip(grey, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The upright picture (EXIF 2.32, tag 274)."""
+    if orientation == 1:
+        return image
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def turn_boxes(boxes: np.ndarray, orientation: int, height: int, width: int) -> np.ndarray:
+    """(N, 4) xyxy boxes of the stored picture to those of the upright one.
+
+    Args:
+        boxes: pixels of the picture as stored.
+        orientation: EXIF orientation, 1 to 8.
+        height: rows as stored.
+        width: columns as stored.
+    """
+    x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
+    if orientation >= 5:
+        x1, y1, x2, y2, height, width = y1, x1, y2, x2, width, height
+    if orientation in (3, 4, 7, 8):
+        y1, y2 = height - y2, height - y1
+    if orientation in (2, 3, 6, 7):
+        x1, x2 = width - x2, width - x1
+    return np.stack([x1, y1, x2, y2], axis=1)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _truncated(data: bytes, where: object) -> ImageError:
+    return ImageError("truncated_image", where, f"is cut off after {len(data)} bytes", "copy or download it again")
+
+
+def _is_cut(data: bytes, error: Exception) -> bool:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        return True
+    message = str(error).lower()
+    return isinstance(error, EOFError) or "truncated" in message or "bytes not processed" in message
+
+
+def _not_an_image(data: bytes, where: object, error: Exception) -> ImageError:
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return ImageError("not_an_image", where, "is a web page, not a picture", "download the picture itself")
+    if start.startswith(b"version https://git-lfs"):
+        return ImageError("not_an_image", where, "is a Git LFS pointer, not a picture", "run: git lfs pull")
+    if _is_cut(data, error):
+        return _truncated(data, where)
+    if not isinstance(error, Image.UnidentifiedImageError):
+        what = f"its header cannot be read ({type(error).__name__}: {str(error)[:80]})"
+        return ImageError("corrupt_image", where, what, "copy or download it again")
+    if data[:3] == _JPEG_MAGIC or data[:6] in (b"GIF87a", b"GIF89a"):
+        return _truncated(data, where)
+    return ImageError("not_an_image", where, "is not a picture of a known format", "convert it to JPEG or PNG")
