@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from utils.errors import printable, warn
 from utils.letterbox import PAD_VALUE, Letterbox
 
 Colour = tuple[int, int, int]
+Place = tuple[int, int, int, int]  # xyxy, whole pixels
 GOLDEN_RATIO = 0.618033988749895  # successive multiples spread hues evenly, however many classes there are
 HERSHEY = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -40,7 +42,7 @@ CJK_FONTS = (
 def class_colour(label: int) -> Colour:
     """RGB colour of class index `label`: the same in every picture, run and program version."""
     hue = (label * GOLDEN_RATIO + 0.33) % 1.0
-    lightness = (0.5, 0.62, 0.4)[label // 12 % 3]  # beyond a dozen hues only lightness still tells them apart
+    lightness = (0.5, 0.66, 0.36)[label % 3]  # hues come near again after 5, 8, 13 classes: lightness tells them apart
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.9)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -58,7 +60,7 @@ def line_width(image: np.ndarray) -> int:
 
 def text_height(image: np.ndarray) -> int:
     """Height of capital letters in pixels: never below 8, which is the least one can read."""
-    return max(8, round((image.shape[0] + image.shape[1]) / 2 * 0.016))
+    return max(8, round((image.shape[0] + image.shape[1]) / 2 * 0.02))
 
 
 def draw_boxes(
@@ -93,8 +95,9 @@ def draw_boxes(
     for i in order:
         colour = class_colour(int(labels[i]))
         cv2.rectangle(canvas, tuple(map(int, corners[i, :2])), tuple(map(int, corners[i, 2:])), colour, thickness)
-    taken: list[tuple[int, int, int, int]] = []
-    for i in order[::-1]:  # the best score chooses the place of its label first
+    places: list[Place] = []
+    marks: list[Label] = []
+    for i in order[::-1]:  # the best score chooses the place of its label first, and is painted last
         label = int(labels[i])
         text = class_names[label] if 0 <= label < len(class_names) else f"class {label}"
         if track_ids is not None:
@@ -103,7 +106,10 @@ def draw_boxes(
             text = f"{text} {float(scores[i]):.2f}"
         if notes is not None and notes[i]:
             text = f"{text} {notes[i]}"
-        taken.append(_draw_label(canvas, text, tuple(map(int, corners[i])), class_colour(label), taken))
+        marks.append(_place_label(canvas, text, tuple(map(int, corners[i])), class_colour(label), places))
+        places.append(marks[-1].place)
+    for mark in reversed(marks):
+        mark.paint(canvas)
     return canvas
 
 
@@ -166,7 +172,7 @@ def draw_caption(canvas: np.ndarray, text: str, row: int = 0) -> None:
     size = text_height(canvas)
     height = text_size(text, size)[1] + _padding(size) * 2
     bottom = canvas.shape[0] - 1 - row * height
-    _draw_label(canvas, text, (0, bottom, 0, bottom), (40, 40, 40), [])
+    _place_label(canvas, text, (0, bottom, 0, bottom), (40, 40, 40), []).paint(canvas)
 
 
 def draw_heatmap(image: np.ndarray, heat: np.ndarray, opacity: float = 0.5) -> np.ndarray:
@@ -180,7 +186,7 @@ def draw_heatmap(image: np.ndarray, heat: np.ndarray, opacity: float = 0.5) -> n
     height, width = image.shape[:2]
     heat = np.nan_to_num(np.asarray(heat, np.float32))
     heat = np.clip(cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
-    coloured = cv2.applyColorMap(np.rint(heat * 255).astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
+    coloured = cv2.applyColorMap(np.rint(heat * 235).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
     share = (opacity * np.sqrt(heat))[..., None]  # the root lets weak evidence be seen as well
     return np.rint(image * (1 - share) + coloured * share).astype(np.uint8)
 
@@ -224,10 +230,26 @@ def put_text(canvas: np.ndarray, text: str, left: int, baseline: int, cap_height
         cv2.putText(canvas, _ascii(text), (left, baseline), HERSHEY, scale, colour, thickness, cv2.LINE_AA)
 
 
-def _draw_label(
-    canvas: np.ndarray, text: str, box: tuple[int, int, int, int], colour: Colour, taken: list[tuple[int, int, int, int]]
-) -> tuple[int, int, int, int]:
-    """Label `box` where no other label is, inside the picture; returns the place it took (xyxy)."""
+@dataclass(frozen=True)
+class Label:
+    """Text on a coloured ground, with its place in the picture."""
+
+    text: str
+    place: Place
+    cap_height: int
+    descent: int
+    colour: Colour
+
+    def paint(self, canvas: np.ndarray) -> None:
+        left, top, right, bottom = self.place
+        cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), self.colour, cv2.FILLED)
+        pad = _padding(self.cap_height)
+        baseline = bottom - pad - self.descent
+        put_text(canvas, self.text, left + pad, baseline, self.cap_height, contrast_colour(self.colour))
+
+
+def _place_label(canvas: np.ndarray, text: str, box: Place, colour: Colour, taken: Sequence[Place]) -> Label:
+    """The label of `box`, inside the picture, where it covers the least of the labels placed before it."""
     height, width = canvas.shape[:2]
     text = printable(text)
     cap_height = text_height(canvas)
@@ -244,14 +266,13 @@ def _draw_label(
     if not inside:
         inside = [int(np.clip(tops[0], 0, max(height - label_height, 0)))]
     places = [(left, top, left + label_width, top + label_height) for top in inside]
-    place = next((p for p in places if not any(_overlap(p, other) for other in taken)), places[0])
-    cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), colour, cv2.FILLED)
-    put_text(canvas, text, left + pad, place[3] - pad - descent, cap_height, contrast_colour(colour))
-    return place
+    place = min(places, key=lambda p: sum(_overlap(p, other) for other in taken))
+    return Label(text, place, cap_height, descent, colour)
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _overlap(a: Place, b: Place) -> int:
+    """Pixels that two places share."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _padding(cap_height: int) -> int:
@@ -270,7 +291,12 @@ def _hershey(cap_height: int) -> tuple[float, int]:
 
 
 def _font_for(text: str) -> tuple[str, Any]:
-    return ("hershey", None) if text.isascii() else _unicode_font()
+    return _ascii_font() if text.isascii() else _unicode_font()
+
+
+@functools.cache
+def _ascii_font() -> tuple[str, Any]:
+    return ("opencv", cv2.FontFace("sans")) if hasattr(cv2, "FontFace") else ("hershey", None)
 
 
 @functools.cache
@@ -283,7 +309,7 @@ def _unicode_font() -> tuple[str, Any]:
     path = next((path for path in CJK_FONTS if Path(path).is_file()), None)
     if path is not None:
         return "pillow", path
-    warn("class names", "no font for letters beyond ASCII was found", "install fonts-noto-cjk; they are shown as \\u...")
+    warn("class names", "no font for letters beyond ASCII was found", "install fonts-noto-cjk; \\u... stands for them")
     return "hershey", None
 
 
