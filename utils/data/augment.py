@@ -1,0 +1,339 @@
+"""Random changes of a photograph and its boxes: place, crop, scale, turn, mirror, colour; boxes follow exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from utils.letterbox import Letterbox
+
+Window = tuple[int, int, int, int]  # left, top, right, bottom of a part of the canvas, pixels
+ALBUMENTATIONS = ("blur", "median_blur", "clahe", "to_gray", "jpeg")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How strongly training images are changed; plain types, so that it can be saved and shown.
+
+    Probabilities lie in [0, 1]. What the caller switches off for the last epochs (mosaic, mixup, copy-paste) is a flag
+    of the sample's key, not of this configuration.
+
+    Args:
+        mosaic: probability that an image becomes a mosaic of four (YOLOv4, section 3.3).
+        mixup: probability that a mosaic is blended with a second image (YOLOX's order: mixup goes with mosaic).
+        copy_paste: probability that boxes cut from images of rare classes are pasted in.
+        flip: probability of mirroring left to right.
+        flip_vertical: probability of mirroring top to bottom (aerial pictures; wrong for ordinary photographs).
+        scale: (low, high) size relative to the letterboxed one, of an image alone.
+        mosaic_scale: the same for each of the four tiles.
+        aspect: the width over the height changes by at most 1 + `aspect`, either way.
+        translate: how far beyond its own free margin an image may be moved, as a part of the input's size; 0 keeps it
+            in the middle.
+        rotate: largest rotation, degrees. Boxes become the upright boxes around the turned ones, so they loosen.
+        shear: largest shear, degrees.
+        hue, saturation, value: largest relative change in HSV (YOLOv5: 0.015, 0.7, 0.4; the reference: 0.1, 0.7, 0.4).
+        albumentations: probability of one of `ALBUMENTATIONS`, from the package of that name.
+        min_visible: a box that keeps less than this part of its area is dropped (YOLOv5: 0.1).
+        min_box_size: a box narrower or lower than this is dropped, input pixels (YOLOv5: 2).
+
+    Raises:
+        ValueError: for a value outside its range, naming it.
+    """
+
+    mosaic: float = 0.5
+    mixup: float = 0.0
+    copy_paste: float = 0.0
+    flip: float = 0.5
+    flip_vertical: float = 0.0
+    scale: tuple[float, float] = (0.5, 1.5)
+    mosaic_scale: tuple[float, float] = (0.4, 1.6)
+    aspect: float = 0.2
+    translate: float = 0.1
+    rotate: float = 0.0
+    shear: float = 0.0
+    hue: float = 0.015
+    saturation: float = 0.7
+    value: float = 0.4
+    albumentations: float = 0.0
+    min_visible: float = 0.1
+    min_box_size: float = 2.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", tuple(self.scale))
+        object.__setattr__(self, "mosaic_scale", tuple(self.mosaic_scale))
+        for name in ("mosaic", "mixup", "copy_paste", "flip", "flip_vertical", "albumentations", "min_visible"):
+            _check_range(name, getattr(self, name), 0, 1)
+        for name in ("hue", "saturation", "value", "translate"):
+            _check_range(name, getattr(self, name), 0, 1)
+        for name, high in (("aspect", 4), ("rotate", 180), ("shear", 60), ("min_box_size", 1e4)):
+            _check_range(name, getattr(self, name), 0, high)
+        for name in ("scale", "mosaic_scale"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not 0.05 <= pair[0] <= pair[1] <= 10:
+                raise ValueError(f"{name}: {pair!r} must be two numbers, low <= high, between 0.05 and 10")
+
+    @classmethod
+    def none(cls) -> AugmentConfig:
+        """Only the letterbox: what evaluation sees."""
+        zeros = dict.fromkeys(("mosaic", "flip", "aspect", "translate", "hue", "saturation", "value"), 0.0)
+        return cls(**zeros, scale=(1.0, 1.0), mosaic_scale=(1.0, 1.0), min_visible=0.0, min_box_size=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for a run's configuration."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+class Photo(NamedTuple):
+    """A decoded image, perhaps smaller than its file's.
+
+    `scale_x` and `scale_y` are decoded pixels per pixel of the upright original, whose size is (`height`, `width`).
+    """
+
+    image: np.ndarray
+    height: float
+    width: float
+    scale_x: float
+    scale_y: float
+
+
+class Sample(NamedTuple):
+    """One training image: (H, W, 3) uint8 RGB, boxes (N, 4) float32 xyxy input pixels, labels (N,) int64."""
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+class Geometry(NamedTuple):
+    """The random numbers that place one image; the placement follows once the image's size is known.
+
+    `scale_x`, `scale_y` are relative to the letterboxed size; `shift_x`, `shift_y` in [0, 1] say where in the free or
+    cropped margin, and `extra_x`, `extra_y` how far beyond, as a part of the window; angles are in radians.
+    """
+
+    scale_x: float
+    scale_y: float
+    shift_x: float
+    shift_y: float
+    extra_x: float = 0.0
+    extra_y: float = 0.0
+    rotate: float = 0.0
+    shear: float = 0.0
+
+
+def draw_geometry(rng: np.random.Generator, config: AugmentConfig, scale: tuple[float, float]) -> Geometry:
+    """The random placement of one image, its size drawn from `scale` (low, high)."""
+    size = rng.uniform(*scale)
+    stretch = math.sqrt((1 + config.aspect) ** rng.uniform(-1, 1))
+    shift_x, shift_y = rng.random(2) if config.translate else (0.5, 0.5)
+    extra_x, extra_y = rng.uniform(-config.translate, config.translate, 2)
+    rotate = math.radians(rng.uniform(-config.rotate, config.rotate)) if config.rotate else 0.0
+    shear = math.radians(rng.uniform(-config.shear, config.shear)) if config.shear else 0.0
+    return Geometry(size * stretch, size / stretch, shift_x, shift_y, extra_x, extra_y, rotate, shear)
+
+
+def fitted_scale(letterbox: Letterbox, height: float, width: float) -> tuple[float, float]:
+    """(x, y) input pixels per image pixel in the letterbox, before rounding to whole pixels."""
+    scale_y, scale_x = letterbox.input_size[0] / height, letterbox.input_size[1] / width
+    return (scale_x, scale_y) if letterbox.mode == "stretch" else (min(scale_x, scale_y),) * 2
+
+
+def place_alone(photo: Photo, canvas: np.ndarray, letterbox: Letterbox, geometry: Geometry) -> np.ndarray:
+    """Draw an image by itself into `canvas`; returns the (2, 3) matrix from its own pixels to the canvas's."""
+    height, width = canvas.shape[:2]
+    scale = _scale(photo, letterbox, geometry)
+    left = geometry.shift_x * (width - photo.width * scale[0]) + geometry.extra_x * width
+    top = geometry.shift_y * (height - photo.height * scale[1]) + geometry.extra_y * height
+    return place(photo, canvas, (0, 0, width, height), (left, top), scale, geometry)
+
+
+def place(
+    photo: Photo,
+    canvas: np.ndarray,
+    window: Window,
+    origin: tuple[float, float],
+    scale: tuple[float, float],
+    geometry: Geometry,
+) -> np.ndarray:
+    """Draw an image into a window of the canvas, every pixel resampled once.
+
+    Args:
+        photo: the image.
+        canvas: (H, W, 3) uint8, written to.
+        window: the part of the canvas that may be written.
+        origin: (x, y) canvas pixels of the image's upper left corner, which may lie outside.
+        scale: (x, y) canvas pixels per pixel of the original.
+        geometry: gives the rotation and shear, about the placed image's centre.
+
+    Returns:
+        (2, 3) matrix from the original's pixels to the canvas's, exact for what was drawn.
+    """
+    if geometry.rotate or geometry.shear:
+        return _place_turned(photo, canvas, window, origin, scale, geometry)
+    height, width = photo.image.shape[:2]
+    across = _span(origin[0], scale[0] / photo.scale_x, width, window[0], window[2])
+    down = _span(origin[1], scale[1] / photo.scale_y, height, window[1], window[3])
+    if across is not None and down is not None:
+        part = photo.image[down[2] : down[3], across[2] : across[3]]
+        canvas[down[0] : down[1], across[0] : across[1]] = shrink_or_grow(
+            part, down[1] - down[0], across[1] - across[0]
+        )
+    step_x, start_x = _line(across, origin[0], scale[0] / photo.scale_x)
+    step_y, start_y = _line(down, origin[1], scale[1] / photo.scale_y)
+    return np.array([[step_x * photo.scale_x, 0, start_x], [0, step_y * photo.scale_y, start_y]])
+
+
+def shrink_or_grow(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize, averaging areas only where bilinear sampling would skip pixels: it costs many times as much."""
+    if image.shape[:2] == (height, width):
+        return image
+    skips = image.shape[0] > 2 * height or image.shape[1] > 2 * width
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if skips else cv2.INTER_LINEAR)
+
+
+def map_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """(N, 4) xyxy boxes under a (2, 3) matrix: the upright boxes around the mapped ones, float64."""
+    boxes = boxes.astype(np.float64)
+    if matrix[0, 1] == 0 and matrix[1, 0] == 0:
+        return boxes * matrix[[0, 1, 0, 1], [0, 1, 0, 1]] + matrix[[0, 1, 0, 1], 2]
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ matrix[:, :2].T + matrix[:, 2]
+    return np.concatenate([corners.min(1), corners.max(1)], axis=1)
+
+
+def clip_boxes(boxes: np.ndarray, window: Window, config: AugmentConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Cut boxes to a window. Returns the cut boxes and which of them keep enough of themselves to be learnt."""
+    clipped = np.clip(boxes, window[:2] * 2, window[2:] * 2)
+    sides = np.maximum(clipped[:, 2:] - clipped[:, :2], 0)
+    whole = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    enough = sides.prod(1) >= config.min_visible * whole.prod(1)
+    return clipped, enough & (sides >= config.min_box_size).all(1) & (sides > 0).all(1)
+
+
+def mirror(
+    image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator, config: AugmentConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Perhaps flip image and boxes, left to right and top to bottom."""
+    height, width = image.shape[:2]
+    across, down = rng.random() < config.flip, rng.random() < config.flip_vertical
+    if across:
+        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+    if down:
+        boxes = np.stack([boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], axis=1)
+    if across or down:
+        image = cv2.flip(image, -1 if across and down else int(across))
+    return image, boxes
+
+
+def change_colour(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
+    """Multiply hue, saturation and value by random gains (YOLOv3 of darknet, YOLOv5), by one table look-up."""
+    if not (config.hue or config.saturation or config.value):
+        return image
+    gains = 1 + rng.uniform(-1, 1, 3) * (config.hue, config.saturation, config.value)
+    levels = np.arange(256)[:, None] * gains
+    levels[:, 0] %= 180  # OpenCV's 8-bit hue
+    table = np.minimum(levels, 255).astype(np.uint8)[None]
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    return cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB)
+
+
+def degrade(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
+    """Perhaps one of albumentations' blur, median blur, CLAHE, grey and JPEG artefacts; boxes stay where they are."""
+    if not config.albumentations or rng.random() >= config.albumentations:
+        return image
+    transform = _albumentations()[ALBUMENTATIONS[rng.integers(len(ALBUMENTATIONS))]]
+    transform.set_random_seed(int(rng.integers(2**31)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.ascontiguousarray(transform(image=image)["image"])
+
+
+@cache
+def _albumentations() -> dict[str, Any]:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import calls out otherwise
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import albumentations
+    except ImportError as error:
+        from utils.errors import MissingExtra
+
+        raise MissingExtra("albumentations > 0", "albumentations", "augment") from error
+    steps = {
+        "blur": albumentations.Blur(blur_limit=(3, 5), p=1),
+        "median_blur": albumentations.MedianBlur(blur_limit=(3, 5), p=1),
+        "clahe": albumentations.CLAHE(p=1),
+        "to_gray": albumentations.ToGray(p=1),
+        "jpeg": albumentations.ImageCompression(quality_range=(40, 90), p=1),
+    }
+    return {name: albumentations.Compose([step]) for name, step in steps.items()}
+
+
+def _scale(photo: Photo, letterbox: Letterbox, geometry: Geometry) -> tuple[float, float]:
+    fit_x, fit_y = fitted_scale(letterbox, photo.height, photo.width)
+    return fit_x * geometry.scale_x, fit_y * geometry.scale_y
+
+
+def _span(start: float, step: float, length: int, low: int, high: int) -> tuple[int, int, int, int] | None:
+    """Which canvas pixels [d0, d1) show which source pixels [s0, s1) along one axis; None if nothing is seen."""
+    d0, d1 = round(max(start, low)), round(min(start + length * step, high))
+    if d1 <= d0:
+        return None
+    s0 = min(max(round((d0 - start) / step), 0), length - 1)
+    s1 = min(max(round((d1 - start) / step), s0 + 1), length)
+    return d0, d1, s0, s1
+
+
+def _line(span: tuple[int, int, int, int] | None, start: float, step: float) -> tuple[float, float]:
+    """(step, start) that whole pixels made of the wanted ones."""
+    if span is None:
+        return step, start
+    exact = (span[1] - span[0]) / (span[3] - span[2])
+    return exact, span[0] - span[2] * exact
+
+
+def _place_turned(
+    photo: Photo,
+    canvas: np.ndarray,
+    window: Window,
+    origin: tuple[float, float],
+    scale: tuple[float, float],
+    geometry: Geometry,
+) -> np.ndarray:
+    image, scale_x, scale_y = photo.image, photo.scale_x, photo.scale_y
+    shrink = min(scale[0] / scale_x, scale[1] / scale_y)
+    if shrink < 0.5:  # warpAffine samples four neighbours only: average before it would skip pixels
+        height, width = (max(round(side * shrink * 1.5), 1) for side in image.shape[:2])
+        scale_x, scale_y = scale_x * width / image.shape[1], scale_y * height / image.shape[0]
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    centre = np.array([origin[0] + photo.width * scale[0] / 2, origin[1] + photo.height * scale[1] / 2])
+    cos, sin, tangent = math.cos(geometry.rotate), math.sin(geometry.rotate), math.tan(geometry.shear)
+    linear = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, tangent], [0, 1]])
+    matrix = np.empty((2, 3))
+    matrix[:, :2] = linear * scale
+    matrix[:, 2] = centre + linear @ (np.array(origin) - centre)
+    # OpenCV's coordinates are of pixel centres, ours of pixel edges; and the window is a picture of its own.
+    pixels = matrix[:, :2] / (scale_x, scale_y)
+    shift = matrix[:, 2] - window[:2] + pixels.sum(1) / 2 - 0.5
+    part = canvas[window[1] : window[3], window[0] : window[2]]
+    warped = cv2.warpAffine(
+        image,
+        np.column_stack([pixels, shift]),
+        (part.shape[1], part.shape[0]),
+        flags=cv2.INTER_LINEAR,
+        borderValue=tuple(int(v) for v in part[0, 0]),  # the padding: nothing has been drawn here yet
+    )
+    part[:] = warped
+    return matrix
+
+
+def _check_range(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name}: {value!r} must lie between {low} and {high}")
