@@ -34,7 +34,7 @@ def file_hashes(paths: Sequence[str | Path], workers: int | None = None) -> np.n
 
 
 def picture_hash(image: np.ndarray) -> np.ndarray:
-    """(2,) uint64 dHash of an (H, W) or (H, W, 3) uint8 picture: is each cell brighter than its right, its lower neighbour?
+    """(2,) uint64 dHash of an (H, W) or (H, W, 3) uint8 picture: which cells outshine their neighbours.
 
     Source: N. Krawetz, "Kind of Like That", 2013, https://www.hackerfactor.com/blog/index.php?/archives/529
     """
@@ -58,7 +58,9 @@ def _file_hash(path: str | Path) -> np.ndarray:
 
 
 def near_duplicate_groups(hashes: np.ndarray, max_distance: int = MAX_DISTANCE) -> np.ndarray:
-    """(N,) int64 group numbers: images whose hashes differ in at most `max_distance` bits share one, also by way of others.
+    """(N,) int64 group numbers: images whose hashes differ in at most `max_distance` bits share one.
+
+    Two images are also of one group if a third is near to both.
 
     Args:
         hashes: (N,) or (N, K) uint64. A hash of nothing but zeros belongs to nobody.

@@ -1,0 +1,204 @@
+"""Fetch and unpack the public data sets: Pascal VOC 2007 and 2012, COCO 2017."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from utils.download import check_disk, download
+from utils.errors import RunError, UserError
+
+VOC = "https://thor.robots.ox.ac.uk/pascal/VOC"
+COCO = "http://images.cocodataset.org"
+MAX_RATIO = 20  # unpacked bytes for each packed one; the largest here, COCO's JSON, is below 5
+MAX_MEMBERS = 1_000_000
+ARCHIVES = "archives"  # where in the output folder the downloaded files stay
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file to fetch: address, digest, size in bytes where known, and the folder to unpack it into."""
+
+    url: str
+    md5: str
+    size: int | None = None
+    folder: str = "."
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+# VOC: addresses and MD5 as torchvision.datasets.voc states them. COCO publishes no digests; these MD5 are the ones
+# that NVIDIA's DeepLearningExamples and PaddleDetection check, and the zip's own CRC-32 of each file is checked too.
+_VOC07 = Archive(f"{VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64")
+_VOC07_TEST = Archive(f"{VOC}/voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f")
+_VOC12 = Archive(f"{VOC}/voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd")
+_COCO_JSON = Archive(
+    f"{COCO}/annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c", 252907541, "coco2017"
+)
+_COCO_VAL = Archive(f"{COCO}/zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80", 815585330, "coco2017")
+_COCO_TRAIN = Archive(f"{COCO}/zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2", 19336861798, "coco2017")
+DATASETS: dict[str, tuple[Archive, ...]] = {
+    "voc07": (_VOC07, _VOC07_TEST),
+    "voc12": (_VOC12,),
+    "voc0712": (_VOC07, _VOC07_TEST, _VOC12),
+    "coco2017": (_COCO_JSON, _COCO_VAL, _COCO_TRAIN),
+}
+
+
+def download_dataset(
+    name: str, output: str | Path = ".", mirror: str | None = None, keep_archives: bool = False, progress: bool = True
+) -> Path:
+    """Fetch, check and unpack a data set; what is already there is not fetched again, what broke off is continued.
+
+    Args:
+        name: a key of `DATASETS`.
+        output: VOC goes to `output/VOCdevkit/VOC2007` and so on, COCO to `output/coco2017`.
+        mirror: an address under which the archives lie by their file names, instead of the official ones.
+        keep_archives: leave the archives in `output/archives` after unpacking.
+        progress: show bars.
+
+    Returns:
+        The folder to give as `--data`.
+
+    Raises:
+        UserError: for a name that is not known.
+        RunError: as `utils.download.download`; and for an archive that is damaged or not safe to unpack.
+    """
+    if name not in DATASETS:
+        raise UserError("download", f"unknown data set {name!r}", f"choose from {', '.join(DATASETS)}")
+    output = Path(output)
+    for archive in DATASETS[name]:
+        done = output / ARCHIVES / f"{archive.name}.done"
+        if done.exists():
+            continue
+        url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
+        path = download(url, output / ARCHIVES / archive.name, md5=archive.md5, size=archive.size, progress=progress)
+        extract(path, output / archive.folder, progress)
+        done.write_text(f"{archive.md5}  {archive.name}\n", encoding="utf-8")
+        if not keep_archives:
+            path.unlink()
+    return output / ("VOCdevkit" if name.startswith("voc") else DATASETS[name][0].folder)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One entry of an archive, whatever its kind."""
+
+    name: str
+    size: int
+    is_dir: bool
+    is_file: bool
+    key: tarfile.TarInfo | zipfile.ZipInfo
+
+
+class _Reader:
+    """A tar or zip file as a list of members and a way to open them."""
+
+    def __init__(self, archive: tarfile.TarFile | zipfile.ZipFile) -> None:
+        self.archive = archive
+
+    def members(self) -> Iterator[_Member]:
+        if isinstance(self.archive, tarfile.TarFile):
+            for each in self.archive:
+                yield _Member(each.name, each.size, each.isdir(), each.isreg(), each)
+        else:
+            for info in self.archive.infolist():
+                kind = stat.S_IFMT(info.external_attr >> 16)
+                plain = kind in (0, stat.S_IFREG) and not info.is_dir()
+                yield _Member(info.filename, info.file_size, info.is_dir(), plain, info)
+
+    def open(self, member: _Member) -> IO[bytes]:
+        if isinstance(self.archive, tarfile.TarFile):
+            file = self.archive.extractfile(member.key)  # type: ignore[arg-type]
+            assert file is not None
+            return file
+        return self.archive.open(member.key)  # type: ignore[arg-type]
+
+
+def extract(path: Path, folder: Path, progress: bool = True, max_bytes: int | None = None) -> int:
+    """Unpack a tar or zip file into `folder`, and say how many files it held.
+
+    Every entry is looked at before the first is written. Files appear by renaming, so that none is ever half there.
+
+    Args:
+        path: the archive.
+        folder: where to; made if needed. A file that is there already is replaced.
+        progress: show a bar.
+        max_bytes: limit of the unpacked size; by default `MAX_RATIO` times the archive's.
+
+    Raises:
+        RunError: for a damaged archive, one that is too large unpacked or that has entries which are links, devices,
+            or lie outside `folder`, and when the disk has no room for it.
+    """
+    from tqdm import tqdm
+
+    with _opened(path) as reader:
+        limit = max(path.stat().st_size * MAX_RATIO, 1 << 20) if max_bytes is None else max_bytes
+        members = _checked(path, reader, limit)
+        folder.mkdir(parents=True, exist_ok=True)
+        check_disk(folder, sum(member.size for member, _ in members), f"unpacking {path.name}")
+        files = [(member, folder / relative) for member, relative in members if member.is_file]
+        for member, relative in members:
+            if member.is_dir:
+                (folder / relative).mkdir(parents=True, exist_ok=True)
+        for member, target in tqdm(
+            files, desc=f"unpacking {path.name}", unit="file", disable=None if progress else True
+        ):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(target.name + ".part")
+            try:
+                with reader.open(member) as source, open(partial, "wb") as sink:
+                    shutil.copyfileobj(source, sink, 1 << 20)
+                if partial.stat().st_size != member.size:
+                    raise RunError(path, f"is damaged: {member.name} is not whole", "delete it and run again")
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+    return len(files)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Reader]:
+    """The archive, with its own errors told as ours."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                yield _Reader(archive)
+        else:
+            with tarfile.open(path) as tar:
+                yield _Reader(tar)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
+        raise RunError(path, f"is damaged or no tar or zip file ({error})", "delete it and run again") from error
+
+
+def _checked(path: Path, reader: _Reader, limit: int) -> list[tuple[_Member, PurePosixPath]]:
+    """All members with the safe relative path of each. Raises RunError for anything that must not be unpacked."""
+    members: list[tuple[_Member, PurePosixPath]] = []
+    total = 0
+    for member in reader.members():
+        relative = PurePosixPath(member.name)
+        outside = relative.is_absolute() or ".." in relative.parts or any(c in member.name for c in "\\:\0")
+        if outside:
+            raise RunError(path, f"has an entry that leaves the folder ({member.name!r})", "do not trust this archive")
+        if not (member.is_file or member.is_dir):
+            raise RunError(
+                path, f"has an entry that is a link or a device ({member.name!r})", "do not trust this archive"
+            )
+        total += member.size
+        if total > limit or len(members) >= MAX_MEMBERS:
+            what = f"would unpack to more than {limit / (1 << 30):.2f} GiB or {MAX_MEMBERS} entries"
+            raise RunError(path, what, "do not trust this archive")
+        if relative.parts:
+            members.append((member, relative))
+    return members

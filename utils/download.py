@@ -1,0 +1,291 @@
+"""Fetch a file over HTTP: it continues where it broke off, and is checked before it gets its name."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+from typing import IO, Any
+
+from utils.errors import RunError, UserError, warn
+
+CHUNK = 1 << 20  # bytes read at once
+TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken
+RETRIES = 6  # attempts in a row that bring nothing new
+MAX_PAUSE = 60.0  # seconds between two attempts at most
+SPARE = 64 << 20  # bytes left free on the disk
+RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
+USER_AGENT = "yolov4-mobilenet"
+
+
+class _Broken(Exception):
+    """The connection failed in a way that another attempt may mend.
+
+    Args:
+        reason: in words.
+        pause: seconds that the server asked to wait.
+        weight: how many of the allowed failures this one is; a name that does not resolve is rarely a passing fault.
+    """
+
+    def __init__(self, reason: str, pause: float | None = None, weight: int = 1) -> None:
+        super().__init__(reason)
+        self.pause, self.weight = pause, weight
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One download: where from, where to, and the half-finished file with its note of what it is half of."""
+
+    url: str
+    path: Path
+    timeout: float
+
+    @property
+    def part(self) -> Path:
+        return self.path.with_name(self.path.name + ".part")
+
+    @property
+    def note(self) -> Path:
+        return self.path.with_name(self.path.name + ".part.json")
+
+    def discard(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+
+def download(
+    url: str,
+    path: str | Path,
+    sha256: str | None = None,
+    md5: str | None = None,
+    size: int | None = None,
+    *,
+    progress: bool = True,
+    retries: int = RETRIES,
+    timeout: float = TIMEOUT,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
+    """Fetch `url` to `path`; what is there already and passes the checks is not fetched again.
+
+    The bytes go to `path.part`, which a later call continues (HTTP Range, only if the server still has the same file);
+    `path` appears, by renaming, when the checks have passed.
+
+    Args:
+        url: http or https address.
+        path: the file to make; its folder is made if needed.
+        sha256, md5: hexadecimal digest the file must have. torchvision's eight-digit prefixes are taken too.
+        size: bytes the file must have.
+        progress: show a bar.
+        retries: attempts in a row without a new byte before giving up.
+        timeout: seconds without a byte after which a connection counts as broken.
+        sleep: how to wait between attempts.
+
+    Raises:
+        UserError: for an address that is not http or https.
+        RunError: no network, no such file, disk full, or a file that is not what it must be.
+    """
+    job = _Job(url, Path(path), timeout)
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise UserError(url, "is not an http or https address", "give one that begins with https://")
+    if job.path.exists():
+        wrong = verify_file(job.path, sha256, md5, size)
+        if not wrong:
+            return job.path
+        warn(job.path, wrong, "it is fetched again")
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(2):  # a file that continued a stale or damaged part is given one fresh start
+        continued = job.part.exists()
+        _fetch(job, size, progress, retries, sleep)
+        wrong = verify_file(job.part, sha256, md5, size)
+        if not wrong:
+            os.replace(job.part, job.path)
+            job.note.unlink(missing_ok=True)
+            return job.path
+        job.discard()
+        if attempt == 0:
+            warn(url, wrong, "the continued part is dropped" if continued else "trying once more")
+    raise RunError(url, wrong, f"it was not kept; try another mirror, or put the right file at {job.path}")
+
+
+def verify_file(path: Path, sha256: str | None = None, md5: str | None = None, size: int | None = None) -> str:
+    """What is wrong with a file, in words, or an empty string."""
+    found = path.stat().st_size
+    if size is not None and found != size:
+        return f"has {found} bytes, not {size}"
+    for name, expected in (("sha256", sha256), ("md5", md5)):
+        if expected is None:
+            continue
+        digest = file_digest(path, name)
+        if not digest.startswith(expected.lower()):
+            return f"has {name} {digest}, not {expected.lower()}"
+    return ""
+
+
+def file_digest(path: Path, name: str = "sha256") -> str:
+    """The hexadecimal digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=False)).hexdigest()
+
+
+def check_disk(folder: Path, needed: int, what: str) -> None:
+    """Raises RunError if `needed` bytes (and some to spare) are not free where `folder` is."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE:
+        gib = 1 << 30
+        message = f"{what} needs {needed / gib:.2f} GiB and {free / gib:.2f} GiB are free"
+        raise RunError(folder, message, "free some space, or choose another disk with --output")
+
+
+def _fetch(job: _Job, size: int | None, progress: bool, retries: int, sleep: Callable[[float], None]) -> None:
+    """Fill the part file, over as many connections as it takes."""
+    from tqdm import tqdm
+
+    failures = 0
+    hide = None if progress else True  # None: tqdm hides itself where there is no terminal
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=job.path.name, disable=hide) as bar:
+        while True:
+            before = _part_size(job)
+            try:
+                return _receive(job, size, bar)
+            except _Broken as broken:
+                failures = 0 if _part_size(job) > before else failures + broken.weight
+                if failures >= retries:
+                    raise _unreachable(job, str(broken)) from broken
+                pause = min(2.0**failures * random.uniform(0.5, 1.0), MAX_PAUSE)
+                pause = pause if broken.pause is None else min(broken.pause, MAX_PAUSE)
+                warn(job.url, f"{broken}, after {_part_size(job)} bytes", f"again in {pause:.0f} s")
+                sleep(pause)
+
+
+def _receive(job: _Job, size: int | None, bar: Any) -> None:
+    """One connection. Raises _Broken if it ends before the file does."""
+    note = _read_note(job)
+    have = _part_size(job)
+    validator = note.get("validator", "") if have else ""
+    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if validator:
+            headers["If-Range"] = validator  # a file that changed meanwhile comes whole, not its end alone
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(job.url, headers=headers), timeout=job.timeout)
+    except urllib.error.HTTPError as error:
+        return _refused(job, error, have)
+    except (OSError, http.client.HTTPException) as error:
+        offline = isinstance(getattr(error, "reason", None), socket.gaierror)
+        raise _Broken(_reason(error), weight=RETRIES // 2 if offline else 1) from error
+    with response:
+        start, total = _extent(response.status, response.headers, have)
+        if start not in (0, have):
+            job.discard()
+            raise _Broken(f"the server sent bytes from {start} when asked from {have}")
+        if start and total != note.get("total", total):
+            job.discard()
+            raise _Broken("the file there has changed")
+        if size is not None and total is not None and total != size:
+            job.discard()
+            raise RunError(job.url, f"has {total} bytes there, not {size}", "is the address or the mirror right?")
+        check_disk(job.path.parent, (total or size or 0) - start, job.path.name)
+        _write_note(job, {"url": job.url, "validator": _validator(response.headers), "total": total})
+        bar.total = total or size
+        bar.n = start
+        bar.refresh()
+        with open(job.part, "r+b" if start else "wb") as file:
+            file.seek(start)
+            file.truncate()
+            _copy(response, file, bar)
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and _part_size(job) < total:
+        raise _Broken("the connection broke off")
+
+
+def _copy(response: Any, file: IO[bytes], bar: Any) -> None:
+    while True:
+        try:
+            data = response.read(CHUNK)
+        except http.client.IncompleteRead as error:  # what arrived is still good
+            file.write(error.partial)
+            raise _Broken("the connection broke off") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _Broken(_reason(error)) from error
+        if not data:
+            return
+        file.write(data)
+        bar.update(len(data))
+
+
+def _refused(job: _Job, error: urllib.error.HTTPError, have: int) -> None:
+    """What an HTTP error means: nothing left to fetch, try again, or give up."""
+    with error:
+        if error.code == 416 and have:
+            match = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+            if match and int(match[1]) == have:
+                return  # the part is already whole
+            job.discard()
+            raise _Broken("the part here is longer than the file there")
+        if error.code in RETRY_STATUS:
+            wait = error.headers.get("Retry-After", "")
+            raise _Broken(f"the server answers {error.code} {error.reason}", float(wait) if wait.isdigit() else None)
+        todo = f"check the address or the mirror, or fetch it by hand and put it at {job.path}"
+        raise RunError(job.url, f"the server answers {error.code} {error.reason}", todo) from error
+
+
+def _extent(status: int, headers: Message, have: int) -> tuple[int, int | None]:
+    """(first byte, total bytes) of an answer; the total is None where the server does not tell."""
+    if status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
+        if not match:
+            return have, None
+        return int(match[1]), None if match[2] == "*" else int(match[2])
+    length = headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
+
+
+def _validator(headers: Message) -> str:
+    """What names this version of the file: a strong ETag, or else the date of its last change (RFC 9110, 13.1.5)."""
+    etag = headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
+
+
+def _reason(error: BaseException) -> str:
+    reason = getattr(error, "reason", None) or error
+    return f"{getattr(reason, 'strerror', None) or reason or type(reason).__name__}".strip() or type(error).__name__
+
+
+def _unreachable(job: _Job, reason: str) -> RunError:
+    todo = f"without a network, fetch it elsewhere and put it at {job.path}; run again to continue from {job.part.name}"
+    return RunError(job.url, f"cannot be fetched ({reason})", todo)
+
+
+def _part_size(job: _Job) -> int:
+    return job.part.stat().st_size if job.part.exists() else 0
+
+
+def _read_note(job: _Job) -> dict[str, Any]:
+    """What the part file is a part of; a part of another address, or of unknown origin, is dropped."""
+    try:
+        note = json.loads(job.note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        note = {}
+    if not isinstance(note, dict) or note.get("url") != job.url:
+        job.discard()
+        return {}
+    return note
+
+
+def _write_note(job: _Job, note: dict[str, Any]) -> None:
+    job.note.write_text(json.dumps(note), encoding="utf-8")
