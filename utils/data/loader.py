@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -399,17 +400,17 @@ class TrainLoader:
                 self._name(targets["skipped"])
                 yield images, targets
         except RuntimeError as error:
-            if not _is_worker_failure(error):
+            failure = worker_failure(error)
+            if failure is None:
                 raise
             self._kill_workers()
-            raise RunError("loader", _worker_failure(error), "see its message above, or use fewer --workers") from error
+            raise failure from error
 
     def close(self) -> None:
         """End the workers."""
-        iterator = self._loader._iterator
-        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
-        self._loader._iterator = None
 
     def _name(self, skipped: Sequence[tuple[str, str]]) -> None:
         for path, reason in skipped:
@@ -419,10 +420,25 @@ class TrainLoader:
                 warn(path, reason, "another image takes its place")
 
     def _kill_workers(self) -> None:
-        """A hung worker does not answer a polite end."""
-        for worker in getattr(self._loader._iterator, "_workers", []):
-            with contextlib.suppress(Exception):
+        """End the workers without asking: one that hangs does not answer."""
+        with _deaf_to_children():
+            for worker in getattr(self._loader._iterator, "_workers", []):
                 worker.kill()
+                worker.join(1)
+            self.close()
+
+
+@contextlib.contextmanager
+def _deaf_to_children() -> Iterator[None]:
+    """Keep torch's SIGCHLD handler from raising in the middle of whatever runs when a worker is killed on purpose."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def build_train_loader(
@@ -534,11 +550,21 @@ def _start_worker(_worker_id: int) -> None:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
 
 
-def _is_worker_failure(error: RuntimeError) -> bool:
-    text = str(error)
-    return "DataLoader" in text and ("worker" in text or "timed out" in text)
+def worker_failure(error: BaseException) -> RunError | None:
+    """What to tell the user if `error` is torch's word for a worker that died, hung or failed; None if it is not.
 
-
-def _worker_failure(error: RuntimeError) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else "a worker failed"
+    Torch notices a dead worker by a signal, so that its error may come out of any line of the training loop: a loop
+    that wants the one form of errors asks here about every RuntimeError.
+    """
+    if not isinstance(error, RuntimeError) or "DataLoader" not in str(error):
+        return None
+    if "worker" not in str(error) and "timed out" not in str(error):
+        return None
+    cause = error.__cause__ or error.__context__
+    text = str(cause) if isinstance(cause, RuntimeError) and "DataLoader worker" in str(cause) else str(error)
+    last = text.strip().splitlines()[-1].strip().rstrip(".")
+    kind, _, message = last.partition(": ")
+    if kind.rsplit(".")[-1] in ("RunError", "MissingExtra"):  # our own error, made in the worker
+        where, _, what = message.partition(": ")
+        return RunError(where, what)
+    return RunError("loader", last, "see the messages above, or use fewer --workers")
