@@ -23,6 +23,7 @@ class Skip:
         where: the file, or `file:line`.
         what: what is wrong, in words.
         todo: what to do about it.
+        count: how many of its kind it stands for (boxes of an unlisted COCO category come as one).
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Skip:
     where: str
     what: str
     todo: str = ""
+    count: int = 1
 
     def __str__(self) -> str:
         return format_problem(self.where, self.what, self.todo)
@@ -56,6 +58,8 @@ class DatasetIndex:
         skips: what was left out while reading.
         category_ids: (C,) COCO category id of each class; None outside COCO (then class index + 1).
         source: what the reader was given, and extra facts that conversion needs (plain types).
+        areas: (M,) float64 pixels, COCO's own area of each object (of its outline, not of its box); None elsewhere.
+        box_refs: (M,) int64, where each box stands: the line of its annotation file (VOC, YOLO) or its annotation id.
     """
 
     name: str
@@ -72,6 +76,8 @@ class DatasetIndex:
     skips: tuple[Skip, ...] = ()
     category_ids: tuple[int, ...] | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    areas: np.ndarray | None = None
+    box_refs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -111,6 +117,8 @@ class DatasetIndex:
             labels=self.labels[boxes],
             difficult=self.difficult[boxes],
             crowd=self.crowd[boxes],
+            areas=None if self.areas is None else self.areas[boxes],
+            box_refs=None if self.box_refs is None else self.box_refs[boxes],
         )
 
     @classmethod

@@ -1,0 +1,90 @@
+"""Read a file of class names, and find the name that was meant."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+
+from utils.errors import UserError
+from utils.files import MEGABYTE, read_file
+
+VOC_CLASS_NAMES = (  # the order of the devkit, http://host.robots.ox.ac.uk/pascal/VOC/
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """One class name a line, in the order of the labels; blank lines at the end are allowed.
+
+    Raises:
+        UserError: if the file cannot be read, is empty, is not text, has a blank line or a name twice (with the line).
+    """
+    text = decode_text(read_file(path, MEGABYTE), path)
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    if not any(lines):
+        raise UserError(path, "holds no class name", "write one name a line")
+    first: dict[str, int] = {}
+    for number, name in enumerate(lines, 1):
+        where = f"{os.fsdecode(path)}:{number}"
+        if not name:
+            raise UserError(where, "blank line between class names", "remove it: it would shift every label after it")
+        if name in first:
+            raise UserError(where, f"class {name!r} is already on line {first[name]}", "remove one of them")
+        first[name] = number
+    return tuple(lines)
+
+
+def check_class_names(names: Iterable[object], where: object) -> tuple[str, ...]:
+    """The names as a tuple of distinct, non-empty strings.
+
+    Raises:
+        UserError: if one of them is not.
+    """
+    checked: list[str] = []
+    for number, name in enumerate(names):
+        if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
+            raise UserError(where, f"class {number} is {name!r}", "give every class a name")
+        if str(name).strip() in checked:
+            raise UserError(where, f"class {str(name).strip()!r} is there twice", "remove one of them")
+        checked.append(str(name).strip())
+    if not checked:
+        raise UserError(where, "holds no class name", "name at least one class")
+    return tuple(checked)
+
+
+def decode_text(data: bytes, where: object) -> str:
+    """The text of a small file: UTF-8 or UTF-16, with or without byte order mark.
+
+    Raises:
+        UserError: if it is something else.
+    """
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(where, f"is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+    if "\0" in text:
+        raise UserError(where, "is not a text file", "give a text file")
+    return text
+
+
+def nearest_name(name: str, known: Sequence[str]) -> str | None:
+    """The known name that `name` was probably meant to be (other case, a typing error), or None."""
+
+    def simple(text: str) -> str:
+        return "".join(c for c in text.casefold() if c.isalnum())
+
+    by_simple = {simple(each): each for each in known}
+    close = difflib.get_close_matches(simple(name), list(by_simple), 1, cutoff=0.75)
+    return by_simple[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """What to do about an unknown class name, in words."""
+    near = nearest_name(name, known)
+    if near is not None:
+        return f"did you mean {near!r}?"
+    shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    return f"add it to the classes ({shown}) or leave it out"
