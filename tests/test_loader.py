@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data.augment import AugmentConfig
+from utils.data.augment import AugmentConfig, Photo
+from utils.data.image_cache import ImageCache, available_memory, build_image_cache
 from utils.data.index import DatasetIndex, Skip
 from utils.data.loader import (
     EpochSampler,
@@ -25,7 +26,7 @@ from utils.data.loader import (
     prefetch_images,
     repeat_factors,
 )
-from utils.errors import RunError
+from utils.errors import RunError, UserError
 
 FULL = AugmentConfig(mosaic=0.6, mixup=0.3, copy_paste=0.3, rotate=5)
 
@@ -251,3 +252,82 @@ def test_prefetched_images_come_in_order_with_the_bad_ones_named(tmp_path: Path,
     stopped = prefetch_images(index, workers=workers)
     next(stopped)
     stopped.close()
+
+
+@pytest.mark.parametrize("mode", ["ram", "disk"])
+def test_a_cache_gives_the_same_batches_to_all_workers_and_reads_no_file_twice(
+    index: DatasetIndex, tmp_path: Path, mode: str
+) -> None:
+    cache = build_image_cache(index, (64, 64), mode, tmp_path / "cache")
+    assert cache is not None
+    shared = build_train_loader(index, (64, 64), FULL, batch_size=4, workers=2, image_cache=cache)
+    first, second = epoch(shared, 0), epoch(shared, 1)
+    for i in range(len(index)):
+        index.path(i).unlink()
+    alone = build_train_loader(index, (64, 64), FULL, batch_size=4, workers=0, image_cache=cache)
+    assert same(first, epoch(alone, 0)) and same(second, epoch(alone, 1))
+    shared.close()
+    cache.close()
+
+
+def test_cached_boxes_and_pixels_are_those_of_the_file(index: DatasetIndex) -> None:
+    cache = ImageCache(index, 1000)
+    plain = build_train_loader(index, (64, 64), AugmentConfig.none(), batch_size=8, workers=0)
+    cached = build_train_loader(index, (64, 64), AugmentConfig.none(), batch_size=8, workers=0, image_cache=cache)
+    assert same(epoch(plain, 0), epoch(cached, 0)) and same(epoch(plain, 1), epoch(cached, 1))
+    cache.close()
+
+
+def test_a_cache_on_disk_is_found_again_and_forgotten_when_a_file_changes(index: DatasetIndex, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    decoded: list[int] = []
+
+    def count(cache: ImageCache) -> int:
+        loader = build_train_loader(index, (64, 64), AugmentConfig.none(), batch_size=8, workers=0)
+        decoded.clear()
+
+        def decode(i: int, size: tuple[int, int] | None) -> Photo:
+            decoded.append(i)
+            return loader.dataset.reader.read(i, size)
+
+        for i in range(len(index)):
+            cache.read(i, decode)
+        return len(decoded)
+
+    assert count(ImageCache(index, 64, "disk", folder)) == 8
+    assert count(ImageCache(index, 64, "disk", folder)) == 0
+    (file,) = folder.iterdir()
+    with open(file, "r+b") as stream:  # pixels that never reached the disk
+        stream.seek(8 * 4 + 10)
+        stream.write(b"\0" * 100)
+    assert count(ImageCache(index, 64, "disk", folder)) == 1
+    os.utime(index.path(3), (1, 1))
+    assert count(ImageCache(index, 64, "disk", folder)) == 8
+
+
+def test_an_image_of_another_size_than_stated_is_used_but_not_kept(index: DatasetIndex) -> None:
+    index.sizes[2] = (11, 12)
+    index.sizes[3] = (0, 0)
+    cache = ImageCache(index, 64)
+    loader = build_train_loader(index, (64, 64), AugmentConfig.none(), batch_size=8, workers=0, image_cache=cache)
+    plain = build_train_loader(
+        make_index(index.path(0).parent), (64, 64), AugmentConfig.none(), batch_size=8, workers=0
+    )
+    for _ in range(2):
+        both = epoch(loader, 0)[0][1], epoch(plain, 0)[0][1]
+        assert torch.allclose(both[0]["boxes"], both[1]["boxes"], atol=1.0)
+    cache.close()
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_both_figures(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 1)
+    side = int((available_memory() / 3) ** 0.5) + 1
+    if side > 1_000_000:
+        pytest.skip("this system does not say how much memory is free")
+    index.sizes[:] = side
+    with pytest.raises(UserError, match=r"ram needs .* GB .* are free"):
+        ImageCache(index, side)
+    index.sizes[:] = 10_000_000
+    with pytest.raises(UserError, match="disk needs"):
+        ImageCache(index, 10_000_000, "disk", tmp_path / "cache")
+    assert build_image_cache(index, (64, 64), "off") is None
