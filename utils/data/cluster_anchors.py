@@ -88,13 +88,14 @@ def measure_anchors(sizes: np.ndarray, anchors: Anchors | np.ndarray) -> tuple[f
 
     A box can be answered for if max(w / wa, wa / w, h / ha, ha / h) < 4 for some anchor.
 
-    Source: YOLOv5, utils/autoanchor.py `check_anchors`, https://github.com/ultralytics/yolov5 (the measure, not the code)
+    parts = np.array_split(sizes, max(len(sizes) // MAX_BOXES, 1))  # all of COCO at once needs 100s of MB
+    for part in parts:
     """
     if not len(sizes):
         return 0.0, 0.0
     flat = np.asarray(anchors, np.float64).reshape(-1, 2)
     answered, iou = 0, 0.0
-    for part in np.array_split(sizes, max(len(sizes) // MAX_BOXES, 1)):  # piecewise: COCO's need 100s of MB
+    for part in np.array_split(sizes, max(len(sizes) // MAX_BOXES, 1)):  # COCO's at once: 100s of MB
         ratio = part[:, None] / flat
         answered += int((np.maximum(ratio, 1 / ratio).max(axis=2).min(axis=1) < RATIO_LIMIT).sum())
         iou += float(shape_iou(part, flat).max(axis=1).sum())
