@@ -88,8 +88,7 @@ def measure_anchors(sizes: np.ndarray, anchors: Anchors | np.ndarray) -> tuple[f
 
     A box can be answered for if max(w / wa, wa / w, h / ha, ha / h) < 4 for some anchor.
 
-    parts = np.array_split(sizes, max(len(sizes) // MAX_BOXES, 1))  # all of COCO at once needs 100s of MB
-    for part in parts:
+    Source: the measure of YOLOv5's utils/autoanchor.py, `check_anchors`, https://github.com/ultralytics/yolov5
     """
     if not len(sizes):
         return 0.0, 0.0

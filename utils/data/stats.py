@@ -99,7 +99,7 @@ def _image_sizes(index: DatasetIndex) -> dict[str, Any]:
 
 
 def _box_numbers(index: DatasetIndex, sizes: np.ndarray) -> dict[str, Any]:
-    """Percentiles of side (root of the area) and of width / height, in input pixels; COCO's size classes, image pixels."""
+    """Percentiles of side (root of the area) and of width / height at the input size; COCO's size classes."""
     areas = (index.boxes[:, 2:] - index.boxes[:, :2]).prod(axis=1)
     classes = np.bincount(np.digitize(areas, COCO_AREAS), minlength=3) if len(areas) else np.zeros(3, int)
     numbers: dict[str, Any] = dict(zip(("small", "medium", "large"), classes.tolist(), strict=True))
@@ -137,7 +137,8 @@ def format_stats(stats: dict[str, Any]) -> str:
         f"{stats['name']}: {stats['num_images']} images ({stats['num_empty_images']} without objects), "
         f"{stats['num_boxes']} boxes ({stats['num_difficult']} difficult, {stats['num_crowd']} crowd)",
         f"objects per image: mean {per_image['mean']:g}, at most {per_image['max']}",
-        f"boxes by area: {boxes['small']} small (under 32 x 32), {boxes['medium']} medium, {boxes['large']} large (over 96 x 96)",
+        f"boxes by area: {boxes['small']} small (under 32 x 32), {boxes['medium']} medium, "
+        f"{boxes['large']} large (over 96 x 96)",
     ]
     if "percentiles" in boxes:
         size = " x ".join(str(s) for s in reversed(stats["input_size"]))
@@ -200,7 +201,8 @@ def _draw_scatter(axes: Any, sizes: np.ndarray, anchors: np.ndarray, input_size:
     axes.plot(some[:, 0], some[:, 1], ".", markersize=2, alpha=0.3, color="tab:blue")
     axes.plot(anchors[:, 0], anchors[:, 1], "x", color="tab:red", label="anchors")
     axes.set(title="boxes and anchors", xlabel="width, input pixels", ylabel="height, input pixels")
-    axes.set(xlim=(0, input_size[1]), ylim=(0, input_size[0]))
+    right, bottom = (max(input_size[1 - k], anchors[:, k].max(initial=0)) * 1.04 for k in (0, 1))
+    axes.set(xlim=(0, right), ylim=(0, bottom))
     axes.legend(loc="upper right")
 
 
