@@ -15,7 +15,6 @@ from utils.images import ImageError, ImageHeader, read_header, turn_boxes
 
 HUGE = 1e6  # pixels; no picture under the cap in megapixels is that wide and no box means it
 TOLERANCE = 0.5  # pixels; rounding in a file puts boxes this far outside, which is clipped without a word
-_MANY = 2000
 
 
 @dataclass
@@ -110,7 +109,7 @@ def _read_headers(raw: RawSplit, skips: list[Skip], max_megapixels: float) -> li
         except ImageError as error:
             return error
 
-    bar = tqdm(total=len(raw.paths), desc=f"{raw.name}: headers", disable=len(raw.paths) < _MANY, leave=False)
+    bar = tqdm(total=len(raw.paths), desc=f"{raw.name}: headers", delay=2, leave=False)
     headers: list[ImageHeader | None] = []
     with bar, ThreadPoolExecutor(4) as pool:  # a cold disk answers several questions at once
         for answer in pool.map(read, raw.paths, chunksize=64):

@@ -38,6 +38,11 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class _Mapped:
+    path: str
+
+
+@dataclass(frozen=True)
 class DatasetIndex:
     """One split of a data set, without a Python object per image or box, so that loader workers share its memory.
 
@@ -121,6 +126,15 @@ class DatasetIndex:
             box_refs=None if self.box_refs is None else self.box_refs[boxes],
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Arrays mapped from the cache travel to spawned workers as the names of their files."""
+        paths = {name: _mapped_from(value) for name, value in self.__dict__.items()}
+        return {name: _Mapped(paths[name]) if paths[name] else value for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, map_array(value.path) if isinstance(value, _Mapped) else value)
+
     @classmethod
     def build(
         cls,
@@ -160,6 +174,18 @@ class DatasetIndex:
             crowd=flat(crowd, bool, (total,)),
             **others,
         )
+
+
+def map_array(path: str) -> np.ndarray:
+    """The array of a .npy file, mapped from it (read-only): processes that map the same file share its memory."""
+    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+
+
+def _mapped_from(array: Any) -> str | None:
+    """The .npy file that an array is mapped from as a whole, or None."""
+    base = getattr(array, "base", None)
+    whole = isinstance(base, np.memmap) and base.shape == array.shape and base.dtype == array.dtype
+    return os.fspath(base.filename) if whole and base.filename is not None else None
 
 
 def _ranges(offsets: np.ndarray, indices: np.ndarray) -> np.ndarray:

@@ -28,7 +28,6 @@ MAX_XML_BYTES = 10 * MEGABYTE
 MAX_SPLIT_BYTES = 256 * MEGABYTE
 MAX_DEPTH = 64
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
-_MANY = 2000
 
 
 # --- one XML file ----------------------------------------------------------------------------------------------------
@@ -351,7 +350,7 @@ def read_voc(
     name = " + ".join(f"{year} {path.stem}" for year, path in files)
     lines = [(year, path, number, line) for year, path in files for number, line in _lines(path)]
     seen: dict[tuple[str, str], str] = {}
-    for year, path, number, line in tqdm(lines, desc=name, disable=len(lines) < _MANY, leave=False):
+    for year, path, number, line in tqdm(lines, desc=name, delay=2, leave=False):
         where = f"{path}:{number}"
         identity = _use(line, where, folders[year], reader.skips)
         if identity is None:
