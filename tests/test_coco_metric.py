@@ -37,7 +37,7 @@ def scene(seed: int, images: int = 6, classes: int = 3) -> tuple[list[Detections
                 "image_id": i,
             }
         )
-        near = boxes[rng.integers(0, objects, found)] if objects else rng.uniform(0, 9, (found, 4)) + [0, 0, 9, 9]
+        near = boxes[rng.integers(0, objects, found)] if objects else np.full((found, 4), [2.0, 1, 11, 12])
         moved = near + rng.normal(0, 4, (found, 4))
         moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 1)
         detections.append(Detections(moved, rng.integers(1, 20, found) / 20, rng.integers(0, classes, found)))

@@ -30,7 +30,9 @@ def devkit_ap(detections: list[Detections], targets: list[dict], label: int, thr
     for target in targets:
         mine = target["labels"] == label
         ignored = (target["difficult"] | target["crowd"])[mine]
-        objects.append({"boxes": target["boxes"][mine].astype(float), "ignored": ignored, "found": [False] * mine.sum()})
+        objects.append(
+            {"boxes": target["boxes"][mine].astype(float), "ignored": ignored, "found": [False] * mine.sum()}
+        )
     count = sum(int((~each["ignored"]).sum()) for each in objects)
     if count == 0:
         return np.nan, np.nan
@@ -84,7 +86,7 @@ def scene(rng: np.random.Generator, images: int, classes: int) -> tuple[list[Det
                 "image_id": i,
             }
         )
-        near = boxes[rng.integers(0, objects, found)] if objects else np.zeros((found, 4)) + [0, 0, 8, 8]
+        near = boxes[rng.integers(0, objects, found)] if objects else np.full((found, 4), [0.0, 0, 8, 8])
         moved = near + rng.integers(-1, 2, (found, 4)) * rng.choice([0.0, 2.0, 4.0], (found, 1))
         detections.append(Detections(moved, rng.integers(1, 8, found) / 8, rng.integers(0, classes, found)))
     return detections, targets

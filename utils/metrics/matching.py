@@ -50,7 +50,7 @@ def best_matches(record: EvalRecord, same_class: bool = True, gt_mask: np.ndarra
     """
     iou = np.zeros(len(record.det_image))
     best = np.full(len(record.det_image), -1, np.int64)
-    for dets, gts, starts in _pairs(record, same_class, gt_mask):
+    for dets, gts, starts in pairs_in_image(record, same_class, gt_mask):
         ious = pair_iou(record.det_boxes[dets], record.gt_boxes[gts])
         counts = np.diff(np.append(starts, len(dets)))
         largest = np.maximum.reduceat(ious, starts)
@@ -82,7 +82,7 @@ def outcomes(record: EvalRecord, matches: BestMatch, iou_threshold: float) -> np
     return result
 
 
-def _pairs(
+def pairs_in_image(
     record: EvalRecord, same_class: bool, gt_mask: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(detections, objects, start of each detection) of the pairs that share an image (and class), in parts."""

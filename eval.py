@@ -1,0 +1,174 @@
+"""Score a model, an exported file or ready detections on a data set, and say what to do next."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.config import option, parse_options
+from utils.data.index import DatasetIndex
+from utils.detections_file import detection_lists, read_detections, write_voc_results
+from utils.errors import UserError, run_command, warn
+from utils.evaluator import EVAL_SETTINGS, EvalSettings, EvaluationResult, evaluate, score
+from utils.files import write_file
+from utils.metrics.coco import EVALUATORS
+from utils.report.text import comparison_text, summary_text
+
+SKIPS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The options of eval.py."""
+
+    checkpoint: str | None = option(None, "the model: a checkpoint or an exported file", metavar="FILE")
+    data: str | None = option(None, "the data: a VOCdevkit, a COCO JSON file, or another data set", metavar="PATH")
+    split: str = option("val", "the part of the data to score on")
+    json: str | None = option(None, "write all figures, and results by image, to this file", metavar="FILE")
+    report: str | None = option(None, "write a report with curves and pictures, one HTML file", metavar="FILE")
+    detections: str | None = option(
+        None, "score these instead of a model: COCO results, or predict.py's detections.json", metavar="FILE"
+    )
+    compare: tuple[str, ...] | None = option(
+        None, "compare two files of --json: is the difference more than noise?", nargs=2, metavar=("A.json", "B.json")
+    )
+    save_detections: str | None = option(
+        None, "write the detections to this file, as predict.py --json does", metavar="FILE"
+    )
+    voc_submission: str | None = option(None, "write the VOC server's files into this folder", metavar="DIR")
+    tta: bool = option(False, "test-time augmentation: look at each image mirrored and at three sizes, too")
+    evaluator: str = option("pycocotools", "who computes COCO's figures", choices=EVALUATORS)
+    score_threshold: float = option(EVAL_SETTINGS.score_threshold, "least score of a detection", low=0.0, high=1.0)
+    iou_threshold: float = option(EVAL_SETTINGS.iou_threshold, "IoU from which NMS drops a box", low=0.0, high=1.0)
+    max_detections: int = option(EVAL_SETTINGS.max_detections, "most detections of an image", low=1, high=100_000)
+    multi_label: bool = option(EVAL_SETTINGS.multi_label, "a box may answer for several classes")
+    input_size: tuple[int, ...] | None = option(None, "height [and width] of the network's input, multiples of 32")
+    batch_size: int = option(8, "images given to the network at once", low=1, high=4096)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    runtime: str = option("auto", "what to run the model on; auto chooses by the file")
+    workers: int = option(2, "threads that decode images", low=1, high=256)
+    limit: int | None = option(None, "score on the first N images only", low=1)
+    progress: bool = option(True, "show a progress bar")
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """Run the command line `argv`."""
+    options = parse_options(EvalOptions, argv, description=__doc__ or "", prog="eval.py")
+    if options.compare is not None:
+        return compare_files(options)
+    if options.data is None:
+        raise UserError("--data", "not given", "name a VOCdevkit folder or a COCO JSON file")
+    result, input_size = evaluate_detections(options) if options.detections else evaluate_checkpoint(options)
+    print(summary_text(result, input_size))
+    write_outputs(options, result, input_size)
+    return None
+
+
+def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult, tuple[int, int]]:
+    """The figures of a model, and its input size."""
+    from nets.detector import load_detector
+
+    if options.checkpoint is None:
+        from nets.detector import default_checkpoint
+
+        print(f"no --checkpoint given: scoring the built-in model {default_checkpoint()}")
+    detector: Any = load_detector(options.checkpoint, device=options.device, runtime=options.runtime)
+    if options.input_size is not None:
+        detector.set_input_size(options.input_size)
+    if options.tta:
+        from utils.tta import AugmentedDetector
+
+        detector = AugmentedDetector(detector)
+    index = open_index(options)
+    settings = EvalSettings(options.score_threshold, options.iou_threshold, options.max_detections, options.multi_label)
+    result = evaluate(
+        detector,
+        index,
+        batch_size=options.batch_size,
+        settings=settings,
+        coco=options.evaluator,
+        progress=options.progress,
+        workers=options.workers,
+    )
+    assert result is not None  # one process
+    if options.tta:
+        result = replace(result, protocol=f"{result.protocol}; test-time flips and scales")
+    return result, tuple(detector.config.input_size)
+
+
+def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, None]:
+    """The figures of a file of detections."""
+    index = open_index(options)
+    found = read_detections(Path(options.detections or ""), index)
+    class_map = np.arange(len(index.class_names))
+    return score(index, index.class_names, class_map, found, options.evaluator, f"from {options.detections}"), None
+
+
+def open_index(options: EvalOptions) -> DatasetIndex:
+    """The split that the options name."""
+    from utils.data.open import open_dataset
+    from utils.data.truth import open_truth
+
+    index = (open_truth if options.detections else open_dataset)(options.data or "", options.split)
+    if not len(index):
+        raise UserError(options.data, f"{index.name} has no images", "name another --split")
+    lost = [skip for skip in index.skips if skip.kind != "note"]
+    for skip in lost[:SKIPS_SHOWN]:
+        warn(skip.where, skip.what, skip.todo)
+    if len(lost) > SKIPS_SHOWN:
+        warn(options.data, f"{len(lost) - SKIPS_SHOWN} more images or boxes were left out", "see dataset.py check")
+    if not index.num_boxes:
+        warn(options.data, f"{index.name} has no objects: there is nothing to score against")
+    return index if options.limit is None else index.subset(np.arange(min(options.limit, len(index))))
+
+
+def write_outputs(options: EvalOptions, result: EvaluationResult, input_size: tuple[int, int] | None) -> None:
+    """The files that the options ask for."""
+    if options.json:
+        write_result(Path(options.json), result, {"model": options.checkpoint or options.detections})
+        print(f"figures: {options.json}")
+    if options.save_detections:
+        rows = ",\n".join(json.dumps(row) for row in detection_lists(result))
+        write_file(_in_folder(options.save_detections), f"[\n{rows}\n]\n".encode())
+        print(f"detections: {options.save_detections}")
+    if options.voc_submission:
+        folder = write_voc_results(Path(options.voc_submission), result, options.split)
+        print(f"VOC results: {folder}")
+    if options.report:
+        from utils.report.html import write_report
+
+        write_report(_in_folder(options.report), result, input_size, options.checkpoint or options.detections or "")
+        print(f"report: {options.report}")
+
+
+def write_result(path: Path, result: EvaluationResult, extra: dict[str, Any]) -> None:
+    """All figures as indented JSON, and the results by image one a line."""
+    text = json.dumps(extra | result.to_json(), indent=1)
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in result.per_image())
+    write_file(_in_folder(str(path)), f'{text[:-2]},\n "per_image": [\n{rows}\n ]\n}}\n'.encode())
+
+
+def compare_files(options: EvalOptions) -> int | None:
+    """Print whether B is better than A."""
+    from utils.metrics.compare import compare_results
+
+    first, second = options.compare or ("", "")
+    comparison = compare_results(Path(first), Path(second))
+    print(comparison_text(comparison))
+    if options.json:
+        write_file(_in_folder(options.json), json.dumps(comparison.to_json(), indent=1).encode())
+    return None
+
+
+def _in_folder(path: str) -> Path:
+    """The path, in a folder that exists."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,193 @@
+"""Ground truth alone, as it stands in the files: what scoring ready detections needs, with or without pictures."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.data.index import DatasetIndex, Skip
+from utils.errors import UserError
+from utils.files import FileError, read_file
+from utils.json_file import read_json
+
+
+def open_truth(data: str | os.PathLike[str], split: str) -> DatasetIndex:
+    """One split without a look at its pictures, which may be absent.
+
+    Boxes are neither clipped nor dropped, so that the figures are those of the data set's own tools on its own files.
+
+    Args:
+        data: a VOCdevkit, a COCO JSON or folder, or another data set (whose pictures are then needed).
+        split: its name; a COCO JSON file is a split by itself.
+
+    Raises:
+        UserError: if it is not there or not of that form.
+    """
+    from utils.data.open import match_split, open_dataset, recognise_format
+
+    kind = recognise_format(data)
+    if kind == "voc":
+        return _read_voc_truth(data, split)
+    if kind == "coco":
+        if Path(data).is_file():
+            return read_coco_truth(Path(data))
+        from utils.data.coco import find_coco_files
+
+        return read_coco_truth(Path(find_coco_files(data)[match_split(data, split)]))
+    return open_dataset(data, split)
+
+
+def read_coco_truth(path: Path) -> DatasetIndex:
+    """A COCO instances JSON as an index; categories keep the file's order, images are sorted by id."""
+    values = read_json(path, "a COCO JSON file with images, annotations and categories")
+    if not isinstance(values, dict) or not all(isinstance(values.get(key), list) for key in ("images", "categories")):
+        raise UserError(path, "has no lists `images` and `categories`", "give a COCO JSON file of ground truth")
+    images = {_whole(path, row, "id"): row for row in values["images"]}
+    categories = {_whole(path, row, "id"): str(row.get("name")) for row in values["categories"]}
+    ids = sorted(images)
+    position = {image_id: i for i, image_id in enumerate(ids)}
+    label = {category: c for c, category in enumerate(categories)}
+    rows, owners = [], []
+    for number, row in enumerate(values.get("annotations") or []):
+        where = f"{path}, annotation {number}"
+        image, category = _whole(where, row, "image_id"), _whole(where, row, "category_id")
+        if image not in position or category not in label:
+            raise UserError(where, f"image_id {image} or category_id {category} is not in the file", "correct the file")
+        x, y, width, height = _box(where, row.get("bbox"))
+        area = row.get("area")
+        if isinstance(area, bool) or not isinstance(area, (int, float)):
+            area = width * height
+        rows.append((x, y, x + width, y + height, area, label[category], bool(row.get("iscrowd", 0))))
+        owners.append(position[image])
+    table = np.array(rows, np.float64).reshape(-1, 7)
+    order = np.argsort(np.array(owners, np.int64), kind="stable")
+    table = table[order]
+    counts = np.bincount(np.array(owners, np.int64), minlength=len(ids))
+    names = [str(images[image_id].get("file_name", image_id)) for image_id in ids]
+    sizes = [[_side(images[image_id].get(side)) for side in ("height", "width")] for image_id in ids]
+    empty = DatasetIndex.build(path.stem, list(categories.values()), _picture_paths(path, names), ids, sizes, [], [])
+    return _filled(
+        empty,
+        counts,
+        table[:, :4],
+        table[:, 5],
+        np.zeros(len(table), bool),
+        table[:, 6],
+        table[:, 4],
+        tuple(categories),
+    )
+
+
+def _read_voc_truth(root: str | os.PathLike[str], split: str) -> DatasetIndex:
+    from utils.data.class_names import VOC_CLASS_NAMES
+    from utils.data.voc import MAX_XML_BYTES, find_voc_years, parse_voc_xml, split_files
+
+    files = split_files(root, split)
+    years = find_voc_years(root)
+    joined = len({year for year, _ in files}) > 1
+    seen: set[str] = set()
+    ids, paths, sizes, counts, rows, names, skips = [], [], [], [], [], [], []
+    for year, list_file in files:
+        for line in read_file(list_file, MAX_XML_BYTES).decode("utf-8-sig").splitlines():
+            identity = line.split()[0] if line.split() else ""
+            image_id = f"{year}/{identity}" if joined else identity
+            if not identity or image_id in seen:
+                continue
+            seen.add(image_id)
+            xml = years[year] / "Annotations" / f"{identity}.xml"
+            try:
+                annotation = parse_voc_xml(read_file(xml, MAX_XML_BYTES), xml)
+            except FileError as error:
+                skips.append(Skip("image", error.code, error.where, error.what, error.todo))
+                continue
+            ids.append(image_id)
+            paths.append(years[year] / "JPEGImages" / f"{identity}.jpg")
+            sizes.append([_side(annotation.size.get(side)) for side in ("height", "width")])
+            objects = [each for each in annotation.objects if each.edges and each.fields.get("name")]
+            counts.append(len(objects))
+            for each in objects:
+                edges = [each.edges.get(edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
+                rows.append(_voc_box(f"{xml}:{each.line}", edges))
+                names.append((each.fields["name"], each.fields.get("difficult", "").lower() in ("1", "true", "yes")))
+    found = {name for name, _ in names}
+    class_names = VOC_CLASS_NAMES if found <= set(VOC_CLASS_NAMES) else tuple(sorted(found))
+    label = {name: c for c, name in enumerate(class_names)}
+    title = " + ".join(f"{year} {path.stem}" for year, path in files)
+    empty = DatasetIndex.build(title, class_names, paths, ids, sizes, [], [], skips=tuple(skips))
+    labels = np.array([label[name] for name, _ in names], np.int64)
+    difficult = np.array([hard for _, hard in names], bool)
+    boxes = np.array(rows, np.float64).reshape(-1, 4)
+    return _filled(empty, np.array(counts, np.int64), boxes, labels, difficult, np.zeros(len(boxes)), None, None)
+
+
+def _filled(
+    empty: DatasetIndex,
+    counts: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    difficult: np.ndarray,
+    crowd: np.ndarray,
+    areas: np.ndarray | None,
+    category_ids: tuple[int, ...] | None,
+) -> DatasetIndex:
+    """The index with its boxes, `counts` of which belong to each image in turn."""
+    from dataclasses import replace
+
+    return replace(
+        empty,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=boxes,
+        labels=labels.astype(np.int32),
+        difficult=difficult.astype(bool),
+        crowd=crowd.astype(bool),
+        areas=areas,
+        category_ids=category_ids,
+    )
+
+
+def _picture_paths(path: Path, names: list[str]) -> list[Path]:
+    """Where the pictures of a COCO JSON lie, as far as the first one tells; beside the file otherwise."""
+    parent = path.parent
+    split = path.stem.removeprefix("instances_")
+    folders = [parent, parent.parent, *(base / name for base in (parent, parent.parent) for name in (split, "images"))]
+    folders += [parent.parent / "images" / split]
+    home = next((folder for folder in folders if names and (folder / names[0]).is_file()), parent)
+    return [home / name for name in names]
+
+
+def _whole(where: object, row: Any, key: str) -> int:
+    value = row.get(key) if isinstance(row, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(where, f"`{key}` is {value!r}, not a whole number", "correct the file")
+    return value
+
+
+def _box(where: object, value: Any) -> list[float]:
+    if not isinstance(value, list) or len(value) != 4 or not all(_finite(v) for v in value):
+        raise UserError(where, "`bbox` is not 4 finite numbers", "correct the file")
+    return [float(v) for v in value]
+
+
+def _voc_box(where: object, edges: list[str | None]) -> list[float]:
+    try:
+        xmin, ymin, xmax, ymax = (float(edge or "") for edge in edges)
+    except ValueError:
+        raise UserError(where, f"<bndbox> is {edges}, not 4 numbers", "correct the annotation") from None
+    if not all(math.isfinite(v) for v in (xmin, ymin, xmax, ymax)):
+        raise UserError(where, f"<bndbox> is {edges}, not 4 finite numbers", "correct the annotation")
+    return [xmin - 1, ymin - 1, xmax, ymax]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _side(value: Any) -> int:
+    try:
+        return max(0, min(int(float(value)), 1 << 20))
+    except (TypeError, ValueError, OverflowError):
+        return 0

@@ -1,0 +1,1 @@
+"""What an evaluation says to a reader: text and a page."""
