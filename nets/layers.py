@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,48 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-class Conv2dSamePadding(nn.Conv2d):
+class _StridedDepthwise(torch.autograd.Function):
+    """A depthwise convolution of stride 2 whose gradient is that of stride 1 over a gradient spread with zeros.
+
+    The values are the same. oneDNN has no quick backward for the strided case: MobileNetV2's first one alone took a
+    tenth of a training step on a CPU (docs/EXPERIMENTS.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding = padding
+        return F.conv2d(x, weight, None, 2, padding, 1, x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        height, width = (x.shape[i] + 2 * ctx.padding - weight.shape[i] + 1 for i in (2, 3))
+        spread = torch.zeros(
+            (*gradient.shape[:2], height, width), dtype=gradient.dtype, device=x.device
+        ).contiguous(memory_format=torch.channels_last)
+        spread[:, :, ::2, ::2] = gradient
+        mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            spread, x, weight, None, [1, 1], [ctx.padding] * 2, [1, 1], False, [0, 0], x.shape[1], mask
+        )
+        return of_x, of_weight, None
+
+
+class StridedConv2d(nn.Conv2d):
+    """A convolution of stride 2 and square kernel that trains quickly on a CPU where it is depthwise."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        is_slow = self.groups == self.in_channels and self.training and not input.is_cuda and torch.is_grad_enabled()
+        if not is_slow:
+            return super().forward(input)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
+        result: Tensor = _StridedDepthwise.apply(input.to(dtype), self.weight.to(dtype), self.padding[0])
+        return result
+
+
+class Conv2dSamePadding(StridedConv2d):
     """A convolution of stride 2 that pads as TensorFlow's SAME does on maps of even size.
 
     Of the k - 2 rows and columns of padding the larger half goes to the bottom and the right (k = 3: these alone).
@@ -62,9 +104,8 @@ class ConvBNAct(nn.Sequential):
         if padding == "tf_same" and stride == 2:
             conv = Conv2dSamePadding(in_channels, out_channels, kernel_size, groups)
         else:
-            conv = nn.Conv2d(
-                in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False
-            )
+            kind = StridedConv2d if stride == 2 else nn.Conv2d
+            conv = kind(in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False)
         layers: list[nn.Module] = [conv, nn.BatchNorm2d(out_channels, eps=eps)]
         if activation is not None:
             layers.append(activation(inplace=True))

@@ -1,0 +1,232 @@
+"""Which anchors answer for which ground-truth box: all rules at once for a whole batch, without a loop over objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from nets.anchors import decode
+from nets.model_config import STRIDES, ModelConfig
+
+# YOLOv5's `anchor_t`: an anchor may answer for boxes up to 4 times wider, narrower, higher or lower than itself.
+RATIO_LIMIT = 4.0
+# YOLOv4's `iou_thresh`: anchors whose shape has at least this IoU with the box answer for it.
+SHAPE_IOU_LIMIT = 0.213
+# SimOTA (YOLOX, https://arxiv.org/abs/2107.08430, section 2.1): how many best IoUs are summed into the number of answers.
+SIMOTA_TOP = 10
+SIMOTA_IOU_WEIGHT = 3.0
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Pairs of an anchor and the box it answers for, P of them, over the whole batch.
+
+    Attributes:
+        level, image, anchor, row, column: (P,) int64, which prediction.
+        target: (P,) int64, which ground-truth box.
+    """
+
+    level: Tensor
+    image: Tensor
+    anchor: Tensor
+    row: Tensor
+    column: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, index: Tensor) -> Matches:
+        return Matches(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an assigner looks at: the batch's boxes in the grid of every level, and the predictions themselves."""
+
+    boxes: Tensor  # (M, 4) cxcywh, input pixels
+    labels: Tensor  # (M,)
+    images: Tensor  # (M,) position in the batch
+    grids: list[tuple[int, int]]  # (rows, columns) of each level
+    predictions: Sequence[Tensor]
+    config: ModelConfig
+
+
+def assign(scene: Scene, rule: str) -> Matches:
+    """The matches of `rule`, one of ASSIGNERS."""
+    return ASSIGNERS[rule](scene)
+
+
+def anchor_table(config: ModelConfig, device: torch.device) -> Tensor:
+    """(L * A, 2) anchors of all levels, input pixels."""
+    return torch.tensor(config.anchors, device=device).reshape(-1, 2)
+
+
+def _shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
+    """(M, 2) and (K, 2) widths and heights to (M, K) IoU of boxes laid on the same centre."""
+    inter = torch.minimum(sizes[:, None], anchors[None]).prod(-1)
+    return inter / (sizes.prod(-1)[:, None] + anchors.prod(-1)[None] - inter)
+
+
+def _at_centre(scene: Scene, chosen: Tensor) -> Matches:
+    """Matches in the cell of each box's centre. chosen: (M, L * A) bool."""
+    target, place = chosen.nonzero(as_tuple=True)
+    per_level = chosen.shape[1] // len(STRIDES)
+    level = place // per_level
+    strides, limits = _level_tables(scene)
+    cell = (scene.boxes[target, :2] / strides[level][:, None]).long()
+    cell = torch.minimum(cell.clamp(min=0), limits[level])
+    return Matches(level, scene.images[target], place % per_level, cell[:, 1], cell[:, 0], target)
+
+
+def _level_tables(scene: Scene) -> tuple[Tensor, Tensor]:
+    """(L,) strides and (L, 2) last column and row of each level."""
+    device = scene.boxes.device
+    limits = torch.tensor([(columns - 1, rows - 1) for rows, columns in scene.grids], device=device)
+    return torch.tensor(STRIDES, device=device), limits
+
+
+def assign_best(scene: Scene) -> Matches:
+    """The one anchor, of all levels, whose shape fits best, in the cell of the centre (YOLOv3, and the reference)."""
+    iou = _shape_iou(scene.boxes[:, 2:], anchor_table(scene.config, scene.boxes.device))
+    chosen = torch.zeros_like(iou, dtype=torch.bool)
+    chosen[torch.arange(len(iou), device=iou.device), iou.argmax(dim=1)] = True
+    return _at_centre(scene, chosen)
+
+
+def assign_iou(scene: Scene) -> Matches:
+    """Every anchor with shape IoU of at least 0.213, and the best one, in the cell of the centre (YOLOv4's darknet)."""
+    iou = _shape_iou(scene.boxes[:, 2:], anchor_table(scene.config, scene.boxes.device))
+    return _at_centre(scene, (iou >= SHAPE_IOU_LIMIT) | (iou >= iou.amax(dim=1, keepdim=True)))
+
+
+def assign_ratio(scene: Scene) -> Matches:
+    """Every anchor within a factor of 4 in both sides, in the cell of the centre and its two nearest neighbours.
+
+    A box that no anchor fits gets the best-shaped one, so that no object is left without an answer.
+    Source: YOLOv5's documentation, "target assignment"; needs a grid sensitivity of 2 to reach from a neighbour.
+    """
+    anchors = anchor_table(scene.config, scene.boxes.device)
+    ratio = scene.boxes[:, None, 2:] / anchors[None]
+    worst = torch.maximum(ratio, 1 / ratio).amax(-1)
+    own = _at_centre(scene, (worst < RATIO_LIMIT) | (worst <= worst.amin(dim=1, keepdim=True)))
+    strides, limits = _level_tables(scene)
+    centre = scene.boxes[own.target, :2] / strides[own.level][:, None]
+    step = torch.where(centre.frac() < 0.5, -1, 1)  # towards the nearer neighbour, in x and in y
+    beside_x, beside_y = own.column + step[:, 0], own.row + step[:, 1]
+    limit = limits[own.level]
+    in_x = (beside_x >= 0) & (beside_x <= limit[:, 0])
+    in_y = (beside_y >= 0) & (beside_y <= limit[:, 1])
+    parts = [
+        (own, own.row, own.column),
+        (own[in_x], own.row[in_x], beside_x[in_x]),
+        (own[in_y], beside_y[in_y], own.column[in_y]),
+    ]
+    joined = {name: torch.cat([getattr(m, name) for m, _, _ in parts]) for name in ("level", "image", "anchor", "target")}
+    return Matches(**joined, row=torch.cat([row for _, row, _ in parts]), column=torch.cat([c for _, _, c in parts]))
+
+
+@torch.no_grad()
+def assign_simota(scene: Scene) -> Matches:
+    """Of the candidates of `assign_ratio`, those of least cost; how many, each box's best IoUs say.
+
+    Cost = class cross-entropy + 3 * -log IoU; a prediction wanted by two boxes goes to the cheaper.
+    Source: YOLOX, section 2.1, SimOTA, https://arxiv.org/abs/2107.08430; over such candidates: YOLOv7, section 4.2,
+    https://arxiv.org/abs/2207.02696
+    """
+    found = assign_ratio(scene)
+    if not len(found):
+        return found
+    rows = gather(scene.predictions, found).float()
+    boxes = box_convert(decode_matches(rows[:, :4], found, scene.config), "cxcywh", "xyxy")
+    wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[found.target]
+    iou = _pair_iou(boxes, wanted)
+    probability = (rows[:, 4:5].sigmoid() * rows[:, 5:].sigmoid()).sqrt().clamp(1e-6, 1 - 1e-6)
+    labels = scene.labels[found.target]
+    own = probability.gather(1, labels[:, None])[:, 0]
+    cost = -(1 - probability).log().sum(1) + (1 - own).log() - own.log() - SIMOTA_IOU_WEIGHT * (iou + 1e-8).log()
+
+    count = len(scene.boxes)
+    by_iou = _rank_within(found.target, -iou, count)
+    top = torch.zeros(count, device=iou.device).index_add_(0, found.target, torch.where(by_iou < SIMOTA_TOP, iou, 0))
+    wanted_count = top.long().clamp(min=1)
+    chosen = _rank_within(found.target, cost, count) < wanted_count[found.target]
+    found, cost = found[chosen], cost[chosen]
+    return found[_first_of_each(_place_keys(found, scene), cost)]
+
+
+def _rank_within(groups: Tensor, values: Tensor, count: int) -> Tensor:
+    """Position of each value among those of its group, ascending."""
+    order = values.argsort(stable=True)
+    order = order[groups[order].argsort(stable=True)]
+    sizes = torch.bincount(groups, minlength=count)
+    starts = sizes.cumsum(0) - sizes
+    rank = torch.empty_like(groups)
+    rank[order] = torch.arange(len(groups), device=groups.device) - starts[groups[order]]
+    return rank
+
+
+def _first_of_each(keys: Tensor, cost: Tensor) -> Tensor:
+    """Indices of the cheapest entry of each key."""
+    order = cost.argsort(stable=True)
+    order = order[keys[order].argsort(stable=True)]
+    ordered = keys[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return order[first]
+
+
+def _place_keys(matches: Matches, scene: Scene) -> Tensor:
+    """One number for each prediction of the batch."""
+    height, width = (max(grid[axis] for grid in scene.grids) for axis in (0, 1))
+    keys = matches.image
+    for part, size in (
+        (matches.level, len(STRIDES)),
+        (matches.anchor, scene.predictions[0].shape[1]),
+        (matches.row, height),
+        (matches.column, width),
+    ):
+        keys = keys * size + part
+    return keys
+
+
+def _pair_iou(a: Tensor, b: Tensor) -> Tensor:
+    """(P, 4) and (P, 4) xyxy to (P,) IoU, pair by pair."""
+    inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
+    areas = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1)
+    return inter / (areas - inter).clamp(min=1e-9)
+
+
+def gather(predictions: Sequence[Tensor], matches: Matches) -> Tensor:
+    """(P, 5 + C) raw predictions of the matches, in their order (levels need not be in order)."""
+    order, rows = [], []
+    for level, raw in enumerate(predictions):
+        where = (matches.level == level).nonzero()[:, 0]
+        rows.append(raw[matches.image[where], matches.anchor[where], matches.row[where], matches.column[where]])
+        order.append(where)
+    back = torch.cat(order)
+    if len(back) and bool((back[1:] >= back[:-1]).all()):
+        return torch.cat(rows)
+    return torch.cat(rows)[back.argsort()]
+
+
+def decode_matches(offsets: Tensor, matches: Matches, config: ModelConfig) -> Tensor:
+    """(P, 4) raw offsets of the matches to boxes, cxcywh, input pixels."""
+    device = offsets.device
+    strides = torch.tensor(STRIDES, device=device)[matches.level][:, None]
+    scales = torch.tensor(config.scale_xy, device=device)[matches.level][:, None]
+    anchors = torch.tensor(config.anchors, device=device)[matches.level, matches.anchor]
+    cells = torch.stack([matches.column, matches.row], dim=-1).to(offsets)
+    return decode(offsets, anchors, cells, strides, scales)
+
+
+ASSIGNERS: dict[str, Callable[[Scene], Matches]] = {
+    "best": assign_best,
+    "iou": assign_iou,
+    "ratio": assign_ratio,
+    "simota": assign_simota,
+}

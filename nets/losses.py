@@ -1,0 +1,168 @@
+"""Predictions and targets to named losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import (
+    box_convert,
+    box_iou,
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+)
+
+from nets.anchors import decode_level
+from nets.assigner import ASSIGNERS, Matches, Scene, assign, decode_matches, gather
+from nets.model_config import STRIDES, ModelConfig
+
+# (P, 4) and (P, 4) xyxy -> (P,) losses, 0 for identical boxes
+BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "giou": generalized_box_iou_loss,
+    "diou": distance_box_iou_loss,
+    "ciou": complete_box_iou_loss,
+}
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How predictions are judged.
+
+    Args:
+        assigner: a name of `nets.assigner.ASSIGNERS`.
+        box_loss: a name of BOX_LOSSES.
+        box_weight, objectness_weight, class_weight: of the three sums, each divided by the number of matches.
+        level_weights: weight of the objectness of strides 8, 16, 32.
+        objectness_target: 1.0: the match's IoU (as YOLOv5); 0.0: one; between: a mixture.
+        ignore_iou: a place without a match whose box overlaps some object more than this is not told that it is
+            wrong (YOLOv3, section 2.1); 1 turns it off, and its cost too.
+        label_smoothing: 0 to 1; class targets become eps / C .. 1 - eps + eps / C.
+        focal_gamma: above 0, objectness and classes use the focal loss (1708.02002) with this gamma.
+        class_weights: one factor for each class, or empty for all alike.
+    """
+
+    assigner: str = "ratio"
+    box_loss: str = "ciou"
+    box_weight: float = 3.0
+    objectness_weight: float = 1.0
+    class_weight: float = 0.5
+    level_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    objectness_target: float = 1.0
+    ignore_iou: float = 1.0
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    class_weights: tuple[float, ...] = ()
+
+
+class YOLOLoss:
+    """The loss of a batch.
+
+    Args:
+        config: anchors and grid sensitivity of the model.
+        settings: how to judge.
+        total: adds a number up over all processes (identity for one), so that N processes with a part of the batch
+            each divide by what one process with the whole batch would.
+        world_size: number of processes; gradients are averaged over them, so each loss is multiplied by it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        settings: LossConfig | None = None,
+        total: Callable[[Tensor], Tensor] | None = None,
+        world_size: int = 1,
+    ) -> None:
+        self.config, self.settings = config, settings or LossConfig()
+        if self.settings.assigner not in ASSIGNERS:
+            raise ValueError(f"assigner {self.settings.assigner!r}: choose from {', '.join(ASSIGNERS)}")
+        if self.settings.box_loss not in BOX_LOSSES:
+            raise ValueError(f"box loss {self.settings.box_loss!r}: choose from {', '.join(BOX_LOSSES)}")
+        if self.settings.class_weights and len(self.settings.class_weights) != config.num_classes:
+            raise ValueError(f"class_weights: {len(self.settings.class_weights)} for {config.num_classes} classes")
+        self.total, self.world_size = total or (lambda value: value), world_size
+
+    def __call__(self, predictions: Sequence[Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Judge a batch.
+
+        Args:
+            predictions: three raw tensors (B, A, H, W, 5 + C), strides 8, 16, 32.
+            targets: `boxes` (M, 4) xyxy input pixels, `labels` (M,), `image_index` (M,) position in the batch.
+
+        Returns:
+            `box`, `objectness`, `class`: scalars, weighted; the total is their sum. Finite for a batch without objects.
+        """
+        predictions = [raw.float() for raw in predictions]
+        scene = self._scene(predictions, targets)
+        matches = assign(scene, self.settings.assigner)
+        rows = gather(predictions, matches)
+        count = self.total(torch.tensor(float(len(matches)), device=rows.device)).clamp(min=1) / self.world_size
+
+        boxes = box_convert(decode_matches(rows[:, :4], matches, self.config), "cxcywh", "xyxy")
+        wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[matches.target]
+        box = BOX_LOSSES[self.settings.box_loss](boxes, wanted)
+        quality = (1 - box.detach()).clamp(0, 1)
+        goodness = 1 - self.settings.objectness_target * (1 - quality)
+        return {
+            "box": self.settings.box_weight * box.sum() / count,
+            "objectness": self.settings.objectness_weight * self._objectness(scene, matches, goodness) / count,
+            "class": self.settings.class_weight * self._classes(rows[:, 5:], scene.labels[matches.target]) / count,
+        }
+
+    def _scene(self, predictions: Sequence[Tensor], targets: Mapping[str, Any]) -> Scene:
+        boxes = box_convert(targets["boxes"].to(predictions[0]), "xyxy", "cxcywh")
+        whole = (boxes[:, 2:] > 0).all(dim=1)
+        labels, images = targets["labels"].to(boxes.device), targets["image_index"].to(boxes.device)
+        grids = [(raw.shape[2], raw.shape[3]) for raw in predictions]
+        return Scene(boxes[whole], labels[whole], images[whole], grids, predictions, self.config)
+
+    def _objectness(self, scene: Scene, matches: Matches, goodness: Tensor) -> Tensor:
+        total = goodness.new_zeros(())
+        for level, raw in enumerate(scene.predictions):
+            logits = raw[..., 4]
+            at = matches.level == level
+            place = (matches.image[at] * logits.shape[1] + matches.anchor[at]) * logits.shape[2] + matches.row[at]
+            place = place * logits.shape[3] + matches.column[at]
+            # where several boxes claim one place, the best of them says how good it is
+            target = logits.new_zeros(logits.numel()).scatter_reduce_(0, place, goodness[at], "amax")
+            target = target.view(logits.shape)
+            loss = self._cross_entropy(logits, target)
+            if self.settings.ignore_iou < 1:
+                loss = loss * ~(self._overlapping(scene, level) & (target == 0))
+            total = total + self.settings.level_weights[level] * loss.sum()
+        return total
+
+    @torch.no_grad()
+    def _overlapping(self, scene: Scene, level: int) -> Tensor:
+        """(B, A, H, W) bool: places whose box overlaps an object of its image by more than `ignore_iou`."""
+        raw = scene.predictions[level]
+        anchors = torch.tensor(self.config.anchors[level], device=raw.device)
+        decoded = decode_level(raw[..., :4], anchors, STRIDES[level], self.config.scale_xy[level])
+        boxes = box_convert(decoded.flatten(1, 3), "cxcywh", "xyxy")
+        objects = box_convert(scene.boxes, "cxcywh", "xyxy")
+        # one (images, objects of the fullest image) table instead of a loop over images
+        counts = torch.bincount(scene.images, minlength=len(raw))
+        order = scene.images.argsort(stable=True)
+        image = scene.images[order]
+        slot = torch.arange(len(order), device=raw.device) - (counts.cumsum(0) - counts)[image]
+        table = boxes.new_zeros(len(raw), max(int(counts.max()), 1), 4)
+        table[image, slot] = objects[order]
+        return (box_iou(boxes, table).amax(-1) > self.settings.ignore_iou).view(raw.shape[:4])
+
+    def _classes(self, logits: Tensor, labels: Tensor) -> Tensor:
+        eps = self.settings.label_smoothing
+        target = F.one_hot(labels, self.config.num_classes).to(logits) * (1 - eps) + eps / self.config.num_classes
+        loss = self._cross_entropy(logits, target)
+        if self.settings.class_weights:
+            loss = loss * torch.tensor(self.settings.class_weights, device=loss.device)[labels][:, None]
+        return loss.sum()
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        if self.settings.focal_gamma > 0:
+            loss = loss * (logits.sigmoid() - target).abs() ** self.settings.focal_gamma
+        return loss

@@ -1,0 +1,636 @@
+"""Train a detector: options, data, model, loop, in this order."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+from nets.assigner import ASSIGNERS
+from nets.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nets.detector import Detector
+from nets.losses import BOX_LOSSES, LossConfig, YOLOLoss
+from nets.model_config import NECK_CONVS, PADDINGS, SE_ORDERS, YOLOV4_ANCHORS, ModelConfig, check_input_size
+from nets.pretrained import load_pretrained, pretrained_settings
+from nets.runtimes import resolve_device
+from nets.transfer import transfer_weights
+from nets.yolov4 import YOLOv4
+from utils import distributed
+from utils.config import changed_options, check_options, option, parse_options, read_config
+from utils.data.augment import AugmentConfig
+from utils.data.class_names import read_class_names
+from utils.data.index import DatasetIndex
+from utils.data.loader import TrainLoader, build_train_loader
+from utils.data.open import default_splits, open_dataset
+from utils.draw import contact_sheet, draw_boxes, draw_detections, draw_targets
+from utils.engine import EpochProgress, Trainer, train_epoch
+from utils.errors import Interrupted, RunError, UserError, run_command
+from utils.evaluator import EvaluationResult, evaluate
+from utils.images import read_image, write_image
+from utils.letterbox import RESIZE_MODES
+from utils.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    ModelEMA,
+    automatic_decay,
+    build_optimizer,
+    parameter_groups,
+    rate_factor,
+    scaled_rate,
+)
+from utils.runlog import TensorBoard, draw_curves, new_run_dir, write_json, write_metrics
+
+PRESETS = Path(__file__).resolve().parent / "model_data" / "presets"
+AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+BEST_METRIC = "voc10_mAP50"
+PREVIEW_BATCHES = 2
+PREVIEW_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Everything a training can be told."""
+
+    data: str | None = option(None, "a VOCdevkit folder, a COCO folder or JSON, or a YOLO data.yaml")
+    train_split: str | None = option(None, "split to learn from; default: train, or trainval where there is a test")
+    val_split: str | None = option(None, "split to score; default: val, or test")
+    val_data: str | None = option(None, "where the split to score is, if not in --data")
+    classes: str | None = option(None, "file of class names, one a line; default: those of the annotations")
+    backbone: str | None = option(None, "mobilenet_v1, mobilenet_v2 (default), mobilenet_v3_large, _small, timm:NAME")
+    alpha: float | None = option(None, "width multiplier of the backbone (default: 1.0)", low=0.05, high=4)
+    neck_conv: str | None = option(None, "3x3 convolutions of neck and head (default: separable)", choices=NECK_CONVS)
+    neck_width: float | None = option(None, "width multiplier of neck and head (default: 1.0)", low=0.05, high=4)
+    se_order: str | None = option(None, "MobileNetV3: squeeze after or before the activation", choices=SE_ORDERS)
+    padding: str | None = option(None, "of stride 2; default: the pretrained weights' own", choices=PADDINGS)
+    scale_xy: tuple[float, ...] | None = option(None, "grid sensitivity of strides 8, 16, 32", low=1, high=4, nargs=3)
+    anchors: str = option("yolov4", "yolov4, auto (k-means on the data, taken if they fit better)")
+    input_size: tuple[int, ...] = option((416,), "height [width], multiples of 32", low=32, high=8192)
+    resize_mode: str | None = option(None, "letterbox (default) keeps proportions, stretch does not", choices=RESIZE_MODES)
+    pretrained: str = option("none", "none, imagenet (download), or a file of backbone weights")
+    weights: str | None = option(None, "a checkpoint to start from; its classes may differ")
+    run_dir: str | None = option(None, "folder of the run (default: logs/BACKBONE-N)")
+    resume: str | None = option(None, "folder of a run to go on with")
+
+    epochs: int = option(100, "times the training images are seen", low=1, high=100_000)
+    batch_size: int = option(16, "images a step, in each process", low=1, high=4096)
+    accumulate: int = option(1, "batches whose gradients make one step", low=1, high=1024)
+    optimizer: str = option("adamw", "", choices=OPTIMIZERS)
+    learning_rate: float | None = option(None, "for a batch of 16 (default: adam(w) 1e-3, sgd 1e-2); scaled", above=0)
+    backbone_rate: float = option(1.0, "factor of the backbone's learning rate", low=0, high=100)
+    schedule: str = option("cosine", "of the learning rate", choices=SCHEDULES)
+    warmup_epochs: float = option(1.0, "epochs of linear warm-up", low=0)
+    final_rate: float = option(0.02, "the cosine's last factor", low=0, high=1)
+    momentum: float = option(0.9, "of SGD; the first beta of Adam", low=0, high=0.9999)
+    weight_decay: float = option(0.02, "of convolution weights; never of norms and biases (SGD: try 5e-4)", low=0, high=1)
+    clip: float = option(10.0, "largest norm of the gradient; 0: no limit", low=0)
+    freeze_epochs: int = option(0, "first epochs with the backbone frozen", low=0)
+    ema: bool = option(True, "score and keep a moving average of the weights")
+    ema_decay: float = option(0.0, "of that average; 0: chosen by the number of steps", low=0, high=0.999999)
+    amp: str = option("auto", "mixed precision; auto: what the device does well", choices=("auto", *AMP))
+    sync_bn: bool = option(False, "several processes: batch norm over all of them")
+    patience: int = option(0, "stop after so many evaluations without a better score; 0: never", low=0)
+    eval_every: int = option(1, "epochs between evaluations; the last is always scored", low=1)
+    seed: int = option(0, "of everything random", low=0, high=2**31 - 1)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N")
+    workers: int = option(2, "processes that load images; 0: none", low=0, high=256)
+    threads: int = option(0, "CPU threads of the network; 0: PyTorch's choice", low=0, high=1024)
+    tensorboard: bool = option(True, "write TensorBoard events")
+
+    assigner: str = option("ratio", "which anchors answer for a box", choices=tuple(ASSIGNERS))
+    box_loss: str = option("ciou", "", choices=tuple(BOX_LOSSES))
+    box_weight: float = option(LossConfig.box_weight, "weight of the box loss", low=0)
+    objectness_weight: float = option(LossConfig.objectness_weight, "weight of the objectness loss", low=0)
+    class_weight: float = option(LossConfig.class_weight, "weight of the class loss", low=0)
+    level_weights: tuple[float, ...] = option(LossConfig.level_weights, "of objectness, strides 8 16 32", low=0, nargs=3)
+    objectness_target: float = option(1.0, "1: the IoU of the match; 0: one", low=0, high=1)
+    ignore_iou: float = option(1.0, "places that overlap an object more are not told off; 1: none", low=0, high=1)
+    label_smoothing: float = option(0.0, "of classes", low=0, high=0.5)
+    focal_gamma: float = option(0.0, "of the focal loss; 0: plain cross-entropy", low=0, high=10)
+    class_balance: float = option(0.0, "power of 1 / frequency that weighs each class; 0: all alike", low=0, high=1)
+
+    mosaic: float = option(0.5, "probability of four images in one", low=0, high=1)
+    mixup: float = option(0.0, "probability that a mosaic is blended with another", low=0, high=1)
+    copy_paste: float = option(0.0, "probability that objects of rare classes are pasted in", low=0, high=1)
+    close_mosaic: float = option(0.15, "last part of the run without mosaic, mixup and copy-paste", low=0, high=1)
+    flip: float = option(0.5, "probability of mirroring", low=0, high=1)
+    hue: float = option(0.015, "largest change", low=0, high=1)
+    saturation: float = option(0.7, "largest change", low=0, high=1)
+    value: float = option(0.4, "largest change", low=0, high=1)
+    scale: tuple[float, ...] = option((0.5, 1.5), "size range of an image alone", above=0, high=10, nargs=2)
+    mosaic_scale: tuple[float, ...] = option((0.4, 1.6), "size range of a mosaic's tiles", above=0, high=10, nargs=2)
+    translate: float = option(0.1, "largest shift, part of the input", low=0, high=1)
+    aspect: float = option(0.2, "largest change of proportions", low=0, high=4)
+    rotate: float = option(0.0, "largest rotation, degrees", low=0, high=180)
+    albumentations: float = option(0.0, "probability of blur, noise, grey, JPEG artefacts", low=0, high=1)
+    repeat_rare: float = option(0.0, "classes in less than this part of the images are shown more often", low=0, high=1)
+    multi_scale: float = option(0.0, "input size varies by this part, a step of 32", low=0, high=0.6)
+    limit: int = option(0, "use only so many training images, drawn by the seed; 0: all", low=0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, score, save; returns the exit code."""
+    options = parse_options(TrainOptions, argv, description=__doc__ or "", presets=PRESETS)
+    state: dict[str, Any] | None = None
+    checkpoint: Checkpoint | None = None
+    if options.resume is not None:
+        options, checkpoint = read_run(options)
+        state = checkpoint.training
+        if state is None:
+            print(f"{options.resume}: finished after {options.epochs} epochs")
+            return 0
+    device = distributed.start(resolve_device(options.device))
+    try:
+        return Run(options, device, checkpoint).train()
+    finally:
+        distributed.stop()
+
+
+def read_run(asked: TrainOptions) -> tuple[TrainOptions, Checkpoint]:
+    """The options and the last checkpoint of a run; what may not change in its middle is refused.
+
+    Raises:
+        UserError: listing every option that differs.
+    """
+    folder = Path(asked.resume or "")
+    if not (folder / "config.json").is_file():
+        raise UserError("--resume", f"{folder} is not the folder of a run (no config.json)", "give a --run-dir")
+    saved = check_options(TrainOptions, read_config(folder / "config.json"))
+    free = {"resume", "device", "workers", "threads", "tensorboard", "run_dir", "patience"}
+    defaults = TrainOptions()
+    differences = []
+    for name in (f.name for f in dataclasses.fields(TrainOptions)):
+        value = getattr(asked, name)
+        if name not in free and value != getattr(defaults, name) and value != getattr(saved, name):
+            differences.append(f"--{name.replace('_', '-')} {value} (the run: {getattr(saved, name)})")
+    if differences:
+        raise UserError("--resume", "differs from the run in " + ", ".join(differences), "leave these out, or start anew")
+    kept = {n: getattr(asked, n) for n in free - {"resume", "run_dir"} if getattr(asked, n) != getattr(defaults, n)}
+    if not (folder / "last.pth").is_file():
+        raise UserError("--resume", f"{folder} has no last.pth: the run ended before its first epoch did", "start anew")
+    return dataclasses.replace(saved, resume=str(folder), **kept), load_checkpoint(folder / "last.pth")
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the weights, the optimiser and the random states it is all that resuming needs."""
+
+    epoch: int = 0
+    batch: EpochProgress = field(default_factory=lambda: EpochProgress(0, 0, {}))
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = -1
+    stale: int = 0
+    evaluated: bool = True
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Run:
+    """One training, from its options to its folder of results."""
+
+    def __init__(self, options: TrainOptions, device: str, checkpoint: Checkpoint | None) -> None:
+        self.options, self.device = options, torch.device(device)
+        self.signal: int | None = None
+        self._catch_signals()
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        self._seed()
+        self.train_index, self.val_index = self._open_data()
+        self.folder = self._folder()
+        start = self._start_checkpoint() if checkpoint is None else checkpoint
+        self.config = self._model_config(start) if checkpoint is None else checkpoint.config
+        self.model = YOLOv4(self.config)
+        if checkpoint is not None:
+            self._check_data(checkpoint)
+        elif start is not None:
+            self.say(str(transfer_weights(self.model, start, options.weights)))
+        else:
+            self.say(str(load_pretrained(self.model, options.pretrained)))
+        self.model.to(self.device, memory_format=torch.channels_last)
+        self.loader = self._loader()
+        self.steps_per_epoch = -(-len(self.loader) // options.accumulate)
+        total_steps = self.steps_per_epoch * options.epochs
+        self.ema = ModelEMA(self.model, options.ema_decay or automatic_decay(total_steps)) if options.ema else None
+        self.progress = Progress()
+        self.trainer = self._trainer(total_steps)
+        self.log = TensorBoard(self.folder, options.tensorboard and distributed.is_main())
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    # ---- the loop
+
+    def train(self) -> int:
+        """All epochs; returns the exit code. A signal saves and leaves between two batches."""
+        options, progress = self.options, self.progress
+        if distributed.is_main() and options.resume is None:
+            write_json(self.folder / "config.json", changed_options(dataclasses.replace(options, run_dir=str(self.folder))))
+        self.say(f"run: {self.folder}, {options.epochs} epochs of {self.steps_per_epoch} steps on {self.device}")
+        if not progress.evaluated:
+            self._finish_epoch()
+        while progress.epoch < options.epochs and not self._is_stale():
+            if self.train_one_epoch():
+                continue
+            self.save("last.pth")
+            self.loader.close()
+            self.say(f"stopped in epoch {progress.epoch + 1}; go on with: python train.py --resume {self.folder}")
+            raise Interrupted(self.signal or signal.SIGINT)
+        self.save("last.pth", finished=True)
+        self.loader.close()
+        self.log.close()
+        self._say_skips()
+        self.say(f"best: epoch {progress.best_epoch + 1}, {BEST_METRIC} {progress.best:.4f}: {self.folder / 'best.pth'}")
+        return 0
+
+    def train_one_epoch(self) -> bool:
+        """The rest of the present epoch and its evaluation; false if a signal came."""
+        options, progress = self.options, self.progress
+        mosaic = progress.epoch < options.epochs - round(options.close_mosaic * options.epochs)
+        self.loader.set_epoch(progress.epoch, mosaic, progress.batch.batch)
+        self._freeze(progress.epoch < options.freeze_epochs)
+        title = f"epoch {progress.epoch + 1}/{options.epochs}"
+        batches = self._preview(self.loader) if progress.epoch == 0 and progress.batch.batch == 0 else self.loader
+        progress.batch, whole = train_epoch(
+            self.trainer, batches, len(self.loader), title, progress.batch, distributed.is_main()
+        )
+        progress.step = self.trainer.step
+        if not whole:
+            return False
+        rate = self.trainer.optimizer.param_groups[0]["lr"]
+        row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step, "learning_rate": rate}
+        progress.history.append(row | {f"train_{name}": value for name, value in progress.batch.means().items()})
+        progress.epoch, progress.batch, progress.evaluated = progress.epoch + 1, EpochProgress(0, 0, {}), False
+        self.save("last.pth")  # before the evaluation: should that be cut off, no training is lost
+        self._finish_epoch()
+        return self.signal is None or progress.epoch >= options.epochs
+
+    def _finish_epoch(self) -> None:
+        """Score the epoch that has been trained, keep it if it is the best, and write figures and curves."""
+        options, progress = self.options, self.progress
+        row = progress.history[-1]
+        if progress.epoch % options.eval_every == 0 or progress.epoch == options.epochs:
+            result = self.evaluate()
+            score = result.figures[BEST_METRIC] or 0.0
+            row |= {name: result.figures[name] for name in ("voc07_mAP50", BEST_METRIC, "coco_AP", "coco_AP50")}
+            self._take_threshold(result)
+            progress.stale += 1
+            if score > progress.best:
+                progress.best, progress.best_epoch, progress.stale = score, progress.epoch - 1, 0
+                self.save("best.pth", finished=True)
+                self._draw_validation()
+            self.say(
+                f"epoch {progress.epoch}: {BEST_METRIC} {score:.4f} (best {progress.best:.4f}), voc07 "
+                f"{row['voc07_mAP50'] or 0:.4f}, COCO AP {row['coco_AP'] or 0:.4f}, best-F1 threshold "
+                f"{self.config.score_threshold:.3f}"
+            )
+        progress.evaluated = True
+        self.save("last.pth")
+        if distributed.is_main():
+            write_metrics(self.folder / "metrics.csv", progress.history)
+            draw_curves(self.folder / "curves.png", progress.history)
+            self.log.add(progress.epoch, **{f"epoch__{k}": v for k, v in row.items() if isinstance(v, float)})
+
+    def evaluate(self) -> EvaluationResult:
+        """Score the weights that would be saved, exactly as eval.py scores the file."""
+        result = evaluate(
+            Detector.from_model(self._scored_model(), str(self.device)),
+            self.val_index,
+            batch_size=self.options.batch_size,
+            progress=distributed.is_main(),
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            gather=distributed.gather,
+        )
+        assert result is not None
+        return result
+
+    # ---- setting up
+
+    def say(self, text: str) -> None:
+        """Print, in one process only."""
+        if distributed.is_main():
+            print(text, flush=True)
+
+    def _catch_signals(self) -> None:
+        def note(signum: int, _frame: Any) -> None:
+            if self.signal is not None:  # asked twice: leave now
+                raise Interrupted(signum)
+            self.signal = signum
+            sys.stderr.write(f"\n{signal.Signals(signum).name}: saving after this batch\n")
+
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, note)
+
+    def _seed(self) -> None:
+        seed = self.options.seed
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        if self.device.type == "cpu":  # the price is small there, and a resumed run is then the same run
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False
+
+    def _open_data(self) -> tuple[DatasetIndex, DatasetIndex]:
+        options = self.options
+        if options.data is None:
+            raise UserError("--data", "is missing", "give a VOCdevkit folder, a COCO folder or JSON, or a data.yaml")
+        names = read_class_names(Path(options.classes)) if options.classes else None
+        splits = (options.train_split, options.val_split)
+        if None in splits:
+            found = default_splits(options.data)
+            splits = (splits[0] or found[0], splits[1] or found[1])
+        train = open_dataset(options.data, splits[0], class_names=names)
+        val = open_dataset(options.val_data or options.data, splits[1], class_names=names or train.class_names)
+        if options.limit and options.limit < len(train):
+            chosen = np.random.default_rng(options.seed).permutation(len(train))[: options.limit]
+            train = train.subset(np.sort(chosen))
+        if not len(train) or not train.num_boxes:
+            classes = ", ".join(train.class_names[:20]) or "none"
+            raise UserError(train.name, f"{len(train)} images with {train.num_boxes} boxes", f"classes sought: {classes}")
+        if not len(val):
+            raise UserError(val.name, "has no images to score", "give another --val-split")
+        for index in (train, val):
+            self.say(f"{index.name}: {len(index)} images, {index.num_boxes} boxes, {len(index.skips)} remarks on reading")
+        return train, val
+
+    def _folder(self) -> Path:
+        if self.options.resume:
+            return Path(self.options.resume)
+        name = (self.options.backbone or "mobilenet_v2").replace(":", "_").replace("/", "_")
+        folder = new_run_dir(self.options.run_dir, name) if distributed.is_main() else None
+        return distributed.gather(folder)[0]
+
+    def _start_checkpoint(self) -> Checkpoint | None:
+        return load_checkpoint(self.options.weights) if self.options.weights else None
+
+    def _model_config(self, start: Checkpoint | None) -> ModelConfig:
+        """What was asked for, over what the checkpoint has, over what the pretrained weights expect."""
+        options = self.options
+        backbone = options.backbone or (start.config.backbone if start else "mobilenet_v2")
+        fields: dict[str, Any] = pretrained_settings(backbone, options.pretrained) if start is None else start.config.to_dict()
+        fields |= {"class_names": self.train_index.class_names, "backbone": backbone}
+        fields |= {"input_size": check_input_size(options.input_size)}
+        for name in ("alpha", "neck_conv", "neck_width", "se_order", "padding", "scale_xy", "resize_mode"):
+            if getattr(options, name) is not None:
+                fields[name] = getattr(options, name)
+        if start is None:
+            fields["anchors"] = scale_anchors(fields["input_size"])
+        config = ModelConfig(**fields)
+        if options.anchors == "auto":
+            from utils.data.cluster_anchors import propose_anchors
+
+            report = propose_anchors(self.train_index, config.letterbox, config.anchors, options.seed)
+            self.say(str(report))
+            config = config.replace(anchors=report.anchors) if report.accepted else config
+        elif options.anchors != "yolov4":
+            raise UserError("--anchors", f"{options.anchors!r} is not known", "give yolov4 or auto")
+        return config
+
+    def _loader(self) -> TrainLoader:
+        options = self.options
+        names = ("mosaic", "mixup", "copy_paste", "flip", "hue", "saturation", "value", "scale", "mosaic_scale")
+        names += ("translate", "aspect", "rotate", "albumentations")
+        try:
+            augment = AugmentConfig(**{name: getattr(options, name) for name in names})
+        except ValueError as error:
+            raise UserError("augmentation", str(error)) from error
+        return build_train_loader(
+            self.train_index,
+            self.config.input_size,
+            augment,
+            self.config.letterbox,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            seed=options.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            balance=options.repeat_rare,
+            sizes=multi_scale_sizes(self.config.input_size, options.multi_scale),
+        )
+
+    def _trainer(self, total_steps: int) -> Trainer:
+        options = self.options
+        batch = options.batch_size * options.accumulate * distributed.world_size()
+        rate = scaled_rate(options.optimizer, batch, options.learning_rate)
+        groups = parameter_groups(self.model, rate, options.weight_decay, options.backbone_rate)
+        for group in groups:
+            group["base_rate"] = group["lr"]
+        model: torch.nn.Module = self.model
+        if distributed.world_size() > 1:
+            if options.sync_bn:
+                model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            model = torch.nn.parallel.DistributedDataParallel(
+                model, device_ids=ids, find_unused_parameters=options.freeze_epochs > 0
+            )
+        amp = AMP[resolve_amp(options.amp, self.device)]
+        warmup = round(options.warmup_epochs * self.steps_per_epoch)
+        self.say(f"optimiser: {options.optimizer}, rate {rate:.2g} for {batch} images a step, precision {amp or 'float32'}")
+        return Trainer(
+            model=model,
+            loss=YOLOLoss(self.config, self._loss_config(), distributed.total, distributed.world_size()),
+            optimizer=build_optimizer(options.optimizer, groups, options.momentum),
+            factor=rate_factor(options.schedule, min(warmup, total_steps // 2), total_steps, options.final_rate),
+            device=self.device,
+            amp=amp,
+            scaler=torch.amp.GradScaler(self.device.type) if amp is torch.float16 else None,
+            ema=self.ema,
+            ema_source=self.model,
+            accumulate=options.accumulate,
+            clip=options.clip,
+            should_stop=self._should_stop,
+            after_step=self._log_step,
+        )
+
+    def _should_stop(self) -> bool:
+        """Whether a signal came; in a run of several processes, to any of them."""
+        if distributed.world_size() == 1:
+            return self.signal is not None
+        return bool(distributed.total(torch.tensor(float(self.signal is not None), device=self.device)).item())
+
+    def _log_step(self, step: int, losses: dict[str, float]) -> None:
+        self.log.add(step, **{f"train__{k}": v for k, v in losses.items()})
+
+    def _loss_config(self) -> LossConfig:
+        options = self.options
+        values = {f.name: getattr(options, f.name) for f in dataclasses.fields(LossConfig) if hasattr(options, f.name)}
+        weights: tuple[float, ...] = ()
+        if options.class_balance:
+            counts = np.bincount(self.train_index.labels, minlength=self.config.num_classes).clip(1)
+            raw = (counts.mean() / counts) ** options.class_balance
+            weights = tuple(float(w) for w in raw / np.average(raw, weights=counts))
+        return LossConfig(**values | {"class_weights": weights})
+
+    def _freeze(self, frozen: bool) -> None:
+        """Phase one of the reference's recipe: the backbone stays as it is, its batch norms' averages too."""
+        self.model.backbone.requires_grad_(not frozen)
+        self.model.backbone.train = (lambda mode=True: torch.nn.Module.train(self.model.backbone, mode and not frozen))  # type: ignore[method-assign]
+
+    # ---- saving and resuming
+
+    def _scored_model(self) -> YOLOv4:
+        model = self.model if self.ema is None else self.ema.model
+        model.config = self.config
+        return model  # type: ignore[return-value]
+
+    def _take_threshold(self, result: EvaluationResult) -> None:
+        if result.best_f1_threshold is not None:
+            source = f"best F1 on {self.val_index.name}, epoch {self.progress.epoch}"
+            threshold = min(max(float(result.best_f1_threshold), 0.01), 0.99)
+            self.config = self.config.replace(score_threshold=threshold, score_threshold_source=source)
+
+    def save(self, name: str, finished: bool = False) -> None:
+        """Write a checkpoint: of a finished run without the state that only resuming needs."""
+        if not distributed.is_main():
+            return
+        row = self.progress.history[-1] if self.progress.history else {}
+        checkpoint = Checkpoint(
+            config=self.config,
+            weights=self._scored_model().state_dict(),
+            metrics={k: v for k, v in row.items() if isinstance(v, (int, float))},
+            info=self._info(),
+            training=None if finished else self._state(),
+        )
+        save_checkpoint(self.folder / name, checkpoint)
+
+    def _info(self) -> dict[str, Any]:
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+        return {
+            "train": self.train_index.name,
+            "val": self.val_index.name,
+            "num_train_images": len(self.train_index),
+            "epoch": self.progress.epoch,
+            "versions": {k: str(v) for k, v in versions.items()},
+            "options": changed_options(self.options),
+            "saved": time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        trainer = self.trainer
+        return {
+            "progress": dataclasses.asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict() if trainer.scaler else None,
+            "ema_steps": self.ema.steps if self.ema else 0,
+            "random": {"torch": torch.get_rng_state(), "numpy": _numpy_state(), "python": list(_flat(random.getstate()))},
+        }
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.training or {}
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.ema.model.load_state_dict(checkpoint.weights)
+                self.ema.steps = state["ema_steps"]
+            self.trainer.optimizer.load_state_dict(state["optimizer"])
+            if self.trainer.scaler and state["scaler"]:
+                self.trainer.scaler.load_state_dict(state["scaler"])
+            values = state["progress"]
+            self.progress = Progress(**{**values, "batch": EpochProgress(**values["batch"])})
+            self.trainer.step = self.progress.step
+            torch.set_rng_state(state["random"]["torch"])
+            np.random.set_state(("MT19937", state["random"]["numpy"][0].numpy(), *state["random"]["numpy"][1:]))
+            version, *words, gauss = state["random"]["python"]
+            random.setstate((version, tuple(words), gauss))
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise UserError(self.folder / "last.pth", f"its training state cannot be used: {error}", "start anew") from error
+        self.say(f"resumed: epoch {self.progress.epoch + 1}, batch {self.progress.batch.batch}")
+
+    def _check_data(self, checkpoint: Checkpoint) -> None:
+        """Refuse to go on with other data than the run began with."""
+        differences = []
+        if self.train_index.class_names != checkpoint.config.class_names:
+            differences.append(f"classes {self.train_index.class_names} (the run: {checkpoint.config.class_names})")
+        if checkpoint.info.get("num_train_images") != len(self.train_index):
+            differences.append(f"{len(self.train_index)} training images (the run: {checkpoint.info['num_train_images']})")
+        if differences:
+            raise UserError("--resume", "the data has changed: " + "; ".join(differences), "restore it, or start anew")
+
+    # ---- pictures
+
+    def _preview(self, batches: TrainLoader) -> Any:
+        """Pass batches on; the first ones are drawn with their boxes."""
+        for number, (images, targets) in enumerate(batches):
+            if number < PREVIEW_BATCHES and distributed.is_main():
+                pictures = []
+                for i in range(min(len(images), 2 * PREVIEW_IMAGES)):
+                    own = targets["image_index"] == i
+                    image = np.ascontiguousarray(images[i].permute(1, 2, 0).numpy())
+                    boxes, labels = targets["boxes"][own].numpy(), targets["labels"][own].numpy()
+                    pictures.append(draw_boxes(image, boxes, labels, self.config.class_names))
+                write_image(self.folder / f"train_batch{number}.jpg", contact_sheet(pictures))
+            yield images, targets
+
+    def _draw_validation(self) -> None:
+        """Detections beside ground truth, for the first images of the validation split."""
+        if not distributed.is_main():
+            return
+        detector = Detector.from_model(self._scored_model(), str(self.device))
+        pictures = []
+        for i in range(min(len(self.val_index), PREVIEW_IMAGES)):
+            try:
+                image = read_image(self.val_index.path(i))
+            except (UserError, OSError):
+                continue  # the evaluation has named it
+            pictures.append(draw_targets(image, self.val_index.target(i), self.val_index.class_names))
+            pictures.append(draw_detections(image, detector(image), self.config.class_names))
+        if pictures:
+            captions = ["ground truth", "detections"] * (len(pictures) // 2)
+            write_image(self.folder / "val_detections.jpg", contact_sheet(pictures, captions=captions))
+
+    def _is_stale(self) -> bool:
+        return bool(self.options.patience) and self.progress.stale >= self.options.patience
+
+    def _say_skips(self) -> None:
+        if self.loader.skips:
+            self.say(f"train: {len(self.loader.skips)} images could not be read and were replaced")
+
+
+def multi_scale_sizes(input_size: tuple[int, int], part: float) -> list[tuple[int, int]]:
+    """The sizes within `part` of `input_size`, in steps of 32; empty for none."""
+    if not part:
+        return []
+    low, high = round(min(input_size) * (1 - part) / 32), round(min(input_size) * (1 + part) / 32)
+    scales = [32 * n / min(input_size) for n in range(max(low, 1), high + 1)]
+    return [tuple(max(round(side * s / 32) * 32, 32) for side in input_size) for s in scales]  # type: ignore[misc]
+
+
+def scale_anchors(input_size: tuple[int, int]) -> Any:
+    """YOLOv4's anchors, which are those of a 416 input, for another size."""
+    factor = min(input_size) / 416
+    return tuple(tuple((w * factor, h * factor) for w, h in level) for level in YOLOV4_ANCHORS)
+
+
+def resolve_amp(amp: str, device: torch.device) -> str:
+    """`auto` to the precision that the device does well."""
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "none"
+
+
+def _numpy_state() -> list[Any]:
+    _, keys, position, has_gauss, gauss = np.random.get_state()
+    return [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)]
+
+
+def _flat(state: Any) -> Any:
+    version, words, gauss = state
+    yield version
+    yield from words
+    yield gauss
+
+
+if __name__ == "__main__":
+    run_command(main)

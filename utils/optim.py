@@ -1,0 +1,109 @@
+"""Parameter groups, optimisers, learning-rate schedules and the exponential moving average of weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "step", "constant")
+
+# learning rate of a batch of 16 images. SGD's grows with the batch (https://arxiv.org/abs/1706.02677, section 2.1),
+# Adam's with its square root (https://arxiv.org/abs/2205.10287).
+BASE_BATCH = 16
+BASE_RATES = {"sgd": 1e-2, "adam": 1e-3, "adamw": 1e-3}
+# step schedule: multiply by 0.1 after these parts of the run (YOLOv4, section 4.1: 0.8 and 0.9)
+STEPS = (0.8, 0.9)
+EMA_HORIZON = 0.1  # part of the run that the automatic average looks back over
+
+
+def scaled_rate(optimizer: str, batch: int, rate: float | None = None) -> float:
+    """Learning rate for `batch` images a step, from the rate at a batch of 16 (None: the optimiser's usual one)."""
+    rate = BASE_RATES[optimizer] if rate is None else rate
+    ratio = batch / BASE_BATCH
+    return rate * (ratio if optimizer == "sgd" else math.sqrt(ratio))
+
+
+def parameter_groups(model: nn.Module, rate: float, weight_decay: float, backbone_rate: float) -> list[dict]:
+    """Four groups: backbone or not, convolution weights (decayed) or norms and biases (never decayed)."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(b, d): [] for b in (False, True) for d in (True, False)}
+    for name, parameter in model.named_parameters():
+        groups[name.startswith("backbone."), parameter.ndim > 1].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": rate * (backbone_rate if of_backbone else 1.0),
+            "weight_decay": weight_decay if decayed else 0.0,
+            "name": f"{'backbone' if of_backbone else 'neck and head'}, {'decayed' if decayed else 'not decayed'}",
+        }
+        for (of_backbone, decayed), parameters in groups.items()
+        if parameters
+    ]
+
+
+def build_optimizer(kind: str, groups: list[dict], momentum: float) -> torch.optim.Optimizer:
+    """One of OPTIMIZERS on parameter groups that carry their own rate and decay. `momentum` is Adam's first beta."""
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0)
+    cls = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
+    return cls(groups, lr=0.0, betas=(momentum, 0.999))
+
+
+def rate_factor(schedule: str, warmup_steps: int, total_steps: int, final: float) -> Callable[[int], float]:
+    """Step number (from 0) to the factor of the learning rate.
+
+    Linear warm-up from a hundredth, then `cosine` down to `final`, `step` (x 0.1 at 80 % and 90 %), or `constant`.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return 0.01 + 0.99 * (step + 1) / (warmup_steps + 1)
+        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+        if schedule == "cosine":
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        if schedule == "step":
+            return 0.1 ** sum(progress >= part for part in STEPS)
+        return 1.0
+
+    return factor
+
+
+class ModelEMA:
+    """A moving average of a model's weights, which is what is scored and kept.
+
+    Args:
+        model: the model that is trained.
+        decay: share of the old average at each step, 0 to 1. It starts lower, (1 + n) / (10 + n) after n steps, so that
+            the first average is not the random start.
+
+    Source: https://arxiv.org/abs/1711.07971 is where detectors took it from; the ramp is TensorFlow's.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.steps = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take one step towards `model`."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        floats = [(a, b.detach()) for a, b in pairs if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - decay)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+
+
+def automatic_decay(total_steps: int) -> float:
+    """Decay whose average looks back over a tenth of the run, at most 0.9999 (YOLOv5's)."""
+    return min(0.9999, 1 - 1 / max(EMA_HORIZON * total_steps, 1.0)) if total_steps > 10 else 0.0
+
+
+def _tensors(model: nn.Module) -> Iterable[Tensor]:
+    return model.state_dict().values()

@@ -1,0 +1,117 @@
+"""A run's folder: configuration, figures, curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError, warn
+
+RUNS = Path("logs")
+
+
+def new_run_dir(path: str | None, name: str) -> Path:
+    """Make a run's folder: `path`, which must not hold a run yet, or the first free logs/NAME-N.
+
+    Raises:
+        UserError: if `path` exists and is not empty, or cannot be made.
+    """
+    if path is not None:
+        folder = Path(path)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError("--run-dir", f"{folder} exists and is not empty", f"choose another, or --resume {folder}")
+    else:
+        number = 1
+        while (RUNS / f"{name}-{number}").exists():
+            number += 1
+        folder = RUNS / f"{name}-{number}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("--run-dir", f"{folder} cannot be made: {error.strerror}", "choose another folder") from error
+    return folder
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object, under a temporary name first."""
+    _replace(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_metrics(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """One row an epoch. It is rewritten whole from the run's state, so that it never disagrees with the checkpoint."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    _replace(path, text.getvalue())
+
+
+def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Losses, scores and learning rate by epoch, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    panels = (
+        ("losses", [c for c in _columns(history) if c.startswith("train_")]),
+        ("validation", [c for c in _columns(history) if "AP" in c]),
+        ("learning rate", ["learning_rate"]),
+    )
+    for axis, (title, columns) in zip(axes, panels, strict=True):
+        for column in columns:
+            points = [(row["epoch"], row[column]) for row in history if row.get(column) not in (None, "")]
+            axis.plot(*zip(*points, strict=True), marker=".", label=column.removeprefix("train_")) if points else None
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+class TensorBoard:
+    """Events for TensorBoard; a logger that fails is switched off with one warning and never stops a run."""
+
+    def __init__(self, folder: Path, enabled: bool = True) -> None:
+        self._writer: Any = None
+        if not enabled:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder))
+        except Exception as error:  # noqa: BLE001 -- whatever its reason, logging is not worth the run
+            warn("tensorboard", f"cannot be used: {error}", "run goes on without; metrics.csv has the figures")
+
+    def add(self, step: int, **values: float) -> None:
+        """Named numbers at a step; a double underscore in a name stands for a slash."""
+        self._try(lambda: [self._writer.add_scalar(k.replace("__", "/"), v, step) for k, v in values.items()])
+
+    def close(self) -> None:
+        self._try(lambda: self._writer.close())
+
+    def _try(self, action: Any) -> None:
+        if self._writer is None:
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001
+            self._writer = None
+            warn("tensorboard", f"stopped: {error}", "the run goes on without")
+
+
+def _columns(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in history for name in row))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
