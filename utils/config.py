@@ -91,7 +91,7 @@ def parse_options(
     if presets is not None:
         parser.add_argument("--preset", metavar="NAME", help=f"a named recipe: {', '.join(_presets(presets))}")
     parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
-    typed = vars(parser.parse_args(argv))
+    typed = vars(parser.parse_intermixed_args(argv))
     typed.pop("debug", None)
     values: dict[str, Any] = {}
     preset = typed.pop("preset", None)

@@ -1,0 +1,579 @@
+"""Find objects in pictures, folders, videos and streams, draw them and write them down."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nets.detector import load_detector
+from nets.explain import layer_cam, objectness_map
+from nets.tiling import TiledDetector
+from utils.config import option, parse_options
+from utils.data.index import Skip
+from utils.detections import Detections
+from utils.draw import draw_boxes, draw_detections, draw_heatmap
+from utils.errors import Interrupted, UserError, printable, run_command, warn
+from utils.images import IMAGE_SUFFIXES, write_image
+from utils.live_view import Page, open_view
+from utils.nms import SUPPRESSIONS, soft_nms
+from utils.outputs import WRITERS, OutputFolder, Result, ResultWriter, count_text, fresh_folder, planned_files
+from utils.sources import Source, list_sources, unique_names
+from utils.tracking import LOW_SCORE, LineCounter, Tracker, TrackLog, ZoneCounter, read_line, read_zone
+from utils.tta import AugmentedDetector
+from utils.video import (
+    CODECS,
+    DEFAULT_FPS,
+    Background,
+    Frame,
+    TimedWriter,
+    VideoWriter,
+    parallel_map,
+    prefetch,
+    video_suffix,
+)
+
+MOST_CANDIDATES = 1000  # detections asked for where some are left out afterwards
+CAMS_PER_PICTURE = 5
+KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # a drawn picture keeps these; others become .jpg
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    sources: tuple[str, ...] = option(
+        (),
+        "pictures, videos, folders, globs, .txt lists, http(s) addresses, webcam numbers, rtsp:// streams, - for stdin",
+        nargs="*",
+        positional=True,
+        metavar="SOURCE",
+    )
+    checkpoint: str | None = option(None, "the model's file; without it the built-in weights", metavar="FILE")
+    output: str | None = option(None, "folder of the results (default: a fresh output/predict-N)", metavar="DIR")
+    score_threshold: tuple[str, ...] = option(
+        (), "least score, 0 to 1, and NAME=T for single classes (default: the checkpoint's)", metavar="T"
+    )
+    iou_threshold: float | None = option(None, "overlap above which two boxes are one object", low=0, high=1)
+    max_detections: int | None = option(None, "most objects of one picture", low=1, high=100_000)
+    input_size: tuple[str, ...] = option((), "height and width of the network's input, multiples of 32", metavar="N")
+    classes: tuple[str, ...] = option((), "only these classes, by name or number", metavar="NAME")
+    nms: str = option("default", "how boxes of one object become one", choices=tuple(SUPPRESSIONS))
+    tile: int | None = option(None, "look at overlapping tiles of this many pixels; 0: of the input size", low=0)
+    tile_overlap: float = option(0.25, "share of a tile that its neighbour sees too", low=0, high=0.9)
+    tta: bool = option(False, "look several times, mirrored and at three sizes")
+    track: bool = option(False, "follow objects through videos (needs the extra `tracking`)")
+    line: tuple[str, ...] = option((), "count who crosses the line x1,y1,x2,y2 (pixels); turns on --track")
+    zone: tuple[str, ...] = option((), "count who is inside the polygon x1,y1,x2,y2,x3,y3,...; turns on --track")
+    heatmap: bool = option(False, "also draw where the network sees objects at all")
+    cam: bool = option(False, "also draw what made it find each of the best objects of a picture")
+    json: bool = option(False, "write detections.json")
+    save: tuple[str, ...] = option((), f"write {', '.join(WRITERS)}", metavar="KIND")
+    images: bool = option(True, "write drawn pictures and videos")
+    codec: str = option("mp4v", "of written videos", choices=tuple(CODECS))
+    show: bool = option(False, "show pictures as they come, in a window or on a local page")
+    recursive: bool = option(False, "take the folders inside folders as well")
+    overwrite: bool = option(False, "replace files in the output folder")
+    batch_size: int = option(8, "pictures run at once", low=1, high=1024)
+    max_frames: int | None = option(None, "stop a video or stream after this many frames", low=1)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    runtime: str = option("auto", "what to run an exported file on")
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse_options(PredictOptions, argv, description=__doc__ or "", prog="predict.py")
+    options = _return_sources(options)
+    if not options.sources:
+        raise UserError("SOURCE", "nothing to look at", "name pictures, folders or videos; see predict.py --help")
+    counters = _counters(options)
+    detector = load_detector(options.checkpoint, options.device, options.runtime)
+    if options.input_size:
+        detector.set_input_size([int(size) for size in options.input_size])
+    options = _return_class_sources(options, detector.config.class_names)
+    finder = Finder(detector, options)
+    if options.track or options.line or options.zone:
+        Tracker(finder.threshold, DEFAULT_FPS)  # says at once if the package is missing
+    with TemporaryDirectory(prefix="predict-") as downloads, _signals():
+        names = [os.fspath(name) for name in options.sources]
+        sources, skips = list_sources(names, options.recursive, download_folder=Path(downloads))
+        _report(skips, nothing_else=not sources)
+        folder = _output_folder(options, sources)
+        names_of = list(unique_names(sources, lambda source: _drawn_suffix(source, options)))
+        _check_outputs(options, folder, sources, names_of)
+        print(finder.threshold_text(), flush=True)
+        with Prediction(finder, options, folder, counters) as prediction:
+            try:
+                prediction.run(list(zip(sources, names_of, strict=True)))
+            finally:
+                done, failed = prediction.done, prediction.failed + len(skips)
+                print(f"total: {count_text(prediction.counts, detector.config.class_names)}")
+                if folder.path.is_dir():
+                    print(f"results: {printable(folder.path)}")
+                tail = f", {failed} failed" if failed else ""
+                print(f"predict: {done} of {len(sources) + len(skips)} sources done{tail}", flush=True)
+    return 1 if failed else 0
+
+
+class Finder:
+    """Detections as the options ask for them.
+
+    Args:
+        detector: a `Detector`.
+        options: thresholds, classes, NMS, tiling and test-time augmentation.
+    """
+
+    def __init__(self, detector: Any, options: PredictOptions) -> None:
+        self.detector, self.config = detector, detector.config
+        self.threshold, self.by_class = _thresholds(options.score_threshold, self.config)
+        self.wanted = _class_mask(options.classes, self.config.class_names)
+        self.limit = options.max_detections or self.config.max_detections
+        self.least = np.full(self.config.num_classes, self.threshold, np.float32)
+        for label, threshold in self.by_class.items():
+            self.least[label] = threshold
+        self._engine = detector
+        if options.tta:
+            self._engine = AugmentedDetector(self._engine)
+        if options.tile is not None:
+            batch = options.batch_size
+            self._engine = TiledDetector(self._engine, options.tile or None, options.tile_overlap, batch_size=batch)
+        self._suppress = SUPPRESSIONS[options.nms]
+        self._iou_threshold = options.iou_threshold
+
+    def find(self, images: Sequence[np.ndarray], least: float | None = None) -> list[Detections]:
+        """Objects of RGB images in their pixels; `least` lowers all thresholds to it, for the tracker."""
+        thresholds = self.least if least is None else np.minimum(self.least, least)
+        lowest = float(thresholds[self.wanted].min())
+        filtered = not self.wanted.all() or bool((thresholds > lowest).any())
+        suppress = partial(soft_nms, score_threshold=lowest) if self._suppress is soft_nms else self._suppress
+        extra = {} if suppress is None else {"suppress": suppress}
+        found = self._engine.detect_batch(
+            images,
+            score_threshold=lowest,
+            iou_threshold=self._iou_threshold,
+            max_detections=max(self.limit, MOST_CANDIDATES) if filtered else self.limit,
+            **extra,
+        )
+        return [
+            each[self.wanted[each.labels] & (each.scores >= thresholds[each.labels])][: self.limit] for each in found
+        ]
+
+    def threshold_text(self) -> str:
+        """Which threshold is used, and where it comes from."""
+        given = self.threshold != self.config.score_threshold
+        source = "as given" if given else f"the checkpoint's: {self.config.score_threshold_source}"
+        others = "".join(f", {self.config.class_names[c]} {t:g}" for c, t in sorted(self.by_class.items()))
+        return f"score threshold {self.threshold:g} ({source}){others}"
+
+
+class Prediction:
+    """One run over all sources: finds, draws, writes, counts.
+
+    Attributes:
+        done, failed: sources so far.
+        counts: objects of each class index so far.
+    """
+
+    def __init__(
+        self,
+        finder: Finder,
+        options: PredictOptions,
+        folder: OutputFolder,
+        counters: Callable[[], list[LineCounter | ZoneCounter]],
+    ) -> None:
+        self.finder, self.options, self.folder, self.counters = finder, options, folder, counters
+        self.class_names = finder.config.class_names
+        self.done = self.failed = 0
+        self.counts: Counter[int] = Counter()
+        self.writers: list[ResultWriter] = []
+        self.view: Any = None
+        self._bar: Any = None
+
+    def __enter__(self) -> Prediction:
+        try:
+            for kind in _kinds(self.options):
+                self.writers.append(WRITERS[kind](self.folder, self.class_names))
+            if self.options.show:
+                self.view = open_view()
+                if isinstance(self.view, Page):
+                    print(f"live view: {self.view.address}", flush=True)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self.writers:
+            writer.close()
+        if self.view is not None:
+            self.view.close()
+
+    def run(self, items: Sequence[tuple[Source, tuple[str, str]]]) -> None:
+        """Look at every source, in order."""
+        with tqdm(total=len(items), unit="source", disable=None if len(items) > 1 else True) as self._bar:
+            for is_image, group in itertools.groupby(items, key=lambda item: item[0].kind == "image"):
+                if is_image:
+                    self._run_images(list(group))
+                    continue
+                for source, (key, drawn) in group:
+                    try:
+                        self._run_video(source, key, drawn)
+                    except UserError as error:
+                        self._fail(error)
+                    self._bar.update()
+
+    def _run_images(self, items: Sequence[tuple[Source, tuple[str, str]]]) -> None:
+        loaded = parallel_map(_load, items, ahead=2 * self.options.batch_size)
+        with Background(self._finish_image) as background, contextlib.closing(loaded):
+            for batch in _batches(self._good(loaded), self.options.batch_size):
+                found = self.finder.find([image for _, _, image in batch])
+                for (source, (key, drawn), image), detections in zip(batch, found, strict=True):
+                    result = Result(source.name, key, detections, image.shape[:2], image)
+                    background.put((result, drawn, self._explain(result)))
+                if self.view is not None and self.view.closed:
+                    return
+
+    def _good(self, loaded: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Source, tuple[str, str], np.ndarray]]:
+        for (source, names), image in loaded:
+            if isinstance(image, UserError):
+                self._fail(image)
+                self._bar.update()
+            else:
+                yield source, names, image
+
+    def _finish_image(self, item: tuple[Result, str, dict[str, np.ndarray]]) -> None:
+        result, drawn, explanations = item
+        self._write(result)
+        if self.options.images or self.view is not None:
+            picture = draw_detections(result.image, result.detections, self.class_names)
+            if self.options.images:
+                write_image(self.folder.claim(drawn), picture)
+            if self.view is not None:
+                self.view.show(picture)
+        for suffix, picture in explanations.items():
+            write_image(self.folder.claim(f"{result.key}_{suffix}.jpg"), picture)
+        labels = result.detections.labels
+        self.counts.update(labels.tolist())
+        tqdm.write(f"{printable(result.name)}: {count_text(labels, self.class_names)}")
+        self.done += 1
+        self._bar.update()
+
+    def _explain(self, result: Result) -> dict[str, np.ndarray]:
+        """Heat maps of one picture: end of the file name -> drawn picture."""
+        drawn: dict[str, np.ndarray] = {}
+        if self.options.heatmap:
+            drawn["heatmap"] = draw_heatmap(result.image, objectness_map(self.finder.detector, result.image))
+        if self.options.cam:
+            for number, one in enumerate(result.detections[slice(i, i + 1)] for i in range(len(result.detections))):
+                if number == CAMS_PER_PICTURE:
+                    break
+                heat = layer_cam(self.finder.detector, result.image, one.boxes[0], int(one.labels[0]))
+                drawn[f"cam_{number:03d}"] = draw_detections(draw_heatmap(result.image, heat), one, self.class_names)
+        return drawn
+
+    def _run_video(self, source: Source, key: str, drawn: str) -> None:
+        with source.open_video() as reader, VideoOutput(self, source, key, drawn, reader) as output:
+            frames: Any = iter(reader) if reader.live else prefetch(reader)
+            total = min(reader.frame_count or sys.maxsize, self.options.max_frames or sys.maxsize)
+            bar = tqdm(
+                total=None if total == sys.maxsize else total,
+                desc=printable(source.file_name)[:30],
+                unit="frame",
+                leave=False,
+                disable=None,
+            )
+            # closed in this order: what is drawn, then the thread that reads, then the file it reads from
+            with contextlib.closing(frames), bar, Background(output.add) as background:
+                frames = itertools.islice(frames, self.options.max_frames)
+                for batch in _batches(frames, 1 if reader.live else self.options.batch_size):
+                    found = self.finder.find([frame.image for frame in batch], LOW_SCORE if output.tracker else None)
+                    for frame, detections in zip(batch, found, strict=True):
+                        background.put((frame, detections, self._frame_heat(frame)))
+                        bar.update()
+                    if reader.live:
+                        bar.set_postfix_str(f"lag {batch[-1].lag * 1000:.0f} ms")
+                    if self.view is not None and self.view.closed:
+                        break
+        text = count_text(output.counts, self.class_names)
+        how = "tracks" if output.tracker else "detections"
+        tqdm.write(f"{printable(source.name)}: {output.frames} frames, {how}: {text}")
+        for line in output.count_lines():
+            tqdm.write(f"  {line}")
+        self.counts.update(output.counts)
+        cut = reader.cut if self.options.max_frames is None else ""
+        if cut or not output.frames:
+            raise UserError(source.name, f"gave {cut or 'no frames'}; the file is damaged or cut", "copy it again")
+        self.done += 1
+
+    def _frame_heat(self, frame: Frame) -> np.ndarray | None:
+        return objectness_map(self.finder.detector, frame.image) if self.options.heatmap else None
+
+    def _write(self, result: Result) -> None:
+        for writer in self.writers:
+            writer.add(result)
+
+    def _fail(self, error: UserError) -> None:
+        self.failed += 1
+        warn(error.where, error.what, error.todo)
+
+
+class VideoOutput:
+    """What becomes of the frames of one video: tracks, files, a drawn video. `add` runs beside the network."""
+
+    def __init__(self, prediction: Prediction, source: Source, key: str, drawn: str, reader: Any) -> None:
+        self.prediction, self.source, self.key, self.drawn, self.reader = prediction, source, key, drawn, reader
+        self.options, self.class_names = prediction.options, prediction.class_names
+        self.frames = 0
+        self.counts: Counter[int] = Counter()
+        self._writer: VideoWriter | None = None
+        self._timed: TimedWriter | None = None
+        counters = prediction.counters()
+        self.tracker = Tracker(prediction.finder.threshold, reader.fps) if self.options.track or counters else None
+        self.log = TrackLog(self.class_names, counters)
+        self._seen: set[int] = set()
+
+    def __enter__(self) -> VideoOutput:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            if self.tracker is not None:
+                path = self.prediction.folder.claim(f"{self.key}_tracks.json")
+                self.log.save(path)
+
+    def add(self, item: tuple[Frame, Detections, np.ndarray | None]) -> None:
+        """Take the next frame."""
+        frame, detections, heat = item
+        if self.tracker is not None:
+            detections = self.tracker.update(detections)
+            self.log.update(frame.index, detections)
+            ids = detections.track_ids if detections.track_ids is not None else ()
+            fresh = [i for i, track in enumerate(ids) if track not in self._seen]
+            self._seen.update(int(track) for track in ids)
+            self.counts.update(detections.labels[fresh].tolist() if fresh else [])
+        else:
+            self.counts.update(detections.labels.tolist())
+        size = frame.image.shape[:2]
+        result = Result(self.source.name, self.key, detections, size, frame.image, frame.index, frame.time)
+        self.prediction._write(result)
+        self.frames += 1
+        view = self.prediction.view
+        if self.options.images or view is not None:
+            picture = self._draw(frame, detections, heat)
+            if self.options.images:
+                self._save(frame, picture)
+            if view is not None:
+                view.show(picture)
+
+    def count_lines(self) -> list[str]:
+        return [counter.text() for counter in self.log.counters]
+
+    def _draw(self, frame: Frame, detections: Detections, heat: np.ndarray | None) -> np.ndarray:
+        image = frame.image if heat is None else draw_heatmap(frame.image, heat)
+        picture = draw_boxes(
+            image,
+            detections.boxes,
+            detections.labels,
+            self.class_names,
+            detections.scores,
+            track_ids=detections.track_ids,
+        )
+        if self.tracker is not None:
+            self.log.draw(picture)
+        return picture
+
+    def _save(self, frame: Frame, picture: np.ndarray) -> None:
+        if self._writer is None:
+            path = self.prediction.folder.claim(self.drawn)
+            if self.options.overwrite:
+                path.unlink(missing_ok=True)
+            self._writer = VideoWriter(path, self.reader.fps, picture.shape[:2], self.options.codec)
+            self._timed = TimedWriter(self._writer) if self.reader.live else None
+        if self._timed is not None:
+            self._timed.write(picture, frame.time)
+        else:
+            self._writer.write(picture)
+
+
+def _load(item: tuple[Source, tuple[str, str]]) -> tuple[tuple[Source, tuple[str, str]], np.ndarray | UserError]:
+    try:
+        return item, item[0].read_image()
+    except UserError as error:
+        return item, error
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _report(skips: Sequence[Skip], nothing_else: bool) -> None:
+    """Name what could not be found. Raises UserError if nothing could."""
+    if nothing_else and len(skips) == 1:
+        raise UserError(skips[0].where, skips[0].what, skips[0].todo)
+    for skip in skips:
+        warn(skip.where, skip.what, skip.todo)
+    if nothing_else:
+        raise UserError("SOURCE", f"none of the {len(skips)} can be looked at", "see the warnings above")
+
+
+def _output_folder(options: PredictOptions, sources: Sequence[Source]) -> OutputFolder:
+    path = fresh_folder(Path("output")) if options.output is None else Path(options.output)
+    return OutputFolder(path, options.overwrite, [source.path for source in sources if source.path is not None])
+
+
+def _drawn_suffix(source: Source, options: PredictOptions) -> str:
+    if source.kind != "image":
+        return video_suffix(options.codec)
+    suffix = os.path.splitext(source.file_name)[1].lower()
+    return suffix if suffix in KEPT_SUFFIXES and suffix in IMAGE_SUFFIXES else ".jpg"
+
+
+def _kinds(options: PredictOptions) -> list[str]:
+    kinds = (["json"] if options.json else []) + list(options.save)
+    return list(dict.fromkeys(kinds))
+
+
+def _check_outputs(
+    options: PredictOptions, folder: OutputFolder, sources: Sequence[Source], names: Sequence[tuple[str, str]]
+) -> None:
+    """Raises UserError before any work if a file that will be written is there already."""
+    pictures = [key for source, (key, _) in zip(sources, names, strict=True) if source.kind == "image"]
+    planned = [drawn for _, drawn in names] if options.images else []
+    planned += [f"{key}_heatmap.jpg" for key in pictures] if options.heatmap else []
+    for kind in _kinds(options):
+        planned += planned_files(kind, pictures)
+    for name in planned:
+        folder.check(name)
+
+
+def _thresholds(values: Sequence[str], config: Any) -> tuple[float, dict[int, float]]:
+    """The general threshold, and those of single classes, from `0.3 person=0.5`."""
+    general, by_class = config.score_threshold, {}
+    for value in values:
+        name, equals, number = value.rpartition("=")
+        threshold = _fraction(number)
+        if equals:
+            by_class[_class_index("--score-threshold", name, config.class_names)] = threshold
+        else:
+            general = threshold
+    return general, by_class
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise UserError("--score-threshold", f"{text!r} is not a number", "give 0 to 1, or NAME=T") from error
+    if not 0 <= value <= 1:
+        raise UserError("--score-threshold", f"{value:g} is out of range", "it must be at least 0 and at most 1")
+    return value
+
+
+def _class_index(where: str, name: str, class_names: Sequence[str]) -> int:
+    if name in class_names:
+        return class_names.index(name)
+    if name.isdigit() and int(name) < len(class_names):
+        return int(name)
+    folded = [known for known in class_names if known.casefold() == name.casefold()]
+    todo = f"did you mean {folded[0]}?" if folded else f"known: {', '.join(class_names[:20])}"
+    raise UserError(where, f"the model has no class {name!r}", todo)
+
+
+def _class_mask(names: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
+    """(C,) bool: the classes asked for; all if none is named."""
+    if not names:
+        return np.ones(len(class_names), bool)
+    mask = np.zeros(len(class_names), bool)
+    mask[[_class_index("--classes", name, class_names) for name in names]] = True
+    return mask
+
+
+def _counters(options: PredictOptions) -> Callable[[], list[LineCounter | ZoneCounter]]:
+    """A maker of fresh counters for each video; what is typed wrongly is said at once."""
+
+    def make() -> list[LineCounter | ZoneCounter]:
+        return [*map(read_line, options.line), *map(read_zone, options.zone)]
+
+    make()
+    return make
+
+
+# --- sources that an option before them swallowed: `--score-threshold 0.3 photo.jpg` ------------------------------
+
+
+def _return_sources(options: PredictOptions) -> PredictOptions:
+    """Give back what stands behind an option's values and is none of them."""
+    tests: dict[str, Callable[[str], bool]] = {
+        "score_threshold": _is_threshold,
+        "input_size": str.isdigit,
+        "save": lambda value: value in WRITERS,
+        "line": _is_numbers,
+        "zone": _is_numbers,
+    }
+    for name, test in tests.items():
+        values = getattr(options, name)
+        kept = tuple(itertools.takewhile(test, values))
+        rest = values[len(kept) :]
+        if rest and not (kept and _is_source(rest[0])):
+            raise UserError(f"--{name.replace('_', '-')}", f"{rest[0]!r} is not one of its values", "see --help")
+        options = dataclasses.replace(options, **{name: kept, "sources": (*rest, *options.sources)})
+    return options
+
+
+def _return_class_sources(options: PredictOptions, class_names: Sequence[str]) -> PredictOptions:
+    known = {*class_names, *map(str, range(len(class_names)))}
+    kept = tuple(itertools.takewhile(lambda name: name in known or not _is_source(name), options.classes))
+    return dataclasses.replace(options, classes=kept, sources=(*options.classes[len(kept) :], *options.sources))
+
+
+def _is_threshold(value: str) -> bool:
+    number = value.rpartition("=")[2]
+    with contextlib.suppress(ValueError):
+        return float(number) == float(number)
+    return False
+
+
+def _is_numbers(value: str) -> bool:
+    return "," in value and not os.path.lexists(value)
+
+
+def _is_source(value: str) -> bool:
+    return os.path.lexists(value) or "://" in value or bool(os.path.splitext(value)[1]) or value == "-"
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM leaves as Ctrl-C does: what was written so far is closed and whole."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,250 @@
+"""Identities of objects over the frames of a video: ByteTrack, trails, lines that are crossed, zones."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from utils.detections import Detections
+from utils.draw import class_colour, draw_caption, draw_polygon, draw_trail
+from utils.errors import MissingExtra, UserError
+from utils.files import write_file
+
+LOW_SCORE = 0.1  # ByteTrack follows known objects through scores as low as this (section 3)
+LOST_FRAMES = 30  # frames of a 30 Hz video for which a lost object is remembered
+TRAIL_FRAMES = 30
+
+Point = tuple[float, float]
+
+
+class Tracker:
+    """ByteTrack of the package `trackers`, on our Detections.
+
+    Args:
+        score_threshold: an object begins with at least this score; weaker ones only continue what is known.
+        fps: frames a second.
+
+    Raises:
+        MissingExtra: if the package is not installed.
+
+    Source: Zhang et al. 2022, https://arxiv.org/abs/2110.06864
+    """
+
+    def __init__(self, score_threshold: float, fps: float) -> None:
+        try:
+            import supervision
+            from trackers import ByteTrackTracker
+        except ImportError as error:
+            raise MissingExtra("--track", "trackers", "tracking") from error
+        self._supervision = supervision
+        self._tracker = ByteTrackTracker(
+            lost_track_buffer=LOST_FRAMES,
+            frame_rate=fps,
+            track_activation_threshold=score_threshold,
+            high_conf_det_threshold=score_threshold,
+            minimum_consecutive_frames=1,
+        )
+
+    def update(self, detections: Detections) -> Detections:
+        """The next frame's objects, with their identities (from 0); those that belong to none are left out."""
+        given = self._supervision.Detections(
+            xyxy=detections.boxes.astype(float),
+            confidence=detections.scores.astype(float),
+            class_id=detections.labels.astype(int),
+            data={"place": np.arange(len(detections))},
+        )
+        tracked = self._tracker.update(given)
+        if tracked.tracker_id is None or not len(tracked):
+            return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0), np.zeros(0))
+        ids = np.asarray(tracked.tracker_id)
+        known = ids >= 0
+        places = np.asarray(tracked.data["place"])[known]
+        kept = Detections(detections.boxes[places], detections.scores[places], detections.labels[places], ids[known])
+        return kept[np.argsort(-kept.scores, kind="stable")]
+
+
+class LineCounter:
+    """Counts objects whose centre crosses a line.
+
+    Args:
+        start, end: (x, y) pixels. Seen from `start` to `end`, `in` is from the left side to the right one (with y
+            pointing down: a line drawn from left to right is crossed `in` by what moves down).
+    """
+
+    def __init__(self, start: Point, end: Point) -> None:
+        self.start, self.end = start, end
+        self.counts: Counter[str] = Counter()
+        self.events: list[dict[str, Any]] = []
+        self._last: dict[int, Point] = {}
+
+    def update(self, frame: int, detections: Detections) -> None:
+        for track, label, point in _centres(detections):
+            before = self._last.get(track)
+            self._last[track] = point
+            if before is None:
+                continue
+            a, b = _side(self.start, self.end, before), _side(self.start, self.end, point)
+            # a centre on the line belongs to the right side, so that each crossing counts once
+            if (a >= 0) == (b >= 0) or not _between(before, point, self.start, self.end):
+                continue
+            direction = "in" if b >= 0 else "out"
+            self.counts[direction] += 1
+            self.events.append({"frame": frame, "track_id": track, "class_id": label, "direction": direction})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "line": [*self.start, *self.end],
+            "in": self.counts["in"],
+            "out": self.counts["out"],
+            "crossings": self.events,
+        }
+
+    def draw(self, canvas: np.ndarray) -> None:
+        draw_polygon(canvas, np.array([self.start, self.end]), (255, 220, 0), closed=False)
+
+    def text(self) -> str:
+        return f"in {self.counts['in']}, out {self.counts['out']}"
+
+
+class ZoneCounter:
+    """Counts the objects whose centre is inside a polygon.
+
+    Args:
+        points: (N, 2) corners x, y, pixels, N at least 3.
+    """
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self.points = np.asarray(points, np.float32)
+        self.now = 0
+        self.most = 0
+        self.tracks: set[int] = set()
+
+    def update(self, frame: int, detections: Detections) -> None:
+        polygon = self.points.reshape(-1, 1, 2)
+        inside = {track for track, _, point in _centres(detections) if cv2.pointPolygonTest(polygon, point, False) >= 0}
+        self.now = len(inside)
+        self.most = max(self.most, self.now)
+        self.tracks |= inside
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "zone": self.points.tolist(),
+            "most_at_once": self.most,
+            "objects": len(self.tracks),
+            "track_ids": sorted(self.tracks),
+        }
+
+    def draw(self, canvas: np.ndarray) -> None:
+        draw_polygon(canvas, self.points, (0, 220, 255))
+
+    def text(self) -> str:
+        return f"zone {self.now}, objects so far {len(self.tracks)}"
+
+
+class TrackLog:
+    """Every track of a video with its boxes, and what lines and zones counted, for tracks.json.
+
+    Args:
+        class_names: of the model.
+        counters: lines and zones.
+    """
+
+    def __init__(self, class_names: Sequence[str], counters: Sequence[LineCounter | ZoneCounter] = ()) -> None:
+        self.class_names, self.counters = class_names, counters
+        self._boxes: dict[int, list[list[float]]] = defaultdict(list)
+        self._labels: dict[int, Counter[int]] = defaultdict(Counter)
+        self._trails: dict[int, deque[Point]] = defaultdict(lambda: deque(maxlen=TRAIL_FRAMES))
+        self._seen: dict[int, int] = {}
+
+    def update(self, frame: int, detections: Detections) -> None:
+        assert detections.track_ids is not None
+        for (track, label, point), box, score in zip(
+            _centres(detections), detections.boxes, detections.scores, strict=True
+        ):
+            self._boxes[track].append([frame, *(round(float(v), 2) for v in box), round(float(score), 4)])
+            self._labels[track][label] += 1
+            self._trails[track].append(point)
+            self._seen[track] = frame
+        for counter in self.counters:
+            counter.update(frame, detections)
+        for track in [t for t, last in self._seen.items() if frame - last > TRAIL_FRAMES]:
+            del self._seen[track], self._trails[track]
+
+    def draw(self, canvas: np.ndarray) -> None:
+        """Trails, lines, zones and their counts, in place."""
+        for track, trail in self._trails.items():
+            draw_trail(canvas, list(trail), class_colour(self._labels[track].most_common(1)[0][0]))
+        for row, counter in enumerate(self.counters):
+            counter.draw(canvas)
+            draw_caption(canvas, counter.text(), row)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`tracks`: id, class (the most frequent one), first and last frame, boxes (frame, x1, y1, x2, y2, score)."""
+        tracks = []
+        for track, boxes in sorted(self._boxes.items()):
+            label = self._labels[track].most_common(1)[0][0]
+            tracks.append(
+                {
+                    "track_id": track,
+                    "class_id": label,
+                    "class_name": self.class_names[label],
+                    "first_frame": boxes[0][0],
+                    "last_frame": boxes[-1][0],
+                    "boxes": boxes,
+                }
+            )
+        kinds = {"lines": LineCounter, "zones": ZoneCounter}
+        counts = {name: [c.to_dict() for c in self.counters if isinstance(c, kind)] for name, kind in kinds.items()}
+        return {"columns": ["frame", "x1", "y1", "x2", "y2", "score"], "tracks": tracks, **counts}
+
+    def save(self, path: Path) -> None:
+        write_file(path, json.dumps(self.to_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace"))
+
+
+def read_line(text: str) -> LineCounter:
+    """`x1,y1,x2,y2` in pixels. Raises UserError."""
+    values = _numbers("--line", text)
+    if len(values) != 4 or values[:2] == values[2:]:
+        raise UserError("--line", f"{text!r} is not two different points", "give x1,y1,x2,y2 in pixels")
+    return LineCounter((values[0], values[1]), (values[2], values[3]))
+
+
+def read_zone(text: str) -> ZoneCounter:
+    """`x1,y1,x2,y2,x3,y3,...` in pixels. Raises UserError."""
+    values = _numbers("--zone", text)
+    if len(values) < 6 or len(values) % 2:
+        raise UserError("--zone", f"{text!r} is not three or more points", "give x1,y1,x2,y2,x3,y3,... in pixels")
+    return ZoneCounter(list(zip(values[::2], values[1::2], strict=True)))
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError as error:
+        raise UserError(option, f"{text!r} is not a list of numbers", "give pixels with commas between") from error
+    if not np.isfinite(values).all():
+        raise UserError(option, f"{text!r} is not finite", "give pixels with commas between")
+    return values
+
+
+def _centres(detections: Detections) -> list[tuple[int, int, Point]]:
+    assert detections.track_ids is not None
+    centres = (detections.boxes[:, :2] + detections.boxes[:, 2:]) / 2
+    rows = zip(detections.track_ids.tolist(), detections.labels.tolist(), centres.tolist(), strict=True)
+    return [(track, label, (x, y)) for track, label, (x, y) in rows]
+
+
+def _side(start: Point, end: Point, point: Point) -> float:
+    """Above 0 on the right of the line as seen on the screen, where y points down."""
+    return (end[0] - start[0]) * (point[1] - start[1]) - (end[1] - start[1]) * (point[0] - start[0])
+
+
+def _between(a: Point, b: Point, start: Point, end: Point) -> bool:
+    """Whether `start` and `end` lie on different sides of the way from a to b: the way meets the segment itself."""
+    return (_side(a, b, start) >= 0) != (_side(a, b, end) >= 0)

@@ -1,0 +1,521 @@
+"""Video files and live streams in and out: decoding, the network and encoding run beside one another."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import stat
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what it has to say is said here, in one form
+
+import cv2
+import numpy as np
+
+from utils.errors import RunError, UserError, warn
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mjpeg",
+        ".mjpg",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+    }
+    | {".ogv", ".ts", ".vob", ".webm", ".wmv"}
+)
+DEFAULT_FPS = 25.0  # for a file or camera that does not tell its own
+QUEUE_FRAMES = 8  # decoded or drawn frames that wait at most; a frame of 1080p has 6 MB
+RECONNECTS = 5  # attempts in a row to bring a dead stream back
+BACK_OFF = 0.5  # seconds before the first of them, doubled each time
+STREAM_TIMEOUT = 10.0  # seconds without an answer or a frame after which a stream counts as dead
+
+# --codec -> suffix of the file, suffix that FFmpeg chooses its container by, four-character code
+CODECS = {
+    "mp4v": (".mp4", ".ismv", "mp4v"),  # fragmented MP4: a file that is cut anywhere still plays up to there
+    "vp9": (".webm", ".webm", "VP90"),  # plays in every browser; slower to write
+    "mjpg": (".avi", ".avi", "MJPG"),  # big files, the quickest to write
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a video.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        index: its number, from 0; a live stream counts the frames that were used.
+        time: seconds since the beginning.
+        lag: seconds between its arrival and its use; 0 for a file.
+    """
+
+    image: np.ndarray
+    index: int
+    time: float
+    lag: float = 0.0
+
+
+class VideoReader:
+    """The frames of a video file, in order.
+
+    Args:
+        path: the file; any name the operating system knows.
+
+    Attributes:
+        fps: frames a second.
+        size: (height, width), pixels.
+        frame_count: what the file claims to hold, or None where it does not tell.
+        frames_read: how many came out of it so far.
+
+    Raises:
+        UserError: if it is not a file, or not a video that can be decoded.
+    """
+
+    live = False
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.frames_read = 0
+        _check_file(self.path)
+        with _safe_name(self.path) as name:
+            self._capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
+        if not self._capture.isOpened():
+            self._capture.release()
+            raise UserError(path, "is not a video that can be decoded, or its end is cut off", "copy it again")
+        self.fps = _plausible_fps(self._capture.get(cv2.CAP_PROP_FPS))
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.frame_count = int(count) if 0 < count < 1e9 else None
+        height, width = (int(self._capture.get(p)) for p in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
+        self.size = (height, width)
+
+    def __iter__(self) -> Iterator[Frame]:
+        while True:
+            done, image = self._capture.read()
+            if not done:
+                return
+            index = self.frames_read
+            self.frames_read += 1
+            yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), index, index / self.fps)
+
+    @property
+    def cut(self) -> str:
+        """`7 of 12 frames` for a file that ended before it said it would; empty for a whole one.
+
+        Some containers only estimate their number of frames, so that one in a hundred may be missing.
+        """
+        if self.frame_count is None or self.frame_count - self.frames_read <= self.frame_count // 100:
+            return ""
+        return f"{self.frames_read} of {self.frame_count} frames"
+
+    def close(self) -> None:
+        self._capture.release()
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class LiveReader:
+    """The newest frame of a camera or stream; frames that nobody had time for are dropped.
+
+    A thread empties the stream; when it dies it is opened again, up to five times in a row with growing pauses.
+
+    Args:
+        address: the number of a webcam, or an rtsp://, http:// or other address that FFmpeg opens.
+        reconnects: attempts in a row.
+        back_off: seconds before the first attempt, doubled each time.
+
+    Attributes:
+        fps, size: as the stream tells them; size is known after the first frame.
+        dropped: frames that were replaced by newer ones before they were used.
+
+    Raises:
+        RunError: while iterating, when the stream is dead and stays dead.
+    """
+
+    live = True
+    frame_count = None
+    cut = ""
+
+    def __init__(self, address: int | str, reconnects: int = RECONNECTS, back_off: float = BACK_OFF) -> None:
+        self.address = address
+        self.reconnects, self.back_off = reconnects, back_off
+        self.fps = DEFAULT_FPS
+        self.size: tuple[int, int] | None = None
+        self.dropped = 0
+        self.frames_read = 0
+        self._news = threading.Condition()
+        self._newest: tuple[np.ndarray, float] | None = None
+        self._error: Exception | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"reader of {address}", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Frame]:
+        started: float | None = None
+        while True:
+            with self._news:
+                while self._newest is None and self._error is None and not self._stop.is_set():
+                    self._news.wait(0.5)  # Ctrl-C does not end an endless wait on every system
+                newest, self._newest = self._newest, None
+                if newest is None:
+                    if self._error is not None:
+                        raise self._error
+                    return
+            image, arrived = newest
+            started = arrived if started is None else started
+            index = self.frames_read
+            self.frames_read += 1
+            lag = time.monotonic() - arrived
+            yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), index, arrived - started, lag)
+
+    def close(self) -> None:
+        self._stop.set()
+        with self._news:
+            self._news.notify_all()
+        self._thread.join(timeout=STREAM_TIMEOUT)
+
+    def __enter__(self) -> LiveReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        failures = 0
+        try:
+            while not self._stop.is_set():
+                if self._read_until_it_dies():
+                    failures = 0
+                if self._stop.is_set():
+                    return
+                if failures >= self.reconnects or (failures == 0 and self._camera_is_missing()):
+                    break
+                pause = self.back_off * 2**failures
+                failures += 1
+                warn(self.address, "no picture", f"attempt {failures} of {self.reconnects} in {pause:g} s")
+                self._stop.wait(pause)
+            todo = "check the camera" if isinstance(self.address, int) else "check the address and the camera"
+            attempts = f" after {failures} attempts" if failures else ""
+            self._fail(RunError(self.address, f"no picture{attempts}", todo))
+        except Exception as error:
+            self._fail(error)
+
+    def _camera_is_missing(self) -> bool:
+        """A webcam that never gave a picture is not there: waiting would not bring it."""
+        return isinstance(self.address, int) and self.size is None
+
+    def _read_until_it_dies(self) -> bool:
+        """Whether it gave at least one frame."""
+        capture = open_stream(self.address)
+        came = False
+        try:
+            if not capture.isOpened():
+                return False
+            self.fps = _plausible_fps(capture.get(cv2.CAP_PROP_FPS))
+            while not self._stop.is_set():
+                done, image = capture.read()
+                if not done:
+                    return came
+                came = True
+                with self._news:
+                    self.dropped += self._newest is not None
+                    self.size = image.shape[:2]
+                    self._newest = image, time.monotonic()
+                    self._news.notify_all()
+            return came
+        finally:
+            capture.release()
+
+    def _fail(self, error: Exception) -> None:
+        with self._news:
+            self._error = error
+            self._news.notify_all()
+
+
+def open_stream(address: int | str) -> cv2.VideoCapture:
+    """OpenCV's capture of a webcam number or stream address, with time-outs."""
+    if isinstance(address, int):
+        return cv2.VideoCapture(address)
+    milliseconds = int(STREAM_TIMEOUT * 1000)
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
+    return cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
+
+
+class VideoWriter:
+    """A video file that plays up to its last written part even if the program is killed.
+
+    Args:
+        path: the file; its suffix is that of the codec (see `video_suffix`).
+        fps: frames a second.
+        size: (height, width), pixels.
+        codec: a key of `CODECS`.
+
+    Raises:
+        RunError: if this OpenCV cannot write it, or (on close) nothing readable was written.
+    """
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int], codec: str = "mp4v") -> None:
+        self.path, self.fps, self.size = path, fps, size
+        self.frames_written = 0
+        _, container, code = CODECS[codec]
+        self._working = path.with_suffix(container)
+        if self._working != path and self._working.exists():
+            raise UserError(self._working, "exists and would be overwritten", "move it, or choose another --output")
+        self._writer = self._open(self._working, code)
+        if not self._writer.isOpened() and self._working != path:  # an FFmpeg without fragmented MP4
+            self._working = path
+            self._writer = self._open(path, code)
+        if not self._writer.isOpened():
+            raise RunError(path, f"this OpenCV cannot write {codec} video", f"try --codec {_other_codecs(codec)}")
+        self._rename()
+
+    def write(self, image: np.ndarray) -> None:
+        """Append an RGB frame; one of another size is resized."""
+        if image.shape[:2] != self.size:
+            image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_AREA)
+        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        self.frames_written += 1
+
+    def close(self) -> None:
+        self._writer.release()
+        self._rename()
+        if not self.frames_written:
+            self.path.unlink(missing_ok=True)
+            return
+        _name_brand(self.path)
+        check = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
+        readable = check.isOpened() and check.read()[0]
+        check.release()
+        if not readable:
+            raise RunError(self.path, "the video was not written", "is the disk full?")
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, path: Path, code: str) -> cv2.VideoWriter:
+        return cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*code), self.fps, self.size[::-1])
+
+    def _rename(self) -> None:
+        """FFmpeg chose the container by the suffix; an open file can be renamed at once, except on Windows."""
+        if self._working != self.path:
+            with contextlib.suppress(PermissionError):
+                os.replace(self._working, self.path)
+                self._working = self.path
+
+
+def video_suffix(codec: str) -> str:
+    """The suffix of files that `VideoWriter` writes with `codec`."""
+    return CODECS[codec][0]
+
+
+class TimedWriter:
+    """Writes live frames at a steady rate: each stays until the next one arrived, so that time runs as it did.
+
+    Args:
+        writer: where they go.
+    """
+
+    def __init__(self, writer: VideoWriter) -> None:
+        self.writer = writer
+        self._last: np.ndarray | None = None
+
+    def write(self, image: np.ndarray, at: float) -> None:
+        """`image` was seen `at` seconds after the first."""
+        due = round(at * self.writer.fps)
+        while self._last is not None and self.writer.frames_written < due:
+            self.writer.write(self._last)
+        self._last = image
+        if self.writer.frames_written <= due:
+            self.writer.write(image)
+
+
+_END: Any = object()
+
+
+def prefetch(items: Iterable[T], size: int = QUEUE_FRAMES) -> Iterator[T]:
+    """The same items in the same order, made in a thread that stays up to `size` ahead of who uses them."""
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=size)
+    stop = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                waiting.put(item, timeout=0.1)
+                return True
+        return False
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((_END, None))
+        except BaseException as error:
+            put((_END, error))
+
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = waiting.get()
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def parallel_map(function: Callable[[T], R], items: Iterable[T], ahead: int, workers: int = 4) -> Iterator[R]:
+    """`map` in threads: the same order, at most `ahead` items begun before they are asked for."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="parallel map") as pool:
+        begun = deque(pool.submit(function, item) for item in itertools.islice(iterator, ahead))
+        try:
+            while begun:
+                result = begun.popleft().result()
+                begun.extend(pool.submit(function, item) for item in itertools.islice(iterator, 1))
+                yield result
+        finally:
+            for future in begun:
+                future.cancel()
+
+
+class Background(Generic[T]):
+    """Hands items to `work` in a thread, in order; at most `size` wait.
+
+    An error in `work` is raised at the next `put` or at `close`; what waits behind it is dropped.
+    """
+
+    def __init__(self, work: Callable[[T], None], size: int = QUEUE_FRAMES) -> None:
+        self._work = work
+        self._waiting: queue.Queue[Any] = queue.Queue(maxsize=size)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="background", daemon=True)
+        self._thread.start()
+
+    def put(self, item: T) -> None:
+        self._check()
+        self._waiting.put(item)
+
+    def close(self) -> None:
+        """Wait until all is done."""
+        if self._thread.is_alive():
+            self._waiting.put(_END)
+            self._thread.join()
+        self._check()
+
+    def __enter__(self) -> Background[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _run(self) -> None:
+        failed = False
+        while (item := self._waiting.get()) is not _END:
+            if failed:
+                continue
+            try:
+                self._work(item)
+            except BaseException as error:
+                self._error, failed = error, True
+
+
+def is_video(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a video, by its suffix or else by its first bytes."""
+    if Path(path).suffix.lower() in VIDEO_SUFFIXES:
+        return True
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            return is_video_content(file.read(16))
+    except OSError:
+        return False
+
+
+def is_video_content(head: bytes) -> bool:
+    """Whether the first 16 bytes are those of an MP4, Matroska, AVI, FLV or MPEG file."""
+    if head[4:8] == b"ftyp":
+        return head[8:12] not in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # pictures in the same box
+    known = (b"\x1a\x45\xdf\xa3", b"FLV\x01", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")
+    return head.startswith(known) or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        what = "is a broken link" if path.is_symlink() else error.strerror or str(error)
+        raise UserError(path, what, "check the name") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(path, "is not a regular file", "give a video file")
+    if status.st_size == 0:
+        raise UserError(path, "is empty", "copy it again")
+
+
+@contextlib.contextmanager
+def _safe_name(path: Path) -> Iterator[str]:
+    """A name that OpenCV takes: it ends the process on one that is not UTF-8."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / f"video{path.suffix if path.suffix.isascii() else ''}"
+            link.symlink_to(path.resolve())
+            yield str(link)
+        return
+    yield str(path)
+
+
+def _plausible_fps(fps: float) -> float:
+    return float(fps) if 0.1 <= fps <= 1000 else DEFAULT_FPS
+
+
+def _other_codecs(codec: str) -> str:
+    return " or ".join(name for name in CODECS if name != codec)
+
+
+def _name_brand(path: Path) -> None:
+    """Call the finished file MP4: the muxer of the fragmented kind signs with the brand of Smooth Streaming."""
+    with open(path, "r+b") as file:
+        head = file.read(24)
+        if head[4:8] == b"ftyp" and head[8:12] == b"isml":
+            file.seek(8)
+            file.write(b"iso5\x00\x00\x02\x00iso6mp41")
