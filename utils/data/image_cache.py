@@ -45,7 +45,7 @@ class ImageCache:
     Args:
         index: the images; those without a stated size are not kept.
         long_side: pixels of the longer side of a kept image, at most: the input's size, or larger for large scales.
-        mode: `ram` (shared memory, freed when the process ends; each process of a distributed run has its own) or `disk`
+        mode: `ram` (shared memory, freed when the process ends; each process of a distributed run has its own), `disk`
             (a file that the next run finds again, one for all processes of a machine).
         folder: where the file of `disk` goes; never a folder of data.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 from collections import deque
@@ -39,7 +40,6 @@ from utils.letterbox import Letterbox
 
 Size = tuple[int, int]
 MAX_REPLACEMENTS = 20  # unreadable images in a row before the run is given up
-WORKER_GRACE = 4  # seconds a worker lives on after SIGTERM, while the main process saves
 
 
 class SampleKey(NamedTuple):
@@ -542,12 +542,14 @@ def _reason(error: BaseException) -> str:
 
 
 def _start_worker(_worker_id: int) -> None:
-    """Workers leave signals to the main process: it saves first, then ends them."""
+    """Keep OpenMP out of workers, and a signal to the whole group too: the main process saves first, then ends them.
+
+    Torch's own handlers stay: they end a worker when the main process asks, or is gone.
+    """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
+    with contextlib.suppress(OSError, AttributeError):  # not on Windows
+        os.setpgid(0, 0)
 
 
 def worker_failure(error: BaseException) -> RunError | None:
