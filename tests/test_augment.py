@@ -31,7 +31,8 @@ def rectangle_photo(height: int = 240, width: int = 320, decoded: int = 1) -> Ph
     image[:] = BLUE
     x1, y1, x2, y2 = BOX[0].astype(int)
     image[y1:y2, x1:x2] = RED
-    small = shrink_or_grow(image, height // decoded, width // decoded)
+    small = np.empty((height // decoded, width // decoded, 3), np.uint8)
+    shrink_or_grow(image, small)
     return Photo(small, height, width, 1 / decoded, 1 / decoded)
 
 
@@ -111,6 +112,17 @@ def test_colour_changes_colours_and_gains_of_zero_change_nothing() -> None:
     assert (change_colour(image, rng, AugmentConfig.none()) == image).all()
     changed = change_colour(image, rng, AugmentConfig(hue=0.1, saturation=0.7, value=0.4))
     assert changed.shape == image.shape and changed.dtype == np.uint8 and (changed != image).any()
+
+
+def test_colour_keeps_grey_grey_and_lightness_when_only_hue_and_saturation_change() -> None:
+    grey = np.full((4, 4, 3), 114, np.uint8)
+    image = np.random.default_rng(0).integers(60, 180, (50, 50, 3), np.uint8)
+    luma = np.array([0.299, 0.587, 0.114])
+    for seed in range(10):
+        changed = change_colour(grey, np.random.default_rng(seed), AugmentConfig(hue=0.1, saturation=0.7, value=0.4))
+        assert np.ptp(changed.astype(int)) <= 1 and 0.59 * 114 <= changed[0, 0, 0] <= 1.41 * 114
+        turned = change_colour(image, np.random.default_rng(seed), AugmentConfig(hue=0.1, saturation=0.3, value=0.0))
+        assert np.abs(turned @ luma - image @ luma).mean() < 1
 
 
 def test_albumentations_steps_all_run_repeat_by_seed_and_keep_shape() -> None:

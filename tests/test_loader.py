@@ -178,6 +178,16 @@ def test_a_worker_that_hangs_or_dies_is_an_error_in_time(index: DatasetIndex, ki
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.skipif(not hasattr(os, "setpgid"), reason="process groups are POSIX")
+def test_workers_are_out_of_reach_of_signals_to_the_group_and_end_when_closed(index: DatasetIndex) -> None:
+    loader = build_train_loader(index, (64, 64), FULL, batch_size=4, workers=1)
+    epoch(loader, 0)
+    (worker,) = loader._loader._iterator._workers
+    assert os.getpgid(worker.pid) != os.getpgrp()
+    loader.close()
+    assert worker.exitcode == 0
+
+
 def keys_of(sampler: EpochSampler, number: int) -> list[list[SampleKey]]:
     sampler.set_epoch(number)
     return list(sampler)
