@@ -128,7 +128,7 @@ def _suppress_one(
     finite = scores.isfinite() & boxes.isfinite().all(dim=1)
     if not finite.all():
         boxes, scores, labels = boxes[finite], scores[finite], labels[finite]
-    order = scores.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
+    order = scores.argsort(descending=True, stable=True)[: max(MAX_CANDIDATES, max_detections)]
     boxes, scores, labels = boxes[order], scores[order], labels[order]
     boxes, scores, labels = (suppress or suppress_by_class)(boxes, scores, labels, iou_threshold)
     kept = slice(0, max_detections)
@@ -141,8 +141,10 @@ def suppress_by_class(
     """Greedy NMS within each class; `boxes` (N, 4) xyxy come best first."""
     if not len(boxes):
         return boxes, scores, labels
-    # boxes of different classes are moved apart, so that one call serves all classes
-    low = boxes.min()
-    apart = boxes + (labels.to(boxes) * (boxes.max() - low + 1))[:, None]
-    keep = nms(apart, scores, iou_threshold)
+    # Boxes of different classes are moved apart, so that one call serves all classes; in float64, because an
+    # untrained network's boxes are so large that the distance would cost the coordinates float32's precision.
+    exact = boxes.double()
+    low = exact.min()
+    apart = exact + (labels.to(exact) * (exact.max() - low + 1))[:, None]
+    keep = nms(apart, scores.double(), iou_threshold)
     return boxes[keep], scores[keep], labels[keep]

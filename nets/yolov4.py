@@ -37,9 +37,7 @@ class YOLOv4(nn.Module):
         # No weights, so not in the state dict; on the CPU even when the rest is built without memory on `meta`.
         std = torch.tensor(config.std, device="cpu").view(1, 3, 1, 1)
         self.register_buffer("scale", 1 / std, persistent=False)
-        self.register_buffer(
-            "shift", -torch.tensor(config.mean, device="cpu").view(1, 3, 1, 1) / std, persistent=False
-        )
+        self.register_buffer("shift", -torch.tensor(config.mean, device="cpu").view(1, 3, 1, 1) / std, persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images to raw predictions.
