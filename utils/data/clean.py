@@ -115,7 +115,8 @@ def _read_headers(raw: RawSplit, skips: list[Skip], max_megapixels: float) -> li
         for answer in pool.map(read, raw.paths, chunksize=64):
             bar.update()
             if isinstance(answer, ImageError):
-                skips.append(Skip("image", answer.code, answer.where, answer.what, answer.todo))
+                code = "missing_image" if answer.code == "missing_file" else answer.code
+                skips.append(Skip("image", code, answer.where, answer.what, answer.todo))
             headers.append(None if isinstance(answer, ImageError) else answer)
     return headers
 

@@ -186,7 +186,7 @@ def split_files(root: str | os.PathLike[str], split: str) -> list[tuple[str, Pat
     return files
 
 
-class _Folder:
+class VocFolder:
     """The pictures and annotations of one year, by id."""
 
     def __init__(self, folder: Path, home: str) -> None:
@@ -268,10 +268,14 @@ class _Reader:
         try:
             annotation = parse_voc_xml(read_file(xml, MAX_XML_BYTES), xml)
         except FileError as error:
-            code = "bad_xml" if error.code == "file_too_big" else error.code
+            code = {"file_too_big": "bad_xml", "missing_file": "missing_annotation"}.get(error.code, error.code)
             self.skips.append(Skip("image", code, error.where, error.what, error.todo))
             return
         self.declared.append(self._size(annotation, xml))
+        named = os.path.basename(annotation.fields.get("filename", "").replace("\\", "/"))
+        if named and os.path.basename(identity) not in (named, os.path.splitext(named)[0]):
+            what = f"<filename> is {named[:80]!r}, the picture is {os.path.basename(image)!r}"
+            self.skips.append(Skip("note", "wrong_filename", xml, what, "check that both belong together"))
         self.paths.append(image)
         self.ids.append(identity)
         self.xml.append(xml)
@@ -344,11 +348,11 @@ def read_voc(
     files = split_files(root, split)
     years = find_voc_years(root)
     home = os.path.realpath(root)
-    folders = {year: _Folder(years[year], home) for year in {year for year, _ in files}}
+    folders = {year: VocFolder(years[year], home) for year in {year for year, _ in files}}
     joined = len(folders) > 1
     reader = _Reader()
     name = " + ".join(f"{year} {path.stem}" for year, path in files)
-    lines = [(year, path, number, line) for year, path in files for number, line in _lines(path)]
+    lines = [(year, path, number, line) for year, path in files for number, line in read_split_lines(path)]
     seen: dict[tuple[str, str], str] = {}
     for year, path, number, line in tqdm(lines, desc=name, delay=2, leave=False):
         where = f"{path}:{number}"
@@ -421,7 +425,7 @@ def annotation_path(image_path: str | os.PathLike[str]) -> Path:
     return upper if not xml.exists() and upper.exists() else xml
 
 
-def _use(line: str, where: str, folder: _Folder, skips: list[Skip]) -> str | None:
+def _use(line: str, where: str, folder: VocFolder, skips: list[Skip]) -> str | None:
     """The id of a line of a split if its picture and annotation are there, else None and the reason in `skips`."""
     bare = line.strip()
     identity = folder.identify(line)
@@ -447,7 +451,7 @@ def _use(line: str, where: str, folder: _Folder, skips: list[Skip]) -> str | Non
     return None
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
+def read_split_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a split that are not blank, with their numbers; the names in it may be any bytes."""
     data = read_file(path, MAX_SPLIT_BYTES)
     utf_16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
