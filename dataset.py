@@ -5,11 +5,19 @@ from __future__ import annotations
 import importlib
 import sys
 
+from nets.model_config import YOLOV4_ANCHORS
 from utils.errors import UserError, run_command
 
 COMMANDS = {  # name: (module whose main(argv) does it, what it does)
-    "check": ("utils.data.check", "find what would spoil a training, with file and line; --fix writes a corrected copy"),
+    "check": ("utils.data.check", "find what would spoil a training, file by file; --fix writes a corrected copy"),
+    "stats": ("utils.data.stats", "count and draw classes, sizes, shapes and places of the boxes"),
+    "anchors": ("utils.data.cluster_anchors", "propose anchors that fit better, by k-means"),
+    "split": ("utils.data.split", "divide into train, val and test: by class, near-duplicates together"),
+    "convert": ("utils.data.convert", "write it as VOC, COCO or YOLO txt"),
+    "demo": ("utils.data.demo", "draw a small set with six classes; needs no download"),
+    "download": ("utils.data.download", "fetch and unpack Pascal VOC or COCO"),
 }
+ANCHOR_COMMANDS = ("anchors", "stats")  # `utils` knows no network: these are told what it starts from
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -21,7 +29,8 @@ def main(argv: list[str] | None = None) -> int | None:
     name, *rest = arguments
     if name not in COMMANDS:
         raise UserError("command line", f"no subcommand {name!r}", f"choose from {', '.join(COMMANDS)}")
-    return importlib.import_module(COMMANDS[name][0]).main(rest)
+    facts = {"anchors": YOLOV4_ANCHORS} if name in ANCHOR_COMMANDS else {}
+    return importlib.import_module(COMMANDS[name][0]).main(rest, **facts)
 
 
 def usage() -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from utils.config import option, parse_options
+from utils.data.class_names import read_class_names
 from utils.data.index import DatasetIndex
-from utils.letterbox import Letterbox
+from utils.data.open import open_dataset, training_split
+from utils.errors import UserError
+from utils.letterbox import RESIZE_MODES, Letterbox
 
 RATIO_LIMIT = 4.0  # YOLOv5's `anchor_t`: a side may be up to 4 times an anchor's, or a quarter of it
 RESTARTS = 4  # k-means finds a local optimum; the best of so many is taken
@@ -59,7 +64,7 @@ class AnchorReport:
         rows = (("old", self.old_recall, self.old_iou, self.old_anchors),
                 ("new", self.new_recall, self.new_iou, self.new_anchors))  # fmt: skip
         for name, recall, iou, anchors in rows:
-            text = " | ".join(" ".join(f"{w:g},{h:g}" for w, h in level) for level in anchors)
+            text = " | ".join(" ".join(f"{w:.4g},{h:.4g}" for w, h in level) for level in anchors)
             lines.append(f"{name:8}{recall:8.4f}{iou:10.4f}  {text}")
         return "\n".join([*lines, f"{'take the new ones' if self.accepted else 'keep the old ones'}: {self.reason}"])
 
@@ -179,3 +184,40 @@ def propose_anchors(
     else:
         accepted, reason = recall > old_recall, f"recall {old_recall:.4f} -> {recall:.4f}"
     return AnchorReport(len(sizes), old, new, old_recall, recall, old_iou, iou, accepted, reason)
+
+
+def scaled_anchors(anchors: Sequence[Any], input_size: tuple[int, int], reference: int = 416) -> Anchors:
+    """Anchors of a square input of `reference` pixels for another input size, as training takes them."""
+    factor = min(input_size) / reference
+    return tuple(tuple((float(w) * factor, float(h) * factor) for w, h in level) for level in anchors)
+
+
+@dataclass(frozen=True)
+class AnchorOptions:
+    """Options of `dataset.py anchors`."""
+
+    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", positional=True, metavar="DATA")
+    split: str | None = option(None, "which split (default: the one to train on)")
+    classes: str | None = option(None, "file of class names, one a line", metavar="FILE")
+    input_size: tuple[int, ...] = option((416,), "of the network, pixels: one number, or height and width", nargs="+")
+    resize_mode: str = option("letterbox", "how pictures are brought to it", choices=RESIZE_MODES)
+    seed: int = option(0, "of the clustering", low=0)
+    json: bool = option(False, "print JSON")
+
+
+def main(argv: list[str] | None = None, anchors: Sequence[Any] = ()) -> None:
+    """`dataset.py anchors DATA`; `anchors` are the current ones, of a 416 input."""
+    options = parse_options(AnchorOptions, argv, prog="dataset.py anchors", description=__doc__.splitlines()[0])
+    names = read_class_names(options.classes) if options.classes else None
+    index = open_dataset(options.data, options.split or training_split(options.data), names)
+    letterbox = Letterbox(two_sides(options.input_size), options.resize_mode)
+    report = propose_anchors(index, letterbox, scaled_anchors(anchors, letterbox.input_size), options.seed)
+    print(json.dumps({"data": index.name, **report.to_dict()}, indent=2) if options.json else f"{index.name}: {report}")
+
+
+def two_sides(sizes: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of `--input-size`. Raises UserError unless it is one or two multiples of 32."""
+    if len(sizes) not in (1, 2) or any(size < 32 or size % 32 for size in sizes):
+        text = " ".join(str(size) for size in sizes)
+        raise UserError("--input-size", f"{text} is not possible", "give one or two multiples of 32")
+    return sizes[0], sizes[-1]

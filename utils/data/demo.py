@@ -13,7 +13,9 @@ from xml.sax.saxutils import escape
 import cv2
 import numpy as np
 from numpy.random import Generator
+from tqdm import tqdm
 
+from utils.config import option, parse_options
 from utils.errors import UserError
 
 DEMO_CLASSES = ("balloon", "boat", "car", "fish", "house", "tree")
@@ -670,7 +672,7 @@ def write_demo(
     shutil.rmtree(partial, ignore_errors=True)
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (partial / name).mkdir(parents=True)
-    for number in range(num_images):
+    for number in tqdm(range(num_images), desc="drawing", unit="picture", leave=False, disable=None):
         _write_one(partial, seed, number, sides)
     for split, numbers in split_demo(num_images, seed).items():
         text = "".join(f"{n:06d}\n" for n in numbers)
@@ -697,3 +699,23 @@ def _written_facts(folder: Path) -> object:
         return json.loads((folder / "demo.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of `dataset.py demo`."""
+
+    output: str = option("", "folder to write the set into, as a VOCdevkit", positional=True, metavar="DIR")
+    num_images: int = option(400, "how many pictures; 70 % train, 10 % val, 20 % test", low=1, high=100_000)
+    seed: int = option(0, "another seed draws other pictures", low=0)
+    overwrite: bool = option(False, "replace another demo set that is there")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`dataset.py demo DIR`."""
+    options = parse_options(DemoOptions, argv, prog="dataset.py demo", description=__doc__.splitlines()[0])
+    folder = write_demo(options.output, options.num_images, options.seed, overwrite=options.overwrite)
+    parts = split_demo(options.num_images, options.seed)
+    counts = ", ".join(f"{name} {len(parts[name])}" for name in ("train", "val", "test"))
+    print(f"{folder}: {options.num_images} pictures ({counts}) of {', '.join(DEMO_CLASSES)}")
+    print(f"train on it with: python train.py --data {options.output}")

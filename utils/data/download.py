@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from utils.config import option, parse_options
 from utils.download import check_disk, download
 from utils.errors import RunError, UserError
 
@@ -202,3 +203,20 @@ def _checked(path: Path, reader: _Reader, limit: int) -> list[tuple[_Member, Pur
         if relative.parts:
             members.append((member, relative))
     return members
+
+
+@dataclass(frozen=True)
+class DownloadOptions:
+    """Options of `dataset.py download`."""
+
+    name: str = option("", f"one of {', '.join(DATASETS)}", positional=True, metavar="NAME")
+    output: str = option(".", "folder that gets VOCdevkit/ or coco2017/", metavar="DIR")
+    mirror: str | None = option(None, "address under which the archives lie by their file names", metavar="URL")
+    keep_archives: bool = option(False, "leave the archives in DIR/archives after unpacking")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`dataset.py download NAME`."""
+    options = parse_options(DownloadOptions, argv, prog="dataset.py download", description=__doc__.splitlines()[0])
+    folder = download_dataset(options.name, options.output, options.mirror, options.keep_archives)
+    print(f"{options.name} is in {folder}")

@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 
 from utils.data.index import DatasetIndex
+from utils.images import ImageError, read_image
 
 HASH_SIDE = 8  # a hash compares 8 x 8 neighbours, once to the right and once down: 128 bits
 MAX_DISTANCE = 8  # of 128 bits; rescaling and recompression change fewer, other photographs more (see tests)
-MIN_DECODED = 64  # pixels of the shorter side below which a reduced JPEG is too coarse to hash
+MIN_DECODED = 64  # pixels of the sides that suffice; a JPEG is decoded no larger than it need be
 
 
 def image_hashes(index: DatasetIndex, workers: int | None = None) -> np.ndarray:
@@ -48,13 +49,9 @@ def picture_hash(image: np.ndarray) -> np.ndarray:
 
 def _file_hash(path: str | Path) -> np.ndarray:
     try:
-        data = np.fromfile(path, np.uint8)  # not cv2.imread, which on Windows takes no other than ASCII names
-        grey = cv2.imdecode(data, cv2.IMREAD_REDUCED_GRAYSCALE_4) if data.size else None
-        if grey is not None and min(grey.shape) < MIN_DECODED:
-            grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
-    except (OSError, cv2.error):
-        grey = None
-    return np.zeros(2, np.uint64) if grey is None else picture_hash(grey)
+        return picture_hash(read_image(path, min_size=(MIN_DECODED, MIN_DECODED)))
+    except ImageError:
+        return np.zeros(2, np.uint64)
 
 
 def near_duplicate_groups(hashes: np.ndarray, max_distance: int = MAX_DISTANCE) -> np.ndarray:
@@ -72,7 +69,6 @@ def near_duplicate_groups(hashes: np.ndarray, max_distance: int = MAX_DISTANCE) 
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    hashes = np.ascontiguousarray(np.asarray(hashes, np.uint64).reshape(len(hashes), -1))
     first, second = similar_pairs(hashes, max_distance)
     links = coo_matrix((np.ones(len(first), np.int8), (first, second)), shape=(len(hashes),) * 2)
     return connected_components(links, directed=False)[1].astype(np.int64)
@@ -80,8 +76,11 @@ def near_duplicate_groups(hashes: np.ndarray, max_distance: int = MAX_DISTANCE) 
 
 def similar_pairs(hashes: np.ndarray, max_distance: int = MAX_DISTANCE) -> tuple[np.ndarray, np.ndarray]:
     """Two (P,) int64 arrays: the pairs (i < j) of hashes that differ in at most `max_distance` bits."""
-    hashes = np.ascontiguousarray(np.asarray(hashes, np.uint64).reshape(len(hashes), -1))
+    hashes = np.ascontiguousarray(hashes, np.uint64)
+    hashes = hashes[:, None] if hashes.ndim == 1 else hashes
     known = np.flatnonzero((hashes != 0).any(axis=1))
+    if not len(known):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     unique, where = np.unique(hashes[known], axis=0, return_inverse=True)
     pairs = [_chains(known, where.reshape(-1))]
     bits = np.unpackbits(unique.view(np.uint8).reshape(len(unique), -1), axis=1)

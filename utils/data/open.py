@@ -81,6 +81,22 @@ def default_splits(data: str | os.PathLike[str]) -> tuple[str, str]:
     raise UserError(data, f"{there}; training needs train and val", todo)
 
 
+def training_split(data: str | os.PathLike[str]) -> str:
+    """The split to look at when none is named: the one to train on, else the only or first one.
+
+    Raises:
+        UserError: if there is no split.
+    """
+    names = list_splits(data)
+    for name in ("train", "trainval"):
+        match = _match(name, names)
+        if match is not None:
+            return match
+    if not names:
+        raise UserError(data, "has no splits", f"make them: python dataset.py split {data}")
+    return names[0]
+
+
 def open_dataset(
     data: str | os.PathLike[str],
     split: str,

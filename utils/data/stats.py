@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.data.cluster_anchors import RATIO_LIMIT, box_sizes, measure_anchors, shape_iou
+from utils.config import option, parse_options
+from utils.data.class_names import read_class_names
+from utils.data.cluster_anchors import (
+    RATIO_LIMIT,
+    box_sizes,
+    measure_anchors,
+    scaled_anchors,
+    shape_iou,
+    two_sides,
+)
 from utils.data.index import DatasetIndex
-from utils.letterbox import Letterbox
+from utils.data.open import open_dataset, training_split
+from utils.errors import UserError
+from utils.letterbox import RESIZE_MODES, Letterbox
 
 COCO_AREAS = (32**2, 96**2)  # pixels: small, medium, large; https://cocodataset.org/#detection-eval
 GRID = 16  # cells of the heat map, each way
@@ -149,7 +162,7 @@ def format_stats(stats: dict[str, Any]) -> str:
     lines.append(
         f"anchors: best possible recall {anchors['best_possible_recall']:.4f}, mean IoU {anchors['mean_iou']:.4f}"
     )
-    lines += [f"  {row['width']:6g} x {row['height']:<6g} fits best {row['best_for']:6.1%}, can answer for "
+    lines += [f"  {row['width']:6.4g} x {row['height']:<6.4g} fits best {row['best_for']:6.1%}, can answer for "
               f"{row['can_answer_for']:6.1%}" for row in anchors["rows"]]  # fmt: skip
     width = max((len(row["name"]) for row in stats["classes"]), default=5)
     lines.append(f"{'class':{width}} {'boxes':>8} {'images':>8} {'difficult':>10} {'crowd':>7}")
@@ -227,3 +240,33 @@ def _row(values: Sequence[float]) -> str:
 
 def _round(value: Any) -> float:
     return round(float(value), 6)
+
+
+@dataclass(frozen=True)
+class StatsOptions:
+    """Options of `dataset.py stats`."""
+
+    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", positional=True, metavar="DATA")
+    split: str | None = option(None, "which split (default: the one to train on)")
+    classes: str | None = option(None, "file of class names, one a line", metavar="FILE")
+    input_size: tuple[int, ...] = option((416,), "of the network, pixels: one number, or height and width", nargs="+")
+    resize_mode: str = option("letterbox", "how pictures are brought to it", choices=RESIZE_MODES)
+    output: str | None = option(None, "also draw everything into this picture", metavar="FILE.png")
+    json: bool = option(False, "print JSON")
+
+
+def main(argv: list[str] | None = None, anchors: Sequence[Any] = ()) -> None:
+    """`dataset.py stats DATA`; `anchors` are the current ones, of a 416 input."""
+    options = parse_options(StatsOptions, argv, prog="dataset.py stats", description=__doc__.splitlines()[0])
+    if options.output and Path(options.output).suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+        raise UserError("--output", f"{options.output} is no picture's name", "give a name that ends in .png")
+    names = read_class_names(options.classes) if options.classes else None
+    index = open_dataset(options.data, options.split or training_split(options.data), names)
+    letterbox = Letterbox(two_sides(options.input_size), options.resize_mode)
+    scaled = scaled_anchors(anchors, letterbox.input_size)
+    stats = dataset_stats(index, letterbox, scaled)
+    print(json.dumps(stats, indent=2) if options.json else format_stats(stats))
+    if options.output:
+        draw_stats(index, stats, letterbox, scaled, Path(options.output))
+        if not options.json:
+            print(f"drawn in {options.output}")
