@@ -64,8 +64,8 @@ class ReferenceLoading:
     def batch(self, images: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """A batch of mosaics: (B, 3, H, W) float in [0, 1], and boxes cxcywh with class, relative to the input."""
         made = [self._sample(int(i)) for i in images]
-        pixels = torch.from_numpy(np.array([image for image, _ in made])).type(torch.FloatTensor)
-        return pixels, [torch.from_numpy(boxes).type(torch.FloatTensor) for _, boxes in made]
+        pixels = torch.from_numpy(np.array([image for image, _ in made])).float()
+        return pixels, [torch.from_numpy(boxes).float() for _, boxes in made]
 
     def _sample(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         cut = (self.rng.uniform(0.3, 0.7, 2) * self.side).astype(int)
@@ -172,8 +172,9 @@ def endless(loader: TrainLoader, mosaic: bool) -> Callable[[], Any]:
     return lambda: next(iterator)
 
 
-def enlarged(index: DatasetIndex, width: int, height: int, folder: Path) -> DatasetIndex:
+def enlarged(index: DatasetIndex, size: tuple[int, ...], folder: Path) -> DatasetIndex:
     """The same images as JPEGs of one size (quality 90), boxes along."""
+    width, height = size
     paths, boxes = [], []
     for i in range(len(index)):
         image = read_image(index.path(i))
@@ -279,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
     index = index.subset(np.arange(min(options.num_images, len(index))))
     with tempfile.TemporaryDirectory() as folder:
         if options.enlarge:
-            index = enlarged(index, *options.enlarge, Path(folder))
+            index = enlarged(index, options.enlarge, Path(folder))
         result = compare(index, options)
         if options.workers:
             result["workers"] = with_workers(index, options)

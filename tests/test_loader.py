@@ -204,13 +204,13 @@ def test_processes_share_an_epoch_without_loss_and_like_one(num_images: int, wor
         padding = max(world_size - len(batch), 0)
         assert together[: len(batch)] == batch and len(together) == len(batch) + padding
     used = [key for batches in ranks for batch in batches for key in batch]
-    assert {key.index for key in used} == set(range(num_images)) and len(set(used)) == len(used)
+    assert {key.image for key in used} == set(range(num_images)) and len(set(used)) == len(used)
 
 
 def test_each_epoch_has_its_own_order_and_steps_share_one_size() -> None:
     sampler = EpochSampler(50, 8, seed=1, sizes=[(64, 64), (96, 96), (128, 128)])
     first, second = keys_of(sampler, 0), keys_of(sampler, 1)
-    assert [key.index for batch in first for key in batch] != [key.index for batch in second for key in batch]
+    assert [key.image for batch in first for key in batch] != [key.image for batch in second for key in batch]
     assert all(len({key.size for key in batch}) == 1 for batch in first)
     assert len({batch[0].size for batch in first + second}) == 3
 
@@ -233,7 +233,7 @@ def test_rare_classes_are_repeated_by_their_factor() -> None:
     for number in range(5):
         keys = [key for batch in keys_of(sampler, number) for key in batch]
         assert len(keys) == 104 and len(set(keys)) == 104 and len(sampler) == 11
-        counts += np.bincount([key.index for key in keys], minlength=100)
+        counts += np.bincount([key.image for key in keys], minlength=100)
     assert counts[:96].min() == counts[:96].max() == 5 and counts[96:].tolist() == [10] * 4
 
 

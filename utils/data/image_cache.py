@@ -62,6 +62,7 @@ class ImageCache:
         self.starts = _STAMP * len(index) + np.concatenate([[0], np.cumsum(self.sizes.prod(1) * 3)])
         self.num_bytes = max(int(self.starts[-1]), 1)
         self._block: Any = None
+        self._where: Any = None  # the block while it is being made, then its name; or the file
         if mode == "ram":
             self._where = _create_memory(self.num_bytes)
         else:
@@ -90,7 +91,7 @@ class ImageCache:
 
     def close(self) -> None:
         """Give the memory back (`ram`) or leave the file to the next run (`disk`)."""
-        self._bytes = self._stamps = None
+        self._bytes = self._stamps = np.zeros(0, np.uint8)
         if self.mode == "ram" and self._block is not None:
             self._finalizer()
 
@@ -192,7 +193,7 @@ def _free(block: shared_memory.SharedMemory, owner: int) -> None:
 
 
 def _checksum(image: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(image)) or 1
+    return zlib.crc32(np.ascontiguousarray(image).data) or 1
 
 
 def _fingerprint(index: DatasetIndex, long_side: int) -> str:

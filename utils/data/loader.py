@@ -47,14 +47,14 @@ class SampleKey(NamedTuple):
 
     Args:
         epoch: number of the epoch.
-        index: image of the DatasetIndex.
+        image: which of the DatasetIndex.
         mosaic: whether mosaic, mixup and copy-paste are on (the last epochs go without them).
         repeat: which time in this epoch the image is used (class balancing, padding over processes).
         size: (height, width) of this batch under multi-scale training; None takes the dataset's.
     """
 
     epoch: int
-    index: int
+    image: int
     mosaic: bool = True
     repeat: int = 0
     size: Size | None = None
@@ -150,7 +150,7 @@ class _SampleMaker:
     def __init__(self, dataset: TrainDataset, key: SampleKey) -> None:
         self.dataset, self.key, self.config = dataset, key, dataset.augment
         self.letterbox = _with_size(dataset.letterbox, key.size) if key.size else dataset.letterbox
-        entropy = np.random.SeedSequence([dataset.seed, key.epoch, key.index, key.repeat])
+        entropy = np.random.SeedSequence([dataset.seed, key.epoch, key.image, key.repeat])
         self.rng = np.random.Generator(np.random.Philox(entropy))
         self.skipped: list[tuple[str, str]] = []
 
@@ -158,11 +158,11 @@ class _SampleMaker:
         rng, config = self.rng, self.config
         many = self.key.mosaic
         if many and rng.random() < config.mosaic:
-            sample = self._mosaic(self.key.index)
+            sample = self._mosaic(self.key.image)
             if config.mixup and rng.random() < config.mixup:
                 sample = mix(sample, self._mosaic(self._partner()), rng)
         else:
-            sample = self._alone(self.key.index)
+            sample = self._alone(self.key.image)
         if many and self.dataset._rare is not None and rng.random() < config.copy_paste:
             sample = self._paste(sample)
         image, boxes = mirror(sample.image, sample.boxes, rng, config)
@@ -171,7 +171,7 @@ class _SampleMaker:
             "image": image,
             "boxes": boxes.astype(np.float32),
             "labels": sample.labels,
-            "image_id": self.dataset.index.image_ids[self.key.index].item(),
+            "image_id": self.dataset.index.image_ids[self.key.image].item(),
             "skipped": self.skipped,
         }
 
@@ -196,6 +196,7 @@ class _SampleMaker:
         return compose_mosaic(parts, centre, self.letterbox, self.config)
 
     def _paste(self, sample: Sample) -> Sample:
+        assert self.dataset._rare is not None
         images, boxes, cumulative = self.dataset._rare
         for _ in range(self.rng.integers(1, 4)):
             choice = int(np.searchsorted(cumulative, self.rng.random(), side="right"))
@@ -409,8 +410,9 @@ class TrainLoader:
     def close(self) -> None:
         """End the workers."""
         iterator, self._loader._iterator = self._loader._iterator, None
-        if hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()
+        end = getattr(iterator, "_shutdown_workers", None)
+        if end is not None:
+            end()
 
     def _name(self, skipped: Sequence[tuple[str, str]]) -> None:
         for path, reason in skipped:
