@@ -27,7 +27,9 @@ class EvalOptions:
 
     checkpoint: str | None = option(None, "the model: a checkpoint or an exported file", metavar="FILE")
     data: str | None = option(None, "the data: a VOCdevkit, a COCO JSON file, or another data set", metavar="PATH")
-    split: str = option("val", "the part of the data to score on")
+    split: str | None = option(
+        None, "the part of the data to score on; without it val (or test, where that is all there is)"
+    )
     json: str | None = option(None, "write all figures, and results by image, to this file", metavar="FILE")
     report: str | None = option(None, "write a report with curves and pictures, one HTML file", metavar="FILE")
     detections: str | None = option(
@@ -113,7 +115,7 @@ def open_index(options: EvalOptions) -> DatasetIndex:
     from utils.data.open import open_dataset
     from utils.data.truth import open_truth
 
-    index = (open_truth if options.detections else open_dataset)(options.data or "", options.split)
+    index = (open_truth if options.detections else open_dataset)(options.data or "", choose_split(options))
     if not len(index):
         raise UserError(options.data, f"{index.name} has no images", "name another --split")
     lost = [skip for skip in index.skips if skip.kind != "note"]
@@ -126,6 +128,21 @@ def open_index(options: EvalOptions) -> DatasetIndex:
     return index if options.limit is None else index.subset(np.arange(min(options.limit, len(index))))
 
 
+def choose_split(options: EvalOptions) -> str:
+    """The split that is asked for; else that of the file that was given; else the one for validation."""
+    from utils.data.open import default_splits, list_splits, recognise_format
+
+    data = options.data or ""
+    if options.split is not None:
+        return options.split
+    if recognise_format(data) == "coco" and Path(data).is_file():
+        from utils.data.coco import find_coco_files
+
+        return next(name for name, file in find_coco_files(data).items() if file == Path(data))
+    names = list_splits(data)
+    return next((name for name in ("val", "test") if name in names), None) or default_splits(data)[1]
+
+
 def write_outputs(options: EvalOptions, result: EvaluationResult, input_size: tuple[int, int] | None) -> None:
     """The files that the options ask for."""
     if options.json:
@@ -136,7 +153,7 @@ def write_outputs(options: EvalOptions, result: EvaluationResult, input_size: tu
         write_file(_in_folder(options.save_detections), f"[\n{rows}\n]\n".encode())
         print(f"detections: {options.save_detections}")
     if options.voc_submission:
-        folder = write_voc_results(Path(options.voc_submission), result, options.split)
+        folder = write_voc_results(Path(options.voc_submission), result, choose_split(options))
         print(f"VOC results: {folder}")
     if options.report:
         from utils.report.html import write_report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,17 @@ def read_coco_truth(path: Path) -> DatasetIndex:
     ids = sorted(images)
     position = {image_id: i for i, image_id in enumerate(ids)}
     label = {category: c for c, category in enumerate(categories)}
-    rows, owners = [], []
+    rows, owners, skips = [], [], []
     for number, row in enumerate(values.get("annotations") or []):
         where = f"{path}, annotation {number}"
-        image, category = _whole(where, row, "image_id"), _whole(where, row, "category_id")
-        if image not in position or category not in label:
-            raise UserError(where, f"image_id {image} or category_id {category} is not in the file", "correct the file")
-        x, y, width, height = _box(where, row.get("bbox"))
+        try:
+            image, category = _whole(where, row, "image_id"), _whole(where, row, "category_id")
+            x, y, width, height = _box(where, row.get("bbox"))
+            if image not in position or category not in label:
+                raise UserError(where, f"image {image} or category {category} is not in the file", "correct the file")
+        except UserError as error:
+            skips.append(Skip("box", "bad_annotation", error.where, error.what, error.todo))
+            continue
         area = row.get("area")
         if isinstance(area, bool) or not isinstance(area, (int, float)):
             area = width * height
@@ -70,6 +75,7 @@ def read_coco_truth(path: Path) -> DatasetIndex:
     names = [str(images[image_id].get("file_name", image_id)) for image_id in ids]
     sizes = [[_side(images[image_id].get(side)) for side in ("height", "width")] for image_id in ids]
     empty = DatasetIndex.build(path.stem, list(categories.values()), _picture_paths(path, names), ids, sizes, [], [])
+    empty = replace(empty, skips=tuple(skips))
     return _filled(
         empty,
         counts,
@@ -107,11 +113,15 @@ def _read_voc_truth(root: str | os.PathLike[str], split: str) -> DatasetIndex:
             ids.append(image_id)
             paths.append(years[year] / "JPEGImages" / f"{identity}.jpg")
             sizes.append([_side(annotation.size.get(side)) for side in ("height", "width")])
-            objects = [each for each in annotation.objects if each.edges and each.fields.get("name")]
-            counts.append(len(objects))
-            for each in objects:
-                edges = [each.edges.get(edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
-                rows.append(_voc_box(f"{xml}:{each.line}", edges))
+            counts.append(0)
+            for each in annotation.objects:
+                box = _voc_box([each.edges.get(edge) for edge in ("xmin", "ymin", "xmax", "ymax")])
+                if box is None or not each.fields.get("name"):
+                    where = f"{xml}:{each.line}"
+                    skips.append(Skip("box", "no_box", where, "an object has no name, or no box of 4 numbers"))
+                    continue
+                counts[-1] += 1
+                rows.append(box)
                 names.append((each.fields["name"], each.fields.get("difficult", "").lower() in ("1", "true", "yes")))
     found = {name for name, _ in names}
     class_names = VOC_CLASS_NAMES if found <= set(VOC_CLASS_NAMES) else tuple(sorted(found))
@@ -135,8 +145,6 @@ def _filled(
     category_ids: tuple[int, ...] | None,
 ) -> DatasetIndex:
     """The index with its boxes, `counts` of which belong to each image in turn."""
-    from dataclasses import replace
-
     return replace(
         empty,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -172,14 +180,12 @@ def _box(where: object, value: Any) -> list[float]:
     return [float(v) for v in value]
 
 
-def _voc_box(where: object, edges: list[str | None]) -> list[float]:
+def _voc_box(edges: list[str | None]) -> list[float] | None:
     try:
         xmin, ymin, xmax, ymax = (float(edge or "") for edge in edges)
     except ValueError:
-        raise UserError(where, f"<bndbox> is {edges}, not 4 numbers", "correct the annotation") from None
-    if not all(math.isfinite(v) for v in (xmin, ymin, xmax, ymax)):
-        raise UserError(where, f"<bndbox> is {edges}, not 4 finite numbers", "correct the annotation")
-    return [xmin - 1, ymin - 1, xmax, ymax]
+        return None
+    return [xmin - 1, ymin - 1, xmax, ymax] if math.isfinite(xmin + ymin + xmax + ymax) else None
 
 
 def _finite(value: Any) -> bool:

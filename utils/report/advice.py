@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.evaluator import EvaluationResult
-from utils.metrics.confusion import confusion_matrix
 from utils.metrics.errors import (
     BACKGROUND,
     BOTH,
@@ -21,6 +20,7 @@ from utils.metrics.errors import (
 
 HARDLY_LEARNED = 0.05  # mAP50 below which there is no point in looking at single mistakes
 FALLBACK_THRESHOLD = 0.25
+NOTABLE_SHARE = 0.1  # of wrong classes, from which a pair of classes stands out
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,21 @@ def _localisation(errors: ErrorAnalysis, input_size: tuple[int, int] | None) -> 
 
 def _classification(result: EvaluationResult, errors: ErrorAnalysis) -> list[Advice]:
     gain, record = errors.gain[CLASSIFICATION], result.record
-    threshold = result.best_f1_threshold or FALLBACK_THRESHOLD
-    matrix = confusion_matrix(record, threshold)[:-1, :-1].copy()
-    np.fill_diagonal(matrix, 0)
-    if not matrix.any():
-        text = "look at the labels of classes that resemble each other, and add examples of them"
-        return [Advice(gain, f"{_cost(gain, errors)} is right boxes with a wrong class: {text}.")]
-    truth, answer = np.unravel_index(np.argmax(matrix), matrix.shape)
-    names = record.class_names
+    wrong = np.flatnonzero(errors.det_type == CLASSIFICATION)
+    pairs = np.zeros((record.num_classes, record.num_classes))
+    # by score: with several classes a box, a mass of faint second answers would drown what matters
+    np.add.at(pairs, (record.gt_labels[errors.det_gt[wrong]], record.det_labels[wrong]), record.det_scores[wrong])
+    share = pairs.max(initial=0.0) / max(pairs.sum(), 1e-9)
+    if share < NOTABLE_SHARE:
+        text = "over many pairs of classes: train longer, or a wider backbone from --pretrained weights"
+        return [Advice(gain, f"{_cost(gain, errors)} is right boxes with a wrong class, {text}.")]
+    truth, answer = np.unravel_index(np.argmax(pairs), pairs.shape)
     return [
         Advice(
             gain,
-            f"{_cost(gain, errors)} is right boxes with a wrong class, most often {names[truth]} taken for "
-            f"{names[answer]} ({matrix[truth, answer]} of {matrix.sum()} at score {threshold:.2f}): look at the labels "
-            "of these two, and add examples that tell them apart.",
+            f"{_cost(gain, errors)} is right boxes with a wrong class, most often {record.class_names[truth]} taken "
+            f"for {record.class_names[answer]} ({share:.0%} of them by score): look at the labels of these two, and "
+            "add examples that tell them apart.",
         )
     ]
 

@@ -1,0 +1,251 @@
+"""eval.py from the command line: a checkpoint, ready detections of both kinds, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import eval as eval_command
+from utils.data.truth import open_truth
+from utils.detections_file import read_detections
+from utils.errors import MissingExtra, UserError
+from utils.metrics.coco import FIGURES
+
+OBJECTS = {  # image id: (name, xmin, ymin, xmax, ymax as in the file, difficult)
+    "000001": [("cat", 11, 11, 40, 40, 0), ("dog", 51, 51, 90, 90, 0)],
+    "000002": [("cat", 21, 21, 60, 60, 1)],
+    "000013": [("dog", 1, 1, 50, 30, 0)],
+    "000020": [],
+}
+
+
+@pytest.fixture
+def devkit(tmp_path: Path) -> Path:
+    """A VOCdevkit of four pictures, two classes, all in the split `test`."""
+    year = tmp_path / "VOCdevkit" / "VOC2007"
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (year / name).mkdir(parents=True)
+    (year / "ImageSets/Main/test.txt").write_text("".join(f"{image_id}\n" for image_id in OBJECTS))
+    for image_id, objects in OBJECTS.items():
+        cv2.imwrite(str(year / "JPEGImages" / f"{image_id}.jpg"), np.full((100, 120, 3), 90, np.uint8))
+        rows = "".join(
+            f"<object><name>{name}</name><difficult>{hard}</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
+            f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+            for name, x1, y1, x2, y2, hard in objects
+        )
+        size = "<size><width>120</width><height>100</height><depth>3</depth></size>"
+        (year / "Annotations" / f"{image_id}.xml").write_text(f"<annotation>{size}{rows}</annotation>")
+    return tmp_path / "VOCdevkit"
+
+
+def perfect() -> list[dict[str, Any]]:
+    """predict.py's list of what is there."""
+    return [
+        {
+            "image": f"some/folder/{image_id}.jpg",
+            "width": 120,
+            "height": 100,
+            "detections": [
+                {"class_id": 0, "class_name": name, "score": 0.9, "box_xyxy": [x1 - 1, y1 - 1, x2, y2]}
+                for name, x1, y1, x2, y2, _ in objects
+            ],
+        }
+        for image_id, objects in OBJECTS.items()
+    ]
+
+
+def coco_results() -> list[dict[str, Any]]:
+    """The same as COCO results, image ids as numbers; categories are VOC's 20 names counted from 1."""
+    category = {"cat": 8, "dog": 12}
+    return [
+        {"image_id": int(i), "category_id": category[n], "bbox": [a - 1, b - 1, c - a + 1, d - b + 1], "score": 0.9}
+        for i, objects in OBJECTS.items()
+        for n, a, b, c, d, _ in objects
+    ]
+
+
+def write(path: Path, values: Any) -> str:
+    path.write_text(json.dumps(values))
+    return str(path)
+
+
+@pytest.mark.parametrize("make", [perfect, coco_results])
+def test_perfect_detections_of_either_form_score_one(devkit: Path, tmp_path: Path, make: Any, capsys: Any) -> None:
+    file, out = write(tmp_path / "found.json", make()), tmp_path / "deep" / "figures.json"
+    arguments = ["--detections", file, "--data", str(devkit), "--split", "test", "--json", str(out)]
+    assert not eval_command.main(arguments)
+    figures = json.loads(out.read_text())
+    assert figures["voc10_mAP50"] == 1.0
+    assert figures["voc07_mAP50"] == pytest.approx(1.0)
+    assert figures["coco_AP"] == pytest.approx(1.0)
+    assert figures["num_images"] == 4
+    assert figures["per_class"]["cat"]["num_gt"] == 1
+    assert [row["image_id"] for row in figures["per_image"]] == list(OBJECTS)
+    assert "Most worth doing:" in capsys.readouterr().out
+
+
+def test_pictures_are_not_needed_to_score_detections(devkit: Path, tmp_path: Path) -> None:
+    for picture in (devkit / "VOC2007/JPEGImages").iterdir():
+        picture.unlink()
+    file, out = write(tmp_path / "found.json", perfect()), tmp_path / "figures.json"
+    eval_command.main(["--detections", file, "--data", str(devkit), "--split", "test", "--json", str(out)])
+    assert json.loads(out.read_text())["voc10_mAP50"] == 1.0
+
+
+def test_published_coco_figures_come_out_of_the_command(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data/eval_cases"
+    out = tmp_path / "figures.json"
+    found, truth = folder / "coco_100/detections.json", folder / "coco_100/ground_truth.json"
+    eval_command.main(["--detections", str(found), "--data", str(truth), "--json", str(out)])
+    figures, expected = json.loads(out.read_text()), json.loads((folder / "expected.json").read_text())["coco_100"]
+    for name in FIGURES:
+        assert figures[f"coco_{name}"] == pytest.approx(expected[name], abs=expected["tolerance"])
+
+
+def test_a_plain_results_list_scores_as_one_inside_an_object(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data/eval_cases/coco_100"
+    index = open_truth(folder / "ground_truth.json", "val")
+    rows = json.loads((folder / "detections.json").read_text())["annotations"]
+    inside = read_detections(folder / "detections.json", index)
+    plain = read_detections(Path(write(tmp_path / "plain.json", rows)), index)
+    assert np.array_equal(inside.boxes, plain.boxes)
+    assert np.array_equal(inside.image, plain.image)
+
+
+def test_detections_outside_of_the_split_are_left_out_with_a_warning(devkit: Path, tmp_path: Path, capsys: Any) -> None:
+    rows = coco_results()
+    rows.append({**rows[0], "image_id": 777})
+    index = open_truth(devkit, "test")
+    assert len(read_detections(Path(write(tmp_path / "found.json", rows)), index).scores) == len(rows) - 1
+    assert "1 detections are of 1 images outside" in capsys.readouterr().err
+
+
+def test_numbers_that_may_be_two_images_are_an_error(devkit: Path, tmp_path: Path) -> None:
+    (devkit / "VOC2007/ImageSets/Main/test.txt").write_text("000001\n01\n")
+    (devkit / "VOC2007/Annotations/01.xml").write_text("<annotation></annotation>")
+    index = open_truth(devkit, "test")
+    with pytest.raises(UserError, match="image 1 may be 000001 and 01"):
+        read_detections(Path(write(tmp_path / "found.json", coco_results())), index)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"image_id": 1}]', "item 0: has no `image_id` and whole `category_id`"),
+        ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3], "score": 1}]', "`bbox` is not 4 finite numbers"),
+        ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, NaN], "score": 1}]', "`bbox` is not 4 finite numbers"),
+        ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, 4], "score": null}]', "`score` is not 1 finite number"),
+        ('[{"image_id": 1, "category_id": 99, "bbox": [1, 2, 3, 4], "score": 1}]', r"none of its classes \(99\)"),
+        ('[{"image_id": 5, "category_id": 8, "bbox": [1, 2, 3, 4], "score": 1}]', r"none of its images \(e.g. 5\)"),
+        ('[{"image": "000001.jpg", "detections": [{"class_id": 1}]}]', "detection without `class_name`"),
+        ("[1, 2]", "holds no list of detections"),
+        ('{"images": []}', "holds no list of detections"),
+        ("[{", "is not JSON"),
+        ("", "is not JSON"),
+    ],
+)
+def test_a_bad_detections_file_is_one_line(devkit: Path, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "found.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        eval_command.main(["--detections", str(tmp_path / "found.json"), "--data", str(devkit), "--split", "test"])
+
+
+def test_no_detections_at_all_score_zero(devkit: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    file = write(tmp_path / "found.json", [])
+    eval_command.main(["--detections", file, "--data", str(devkit), "--split", "test", "--json", str(out)])
+    figures = json.loads(out.read_text())
+    assert figures["voc10_mAP50"] == 0.0
+    assert figures["best_f1_threshold"] is None
+
+
+def test_saved_detections_score_as_before_and_the_voc_files_are_the_servers(devkit: Path, tmp_path: Path) -> None:
+    rows = perfect()
+    rows[0]["detections"][0]["box_xyxy"] = [15.5, 12.25, 44.0, 41.0]
+    file, saved, voc = write(tmp_path / "found.json", rows), tmp_path / "saved.json", tmp_path / "voc"
+    common = ["--data", str(devkit), "--split", "test"]
+    first, second = tmp_path / "1.json", tmp_path / "2.json"
+    outputs = ["--save-detections", str(saved), "--voc-submission", str(voc), "--json", str(first)]
+    eval_command.main(["--detections", file, *common, *outputs])
+    eval_command.main(["--detections", str(saved), *common, "--json", str(second)])
+    one, two = (json.loads(each.read_text()) for each in (first, second))
+    assert one["per_image"] == two["per_image"]
+    assert one["coco_AP"] == two["coco_AP"]
+    lines = (voc / "results/VOC2007/Main/comp4_det_test_cat.txt").read_text().splitlines()
+    assert lines[0] == "000001 0.900000 16.500000 13.250000 44.000000 41.000000"
+    assert (voc / "results/VOC2007/Main/comp4_det_test_dog.txt").exists()
+
+
+def test_comparing_a_result_with_itself_says_that_there_is_no_difference(
+    devkit: Path, tmp_path: Path, capsys: Any
+) -> None:
+    file, out = write(tmp_path / "found.json", perfect()), str(tmp_path / "figures.json")
+    eval_command.main(["--detections", file, "--data", str(devkit), "--split", "test", "--json", out])
+    eval_command.main(["--compare", out, out, "--json", str(tmp_path / "difference.json")])
+    assert "there is no difference" in capsys.readouterr().out
+    assert json.loads((tmp_path / "difference.json").read_text())["more_than_noise"] is False
+    with pytest.raises(UserError, match="holds no results by image"):
+        eval_command.main(["--compare", out, file])
+
+
+def test_data_must_be_named() -> None:
+    with pytest.raises(UserError, match="--data: not given"):
+        eval_command.main([])
+
+
+def test_faster_evaluator_says_how_to_get_it(devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    file = write(tmp_path / "found.json", perfect())
+    with pytest.raises(MissingExtra):
+        eval_command.main(["--detections", file, "--data", str(devkit), "--split", "test", "--evaluator", "faster"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network of random weights for cats and dogs."""
+    import torch
+
+    from nets.checkpoint import Checkpoint, save_checkpoint
+    from nets.model_config import ModelConfig
+    from nets.yolov4 import YOLOv4
+
+    torch.manual_seed(0)
+    config = ModelConfig(("dog", "cat"), "mobilenet_v3_small", alpha=0.35, neck_width=0.25, input_size=(64, 96))
+    path = tmp_path_factory.mktemp("model") / "random.pth"
+    save_checkpoint(path, Checkpoint(config, YOLOv4(config).state_dict()))
+    return path
+
+
+def test_a_checkpoint_is_scored_and_equals_its_own_saved_detections(
+    devkit: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    first, second, saved = (tmp_path / name for name in ("1.json", "2.json", "saved.json"))
+    common = ["--data", str(devkit), "--split", "test", "--device", "cpu", "--no-progress"]
+    model = ["--checkpoint", str(checkpoint)]
+    eval_command.main([*model, *common, "--json", str(first), "--save-detections", str(saved)])
+    figures = json.loads(first.read_text())
+    assert figures["num_images"] == 4
+    assert set(figures["per_class"]) == {"cat", "dog"}
+    assert figures["images_per_second"] > 0
+    eval_command.main(["--detections", str(saved), "--data", str(devkit), "--split", "test", "--json", str(second)])
+    assert json.loads(second.read_text())["voc10_mAP50"] == pytest.approx(figures["voc10_mAP50"], abs=1e-6)
+
+
+def test_augmentation_limit_and_thresholds_are_taken(devkit: Path, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    arguments = ["--checkpoint", str(checkpoint), "--data", str(devkit), "--split", "test", "--tta", "--limit", "2"]
+    arguments += ["--device", "cpu", "--no-progress", "--score-threshold", "0.01", "--max-detections", "3"]
+    eval_command.main([*arguments, "--json", str(out)])
+    figures = json.loads(out.read_text())
+    assert figures["num_images"] == 2
+    assert "test-time flips and scales" in figures["protocol"]
+    assert "score >= 0.01" in figures["protocol"]
+    assert all(len(row["detections"]) <= 3 for row in figures["per_image"])

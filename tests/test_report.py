@@ -1,0 +1,158 @@
+"""The report and the page of text: whole, harmless with any name, and with advice that fits the mistakes."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from utils.data.index import DatasetIndex
+from utils.detections import Detections
+from utils.errors import UserError
+from utils.evaluator import EvaluationResult, FoundDetections, score
+from utils.metrics.errors import analyse_errors
+from utils.report.advice import advise
+from utils.report.html import report_html, write_report
+from utils.report.text import summary_text
+
+NAMES = ("cat", "<script>alert(1)</script>", "$x_1$ ünï")
+
+
+def grey(path: Path) -> np.ndarray:
+    return np.full((120, 160, 3), 120, np.uint8)
+
+
+def make(boxes: list, labels: list, found: list[Detections], names: tuple[str, ...] = NAMES) -> EvaluationResult:
+    count = len(found)
+    paths = [f"/pictures/{i}.jpg" for i in range(count)]
+    index = DatasetIndex.build("a & b", names, paths, list(range(count)), [(120, 160)] * count, boxes, labels)
+    return score(index, names, np.arange(len(names)), FoundDetections.from_list(range(count), found))
+
+
+@pytest.fixture
+def mixed() -> EvaluationResult:
+    """Right, misplaced, misnamed, double, wild and missed, in several images."""
+    rng = np.random.default_rng(0)
+    boxes, labels, found = [], [], []
+    for _ in range(8):
+        corner = rng.uniform(0, 60, (4, 2))
+        boxes.append(np.concatenate([corner, corner + rng.uniform(12, 60, (4, 2))], axis=1))
+        labels.append(rng.integers(0, 3, 4))
+        moved = boxes[-1][:3] + rng.normal(0, 3, (3, 4))
+        near = np.concatenate([moved, moved[:1], rng.uniform(0, 40, (1, 4)) + np.array([0, 0, 60, 60])])
+        answers = np.concatenate([labels[-1][:2], rng.integers(0, 3, 3)])
+        found.append(Detections(near, rng.uniform(0.1, 1, 5), answers))
+    return make(boxes, labels, found)
+
+
+class Page(HTMLParser):
+    """Collects addresses and tags, and whether tags close in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.open: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parse(page: str) -> Page:
+    parser = Page()
+    parser.feed(page)
+    assert parser.open == []
+    return parser
+
+
+def test_the_page_holds_all_its_pictures_and_no_script(mixed: EvaluationResult) -> None:
+    page = parse(report_html(mixed, (416, 416), "best.pth", grey))
+    assert len(page.sources) > 10
+    assert all(source.startswith(("data:image/svg+xml;base64,", "data:image/jpeg;base64,")) for source in page.sources)
+    assert "script" not in page.tags
+
+
+def test_the_page_has_every_section(mixed: EvaluationResult) -> None:
+    page = report_html(mixed, None, "best.pth", grey)
+    for title in ("Most worth doing", "What costs mAP", "Curves", "Confusion", "Worst images", "Most confident"):
+        assert f"<h2>{title}" in page
+    assert "&lt;script&gt;" in page
+
+
+def test_pictures_that_are_not_there_leave_the_rest_of_the_page(mixed: EvaluationResult) -> None:
+    def missing(path: Path) -> np.ndarray:
+        raise UserError(path, "is not there")
+
+    page = report_html(mixed, None, "", missing)
+    assert "the picture is not there" in page
+    assert parse(page).sources
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_a_report_of_nothing_is_still_a_page(images: int, tmp_path: Path) -> None:
+    result = make([np.zeros((0, 4))] * images, [[]] * images, [Detections.empty()] * images)
+    write_report(tmp_path / "report.html", result, None, "", grey)
+    parse((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "no objects to score against" in summary_text(result)
+
+
+def test_a_report_of_misses_only_is_still_a_page() -> None:
+    result = make([np.array([[0.0, 0, 50, 50]])], [[0]], [Detections.empty()])
+    parse(report_html(result, None, "", grey))
+    assert "hardly anything was learned" in summary_text(result)
+
+
+def test_the_text_ends_in_three_things_to_do(mixed: EvaluationResult) -> None:
+    lines = summary_text(mixed, (416, 416)).splitlines()
+    assert lines[-4] == "Most worth doing:"
+    assert [line[:3] for line in lines[-3:]] == ["1. ", "2. ", "3. "]
+    assert len(lines) <= 66  # a page
+
+
+def grid(count: int, side: float) -> np.ndarray:
+    left = np.arange(count) * (side + 10.0)
+    return np.stack([left, np.zeros(count), left + side, np.full(count, side)], axis=1)
+
+
+def first_advice(boxes: np.ndarray, found: Any, names: tuple[str, ...] = ("cat", "dog", "cow")) -> str:
+    result = make([boxes], [np.zeros(len(boxes), int)], [found], names)
+    return advise(result, analyse_errors(result.record, result.outcome), (416, 416))[0].text
+
+
+def test_missed_small_objects_ask_for_a_larger_input() -> None:
+    text = first_advice(grid(10, 20), Detections(grid(10, 20)[:6], np.full(6, 0.9), np.zeros(6)))
+    assert re.match(r"100% of the lost mAP50 \(40.0 points\) is missed small objects \(4 under", text)
+    assert "--input-size 608" in text
+
+
+def test_missed_large_objects_ask_for_more_training() -> None:
+    text = first_advice(grid(10, 200), Detections(grid(10, 200)[:6], np.full(6, 0.9), np.zeros(6)))
+    assert "is missed large objects (4 of 10): train longer" in text
+
+
+def test_wrong_classes_name_the_pair() -> None:
+    found = Detections(grid(10, 200), np.linspace(0.9, 0.5, 10), [0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
+    assert "most often cat taken for dog (100% of" in first_advice(grid(10, 200), found)
+
+
+def test_double_detections_ask_for_a_lower_threshold_of_suppression() -> None:
+    boxes = grid(10, 200)
+    found = Detections(boxes.repeat(4, axis=0), np.repeat(np.linspace(0.9, 0.5, 10), 4), np.zeros(40))
+    assert "second detections of one object (30): lower --iou-threshold" in first_advice(boxes, found)
+
+
+def test_wild_detections_ask_for_a_look_at_the_labels() -> None:
+    boxes = grid(10, 50)
+    wild = boxes + np.array([0, 500, 0, 500])
+    found = Detections(np.concatenate([wild, boxes]), np.linspace(0.9, 0.3, 20), np.zeros(20))
+    assert "detections where nothing is (10 with a score" in first_advice(boxes, found)
