@@ -537,4 +537,8 @@ def main(argv: list[str] | None = None) -> int:
 
         for line in write_fixed_copy(Path(options.fix), indices, looks):
             print(line, file=sys.stderr)
+        again, _, _ = check_dataset(
+            options.fix, options.split, names, options.input_size, images=False, use_cache=False
+        )
+        print(f"checked again: {again.count(ERROR)} errors, {again.count(WARNING)} warnings", file=sys.stderr)
     return 0 if report.is_clean else 1

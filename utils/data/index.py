@@ -19,7 +19,7 @@ class Skip:
 
     Args:
         kind: `image` (left out whole), `box` (only the box is dropped) or `note` (nothing lost, but worth knowing).
-        code: a short stable name of the fault, e.g. `truncated_image`, `unknown_class` (see docs of `dataset.py check`).
+        code: a short stable name of the fault, e.g. `truncated_image`, `unknown_class` (utils/data/findings.py).
         where: the file, or `file:line`.
         what: what is wrong, in words.
         todo: what to do about it.
@@ -53,7 +53,7 @@ class DatasetIndex:
         class_names: the classes, in the order of `labels`.
         path_bytes: (P,) uint8, all image paths one after another, as the operating system's bytes.
         path_offsets: (I + 1,) int64 into `path_bytes`.
-        image_ids: (I,) str or int64 array, unique: the VOC id (with its year where several are joined) or the COCO image id.
+        image_ids: (I,) str or int64 array, unique: the VOC id (with its year where years are joined), the COCO image id.
         sizes: (I, 2) int32 (height, width) as the annotation says, 0 where it does not.
         offsets: (I + 1,) int64 into the box arrays.
         boxes: (M, 4) float64 xyxy, 0-based continuous pixels of the upright image.
@@ -125,6 +125,13 @@ class DatasetIndex:
             areas=None if self.areas is None else self.areas[boxes],
             box_refs=None if self.box_refs is None else self.box_refs[boxes],
         )
+
+    def keep_boxes(self, keep: np.ndarray) -> DatasetIndex:
+        """The same images with only the boxes of the (M,) bool mask."""
+        before = np.concatenate([[0], np.cumsum(keep)])
+        names = ("boxes", "labels", "difficult", "crowd", "areas", "box_refs")
+        parts = {name: getattr(self, name)[keep] for name in names if getattr(self, name) is not None}
+        return replace(self, offsets=before[self.offsets].astype(np.int64), **parts)
 
     def __getstate__(self) -> dict[str, Any]:
         """Arrays mapped from the cache travel to spawned workers as the names of their files."""
