@@ -116,11 +116,11 @@ def load_pretrained(model: YOLOv4, source: str) -> PretrainedReport:
         if model.config.alpha != 1.0:
             what = f"no weights are published for {backbone} at alpha {model.config.alpha:g}"
             raise UserError("--pretrained imagenet", what, "take alpha 1, or --pretrained FILE, or none")
-        return _copy(model, _download(backbone), source)
+        return load_pretrained_state(model.backbone, _download(backbone), backbone, source)
     weights = extract_state_dict(read_weights_file(Path(source)), source)
     if backbone.startswith(TIMM_PREFIX):
         weights = _timm_names(backbone, weights, model, source)
-    return _copy(model, weights, source)
+    return load_pretrained_state(model.backbone, weights, backbone, source)
 
 
 def read_weights_file(path: Path) -> Any:
@@ -214,38 +214,48 @@ def _timm_names(backbone: str, weights: dict[str, Tensor], model: YOLOv4, source
     return {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
 
 
-def _copy(model: YOLOv4, weights: Mapping[str, Tensor], source: str) -> PretrainedReport:
-    """Copy what fits by name and shape, and say what does not."""
-    own = {name: t for name, t in model.backbone.state_dict().items() if not name.endswith("num_batches_tracked")}
-    if model.config.backbone == "mobilenet_v1":
-        weights = {_timm_v1_name(name): tensor for name, tensor in weights.items()}
-    weights = {name: tensor for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
-    common = [name for name in own if name in weights]
-    fits = [name for name in common if own[name].shape == weights[name].shape]
+def load_pretrained_state(
+    backbone: nn.Module, weights: Mapping[str, Tensor], name: str, source: str
+) -> PretrainedReport:
+    """Copy what fits into a backbone by name and shape, and say what does not.
+
+    Args:
+        backbone: the module, built from the table's `name`.
+        weights: a state dict with torchvision's names, timm's or ours.
+        source: what the report and errors call it.
+
+    Raises:
+        UserError: if less than half of the backbone's tensors fit, or one is not finite.
+    """
+    own = {key: tensor for key, tensor in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
+    if name == "mobilenet_v1":
+        weights = {_timm_v1_name(key): tensor for key, tensor in weights.items()}
+    weights = {key: tensor for key, tensor in weights.items() if not key.endswith("num_batches_tracked")}
+    common = [key for key in own if key in weights]
+    fits = [key for key in common if own[key].shape == weights[key].shape]
     report = PretrainedReport(
         source=source,
         total=len(own),
         loaded=tuple(fits),
-        missing=tuple(name for name in own if name not in weights),
-        unexpected=tuple(name for name in weights if name not in own),
+        missing=tuple(key for key in own if key not in weights),
+        unexpected=tuple(key for key in weights if key not in own),
         mismatched=tuple(
-            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-            for name in common
-            if own[name].shape != weights[name].shape
+            f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
+            for key in common
+            if own[key].shape != weights[key].shape
         ),
     )
     if 2 * len(fits) < len(own):
-        raise UserError(source, *_why_not(model, report))
+        raise UserError(source, *_why_not(name, report))
     _check_finite(weights, fits, source)
     with torch.no_grad():
-        for name in fits:
-            own[name].copy_(weights[name])
+        for key in fits:
+            own[key].copy_(weights[key])
     return report
 
 
-def _why_not(model: YOLOv4, report: PretrainedReport) -> tuple[str, str]:
-    name, total = model.config.backbone, report.total
-    what = f"only {len(report.loaded)} of the {total} tensors of {name} match"
+def _why_not(name: str, report: PretrainedReport) -> tuple[str, str]:
+    what = f"only {len(report.loaded)} of the {report.total} tensors of {name} match"
     if report.mismatched:
         return f"{what}: {report.mismatched[0]}", "give the --alpha of these weights, or other weights"
     first = f" (the file has {report.unexpected[0]})" if report.unexpected else ""

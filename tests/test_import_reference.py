@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from dataclasses import dataclass
@@ -38,9 +39,14 @@ def fill(key: str, shape: list[int]) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
-def reference_weights(shared: Path, version: int) -> dict[str, Tensor]:
+@functools.cache
+def _filled(shared: Path, version: int) -> dict[str, Tensor]:
     keys = json.loads((shared / "reference" / f"mobilenetv{version}_keys.json").read_text())
     return {key: fill(key, shape) for key, shape in keys.items()}
+
+
+def reference_weights(shared: Path, version: int) -> dict[str, Tensor]:
+    return dict(_filled(shared, version))
 
 
 @dataclass(frozen=True)
