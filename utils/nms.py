@@ -121,26 +121,29 @@ def merge_cut_boxes(
     Source: after the greedy non-maximum merging of SAHI, https://arxiv.org/abs/2202.06934, which also joins a small
     object with a large one of its class behind it; asking for a cut box spares those.
     """
-    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    waiting = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     areas = box_area(boxes)
-    smaller = torch.minimum(areas[:, None], areas[None])
-    same = labels[:, None] == labels[None]
-    double = (same & (intersection > iou_threshold * (areas[:, None] + areas[None] - intersection))).cpu()
-    parts = (same & (cut[:, None] | cut[None]) & (intersection > share_threshold * smaller)).cpu()
-    waiting = torch.ones(len(boxes), dtype=torch.bool)
     kept: list[int] = []
     merged = boxes.clone()
     for i in scores.argsort(descending=True, stable=True).tolist():
-        if waiting[i]:
-            kept.append(i)
-            part = (parts[i] & waiting).nonzero()[:, 0]
-            waiting &= ~(double[i] | parts[i])
-            waiting[i] = False
-            if len(part):
-                merged[i, :2] = torch.minimum(boxes[i, :2], boxes[part, :2].amin(dim=0))
-                merged[i, 2:] = torch.maximum(boxes[i, 2:], boxes[part, 2:].amax(dim=0))
+        if not waiting[i]:
+            continue
+        kept.append(i)
+        waiting[i] = False
+        is_cut = bool(cut[i])
+        while True:  # the box around both may hold parts that neither held
+            box = merged[i]
+            sides = torch.minimum(boxes[:, 2:], box[2:]) - torch.maximum(boxes[:, :2], box[:2])
+            intersection, area = sides.clamp(min=0).prod(dim=-1), (box[2:] - box[:2]).prod()
+            double = intersection > iou_threshold * (areas + area - intersection)
+            part = (cut | is_cut) & (intersection > share_threshold * torch.minimum(areas, area))
+            part &= waiting & (labels == labels[i])
+            waiting &= ~(double & (labels == labels[i])) & ~part
+            if not part.any():
+                break
+            low, high = boxes[part, :2].amin(dim=0), boxes[part, 2:].amax(dim=0)
+            is_cut = is_cut and bool(cut[part].all())  # together with a whole one it is whole
+            merged[i] = torch.cat([torch.minimum(box[:2], low), torch.maximum(box[2:], high)])
     keep = torch.tensor(kept, dtype=torch.long, device=boxes.device)
     return merged[keep], scores[keep], labels[keep]
 

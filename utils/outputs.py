@@ -1,4 +1,4 @@
-"""Detections as files: JSON, JSON lines, CSV, COCO results, VOC XML, YOLO txt, crops and counts; and as tables."""
+"""Detections as files: JSON, JSON lines, CSV, COCO results, VOC XML, YOLO txt, crops, counts; and as tables."""
 
 from __future__ import annotations
 
@@ -280,6 +280,13 @@ class _Crops(ResultWriter):
                 write_image(path, np.ascontiguousarray(result.image[y1:y2, x1:x2]))
 
 
+class _Frames(ResultWriter):
+    """The pictures and video frames as they are, so that VOC or YOLO labels of a video have something to lie on."""
+
+    def add(self, result: Result) -> None:
+        write_image(self.folder.claim(f"frames/{result.file_key}.jpg"), result.image)
+
+
 # --save NAME -> what writes it
 WRITERS: dict[str, Callable[[OutputFolder, Sequence[str]], ResultWriter]] = {
     "json": _JsonList,
@@ -290,6 +297,7 @@ WRITERS: dict[str, Callable[[OutputFolder, Sequence[str]], ResultWriter]] = {
     "yolo": _YoloTxt,
     "crops": _Crops,
     "counts": _Counts,
+    "frames": _Frames,
 }
 
 

@@ -24,6 +24,9 @@ import numpy as np
 
 from utils.errors import RunError, UserError, warn
 
+if "OPENCV_LOG_LEVEL" not in os.environ:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 T = TypeVar("T")
 R = TypeVar("R")
 

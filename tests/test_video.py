@@ -1,0 +1,302 @@
+"""Videos survive the trip through a file, a cut, a kill; streams come back; threads keep their order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils import video
+from utils.errors import RunError, UserError
+from utils.video import CODECS, Background, LiveReader, TimedWriter, VideoReader, VideoWriter, parallel_map, prefetch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def grey(level: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    return np.full((*size, 3), level, np.uint8)
+
+
+def write(path: Path, frames: int = 12, codec: str = "mp4v", fps: float = 12.0) -> Path:
+    with VideoWriter(path, fps, (48, 64), codec) as writer:
+        for number in range(frames):
+            writer.write(grey(20 * number % 250))
+    return path
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_what_is_written_is_read_again_with_its_rate_and_size(tmp_path: Path, codec: str) -> None:
+    path = write(tmp_path / f"clip{CODECS[codec][0]}", codec=codec, fps=29.97)
+    with VideoReader(path) as reader:
+        frames = list(reader)
+    assert reader.fps == pytest.approx(29.97, abs=0.01) and reader.size == (48, 64)
+    assert [frame.index for frame in frames] == list(range(12)) and not reader.cut
+    assert frames[6].time == pytest.approx(6 / 29.97, abs=1e-3)
+    assert [abs(int(frame.image.mean()) - 20 * frame.index) <= 6 for frame in frames] == [True] * 12
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_frames_are_rgb(tmp_path: Path) -> None:
+    image = grey(0)
+    image[..., 0] = 220
+    with VideoWriter(tmp_path / "red.mp4", 5, (48, 64)) as writer:
+        writer.write(image)
+    with VideoReader(tmp_path / "red.mp4") as reader:
+        red, green, blue = next(iter(reader)).image.mean(axis=(0, 1))
+    assert red > 150 and green < 60 and blue < 60
+
+
+def test_a_video_cut_in_the_middle_says_how_many_frames_came(tmp_path: Path) -> None:
+    path = tmp_path / "clip.avi"
+    with VideoWriter(path, 12, (48, 64), "mjpg") as writer:
+        for _ in range(12):
+            writer.write(np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * 0.65)])
+    with VideoReader(path) as reader:
+        frames = len(list(reader))
+    assert 4 <= frames <= 9
+    assert reader.cut == f"{frames} of 12 frames"
+
+
+def test_a_video_whose_end_with_its_index_is_missing_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "plain.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for _ in range(12):
+        writer.write(grey(9))
+    writer.release()
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(UserError, match="decoded"):
+        VideoReader(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all", b"<html></html>" * 99])
+def test_what_is_no_video_is_a_user_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.mp4").write_bytes(content)
+    for path in (tmp_path / "x.mp4", tmp_path, tmp_path / "none.mp4"):
+        with pytest.raises(UserError):
+            VideoReader(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo") or sys.platform == "win32", reason="names on Windows are always Unicode")
+def test_names_that_are_not_utf8_and_pipes_do_no_harm(tmp_path: Path) -> None:
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.mp4"))
+    write(tmp_path / "clip.mp4").rename(strange)
+    with VideoReader(strange) as reader:
+        assert len(list(reader)) == 12
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(UserError, match="not a regular file"):
+        VideoReader(tmp_path / "pipe.mp4")
+
+
+def test_a_writer_that_is_killed_leaves_a_video_that_plays(tmp_path: Path) -> None:
+    path = tmp_path / "killed.mp4"
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+import numpy as np
+from pathlib import Path
+from utils.video import VideoWriter
+writer = VideoWriter(Path({str(path)!r}), 25, (240, 320))
+noise = np.random.default_rng(0)
+for _ in range(60):
+    writer.write(noise.integers(0, 255, (240, 320, 3), dtype=np.uint8))
+os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    with VideoReader(path) as reader:
+        assert len(list(reader)) >= 30
+
+
+def test_a_writer_without_frames_leaves_no_file(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "none.mp4", 25, (48, 64)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_a_run_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="cannot write"):
+        VideoWriter(tmp_path / "no" / "clip.mp4", 25, (48, 64))
+
+
+def test_live_frames_are_written_so_that_time_runs_as_it_did(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "live.mp4", 10, (48, 64)) as writer:
+        timed = TimedWriter(writer)
+        for at in (0.0, 0.01, 0.5, 1.0):
+            timed.write(grey(50), at)
+    assert writer.frames_written == 11
+
+
+def test_the_kind_of_a_file_is_known_by_suffix_or_content(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4").rename(tmp_path / "clip.bin")
+    (tmp_path / "x.png").write_bytes(cv2.imencode(".png", grey(3))[1].tobytes())
+    assert video.is_video(clip) and video.is_video("a.MKV")
+    assert not video.is_video(tmp_path / "x.png") and not video.is_video(tmp_path / "none")
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+class Camera:
+    """A camera that speaks MJPEG over HTTP, and hangs up after `frames` pictures."""
+
+    def __init__(self, frames: int, pause: float = 0.01) -> None:
+        camera = self
+        self.connections = self.sent = 0
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                camera.connections += 1
+                self.send_response(200)
+                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    for _ in range(frames):
+                        camera.sent += 1
+                        jpeg = cv2.imencode(".jpg", grey(camera.sent * 2 % 250))[1].tobytes()
+                        head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
+                        self.wfile.write(head + jpeg + b"\r\n")
+                        time.sleep(pause)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self.server.server_address[1]}/camera"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def camera() -> Iterator[Camera]:
+    camera = Camera(frames=10)
+    yield camera
+    with contextlib.suppress(OSError):
+        camera.stop()
+
+
+def test_a_stream_that_drops_is_opened_again_and_one_that_stays_dead_is_an_error_after_five_attempts(
+    camera: Camera, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader = LiveReader(camera.address, back_off=0.01)
+    indices = []
+    with pytest.raises(RunError, match="no picture after 5 attempts"):
+        for frame in reader:
+            indices.append(frame.index)
+            assert frame.image.shape == (48, 64, 3) and frame.lag >= 0
+            if camera.connections >= 3 and camera.server.socket.fileno() >= 0:
+                camera.stop()
+    reader.close()
+    assert camera.connections >= 3
+    assert indices == list(range(len(indices))) and len(indices) > 10
+    assert "attempt 5 of 5" in capsys.readouterr().err
+
+
+def test_a_slow_reader_gets_the_newest_frame(camera: Camera) -> None:
+    with LiveReader(camera.address, back_off=0.01) as reader:
+        frames = iter(reader)
+        next(frames)
+        time.sleep(0.3)
+        late = next(frames)
+    assert reader.dropped >= 1
+    assert late.lag < 0.25
+
+
+def test_a_webcam_that_is_not_there_is_said_at_once() -> None:
+    with LiveReader(97) as reader, pytest.raises(RunError, match="no picture"):
+        next(iter(reader))
+
+
+def test_a_webcam_is_opened_by_its_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.avi", codec="mjpg")
+    monkeypatch.setattr(video, "open_stream", lambda address: cv2.VideoCapture(str(clip)) if address == 0 else None)
+    with LiveReader(0, reconnects=0) as reader:
+        frame = next(iter(reader))
+    assert frame.image.shape == (48, 64, 3) and reader.size == (48, 64)
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_prefetched_items_keep_their_order_and_are_never_far_ahead() -> None:
+    made = []
+
+    def produce() -> Iterator[int]:
+        for number in range(50):
+            made.append(number)
+            yield number
+
+    used = []
+    for item in prefetch(produce(), size=4):
+        used.append(item)
+        assert len(made) <= len(used) + 6
+    assert used == list(range(50))
+
+
+def test_an_error_while_prefetching_comes_after_what_was_made_before_it() -> None:
+    def produce() -> Iterator[int]:
+        yield from (1, 2)
+        raise ValueError("broken")
+
+    items = prefetch(produce())
+    assert [next(items), next(items)] == [1, 2]
+    with pytest.raises(ValueError, match="broken"):
+        next(items)
+
+
+def test_leaving_a_prefetch_early_ends_its_thread() -> None:
+    before = threading.active_count()
+    items = prefetch(iter(range(10**9)), size=2)
+    assert next(items) == 0
+    items.close()
+    assert threading.active_count() == before
+
+
+def test_parallel_map_keeps_order_and_does_not_run_ahead() -> None:
+    begun = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.001 * (number % 3))
+        return number * number
+
+    results = []
+    for result in parallel_map(work, range(40), ahead=5):
+        results.append(result)
+        assert len(begun) <= len(results) + 5
+    assert results == [number * number for number in range(40)]
+
+
+def test_background_work_is_done_in_order_and_its_error_comes_back() -> None:
+    done: list[int] = []
+    with Background(done.append, size=2) as background:
+        for number in range(20):
+            background.put(number)
+    assert done == list(range(20))
+
+    def fail(number: int) -> None:
+        if number == 3:
+            raise OSError("disk full")
+        done.append(number)
+
+    done.clear()
+    background = Background(fail, size=2)
+    with pytest.raises(OSError, match="disk full"):
+        for number in range(100):
+            background.put(number)
+        background.close()
+    assert done == [0, 1, 2]
