@@ -95,6 +95,7 @@ class TrainOptions:
     weight_decay: float = option(0.02, "of convolution weights; never of norms and biases (SGD: try 5e-4)", low=0, high=1)
     clip: float = option(10.0, "largest norm of the gradient; 0: no limit", low=0)
     freeze_epochs: int = option(0, "first epochs with the backbone frozen", low=0)
+    freeze_layers: int = option(0, "first layers of the backbone that always stay as pretrained; halves a step's cost", low=0)
     ema: bool = option(True, "score and keep a moving average of the weights")
     ema_decay: float = option(0.0, "of that average; 0: chosen by the number of steps", low=0, high=0.999999)
     amp: str = option("auto", "mixed precision; auto: what the device does well", choices=("auto", *AMP))
@@ -256,7 +257,7 @@ class Run:
         options, progress = self.options, self.progress
         mosaic = progress.epoch < options.epochs - round(options.close_mosaic * options.epochs)
         self.loader.set_epoch(progress.epoch, mosaic, progress.batch.batch)
-        self._freeze(progress.epoch < options.freeze_epochs)
+        self._freeze()
         title = f"epoch {progress.epoch + 1}/{options.epochs}"
         batches = self._preview(self.loader) if progress.epoch == 0 and progress.batch.batch == 0 else self.loader
         progress.batch, whole = train_epoch(
@@ -430,7 +431,7 @@ class Run:
                 model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
             ids = [self.device.index] if self.device.type == "cuda" else None
             model = torch.nn.parallel.DistributedDataParallel(
-                model, device_ids=ids, find_unused_parameters=options.freeze_epochs > 0
+                model, device_ids=ids, find_unused_parameters=options.freeze_epochs > 0 or options.freeze_layers > 0
             )
         amp = AMP[resolve_amp(options.amp, self.device)]
         warmup = round(options.warmup_epochs * self.steps_per_epoch)
@@ -470,10 +471,18 @@ class Run:
             weights = tuple(float(w) for w in raw / np.average(raw, weights=counts))
         return LossConfig(**values | {"class_weights": weights})
 
-    def _freeze(self, frozen: bool) -> None:
-        """Phase one of the reference's recipe: the backbone stays as it is, its batch norms' averages too."""
-        self.model.backbone.requires_grad_(not frozen)
-        self.model.backbone.train = (lambda mode=True: torch.nn.Module.train(self.model.backbone, mode and not frozen))  # type: ignore[method-assign]
+    def _freeze(self) -> None:
+        """Hold still what the options say: the whole backbone in phase one of the reference's recipe, or its first layers.
+
+        Frozen batch norms keep their averages too, so that the frozen part computes what it was pretrained to.
+        """
+        backbone = self.model.backbone
+        backbone.requires_grad_(True)
+        layers = list(getattr(backbone, "features", backbone).children())[: self.options.freeze_layers]
+        frozen = [backbone] if self.progress.epoch < self.options.freeze_epochs else layers
+        for module in frozen:
+            module.requires_grad_(False)
+        self.trainer.frozen = tuple(frozen)
 
     # ---- saving and resuming
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# exp() of a raw size is cut here: e^6 = 403 anchors is wider than any image, and its square still fits float16.
-MAX_LOG_SIZE = 6.0
+# exp() of a raw size is cut here: e^8 = 2981 anchors is wider than any image, and areas stay far inside float32.
+# (The reference does not cut; the boxes of its test answers reach e^6.2.)
+MAX_LOG_SIZE = 8.0
 
 
 def decode(offsets: Tensor, anchors: Tensor, cells: Tensor, stride: int | Tensor, scale_xy: float | Tensor) -> Tensor:
@@ -25,9 +26,18 @@ def decode(offsets: Tensor, anchors: Tensor, cells: Tensor, stride: int | Tensor
     Source: YOLOv3, section 2.1, https://arxiv.org/abs/1804.02767; grid sensitivity: YOLOv4, section 3.4,
     https://arxiv.org/abs/2004.10934
     """
-    xy = (offsets[..., :2].sigmoid() * scale_xy - (scale_xy - 1) / 2 + cells) * stride
-    wh = offsets[..., 2:4].clamp(max=MAX_LOG_SIZE).exp() * anchors
-    return torch.cat([xy, wh], dim=-1)
+    xy = decode_xy(offsets[..., :2], cells, stride, scale_xy)
+    return torch.cat([xy, decode_wh(offsets[..., 2:4], anchors)], dim=-1)
+
+
+def decode_xy(offsets: Tensor, cells: Tensor, stride: int | Tensor, scale_xy: float | Tensor) -> Tensor:
+    """Centres of boxes, for `decode` and for graphs that keep the coordinates in another dimension than the last."""
+    return (offsets.sigmoid() * scale_xy - (scale_xy - 1) / 2 + cells) * stride
+
+
+def decode_wh(offsets: Tensor, anchors: Tensor) -> Tensor:
+    """Sizes of boxes; see `decode_xy`."""
+    return offsets.clamp(max=MAX_LOG_SIZE).exp() * anchors
 
 
 def encode(boxes: Tensor, anchors: Tensor, cells: Tensor, stride: int | Tensor, scale_xy: float | Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Trainer:
         ema: the average to update, or None.
         accumulate: batches whose gradients make one step.
         clip: largest norm of the gradient, 0 for no limit.
+        frozen: modules that stay in eval mode: their batch norms keep their averages.
         step: optimiser steps done so far.
         should_stop: asked after each batch; true ends the epoch there (a signal came).
         after_step: called with the losses of each batch, for logging.
@@ -46,6 +47,7 @@ class Trainer:
     ema_source: nn.Module | None = None
     accumulate: int = 1
     clip: float = 10.0
+    frozen: tuple[nn.Module, ...] = ()
     step: int = 0
     should_stop: Callable[[], bool] = lambda: False
     after_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None
@@ -133,6 +135,8 @@ def train_epoch(
     """
     progress = progress or EpochProgress(0, 0, {})
     trainer.model.train()
+    for module in trainer.frozen:
+        module.eval()
     bar = tqdm(total=num_batches, initial=progress.batch, desc=title, disable=not show, dynamic_ncols=True, unit="batch")
     started, seen = time.perf_counter(), 0
     with bar:
