@@ -65,41 +65,57 @@ def main(argv: list[str] | None = None) -> int | None:
     if options.data is None:
         raise UserError("--data", "not given", "name a VOCdevkit folder or a COCO JSON file")
     result, input_size = evaluate_detections(options) if options.detections else evaluate_checkpoint(options)
+    if result is None:  # another process of the run has all of it
+        return None
     print(summary_text(result, input_size))
     write_outputs(options, result, input_size)
     return None
 
 
-def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult, tuple[int, int]]:
-    """The figures of a model, and its input size."""
-    from nets.detector import load_detector
+def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, tuple[int, int]]:
+    """The figures of a model, and its input size; torchrun shares out the images, and its first process has the figures."""
+    from nets.runtimes import resolve_device
+    from utils import distributed
+
+    device = distributed.start(resolve_device(options.device))
+    try:
+        detector = _load(options, device)
+        settings = EvalSettings(
+            options.score_threshold, options.iou_threshold, options.max_detections, options.multi_label
+        )
+        result = evaluate(
+            detector,
+            open_index(options),
+            batch_size=options.batch_size,
+            settings=settings,
+            coco=options.evaluator,
+            progress=options.progress,
+            workers=options.workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            gather=lambda part: parts if (parts := distributed.gather(part)) and distributed.is_main() else None,
+        )
+    finally:
+        distributed.stop()
+    if options.tta and result is not None:
+        result = replace(result, protocol=f"{result.protocol}; test-time flips and scales")
+    return result, tuple(detector.config.input_size)
+
+
+def _load(options: EvalOptions, device: str) -> Any:
+    """The detector that the options name."""
+    from nets.detector import default_checkpoint, load_detector
 
     if options.checkpoint is None:
-        from nets.detector import default_checkpoint
-
         print(f"no --checkpoint given: scoring the built-in model {default_checkpoint()}")
-    detector: Any = load_detector(options.checkpoint, device=options.device, runtime=options.runtime)
+    detector = load_detector(options.checkpoint, device=device, runtime=options.runtime)
     if options.input_size is not None:
         detector.set_input_size(options.input_size)
     if options.tta:
         from utils.tta import AugmentedDetector
 
-        detector = AugmentedDetector(detector)
-    index = open_index(options)
-    settings = EvalSettings(options.score_threshold, options.iou_threshold, options.max_detections, options.multi_label)
-    result = evaluate(
-        detector,
-        index,
-        batch_size=options.batch_size,
-        settings=settings,
-        coco=options.evaluator,
-        progress=options.progress,
-        workers=options.workers,
-    )
-    assert result is not None  # one process
-    if options.tta:
-        result = replace(result, protocol=f"{result.protocol}; test-time flips and scales")
-    return result, tuple(detector.config.input_size)
+        return AugmentedDetector(detector)
+    return detector
 
 
 def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, None]:

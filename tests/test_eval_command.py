@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
+import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -249,3 +253,36 @@ def test_augmentation_limit_and_thresholds_are_taken(devkit: Path, checkpoint: P
     assert "test-time flips and scales" in figures["protocol"]
     assert "score >= 0.01" in figures["protocol"]
     assert all(len(row["detections"]) <= 3 for row in figures["per_image"])
+
+
+def _one_of_two(rank: int, port: int, arguments: list[str], folder: Path) -> None:
+    """What torchrun starts, with what it sets."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ.update(place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    with open(folder / f"printed{rank}", "w") as printed, contextlib.redirect_stdout(printed):
+        eval_command.main(arguments)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_two_processes_write_the_figures_of_one(devkit: Path, checkpoint: Path, tmp_path: Path) -> None:
+    single, shared_out = tmp_path / "1.json", tmp_path / "2.json"
+    arguments = ["--checkpoint", str(checkpoint), "--data", str(devkit), "--split", "test", "--device", "cpu"]
+    eval_command.main([*arguments, "--no-progress", "--json", str(single)])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # torch is imported already, which takes longer than all the rest
+    command = [*arguments, "--no-progress", "--json", str(shared_out)]
+    runs = [context.Process(target=_one_of_two, args=(rank, port, command, tmp_path)) for rank in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(60)
+    assert [run.exitcode for run in runs] == [0, 0]
+    assert "Most worth doing" in (tmp_path / "printed0").read_text()
+    assert (tmp_path / "printed1").read_text() == ""
+    one, two = (json.loads(path.read_text()) for path in (single, shared_out))
+    assert one["per_image"] == two["per_image"]
+    assert {key: one[key] for key in one if "mAP" in key or "AR" in key} == {
+        key: two[key] for key in two if "mAP" in key or "AR" in key
+    }

@@ -17,6 +17,7 @@ import numpy as np
 from utils.data.index import DatasetIndex, Skip
 from utils.detections import Detections
 from utils.errors import UserError, warn
+from utils.images import read_image
 from utils.metrics.coco import coco_figures
 from utils.metrics.curves import ScoreCurves, score_curves
 from utils.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE, BestMatch, best_matches, outcomes
@@ -384,9 +385,9 @@ def run_detector(
             bar.update()
         detect()
     after = getattr(detector, "timings", {})
-    seconds = {"decode": decode_seconds, **{key: after[key] - before.get(key, 0.0) for key in after}}
-    seconds["wall"] = time.perf_counter() - started
-    return FoundDetections.from_list(seen, found, seconds=seconds, skips=tuple(skips))
+    spent = {"decode": decode_seconds, **{key: after[key] - before.get(key, 0.0) for key in after}}
+    spent["wall"] = time.perf_counter() - started
+    return FoundDetections.from_list(seen, found, seconds=spent, skips=tuple(skips))
 
 
 def _read_ahead(
@@ -397,8 +398,7 @@ def _read_ahead(
     read: Callable[[Path], np.ndarray] | None,
 ) -> Iterator[tuple[int, np.ndarray | Skip, float]]:
     """(position, image or why there is none, seconds it took) in order, decoded by threads while others are used."""
-    if read is None:
-        from utils.images import read_image as read
+    read = read or read_image
 
     def load(position: int) -> tuple[int, np.ndarray | Skip, float]:
         begin, path = time.perf_counter(), index.path(position)

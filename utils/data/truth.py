@@ -73,7 +73,7 @@ def read_coco_truth(path: Path) -> DatasetIndex:
     table = table[order]
     counts = np.bincount(np.array(owners, np.int64), minlength=len(ids))
     names = [str(images[image_id].get("file_name", image_id)) for image_id in ids]
-    sizes = [[_side(images[image_id].get(side)) for side in ("height", "width")] for image_id in ids]
+    sizes = [(_side(images[image_id].get("height")), _side(images[image_id].get("width"))) for image_id in ids]
     empty = DatasetIndex.build(path.stem, list(categories.values()), _picture_paths(path, names), ids, sizes, [], [])
     empty = replace(empty, skips=tuple(skips))
     return _filled(
@@ -112,7 +112,7 @@ def _read_voc_truth(root: str | os.PathLike[str], split: str) -> DatasetIndex:
                 continue
             ids.append(image_id)
             paths.append(years[year] / "JPEGImages" / f"{identity}.jpg")
-            sizes.append([_side(annotation.size.get(side)) for side in ("height", "width")])
+            sizes.append((_side(annotation.size.get("height")), _side(annotation.size.get("width"))))
             counts.append(0)
             for each in annotation.objects:
                 box = _voc_box([each.edges.get(edge) for edge in ("xmin", "ymin", "xmax", "ymax")])

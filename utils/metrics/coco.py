@@ -14,8 +14,10 @@ from utils.metrics.record import DetectionLike, EvalRecord, RecordBuilder
 from utils.metrics.voc import none_if_nan
 
 EVALUATORS = ("pycocotools", "faster")
-FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-FIGURES += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+FIGURES = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+)
 # Outside of every area range, the widest of which ends at 1e10: pycocotools ignores such an object, yet compares by
 # the ordinary IoU. Its `ignore` key does not do it: `_prepare` overwrites that with `iscrowd`.
 _IGNORED_AREA = 1e11

@@ -78,18 +78,20 @@ class Comparison:
 
 def compare_results(path_a: Path, path_b: Path, repetitions: int = REPETITIONS) -> Comparison:
     """Compare two files of `eval.py --json`. Raises UserError if they are not, or are not of the same images."""
-    values = []
-    for path in (path_a, path_b):
-        value = read_json(path, _EXPECTED)
-        if not isinstance(value, dict) or not {"per_image", "class_names"} <= set(value):
-            raise UserError(path, "holds no results by image", f"give {_EXPECTED}")
-        values.append(value)
+    result_a, result_b = _read_result(path_a), _read_result(path_b)
     try:
-        return compare_rows(*values, str(path_a), str(path_b), repetitions)
+        return compare_rows(result_a, result_b, str(path_a), str(path_b), repetitions)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(path_b, f"its results by image are damaged ({error!r})", f"give {_EXPECTED}") from error
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    value = read_json(path, _EXPECTED)
+    if not isinstance(value, dict) or not {"per_image", "class_names"} <= set(value):
+        raise UserError(path, "holds no results by image", f"give {_EXPECTED}")
+    return value
 
 
 def compare_rows(
@@ -134,10 +136,10 @@ def compare_rows(
         overall[r] = np.nanmean(differences[r]) if not np.isnan(differences[r]).all() else 0.0
     tails = [50 * (1 - CONFIDENCE), 100 - 50 * (1 - CONFIDENCE)]
     low, high = np.percentile(overall, tails)
+    ends = {c: np.nanpercentile(differences[:, c], tails) for c in np.flatnonzero(~np.isnan(ap_a))}
     per_class = {
-        name: (float(ap_a[c]), float(ap_b[c]), *map(float, np.nanpercentile(differences[:, c], tails)))
-        for c, name in enumerate(classes)
-        if not np.isnan(ap_a[c])
+        classes[c]: (float(ap_a[c]), float(ap_b[c]), float(class_low), float(class_high))
+        for c, (class_low, class_high) in ends.items()
     }
     mean_a, mean_b = float(np.nanmean(ap_a)), float(np.nanmean(ap_b))
     return Comparison(

@@ -14,9 +14,14 @@ from utils.data.index import DatasetIndex
 class DetectionLike(Protocol):
     """Boxes (N, 4) xyxy, scores (N,) and labels (N,) of one image: `Detections`, or wider floats read from a file."""
 
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
+    @property
+    def boxes(self) -> np.ndarray: ...
+
+    @property
+    def scores(self) -> np.ndarray: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.evaluator import STAGES, EvaluationResult
 from utils.files import write_file
+from utils.images import read_image
 from utils.metrics.calibration import LEAST_SCORE, calibrate
 from utils.metrics.coco import FIGURES
 from utils.metrics.confusion import confusion_matrix
@@ -87,8 +88,7 @@ def report_html(
     read: Callable[[Path], np.ndarray] | None = None,
 ) -> str:
     """The page as text; see `write_report`."""
-    if read is None:
-        from utils.images import read_image as read
+    read = read or read_image
     errors = analyse_errors(result.record, result.outcome)
     threshold = FALLBACK_THRESHOLD if result.best_f1_threshold is None else result.best_f1_threshold
     matrix = confusion_matrix(result.record, threshold)
