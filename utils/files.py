@@ -60,7 +60,7 @@ def read_file(path: str | bytes | os.PathLike[str], max_bytes: int, head: int | 
     except ValueError as error:
         if isinstance(error, FileError):
             raise
-        raise FileError("unreadable_file", where, "the name holds a zero byte") from None
+        raise FileError("unreadable_file", where, "no file can have this name") from None
     except OSError as error:
         raise _explain(error, path, where) from None
 

@@ -272,15 +272,21 @@ class _Reader:
             self.skips.append(Skip("image", code, error.where, error.what, error.todo))
             return
         self.declared.append(self._size(annotation, xml))
-        named = os.path.basename(annotation.fields.get("filename", "").replace("\\", "/"))
-        if named and os.path.basename(identity) not in (named, os.path.splitext(named)[0]):
-            what = f"<filename> is {named[:80]!r}, the picture is {os.path.basename(image)!r}"
-            self.skips.append(Skip("note", "wrong_filename", xml, what, "check that both belong together"))
+        self._note_name(annotation.fields.get("filename", ""), identity, image, xml)
         self.paths.append(image)
         self.ids.append(identity)
         self.xml.append(xml)
         for each in annotation.objects:
             self._add_object(each, f"{xml}:{each.line}")
+
+    def _note_name(self, filename: str, identity: str, image: str, xml: str) -> None:
+        named = unicodedata.normalize("NFC", re.split(r"[/\\]", filename)[-1])
+        if named and unicodedata.normalize("NFC", os.path.basename(identity)) not in (
+            named,
+            os.path.splitext(named)[0],
+        ):
+            what = f"<filename> is {named[:80]!r}, the picture is {os.path.basename(image)!r}"
+            self.skips.append(Skip("note", "wrong_filename", xml, what, "check that both belong together"))
 
     def _add_object(self, each: VocObject, where: str) -> None:
         name = each.fields.get("name", "")

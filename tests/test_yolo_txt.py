@@ -1,0 +1,175 @@
+"""YOLO text labels become flat arrays; what does not fit in them is named and left out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from data_makers import HEIGHT, WIDTH, make_yolo, picture
+
+from utils.data.index import DatasetIndex
+from utils.data.yolo_txt import label_path, list_yolo_splits, read_data_yaml, read_yolo
+from utils.errors import UserError
+from utils.images import write_image
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_yolo(tmp_path)
+
+
+def label(data: Path, text: str | bytes, name: str = "p0") -> Path:
+    path = data.parent / "labels/train" / f"{name}.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def codes(index: DatasetIndex) -> list[str]:
+    return [skip.code for skip in index.skips]
+
+
+def test_fractions_become_pixels(data: Path) -> None:
+    index = read_yolo(data, "train")
+    assert (len(index), index.num_boxes, index.skips, index.class_names) == (4, 8, (), ("dog", "cat"))
+    assert index.target(0)["boxes"].tolist() == [[20, 30, 60, 90], [100, 45, 140, 75]]
+    assert index.image_ids[0] == "images/train/p0" and index.sizes[0].tolist() == [HEIGHT, WIDTH]
+    assert read_yolo(data.parent, "val").num_boxes == 4 and list_yolo_splits(data) == ["train", "val"]
+
+
+def test_a_polygon_becomes_the_box_around_it(data: Path) -> None:
+    label(data, "1 0.25 0.25 0.5 0.25 0.5 0.75 0.3 0.5\n")
+    index = read_yolo(data, "train")
+    assert index.target(0)["boxes"].tolist() == [[40, 30, 80, 90]] and index.labels[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "left"),
+    [
+        ("0 0.5 0.5 0.2", "bad_columns", 1),
+        ("0 0.5 0.5 0.2 0.2 0.9", "bad_columns", 1),
+        ("dog 0.5 0.5 0.2 0.2", "bad_number", 1),
+        ("2 0.5 0.5 0.2 0.2", "unknown_class", 1),
+        ("-1 0.5 0.5 0.2 0.2", "unknown_class", 1),
+        ("0.5 0.5 0.5 0.2 0.2", "unknown_class", 1),
+        ("nan 0.5 0.5 0.2 0.2", "unknown_class", 1),
+        ("0 80 60 40 30", "not_normalised", 1),
+        ("0 nan 0.5 0.2 0.2", "nan_box", 1),
+        ("0 0.5 0.5 0 0.2", "zero_box", 1),
+        ("0 0.5 0.5 -0.2 0.2", "reversed_box", 1),
+        ("0 1.5 0.5 0.2 0.2", "outside_box", 1),
+        ("0 0.95 0.5 0.2 0.2", "clipped_box", 2),
+    ],
+)
+def test_a_bad_line_is_dropped_alone_with_its_number(data: Path, line: str, code: str, left: int) -> None:
+    path = label(data, f"1 0.75 0.5 0.25 0.25\r\n\n{line}\n")
+    index = read_yolo(data, "train")
+    assert codes(index) == [code] and index.skips[0].where == f"{path}:3"
+    assert len(index) == 4 and len(index.target(0)["boxes"]) == left
+
+
+def test_rounding_in_the_file_is_not_worth_a_word(data: Path) -> None:
+    label(data, "0 0.5 0.5 1.000001 1.000001\n")
+    index = read_yolo(data, "train")
+    assert index.target(0)["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT]] and not index.skips
+
+
+def test_a_picture_without_label_file_or_with_an_empty_one_has_no_objects(data: Path) -> None:
+    label(data, "")
+    (data.parent / "labels/train/p1.txt").unlink()
+    index = read_yolo(data, "train")
+    assert len(index) == 4 and index.num_boxes == 4 and codes(index) == ["no_label_file"]
+
+
+def test_label_files_that_cannot_be_read_cost_their_image(data: Path) -> None:
+    label(data, b"\xff\xfe\x00", "p0")
+    label(data, b"0 0.5 0.5 \xff 0.2", "p1")
+    (data.parent / "labels/train/p2.txt").unlink()
+    os.mkfifo(data.parent / "labels/train/p2.txt")
+    index = read_yolo(data, "train")
+    assert codes(index) == ["bad_labels"] * 3 and len(index) == 1 and index.num_boxes == 2
+
+
+def test_classes_are_matched_by_name(data: Path) -> None:
+    index = read_yolo(data, "train", class_names=["cat", "bird"])
+    assert index.labels.tolist() == [0] * 4
+    assert [(skip.code, skip.count) for skip in index.skips] == [("unknown_class", 4)]
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "images/train/", "{root}/images/train/"])
+def test_a_split_may_be_a_list_of_paths(data: Path, prefix: str) -> None:
+    folder = data.parent if prefix.startswith(("i", "{")) else data.parent / "images/train"
+    lines = [prefix.format(root=data.parent) + f"p{i}.jpg" for i in (0, 1, 1)]
+    (folder / "list.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    data.write_text(f"train: {folder.relative_to(data.parent) / 'list.txt'}\nnames: [dog, cat]\n")
+    index = read_yolo(data, "train")
+    assert len(index) == 2 and index.num_boxes == 4 and codes(index) == ["duplicate_id"]
+
+
+def test_a_list_does_not_lead_out_of_the_data_set(tmp_path: Path) -> None:
+    data = make_yolo(tmp_path / "set")
+    write_image(tmp_path / "secret.jpg", picture(1))
+    (data.parent / "images/train/link.jpg").symlink_to(tmp_path / "secret.jpg")
+    assert codes(read_yolo(data, "train")) == ["leads_outside"]
+    (data.parent / "list.txt").write_text(f"images/train/p0.jpg\n../secret.jpg\n{tmp_path}/secret.jpg\n")
+    data.write_text("train: list.txt\nnames: [dog, cat]\n")
+    index = read_yolo(data, "train")
+    assert len(index) == 1 and codes(index) == ["leads_outside"] * 2
+    assert index.skips[0].where == f"{data.parent}/list.txt:2"
+
+
+def test_roboflows_paths_are_understood(tmp_path: Path) -> None:
+    data = make_yolo(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "kept")
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / "kept" / split).rename(tmp_path / split / "images")
+        (tmp_path / "labels" / split).rename(tmp_path / split / "labels")
+    data.write_text("train: ../train/images\nval: ../val/images\nnc: 2\nnames: ['dog', 'cat']\n")
+    assert read_yolo(data, "train").num_boxes == 8
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- a",
+        "names: [a",
+        "train: images/train",
+        "names: [a, b]",
+        "train: images/train\nnames: [a, a]",
+        "train: images/train\nnames: [a, '']",
+        "train: images/train\nnames: {0: a, 2: b}",
+        "train: images/train\nnames: 3",
+        "train: images/train\nnames: []",
+        "train: images/train\nnc: 3\nnames: [a, b]",
+        "train: 5\nnames: [a, b]",
+        "train: nowhere\nnames: [a, b]",
+        "train: images/train\nnames: [a, b]\npath: [1]",
+        "train: !!python/object/apply:os.system ['true']\nnames: [a]",
+        "train: images/train\nnames: [a]\n" + "# " + "x" * (1 << 20),
+        "a: &a [x,x]\nb: &b [*a,*a]\ntrain: [*b,*b]\nnames: [a]",
+    ],
+)
+def test_a_yaml_that_does_not_say_what_is_needed_is_one_error(data: Path, text: str) -> None:
+    data.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_yolo(data, "train")
+    assert str(caught.value).startswith(str(data)) and "\n" not in str(caught.value)
+
+
+def test_names_may_be_numbered_and_numbers_may_be_names(data: Path) -> None:
+    data.write_text("path: nowhere\ntrain: images/train\nnames: {1: 7, 0: dog}\n")
+    assert read_data_yaml(data).class_names == ("dog", "7") and len(read_yolo(data, "train")) == 4
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("/d/images/train/a.b.jpg", "/d/labels/train/a.b.txt"),
+        ("/images/images/a.jpg", "/images/labels/a.txt"),
+        ("/d/a.jpg", "/d/a.txt"),
+    ],
+)
+def test_a_label_lies_where_the_format_says(image: str, expected: str) -> None:
+    assert label_path(image.replace("/", os.sep)) == expected.replace("/", os.sep)
