@@ -95,13 +95,15 @@ class PredictOptions:
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(PredictOptions, argv, description=__doc__ or "", prog="predict.py")
     options = _return_sources(options)
-    if not options.sources:
-        raise UserError("SOURCE", "nothing to look at", "name pictures, folders or videos; see predict.py --help")
+    if not options.sources and not options.classes:  # the last names after --classes may be sources
+        raise _no_source()
     counters = _counters(options)
     detector = load_detector(options.checkpoint, options.device, options.runtime)
     if options.input_size:
         detector.set_input_size([int(size) for size in options.input_size])
     options = _return_class_sources(options, detector.config.class_names)
+    if not options.sources:
+        raise _no_source()
     finder = Finder(detector, options)
     if options.track or options.line or options.zone:
         Tracker(finder.threshold, DEFAULT_FPS)  # says at once if the package is missing
@@ -420,6 +422,10 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
+
+
+def _no_source() -> UserError:
+    return UserError("SOURCE", "nothing to look at", "name pictures, folders or videos; see predict.py --help")
 
 
 def _report(skips: Sequence[Skip], nothing_else: bool) -> None:

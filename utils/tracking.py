@@ -48,11 +48,14 @@ class Tracker:
             frame_rate=fps,
             track_activation_threshold=score_threshold,
             high_conf_det_threshold=score_threshold,
-            minimum_consecutive_frames=1,
+            minimum_consecutive_frames=2,
         )
 
     def update(self, detections: Detections) -> Detections:
-        """The next frame's objects, with their identities (from 0); those that belong to none are left out."""
+        """The next frame's objects, with their identities (from 0).
+
+        An object gets its identity when it is seen for the second time in a row; what has none is left out.
+        """
         given = self._supervision.Detections(
             xyxy=detections.boxes.astype(float),
             confidence=detections.scores.astype(float),

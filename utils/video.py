@@ -150,7 +150,7 @@ class LiveReader:
     Args:
         address: the number of a webcam, or an rtsp://, http:// or other address that FFmpeg opens.
         reconnects: attempts in a row.
-        back_off: seconds before the first attempt, doubled each time.
+        back_off: seconds before the first attempt, doubled each time; None takes half a second.
 
     Attributes:
         fps, size: as the stream tells them; size is known after the first frame.
@@ -164,9 +164,9 @@ class LiveReader:
     frame_count = None
     cut = ""
 
-    def __init__(self, address: int | str, reconnects: int = RECONNECTS, back_off: float = BACK_OFF) -> None:
+    def __init__(self, address: int | str, reconnects: int = RECONNECTS, back_off: float | None = None) -> None:
         self.address = address
-        self.reconnects, self.back_off = reconnects, back_off
+        self.reconnects, self.back_off = reconnects, BACK_OFF if back_off is None else back_off
         self.fps = DEFAULT_FPS
         self.size: tuple[int, int] | None = None
         self.dropped = 0
