@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, tuple[int, int]]:
-    """The figures of a model, and its input size; torchrun shares out the images, and its first process has the figures."""
+    """The figures of a model, and its input size; under torchrun only the first process has the figures."""
     from nets.runtimes import resolve_device
     from utils import distributed
 

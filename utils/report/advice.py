@@ -102,7 +102,7 @@ def _missed(result: EvaluationResult, errors: ErrorAnalysis, input_size: tuple[i
 def _localisation(errors: ErrorAnalysis, input_size: tuple[int, int] | None) -> list[Advice]:
     gain, counts = errors.gain[LOCALISATION], errors.counts[LOCALISATION]
     small = errors.gain_by_size[LOCALISATION, 0] > 0.5 * gain
-    todo = "fit anchors to the data, train longer"
+    todo = "try the anchors of `dataset.py anchors`, and train longer"
     if small:
         todo = f"mostly of small objects, so try {_bigger(input_size)}"
     return [Advice(gain, f"{_cost(gain, errors)} is boxes that do not fit ({counts.sum()} of IoU 0.1 to 0.5): {todo}.")]
@@ -167,7 +167,7 @@ def _weak_class(result: EvaluationResult, errors: ErrorAnalysis) -> list[Advice]
             gain,
             f"{record.class_names[worst]} has an AP50 of {ap[worst]:.2f} where the mean is "
             f"{errors.average_precision:.2f} ({record.num_gt[worst]} objects; most is lost by {wrong}): raising it to "
-            f"the mean alone is {100 * gain:.1f} points: add training images of it, or give it a class weight.",
+            f"the mean alone is {100 * gain:.1f} points: add training images of it, or train with --repeat-rare.",
         )
     ]
 

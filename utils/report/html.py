@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from utils.metrics.errors import analyse_errors
 from utils.report.advice import FALLBACK_THRESHOLD, advise
 from utils.report.pictures import Picture, confident_mistakes, worst_images
 from utils.report.plots import (
+    MOST_CLASSES,
     calibration_figure,
     class_figure,
     confusion_figure,
@@ -39,7 +41,7 @@ p.note { color: #616e7c; margin: 4px 0 10px; overflow-wrap: anywhere; }
 .card { flex: 1 1 120px; background: #f5f7fa; border-radius: 6px; padding: 10px 14px; }
 .card b { display: block; font-size: 24px; font-variant-numeric: tabular-nums; }
 .card span { color: #616e7c; font-size: 13px; }
-ol li { margin: 6px 0; }
+ol li { margin: 6px 0; } code { white-space: nowrap; background: #f0f2f5; padding: 0 3px; border-radius: 3px; }
 img { max-width: 100%; height: auto; display: block; }
 .side { display: flex; flex-wrap: wrap; gap: 20px; align-items: flex-start; }
 .side > * { flex: 1 1 420px; min-width: 0; }
@@ -111,8 +113,8 @@ def report_html(
             "Confusion and calibration",
             f'<div class="side">{_plot(confusion_figure(matrix, result.record.class_names, threshold), "confusion")}'
             f"{_plot(calibration_figure(calibration), 'calibration')}</div>",
-            f"Left: counts at the best-F1 threshold, shaded by share of the row. Right: detections with a score of "
-            f"{LEAST_SCORE} or more, with their number on each bar.",
+            f"Left: counts at the best-F1 threshold, shaded by share of the row, at most {MOST_CLASSES} classes. Right: "
+            f"detections with a score of {LEAST_SCORE} or more, with their number on each bar.",
         ),
         _section("COCO's figures, and time", _coco_and_time(result)),
         _section(
@@ -175,7 +177,8 @@ def _cards(result: EvaluationResult) -> str:
 
 
 def _advice_list(advice: list[Any]) -> str:
-    return "<ol>" + "".join(f"<li>{_escape(each.text)}</li>" for each in advice) + "</ol>"
+    items = (re.sub(r"(--[a-z][a-z-]*(?: \d+)*)", r"<code>\1</code>", _escape(each.text)) for each in advice)
+    return "<ol>" + "".join(f"<li>{item}</li>" for item in items) + "</ol>"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
