@@ -1,0 +1,238 @@
+"""One call opens any format, the same pictures give the same index, and the cache is never noticed but by its speed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_makers import CAT, DOG, make_coco, make_voc, make_yolo, picture, voc_xml_text, write_coco
+
+from utils.data import cache
+from utils.data.class_names import nearest_name, read_class_names
+from utils.data.index import DatasetIndex
+from utils.data.open import default_splits, list_splits, match_split, open_dataset, recognise_format
+from utils.errors import UserError
+from utils.images import write_image
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MOBILENET_YOLO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def same(one: DatasetIndex, other: DatasetIndex) -> bool:
+    arrays = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", "boxes", "labels", "difficult", "crowd")
+    equal = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)
+    return equal and (one.name, one.class_names, one.skips) == (other.name, other.class_names, other.skips)
+
+
+def test_every_format_is_recognised_by_its_files(tmp_path: Path) -> None:
+    make_voc(tmp_path / "voc/VOCdevkit")
+    make_coco(tmp_path / "coco")
+    make_yolo(tmp_path / "yolo")
+    assert recognise_format(tmp_path / "voc") == recognise_format(tmp_path / "voc/VOCdevkit/VOC2007") == "voc"
+    assert recognise_format(tmp_path / "coco") == "coco"
+    assert recognise_format(tmp_path / "coco/annotations/instances_val2017.json") == "coco"
+    assert recognise_format(tmp_path / "yolo") == recognise_format(tmp_path / "yolo/data.yaml") == "yolo"
+    for name, splits in (("voc", ("train", "val")), ("coco", ("train2017", "val2017")), ("yolo", ("train", "val"))):
+        assert default_splits(tmp_path / name) == splits == tuple(list_splits(tmp_path / name))
+        assert len(open_dataset(tmp_path / name, "train")) == 4 and len(open_dataset(tmp_path / name, "val")) == 2
+        assert match_split(tmp_path / name, "val") == splits[1]
+
+
+def test_the_same_boxes_in_three_formats_are_the_same_index(tmp_path: Path) -> None:
+    folder = make_voc(tmp_path / "voc", train=1, val=0)
+    content = make_coco(tmp_path / "coco", train=1, val=0)
+    yaml = make_yolo(tmp_path / "yolo", train=1, val=0)
+    (folder / "Annotations/a0.xml").write_text(voc_xml_text("a0", [("dog", 21, 31, 60, 90), ("cat", 101, 46, 140, 75)]))
+    for row, box in zip(content["train2017"]["annotations"], ([20, 30, 40, 60], [100, 45, 40, 30]), strict=True):
+        row["bbox"] = box
+    write_coco(tmp_path / "coco", "train2017", content["train2017"])
+    targets = [open_dataset(d, "train", ["dog", "cat"]).target(0) for d in (folder, tmp_path / "coco", yaml)]
+    for target in targets:
+        assert target["boxes"].tolist() == [[20, 30, 60, 90], [100, 45, 140, 75]] and target["labels"].tolist() == [
+            0,
+            1,
+        ]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "file.txt", "pipe", "photos"])
+def test_what_is_no_data_set_is_told_what_would_be_one(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos/a").mkdir(parents=True)
+    (tmp_path / "file.txt").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"give a VOCdevkit, a COCO folder or JSON, or a YOLO data\.yaml") as caught:
+        open_dataset(tmp_path / name, "train")
+    assert str(caught.value).startswith(str(tmp_path / name))
+
+
+def test_an_unknown_split_is_told_the_known_ones(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    with pytest.raises(UserError, match="choose from train2017, val2017"):
+        open_dataset(tmp_path, "test")
+
+
+def test_a_set_without_splits_for_training_names_the_command_that_makes_them(tmp_path: Path) -> None:
+    folder = make_voc(tmp_path)
+    (folder / "ImageSets/Main/val.txt").unlink()
+    with pytest.raises(UserError, match=r"has only the splits train; .*dataset\.py split"):
+        default_splits(tmp_path)
+    (folder / "ImageSets/Main/train.txt").unlink()
+    with pytest.raises(UserError, match=r"dataset\.py split"):
+        open_dataset(tmp_path, "train")
+
+
+def test_a_split_of_which_nothing_can_be_used_is_an_error_unless_one_asks_for_it(tmp_path: Path) -> None:
+    folder = make_voc(tmp_path, train=2)
+    for path in (folder / "JPEGImages").glob("a*.jpg"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no image that can be used: 2 left out, the first because .*a0\.jpg: is empty"):
+        open_dataset(tmp_path, "train")
+    assert len(open_dataset(tmp_path, "train", allow_empty=True)) == 0
+
+
+@pytest.mark.parametrize("make", [make_voc, make_coco, make_yolo])
+def test_a_second_start_takes_the_index_from_the_cache(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "data")
+    first = open_dataset(tmp_path / "data", "train")
+    for module in ("voc", "coco", "yolo_txt"):
+        monkeypatch.setattr(f"utils.data.{module}.build_index", lambda *_: pytest.fail("read again"))
+    second = open_dataset(tmp_path / "data", "train")
+    assert same(first, second) and second.source == first.source
+    assert second.target(0)["boxes"].flags.writeable and not second.boxes.flags.writeable
+    assert not any(path.name.startswith(".") for path in (tmp_path / "cache").rglob("*"))
+
+
+def test_nothing_is_ever_written_into_the_data_folder(tmp_path: Path) -> None:
+    make_voc(tmp_path / "data")
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "data").rglob("*"))
+    open_dataset(tmp_path / "data", "train")
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "data").rglob("*"))
+
+
+def change_xml(folder: Path) -> None:
+    (folder / "Annotations/a0.xml").write_text(voc_xml_text("a0", [DOG]))
+
+
+def change_list(folder: Path) -> None:
+    (folder / "ImageSets/Main/train.txt").write_text("a1\n")
+
+
+def change_picture(folder: Path) -> None:
+    write_image(folder / "JPEGImages/a0.jpg", picture(5, 100, 100))
+
+
+def remove_picture(folder: Path) -> None:
+    (folder / "JPEGImages/a0.jpg").unlink()
+
+
+def same_size_other_time(folder: Path) -> None:
+    path = folder / "Annotations/a0.xml"
+    path.write_text(voc_xml_text("a0", [CAT, DOG]))
+
+
+@pytest.mark.parametrize("change", [change_xml, change_list, change_picture, remove_picture, same_size_other_time])
+def test_a_changed_file_makes_the_cache_stale(change, tmp_path: Path) -> None:
+    folder = make_voc(tmp_path / "data")
+    first = open_dataset(tmp_path / "data", "train")
+    change(folder)
+    second = open_dataset(tmp_path / "data", "train")
+    assert not same(first, second)
+    assert same(second, open_dataset(tmp_path / "data", "train", use_cache=False))
+
+
+def test_other_classes_or_limits_have_their_own_cache(tmp_path: Path) -> None:
+    make_voc(tmp_path / "data")
+    assert open_dataset(tmp_path / "data", "train").num_boxes == 8
+    assert open_dataset(tmp_path / "data", "train", ["dog"]).num_boxes == 4
+    assert len(open_dataset(tmp_path / "data", "train", max_megapixels=0.001, allow_empty=True)) == 0
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "facts", "pointer", "folder"])
+def test_a_damaged_cache_is_read_anew_without_a_word(damage: str, tmp_path: Path, own_cache: Path) -> None:
+    make_voc(tmp_path / "data")
+    first = open_dataset(tmp_path / "data", "train")
+    boxes, facts = next(own_cache.rglob("boxes.npy")), next(own_cache.rglob("facts.json"))
+    pointer = next((own_cache / "index").glob("*.json"))
+    content = bytearray(boxes.read_bytes())
+    if damage == "flip":
+        content[-5] ^= 4
+        boxes.write_bytes(content)
+    elif damage == "cut":
+        boxes.write_bytes(content[:-9])
+    elif damage == "remove":
+        boxes.unlink()
+    elif damage == "facts":
+        facts.write_text("{")
+    elif damage == "pointer":
+        pointer.write_text("[3]")
+    else:
+        pointer.unlink()
+        pointer.mkdir()
+    assert same(first, open_dataset(tmp_path / "data", "train"))
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_voc(tmp_path / "data")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOBILENET_YOLO_CACHE", str(tmp_path / "file"))
+    assert len(open_dataset(tmp_path / "data", "train")) == 4
+
+
+def test_the_cache_lies_where_the_platform_has_its_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache.cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("MOBILENET_YOLO_CACHE")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.cache_folder() == tmp_path / "mobilenet_yolo"
+
+
+def test_a_cached_index_travels_to_workers_as_the_names_of_its_files(tmp_path: Path) -> None:
+    make_voc(tmp_path / "data", train=30)
+    open_dataset(tmp_path / "data", "train")
+    index = open_dataset(tmp_path / "data", "train")
+    arrived = pickle.loads(pickle.dumps(index))
+    assert same(index, arrived) and len(pickle.dumps(index)) < len(pickle.dumps(index.subset(range(30))))
+    part = index.subset([3, 1])
+    assert same(part, pickle.loads(pickle.dumps(part))) and part.image_ids.tolist() == ["a3", "a1"]
+    mask = np.zeros(index.num_boxes, bool)
+    mask[2:5] = True
+    assert np.diff(index.keep_boxes(mask).offsets).tolist()[:4] == [0, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b"", ""),
+        (b"\n\n", ""),
+        (b"dog\n\ncat\n", ":2"),
+        (b"dog\ncat\ndog\n", ":3"),
+        (b"dog\n dog \n", ":2"),
+        (b"d\xffg\n", ""),
+        (b"a\0b\n", ""),
+    ],
+)
+def test_a_bad_class_file_is_an_error_with_its_line(data: bytes, line: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        read_class_names(tmp_path / "classes.txt")
+    assert str(caught.value).startswith(f"{tmp_path}/classes.txt{line}: ")
+
+
+@pytest.mark.parametrize("data", [b"dog\ncat", b"\xef\xbb\xbfdog\r\ncat\r\n\r\n", "dog\ncat\n".encode("utf-16")])
+def test_a_class_file_may_have_any_line_ends_and_byte_order_mark(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_bytes(data)
+    assert read_class_names(tmp_path / "classes.txt") == ("dog", "cat")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("Dog", "dog"), ("TV monitor", "tvmonitor"), ("aeroplan", "aeroplane"), ("zebra", None), ("", None)],
+)
+def test_the_name_that_was_meant_is_found(name: str, near: str | None) -> None:
+    assert nearest_name(name, ["dog", "tvmonitor", "aeroplane", "cat"]) == near
