@@ -33,6 +33,7 @@ class Head(nn.Module):
         )
         initialize(self)
         for level, stride in zip(self.levels, STRIDES, strict=True):
+            assert isinstance(level, nn.Sequential)
             initialize_prediction(level[-1], config.num_classes, stride)
 
     def forward(self, maps: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:

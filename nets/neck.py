@@ -58,7 +58,8 @@ class Neck(nn.Module):
         super().__init__()
         kind = config.neck_conv
         c3, c4, c5 = in_channels
-        w3, w4, w5 = self.out_channels = tuple(make_divisible(width * config.neck_width) for width in _WIDTHS)
+        w3, w4, w5 = (make_divisible(width * config.neck_width) for width in _WIDTHS)
+        self.out_channels = (w3, w4, w5)
         self.before_spp = ConvBlock(kind, c5, w5, 3)
         self.spp = SPP()
         self.after_spp = ConvBlock(kind, 4 * w5, w5, 3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from nets.backbones import registry
 from nets.backbones.registry import Backbone, build_backbone, list_backbones, register_backbone
-from nets.layers import Conv2dSamePadding, make_divisible
+from nets.layers import Conv2dSamePadding, ConvBNAct, StridedConv2d, make_divisible
 from nets.model_config import STRIDES, ModelConfig
 from utils.errors import MissingExtra, UserError
 
@@ -144,6 +146,20 @@ def test_tf_same_padding_is_explicit_padding_to_the_right_and_bottom(
     with torch.inference_mode():
         assert_features_equal(ours(images), list(theirs(images)))
     assert not any(isinstance(m, Conv2dSamePadding) for m in theirs.modules())
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("padding", ["symmetric", "tf_same"])
+def test_the_strided_depthwise_convolution_trains_as_any_other(kernel: int, padding: str) -> None:
+    ours = ConvBNAct(8, 8, kernel, 2, groups=8, padding=padding).train()[0]
+    images = torch.randn(2, 8, 12, 16, requires_grad=True)
+    gradients = []
+    for context in (contextlib.nullcontext(), mock.patch.object(StridedConv2d, "forward", nn.Conv2d.forward)):
+        with context:
+            output = ours(images)
+            gradients.append((output, *torch.autograd.grad(output.sin().sum(), (images, ours.weight))))
+    for own, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
 
 
 def test_tf_same_differs_from_symmetric_padding() -> None:

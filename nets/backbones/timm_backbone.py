@@ -30,7 +30,8 @@ class TimmBackbone(Backbone):
             todo = "take symmetric; timm's tf_ models pad so by themselves"
             raise UserError("padding", f"{config.padding} cannot be set for {config.backbone}", todo)
         self.features = build_timm_features(config.backbone)
-        self.out_channels = tuple(self.features.feature_info.channels())
+        c3, c4, c5 = self.features.feature_info.channels()  # type: ignore[union-attr, operator]
+        self.out_channels = (c3, c4, c5)
         if config.bn_eps is not None:
             set_bn_eps(self.features, config.bn_eps)
 
