@@ -91,7 +91,9 @@ def test_a_split_of_which_nothing_can_be_used_is_an_error_unless_one_asks_for_it
     folder = make_voc(tmp_path, train=2)
     for path in (folder / "JPEGImages").glob("a*.jpg"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no image that can be used: 2 left out, the first because .*a0\.jpg: is empty"):
+    with pytest.raises(
+        UserError, match=r"no image that can be used: 2 left out, the first because .*a0\.jpg: is empty"
+    ):
         open_dataset(tmp_path, "train")
     assert len(open_dataset(tmp_path, "train", allow_empty=True)) == 0
 
