@@ -78,7 +78,7 @@ def box_sizes(index: DatasetIndex, letterbox: Letterbox) -> np.ndarray:
             new_height, new_width, _, _ = letterbox.geometry(int(height), int(width))
             scales[which.reshape(-1) == number] = new_width / width, new_height / height
     owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
-    known = (index.sizes > 0).all(axis=1)[owner] & ~index.crowd
+    known = (index.sizes[owner] > 0).all(axis=1) & ~index.crowd
     return ((index.boxes[:, 2:] - index.boxes[:, :2]) * scales[owner])[known]
 
 

@@ -310,8 +310,8 @@ class _Converter:
         """COCO: difficult, truncated, occluded and pose are written as additional keys."""
         (self.root / "annotations").mkdir()
         category_ids = self.report.category_ids or list(range(1, len(self.class_names) + 1))
-        categories = [{"id": k, "name": name} for k, name in zip(category_ids, self.class_names, strict=True)]
-        categories.sort(key=lambda each: each["id"])
+        by_id = sorted(zip(category_ids, self.class_names, strict=True))
+        categories = [{"id": number, "name": name} for number, name in by_id]
         image_ids = self._image_ids()
         number = 0
         for split, index in self.indexes.items():
@@ -476,5 +476,7 @@ def main(argv: list[str] | None = None) -> None:
     names = read_class_names(options.classes) if options.classes else None
     if options.year is not None and not re.fullmatch(r"[\w.-]+", options.year):
         raise UserError("--year", f"{options.year!r} is no folder's name", "for example VOC2007")
-    settings = {"split": options.split, "class_names": names, "link": options.link, "year": options.year}
-    print(convert_dataset(options.source, options.target, options.to, **settings))
+    report = convert_dataset(
+        options.source, options.target, options.to, options.split, names, options.link, options.year
+    )
+    print(report)

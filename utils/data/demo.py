@@ -290,22 +290,42 @@ class Scene:
             return
         width = max(self.width // stretch, 2)
         grain = noise(rng, height, width, 9) * 0.5 + noise(rng, height, width, max(height, width) // 3) * 0.5
-        grain = cv2.resize(grain, (self.width, height), interpolation=cv2.INTER_LINEAR)
-        self.image[first:last] *= (1 + strength * grain)[..., None]
+        wide = cv2.resize(grain, (self.width, height), interpolation=cv2.INTER_LINEAR)
+        self.image[first:last] *= (1 + strength * wide)[..., None]
 
     def blend(self, mask: np.ndarray, colour: Colour) -> None:
         """Paint `colour` where the (H, W) float mask, 0 to 1, says."""
         self.image += (np.asarray(colour, np.float32) - self.image) * mask[..., None]
 
-    def shape(
-        self, draw: Callable[[np.ndarray], object], colour: Colour, opacity: float = 1.0, hides: bool = False
-    ) -> None:
-        """Paint what `draw` draws in 255 into a (H, W) uint8 mask; `hides` what lies behind, if it is in front."""
-        mask = np.zeros((self.height, self.width), np.uint8)
-        draw(mask)
+    def paint(self, mask: np.ndarray, colour: Colour, opacity: float = 1.0, hides: bool = False) -> None:
+        """Paint where the (H, W) uint8 mask is 255; `hides` what lies behind, if it is in front of objects."""
         self.blend(mask.astype(np.float32) * (opacity / 255), colour)
         if hides:
             self.owner[mask > 127] = -1
+
+    def polygon(self, outline: np.ndarray, smooth: bool = True) -> np.ndarray:
+        """The mask of a polygon of (N, 2) int32 points."""
+        mask = np.zeros((self.height, self.width), np.uint8)
+        cv2.fillPoly(mask, [outline], (255,), cv2.LINE_AA if smooth else cv2.LINE_8)
+        return mask
+
+    def circle(self, centre: tuple[int, int], radius: int, thickness: int = -1) -> np.ndarray:
+        """The mask of a disc, or of a ring."""
+        mask = np.zeros((self.height, self.width), np.uint8)
+        cv2.circle(mask, centre, radius, (255,), thickness, cv2.LINE_AA)
+        return mask
+
+    def rectangle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+        """The mask of a rectangle, its edges included."""
+        mask = np.zeros((self.height, self.width), np.uint8)
+        cv2.rectangle(mask, (left, top), (right, bottom), (255,), -1)
+        return mask
+
+    def polyline(self, points: np.ndarray, thickness: int) -> np.ndarray:
+        """The mask of a line through (N, 2) int32 points."""
+        mask = np.zeros((self.height, self.width), np.uint8)
+        cv2.polylines(mask, [points], False, (255,), thickness, cv2.LINE_AA)
+        return mask
 
     def visible(self, number: int, without: np.ndarray | None = None) -> float:
         """The share of an object that is seen, if the (H, W) bool mask `without` were painted over it."""
@@ -370,16 +390,16 @@ def paint_sky(scene: Scene, rng: Generator, horizon: int) -> None:
     scene.gradient(hsv(zenith[0] + turn, *zenith[1:]), hsv(low[0] + turn, *low[1:]), 0, horizon)
     if rng.random() < 0.5:
         x, y, radius = int(rng.uniform(0, scene.width)), int(rng.uniform(0, horizon * 0.8)), int(rng.uniform(8, 22))
-        scene.shape(lambda m: cv2.circle(m, (x, y), radius * 3, 255, -1, cv2.LINE_AA), (255, 240, 200), 0.15)
-        scene.shape(lambda m: cv2.circle(m, (x, y), radius, 255, -1, cv2.LINE_AA), (255, 245, 215), 0.9)
+        scene.paint(scene.circle((x, y), radius * 3), (255, 240, 200), 0.15)
+        scene.paint(scene.circle((x, y), radius), (255, 245, 215), 0.9)
     clouds = noise(rng, scene.height, scene.width, 5) + 0.5 * noise(rng, scene.height, scene.width, 14)
     mask = np.clip((clouds - rng.uniform(0.2, 0.8)) * 1.5, 0, 1)
     mask[max(horizon - 20, 0) :] = 0
     scene.blend(cv2.GaussianBlur(mask, (0, 0), 3) * 0.8, (250, 250, 252))
     for _ in range(int(rng.integers(0, 5))):  # birds, which are not objects
-        x, y, span = rng.uniform(0, scene.width), rng.uniform(5, max(horizon - 5, 6)), rng.uniform(3, 8)
-        wings = np.array([(x - span, y - span * 0.5), (x, y), (x + span, y - span * 0.5)]).astype(np.int32)
-        scene.shape(lambda m, w=wings: cv2.polylines(m, [w], False, 255, 1, cv2.LINE_AA), (40, 40, 50), 0.9)
+        u, v, span = rng.uniform(0, scene.width), rng.uniform(5, max(horizon - 5, 6)), rng.uniform(3, 8)
+        wings = np.array([(u - span, v - span * 0.5), (u, v), (u + span, v - span * 0.5)]).astype(np.int32)
+        scene.paint(scene.polyline(wings, 1), (40, 40, 50), 0.9)
 
 
 def paint_hills(scene: Scene, rng: Generator, horizon: int, hue: float) -> None:
@@ -392,7 +412,7 @@ def paint_hills(scene: Scene, rng: Generator, horizon: int, hue: float) -> None:
         foot = [(scene.width, horizon + 2), (0, horizon + 2)]
         outline = np.concatenate([np.stack([xs, ys], 1), foot]).astype(np.int32)
         colour = hsv(hue + rng.uniform(-0.04, 0.04), 0.2 + 0.12 * layer, 0.72 - 0.1 * layer)
-        scene.shape(lambda m, o=outline: cv2.fillPoly(m, [o], 255, cv2.LINE_AA), colour)
+        scene.paint(scene.polygon(outline), colour)
 
 
 def paint_strokes(
@@ -418,10 +438,10 @@ def paint_rocks(scene: Scene, rng: Generator, count: int, top: int, hue: float =
         middle = np.array([rng.uniform(0, scene.width), y])
         outline = (middle + np.stack([np.cos(angles) * reach * 1.4, np.sin(angles) * reach * 0.8], 1)).astype(np.int32)
         colour = hsv(hue, rng.uniform(0.03, 0.15), rng.uniform(0.35, 0.6))
-        scene.shape(lambda m, o=outline: cv2.fillPoly(m, [o], 255, cv2.LINE_AA), colour)
+        scene.paint(scene.polygon(outline), colour)
         lit = outline - np.array([[round(radius * 0.25), round(radius * 0.3)]], np.int32)
-        scene.shape(lambda m, o=lit, c=outline: (cv2.fillPoly(m, [o], 255), np.multiply(
-            m, cv2.fillPoly(np.zeros_like(m), [c], 1), out=m)), (235, 232, 225), 0.22)  # fmt: skip
+        both = np.minimum(scene.polygon(lit, smooth=False), scene.polygon(outline, smooth=False))
+        scene.paint(both, (235, 232, 225), 0.22)
 
 
 def paint_posts(scene: Scene, rng: Generator, count: int) -> None:
@@ -429,11 +449,11 @@ def paint_posts(scene: Scene, rng: Generator, count: int) -> None:
     for _ in range(count):
         x, width = rng.uniform(0, scene.width), rng.uniform(2, 6)
         top = rng.uniform(0.3, 0.75) * scene.height
-        corners = (round(x - width / 2), round(top)), (round(x + width / 2), scene.height)
+        post = scene.rectangle(round(x - width / 2), round(top), round(x + width / 2), scene.height)
         colour = hsv(0.07, rng.uniform(0.1, 0.5), rng.uniform(0.2, 0.5))
-        scene.shape(lambda m, c=corners: cv2.rectangle(m, *c, 255, -1), colour, hides=True)
-        cap = (round(x - width), round(top - 2)), (round(x + width), round(top + 1))
-        scene.shape(lambda m, c=cap: cv2.rectangle(m, *c, 255, -1), darker(colour, 1.3), hides=True)
+        scene.paint(post, colour, hides=True)
+        cap = scene.rectangle(round(x - width), round(top - 2), round(x + width), round(top + 1))
+        scene.paint(cap, darker(colour, 1.3), hides=True)
 
 
 def fill(
@@ -497,8 +517,7 @@ def street(scene: Scene, rng: Generator, count: int) -> None:
     for lane in (0.35, 0.75):
         y = int(kerb + (scene.height - kerb) * lane)
         for x in range(int(rng.integers(-60, 0)), scene.width, 70):
-            corners = (x, y), (x + 34, y + 3)
-            scene.shape(lambda m, c=corners: cv2.rectangle(m, *c, 255, -1), (235, 230, 205), 0.8)
+            scene.paint(scene.rectangle(x, y, x + 34, y + 3), (235, 230, 205), 0.8)
     level = horizon / scene.height
     zones = {"house": (level + 0.05, kerb / scene.height), "car": (kerb / scene.height + 0.05, 0.95),
              "tree": (level + 0.05, kerb / scene.height + 0.05), "balloon": (0.1, level)}  # fmt: skip
@@ -537,7 +556,7 @@ def seabed(scene: Scene, rng: Generator, count: int) -> None:
         x, lean, width = rng.uniform(0, scene.width), rng.uniform(-90, 90), rng.uniform(10, 45)
         corners = [(x, 0), (x + width, 0), (x + lean + 2 * width, scene.height), (x + lean, scene.height)]
         ray = np.array(corners).astype(np.int32)
-        scene.shape(lambda m, r=ray: cv2.fillPoly(m, [r], 255, cv2.LINE_AA), (220, 245, 250), 0.1)
+        scene.paint(scene.polygon(ray), (220, 245, 250), 0.1)
     floor = int(scene.height * rng.uniform(0.78, 0.92))
     scene.gradient(hsv(0.12, 0.35, 0.6), hsv(0.1, 0.4, 0.45), floor, scene.height)
     scene.texture(rng, 0.14, 0, scene.height)
@@ -547,12 +566,12 @@ def seabed(scene: Scene, rng: Generator, count: int) -> None:
         ys = np.linspace(0, tall, 14)
         stem = np.stack([x + np.sin(ys / 12 + rng.uniform(0, 6)) * 4, scene.height - 4 - ys], 1).astype(np.int32)
         colour, thick = hsv(rng.uniform(0.28, 0.42), 0.7, rng.uniform(0.25, 0.5)), int(rng.integers(2, 6))
-        scene.shape(lambda m, s=stem, t=thick: cv2.polylines(m, [s], False, 255, t, cv2.LINE_AA), colour, 0.9)
+        scene.paint(scene.polyline(stem, thick), colour, 0.9)
     wreck = {"boat": (0.6, 0.85)} if rng.random() < 0.25 else {}
     fill(scene, rng, count, {"fish": (0.1, 0.85), **wreck}, 0)
     for _ in range(int(rng.integers(0, 12))):
         centre, radius = (int(rng.uniform(0, scene.width)), int(rng.uniform(0, scene.height))), int(rng.integers(2, 7))
-        scene.shape(lambda m, c=centre, r=radius: cv2.circle(m, c, r, 255, 1, cv2.LINE_AA), (235, 250, 255), 0.7)
+        scene.paint(scene.circle(centre, radius, 1), (235, 250, 255), 0.7)
 
 
 def poster(scene: Scene, rng: Generator, count: int) -> None:
@@ -564,16 +583,16 @@ def poster(scene: Scene, rng: Generator, count: int) -> None:
     step, colour = int(rng.integers(24, 60)), hsv(hue + 0.5, 0.3, value)
     style = int(rng.integers(3))
     for x in range(0, scene.width + scene.height, step):
-        ends = ((x, 0), (x - scene.height * (style == 1), scene.height))
+        ends = np.array([(x, 0), (x - scene.height * (style == 1), scene.height)], np.int32)
         if style < 2:
-            scene.shape(lambda m, e=ends: cv2.line(m, *e, 255, step // 4, cv2.LINE_AA), colour, 0.25)
+            scene.paint(scene.polyline(ends, step // 4), colour, 0.25)
     for _ in range(int(rng.integers(2, 9))):
         centre = np.array([rng.uniform(0, scene.width), rng.uniform(0, scene.height)])
         corners, radius = int(rng.integers(3, 9)), rng.uniform(8, 40)
         angles = np.arange(corners) * 2 * math.pi / corners + rng.random()
         outline = (centre + np.stack([np.cos(angles), np.sin(angles)], 1) * radius).astype(np.int32)
         paint = hsv(rng.random(), rng.uniform(0.2, 0.8), rng.uniform(0.4, 0.95))
-        scene.shape(lambda m, o=outline: cv2.fillPoly(m, [o], 255, cv2.LINE_AA), paint, 0.75)
+        scene.paint(scene.polygon(outline), paint, 0.75)
     fill(scene, rng, count, dict.fromkeys(DEMO_CLASSES, (0.1, 0.9)), 0, tilt=2.0)
 
 
@@ -603,7 +622,7 @@ def draw_scene(seed: int, number: int, sides: tuple[int, int] = SIDES) -> tuple[
     paint = SCENES[int(rng.choice(len(SCENES), p=[share for _, share in SCENES]))][0]
     count = 0 if rng.random() < EMPTY_SHARE else 1 + int(rng.poisson(3.2))
     paint(scene, rng, min(count, 12))
-    image = scene.image * rng.uniform(0.82, 1.12) * rng.uniform(0.95, 1.05, 3).astype(np.float32)
+    image: np.ndarray = scene.image * rng.uniform(0.82, 1.12) * rng.uniform(0.95, 1.05, 3).astype(np.float32)
     if rng.random() < 0.25:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.9))
     image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(1, 6))

@@ -150,7 +150,8 @@ def stratified_split(
     rng = np.random.default_rng(seed)
     _, unit_of = np.unique(groups, return_inverse=True)
     units = int(unit_of.max(initial=-1)) + 1
-    has = np.concatenate([counts > 0, ~(counts > 0).any(axis=1)[:, None]], axis=1).astype(np.float64)
+    empty = ~(counts > 0).any(axis=1, keepdims=True)
+    has = np.concatenate([counts > 0, empty], axis=1).astype(np.float64)
     table = np.zeros((units, has.shape[1] + 1))  # images of each class, and of all, in each unit
     np.add.at(table, unit_of.reshape(-1), np.concatenate([has, np.ones((len(has), 1))], axis=1))
     names = list(shares)
@@ -391,6 +392,13 @@ def main(argv: list[str] | None = None) -> None:
     """`dataset.py split DATA`."""
     options = parse_options(SplitOptions, argv, prog="dataset.py split", description=__doc__.splitlines()[0])
     shares = {"train": options.train, "val": options.val, "test": options.test}
-    where = {"output": options.output, "in_place": options.in_place}
-    others = {"seed": options.seed, "max_distance": options.max_distance, "overwrite": options.overwrite}
-    print(split_dataset(options.data, shares, **where, **others))
+    report = split_dataset(
+        options.data,
+        shares,
+        options.output,
+        options.in_place,
+        options.seed,
+        options.max_distance,
+        options.overwrite,
+    )
+    print(report)
