@@ -77,7 +77,8 @@ class YOLOXNano(nn.Module):
     def __init__(self, num_classes: int = 80) -> None:
         super().__init__()
         self.stem = _ConvBNSiLU(12, 16, 3)
-        self.dark3 = nn.Sequential(_Separable(16, 32, 2), _CSP(32, 32, 1, True), _Separable(32, 64, 2), _CSP(64, 64, 3, True))
+        self.dark2 = nn.Sequential(_Separable(16, 32, 2), _CSP(32, 32, 1, True))
+        self.dark3 = nn.Sequential(_Separable(32, 64, 2), _CSP(64, 64, 3, True))
         self.dark4 = nn.Sequential(_Separable(64, 128, 2), _CSP(128, 128, 3, True))
         self.dark5 = nn.Sequential(_Separable(128, 256, 2), _SPP(256), _CSP(256, 256, 1, False))
         self.lateral5, self.lateral4 = _ConvBNSiLU(256, 128, 1), _ConvBNSiLU(128, 64, 1)
@@ -93,7 +94,7 @@ class YOLOXNano(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         corners = [images[..., row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        c3 = self.dark3(self.stem(torch.cat(corners, dim=1)))
+        c3 = self.dark3(self.dark2(self.stem(torch.cat(corners, dim=1))))
         c4 = self.dark4(c3)
         p5 = self.lateral5(self.dark5(c4))
         p4 = self.lateral4(self.top_down4(torch.cat((F.interpolate(p5, scale_factor=2), c4), dim=1)))
@@ -105,8 +106,8 @@ class YOLOXNano(nn.Module):
     def _predict(self, level: int, x: Tensor) -> Tensor:
         x = self.stems[level](x)
         classes, boxes = self.class_convs[level](x), self.box_convs[level](x)
-        outputs = (self.boxes[level](boxes), self.objectness[level](boxes).sigmoid(), self.classes[level](classes).sigmoid())
-        return torch.cat(outputs, dim=1).flatten(2)
+        objectness, scores = self.objectness[level](boxes).sigmoid(), self.classes[level](classes).sigmoid()
+        return torch.cat((self.boxes[level](boxes), objectness, scores), dim=1).flatten(2)
 
 
 class _SSDLite(nn.Module):
@@ -144,7 +145,7 @@ def export_peer(name: str, path: Path, input_size: int | None = None, num_classe
     model = build(num_classes).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     outputs = ["boxes", "scores"] if name == "ssdlite" else ["outputs"]
-    path.write_bytes(trace_onnx(model, torch.rand(1, 3, size, size), outputs).SerializeToString())
+    path.write_bytes(trace_onnx(model, (torch.rand(1, 3, size, size),), outputs).SerializeToString())
     return path
 
 

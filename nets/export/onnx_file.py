@@ -1,4 +1,4 @@
-"""The network as an ONNX file."""
+"""ONNX: writing a network as a file, and running it on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -6,26 +6,128 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.errors import MissingExtra
+from nets.checkpoint import write_atomically
+from nets.export.exported import ExportedRuntime, num_threads
+from nets.export.graph import DeployedNetwork, Form, read_metadata, write_metadata
+from nets.export.onnx_nms import append_nms
+from nets.model_config import STRIDES
+from nets.yolov4 import YOLOv4
+from utils.errors import MissingExtra, UserError
 
 OPSET = 18  # what ONNX Runtime 1.14 (2023) and later, OpenVINO and TensorRT 10 read
 INPUT = "images"
 
 
-def trace_onnx(model: nn.Module, example: Tensor, outputs: Sequence[str], dynamic: Any = None) -> Any:
-    """An `onnx.ModelProto` of a network in eval mode.
+def export_onnx(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
+    """Write a network as ONNX, classes, sizes and thresholds in its metadata.
 
     Args:
-        model: takes one tensor, `images`.
-        example: an input of the right shape and type.
-        outputs: what to call the outputs, in order.
-        dynamic: which sizes of the input are free, as `torch.export` takes it ({axis: Dim}); None fixes all.
+        model: in eval mode.
+        path: the file.
+        form: what the file takes and gives; precision `fp32` or `fp16` (`int8` comes from `nets.export.quantize`).
+        info: what else the file should say, plain types.
+
+    Raises:
+        MissingExtra: without onnx and onnxscript.
+        RunError: if the file cannot be written.
+    """
+    write_atomically(path, build_onnx(model, form, info).SerializeToString())
+
+
+def build_onnx(model: YOLOv4, form: Form, info: dict[str, Any] | None = None) -> Any:
+    """The `onnx.ModelProto` of `export_onnx`."""
+    network = DeployedNetwork(model, form)
+    if form.dynamic:
+        proto = _trace_dynamic(network)
+    else:
+        proto = trace_onnx(network, (form.example(model.config),), form.outputs)
+    if form.nms:
+        append_nms(proto, model.config, form)
+    set_metadata(proto, write_metadata(model.config, form, info))
+    return proto
+
+
+def set_metadata(proto: Any, texts: dict[str, str]) -> None:
+    """Replace the file's metadata."""
+    del proto.metadata_props[:]
+    for key, value in texts.items():
+        proto.metadata_props.add(key=key, value=value)
+    proto.producer_name, proto.doc_string = "mobilenet-yolov4", texts.get("description", "")
+
+
+def _trace_dynamic(network: DeployedNetwork) -> Any:
+    """The network for any batch and size.
+
+    The convolutions say nothing of sizes: their graph is traced for one size, and only its borders are freed (the
+    exporter takes minutes to prove the same). Decoding does, and is traced with free sizes.
+    """
+    import onnx
+
+    form, config = network.form, network.config
+    maps = len(network.lasts) * len(network.lasts[0])
+    names = [f"map{i}" for i in range(maps)] if form.decodes else list(form.outputs)
+    body = trace_onnx(_Part(network.compute_maps), (form.example(config),), names)
+    _free_sizes(body, form)
+    if not form.decodes:
+        return body
+    batch, rows, columns = (torch.export.Dim(name, min=1, max=512) for name in ("batch", "rows", "columns"))
+    examples, free = [], []
+    for level, convs in enumerate(network.lasts):
+        times = STRIDES[-1] // STRIDES[level]
+        for conv in convs:
+            examples.append(torch.rand(2, conv.out_channels, 3 * times, 4 * times))
+            free.append({0: batch, 2: times * rows, 3: times * columns})
+    tail = trace_onnx(_Part(network.decode), tuple(examples), form.outputs, tuple(free), [f"in_{n}" for n in names])
+    tail = onnx.compose.add_prefix(tail, "decode_", rename_inputs=False, rename_outputs=False)
+    merged = onnx.compose.merge_models(body, tail, [(n, f"in_{n}") for n in names])
+    for output in merged.graph.output:
+        output.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return merged
+
+
+class _Part(nn.Module):
+    """A method as a network."""
+
+    def __init__(self, method: Callable[..., tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.method(*inputs)
+
+
+def _free_sizes(proto: Any, form: Form) -> None:
+    spatial = (1, 2) if form.uint8_input else (2, 3)
+    for value, axes in [(proto.graph.input[0], spatial), *((output, (2, 3)) for output in proto.graph.output)]:
+        dims = value.type.tensor_type.shape.dim
+        dims[0].dim_param = "batch"
+        for axis, name in zip(axes, ("height", "width"), strict=True):
+            dims[axis].dim_param = name if value is proto.graph.input[0] else f"{value.name}_{name}"
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def trace_onnx(
+    model: nn.Module,
+    examples: tuple[Tensor, ...],
+    outputs: Sequence[str],
+    free: Any = None,
+    inputs: Sequence[str] = (INPUT,),
+) -> Any:
+    """An `onnx.ModelProto` of a network.
+
+    Args:
+        model: in eval mode.
+        examples: its inputs, of the right shapes and types.
+        outputs, inputs: what to call them, in order.
+        free: which sizes of each input are free, as `torch.export` takes it ({axis: Dim}); None fixes all.
 
     Raises:
         MissingExtra: without onnx and onnxscript.
@@ -35,24 +137,17 @@ def trace_onnx(model: nn.Module, example: Tensor, outputs: Sequence[str], dynami
         import onnxscript  # noqa: F401 -- torch's exporter imports it late, with an error of its own
     except ImportError as error:
         raise MissingExtra("export to ONNX", "onnx and onnxscript", "onnx") from error
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                model.eval(),
-                (example,),
-                input_names=[INPUT],
-                output_names=list(outputs),
-                opset_version=OPSET,
-                dynamic_shapes=None if dynamic is None else (dynamic,),
-                dynamo=True,
-                verbose=False,
-            )
-    finally:
-        quiet.setLevel(level)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model.eval(),
+            examples,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=OPSET,
+            dynamic_shapes=None if free is None else (free,),
+            dynamo=True,
+            verbose=False,
+        )
     proto = program.model_proto
     for node in proto.graph.node:  # source lines of whoever exported: half of the file, and nobody's business
         node.ClearField("metadata_props")
@@ -60,3 +155,72 @@ def trace_onnx(model: nn.Module, example: Tensor, outputs: Sequence[str], dynami
     del proto.graph.value_info[:]
     onnx.checker.check_model(proto)
     return proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The exporter tells of its steps and of its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def import_onnxruntime() -> Any:
+    """The package. Raises MissingExtra without it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("running ONNX files", "onnxruntime", "onnx") from error
+    onnxruntime.set_default_logger_severity(3)
+    return onnxruntime
+
+
+def open_session(path: Path | bytes, device: str = "cpu", threads: int | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` of any ONNX file.
+
+    Args:
+        path: the file, or its content.
+        device: `cpu` or `cuda...` (needs onnxruntime-gpu).
+        threads: None takes torch's number.
+
+    Raises:
+        UserError: if the file is damaged, or the device is not there.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or num_threads()
+    options.inter_op_num_threads = 1
+    # threads that wait by spinning take the cores from decoding and post-processing
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = ["CPUExecutionProvider"]
+    if device.startswith("cuda"):
+        if "CUDAExecutionProvider" not in ort.get_available_providers():
+            raise UserError("--device", f"{device}: this ONNX Runtime has no CUDA", "pip install onnxruntime-gpu")
+        providers.insert(0, "CUDAExecutionProvider")
+    where = path if isinstance(path, Path) else "ONNX model"
+    try:
+        return ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime has a dozen exceptions of its own without a common base
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(where, f"ONNX Runtime cannot load it: {reason}", "export it again") from error
+
+
+class OnnxRuntime(ExportedRuntime):
+    """An ONNX file of ours on ONNX Runtime."""
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
+        self.session = open_session(path, device, threads)
+        config, form = read_metadata(path, self.session.get_modelmeta().custom_metadata_map)
+        super().__init__(path, config, form)
+
+    def call(self, images: np.ndarray) -> list[np.ndarray]:
+        self.batch = len(images)
+        return self.session.run(None, {INPUT: images})

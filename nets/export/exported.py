@@ -1,0 +1,93 @@
+"""What all exported files have in common when they run."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nets.export.graph import Form
+from nets.model_config import ANCHORS_PER_LEVEL, ModelConfig
+from nets.runtimes import Runtime
+from utils.detections import Detections
+from utils.errors import RunError, UserError, warn
+
+
+class ExportedRuntime(Runtime):
+    """A file that `export.py` wrote, on the library it was written for.
+
+    Args:
+        path: the file, for messages.
+        config, form: what it says of itself.
+
+    A subclass loads the file and implements `call`.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig, form: Form) -> None:
+        self.path, self.config, self.form = path, config, form
+        self.decodes = form.decodes
+        self.fixed_size = not form.dynamic
+        self.fixed_batch = None if form.dynamic else 1
+        self._warned = False
+
+    @abstractmethod
+    def call(self, images: np.ndarray) -> Sequence[np.ndarray | Tensor]:
+        """The outputs for an input as the file takes it."""
+
+    def run(self, images: np.ndarray) -> list[Tensor]:
+        """See `Runtime.run`; raw maps are views (B, A, H, W, 5 + C)."""
+        try:
+            outputs = self.call(images if self.form.uint8_input else as_float(images))
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(self.path, f"cannot be run by {self.name}: {reason}", "export it again") from error
+        tensors = [o if isinstance(o, Tensor) else torch.from_numpy(np.asarray(o)) for o in outputs]
+        return tensors if self.decodes else [_split(raw) for raw in tensors]
+
+    def read(self, outputs: Sequence[Tensor], **thresholds: Any) -> list[Detections]:
+        """See `Runtime.read`. What a file with suppression inside has dropped cannot come back."""
+        if not self.form.nms:
+            return super().read(outputs, **thresholds)
+        asked = {name: value for name, value in thresholds.items() if value is not None}
+        config = self.config
+        if not self._warned and (
+            asked.get("score_threshold", 1.0) < config.score_threshold
+            or any(asked.get(n, getattr(config, n)) != getattr(config, n) for n in ("iou_threshold", "multi_label"))
+        ):
+            self._warned = True
+            what = f"suppression is in the file: score {config.score_threshold:g}, IoU {config.iou_threshold:g}"
+            warn(self.path, f"{what}; other thresholds have no effect", "export it without --nms to score it")
+        boxes, scores, labels, images = (output.numpy() for output in outputs)
+        keep = scores >= asked.get("score_threshold", 0.0)
+        limit = asked.get("max_detections", config.max_detections)
+        parts = [np.flatnonzero(keep & (images == number))[:limit] for number in range(self.batch)]
+        return [Detections(boxes[part], scores[part], labels[part]) for part in parts]
+
+    batch = 1  # images of the last run, which the outputs of suppression do not tell
+
+
+def as_float(images: np.ndarray) -> np.ndarray:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [0, 1]."""
+    channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return channels_first.to(torch.float32).div_(255).numpy()
+
+
+def num_threads() -> int:
+    """Threads that a runtime should take: those of torch, so that one setting serves all."""
+    return torch.get_num_threads()
+
+
+def check_cpu(name: str, device: str) -> None:
+    """Raises UserError for a device that this runtime does not use."""
+    if not device.startswith("cpu"):
+        raise UserError("--device", f"{name} files run on the CPU here, not on {device}", "use --device cpu")
+
+
+def _split(raw: Tensor) -> Tensor:
+    """(B, A * (5 + C), H, W) to a view (B, A, H, W, 5 + C)."""
+    return raw.unflatten(1, (ANCHORS_PER_LEVEL, -1)).permute(0, 1, 3, 4, 2)

@@ -1,0 +1,195 @@
+"""The network as it leaves PyTorch: everything that can be computed beforehand is, and decoding is part of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nets.anchors import decode_wh, decode_xy
+from nets.checkpoint import FORMAT
+from nets.fuse import fuse_batch_norms
+from nets.model_config import ANCHORS_PER_LEVEL, STRIDES, ModelConfig
+from nets.yolov4 import YOLOv4
+from utils.errors import UserError
+
+METADATA_VERSION = 1
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+RAW_OUTPUTS = tuple(f"raw_stride{stride}" for stride in STRIDES)
+DECODED_OUTPUTS = ("boxes", "scores")
+BOX_PARTS = (slice(0, 4), slice(4, 5), slice(5, None))  # of an anchor's outputs: box, objectness, classes
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an exported file takes and gives.
+
+    Args:
+        uint8_input: (B, H, W, 3) uint8 RGB, as a camera or decoder gives it, instead of (B, 3, H, W) float in [0, 1].
+        decodes: gives boxes (B, N, 4) xyxy input pixels and scores (B, N, C), objectness x class probability,
+            instead of three raw maps (B, 3 * (5 + C), H/s, W/s).
+        nms: suppression is in the graph, too: boxes (K, 4), scores (K,), labels (K,) and images (K,), the number of
+            the image in its batch.
+        dynamic: takes any batch and any size in multiples of 32.
+        precision: `fp32`, `fp16`, `bf16` or `int8`.
+    """
+
+    uint8_input: bool = False
+    decodes: bool = True
+    nms: bool = False
+    dynamic: bool = False
+    precision: str = "fp32"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the network's outputs (before suppression)."""
+        return DECODED_OUTPUTS if self.decodes else RAW_OUTPUTS
+
+    def example(self, config: ModelConfig, batch: int = 1) -> Tensor:
+        """An input for tracing: noise."""
+        height, width = config.input_size
+        if self.uint8_input:
+            return torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8)
+        return torch.rand(batch, 3, height, width)
+
+
+class DeployedNetwork(nn.Module):
+    """A copy of a network, ready to be traced: it takes and gives what `form` says.
+
+    Batch norms are folded. The standard deviation (and the 255 of uint8) is folded into the first convolution, which
+    is exact. The mean is subtracted in the graph where it is not zero: moved into that convolution's bias it would be
+    wrong along the border, where the padding is zero *after* normalisation.
+
+    Boxes and scores come from convolutions of their own (the parts of the head's last one), so that a quantiser gives
+    each its own scale.
+    """
+
+    mean: Tensor | None
+    cells: Tensor | None
+
+    def __init__(self, model: YOLOv4, form: Form) -> None:
+        super().__init__()
+        self.config, self.form = model.config, form
+        self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(form.precision, torch.float32)
+        network = fuse_batch_norms(copy.deepcopy(model).cpu()).requires_grad_(False)
+        self._fold_normalization(network)
+        self.backbone, self.neck = network.backbone, network.neck
+        self.stems = nn.ModuleList(level[:-1] for level in network.head.levels)
+        parts = BOX_PARTS if form.decodes else (slice(None),)
+        self.lasts = nn.ModuleList(
+            nn.ModuleList(_part_of_head(level[-1], part) for part in parts) for level in network.head.levels
+        )
+        self.to(self.dtype)
+        for level, (anchors, stride) in enumerate(zip(self.config.anchors, STRIDES, strict=True)):
+            self.register_buffer(f"anchors{level}", torch.tensor(anchors)[:, :, None, None], persistent=False)
+            height, width = (side // stride for side in self.config.input_size)
+            self.register_buffer(f"cells{level}", _cells(height, width), persistent=False)
+        self.eval()
+
+    def _fold_normalization(self, network: YOLOv4) -> None:
+        config = self.config
+        unit = 255.0 if self.form.uint8_input else 1.0
+        mean, std = torch.tensor(config.mean), torch.tensor(config.std)
+        first = next(m for m in network.backbone.modules() if isinstance(m, nn.Conv2d))
+        self.scale: Tensor | None
+        if first.in_channels == 3 and first.groups == 1 and not config.backbone.startswith("timm:"):
+            first.weight.data = first.weight.data / (std * unit).view(1, 3, 1, 1)
+            scale = None
+        else:  # a foreign network may do anything with its input before its first convolution
+            scale = 1 / (std * unit).view(1, 3, 1, 1)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("mean", (mean * unit).view(1, 3, 1, 1) if any(config.mean) else None, persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images to boxes and scores, or to raw maps; see `Form`."""
+        maps = self.compute_maps(images)
+        return self.decode(*maps) if self.form.decodes else maps
+
+    def compute_maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What the convolutions give: for each level the raw map, or (B, A * n, H, W) of boxes, objectness, classes."""
+        x = images.permute(0, 3, 1, 2).contiguous() if self.form.uint8_input else images
+        x = x.to(self.dtype)
+        if self.mean is not None:
+            x = x - self.mean
+        if self.scale is not None:
+            x = x * self.scale
+        features = [stem(p) for stem, p in zip(self.stems, self.neck(*self.backbone(x)), strict=True)]
+        return tuple(conv(x).float() for convs, x in zip(self.lasts, features, strict=True) for conv in convs)
+
+    def decode(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        """What `compute_maps` gives to boxes (B, N, 4) and scores (B, N, C)."""
+        levels = [[x.unflatten(1, (ANCHORS_PER_LEVEL, -1)) for x in maps[i : i + 3]] for i in range(0, len(maps), 3)]
+        boxes = [self._boxes(level, parts[0]) for level, parts in enumerate(levels)]
+        scores = [_flatten(classes.sigmoid() * objectness.sigmoid()) for _, objectness, classes in levels]
+        return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
+
+    def _boxes(self, level: int, offsets: Tensor) -> Tensor:
+        # coordinates stay in the channel dimension: runtimes are slow at slices of a short last one
+        cells = getattr(self, f"cells{level}")
+        if self.form.dynamic:
+            cells = _cells(offsets.shape[3], offsets.shape[4])
+        xy = decode_xy(offsets[:, :, :2], cells, STRIDES[level], self.config.scale_xy[level])
+        half = decode_wh(offsets[:, :, 2:], getattr(self, f"anchors{level}") / 2)
+        return _flatten(torch.cat([xy - half, xy + half], dim=2))
+
+
+def _part_of_head(conv: nn.Conv2d, part: slice) -> nn.Conv2d:
+    """The convolution that gives only these outputs of each anchor."""
+    assert conv.bias is not None
+    weight = conv.weight.data.view(ANCHORS_PER_LEVEL, -1, *conv.weight.shape[1:])[:, part].flatten(0, 1)
+    bias = conv.bias.data.view(ANCHORS_PER_LEVEL, -1)[:, part].flatten()
+    result = nn.Conv2d(conv.in_channels, len(bias), 1)
+    result.weight.data, result.bias.data = weight.clone(), bias.clone()
+    return result
+
+
+def _flatten(x: Tensor) -> Tensor:
+    """(B, A, n, H, W) to (B, A * H * W, n)."""
+    return x.flatten(3).permute(0, 1, 3, 2).flatten(1, 2)
+
+
+def _cells(height: int, width: int) -> Tensor:
+    """(2, H, W) column and row of each cell."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([columns, rows]).float()
+
+
+def write_metadata(config: ModelConfig, form: Form, info: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """What a file says of itself, as texts by name: `format`, `model` and `form` and `info` as JSON, plain hints."""
+    height, width = config.input_size
+    image = "uint8 (B, H, W, 3) RGB" if form.uint8_input else "float32 (B, 3, H, W) RGB in [0, 1]"
+    return {
+        "format": FORMAT,
+        "format_version": str(METADATA_VERSION),
+        "model": json.dumps(config.to_dict()),
+        "form": json.dumps(dataclasses.asdict(form)),
+        "info": json.dumps(dict(info or {})),
+        "names": json.dumps(list(config.class_names)),
+        "input": f"{image}, {height} x {width}, {config.resize_mode}",
+        "description": "MobileNet-YOLOv4 detector; `model` holds classes, sizes and thresholds as JSON",
+    }
+
+
+def read_metadata(where: object, texts: Mapping[str, str]) -> tuple[ModelConfig, Form]:
+    """The inverse of `write_metadata`.
+
+    Raises:
+        UserError: if the file is not one of ours, or of a newer version.
+    """
+    if texts.get("format") != FORMAT:
+        raise UserError(where, "was not exported by this platform: it does not say what it is", "run export.py")
+    if texts.get("format_version") != str(METADATA_VERSION):
+        version = texts.get("format_version")
+        raise UserError(where, f"has metadata version {version}, this is {METADATA_VERSION}", "update this platform")
+    try:
+        config = ModelConfig.from_dict(json.loads(texts["model"]))
+        form = Form(**json.loads(texts["form"]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(where, f"its metadata is damaged: {error}", "export it again") from error
+    return config, form
