@@ -33,8 +33,9 @@ class Head(nn.Module):
         )
         initialize(self)
         for level, stride in zip(self.levels, STRIDES, strict=True):
-            assert isinstance(level, nn.Sequential)
-            initialize_prediction(level[-1], config.num_classes, stride)
+            conv = level.get_submodule("1")
+            assert isinstance(conv, nn.Conv2d)
+            initialize_prediction(conv, config.num_classes, stride)
 
     def forward(self, maps: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
         """(p3, p4, p5) to raw predictions: three views (B, A, H, W, 5 + C) of the convolutions' outputs."""

@@ -66,8 +66,8 @@ class Conv2dSamePadding(StridedConv2d):
     """A convolution of stride 2 that pads as TensorFlow's SAME does on maps of even size.
 
     Of the k - 2 rows and columns of padding the larger half goes to the bottom and the right (k = 3: these alone).
-    Sizes here are always even where a stride is 2, so the padding is constant; ONNX Runtime fuses it into the
-    convolution. Parameters are those of `nn.Conv2d`.
+    Sizes here are always even where a stride is 2, so the padding is constant, as an exported convolution can carry
+    it. Parameters are those of `nn.Conv2d`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, bias: bool = False):
