@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import dataset
 from nets.model_config import YOLOV4_ANCHORS, ModelConfig
 from utils.data.cluster_anchors import (
     box_sizes,
     cluster_anchors,
     measure_anchors,
     propose_anchors,
+    scaled_anchors,
     shape_iou,
 )
+from utils.data.demo import write_demo
 from utils.data.index import DatasetIndex
 from utils.letterbox import Letterbox
 
@@ -95,3 +101,18 @@ def test_many_equal_boxes_beside_nine_sizes_still_give_nine_anchors() -> None:
     sizes = np.concatenate([np.full((5000, 2), 30.0), np.arange(1, 9)[:, None] * np.array([[31.0, 17.0]])])
     report = propose_anchors(index_of(sizes), SQUARE, YOLOV4_ANCHORS)
     assert len({pair for level in report.new_anchors for pair in level}) == 9
+
+
+def test_anchors_grow_with_the_input() -> None:
+    assert scaled_anchors(YOLOV4_ANCHORS, (208, 416))[0][0] == (6.0, 8.0)
+    assert scaled_anchors(YOLOV4_ANCHORS, (416, 416)) == YOLOV4_ANCHORS
+
+
+def test_the_command_reports_old_and_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path, 8, 0, (96, 128))
+    dataset.main(["anchors", str(tmp_path), "--input-size", "128", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert np.shape(report["new_anchors"]) == (3, 3, 2)
+    assert report["accepted"] == ((report["new_recall"], report["new_iou"]) > (report["old_recall"], report["old_iou"]))
+    dataset.main(["anchors", str(tmp_path)])
+    assert "the new ones" in capsys.readouterr().out or not report["accepted"]

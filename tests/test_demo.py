@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.demo import DEMO_CLASSES, DEMO_YEAR, draw_scene, split_demo, write_demo
+from utils.data.demo import DEMO_CLASSES, DEMO_YEAR, draw_scene, main, split_demo, write_demo
 from utils.errors import UserError
 
 SMALL = (96, 128)
@@ -97,3 +97,9 @@ def test_splits_are_disjoint_and_complete(num_images: int) -> None:
     assert parts["trainval"] == sorted(parts["train"] + parts["val"])
     if num_images > 2:
         assert all(parts.values())
+
+
+def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(tmp_path), "--num-images", "3", "--seed", "2"])
+    text = capsys.readouterr().out
+    assert "3 pictures (train 1, val 1, test 1)" in text and f"--data {tmp_path}" in text

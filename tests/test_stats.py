@@ -9,9 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
+import dataset
 from nets.model_config import YOLOV4_ANCHORS
+from utils.data.demo import write_demo
 from utils.data.index import DatasetIndex
 from utils.data.stats import centre_map, dataset_stats, draw_stats, format_stats
+from utils.errors import UserError
 from utils.letterbox import Letterbox
 
 LETTERBOX = Letterbox((416, 416))
@@ -65,10 +68,23 @@ def test_a_picture_is_drawn(index: DatasetIndex, tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "deep" / "stats.png")).std() > 10
 
 
+def test_the_command_prints_json_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demo(tmp_path / "demo", 6, 0, (96, 128))
+    picture = tmp_path / "stats.png"
+    dataset.main(["stats", str(tmp_path / "demo"), "--input-size", "96", "128", "--json", "--output", str(picture)])
+    stats = json.loads(capsys.readouterr().out)
+    assert stats["num_images"] == 4 and stats["input_size"] == [96, 128]
+    assert picture.exists()
+    with pytest.raises(UserError, match="multiples of 32"):
+        dataset.main(["stats", str(tmp_path / "demo"), "--input-size", "100"])
+    with pytest.raises(UserError, match=r"\.png"):
+        dataset.main(["stats", str(tmp_path / "demo"), "--output", "stats"])
+
+
 def test_nothing_at_all_has_stats_too(index: DatasetIndex, tmp_path: Path) -> None:
     for indices in ([], [2]):
         nothing = index.subset(indices)
         stats = dataset_stats(nothing, LETTERBOX, YOLOV4_ANCHORS)
         assert stats["num_boxes"] == 0
         assert "boxes" in format_stats(stats)
-        draw_stats(nothing, stats, LETTERBOX, YOLOV4_ANCHORS, tmp_path / "stats.png")
+    draw_stats(nothing, stats, LETTERBOX, YOLOV4_ANCHORS, tmp_path / "stats.png")
