@@ -113,8 +113,8 @@ def report_html(
             "Confusion and calibration",
             f'<div class="side">{_plot(confusion_figure(matrix, result.record.class_names, threshold), "confusion")}'
             f"{_plot(calibration_figure(calibration), 'calibration')}</div>",
-            f"Left: counts at the best-F1 threshold, shaded by share of the row, at most {MOST_CLASSES} classes. Right: "
-            f"detections with a score of {LEAST_SCORE} or more, with their number on each bar.",
+            f"Left: counts at the best-F1 threshold, shaded by share of the row, {MOST_CLASSES} classes at most. "
+            f"Right: detections with a score of {LEAST_SCORE} or more, with their number on each bar.",
         ),
         _section("COCO's figures, and time", _coco_and_time(result)),
         _section(
