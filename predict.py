@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from nets.detector import load_detector
 from nets.explain import layer_cam, objectness_map
-from nets.tiling import TiledDetector
+from nets.finder import Finder
 from utils.config import option, parse_options
 from utils.data.index import Skip
 from utils.detections import Detections
@@ -30,24 +29,13 @@ from utils.draw import draw_boxes, draw_detections, draw_heatmap
 from utils.errors import Interrupted, UserError, printable, run_command, warn
 from utils.images import IMAGE_SUFFIXES, write_image
 from utils.live_view import Page, open_view
-from utils.nms import SUPPRESSIONS, soft_nms
+from utils.nms import SUPPRESSIONS
 from utils.outputs import WRITERS, OutputFolder, Result, ResultWriter, count_text, fresh_folder, planned_files
+from utils.pipeline import Background, parallel_map, prefetch
 from utils.sources import Source, list_sources, unique_names
 from utils.tracking import LOW_SCORE, LineCounter, Tracker, TrackLog, ZoneCounter, read_line, read_zone
-from utils.tta import AugmentedDetector
-from utils.video import (
-    CODECS,
-    DEFAULT_FPS,
-    Background,
-    Frame,
-    TimedWriter,
-    VideoWriter,
-    parallel_map,
-    prefetch,
-    video_suffix,
-)
+from utils.video import CODECS, DEFAULT_FPS, Frame, TimedWriter, VideoWriter, video_suffix
 
-MOST_CANDIDATES = 1000  # detections asked for where some are left out afterwards
 CAMS_PER_PICTURE = 5
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # a drawn picture keeps these; others become .jpg
 
@@ -104,7 +92,18 @@ def main(argv: list[str] | None = None) -> int:
     options = _return_class_sources(options, detector.config.class_names)
     if not options.sources:
         raise _no_source()
-    finder = Finder(detector, options)
+    finder = Finder(
+        detector,
+        thresholds=options.score_threshold,
+        iou_threshold=options.iou_threshold,
+        max_detections=options.max_detections,
+        classes=options.classes,
+        nms=options.nms,
+        tile=options.tile,
+        tile_overlap=options.tile_overlap,
+        tta=options.tta,
+        batch_size=options.batch_size,
+    )
     if options.track or options.line or options.zone:
         Tracker(finder.threshold, DEFAULT_FPS)  # says at once if the package is missing
     with TemporaryDirectory(prefix="predict-") as downloads, _signals():
@@ -126,57 +125,6 @@ def main(argv: list[str] | None = None) -> int:
                 tail = f", {failed} failed" if failed else ""
                 print(f"predict: {done} of {len(sources) + len(skips)} sources done{tail}", flush=True)
     return 1 if failed else 0
-
-
-class Finder:
-    """Detections as the options ask for them.
-
-    Args:
-        detector: a `Detector`.
-        options: thresholds, classes, NMS, tiling and test-time augmentation.
-    """
-
-    def __init__(self, detector: Any, options: PredictOptions) -> None:
-        self.detector, self.config = detector, detector.config
-        self.threshold, self.by_class = _thresholds(options.score_threshold, self.config)
-        self.wanted = _class_mask(options.classes, self.config.class_names)
-        self.limit = options.max_detections or self.config.max_detections
-        self.least = np.full(self.config.num_classes, self.threshold, np.float32)
-        for label, threshold in self.by_class.items():
-            self.least[label] = threshold
-        self._engine = detector
-        if options.tta:
-            self._engine = AugmentedDetector(self._engine)
-        if options.tile is not None:
-            batch = options.batch_size
-            self._engine = TiledDetector(self._engine, options.tile or None, options.tile_overlap, batch_size=batch)
-        self._suppress = SUPPRESSIONS[options.nms]
-        self._iou_threshold = options.iou_threshold
-
-    def find(self, images: Sequence[np.ndarray], least: float | None = None) -> list[Detections]:
-        """Objects of RGB images in their pixels; `least` lowers all thresholds to it, for the tracker."""
-        thresholds = self.least if least is None else np.minimum(self.least, least)
-        lowest = float(thresholds[self.wanted].min())
-        filtered = not self.wanted.all() or bool((thresholds > lowest).any())
-        suppress = partial(soft_nms, score_threshold=lowest) if self._suppress is soft_nms else self._suppress
-        extra = {} if suppress is None else {"suppress": suppress}
-        found = self._engine.detect_batch(
-            images,
-            score_threshold=lowest,
-            iou_threshold=self._iou_threshold,
-            max_detections=max(self.limit, MOST_CANDIDATES) if filtered else self.limit,
-            **extra,
-        )
-        return [
-            each[self.wanted[each.labels] & (each.scores >= thresholds[each.labels])][: self.limit] for each in found
-        ]
-
-    def threshold_text(self) -> str:
-        """Which threshold is used, and where it comes from."""
-        given = self.threshold != self.config.score_threshold
-        source = "as given" if given else f"the checkpoint's: {self.config.score_threshold_source}"
-        others = "".join(f", {self.config.class_names[c]} {t:g}" for c, t in sorted(self.by_class.items()))
-        return f"score threshold {self.threshold:g} ({source}){others}"
 
 
 class Prediction:
@@ -468,48 +416,6 @@ def _check_outputs(
         folder.check(name)
 
 
-def _thresholds(values: Sequence[str], config: Any) -> tuple[float, dict[int, float]]:
-    """The general threshold, and those of single classes, from `0.3 person=0.5`."""
-    general, by_class = config.score_threshold, {}
-    for value in values:
-        name, equals, number = value.rpartition("=")
-        threshold = _fraction(number)
-        if equals:
-            by_class[_class_index("--score-threshold", name, config.class_names)] = threshold
-        else:
-            general = threshold
-    return general, by_class
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise UserError("--score-threshold", f"{text!r} is not a number", "give 0 to 1, or NAME=T") from error
-    if not 0 <= value <= 1:
-        raise UserError("--score-threshold", f"{value:g} is out of range", "it must be at least 0 and at most 1")
-    return value
-
-
-def _class_index(where: str, name: str, class_names: Sequence[str]) -> int:
-    if name in class_names:
-        return class_names.index(name)
-    if name.isdigit() and int(name) < len(class_names):
-        return int(name)
-    folded = [known for known in class_names if known.casefold() == name.casefold()]
-    todo = f"did you mean {folded[0]}?" if folded else f"known: {', '.join(class_names[:20])}"
-    raise UserError(where, f"the model has no class {name!r}", todo)
-
-
-def _class_mask(names: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
-    """(C,) bool: the classes asked for; all if none is named."""
-    if not names:
-        return np.ones(len(class_names), bool)
-    mask = np.zeros(len(class_names), bool)
-    mask[[_class_index("--classes", name, class_names) for name in names]] = True
-    return mask
-
-
 def _counters(options: PredictOptions) -> Callable[[], list[LineCounter | ZoneCounter]]:
     """A maker of fresh counters for each video; what is typed wrongly is said at once."""
 
@@ -538,7 +444,8 @@ def _return_sources(options: PredictOptions) -> PredictOptions:
         rest = values[len(kept) :]
         if rest and not (kept and _is_source(rest[0])):
             raise UserError(f"--{name.replace('_', '-')}", f"{rest[0]!r} is not one of its values", "see --help")
-        options = dataclasses.replace(options, **{name: kept, "sources": (*rest, *options.sources)})
+        changes: dict[str, Any] = {name: kept, "sources": (*rest, *options.sources)}
+        options = dataclasses.replace(options, **changes)
     return options
 
 

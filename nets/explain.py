@@ -69,7 +69,10 @@ def layer_cam(
         with torch.enable_grad():
             predictions = model(pixels)
             score = _answer(
-                predictions, detector.config, letterbox.boxes_to_input(np.float32([box]), *image.shape[:2]), label
+                predictions,
+                detector.config,
+                letterbox.boxes_to_input(np.asarray([box], np.float32), *image.shape[:2]),
+                label,
             )
             chosen = [maps[name] for name in (layers or maps)]
             gradients = torch.autograd.grad(score, chosen, allow_unused=True)

@@ -10,10 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from utils.data.index import Skip
 from utils.detections import Detections
 from utils.errors import UserError, warn
+from utils.pipeline import parallel_map, prefetch
 from utils.sources import Source, list_sources
-from utils.video import Frame, parallel_map, prefetch
+from utils.video import Frame
 
 
 def stream(
@@ -37,10 +39,7 @@ def stream(
     if batch_size < 1:
         raise UserError("batch_size", f"{batch_size} is out of range", "it must be at least 1")
     with TemporaryDirectory(prefix="stream-") as downloads:
-        if isinstance(source, int):
-            sources, skips = [Source("stream", f"webcam {source}", address=source)], []
-        else:
-            sources, skips = list_sources([os.fspath(source)], download_folder=Path(downloads))
+        sources, skips = _sources(source, Path(downloads))
         if not sources and skips:
             raise UserError(skips[0].where, skips[0].what, skips[0].todo)
         for skip in skips:
@@ -51,6 +50,12 @@ def stream(
                 yield from _watch(detector, part, batch_size, thresholds, alone=len(sources) == 1)
 
 
+def _sources(source: str | os.PathLike[str] | int, downloads: Path) -> tuple[list[Source], list[Skip]]:
+    if isinstance(source, int):
+        return [Source("stream", f"webcam {source}", address=source)], []
+    return list_sources([os.fspath(source)], download_folder=downloads)
+
+
 def _watch(
     detector: Any, sources: list[Source], batch_size: int, thresholds: dict[str, Any], alone: bool
 ) -> Iterator[tuple[Frame, Detections]]:
@@ -59,7 +64,7 @@ def _watch(
         if sources[0].kind == "image":
             frames = _pictures(sources, 2 * batch_size, alone)
         else:
-            reader = stack.enter_context(sources[0].open_video())
+            reader: Any = stack.enter_context(sources[0].open_video())
             batch_size = 1 if reader.live else batch_size
             frames = iter(reader) if reader.live else prefetch(reader)
         stack.callback(frames.close)  # before the reader that it reads from

@@ -113,4 +113,4 @@ def join_views(
 
 def _moved(found: Detections, window: tuple[int, int, int, int]) -> Detections:
     left, top = window[:2]
-    return Detections(found.boxes + np.float32([left, top, left, top]), found.scores, found.labels)
+    return Detections(found.boxes + np.array([left, top, left, top], np.float32), found.scores, found.labels)

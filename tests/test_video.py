@@ -1,4 +1,4 @@
-"""Videos survive the trip through a file, a cut, a kill; streams come back; threads keep their order."""
+"""Videos survive the trip through a file, a cut, a kill; streams come back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from utils import video
 from utils.errors import RunError, UserError
-from utils.video import CODECS, Background, LiveReader, TimedWriter, VideoReader, VideoWriter, parallel_map, prefetch
+from utils.video import CODECS, LiveReader, TimedWriter, VideoReader, VideoWriter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -71,7 +71,7 @@ def test_a_video_cut_in_the_middle_says_how_many_frames_came(tmp_path: Path) -> 
 
 def test_a_video_whose_end_with_its_index_is_missing_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "plain.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
     for _ in range(12):
         writer.write(grey(9))
     writer.release()
@@ -227,76 +227,3 @@ def test_a_webcam_is_opened_by_its_number(monkeypatch: pytest.MonkeyPatch, tmp_p
     with LiveReader(0, reconnects=0) as reader:
         frame = next(iter(reader))
     assert frame.image.shape == (48, 64, 3) and reader.size == (48, 64)
-
-
-# --- threads ---------------------------------------------------------------------------------------------------------
-
-
-def test_prefetched_items_keep_their_order_and_are_never_far_ahead() -> None:
-    made = []
-
-    def produce() -> Iterator[int]:
-        for number in range(50):
-            made.append(number)
-            yield number
-
-    used = []
-    for item in prefetch(produce(), size=4):
-        used.append(item)
-        assert len(made) <= len(used) + 6
-    assert used == list(range(50))
-
-
-def test_an_error_while_prefetching_comes_after_what_was_made_before_it() -> None:
-    def produce() -> Iterator[int]:
-        yield from (1, 2)
-        raise ValueError("broken")
-
-    items = prefetch(produce())
-    assert [next(items), next(items)] == [1, 2]
-    with pytest.raises(ValueError, match="broken"):
-        next(items)
-
-
-def test_leaving_a_prefetch_early_ends_its_thread() -> None:
-    before = threading.active_count()
-    items = prefetch(iter(range(10**9)), size=2)
-    assert next(items) == 0
-    items.close()
-    assert threading.active_count() == before
-
-
-def test_parallel_map_keeps_order_and_does_not_run_ahead() -> None:
-    begun = []
-
-    def work(number: int) -> int:
-        begun.append(number)
-        time.sleep(0.001 * (number % 3))
-        return number * number
-
-    results = []
-    for result in parallel_map(work, range(40), ahead=5):
-        results.append(result)
-        assert len(begun) <= len(results) + 5
-    assert results == [number * number for number in range(40)]
-
-
-def test_background_work_is_done_in_order_and_its_error_comes_back() -> None:
-    done: list[int] = []
-    with Background(done.append, size=2) as background:
-        for number in range(20):
-            background.put(number)
-    assert done == list(range(20))
-
-    def fail(number: int) -> None:
-        if number == 3:
-            raise OSError("disk full")
-        done.append(number)
-
-    done.clear()
-    background = Background(fail, size=2)
-    with pytest.raises(OSError, match="disk full"):
-        for number in range(100):
-            background.put(number)
-        background.close()
-    assert done == [0, 1, 2]

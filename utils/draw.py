@@ -54,8 +54,8 @@ def contrast_colour(colour: Colour) -> Colour:
 
 
 def line_width(image: np.ndarray) -> int:
-    """Width of box lines in pixels: 1 at 200, 2 at 640, 24 at 8000 pixels."""
-    return max(1, round((image.shape[0] + image.shape[1]) / 2 * 0.003))
+    """Width of box lines in pixels: 1 at 200, 2 at 640, 28 at 8000 pixels."""
+    return max(1, round((image.shape[0] + image.shape[1]) / 2 * 0.0035))
 
 
 def text_height(image: np.ndarray) -> int:
@@ -106,7 +106,8 @@ def draw_boxes(
             text = f"{text} {float(scores[i]):.2f}"
         if notes is not None and notes[i]:
             text = f"{text} {notes[i]}"
-        marks.append(_place_label(canvas, text, tuple(map(int, corners[i])), class_colour(label), places))
+        x1, y1, x2, y2 = map(int, corners[i])
+        marks.append(_place_label(canvas, text, (x1, y1, x2, y2), class_colour(label), places))
         places.append(marks[-1].place)
     for mark in reversed(marks):
         mark.paint(canvas)

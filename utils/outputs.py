@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
-from xml.sax.saxutils import escape
 
 import numpy as np
 
+from utils.data.writers import voc_xml
 from utils.detections import Detections
 from utils.errors import MissingExtra, UserError
 from utils.files import write_file
@@ -242,7 +242,7 @@ class _VocXml(ResultWriter):
 
     def add(self, result: Result) -> None:
         path = self.folder.claim(f"voc/{result.file_key}.xml")
-        write_file(path, voc_xml(result, self.class_names).encode("utf-8", "backslashreplace"))
+        write_file(path, annotation_xml(result, self.class_names).encode("utf-8", "backslashreplace"))
 
 
 class _YoloTxt(ResultWriter):
@@ -323,30 +323,17 @@ def flat_rows(result: Result, class_names: Sequence[str]) -> list[dict[str, Any]
     return rows
 
 
-def voc_xml(result: Result, class_names: Sequence[str]) -> str:
+def annotation_xml(result: Result, class_names: Sequence[str]) -> str:
     """A picture's detections as a VOC annotation; the score stands in an element that VOC's readers pass over."""
     height, width = result.size
-    file_name = _text(Path(result.name).name if result.frame is None else f"{result.file_key}.jpg")
-    lines = [
-        "<annotation>",
-        f"  <filename>{_xml(file_name)}</filename>",
-        f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
-        "  <segmented>0</segmented>",
-    ]
     found = result.detections
-    for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True):
-        x1, y1 = (int(v) for v in np.clip(np.rint(box[:2]) + 1, 1, [width, height]))
-        x2, y2 = (int(v) for v in np.clip(np.rint(box[2:]), [x1, y1], [width, height]))
-        truncated = int(x1 == 1 or y1 == 1 or x2 == width or y2 == height)
-        lines += [
-            "  <object>",
-            f"    <name>{_xml(class_names[int(label)])}</name>",
-            f"    <pose>Unspecified</pose><truncated>{truncated}</truncated><difficult>0</difficult>",
-            f"    <score>{float(score):.6f}</score>",
-            f"    <bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>",
-            "  </object>",
-        ]
-    return "\n".join([*lines, "</annotation>", ""])
+    low = np.clip(np.rint(found.boxes[:, :2]), 0, [width - 1, height - 1])
+    high = np.clip(np.rint(found.boxes[:, 2:]), low + 1, [width, height])  # a pixel at least, as VOC's boxes have
+    cut = (low <= 0).any(axis=1) | (high >= [width, height]).any(axis=1)
+    fields = [{"truncated": str(int(c)), "score": f"{s:.6f}"} for c, s in zip(cut, found.scores, strict=True)]
+    file_name = _text(Path(result.name).name if result.frame is None else f"{result.file_key}.jpg")
+    names = [_text(class_names[int(label)]) for label in found.labels]
+    return voc_xml(file_name, result.size, np.concatenate([low, high], axis=1), names, fields=fields)
 
 
 def count_text(labels: np.ndarray | Counter[int], class_names: Sequence[str]) -> str:
@@ -407,11 +394,6 @@ def to_supervision(detections: Detections, class_names: Sequence[str] | None = N
 def _text(name: str) -> str:
     """A name as text that can be written: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _xml(text: str) -> str:
-    """Text for XML 1.0, which has no control characters."""
-    return escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "?", _text(text)))
 
 
 def _folder_name(class_name: str, label: int) -> str:

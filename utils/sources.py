@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 import stat
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -221,7 +222,7 @@ class _Finder:
             reason = getattr(error, "reason", None) or error
             self._skip("download", address, f"cannot be fetched ({reason})", "check the address and the network")
 
-    def _fetch_video(self, address: str, response: BinaryIO, head: bytes) -> None:
+    def _fetch_video(self, address: str, response: Any, head: bytes) -> None:
         if self.download_folder is None:
             self.download_folder = Path(tempfile.mkdtemp(prefix="predict-"))
         suffix = Path(urllib.parse.urlsplit(address).path).suffix.lower()
@@ -262,12 +263,15 @@ def unique_names(sources: Sequence[Source], suffix_of: Callable[[Source], str]) 
         suffix_of: the suffix of the picture or video that is drawn of a source.
     """
     taken: set[str] = set()
+    numbers: dict[str, Iterator[int]] = {}
     for source in sources:
         suffix = suffix_of(source)
         name = source.file_name
         stem = name if source.kind == "stream" else os.path.splitext(name)[0] or name
-        candidates = [stem, name, *(f"{stem}-{number}" for number in range(2, len(sources) + 2))]
-        for key in candidates:
+        counter = numbers.setdefault(
+            stem.lower(), itertools.count(2)
+        )  # goes on where the last one of this name stopped
+        for key in itertools.chain((stem, name), (f"{stem}-{number}" for number in counter)):
             drawn = key if key.lower().endswith(suffix) else key + suffix
             if not {key.lower(), drawn.lower()} & taken:
                 break
@@ -275,7 +279,7 @@ def unique_names(sources: Sequence[Source], suffix_of: Callable[[Source], str]) 
         yield key, drawn
 
 
-def _request(address: str) -> BinaryIO:
+def _request(address: str) -> Any:
     request = urllib.request.Request(address, headers={"User-Agent": "yolov4-mobilenet", "Accept": "*/*"})
     return urllib.request.urlopen(request, timeout=TIMEOUT)
 

@@ -1,21 +1,16 @@
-"""Video files and live streams in and out: decoding, the network and encoding run beside one another."""
+"""Video files and live streams in and out."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import queue
 import stat
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what it has to say is said here, in one form
 
@@ -26,9 +21,6 @@ from utils.errors import RunError, UserError, warn
 
 if "OPENCV_LOG_LEVEL" not in os.environ:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 VIDEO_SUFFIXES = frozenset(
     {
@@ -50,7 +42,6 @@ VIDEO_SUFFIXES = frozenset(
     | {".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
 DEFAULT_FPS = 25.0  # for a file or camera that does not tell its own
-QUEUE_FRAMES = 8  # decoded or drawn frames that wait at most; a frame of 1080p has 6 MB
 RECONNECTS = 5  # attempts in a row to bring a dead stream back
 BACK_OFF = 0.5  # seconds before the first of them, doubled each time
 STREAM_TIMEOUT = 10.0  # seconds without an answer or a frame after which a stream counts as dead
@@ -324,7 +315,7 @@ class VideoWriter:
         self.close()
 
     def _open(self, path: Path, code: str) -> cv2.VideoWriter:
-        return cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*code), self.fps, self.size[::-1])
+        return cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*code), self.fps, self.size[::-1])
 
     def _rename(self) -> None:
         """FFmpeg chose the container by the suffix; an open file can be renamed at once, except on Windows."""
@@ -358,106 +349,6 @@ class TimedWriter:
         self._last = image
         if self.writer.frames_written <= due:
             self.writer.write(image)
-
-
-_END: Any = object()
-
-
-def prefetch(items: Iterable[T], size: int = QUEUE_FRAMES) -> Iterator[T]:
-    """The same items in the same order, made in a thread that stays up to `size` ahead of who uses them."""
-    waiting: queue.Queue[Any] = queue.Queue(maxsize=size)
-    stop = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                waiting.put(item, timeout=0.1)
-                return True
-        return False
-
-    def produce() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-            put((_END, None))
-        except BaseException as error:
-            put((_END, error))
-
-    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = waiting.get()
-            if error is not None:
-                raise error
-            if item is _END:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()
-
-
-def parallel_map(function: Callable[[T], R], items: Iterable[T], ahead: int, workers: int = 4) -> Iterator[R]:
-    """`map` in threads: the same order, at most `ahead` items begun before they are asked for."""
-    iterator = iter(items)
-    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="parallel map") as pool:
-        begun = deque(pool.submit(function, item) for item in itertools.islice(iterator, ahead))
-        try:
-            while begun:
-                result = begun.popleft().result()
-                begun.extend(pool.submit(function, item) for item in itertools.islice(iterator, 1))
-                yield result
-        finally:
-            for future in begun:
-                future.cancel()
-
-
-class Background(Generic[T]):
-    """Hands items to `work` in a thread, in order; at most `size` wait.
-
-    An error in `work` is raised at the next `put` or at `close`; what waits behind it is dropped.
-    """
-
-    def __init__(self, work: Callable[[T], None], size: int = QUEUE_FRAMES) -> None:
-        self._work = work
-        self._waiting: queue.Queue[Any] = queue.Queue(maxsize=size)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="background", daemon=True)
-        self._thread.start()
-
-    def put(self, item: T) -> None:
-        self._check()
-        self._waiting.put(item)
-
-    def close(self) -> None:
-        """Wait until all is done."""
-        if self._thread.is_alive():
-            self._waiting.put(_END)
-            self._thread.join()
-        self._check()
-
-    def __enter__(self) -> Background[T]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _check(self) -> None:
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _run(self) -> None:
-        failed = False
-        while (item := self._waiting.get()) is not _END:
-            if failed:
-                continue
-            try:
-                self._work(item)
-            except BaseException as error:
-                self._error, failed = error, True
 
 
 def is_video(path: str | os.PathLike[str]) -> bool:
