@@ -338,20 +338,20 @@ def _yolo_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
     from utils.data.yolo_txt import label_path
 
     findings = []
+    split_of: dict[str, str] = {}  # the first split that uses each folder of labels, for the message
+    labels: set[str] = set()  # of all splits: list files let several share one folder
     for split, index in indices.items():
-        labels = {label_path(os.path.abspath(index.path(i))) for i in range(len(index))}
-        labels |= {label_path(os.path.abspath(skip.where)) for skip in index.skips if skip.kind == "image"}
-        for folder in sorted({os.path.dirname(path) for path in labels}):
-            names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-            for name in names:
-                path = os.path.join(folder, name)
-                if (
-                    name.endswith(".txt")
-                    and name != "classes.txt"
-                    and f"{os.sep}labels" in folder
-                    and path not in labels
-                ):
-                    findings.append(finding("annotation_without_image", path, "belongs to no picture", "", split))
+        own = {label_path(os.path.abspath(index.path(i))) for i in range(len(index))}
+        own |= {label_path(os.path.abspath(skip.where)) for skip in index.skips if skip.kind == "image"}
+        labels |= own
+        for path in own:
+            split_of.setdefault(os.path.dirname(path), split)
+    for folder, split in sorted(split_of.items()):
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.endswith(".txt") and name != "classes.txt" and f"{os.sep}labels" in folder and path not in labels:
+                findings.append(finding("annotation_without_image", path, "belongs to no picture", "", split))
     return findings
 
 
