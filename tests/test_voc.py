@@ -98,7 +98,7 @@ def test_ids_are_found_in_whatever_way_the_list_was_saved(year: Path, text: byte
     assert read(year).image_ids.tolist() == ["a0", "a1"]
 
 
-@pytest.mark.parametrize("name", ["my photo 1", "a.b.c", "Käse 猫", "x 1", os.fsdecode(b"caf\xe9"), "deep/er"])
+@pytest.mark.parametrize("name", ["my photo 1", "a.b.c", "Käse 猫", "x 1", "x:1", os.fsdecode(b"caf\xe9"), "deep/er"])
 @pytest.mark.parametrize("suffix", [".jpg", ".PNG"])
 def test_names_may_be_anything(year: Path, name: str, suffix: str) -> None:
     for folder in ("JPEGImages", "Annotations"):

@@ -435,12 +435,8 @@ def _use(line: str, where: str, folder: VocFolder, skips: list[Skip]) -> str | N
     """The id of a line of a split if its picture and annotation are there, else None and the reason in `skips`."""
     bare = line.strip()
     identity = folder.identify(line)
-    if (
-        bare.startswith(("/", "\\"))
-        or ".." in re.split(r"[/\\]", bare)
-        or bare[1:2] == ":"
-        or identity in folder.strangers
-    ):
+    leads_up = bare.startswith(("/", "\\")) or bare[1:3] in (":\\", ":/") or ".." in re.split(r"[/\\]", bare)
+    if identity in folder.strangers or (identity is None and leads_up):
         what = f"id {bare[:80]!r} leads out of {folder.folder}"
         skips.append(Skip("image", "leads_outside", where, what, "keep pictures and annotations inside the data set"))
     elif identity is None:
