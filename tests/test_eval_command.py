@@ -277,7 +277,8 @@ def test_two_processes_write_the_figures_of_one(devkit: Path, checkpoint: Path, 
     for run in runs:
         run.start()
     for run in runs:
-        run.join(60)
+        run.join(240)  # on a machine that has other things to do
+        run.kill()
     assert [run.exitcode for run in runs] == [0, 0]
     assert "Most worth doing" in (tmp_path / "printed0").read_text()
     assert (tmp_path / "printed1").read_text() == ""
