@@ -26,7 +26,7 @@ class Runtime(ABC):
     Attributes:
         name: what to call it to the user.
         config: the model's configuration.
-        decodes: whether `run` gives [boxes (B, N, 4) xyxy input pixels, scores (B, N, C)] instead of the three raw maps.
+        decodes: whether `run` gives [boxes (B, N, 4) xyxy input pixels, scores (B, N, C)] instead of three raw maps.
         fixed_batch: the only batch size it takes, or None for any.
         fixed_size: whether it takes no other input size than the configuration's.
     """
@@ -40,6 +40,11 @@ class Runtime(ABC):
     @abstractmethod
     def run(self, images: np.ndarray) -> list[Tensor]:
         """The outputs for images (B, H, W, 3) uint8 RGB of the input size."""
+
+    def warm_up(self, batch: int = 1) -> None:
+        """Run once on grey, so that the first real image does not pay for memory and kernels."""
+        height, width = self.config.input_size
+        self.run(np.full((self.fixed_batch or batch, height, width, 3), 127, np.uint8))
 
     def read(self, outputs: Sequence[Tensor], **thresholds: object) -> list[Detections]:
         """Detections of each image, in input pixels; thresholds as in `postprocess`."""
@@ -81,27 +86,106 @@ def load_model(path: str | Path) -> YOLOv4:
     return model.eval()
 
 
-def _load_torch(path: Path, device: str) -> Runtime:
-    return TorchRuntime(load_model(path), device)
-
-
-# suffix of a model file -> how to run it
-LOADERS: dict[str, Callable[[Path, str], Runtime]] = {".pth": _load_torch, ".pt": _load_torch, ".safetensors": _load_torch}
-
-
 def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") -> Runtime:
     """Make a model file ready to run.
 
     Args:
-        path: a checkpoint or an exported file.
+        path: a checkpoint, an exported file, or the folder that holds an OpenVINO file.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`...
-        runtime: `auto` or the name of one.
+        runtime: `auto`, or a name of `RUNTIMES`. A checkpoint is exported for another runtime than torch, once, into
+            the cache folder. `fastest` measures those that are installed, once, and remembers; from then on `auto`
+            takes what was found.
+
+    Raises:
+        UserError: for a file that is no model, or that the named runtime does not run.
+        MissingExtra: if what the file needs is not installed.
     """
-    path = Path(path)
-    loader = LOADERS.get(path.suffix.lower())
-    if loader is None:
-        raise UserError(path, f"unknown kind of model file {path.suffix!r}", f"known: {', '.join(LOADERS)}")
-    return loader(path, resolve_device(device))
+    if runtime not in RUNTIMES:
+        raise UserError("--runtime", f"{runtime!r} is not known", f"choose from {', '.join(RUNTIMES)}")
+    path = _file_of(Path(path))
+    kind = file_kind(path)
+    device = resolve_device(device)
+    if kind == "checkpoint":
+        return _load_checkpoint(path, device, runtime)
+    allowed = FILE_RUNTIMES[kind]
+    if runtime not in ("auto", "fastest", *allowed):
+        raise UserError("--runtime", f"{runtime} does not run {path.name}", f"choose from {', '.join(allowed)}")
+    return LOADERS[runtime if runtime in allowed else allowed[0]](path, device)
+
+
+def _load_checkpoint(path: Path, device: str, runtime: str) -> Runtime:
+    if runtime == "torch" or not device.startswith("cpu"):
+        return TorchRuntime(load_model(path), device)
+    from nets.export.cache import choose_fastest, export_cached, remembered
+
+    if runtime == "fastest":
+        runtime = choose_fastest(path)
+    elif runtime == "auto":
+        runtime = remembered(path) or "torch"
+    if runtime == "torch":
+        return TorchRuntime(load_model(path))
+    return LOADERS[runtime](export_cached(path, runtime), device)
+
+
+def _load_onnx(path: Path, device: str) -> Runtime:
+    from nets.export.onnx_file import OnnxRuntime
+
+    return OnnxRuntime(path, device)
+
+
+def _load_openvino(path: Path, device: str) -> Runtime:
+    from nets.export.openvino_file import OpenVinoRuntime
+
+    return OpenVinoRuntime(path, device)
+
+
+def _load_torchscript(path: Path, device: str) -> Runtime:
+    from nets.export.torchscript_file import TorchScriptRuntime
+
+    return TorchScriptRuntime(path, device)
+
+
+# runtime -> how it loads an exported file; a checkpoint needs `torch`, which is here, or an export first
+LOADERS: dict[str, Callable[[Path, str], Runtime]] = {
+    "onnxruntime": _load_onnx,
+    "openvino": _load_openvino,
+    "torchscript": _load_torchscript,
+}
+RUNTIMES = ("auto", "fastest", "torch", *LOADERS)
+# kind of file -> the runtimes that take it, the usual one first
+FILE_RUNTIMES = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",), "torchscript": ("torchscript",)}
+SUFFIXES = {
+    ".pth": "checkpoint",
+    ".pt": "checkpoint",
+    ".safetensors": "checkpoint",
+    ".onnx": "onnx",
+    ".xml": "openvino",
+    ".torchscript": "torchscript",
+}
+
+
+def file_kind(path: Path) -> str:
+    """`checkpoint`, `onnx`, `openvino` or `torchscript`. Raises UserError for another suffix."""
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(path, f"unknown kind of model file {path.suffix!r}", f"known: {', '.join(SUFFIXES)}")
+    if path.suffix.lower() == ".pt":  # PyTorch's name for anything
+        from nets.export.torchscript_file import is_torchscript
+
+        return "torchscript" if is_torchscript(path) else kind
+    return kind
+
+
+def _file_of(path: Path) -> Path:
+    """A folder stands for the one OpenVINO file in it."""
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(path, "is not there", "give a checkpoint or an exported file")
+        return path
+    files = sorted(path.glob("*.xml"))
+    if len(files) != 1:
+        raise UserError(path, f"is a folder with {len(files)} OpenVINO files (.xml), not one", "name the file")
+    return files[0]
 
 
 def resolve_device(device: str) -> str:

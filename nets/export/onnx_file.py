@@ -63,6 +63,19 @@ def set_metadata(proto: Any, texts: dict[str, str]) -> None:
     proto.producer_name, proto.doc_string = "mobilenet-yolov4", texts.get("description", "")
 
 
+def read_onnx_metadata(path: Path) -> dict[str, str]:
+    """A file's metadata, without running it. Raises UserError."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtra("reading ONNX files", "onnx", "onnx") from error
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors differ with its implementation
+        raise UserError(path, f"is no ONNX file: {' '.join(str(error).split())[:120]}", "export it again") from error
+    return {entry.key: entry.value for entry in proto.metadata_props}
+
+
 def _trace_dynamic(network: DeployedNetwork) -> Any:
     """The network for any batch and size.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nets.checkpoint import write_atomically
 from nets.export.exported import ExportedRuntime
@@ -31,14 +31,20 @@ def export_torchscript(model: YOLOv4, path: Path, form: Form, info: dict[str, An
         form: precision `fp32` or `bf16`; no suppression inside.
         info: what else the file should say, plain types.
     """
-    network = DeployedNetwork(model, form)
+    traced = trace_torchscript(DeployedNetwork(model, form), form.example(model.config))
+    texts = json.dumps(write_metadata(model.config, form, info))
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # it is deprecated and has no successor that C++ reads everywhere
-        traced = torch.jit.trace(network, form.example(model.config), check_trace=False)
-        texts = json.dumps(write_metadata(model.config, form, info))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.jit.save(traced, buffer, _extra_files={METADATA_FILE: texts})
     write_atomically(path, buffer.getvalue())
+
+
+def trace_torchscript(network: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
+    """A network's operations on an example."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # it is deprecated, and has no successor that C++ and ncnn read
+        return torch.jit.trace(network, example, check_trace=False)
 
 
 def is_torchscript(path: Path) -> bool:

@@ -1,0 +1,235 @@
+"""Turn a checkpoint into a file for another runtime, and check on photographs that it answers as the network does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nets.detector import Detector, default_checkpoint
+from nets.export import EXPORTERS, Exporter, check_export, export_and_check
+from nets.export.graph import Form
+from nets.export.parity import drawn_photos
+from nets.model_config import ModelConfig, check_input_size
+from nets.runtimes import TorchRuntime, load_model, load_runtime
+from nets.yolov4 import YOLOv4
+from utils.config import option, parse_options
+from utils.data.index import DatasetIndex
+from utils.errors import RunError, UserError, run_command, warn
+from utils.images import IMAGE_SUFFIXES, read_image
+
+DRAWN = 6  # drawn pictures where there are no photographs
+MAP_BATCH = 4
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of export.py."""
+
+    checkpoint: str | None = option(None, "the model; without it the built-in weights", metavar="FILE")
+    format: str = option("onnx", "what to write", choices=tuple(EXPORTERS))
+    output: str | None = option(None, "the file (default: beside the checkpoint, other suffix)", metavar="FILE")
+    input_size: tuple[int, ...] | None = option(None, "height [and width] of the input (default: the checkpoint's)")
+    dynamic: bool = option(False, "any batch and any size in multiples of 32")
+    uint8_input: bool = option(False, "take (B, H, W, 3) uint8 RGB instead of (B, 3, H, W) float in [0, 1]")
+    raw: bool = option(False, "give the three raw maps instead of boxes and scores")
+    nms: bool = option(False, "put suppression into the graph, with the checkpoint's thresholds")
+    score_threshold: float | None = option(None, "the file's default; with --nms the only one", low=0.0, high=1.0)
+    iou_threshold: float | None = option(None, "the file's default; with --nms the only one", low=0.0, high=1.0)
+    half: bool = option(False, "weights of 16 bits: fp16, for torchscript bf16")
+    int8: bool = option(False, "quantise after training; needs --data, whose training images calibrate it")
+    data: str | None = option(None, "a data set: its photographs compare, and calibrate int8", metavar="PATH")
+    split: str | None = option(None, "the part of the data to compare and to score int8 on (default: val)")
+    calibration_split: str | None = option(None, "the part of the data that calibrates int8 (default: train)")
+    calibration_images: int = option(200, "images that calibrate int8", low=1, high=100_000)
+    max_loss: float = option(1.0, "points of mAP50 that int8 may lose", low=0.0, high=100.0)
+    images: str | None = option(None, "photographs to compare on: a picture or a folder", metavar="PATH")
+    num_images: int = option(16, "photographs to compare on", low=1, high=10_000)
+    limit: int | None = option(None, "score int8 on the first N images only", low=1)
+    overwrite: bool = option(False, "replace a file that is there")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line `argv`."""
+    options = parse_options(ExportOptions, argv, description=__doc__ or "", prog="export.py")
+    exporter = EXPORTERS[options.format]
+    form = choose_form(options, exporter)
+    checkpoint = default_checkpoint() if options.checkpoint is None else Path(options.checkpoint)
+    model = load_model(checkpoint)
+    model.config = adjusted(model.config, options)
+    path = output_path(options, checkpoint, exporter)
+    index = open_split(options, options.split, 1) if options.data else None
+    photos = comparison_photos(options, index, model.config)
+    info = {"checkpoint": checkpoint.name}
+    if form.precision == "int8":
+        export_int8(options, model, path, form, photos, index, info)
+        return
+    parity = export_and_check(model, path, options.format, form, photos, info)
+    print(f"wrote {path} ({size_text(path)}): {describe(form, model.config)}")
+    if parity is None:
+        warn(path, f"{options.format} does not run here, so nothing was compared", "see docs/DEPLOYMENT.md for how to")
+    else:
+        print(f"parity with the checkpoint: {parity}")
+
+
+def choose_form(options: ExportOptions, exporter: Exporter) -> Form:
+    """What the file will take and give. Raises UserError for what the format does not have."""
+    name = options.format
+    for flag, has, instead in (
+        ("int8", exporter.int8, "onnx or openvino"),
+        ("nms", exporter.nms, "onnx or openvino"),
+        ("dynamic", exporter.dynamic, "onnx, openvino or torchscript"),
+        ("half", exporter.half is not None, "onnx, openvino, torchscript, ncnn or tensorrt"),
+    ):
+        if getattr(options, flag) and not has:
+            raise UserError(f"--{flag}", f"{name} export has none", f"use --format {instead}")
+    if options.nms and options.raw:
+        raise UserError("--raw", "suppression (--nms) needs decoded boxes", "leave one out")
+    if options.half and options.int8:
+        raise UserError("--half", "a file is of one precision", "leave out --half or --int8")
+    if options.int8 and options.dynamic:
+        raise UserError("--int8", "a quantised file is of one size here", "leave out --dynamic")
+    if options.int8 and not options.data:
+        raise UserError("--int8", "needs real images to see the range of every layer", "add --data DATA")
+    precision = "int8" if options.int8 else (exporter.half if options.half else "fp32")
+    return Form(options.uint8_input, not options.raw, options.nms, options.dynamic, precision or "fp32")
+
+
+def adjusted(config: ModelConfig, options: ExportOptions) -> ModelConfig:
+    """The checkpoint's configuration with what the options change."""
+    changes: dict[str, Any] = {
+        name: value for name in ("score_threshold", "iou_threshold") if (value := getattr(options, name)) is not None
+    }
+    if "score_threshold" in changes:
+        changes["score_threshold_source"] = "export.py --score-threshold"
+    if options.input_size is not None:
+        try:
+            changes["input_size"] = check_input_size(options.input_size)
+        except ValueError as error:
+            raise UserError("--input-size", str(error)) from error
+    return config.replace(**changes)
+
+
+def output_path(options: ExportOptions, checkpoint: Path, exporter: Exporter) -> Path:
+    """The file to write. Raises UserError if it is there, has another suffix, or its folder does not exist."""
+    marks = "".join(f"-{flag}" for flag in ("int8", "half") if getattr(options, flag))
+    default = checkpoint.with_name(f"{checkpoint.stem}{marks}{exporter.suffix}")
+    path = default if options.output is None else Path(options.output)
+    if not path.name.endswith(exporter.suffix):
+        raise UserError("--output", f"{path.name} does not end in {exporter.suffix}", f"name it NAME{exporter.suffix}")
+    if path.exists() and not options.overwrite:
+        raise UserError(path, "is there already", "add --overwrite, or name another --output")
+    if not path.parent.is_dir():
+        raise UserError(path.parent, "is no folder", "create it first")
+    return path
+
+
+def open_split(options: ExportOptions, split: str | None, default: int) -> DatasetIndex:
+    """A part of the data set; `default` 0 is that for training, 1 that for validation."""
+    from utils.data.open import default_splits, open_dataset
+
+    data = options.data or ""
+    return open_dataset(data, split or default_splits(data)[default])
+
+
+def comparison_photos(options: ExportOptions, index: DatasetIndex | None, config: ModelConfig) -> list[np.ndarray]:
+    """Photographs of --images or --data, or drawn pictures."""
+    if options.images is not None:
+        folder = Path(options.images)
+        files = [folder]
+        if folder.is_dir():
+            files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        photos = read_photos(files[: options.num_images])
+        if not photos:
+            raise UserError("--images", f"{folder} holds no pictures", "name a picture or a folder of pictures")
+        return photos
+    if index is not None and len(index):
+        return read_photos([index.path(i) for i in spread(len(index), options.num_images)])
+    warn("parity", "compared on drawn pictures", "give photographs with --images or --data")
+    return drawn_photos(config, DRAWN)
+
+
+def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
+    """RGB images (H, W, 3) uint8; one that cannot be read is left out, with a warning."""
+    photos = []
+    for path in paths:
+        try:
+            photos.append(read_image(path))
+        except UserError as error:
+            warn(error.where, error.what, "left out")
+    return photos
+
+
+def spread(total: int, wanted: int) -> list[int]:
+    """`wanted` positions evenly over `total`."""
+    return np.unique(np.linspace(0, total - 1, min(wanted, total)).round().astype(int)).tolist()
+
+
+def export_int8(
+    options: ExportOptions,
+    model: YOLOv4,
+    path: Path,
+    form: Form,
+    photos: list[np.ndarray],
+    index: DatasetIndex | None,
+    info: dict[str, Any],
+) -> None:
+    """Quantise, compare, and score before and after by the evaluator. Raises RunError if more is lost than allowed."""
+    from nets.export.quantize import QUANTIZERS
+
+    assert index is not None
+    training = open_split(options, options.calibration_split, 0)
+    calibration = read_photos([training.path(i) for i in spread(len(training), options.calibration_images)])
+    if not calibration:
+        raise UserError(options.data, "not one image to calibrate with could be read", "name another data set")
+    print(f"calibrating on {len(calibration)} images of {training.name}", flush=True)
+    kept = QUANTIZERS[options.format](model, path, form, calibration, info)
+    parity = check_export(TorchRuntime(model), path, form, photos)
+    print(f"wrote {path} ({size_text(path)}): {describe(form, model.config)}")
+    print(f"left in floating point: {kept}")
+    print(f"parity with the checkpoint: {parity}", flush=True)
+    if form.nms:
+        warn("--nms", "suppression is in the file, so its mAP cannot be compared", "score it without --nms first")
+        return
+    part = index if options.limit is None else index.subset(np.arange(min(options.limit, len(index))))
+    before, after = (mean_ap(load, part) for load in (Detector.from_model(model), Detector(load_runtime(path, "cpu"))))
+    print(f"mAP50 (VOC2010) on {len(part)} images of {part.name}: {before:.2f} before, {after:.2f} after int8")
+    if before - after > options.max_loss:
+        path.rename(path.with_name(path.name + ".failed"))
+        what = f"int8 loses {before - after:.2f} points of mAP50, more than {options.max_loss:g}"
+        raise RunError(path, f"{what}; kept as {path.name}.failed", "calibrate with more images, or raise --max-loss")
+
+
+def mean_ap(detector: Detector, index: DatasetIndex) -> float:
+    """mAP50 in points."""
+    from utils.evaluator import evaluate
+
+    result = evaluate(detector, index, batch_size=MAP_BATCH, coco=None, progress=False)
+    assert result is not None
+    return 100 * float(result.figures["voc10_mAP50"] or 0.0)
+
+
+def describe(form: Form, config: ModelConfig) -> str:
+    """What a file takes and gives, in words."""
+    height, width = config.input_size
+    batch, size = ("B", "any size") if form.dynamic else ("1", f"{height} x {width}")
+    image = f"({batch}, H, W, 3) uint8 RGB" if form.uint8_input else f"({batch}, 3, H, W) float RGB in [0, 1]"
+    gives = "boxes and scores" if form.decodes else "raw maps"
+    if form.nms:
+        gives = f"detections (score >= {config.score_threshold:g}, IoU {config.iou_threshold:g})"
+    return f"{form.precision}, takes {image}, {size}, {config.resize_mode}; gives {gives}"
+
+
+def size_text(path: Path) -> str:
+    """Size of a file and of what belongs to it."""
+    others = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
+    if path.name.endswith(".ncnn.param"):
+        others = [path.with_suffix(".bin")]
+    return f"{sum(p.stat().st_size for p in [path, *others] if p.exists()) / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    run_command(main)

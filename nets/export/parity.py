@@ -1,0 +1,160 @@
+"""Does an exported file answer as the network does? On photographs, by its outputs and by what is detected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert, box_iou
+
+from nets.anchors import decode_level
+from nets.model_config import STRIDES, ModelConfig
+from nets.runtimes import Runtime
+from utils.detections import Detections
+
+BEST_BOXES = 100  # of an image: those whose coordinates are compared; the rest is never seen
+WANTED = 5  # detections of an image below which a lower threshold is taken, so that there is something to compare
+SAME_IOU = 0.9
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an export may be from the network.
+
+    Args:
+        score: largest difference of a score, and the margin around the threshold in which a detection may come or go.
+        box: largest difference of a coordinate of the best boxes, input pixels.
+        changed: share of the detections that may change.
+    """
+
+    score: float
+    box: float
+    changed: float
+
+
+# int8 is judged by mAP, where data is given; these limits only catch what is broken
+TOLERANCES = {
+    "fp32": Tolerance(0.001, 0.5, 0.0),
+    "fp16": Tolerance(0.05, 32.0, 0.1),
+    "bf16": Tolerance(0.15, 64.0, 0.25),
+    "int8": Tolerance(0.6, 512.0, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a comparison found.
+
+    Args:
+        images: how many were looked at.
+        score_difference: largest difference of any score; None where the file gives detections only.
+        box_difference: largest difference of a coordinate of the best 100 boxes of an image, input pixels, or None.
+        threshold: score threshold of the detections.
+        detections: the network's, over all images.
+        changed: those that the file does not find (same class, IoU 0.9), or finds and the network does not.
+    """
+
+    images: int
+    score_difference: float | None
+    box_difference: float | None
+    threshold: float
+    detections: int
+    changed: int
+
+    def fits(self, tolerance: Tolerance) -> bool:
+        """Whether all of it is within a tolerance."""
+        return (
+            (self.score_difference is None or self.score_difference <= tolerance.score)
+            and (self.box_difference is None or self.box_difference <= tolerance.box)
+            and self.changed <= tolerance.changed * max(self.detections, 1)
+        )
+
+    def __str__(self) -> str:
+        parts = []
+        if self.score_difference is not None and self.box_difference is not None:
+            parts = [f"scores differ by {self.score_difference:.2g} at most", f"boxes by {self.box_difference:.2g} px"]
+        parts.append(f"{self.changed} of {self.detections} detections changed (score >= {self.threshold:.3g})")
+        return f"{', '.join(parts)}, on {self.images} images"
+
+
+def compare(
+    network: Runtime, exported: Runtime, photos: Sequence[np.ndarray], has_nms: bool = False, margin: float = 0.0
+) -> Parity:
+    """Run both on the same images, one at a time.
+
+    Args:
+        network: the original.
+        exported: what is checked.
+        photos: RGB images (H, W, 3) uint8 of any size.
+        has_nms: the file gives detections only, at its own threshold.
+        margin: detections this near the threshold may come or go.
+    """
+    config = network.config
+    batches = [config.letterbox.apply(photo)[None] for photo in photos]
+    answers = [network.run(batch) for batch in batches]
+    threshold = config.score_threshold if has_nms else _threshold(answers, config)
+    scores, boxes, detections, changed = [0.0], [0.0], 0, 0
+    for batch, answer in zip(batches, answers, strict=True):
+        other = exported.run(batch)
+        if not has_nms:
+            score, box = _differences(_dense(answer, config), _dense(other, config))
+            scores.append(score)
+            boxes.append(box)
+        found = network.read(answer, score_threshold=threshold)[0]
+        detections += len(found)
+        changed += count_changed(found, exported.read(other, score_threshold=threshold)[0], threshold + margin)
+    largest = (None, None) if has_nms else (max(scores), max(boxes))
+    return Parity(len(photos), *largest, threshold, detections, changed)
+
+
+def count_changed(a: Detections, b: Detections, threshold: float) -> int:
+    """Detections above `threshold` in one that have no partner (same class, IoU 0.9, each once) in the other."""
+    if not len(a) or not len(b):
+        return int((a.scores >= threshold).sum() + (b.scores >= threshold).sum())
+    overlaps = box_iou(torch.from_numpy(a.boxes), torch.from_numpy(b.boxes)).numpy()
+    overlaps = np.where(a.labels[:, None] == b.labels[None], overlaps, 0.0)
+    free_a, free_b = np.ones(len(a), bool), np.ones(len(b), bool)
+    for flat in np.argsort(-overlaps, axis=None):
+        i, j = np.unravel_index(flat, overlaps.shape)
+        if overlaps[i, j] < SAME_IOU:
+            break
+        if free_a[i] and free_b[j]:
+            free_a[i] = free_b[j] = False
+    lost, new = (free_a & (a.scores >= threshold)).sum(), (free_b & (b.scores >= threshold)).sum()
+    return int(max(lost, new))
+
+
+def _threshold(answers: Sequence[Sequence[Tensor]], config: ModelConfig) -> float:
+    """The model's own, or that at which there are `WANTED` boxes an image (a network that has learned little)."""
+    best = torch.cat([_dense(answer, config)[1].amax(-1).flatten() for answer in answers])
+    count = min(WANTED * len(answers) * 4, len(best))  # suppression will leave about a quarter
+    return min(config.score_threshold, float(best.topk(count).values[-1]))
+
+
+def _dense(outputs: Sequence[Tensor], config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """All boxes (N, 4) xyxy and scores (N, C) of one image, from raw maps or decoded outputs, in one order."""
+    if len(outputs) == 2:
+        return outputs[0][0].float(), outputs[1][0].float()
+    boxes, scores = [], []
+    for raw, anchors, stride, scale in zip(outputs, config.anchors, STRIDES, config.scale_xy, strict=True):
+        raw = raw.float()
+        decoded = decode_level(raw, torch.tensor(anchors), stride, scale).flatten(0, 3)
+        boxes.append(box_convert(decoded, "cxcywh", "xyxy"))
+        scores.append((raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()).flatten(0, 3))
+    return torch.cat(boxes), torch.cat(scores)
+
+
+def _differences(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    best = a[1].amax(-1).topk(min(BEST_BOXES, len(a[1]))).indices
+    difference = (a[1] - b[1]).abs().max(), (a[0][best] - b[0][best]).abs().max()
+    return tuple(float(d.nan_to_num(torch.inf)) for d in difference)  # type: ignore[return-value]
+
+
+def drawn_photos(config: ModelConfig, count: int) -> list[np.ndarray]:
+    """Drawn pictures for where there are no photographs: smooth, edged and textured, as photographs are."""
+    from utils.data.demo import draw_scene
+
+    return [draw_scene(0, number)[0] for number in range(count)]
