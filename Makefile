@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-RUN    := logs/demo
 
 .PHONY: help setup setup-dev demo test lint clean
 
@@ -32,7 +31,9 @@ demo: setup
 	$(BIN)/python dataset.py demo demo/VOCdevkit --num-images 400 --seed 0
 	$(BIN)/python train.py --preset demo --data demo/VOCdevkit --run-dir demo/run
 	$(BIN)/python eval.py --checkpoint demo/run/best.pth --data demo/VOCdevkit --split test --json demo/eval.json
-	$(BIN)/python predict.py demo/VOCdevkit --split-file test --checkpoint demo/run/best.pth --output demo/predictions --json
+	sed 's|.*|demo/VOCdevkit/VOC2026/JPEGImages/&.jpg|' demo/VOCdevkit/VOC2026/ImageSets/Main/test.txt > demo/test.txt
+	$(BIN)/python predict.py demo/test.txt --checkpoint demo/run/best.pth --output demo/predictions --json
+	@echo "look at demo/predictions, demo/run/curves.png and demo/run/val_detections.jpg"
 
 test: setup-dev
 	$(BIN)/python -m pytest -q tests

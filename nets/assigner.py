@@ -206,12 +206,19 @@ def gather(predictions: Sequence[Tensor], matches: Matches) -> Tensor:
     order, rows = [], []
     for level, raw in enumerate(predictions):
         where = (matches.level == level).nonzero()[:, 0]
-        rows.append(raw[matches.image[where], matches.anchor[where], matches.row[where], matches.column[where]])
+        image, anchor = matches.image[where], matches.anchor[where]
+        row, column = matches.row[where], matches.column[where]
+        _, anchors, height, width, outputs = raw.shape
+        # whole rows of a flat view: their gradient is added row by row, several times quicker than element by element
+        if raw.is_contiguous():
+            place = ((image * anchors + anchor) * height + row) * width + column
+        else:  # channels last lays a cell's anchors side by side
+            raw = raw.permute(0, 2, 3, 1, 4)
+            place = ((image * height + row) * width + column) * anchors + anchor
+        rows.append(raw.reshape(-1, outputs).index_select(0, place))
         order.append(where)
     back = torch.cat(order)
-    if len(back) and bool((back[1:] >= back[:-1]).all()):
-        return torch.cat(rows)
-    return torch.cat(rows)[back.argsort()]
+    return torch.cat(rows).index_select(0, back.argsort())
 
 
 def decode_matches(offsets: Tensor, matches: Matches, config: ModelConfig) -> Tensor:

@@ -31,7 +31,7 @@ class Head(nn.Module):
             nn.Sequential(build_conv3x3(config.neck_conv, width, 2 * width), nn.Conv2d(2 * width, out_channels, 1))
             for width in in_channels
         )
-        initialize(self)
+        initialize(self, identity_depthwise=True)
         for level, stride in zip(self.levels, STRIDES, strict=True):
             conv = level.get_submodule("1")
             assert isinstance(conv, nn.Conv2d)

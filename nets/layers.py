@@ -134,8 +134,13 @@ def build_conv3x3(kind: str, in_channels: int, out_channels: int, stride: int = 
     return ConvBNAct(in_channels, out_channels, 3, stride)
 
 
-def initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module, identity_depthwise: bool = False) -> None:
     """He initialisation of every convolution below `module`; batch norms start as the identity.
+
+    Args:
+        module: what to initialise.
+        identity_depthwise: depthwise kernels start as the identity with a tenth of the noise, so that what a pretrained
+            backbone sees comes through a deep neck unblurred and training starts sooner (docs/EXPERIMENTS.md).
 
     The fan-out of a depthwise convolution is that of its own group: counting all channels, as the plain formula does,
     would start its kernels a factor of sqrt(channels) too small.
@@ -146,6 +151,10 @@ def initialize(module: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups
             nn.init.normal_(layer.weight, 0.0, (2.0 / fan_out) ** 0.5)
+            if identity_depthwise and layer.groups == layer.in_channels == layer.out_channels > 1:
+                with torch.no_grad():
+                    layer.weight.mul_(0.1)
+                    layer.weight[:, :, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2] += 1.0
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.BatchNorm2d):

@@ -73,7 +73,7 @@ class Neck(nn.Module):
         self.bottom_up4 = ConvBlock(kind, 2 * w4, w4, 5)
         self.downsample4 = build_conv3x3(kind, w4, w5, stride=2)
         self.bottom_up5 = ConvBlock(kind, 2 * w5, w5, 5)
-        initialize(self)
+        initialize(self, identity_depthwise=True)
 
     def forward(self, c3: Tensor, c4: Tensor, c5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p5 = self.after_spp(self.spp(self.before_spp(c5)))
