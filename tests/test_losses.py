@@ -1,0 +1,189 @@
+"""Assignment and losses: what is true of every rule, and what each one promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from nets.anchors import encode
+from nets.assigner import ASSIGNERS, Matches, Scene, assign, decode_matches
+from nets.losses import BOX_LOSSES, LossConfig, YOLOLoss
+from nets.model_config import STRIDES, ModelConfig
+
+CONFIG = ModelConfig(class_names=("cat", "dog", "owl"))
+SIZE = 128
+
+
+def random_maps(batch: int = 2, classes: int = 3, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, 3, SIZE // s, SIZE // s, 5 + classes, generator=generator) for s in STRIDES]
+
+
+def targets_of(boxes: list[list[float]], labels: list[int], images: list[int]) -> dict[str, Tensor]:
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.long),
+        "image_index": torch.tensor(images, dtype=torch.long),
+    }
+
+
+SOME = targets_of([[10, 12, 50, 60], [60, 60, 120, 124], [0, 0, 12, 14]], [0, 2, 1], [0, 0, 1])
+
+
+def match(rule: str, targets: dict[str, Tensor] = SOME, maps: list[Tensor] | None = None) -> tuple[Scene, Matches]:
+    maps = maps or random_maps()
+    boxes = targets["boxes"]
+    cxcywh = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
+    grids = [(m.shape[2], m.shape[3]) for m in maps]
+    scene = Scene(cxcywh, targets["labels"], targets["image_index"], grids, maps, CONFIG)
+    return scene, assign(scene, rule)
+
+
+@pytest.mark.parametrize("rule", ASSIGNERS)
+def test_every_object_gets_an_answer_in_its_own_image_and_within_the_grid(rule: str) -> None:
+    scene, found = match(rule)
+    assert set(found.target.tolist()) == {0, 1, 2}
+    assert torch.equal(found.image, scene.images[found.target])
+    sizes = torch.tensor(scene.grids)[found.level]
+    assert (found.row >= 0).all() and (found.row < sizes[:, 0]).all()
+    assert (found.column >= 0).all() and (found.column < sizes[:, 1]).all()
+
+
+@pytest.mark.parametrize("rule", ASSIGNERS)
+def test_an_image_of_odd_proportions_and_boxes_at_its_edge_stay_within_the_grid(rule: str) -> None:
+    maps = [torch.randn(1, 3, 64 // s, 160 // s, 8) for s in STRIDES]
+    _, found = match(rule, targets_of([[0, 0, 30, 30], [130, 34, 160, 64]], [0, 1], [0, 0]), maps)
+    assert (found.column < torch.tensor([20, 10, 5])[found.level]).all()
+    assert (found.row < torch.tensor([8, 4, 2])[found.level]).all()
+
+
+@pytest.mark.parametrize("rule", ASSIGNERS)
+def test_batches_are_assigned_image_by_image(rule: str) -> None:
+    """Vectorising over the batch changes nothing."""
+    _, together = match(rule)
+    for image in (0, 1):
+        own = SOME["image_index"] == image
+        alone = {"boxes": SOME["boxes"][own], "labels": SOME["labels"][own], "image_index": torch.zeros(int(own.sum())).long()}
+        _, found = match(rule, alone, [m[image : image + 1] for m in random_maps()])
+        part = together[together.image == image]
+        key = lambda m: sorted(zip(m.level.tolist(), m.anchor.tolist(), m.row.tolist(), m.column.tolist(), strict=True))  # noqa: E731
+        assert key(found) == key(part)
+
+
+def test_best_gives_one_anchor_an_object_and_iou_gives_at_least_that_one() -> None:
+    _, best = match("best")
+    _, several = match("iou")
+    assert len(best) == 3
+    places = lambda m: set(zip(m.level.tolist(), m.anchor.tolist(), m.target.tolist(), strict=True))  # noqa: E731
+    assert places(best) <= places(several)
+
+
+def test_simota_gives_a_prediction_to_one_object_at_most() -> None:
+    crowd = targets_of([[20, 20, 60, 60], [22, 22, 62, 62], [24, 20, 64, 60]], [0, 1, 2], [0, 0, 0])
+    _, found = match("simota", crowd)
+    places = list(zip(found.level.tolist(), found.anchor.tolist(), found.row.tolist(), found.column.tolist(), strict=True))
+    assert len(places) == len(set(places))
+
+
+def test_simota_prefers_the_prediction_that_is_already_right() -> None:
+    maps = random_maps()
+    _, candidates = match("ratio", maps=maps)
+    wanted = int((candidates.target == 1).nonzero()[0, 0])
+    one = candidates[torch.tensor([wanted])]
+    stride = STRIDES[int(one.level)]
+    anchor = torch.tensor(CONFIG.anchors[int(one.level)][int(one.anchor)])
+    cell = torch.tensor([float(one.column), float(one.row)])
+    place = maps[int(one.level)][0, int(one.anchor), int(one.row), int(one.column)]
+    place[:4] = encode(torch.tensor([90.0, 92.0, 60.0, 64.0]), anchor, cell, stride, 2.0)
+    place[4:] = torch.tensor([8.0, -8.0, -8.0, 8.0])
+    scene, found = match("simota", maps=maps)
+    chosen = found[found.target == 1]
+    boxes = decode_matches(torch.stack([place[:4]]), one, CONFIG)
+    assert torch.allclose(boxes, scene.boxes[1:2], atol=1e-3)
+    hit = (chosen.level == one.level) & (chosen.anchor == one.anchor) & (chosen.row == one.row) & (chosen.column == one.column)
+    assert hit.any()
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_identical_boxes_lose_nothing_and_apart_ones_lose_at_least_one(name: str) -> None:
+    box, far = torch.tensor([[10.0, 10, 30, 40]]), torch.tensor([[50.0, 60, 70, 80]])
+    assert BOX_LOSSES[name](box, box).item() == pytest.approx(0, abs=1e-5)
+    assert BOX_LOSSES[name](box, far).item() >= 1
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_a_quarter_size_box_in_the_middle_of_another_loses_three_quarters_or_more(name: str) -> None:
+    outer, inner = torch.tensor([[0.0, 0, 40, 40]]), torch.tensor([[10.0, 10, 30, 30]])
+    assert BOX_LOSSES[name](inner, outer).item() == pytest.approx(0.75, abs=1e-5)
+
+
+@pytest.mark.parametrize("rule", ASSIGNERS)
+@pytest.mark.parametrize("settings", [{}, {"ignore_iou": 0.5}, {"focal_gamma": 2.0, "label_smoothing": 0.1}])
+def test_losses_are_finite_and_reach_every_map(rule: str, settings: dict) -> None:
+    maps = [m.requires_grad_() for m in random_maps()]
+    losses = YOLOLoss(CONFIG, LossConfig(assigner=rule, **settings))(maps, SOME)
+    assert set(losses) == {"box", "objectness", "class"}
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(m.grad).all() and m.grad.abs().sum() > 0 for m in maps)
+
+
+@pytest.mark.parametrize("rule", ASSIGNERS)
+def test_a_batch_without_objects_has_box_loss_zero_and_still_a_gradient(rule: str) -> None:
+    maps = [m.requires_grad_() for m in random_maps()]
+    losses = YOLOLoss(CONFIG, LossConfig(assigner=rule, ignore_iou=0.5))(maps, targets_of([], [], []))
+    assert losses["box"].item() == 0 and losses["class"].item() == 0
+    sum(losses.values()).backward()
+    assert all(m.grad is not None and m.grad[..., 4].abs().sum() > 0 for m in maps)
+
+
+def test_boxes_without_area_are_left_out() -> None:
+    flat = targets_of([[10, 10, 10, 30], [10, 12, 50, 60]], [1, 0], [0, 0])
+    alone = targets_of([[10, 12, 50, 60]], [0], [0])
+    loss = YOLOLoss(CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(loss(random_maps(), flat).values(), loss(random_maps(), alone).values(), strict=True))
+
+
+def test_perfect_predictions_lose_next_to_nothing() -> None:
+    maps = [torch.full((1, 3, SIZE // s, SIZE // s, 8), -12.0) for s in STRIDES]
+    one = targets_of([[10, 12, 50, 60]], [0], [0])
+    _, found = match("ratio", one, maps)
+    for i in range(len(found)):
+        m = found[torch.tensor([i])]
+        anchor = torch.tensor(CONFIG.anchors[int(m.level)][int(m.anchor)])
+        cell = torch.tensor([float(m.column), float(m.row)])
+        place = maps[int(m.level)][0, int(m.anchor), int(m.row), int(m.column)]
+        place[:4] = encode(torch.tensor([30.0, 36.0, 40.0, 48.0]), anchor, cell, STRIDES[int(m.level)], 2.0)
+        place[4:] = torch.tensor([12.0, 12.0, -12.0, -12.0])
+    losses = YOLOLoss(CONFIG)(maps, one)
+    assert sum(losses.values()).item() < 0.02
+
+
+def test_class_weights_scale_the_class_loss_of_their_objects() -> None:
+    plain = YOLOLoss(CONFIG)(random_maps(), SOME)["class"]
+    doubled = YOLOLoss(CONFIG, LossConfig(class_weights=(2.0, 2.0, 2.0)))(random_maps(), SOME)["class"]
+    assert doubled.item() == pytest.approx(2 * plain.item())
+
+
+def test_two_halves_of_a_batch_that_share_their_count_average_to_the_whole() -> None:
+    """What distributed training relies on: each process divides by the total number of matches."""
+    maps = random_maps()
+    whole = YOLOLoss(CONFIG)(maps, SOME)
+    counts = [float(len(match("ratio", _part(i), [m[i : i + 1] for m in maps])[1])) for i in (0, 1)]
+    both = [
+        YOLOLoss(CONFIG, total=lambda _: torch.tensor(sum(counts)), world_size=2)([m[i : i + 1] for m in maps], _part(i))
+        for i in (0, 1)
+    ]
+    for name, value in whole.items():
+        assert (both[0][name] + both[1][name]).item() / 2 == pytest.approx(value.item(), rel=1e-5)
+
+
+def _part(image: int) -> dict[str, Tensor]:
+    own = SOME["image_index"] == image
+    return {"boxes": SOME["boxes"][own], "labels": SOME["labels"][own], "image_index": torch.zeros(int(own.sum())).long()}
+
+
+@pytest.mark.parametrize("settings", [{"assigner": "nearest"}, {"box_loss": "l2"}, {"class_weights": (1.0,)}])
+def test_a_setting_that_does_not_exist_is_named(settings: dict) -> None:
+    with pytest.raises(ValueError, match=r"choose from|for 3 classes"):
+        YOLOLoss(CONFIG, LossConfig(**settings))

@@ -1,0 +1,104 @@
+"""From raw maps to detections: thresholds, classes, suppression, bounds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from nets.anchors import encode
+from nets.model_config import STRIDES, ModelConfig
+from nets.postprocess import MAX_CANDIDATES, postprocess, postprocess_decoded
+
+CONFIG = ModelConfig(class_names=("cat", "dog"), input_size=(128, 128))
+
+
+def silent(batch: int = 1) -> list[Tensor]:
+    return [torch.full((batch, 3, 128 // s, 128 // s, 7), -20.0) for s in STRIDES]
+
+
+def put(maps: list[Tensor], box: tuple[float, ...], logits: list[float], level: int = 1, anchor: int = 0, image: int = 0) -> None:
+    """Write a box (cxcywh) and its objectness and class logits into the cell of its centre."""
+    stride = STRIDES[level]
+    column, row = int(box[0] // stride), int(box[1] // stride)
+    place = maps[level][image, anchor, row, column]
+    size, cell = torch.tensor(CONFIG.anchors[level][anchor]), torch.tensor([float(column), float(row)])
+    place[:4] = encode(torch.tensor(box), size, cell, stride, CONFIG.scale_xy[level])
+    place[4:] = torch.tensor(logits)
+
+
+def test_one_object_comes_out_where_it_was_put() -> None:
+    maps = silent()
+    put(maps, (40.0, 56.0, 30.0, 20.0), [3.0, 4.0, -4.0])
+    (found,) = postprocess(maps, CONFIG)
+    assert found.boxes.tolist() == [pytest.approx([25, 46, 55, 66], abs=1e-3)]
+    expected = torch.sigmoid(torch.tensor(3.0)) * torch.sigmoid(torch.tensor(4.0))
+    assert found.labels.tolist() == [0] and found.scores[0] == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_nothing_found_is_an_empty_result_for_each_image() -> None:
+    found = postprocess(silent(3), CONFIG)
+    assert [len(each) for each in found] == [0, 0, 0] and found[0].boxes.shape == (0, 4)
+
+
+def test_boxes_of_one_class_that_overlap_are_one_object_and_of_two_classes_two() -> None:
+    maps = silent()
+    put(maps, (40.0, 56.0, 30.0, 20.0), [5.0, 5.0, -9.0], anchor=0)
+    put(maps, (41.0, 56.0, 30.0, 20.0), [3.0, 5.0, -9.0], anchor=1)
+    assert len(postprocess(maps, CONFIG)[0]) == 1
+    put(maps, (41.0, 56.0, 30.0, 20.0), [3.0, -9.0, 5.0], anchor=1)
+    assert sorted(postprocess(maps, CONFIG)[0].labels.tolist()) == [0, 1]
+
+
+def test_multi_label_lets_a_box_answer_for_several_classes() -> None:
+    maps = silent()
+    put(maps, (40.0, 56.0, 30.0, 20.0), [5.0, 2.0, 1.0])
+    assert len(postprocess(maps, CONFIG, multi_label=False)[0]) == 1
+    assert postprocess(maps, CONFIG, multi_label=True)[0].labels.tolist() == [0, 1]
+
+
+def test_images_of_a_batch_do_not_mix() -> None:
+    maps = silent(2)
+    put(maps, (40.0, 56.0, 30.0, 20.0), [5.0, 5.0, -9.0], image=1)
+    put(maps, (90.0, 90.0, 40.0, 30.0), [5.0, -9.0, 5.0], image=0, level=2)
+    first, second = postprocess(maps, CONFIG)
+    assert first.labels.tolist() == [1] and second.labels.tolist() == [0]
+
+
+def test_detections_come_best_first_and_no_more_than_asked_for() -> None:
+    maps = [torch.randn(1, 3, 128 // s, 128 // s, 7, generator=torch.Generator().manual_seed(1)) for s in STRIDES]
+    (found,) = postprocess(maps, CONFIG, score_threshold=0.001, max_detections=17)
+    assert len(found) == 17 and (found.scores[:-1] >= found.scores[1:]).all()
+
+
+def test_suppression_looks_at_a_bounded_number_of_candidates() -> None:
+    maps = [torch.randn(1, 3, 512 // s, 512 // s, 7) for s in STRIDES]
+    seen: list[int] = []
+
+    def count(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> tuple[Tensor, Tensor, Tensor]:
+        seen.append(len(boxes))
+        return boxes, scores, labels
+
+    postprocess(maps, CONFIG, score_threshold=0.0, suppress=count, multi_label=True)
+    assert seen == [MAX_CANDIDATES]
+
+
+def test_answers_that_are_not_numbers_are_left_out() -> None:
+    maps = silent()
+    put(maps, (40.0, 56.0, 30.0, 20.0), [5.0, 5.0, -9.0])
+    maps[1][0, 0, 0, 0] = float("nan")
+    maps[2][0, 0, 0, 0, 4] = float("nan")
+    assert len(postprocess(maps, CONFIG)[0]) == 1
+
+
+def test_a_network_that_decodes_by_itself_gives_the_same_detections() -> None:
+    boxes = torch.tensor([[[25.0, 46, 55, 66], [26, 46, 56, 66], [80, 80, 100, 110]]])
+    scores = torch.tensor([[[0.9, 0.1], [0.8, 0.3], [0.2, 0.7]]])
+    (found,) = postprocess_decoded(boxes, scores, CONFIG)
+    assert found.labels.tolist() == [0, 1] and found.scores.tolist() == pytest.approx([0.9, 0.7])
+
+
+def test_thresholds_of_nought_and_one_are_allowed() -> None:
+    maps = silent()
+    assert len(postprocess(maps, CONFIG, score_threshold=1.0)[0]) == 0
+    assert len(postprocess(maps, CONFIG, score_threshold=0.0)[0]) == CONFIG.max_detections
