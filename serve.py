@@ -1,0 +1,162 @@
+"""Answer over HTTP: a REST service that joins requests into batches, and a page to try the detector on."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from nets.detector import Detector, default_checkpoint, load_detector
+from service.limits import MEGABYTE, Limits
+from utils.config import option, parse_options
+from utils.errors import Interrupted, MissingExtra, UserError, printable, run_command, warn
+
+SHUTDOWN_SECONDS = 10  # for requests under way when the service is told to end
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    checkpoint: str | None = option(None, "the model's file; without it the built-in weights", metavar="FILE")
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in")
+    port: int = option(8000, "0 takes any that is free", low=0, high=65535)
+    input_size: tuple[str, ...] = option((), "height and width of the network's input, multiples of 32", metavar="N")
+    iou_threshold: float | None = option(None, "overlap above which two boxes are one object", low=0, high=1)
+    batch_size: int = option(8, "pictures run together at most", low=1, high=256)
+    batch_wait: float = option(2.0, "milliseconds that a batch waits for requests on their way", low=0, high=1000)
+    queue: int = option(64, "requests under way at most; more are answered with 503", low=1, high=10_000)
+    max_body: float = option(20.0, "megabytes of one request at most", above=0, high=1024)
+    max_megapixels: float = option(50.0, "of one picture at most, checked before it is decoded", above=0, high=1000)
+    read_timeout: float = option(20.0, "seconds in which a request must have arrived", above=0, high=3600)
+    answer_timeout: float = option(30.0, "seconds in which it must be answered", above=0, high=3600)
+    per_minute: int = option(0, "requests of one client in a minute, more are answered with 429; 0: no limit", low=0)
+    behind_proxy: bool = option(False, "take clients' addresses from X-Forwarded-For of a proxy on this machine")
+    browser_model: str | None = option(
+        None, "an ONNX file of export.py that the page runs in the visitor's own browser", metavar="FILE.onnx"
+    )
+    ort_web: str | None = option(None, "the folder dist of the npm package onnxruntime-web", metavar="DIR")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    runtime: str = option("auto", "what to run an exported file on")
+    threads: int | None = option(None, "CPU threads of the network (default: one per core)", low=1, high=1024)
+
+    @property
+    def limits(self) -> Limits:
+        body = int(self.max_body * MEGABYTE)
+        return Limits(
+            max_body=body,
+            max_megapixels=self.max_megapixels,
+            read_timeout=self.read_timeout,
+            answer_timeout=self.answer_timeout,
+            queue=self.queue,
+            bodies=max(Limits.bodies, 4 * body),
+            per_minute=self.per_minute,
+            batch_size=self.batch_size,
+            batch_wait=self.batch_wait / 1000,
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse_options(ServeOptions, argv, description=__doc__ or "", prog="serve.py")
+    server = _import_server()
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    path = Path(options.checkpoint) if options.checkpoint else default_checkpoint()
+    detector = load_detector(path, options.device, options.runtime)
+    if options.input_size:
+        detector.set_input_size([_whole(size) for size in options.input_size])
+    detector(np.zeros((32, 32, 3), np.uint8))  # what cannot run is said now, in one line
+    app = _build(options, detector, path.name)
+    with _listen(options.host, options.port) as listener, _signals():
+        print(f"serving {printable(path)} on {_address(listener)} (Ctrl-C ends it)", flush=True)
+        server(app, listener, options)
+    return 0
+
+
+def _import_server() -> Any:
+    """A function that serves an app on a socket until a signal comes."""
+    try:
+        import fastapi  # noqa: F401 -- the two others fail late and in their own words
+        import python_multipart  # noqa: F401
+        import uvicorn
+
+        from service.protocol import server_settings
+    except ImportError as error:
+        raise MissingExtra("serve.py", "fastapi, uvicorn and python-multipart", "serve") from error
+
+    def serve(app: Any, listener: socket.socket, options: ServeOptions) -> None:
+        settings = server_settings(options.read_timeout, options.answer_timeout)
+        config = uvicorn.Config(
+            app, proxy_headers=options.behind_proxy, timeout_graceful_shutdown=SHUTDOWN_SECONDS, **settings
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+    return serve
+
+
+def _build(options: ServeOptions, detector: Detector, name: str) -> Any:
+    from service.app import build_app
+    from service.browser import load_browser_model
+
+    browser_model = None
+    if options.browser_model is not None:
+        ort_web = None if options.ort_web is None else Path(options.ort_web)
+        browser_model = load_browser_model(Path(options.browser_model), ort_web)
+    elif options.ort_web is not None:
+        raise UserError("--ort-web", "does nothing without --browser-model", "give --browser-model FILE.onnx as well")
+    return build_app(
+        detector, options.limits, name=name, iou_threshold=options.iou_threshold, browser_model=browser_model
+    )
+
+
+@contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address, family=family, backlog=256)
+    except (OSError, UnicodeError) as error:
+        what = f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}"
+        raise UserError("--port", what, "choose another --port or --host") from error
+    with listener:
+        if not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+            what = "other machines can reach it, and nobody is asked who they are"
+            warn(f"--host {host}", what, "put a proxy with a login before it")
+        yield listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Uvicorn ends in good order on a signal and then raises it again: let it be the exit code, not a sudden end."""
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError("--input-size", f"{text!r} is not a whole number", "give multiples of 32") from None
+
+
+if __name__ == "__main__":
+    run_command(main)

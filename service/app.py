@@ -1,0 +1,309 @@
+"""The HTTP service: detections for pictures, health, metrics, an OpenAPI description, and the page."""
+
+from __future__ import annotations
+
+import difflib
+import http
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from service.body import FORM, read_picture
+from service.browser import ORT_FILES, BrowserModel
+from service.limits import ByteBudget, Limits, RateLimit, Refused
+from service.metrics import CONTENT_TYPE, Metrics
+from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, Pipeline, Question
+from utils.draw import class_colour
+from utils.errors import warn
+
+PAGE_LOWEST_SCORE = 0.05  # what the page asks for, so that its slider need not ask again
+STATIC = Path(__file__).resolve().parent / "static"
+STATIC_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
+# Nothing from elsewhere; scripts of WebAssembly's kind; cross-origin isolation gives the visitor's browser threads.
+HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
+        b"img-src 'self' blob: data:; media-src 'self' blob:; "
+        b"object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-embedder-policy", b"require-corp"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),
+)
+DESCRIPTION = """Finds objects in pictures. Send one picture to `/detect`, as the body itself or as the file of a form.
+
+Boxes are `[x1, y1, x2, y2]` in pixels of the upright picture, from its top left corner."""
+
+
+class FoundObject(BaseModel):
+    """One object."""
+
+    class_id: int = Field(description="Index of the class, from 0")
+    class_name: str
+    score: float = Field(ge=0, le=1)
+    box_xyxy: list[float] = Field(min_length=4, max_length=4, description="x1, y1, x2, y2 in pixels")
+
+
+class FoundInPicture(BaseModel):
+    """The objects of one picture: a row of predict.py's detections.json."""
+
+    image: str = Field(description="The file's name in the form, or `image`")
+    width: int
+    height: int
+    detections: list[FoundObject] = Field(description="Best first")
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    code: str = Field(description="A short stable name of the reason")
+    error: str = Field(description="where: what; what to do")
+
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            FORM: {
+                "schema": {
+                    "type": "object",
+                    "properties": {"image": {"type": "string", "format": "binary"}},
+                    "required": ["image"],
+                }
+            },
+        },
+    }
+}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "A form without a file"},
+    408: {"model": Problem, "description": "The body did not come in time"},
+    413: {"model": Problem, "description": "The body or the picture is too big"},
+    415: {"model": Problem, "description": "Not a picture"},
+    422: {"model": Problem, "description": "A damaged picture or a wrong parameter"},
+    429: {"model": Problem, "description": "Too many requests of one client; see Retry-After"},
+    500: {"model": Problem, "description": "The network failed"},
+    503: {"model": Problem, "description": "The queue is full; see Retry-After"},
+}
+
+
+def build_app(
+    detector: Any,
+    limits: Limits | None = None,
+    *,
+    name: str = "detector",
+    iou_threshold: float | None = None,
+    browser_model: BrowserModel | None = None,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        detector: a `nets.detector.Detector`.
+        limits: bounds of every request.
+        name: what the page calls the model.
+        iou_threshold: overlap above which two boxes are one object; None takes the checkpoint's.
+        browser_model: what visitors may run in their own browsers.
+    """
+    limits = limits or Limits()
+    metrics = Metrics()
+    pipeline = Pipeline(detector, limits, metrics, iou_threshold)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await pipeline.start()
+        try:
+            yield
+        finally:
+            await pipeline.close()
+
+    # FastAPI's own documentation pages load scripts from elsewhere; /openapi.json says the same
+    app = FastAPI(
+        title="Detector", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
+    )
+    app.state.pipeline, app.state.metrics = pipeline, metrics
+    _add_detection(app, pipeline, limits)
+    _add_status(app, pipeline, metrics)
+    _add_page(app, _describe(pipeline, limits, name, browser_model))
+    if browser_model is not None:
+        _add_browser_model(app, browser_model)
+    _add_problems(app, metrics)
+    app.add_middleware(_Observed, metrics=metrics)
+    return app
+
+
+def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
+    budget, rate = ByteBudget(limits.bodies), RateLimit(limits.per_minute)
+    config = pipeline.config
+
+    @app.post("/detect", openapi_extra=_BODY, response_model=FoundInPicture, responses=_PROBLEMS)
+    async def detect(
+        request: Request,
+        score_threshold: Annotated[
+            float, Query(ge=LOWEST_SCORE, le=1, allow_inf_nan=False, description="Least score")
+        ] = max(config.score_threshold, LOWEST_SCORE),
+        max_detections: Annotated[int, Query(ge=1, le=MOST_DETECTIONS, description="Most objects")] = min(
+            config.max_detections, MOST_DETECTIONS
+        ),
+        classes: Annotated[list[str], Query(description="Only these classes, by name or number", max_length=1000)] = [],  # noqa: B006
+    ) -> Response:
+        """Find the objects of one picture."""
+        rate.check(request.client.host if request.client else "")
+        pipeline.batcher.check()  # before megabytes are read in vain
+        question = Question(score_threshold, max_detections, _labels(classes, config.class_names))
+        with budget.account() as take:
+            data, name = await read_picture(request, limits, take)
+            found = await pipeline.find(data, name, question)
+        row = {
+            "image": name,
+            "width": found.size[1],
+            "height": found.size[0],
+            "detections": found.detections.to_dicts(config.class_names),
+        }
+        timing = ", ".join(f"{stage};dur={ms:.1f}" for stage, ms in found.timings.items())
+        return JSONResponse(row, headers={"Server-Timing": timing, "X-Batch-Size": str(found.batch)})
+
+
+def _add_status(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
+    @app.get("/health", responses={503: {"description": "It cannot answer"}})
+    async def health() -> Response:
+        """Whether the service can answer."""
+        problem = pipeline.problem
+        return JSONResponse({"status": problem or "ok", "waiting": pipeline.batcher.taken}, 503 if problem else 200)
+
+    @app.get("/metrics", response_class=Response)
+    async def show_metrics() -> Response:
+        """Counts and times for Prometheus."""
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _add_page(app: FastAPI, description: dict[str, Any]) -> None:
+    files = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in STATIC_TYPES}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return _static(files, "page.html")
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        return _static(files, name)
+
+    @app.get("/info")
+    async def info() -> JSONResponse:
+        """Classes, colours, thresholds and limits."""
+        return JSONResponse(description)
+
+
+def _static(files: dict[str, bytes], name: str) -> Response:
+    if name not in files:  # a name is looked up among what was read at the start; no path is ever made of it
+        raise HTTPException(404)
+    content_type = STATIC_TYPES[Path(name).suffix]
+    return Response(files[name], headers={"Content-Type": content_type, "Cache-Control": "no-cache"})
+
+
+def _add_browser_model(app: FastAPI, browser_model: BrowserModel) -> None:
+    @app.get("/model.onnx", include_in_schema=False)
+    async def model() -> Response:
+        return FileResponse(browser_model.model, media_type="application/octet-stream")
+
+    @app.get("/ort/{name}", include_in_schema=False)
+    async def runtime(name: str) -> Response:
+        if name not in browser_model.runtime:
+            raise HTTPException(404)
+        return FileResponse(browser_model.runtime[name], media_type=ORT_FILES[name])
+
+
+def _describe(pipeline: Pipeline, limits: Limits, name: str, browser_model: BrowserModel | None) -> dict[str, Any]:
+    config = pipeline.config
+    return {
+        "name": name,
+        "class_names": list(config.class_names),
+        "colours": ["#{:02x}{:02x}{:02x}".format(*class_colour(label)) for label in range(config.num_classes)],
+        "input_size": list(config.input_size),
+        "score_threshold": config.score_threshold,
+        "score_threshold_source": config.score_threshold_source,
+        "lowest_score": PAGE_LOWEST_SCORE,
+        "max_detections": config.max_detections,
+        "max_body": limits.max_body,
+        "max_megapixels": limits.max_megapixels,
+        "browser_model": None if browser_model is None else browser_model.description,
+    }
+
+
+def _labels(classes: Sequence[str], class_names: Sequence[str]) -> frozenset[int] | None:
+    if not classes:
+        return None
+    labels = set()
+    for name in classes:
+        if name in class_names:
+            labels.add(class_names.index(name))
+        elif name.isascii() and name.isdigit() and int(name[:9]) < len(class_names):
+            labels.add(int(name[:9]))
+        else:
+            near = difflib.get_close_matches(name[:100], class_names, n=1)
+            todo = f"did you mean {near[0]!r}?" if near else "see /info for the classes"
+            raise Refused(422, "unknown_class", f"classes: no class {name[:100]!r}; {todo}")
+    return frozenset(labels)
+
+
+def _add_problems(app: FastAPI, metrics: Metrics) -> None:
+    def answer(status: int, code: str, error: str, headers: dict[str, str] | None = None) -> Response:
+        metrics.refused.add(label=code)
+        return JSONResponse({"code": code, "error": error}, status, headers)
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, problem: Refused) -> Response:
+        headers = {"Retry-After": str(problem.retry_after)} if problem.retry_after else None
+        return answer(problem.status, problem.code, problem.message, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "request"
+        return answer(422, "bad_parameter", f"{where}: {first['msg']}; see /openapi.json")
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> Response:
+        phrase = http.HTTPStatus(error.status_code).phrase.lower()
+        headers = dict(error.headers) if error.headers else None
+        return answer(error.status_code, phrase.replace(" ", "_"), f"request: {phrase}; see /openapi.json", headers)
+
+
+class _Observed:
+    """Counts answers, adds `HEADERS` to them, and makes of what nobody foresaw an answer in the same form."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_on(message: Any) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                self.metrics.requests.add(label=str(message["status"]))
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
+        except Exception as error:
+            warn("service", f"unexpected {type(error).__name__}: {str(error)[:200]}", "report it")
+            if not begun:
+                problem = {"code": "internal", "error": "service: unexpected failure; see its log"}
+                await JSONResponse(problem, 500)(scope, receive, send_on)

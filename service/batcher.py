@@ -1,0 +1,144 @@
+"""Requests that arrive together become one batch, and no more of them wait than were granted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from service.limits import Refused
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[Out]):
+    """One request's result.
+
+    Args:
+        value: what the batch's function gave for it.
+        waited: seconds before its batch began.
+        ran: seconds its batch took.
+        batch: requests in that batch.
+    """
+
+    value: Out
+    waited: float
+    ran: float
+    batch: int
+
+
+@dataclass
+class _Item(Generic[In, Out]):
+    value: In
+    future: asyncio.Future[Answer[Out]]
+    since: float = field(default_factory=time.perf_counter)
+
+
+class Batcher(Generic[In, Out]):
+    """Runs a function of many on what many ask for one by one.
+
+    While one batch runs the next one gathers: under load batches fill by themselves, and a lone request waits for
+    nobody. `wait` is spent only on requests that already hold a place, and so are on their way.
+
+    Args:
+        run: results for a list of values; called on one thread, which is always the same.
+        batch_size: values in a call at most.
+        wait: seconds for which an incomplete batch waits for those on their way.
+        places: requests that may be under way.
+    """
+
+    def __init__(self, run: Callable[[list[In]], Sequence[Out]], batch_size: int, wait: float, places: int) -> None:
+        self._run, self.batch_size, self.wait, self.places = run, batch_size, wait, places
+        self.taken = 0
+        self._queue: asyncio.Queue[_Item[In, Out]] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._task: asyncio.Task[None] | None = None
+        self._busy_since: float | None = None
+
+    async def start(self, warm_up: Callable[[], object] | None = None) -> None:
+        """Begin; `warm_up` is called first, on the thread that will run the batches."""
+        if warm_up is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, warm_up)
+        self._task = asyncio.create_task(self._work())
+
+    async def close(self) -> None:
+        """End; what has not begun is cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        while not self._queue.empty():
+            self._queue.get_nowait().future.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def busy(self) -> float:
+        """Seconds for which the present batch has been running; 0 when idle."""
+        return 0.0 if self._busy_since is None else time.perf_counter() - self._busy_since
+
+    @property
+    def alive(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def check(self) -> None:
+        """Raises `Refused` if no place is free."""
+        if self.taken >= self.places:
+            raise Refused(503, "queue_full", f"service: {self.places} requests are waiting; try again", retry_after=1)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the places. Raises `Refused` if none is free."""
+        self.check()
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+    async def submit(self, value: In) -> Answer[Out]:
+        """The result for one value; an exception of its batch is raised to all of the batch."""
+        item: _Item[In, Out] = _Item(value, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(item)
+        return await item.future
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            items = [item for item in await self._gather() if not item.future.done()]  # some clients gave up
+            if not items:
+                continue
+            started = self._busy_since = time.perf_counter()
+            try:
+                values = await loop.run_in_executor(self._thread, self._run, [item.value for item in items])
+            except Exception as error:  # whatever it was, the next batch is to be run
+                for item in items:
+                    if not item.future.done():
+                        item.future.set_exception(error)
+                continue
+            finally:
+                self._busy_since = None
+            ran = time.perf_counter() - started
+            for item, value in zip(items, values, strict=True):
+                if not item.future.done():
+                    item.future.set_result(Answer(value, started - item.since, ran, len(items)))
+
+    async def _gather(self) -> list[_Item[In, Out]]:
+        items = [await self._queue.get()]
+        deadline = asyncio.get_running_loop().time() + self.wait
+        while len(items) < self.batch_size:
+            if not self._queue.empty():
+                items.append(self._queue.get_nowait())
+            elif len(items) >= self.taken:
+                break  # nobody is on the way
+            else:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        items.append(await self._queue.get())
+                except TimeoutError:
+                    break
+        return items

@@ -1,0 +1,81 @@
+"""A request's body, read within its limits of size and time: raw bytes or one file of a form."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from service.limits import MEGABYTE, Limits, Refused
+
+FORM = "multipart/form-data"
+NAME_LENGTH = 200
+
+
+async def read_body(request: Request, limits: Limits, take: Callable[[int], None]) -> bytes:
+    """The whole body.
+
+    Args:
+        request: whose body has not been touched.
+        limits: its size and time.
+        take: is told the bytes that are kept, before they are.
+
+    Raises:
+        Refused: 413 if it is (or says it is) too big, 408 if it does not come in time.
+    """
+    too_big = Refused(
+        413, "body_too_big", f"body: larger than {limits.max_body / MEGABYTE:g} MB; send a smaller picture"
+    )
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limits.max_body:
+        raise too_big
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.read_timeout):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > limits.max_body:
+                    raise too_big
+                take(len(chunk))
+                body += chunk
+    except TimeoutError:
+        what = f"body: did not arrive within {limits.read_timeout:g} s; send a smaller picture"
+        raise Refused(408, "slow_body", what) from None
+    except ClientDisconnect:
+        raise Refused(400, "disconnected", "body: the client has gone") from None
+    return bytes(body)
+
+
+async def read_picture(request: Request, limits: Limits, take: Callable[[int], None]) -> tuple[bytes, str]:
+    """The bytes of the picture that a request brings, and what it calls it (a label, never used as a path).
+
+    A form brings it as a file, by convention named `image`; any other type of content is the picture itself.
+    """
+    body = await read_body(request, limits, take)
+    if not request.headers.get("content-type", "").lower().startswith(FORM):
+        return body, "image"
+    take(len(body))  # the part is a copy
+    data, name = await _file_of_form(request, body)
+    return data, "".join(c for c in name if c.isprintable())[:NAME_LENGTH] or "image"
+
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 1 << 40  # the body has been counted and is in memory: no temporary files
+
+
+async def _file_of_form(request: Request, body: bytes) -> tuple[bytes, str]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await _InMemory(request.headers, stream(), max_files=1, max_fields=10, max_part_size=4096).parse()
+    except MultiPartException as error:
+        raise Refused(400, "bad_form", f"body: {error.message}; send one file named image") from None
+    for part in form.values():
+        if isinstance(part, UploadFile):
+            data = await part.read()
+            await part.close()
+            return data, part.filename or ""
+    raise Refused(400, "bad_form", "body: a form without a file; send one file named image")

@@ -1,0 +1,120 @@
+"""What the service grants: sizes, times, places, and how often one client may ask."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+MEGABYTE = 1 << 20
+CLIENTS_REMEMBERED = 10_000  # the one that asked longest ago is forgotten first: no growth with the number of clients
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that hold for every request.
+
+    Args:
+        max_body: bytes of one request's body.
+        max_megapixels: of one picture, checked in its header before it is decoded.
+        read_timeout: seconds in which a request's head, and then its body, must have come.
+        answer_timeout: seconds from the whole body to the answer.
+        queue: requests that may wait for the network or be in it.
+        bodies: bytes that all bodies together may hold in memory.
+        per_minute: requests of one client in a minute; 0 for no limit.
+        batch_size: pictures that are run together at most.
+        batch_wait: seconds that a batch waits for others that are on their way.
+    """
+
+    max_body: int = 20 * MEGABYTE
+    max_megapixels: float = 50.0
+    read_timeout: float = 20.0
+    answer_timeout: float = 30.0
+    queue: int = 64
+    bodies: int = 320 * MEGABYTE
+    per_minute: int = 0
+    batch_size: int = 8
+    batch_wait: float = 0.002
+
+
+class Refused(Exception):
+    """A request that is answered with an error, in one line as everywhere: `where: what; what to do`.
+
+    Args:
+        status: of HTTP.
+        code: a short stable name of the reason.
+        message: the line.
+        retry_after: seconds after which it may be tried again, if that helps.
+    """
+
+    def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
+        self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
+        super().__init__(message)
+
+
+class ByteBudget:
+    """Memory that the bodies of all requests share.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+
+    @contextmanager
+    def account(self) -> Iterator[Callable[[int], None]]:
+        """Gives a function that takes bytes; they are given back at the end. It raises `Refused` when none are left."""
+        taken = 0
+
+        def take(count: int) -> None:
+            nonlocal taken
+            if self.used + count > self.limit:
+                raise Refused(503, "busy", "service: too many uploads at once; try again", retry_after=1)
+            self.used += count
+            taken += count
+
+        try:
+            yield take
+        finally:
+            self.used -= taken
+
+
+class RateLimit:
+    """A token bucket for each client: bursts up to a minute's worth, then as many as come back with time.
+
+    Args:
+        per_minute: requests of one client; 0 for no limit.
+        clock: seconds.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_minute, self._clock = per_minute, clock
+        self._clients: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client: tokens, when they were counted
+
+    def check(self, address: str) -> None:
+        """Count one request of this client. Raises `Refused` if it had its share."""
+        if not self.per_minute:
+            return
+        client, now = client_of(address), self._clock()
+        tokens, then = self._clients.pop(client, (float(self.per_minute), now))
+        tokens = min(tokens + (now - then) * self.per_minute / 60, float(self.per_minute))
+        self._clients[client] = (tokens - 1 if tokens >= 1 else tokens, now)
+        while len(self._clients) > CLIENTS_REMEMBERED:
+            self._clients.popitem(last=False)
+        if tokens < 1:
+            wait = int((1 - tokens) * 60 / self.per_minute) + 1
+            what = f"client: more than {self.per_minute} requests a minute; wait {wait} s"
+            raise Refused(429, "too_many_requests", what, retry_after=wait)
+
+
+def client_of(address: str) -> str:
+    """Who an address stands for: IPv6 hands out networks of 64 bits, whose addresses are one client."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:64]
+    return str(ip if ip.version == 4 else ipaddress.ip_network(f"{ip}/64", strict=False))

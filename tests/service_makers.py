@@ -1,0 +1,139 @@
+"""A service on a free port of 127.0.0.1, and a detector that finds coloured rectangles, for the tests of serve.py."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from nets.model_config import ModelConfig
+from utils.detections import Detections
+
+pytest.importorskip("fastapi", reason="fastapi is not installed: pip install '.[serve]'")
+uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install '.[serve]'")
+pytest.importorskip("python_multipart", reason="python-multipart is not installed: pip install '.[serve]'")
+
+RED, GREEN, BLUE = (230, 20, 20), (20, 200, 20), (20, 20, 230)
+SCORES = (0.9, 0.6, 0.2)
+
+
+class Painted:
+    """Finds one red, one green and one blue rectangle, with scores 0.9, 0.6 and 0.2.
+
+    Attributes:
+        batches: how many pictures each call had.
+        gate: a call waits until it is set.
+    """
+
+    def __init__(self) -> None:
+        self.config = ModelConfig(class_names=("red", "green", "blue"), input_size=(96, 96), score_threshold=0.4)
+        self.batches: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken = False
+
+    def detect_batch(self, images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
+        self.batches.append(len(images))
+        assert self.gate.wait(20)
+        if self.broken:
+            raise RuntimeError("out of memory")
+        assert all(image.shape == (96, 96, 3) for image in images), "the batch holds inputs, not pictures"
+        return [self._detect(image, thresholds["score_threshold"]) for image in images]
+
+    def _detect(self, image: np.ndarray, threshold: float) -> Detections:
+        rows = []
+        for label, colour in enumerate((RED, GREEN, BLUE)):
+            ys, xs = np.nonzero(np.abs(image.astype(int) - colour).sum(axis=-1) < 120)
+            if len(xs) and SCORES[label] >= threshold:
+                rows.append((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1, SCORES[label], label))
+        table = np.array(rows, dtype=float).reshape(-1, 6)
+        return Detections(table[:, :4], table[:, 4], table[:, 5])
+
+
+def scene(width: int = 192, height: int = 192) -> np.ndarray:
+    """Three rectangles: red at (10 %, 10 %, 40 %, 30 %), green and blue below."""
+    image = np.full((height, width, 3), 110, np.uint8)
+    for number, colour in enumerate((RED, GREEN, BLUE)):
+        top = int(height * (0.1 + 0.3 * number))
+        image[top : top + int(height * 0.2), int(width * 0.1) : int(width * 0.4)] = colour
+    return image
+
+
+def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
+    return cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a service listens."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            reply = connection.getresponse()
+            lowered = {name.lower(): value for name, value in reply.getheaders()}
+            return Reply(reply.status, lowered, reply.read())
+        finally:
+            connection.close()
+
+    def metric(self, name: str) -> float:
+        """The value of one line of /metrics; 0 where it is not there yet."""
+        for line in self.ask("GET", "/metrics").body.decode().splitlines():
+            if line.startswith(name + " "):
+                return float(line.rsplit(" ", 1)[1])
+        return 0.0
+
+
+@contextmanager
+def running(app: Any, read_timeout: float = 20.0, write_timeout: float = 20.0) -> Iterator[Address]:
+    """The app behind the real server, in a thread."""
+    import socket
+
+    from service.protocol import server_settings
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, timeout_graceful_shutdown=2, **server_settings(read_timeout, write_timeout))
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        until(lambda: server.started)
+        try:
+            yield Address(listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+def until(condition: Any, seconds: float = 20.0) -> None:
+    """Wait for something that another thread or process brings about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)

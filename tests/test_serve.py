@@ -1,0 +1,465 @@
+"""The service answers what it can, says what it cannot, and cannot be made to do more than was granted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from service_makers import Address, Painted, encoded, running, scene, until
+
+import serve
+from nets.checkpoint import Checkpoint, save_checkpoint
+from nets.detector import Detector
+from nets.model_config import ModelConfig
+from nets.yolov4 import YOLOv4
+from service.app import build_app
+from service.limits import CLIENTS_REMEMBERED, Limits, RateLimit, Refused, client_of
+from utils.errors import MissingExtra, UserError
+from utils.images import decode_image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL = Limits(max_body=200_000, max_megapixels=2.0, read_timeout=2.0, queue=4, bodies=1_000_000, batch_wait=0.0)
+
+
+@pytest.fixture
+def detector() -> Painted:
+    return Painted()
+
+
+@pytest.fixture
+def service(detector: Painted) -> Iterator[Address]:
+    with running(build_app(detector, SMALL, name="painted"), read_timeout=1.0, write_timeout=1.0) as address:
+        yield address
+
+
+def form(data: bytes, name: str = "a.png", field: str = "image") -> tuple[bytes, str]:
+    head = f'--X\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
+    return head.encode() + data + b"\r\n--X--\r\n", "multipart/form-data; boundary=X"
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = b"IDAT" + zlib.compress(bytes(1000))
+    parts = [header, pixels, b"IEND"]
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_answered_in_its_own_pixels_in_the_layout_of_predict(service: Address) -> None:
+    reply = service.ask("POST", "/detect", encoded(scene(384, 192)))
+    assert reply.status == 200
+    assert (reply.json["image"], reply.json["width"], reply.json["height"]) == ("image", 384, 192)
+    assert list(reply.json) == ["image", "width", "height", "detections"]
+    red, green = reply.json["detections"]  # blue is below the model's threshold
+    assert (red["class_id"], red["class_name"], red["score"]) == (0, "red", 0.9) and green["class_name"] == "green"
+    assert np.allclose(red["box_xyxy"], [38, 19, 153, 57], atol=5)
+    assert "network;dur=" in reply.headers["server-timing"]
+
+
+def test_a_form_is_answered_as_the_bare_picture_is(service: Address) -> None:
+    body, kind = form(encoded(scene()), "my dog.png")
+    reply = service.ask("POST", "/detect", body, Content_Type=kind)
+    bare = service.ask("POST", "/detect", encoded(scene()))
+    assert reply.status == 200 and reply.json["image"] == "my dog.png"
+    assert reply.json["detections"] == bare.json["detections"]
+
+
+def test_threshold_number_and_classes_can_be_asked_for(service: Address) -> None:
+    picture = encoded(scene())
+
+    def names(query: str) -> list[str]:
+        return [d["class_name"] for d in service.ask("POST", f"/detect?{query}", picture).json["detections"]]
+
+    assert names("score_threshold=0.05") == ["red", "green", "blue"]
+    assert names("score_threshold=0.7") == ["red"]
+    assert names("score_threshold=0.05&max_detections=2") == ["red", "green"]
+    assert names("score_threshold=0.05&classes=blue&classes=0") == ["red", "blue"]
+
+
+def test_the_service_finds_exactly_what_the_detector_finds() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(class_names=("a", "b"), alpha=0.25, neck_width=0.25, input_size=(96, 96), score_threshold=0.2)
+    model = YOLOv4(config).eval()
+    for level in model.head.levels:
+        torch.nn.init.zeros_(level[-1].bias)  # an untrained network finds nothing otherwise
+    detector = Detector.from_model(model)
+    picture = encoded(np.random.default_rng(0).integers(0, 256, (150, 110, 3), np.uint8))
+    with running(build_app(detector)) as address:
+        answers = address.ask("POST", "/detect?score_threshold=0.25&max_detections=50", picture).json["detections"]
+    wanted = detector(decode_image(picture), score_threshold=0.25, max_detections=50).to_dicts(config.class_names)
+    assert len(wanted) > 5 and [a["class_id"] for a in answers] == [w["class_id"] for w in wanted]
+    assert np.allclose([a["box_xyxy"] for a in answers], [w["box_xyxy"] for w in wanted], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("score_threshold=2", "score_threshold"),
+        ("score_threshold=0", "score_threshold"),
+        ("score_threshold=nan", "score_threshold"),
+        ("max_detections=0", "max_detections"),
+        ("max_detections=many", "max_detections"),
+        ("classes=rod", "did you mean 'red'"),
+        ("classes=3", "no class '3'"),
+    ],
+)
+def test_a_wrong_parameter_is_named(service: Address, query: str, words: str) -> None:
+    reply = service.ask("POST", f"/detect?{query}", encoded(scene()))
+    assert reply.status == 422 and words in reply.json["error"] and reply.json["code"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 422, "empty_file"),
+        (b"<html>no</html>", 415, "not_an_image"),
+        (encoded(scene())[:300], 422, "truncated_image"),
+        (encoded(scene(), ".jpg")[:-300], 422, "truncated_image"),
+        (png_that_claims(30_000, 30_000), 413, "image_too_big"),
+        (png_that_claims(1_500, 1_400), 413, "image_too_big"),
+        (png_that_claims(100, 100), 422, "corrupt_image"),
+        (bytes(200_001), 413, "body_too_big"),
+    ],
+    ids=["empty", "html", "cut png", "cut jpeg", "bomb", "above the cap", "no pixels", "big body"],
+)
+def test_a_bad_picture_is_refused_with_its_reason(
+    service: Address, detector: Painted, body: bytes, status: int, code: str
+) -> None:
+    reply = service.ask("POST", "/detect", body)
+    assert (reply.status, reply.json["code"]) == (status, code)
+    assert re.fullmatch(r"[^\n]+: [^\n]+", reply.json["error"])
+    assert detector.batches == [1], "only the warm-up has run"
+    assert service.ask("POST", "/detect", encoded(scene())).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"nothing like it", "multipart/form-data; boundary=X"),
+        (b"--X--\r\n", "multipart/form-data; boundary=X"),
+        (b"--X\r\n", "multipart/form-data"),
+        (
+            b'--X\r\nContent-Disposition: form-data; name="a"\r\n\r\ntext\r\n--X--\r\n',
+            "multipart/form-data; boundary=X",
+        ),
+        (form(b"1")[0][:-9] + b"\r\n" + form(b"2")[0], "multipart/form-data; boundary=X"),
+    ],
+    ids=["no form", "empty form", "no boundary", "no file", "two files"],
+)
+def test_a_form_without_one_file_is_refused(service: Address, body: bytes, kind: str) -> None:
+    reply = service.ask("POST", "/detect", body, Content_Type=kind)
+    assert (reply.status, reply.json["code"]) == (400, "bad_form")
+
+
+# --- batches and bounds ----------------------------------------------------------------------------------------------
+
+
+def ask_together(service: Address, number: int) -> list[int]:
+    picture = encoded(scene())
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(lambda _: service.ask("POST", "/detect", picture).status, range(number)))
+
+
+def test_requests_that_arrive_while_the_network_is_busy_become_one_batch(detector: Painted, service: Address) -> None:
+    detector.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(ask_together, service, 4)
+        until(lambda: service.ask("GET", "/health").json["waiting"] == 4)
+        time.sleep(0.2)  # the last of them is decoded
+        detector.gate.set()
+        assert answers.result() == [200] * 4
+    assert detector.batches[0] == 1 and sum(detector.batches[1:]) == 4 and len(detector.batches) <= 3
+
+
+def test_a_full_queue_is_answered_at_once_with_503_and_when_to_come_again(detector: Painted, service: Address) -> None:
+    detector.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(ask_together, service, 4)
+        until(lambda: service.ask("GET", "/health").json["waiting"] == 4)
+        reply = service.ask("POST", "/detect", encoded(scene()))
+        assert (reply.status, reply.json["code"]) == (503, "queue_full") and int(reply.headers["retry-after"]) >= 1
+        detector.gate.set()
+        assert answers.result() == [200] * 4
+    assert service.ask("POST", "/detect", encoded(scene())).status == 200
+
+
+def test_a_network_that_fails_costs_only_the_requests_of_its_batch(
+    detector: Painted, service: Address, capfd: pytest.CaptureFixture[str]
+) -> None:
+    detector.broken = True
+    reply = service.ask("POST", "/detect", encoded(scene()))
+    assert (reply.status, reply.json["code"]) == (500, "network_failed")
+    assert "out of memory" not in reply.json["error"] and "out of memory" in capfd.readouterr().err
+    detector.broken = False
+    assert service.ask("POST", "/detect", encoded(scene())).status == 200
+
+
+def test_who_waits_too_long_is_told_so_and_gives_the_place_back(detector: Painted) -> None:
+    with running(build_app(detector, replace(SMALL, answer_timeout=0.5))) as service:
+        detector.gate.clear()
+        reply = service.ask("POST", "/detect", encoded(scene()))
+        assert (reply.status, reply.json["code"]) == (503, "too_slow") and "retry-after" in reply.headers
+        assert service.ask("GET", "/health").json["waiting"] == 0
+        detector.gate.set()
+        until(lambda: service.ask("POST", "/detect", encoded(scene())).status == 200)
+
+
+def test_uploads_together_may_not_fill_the_memory(detector: Painted) -> None:
+    with running(build_app(detector, replace(SMALL, bodies=1000))) as service:
+        reply = service.ask("POST", "/detect", encoded(scene()) + bytes(1000))
+        assert (reply.status, reply.json["code"]) == (503, "busy")
+        for _ in range(3):
+            assert service.ask("POST", "/detect", bytes(900)).status == 415, "what was held is given back"
+
+
+def test_a_client_may_ask_only_so_often_where_it_was_so_decided(detector: Painted) -> None:
+    with running(build_app(detector, replace(SMALL, per_minute=2))) as service:
+        replies = [service.ask("POST", "/detect", encoded(scene())) for _ in range(3)]
+        assert [reply.status for reply in replies] == [200, 200, 429]
+        assert 1 <= int(replies[-1].headers["retry-after"]) <= 31
+        assert service.ask("GET", "/health").status == 200
+
+
+def test_a_client_s_share_comes_back_with_time_and_clients_are_forgotten() -> None:
+    now = [0.0]
+    limit = RateLimit(60, clock=lambda: now[0])
+    for _ in range(60):
+        limit.check("10.0.0.1")
+    with pytest.raises(Refused, match=r"wait [12] s"):
+        limit.check("10.0.0.1")
+    limit.check("10.0.0.2")
+    now[0] += 1.01
+    limit.check("10.0.0.1")
+    for number in range(CLIENTS_REMEMBERED + 10):
+        limit.check(f"client {number}")
+    assert len(limit._clients) == CLIENTS_REMEMBERED
+    assert client_of("2001:db8::1") == client_of("2001:db8::ffff") != client_of("2001:db8:0:1::1")
+
+
+# --- those who mean harm ---------------------------------------------------------------------------------------------
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    connection.settimeout(15)
+    received = b""
+    try:
+        while chunk := connection.recv(65536):
+            received += chunk
+    except ConnectionError:
+        pass
+    return received
+
+
+def test_a_head_that_comes_byte_by_byte_is_cut_off(service: Address) -> None:
+    with socket.create_connection(("127.0.0.1", service.port)) as slow, pytest.raises(OSError):
+        slow.sendall(b"POST /detect HTTP/1.1\r\n")
+        for _ in range(100):
+            slow.sendall(b"X-A: b\r\n")
+            time.sleep(0.1)
+    with socket.create_connection(("127.0.0.1", service.port)) as silent:
+        assert read_to_end(silent) == b""
+
+
+def test_a_second_request_on_a_connection_has_the_same_deadline(service: Address) -> None:
+    with socket.create_connection(("127.0.0.1", service.port)) as slow, pytest.raises(OSError):
+        slow.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        slow.recv(65536)
+        for _ in range(100):
+            slow.sendall(b"G")
+            time.sleep(0.1)
+
+
+def test_a_body_that_comes_byte_by_byte_is_answered_with_408(service: Address) -> None:
+    with socket.create_connection(("127.0.0.1", service.port)) as slow:
+        slow.sendall(b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(25):
+            slow.sendall(b"a")
+            time.sleep(0.1)
+        assert b" 408 " in slow.recv(65536)
+
+
+def test_a_body_without_length_is_cut_at_the_cap(service: Address) -> None:
+    with socket.create_connection(("127.0.0.1", service.port)) as endless:
+        endless.sendall(b"POST /detect HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+        for _ in range(5):
+            endless.sendall(chunk)
+        endless.settimeout(15)
+        assert b" 413 " in endless.recv(65536)
+
+
+def test_a_head_without_end_is_refused(service: Address) -> None:
+    with socket.create_connection(("127.0.0.1", service.port)) as endless:
+        endless.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000)
+        assert b" 400 " in read_to_end(endless)
+
+
+def test_no_path_of_a_client_is_a_path_here(service: Address, tmp_path: Path) -> None:
+    for path in (
+        "/static/../app.py",
+        "/static/..%2fapp.py",
+        "/static/%2e%2e/app.py",
+        "/static//etc/passwd",
+        "/static/%2fetc%2fpasswd",
+        "/../serve.py",
+        "/static/page.html%00.png",
+        "/model.onnx",
+        "/ort/../../etc/passwd",
+    ):
+        reply = service.ask("GET", path)
+        assert reply.status == 404 and reply.json["code"] == "not_found", path
+    before = sorted(tmp_path.iterdir())
+    for name in ("../../evil.png", "/etc/passwd", "a\x00b.png", str(tmp_path / "evil.png"), "x" * 5000):
+        body, kind = form(encoded(scene()), name)
+        assert service.ask("POST", "/detect", body, Content_Type=kind).status in (200, 400)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc, which only Linux has")
+def test_a_bomb_costs_no_memory(detector: Painted) -> None:
+    with running(build_app(detector, Limits())) as service:
+        service.ask("POST", "/detect", encoded(scene()))
+        before = service.metric("process_resident_memory_bytes")
+        for _ in range(20):
+            assert service.ask("POST", "/detect", png_that_claims(30_000, 30_000)).status == 413
+        assert service.metric("process_resident_memory_bytes") - before < 100e6
+
+
+# --- around it -------------------------------------------------------------------------------------------------------
+
+
+def test_health_metrics_and_description_are_there(service: Address) -> None:
+    for _ in range(3):
+        service.ask("POST", "/detect", encoded(scene()))
+    service.ask("POST", "/detect", b"no")
+    assert service.ask("GET", "/health").json == {"status": "ok", "waiting": 0}
+    reply = service.ask("GET", "/metrics")
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    text = reply.body.decode()
+    line = re.compile(r'(# (HELP|TYPE) .+|[a-z_]+(\{[a-z]+="[^"]*"\})? [-+.e\d]+)')
+    assert all(line.fullmatch(each) for each in text.splitlines())
+    assert 'detector_requests_total{status="200"}' in text and 'detector_refused_total{reason="not_an_image"} 1' in text
+    assert service.metric("detector_objects_total") == 6 and service.metric("detector_answer_seconds_count") == 3
+    buckets = [int(n) for n in re.findall(r'detector_batch_size_bucket\{le="[^"]+"\} (\d+)', text)]
+    assert buckets == sorted(buckets) and buckets[-1] == 4  # the warm-up too
+    description = service.ask("GET", "/openapi.json").json
+    operation = description["paths"]["/detect"]["post"]
+    assert {"image/*", "multipart/form-data"} <= set(operation["requestBody"]["content"])
+    assert {"200", "413", "503"} <= set(operation["responses"])
+    assert {"score_threshold", "max_detections", "classes"} == {p["name"] for p in operation["parameters"]}
+
+
+def test_every_answer_forbids_the_browser_what_the_page_does_not_need(service: Address) -> None:
+    for path in ("/", "/static/page.js", "/health", "/nothing"):
+        headers = service.ask("GET", path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'self'" in headers["content-security-policy"]
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(service: Address) -> None:
+    page = service.ask("GET", "/").body.decode()
+    names = re.findall(r'(?:src|href)="static/([^"]+)"', page)
+    assert len(names) == 2
+    for name in ("page.html", "viewer.js", "browser_model.js", *names):
+        reply = service.ask("GET", f"/static/{name}")
+        assert reply.status == 200
+        addresses = set(re.findall(rb"https?://[^\s\"'`)]+", reply.body)) - {b"http://www.w3.org/2000/svg"}
+        assert not addresses, name
+
+
+def test_an_unknown_address_or_method_is_answered_in_the_same_form(service: Address) -> None:
+    assert service.ask("GET", "/nothing").json == {
+        "code": "not_found",
+        "error": "request: not found; see /openapi.json",
+    }
+    reply = service.ask("GET", "/detect")
+    assert reply.status == 405 and reply.json["code"] == "method_not_allowed" and reply.headers["allow"] == "POST"
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig(class_names=("a", "b"), alpha=0.25, neck_width=0.25, input_size=(64, 64))
+    path = tmp_path_factory.mktemp("serve") / "model.pth"
+    save_checkpoint(path, Checkpoint(config, YOLOv4(config).state_dict()))
+    return path
+
+
+def start(checkpoint: Path, *arguments: str) -> tuple[subprocess.Popen[str], Address]:
+    command = [sys.executable, "serve.py", "--checkpoint", str(checkpoint), "--port", "0", *arguments]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+    )
+    assert process.stdout is not None and process.stderr is not None
+    line = process.stdout.readline()
+    found = re.search(r"on http://127\.0\.0\.1:(\d+)/", line)
+    assert found, line + process.stderr.read()
+    return process, Address(int(found[1]))
+
+
+def test_sigterm_ends_it_after_the_last_answer(checkpoint: Path) -> None:
+    process, address = start(checkpoint)
+    try:
+        assert address.ask("POST", "/detect", encoded(scene())).status == 200
+        with socket.create_connection(("127.0.0.1", address.port)) as late:
+            late.sendall(b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
+            until(lambda: address.metric('detector_requests_total{status="200"}') >= 1)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            late.sendall(b"no")
+            assert b" 415 " in read_to_end(late)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert process.stderr is not None and process.stderr.read().strip() == "interrupted by SIGTERM"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_taken_port_a_missing_file_and_bad_options_are_one_line(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object) -> UserError:
+        with pytest.raises(UserError) as caught:
+            serve.main([str(argument) for argument in arguments])
+        assert "\n" not in str(caught.value)
+        return caught.value
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert f"port {port}" in str(refused("--checkpoint", checkpoint, "--port", port))
+    assert refused("--checkpoint", tmp_path / "none.pth").exit_code == 2
+    assert "--port" in str(refused("--checkpoint", checkpoint, "--port", 70000))
+    assert "--queue" in str(refused("--checkpoint", checkpoint, "--queue", 0))
+    assert "--input-size" in str(refused("--checkpoint", checkpoint, "--input-size", "a"))
+    assert "npm pack" in str(refused("--checkpoint", checkpoint, "--browser-model", "a.onnx"))
+    assert "npm pack" in str(refused("--checkpoint", checkpoint, "--browser-model", "a.onnx", "--ort-web", tmp_path))
+    assert "--browser-model" in str(refused("--checkpoint", checkpoint, "--ort-web", tmp_path))
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    missing = refused("--checkpoint", checkpoint)
+    assert isinstance(missing, MissingExtra) and "pip install '.[serve]'" in str(missing)
+
+
+def test_options_become_limits() -> None:
+    limits = serve.ServeOptions(max_body=100, batch_wait=5, queue=3).limits
+    assert (limits.max_body, limits.batch_wait, limits.queue) == (100 << 20, 0.005, 3)
+    assert limits.bodies >= 2 * limits.max_body, "a form is held twice while it is taken apart"
