@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
-import stat
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +15,15 @@ import torch
 from torch import Tensor
 
 from nets.model_config import ModelConfig
+from nets.torch_file import open_model_file, read_torch_file, seal
+from nets.yolov4 import YOLOv4
 from utils.errors import RunError, UserError
+from utils.files import write_atomically
 
 FORMAT = "mobilenet-yolov4"
 FORMAT_VERSION = 1
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-MAX_FILE_BYTES = 4 << 30
-# the last bytes of a file of ours, held in the zip archive's comment: a digest of all bytes before them
-_SEAL = b"sha256:"
-_SEAL_LENGTH = len(_SEAL) + 64
+MAX_HEADER_BYTES = 8 << 20  # of a .safetensors file: names, shapes and our configuration
 
 
 @dataclass
@@ -89,7 +86,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         UserError: naming the file and why it is no checkpoint of ours (empty, cut, damaged, HTML, another model...).
     """
     path = Path(path)
-    content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path, sealed=True)
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path, FORMAT)
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise UserError(
             path,
@@ -109,49 +106,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if isinstance(error, UserError):
             raise
         raise UserError(path, f"damaged: {error}", "use another copy") from error
+    _check_fit(path, config, weights)
     return Checkpoint(config, weights, metrics, info, training)
-
-
-def read_torch_file(path: Path, sealed: bool = False) -> Any:
-    """Read any .pth safely: tensors and plain types only, its structure checked before a byte is unpacked.
-
-    Args:
-        path: the file.
-        sealed: whether it must be one of ours, with a digest of all its bytes (foreign weights have only the zip's CRC).
-
-    Raises:
-        UserError: naming the file and the reason.
-    """
-    data = _read_model_bytes(path)
-    digest = data[-_SEAL_LENGTH:]
-    if digest.startswith(_SEAL):
-        if hashlib.sha256(data[:-_SEAL_LENGTH]).hexdigest().encode() != digest[len(_SEAL) :]:
-            raise UserError(path, "damaged: its bytes are not those that were written", "use another copy")
-    if data[:2] != b"PK":
-        _refuse_other_content(path, data)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-            if not stored or unpacked > len(data):
-                raise UserError(path, "is compressed, which no model file is", "refused: it could fill the memory")
-            broken = archive.testzip()
-            if broken:
-                raise UserError(path, f"damaged: {broken} fails its checksum", "use another copy")
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OverflowError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(path, f"cut or damaged ({error})", "use another copy") from error
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            path, f"holds more than tensors and plain values ({reason[:120]})", "refused: it could run code"
-        ) from error
-    if sealed and isinstance(content, Mapping) and content.get("format") == FORMAT and not digest.startswith(_SEAL):
-        raise UserError(path, "damaged: the digest at its end is missing", "use another copy")
-    return content
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
@@ -159,101 +115,31 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    data = _read_model_bytes(path)
-    try:
-        weights = load(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-        content = json.loads(metadata["checkpoint"]) if "checkpoint" in metadata else {}
-        if content and metadata.get("sha256") != _digest_of(weights, metadata["checkpoint"]):
-            raise UserError(path, "damaged: its tensors are not those that were written", "use another copy")
-    except (SafetensorError, ValueError, KeyError, UnicodeDecodeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(path, f"cut or damaged ({error})", "use another copy") from error
+    with open_model_file(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= MAX_HEADER_BYTES:
+            raise UserError(path, "is not a .safetensors file, or damaged", "use another copy")
+        header = file.read(length)
+        try:
+            metadata = json.loads(header).get("__metadata__") or {}
+            content = json.loads(metadata["checkpoint"]) if "checkpoint" in metadata else {}
+            file.seek(0)
+            weights = load(file.read())
+            if content and metadata.get("sha256") != _digest_of(weights, metadata["checkpoint"]):
+                raise UserError(path, "damaged: its tensors are not those that were written", "use another copy")
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(path, f"cut or damaged ({error})", "use another copy") from error
     return {**content, "weights": weights}
 
 
 def strip_prefixes(name: str) -> str:
     """A tensor's name without the prefixes of DataParallel and torch.compile."""
-    for prefix in WRAPPER_PREFIXES:
-        name = name.removeprefix(prefix)
+    while name.startswith(WRAPPER_PREFIXES):
+        for prefix in WRAPPER_PREFIXES:
+            name = name.removeprefix(prefix)
     return name
-
-
-def seal(data: bytes) -> bytes:
-    """`data`, a zip archive without a comment, with a comment that is the digest of all bytes before it."""
-    end = data.rfind(b"PK\x05\x06")
-    if end < 0 or len(data) - end != 22:
-        raise AssertionError("not a zip archive that ends without a comment")
-    body = data[:-2] + _SEAL_LENGTH.to_bytes(2, "little")
-    return body + _SEAL + hashlib.sha256(body).hexdigest().encode()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary name, to the disk, read back, rename: a reader sees the old file or the new one, whole.
-
-    Raises:
-        RunError: if it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if temporary.read_bytes() != data:
-            raise OSError("what was read back is not what was written")
-        os.replace(temporary, path)
-        if os.name == "posix":
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        free = _free_bytes(path.parent)
-        what = f"cannot be written: {error.strerror or error}"
-        if free is not None and free < len(data):
-            what += f"; it needs {len(data) / 1e6:.1f} MB and {free / 1e6:.1f} MB are free"
-        raise RunError(path, what, "the previous file is untouched; make room or choose another folder") from error
-
-
-def _free_bytes(folder: Path) -> int | None:
-    import shutil
-
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return None
-
-
-def _read_model_bytes(path: Path) -> bytes:
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(path, "is not a file", "give a model file (.pth, .safetensors, .onnx...)")
-        if status.st_size > MAX_FILE_BYTES:
-            raise UserError(path, f"is {status.st_size / 1e9:.1f} GB, larger than any detector here", "give a model file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(path, f"cannot be read: {error.strerror}", "give a model file") from error
-    if not data:
-        raise UserError(path, "is empty", "use another copy")
-    return data
-
-
-def _refuse_other_content(path: Path, data: bytes) -> None:
-    head = data[:512].lstrip().lower()
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(path, "is a Git LFS pointer, not the weights themselves", "run: git lfs pull")
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(path, "is a web page, not weights", "download it again and look at what comes")
-    if data[:1] == b"\x80":
-        raise UserError(path, "is a pickle of torch before 1.6", "refused: it could run code; save it again as a zip")
-    raise UserError(path, "is not a model file", "give a .pth, .safetensors or exported file")
 
 
 def _check_weights(path: Path, weights: Any) -> dict[str, Tensor]:
@@ -269,6 +155,23 @@ def _check_weights(path: Path, weights: Any) -> dict[str, Tensor]:
                 raise UserError(path, f"weights {name} hold NaN or infinity", "use an earlier checkpoint")
         result[strip_prefixes(name)] = tensor
     return result
+
+
+def _check_fit(path: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Hold the weights to the network that the file describes, before memory is taken for one that it only claims."""
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in YOLOv4(config).state_dict().items()}
+    missing = [name for name in expected if name not in weights]
+    wrong = [name for name, shape in expected.items() if name in weights and weights[name].shape != shape]
+    what = ""
+    if missing:
+        what = f"{len(missing)} of {len(expected)} tensors are missing, {missing[0]} for one"
+    elif wrong:
+        what = f"{wrong[0]} is {tuple(weights[wrong[0]].shape)}, not {tuple(expected[wrong[0]])}"
+    elif len(weights) > len(expected):
+        what = f"{next(name for name in weights if name not in expected)} is none of its tensors"
+    if what:
+        raise UserError(path, f"its weights do not fit the network it describes: {what}", "use another copy")
 
 
 def _portable(tensor: Tensor, half: bool) -> Tensor:
@@ -289,6 +192,6 @@ def _safetensors_bytes(content: dict[str, Any]) -> bytes:
 def _digest_of(weights: Mapping[str, Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(weights):
-        digest.update(name.encode())
+        digest.update(f"{name} {weights[name].dtype} {tuple(weights[name].shape)}".encode())
         digest.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from nets.backbones.registry import TIMM_PREFIX
-from nets.checkpoint import read_safetensors, read_torch_file
+from nets.checkpoint import read_safetensors
+from nets.torch_file import read_legacy_torch_file, read_torch_file
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError, UserError
 
@@ -137,11 +138,7 @@ def read_weights_file(path: Path) -> Any:
         is_legacy = file.read(2) == b"\x80\x02"
     if not is_legacy:
         return read_torch_file(path)
-    try:  # torch before 1.6 wrote plain pickles, and so did much that is still published
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(path, f"cannot be read as weights ({reason[:120]})", "refused: it could run code") from error
+    return read_legacy_torch_file(path)
 
 
 def extract_state_dict(content: Any, source: object) -> dict[str, Tensor]:

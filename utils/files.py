@@ -6,11 +6,12 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 
 MEGABYTE = 1 << 20
 
@@ -80,6 +81,61 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write to a temporary name, to the disk, read back, rename: a reader sees the old file or the new one, whole.
+
+    Raises:
+        RunError: if it cannot be written (full disk: says the size that is missing); the old file is then untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                if hasattr(os, "posix_fadvise"):  # read back from the disk, not from memory
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if temporary.read_bytes() != data:
+                raise OSError("what was read back is not what was written")
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        what = f"cannot be written: {error.strerror or error}"
+        free = _free_bytes(path.parent)
+        if error.errno == errno.ENOSPC and free is not None:
+            missing = max(len(data) - free, 1)
+            what += f"; it needs {_size(len(data))}, {_size(free)} are free, {_size(missing)} are missing"
+        raise RunError(path, what, "the previous file is untouched; make room or choose another folder") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last; a no-op where folders cannot be opened (Windows)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free_bytes(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes} bytes"
 
 
 def _kind(mode: int) -> str:

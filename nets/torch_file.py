@@ -1,0 +1,356 @@
+"""Read a .pth that anybody may have written: tensors and plain values only, all of it checked before it is unpacked.
+
+torch.load(weights_only=True) runs no code, but it believes what a file says of itself: a zip of 4 MB that unpacks to
+gigabytes, a tensor larger than its bytes, a `bytearray` of any length, a flipped bit. So the archive's structure and
+its pickle are gone through first, with stand-ins in place of everything that would take memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import pickle
+import stat
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from utils.errors import UserError
+
+MAX_FILE_BYTES = 4 << 30
+MAX_PICKLE_BYTES = 4 << 20  # names, shapes and plain values; a pickle can ask for 70 times its size of memory
+MAX_DIRECTORY_BYTES = 16 << 20
+MAX_CALLS = 200_000  # tensors and tables in one file
+SHARING = 4  # tensors may together claim so many times the file's bytes, as weights may be shared
+
+# The last bytes of a file of ours, held in the zip archive's comment: a digest of all bytes before them.
+_SEAL = b"sha256:"
+SEAL_LENGTH = len(_SEAL) + 64
+_CHUNK = 1 << 20
+_END = b"PK\x05\x06"
+_END_LENGTH = 22
+_END64_LENGTH, _LOCATOR64_LENGTH = 56, 20
+
+_ITEM_BYTES = {
+    **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage"), 1),
+    **dict.fromkeys(("ShortStorage", "HalfStorage", "BFloat16Storage"), 2),
+    **dict.fromkeys(("IntStorage", "FloatStorage"), 4),
+    **dict.fromkeys(("LongStorage", "DoubleStorage", "ComplexFloatStorage"), 8),
+}
+_DTYPES = frozenset(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))
+# what torch.save writes, in its pickle protocol 2; every other operation is refused
+_OPERATIONS = (
+    b"\x80.(Nc}])t\x85\x86\x87\x88\x89KMJG\x8aXUQRbqrhjaeus\x81"  # PROTO STOP MARK NONE GLOBAL ... SETITEM NEWOBJ
+)
+
+
+def read_torch_file(path: Path, our_format: str | None = None) -> Any:
+    """The content of a .pth written by torch 1.6 or later, on the CPU.
+
+    Args:
+        path: the file.
+        our_format: the `format` of files that must end in a digest of all their bytes, as ours do; foreign ones have
+            only the checksums of zip.
+
+    Raises:
+        UserError: naming the file and why it is refused.
+    """
+    with open_model_file(path) as file:
+        head = file.read(512)
+        if head[:2] != b"PK":
+            _refuse_other_content(path, head)
+        is_sealed = _check_seal(path, file)
+        try:
+            _check_archive(path, file, is_sealed)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, OverflowError, struct.error, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(path, f"cut or damaged ({error})", "use another copy") from error
+        content = _load(path, file)
+    if not is_sealed and our_format is not None and isinstance(content, dict) and content.get("format") == our_format:
+        raise UserError(path, "damaged: the digest at its end is missing", "use another copy")
+    return content
+
+
+def read_legacy_torch_file(path: Path) -> Any:
+    """The content of a .pth written by torch before 1.6: a plain pickle, much of which is still published.
+
+    Raises:
+        UserError: naming the file and why it is refused.
+    """
+    with open_model_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        pickles = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+
+        claims: dict[str, int] = {}
+        total = 0
+
+        def check_storage(key: str, claimed: int) -> None:
+            nonlocal total
+            total += claimed - claims.get(key, 0)
+            claims[key] = claimed
+            if total > size:
+                raise pickle.UnpicklingError(f"its tensors claim {total} bytes of a file of {size}")
+
+        _dry_run(path, pickles, 5, size, check_storage)  # magic number, protocol, system, content, keys
+        return _load(path, file)
+
+
+def open_model_file(path: Path) -> BinaryIO:
+    """Open a regular file of a sane size. Raises UserError for anything else, a named pipe too."""
+    try:
+        # O_NONBLOCK: opening a named pipe would wait for a writer for ever
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        file = open(os.open(path, flags), "rb")  # noqa: SIM115 -- the caller closes it
+    except (OSError, ValueError) as error:
+        if os.path.isdir(path):
+            raise UserError(path, "is a folder", "give a model file (.pth, .safetensors, .onnx...)") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(path, f"cannot be read: {reason}", "give a model file") from error
+    status = os.fstat(file.fileno())
+    what, todo = "", "give a model file (.pth, .safetensors, .onnx...)"
+    if not stat.S_ISREG(status.st_mode):
+        what = "is not a file"
+    elif not status.st_size:
+        what, todo = "is empty", "use another copy"
+    elif status.st_size > MAX_FILE_BYTES:
+        what = f"is {status.st_size / 1e9:.1f} GB, larger than any detector here"
+    if what:
+        file.close()
+        raise UserError(path, what, todo)
+    return file
+
+
+def seal(data: bytes) -> bytes:
+    """`data`, a zip archive without a comment, with a comment that is the digest of all bytes before it."""
+    if data[-_END_LENGTH:][:4] != _END:
+        raise AssertionError("not a zip archive that ends without a comment")
+    body = data[:-2] + SEAL_LENGTH.to_bytes(2, "little")
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode()
+
+
+def _refuse_other_content(path: Path, head: bytes) -> None:
+    text = head.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        raise UserError(path, "is a Git LFS pointer, not the weights themselves", "run: git lfs pull")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(path, "is a web page, not weights", "download it again and look at what comes")
+    if head[:1] == b"\x80":
+        raise UserError(path, "is a pickle of torch before 1.6", "refused: it could run code; save it again as a zip")
+    raise UserError(path, "is not a model file", "give a .pth, .safetensors or exported file")
+
+
+def _check_seal(path: Path, file: BinaryIO) -> bool:
+    """Whether the file ends in a seal; UserError if it is not that of these bytes."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(size - SEAL_LENGTH, 0))
+    found = file.read(SEAL_LENGTH)
+    if not found.startswith(_SEAL):
+        return False
+    file.seek(0)
+    digest, left = hashlib.sha256(), size - SEAL_LENGTH
+    while left:
+        chunk = file.read(min(left, _CHUNK))
+        if not chunk:
+            break
+        digest.update(chunk)
+        left -= len(chunk)
+    if digest.hexdigest().encode() != found[len(_SEAL) :]:
+        raise UserError(path, "damaged: its bytes are not those that were written", "use another copy")
+    return True
+
+
+def _check_archive(path: Path, file: BinaryIO, is_sealed: bool) -> None:
+    """Refuse what torch.save does not write: compression, entries that overlap or stand twice, broken checksums."""
+    size = os.fstat(file.fileno()).st_size
+    _check_directory_size(file, size)
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if archive.comment and not is_sealed:
+            raise UserError(path, "has a comment, which no model file has", "use another copy")
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or sum(entry.file_size for entry in entries) > size:
+            raise UserError(path, "is compressed, which no model file is", "refused: it could fill the memory")
+        sizes = {entry.filename: entry.file_size for entry in entries}
+        tops = {name.partition("/")[0] for name in sizes}
+        top = next(iter(tops), "")
+        if len(sizes) != len(entries) or len(tops) != 1 or f"{top}/data.pkl" not in sizes:
+            what = "is a zip archive, but not one of torch"
+            raise UserError(path, what, "give a model file (.pth, .safetensors, .onnx...)")
+        if f"{top}/constants.pkl" in sizes:
+            raise UserError(path, "is TorchScript, which is a program", "give its checkpoint, or name it .torchscript")
+        if sizes[f"{top}/data.pkl"] > MAX_PICKLE_BYTES:
+            raise UserError(path, "has a table of contents of many megabytes", "refused: it could fill the memory")
+        broken = None if is_sealed else archive.testzip()
+        if broken:
+            raise UserError(path, f"damaged: {broken} fails its checksum", "use another copy")
+
+        def check_storage(key: str, claimed: int) -> None:
+            if sizes.get(f"{top}/data/{key}") != claimed:
+                raise pickle.UnpicklingError(f"tensor {key} claims {claimed} bytes that are not there")
+
+        _dry_run(path, io.BytesIO(archive.read(f"{top}/data.pkl")), 1, size, check_storage)
+
+
+def _check_directory_size(file: BinaryIO, size: int) -> None:
+    """Look at how long the list of entries is, before zipfile reads it."""
+    start = max(size - _END_LENGTH - 0xFFFF, 0)
+    file.seek(start)
+    tail = file.read()
+    end = tail.rfind(_END)
+    if end < 0 or len(tail) - end < _END_LENGTH:
+        raise zipfile.BadZipFile("the list of its entries is missing")
+    length = struct.unpack_from("<L", tail, end + 12)[0]
+    record = end - _LOCATOR64_LENGTH - _END64_LENGTH
+    if record >= 0 and tail[end - _LOCATOR64_LENGTH :][:4] == b"PK\x06\x07" and tail[record:][:4] == b"PK\x06\x06":
+        length = max(length, struct.unpack_from("<Q", tail, record + 40)[0])
+    if length > MAX_DIRECTORY_BYTES:
+        raise zipfile.BadZipFile(f"its list of entries would have {length} bytes")
+
+
+def _load(path: Path, file: BinaryIO) -> Any:
+    file.seek(0)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _refusal(path, error) from error
+
+
+def _dry_run(path: Path, file: BinaryIO, pickles: int, size: int, check_storage: Callable[[str, int], None]) -> None:
+    try:
+        for _ in range(pickles):
+            _DryRun(file, size, check_storage).load()
+    except EOFError as error:
+        raise UserError(path, "cut or damaged (its table of contents ends too early)", "use another copy") from error
+    except Exception as error:
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    what = f"holds more than tensors and plain values ({reason[:120]})"
+    return UserError(path, what, "refused: it could run code, or fill the memory")
+
+
+class _Table(dict):
+    """In place of OrderedDict."""
+
+
+class _StorageType(int):
+    """In place of a class such as torch.FloatStorage: the bytes of one item."""
+
+
+class _Storage:
+    """In place of a tensor's bytes."""
+
+    def __init__(self, item_bytes: int, num_items: int) -> None:
+        self.item_bytes, self.num_items = item_bytes, num_items
+
+
+class _DryRun(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """Goes through a pickle without making a tensor.
+
+    Args:
+        file: where the pickle begins.
+        size: of the whole file, bytes.
+        check_storage: given a storage's key and the bytes that the pickle claims for it, raises if they are not there.
+    """
+
+    dispatch = {code: pickle._Unpickler.dispatch[code] for code in _OPERATIONS}  # type: ignore[attr-defined]  # noqa: RUF012
+
+    def __init__(self, file: BinaryIO, size: int, check_storage: Callable[[str, int], None]) -> None:
+        super().__init__(file)
+        self._left = SHARING * size
+        self._calls = 0
+        self._check_storage = check_storage
+        self._known: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): self._table,
+            ("torch", "Size"): self._shape,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): self._parameter,
+            ("torch.storage", "UntypedStorage"): _StorageType(1),
+        } | {("torch", name): _StorageType(item_bytes) for name, item_bytes in _ITEM_BYTES.items()}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _DTYPES:
+            return name
+        if (module, name) not in self._known:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return self._known[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, item_bytes, key, _, num_items, *_ = pid
+        if kind != "storage" or not isinstance(item_bytes, _StorageType) or not isinstance(key, str):
+            raise pickle.UnpicklingError("a reference to something that is no storage")
+        _require_counts([num_items])
+        self._check_storage(key, item_bytes * num_items)
+        return _Storage(item_bytes, num_items)
+
+    def _count(self) -> None:
+        self._calls += 1
+        if self._calls > MAX_CALLS:
+            raise pickle.UnpicklingError(f"more than {MAX_CALLS} objects")
+
+    def _table(self) -> _Table:
+        self._count()
+        return _Table()
+
+    def _shape(self, values: Any) -> tuple[Any, ...]:
+        self._count()
+        return tuple(values)
+
+    def _parameter(self, data: Any, *_: Any) -> Any:
+        self._count()
+        return data
+
+    def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> None:
+        """Hold a tensor to the bytes it has: one that repeats them (stride 0) would grow when it is converted."""
+        self._count()
+        if not isinstance(storage, _Storage) or len(shape) != len(stride):
+            raise pickle.UnpicklingError("a tensor that is none")
+        _require_counts([offset, *shape, *stride])
+        num_items = math.prod(shape)
+        reach = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) + 1 if num_items else 0
+        self._left -= num_items * storage.item_bytes
+        if max(reach, num_items) > storage.num_items or self._left < 0:
+            raise pickle.UnpicklingError(f"a tensor of shape {tuple(shape)} is larger than its bytes")
+
+    def load_build(self) -> None:
+        """Leave out what is set on a table (torch.save keeps its versions there), and refuse it on all else."""
+        self.stack.pop()
+        if not isinstance(self.stack[-1], _Table):
+            raise pickle.UnpicklingError("the state of an object")
+
+    def load_newobj(self) -> None:
+        args, make = self.stack.pop(), self.stack.pop()
+        self.append(make(*args))
+
+    def load_setitem(self) -> None:
+        _require_plain_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _require_plain_keys(self.stack[::2])
+        super().load_setitems()
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+
+def _require_counts(values: Sequence[Any]) -> None:
+    if any(not isinstance(value, int) or isinstance(value, bool) or value < 0 for value in values):
+        raise pickle.UnpicklingError("a size that is no number of things")
+
+
+def _require_plain_keys(keys: Sequence[Any]) -> None:
+    """Text and numbers only: the hash of a tuple that is nested deep enough ends the process."""
+    if any(not isinstance(key, str | int | float) for key in keys):
+        raise pickle.UnpicklingError("a table with keys that are neither text nor numbers")
