@@ -337,21 +337,21 @@ def test_a_real_network_goes_through_every_option(checkpoint: Path, tmp_path: Pa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot ask another process to end")
 def test_being_ended_in_the_middle_leaves_whole_files(checkpoint: Path, tmp_path: Path) -> None:
-    source, out = clip(tmp_path / "v.avi", frames=2000, codec="mjpg"), tmp_path / "out"
+    source, out = clip(tmp_path / "v.avi", frames=1000, codec="mjpg"), tmp_path / "out"
     command = [sys.executable, "predict.py", source, "--checkpoint", checkpoint, "--output", out, "--json"]
     process = subprocess.Popen(
         [str(part) for part in command], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not (out / "v.mp4").exists() or (out / "detections.json").stat().st_size < 1000:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=80)
     assert process.returncode == 128 + signal.SIGTERM
     assert stdout.splitlines()[-1] == "predict: 0 of 1 sources done"
     assert "Traceback" not in stderr and "interrupted" in stderr
-    check_stopped(out, 2000)
+    check_stopped(out, 1000)
 
 
 def check_stopped(out: Path, frames: int) -> None:
