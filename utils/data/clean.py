@@ -131,7 +131,7 @@ def _turn_where_annotated_lying(
 ) -> None:
     """Boxes are of the upright picture, unless the annotation states the size of the picture as it lies in the file."""
     lying = (orientation >= 5) & (raw.declared == stored).all(1) & (stored[:, 0] != stored[:, 1])
-    for i in np.flatnonzero(lying):
+    for i in np.flatnonzero(lying).tolist():
         own = owner == i
         boxes[own] = turn_boxes(boxes[own], int(orientation[i]), *stored[i])
         what = "was annotated without its EXIF rotation; the boxes are turned with it"
@@ -140,7 +140,7 @@ def _turn_where_annotated_lying(
 
 
 def _note_sizes(raw: RawSplit, sizes: np.ndarray, good: np.ndarray, skips: list[Skip]) -> None:
-    for i in np.flatnonzero(good & (raw.declared != sizes).any(1)):
+    for i in np.flatnonzero(good & (raw.declared != sizes).any(1)).tolist():
         (height, width), (real_height, real_width) = raw.declared[i].astype(int), sizes[i].astype(int)
         if height > 0 and width > 0:
             what = f"is {real_width}x{real_height}, its annotation says {width}x{height}; the picture counts"

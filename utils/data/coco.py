@@ -9,7 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -114,11 +114,11 @@ class _Row(int):
     """The number of an annotation in the flat arrays; its own type, so that no number of the file is taken for one."""
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value <= _INT64
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -241,8 +241,8 @@ def _image_folder(path: Path, split: str, items: list[Any]) -> Path:
     root = path.parent.parent if path.parent.name == "annotations" else path.parent
     places = [root / split, root / "images" / split, root / "images", root / split / "images", path.parent, root]
     places += [root / re.sub(r"\d{4}$", "", split), root / "images" / re.sub(r"\d{4}$", "", split)]
-    names = [each.get("file_name") for each in items[:50] if isinstance(each, dict)]
-    names = [name for name in names if isinstance(name, str) and "\0" not in name]
+    firsts = [each.get("file_name") for each in items[:50] if isinstance(each, dict)]
+    names: list[str] = [name for name in firsts if isinstance(name, str) and "\0" not in name]
     for place in places:
         if any(os.path.lexists(place / name) for name in names):
             return place

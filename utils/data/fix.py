@@ -168,7 +168,8 @@ def _other_fields(index: DatasetIndex, i: int, names: Sequence[str]) -> list[dic
         objects = parse_voc_xml(read_file(path, 10 * MEGABYTE), path).objects
     except FileError:
         return [{} for _ in names]
-    lines = index.box_refs[index.offsets[i] : index.offsets[i + 1]] if index.box_refs is not None else []
+    part = slice(index.offsets[i], index.offsets[i + 1])
+    lines: list[int] = index.box_refs[part].tolist() if index.box_refs is not None else []
     fields, rest = [], list(objects)
     for line, name in zip(lines, names, strict=True):
         own = next((each for each in rest if each.line == line and each.fields.get("name") == name), None)

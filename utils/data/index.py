@@ -53,7 +53,7 @@ class DatasetIndex:
         class_names: the classes, in the order of `labels`.
         path_bytes: (P,) uint8, all image paths one after another, as the operating system's bytes.
         path_offsets: (I + 1,) int64 into `path_bytes`.
-        image_ids: (I,) str or int64 array, unique: the VOC id (with its year where years are joined), the COCO image id.
+        image_ids: (I,) str or int64 array, unique: the VOC id (with its year if years are joined), the COCO image id.
         sizes: (I, 2) int32 (height, width) as the annotation says, 0 where it does not.
         offsets: (I + 1,) int64 into the box arrays.
         boxes: (M, 4) float64 xyxy, 0-based continuous pixels of the upright image.
@@ -135,8 +135,7 @@ class DatasetIndex:
 
     def __getstate__(self) -> dict[str, Any]:
         """Arrays mapped from the cache travel to spawned workers as the names of their files."""
-        paths = {name: _mapped_from(value) for name, value in self.__dict__.items()}
-        return {name: _Mapped(paths[name]) if paths[name] else value for name, value in self.__dict__.items()}
+        return {name: _mapped_from(value) or value for name, value in self.__dict__.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
@@ -188,11 +187,12 @@ def map_array(path: str) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
 
 
-def _mapped_from(array: Any) -> str | None:
+def _mapped_from(array: Any) -> _Mapped | None:
     """The .npy file that an array is mapped from as a whole, or None."""
     base = getattr(array, "base", None)
-    whole = isinstance(base, np.memmap) and base.shape == array.shape and base.dtype == array.dtype
-    return os.fspath(base.filename) if whole and base.filename is not None else None
+    if not isinstance(base, np.memmap) or base.filename is None:
+        return None
+    return _Mapped(os.fspath(base.filename)) if (base.shape, base.dtype) == (array.shape, array.dtype) else None
 
 
 def _ranges(offsets: np.ndarray, indices: np.ndarray) -> np.ndarray:
