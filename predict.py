@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from nets.detector import load_detector
 from nets.explain import layer_cam, objectness_map
-from nets.finder import Finder
+from nets.finder import Finder, read_threshold
+from nets.model_config import check_input_size
 from utils.config import option, parse_options
 from utils.data.index import Skip
 from utils.detections import Detections
@@ -86,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.sources and not options.classes:  # the last names after --classes may be sources
         raise _no_source()
     counters = _counters(options)
+    _check_numbers(options)
     detector = load_detector(options.checkpoint, options.device, options.runtime)
     if options.input_size:
         detector.set_input_size([int(size) for size in options.input_size])
@@ -234,37 +236,46 @@ class Prediction:
 
     def _run_video(self, source: Source, key: str, drawn: str) -> None:
         with source.open_video() as reader, VideoOutput(self, source, key, drawn, reader) as output:
-            frames: Any = iter(reader) if reader.live else prefetch(reader)
-            total = min(reader.frame_count or sys.maxsize, self.options.max_frames or sys.maxsize)
-            bar = tqdm(
-                total=None if total == sys.maxsize else total,
-                desc=printable(source.file_name)[:30],
-                unit="frame",
-                leave=False,
-                disable=None,
-            )
-            # closed in this order: what is drawn, then the thread that reads, then the file it reads from
-            with contextlib.closing(frames), bar, Background(output.add) as background:
-                frames = itertools.islice(frames, self.options.max_frames)
-                for batch in _batches(frames, 1 if reader.live else self.options.batch_size):
-                    found = self.finder.find([frame.image for frame in batch], LOW_SCORE if output.tracker else None)
-                    for frame, detections in zip(batch, found, strict=True):
-                        background.put((frame, detections, self._frame_heat(frame)))
-                        bar.update()
-                    if reader.live:
-                        bar.set_postfix_str(f"lag {batch[-1].lag * 1000:.0f} ms")
-                    if self.view is not None and self.view.closed:
-                        break
-        text = count_text(output.counts, self.class_names)
-        how = "tracks" if output.tracker else "detections"
-        tqdm.write(f"{printable(source.name)}: {output.frames} frames, {how}: {text}")
-        for line in output.count_lines():
-            tqdm.write(f"  {line}")
-        self.counts.update(output.counts)
+            try:
+                self._watch(source, reader, output)
+            finally:  # also of a stream that died and after Ctrl-C
+                self._sum_up(source, reader, output)
         cut = reader.cut if self.options.max_frames is None else ""
         if cut or not output.frames:
             raise UserError(source.name, f"gave {cut or 'no frames'}; the file is damaged or cut", "copy it again")
         self.done += 1
+
+    def _watch(self, source: Source, reader: Any, output: VideoOutput) -> None:
+        frames: Any = iter(reader) if reader.live else prefetch(reader)
+        total = min(reader.frame_count or sys.maxsize, self.options.max_frames or sys.maxsize)
+        bar = tqdm(
+            total=None if total == sys.maxsize else total,
+            desc=printable(source.file_name)[:30],
+            unit="frame",
+            leave=False,
+            disable=None,
+        )
+        # closed in this order: what is drawn, then the thread that reads, then the file it reads from
+        with contextlib.closing(frames), bar, Background(output.add) as background:
+            frames = itertools.islice(frames, self.options.max_frames)
+            for batch in _batches(frames, 1 if reader.live else self.options.batch_size):
+                found = self.finder.find([frame.image for frame in batch], LOW_SCORE if output.tracker else None)
+                for frame, detections in zip(batch, found, strict=True):
+                    background.put((frame, detections, self._frame_heat(frame)))
+                    bar.update()
+                if reader.live:
+                    bar.set_postfix_str(f"lag {batch[-1].lag * 1000:.0f} ms")
+                if self.view is not None and self.view.closed:
+                    break
+
+    def _sum_up(self, source: Source, reader: Any, output: VideoOutput) -> None:
+        text = count_text(output.counts, self.class_names)
+        how = "tracks" if output.tracker else "detections"
+        live = f", {reader.dropped} dropped, lag {output.lag * 1000:.0f} ms at most" if reader.live else ""
+        tqdm.write(f"{printable(source.name)}: {output.frames} frames{live}, {how}: {text}")
+        for line in output.count_lines():
+            tqdm.write(f"  {line}")
+        self.counts.update(output.counts)
 
     def _frame_heat(self, frame: Frame) -> np.ndarray | None:
         return objectness_map(self.finder.detector, frame.image) if self.options.heatmap else None
@@ -285,6 +296,7 @@ class VideoOutput:
         self.prediction, self.source, self.key, self.drawn, self.reader = prediction, source, key, drawn, reader
         self.options, self.class_names = prediction.options, prediction.class_names
         self.frames = 0
+        self.lag = 0.0
         self.counts: Counter[int] = Counter()
         self._writer: VideoWriter | None = None
         self._timed: TimedWriter | None = None
@@ -321,6 +333,7 @@ class VideoOutput:
         result = Result(self.source.name, self.key, detections, size, frame.image, frame.index, frame.time)
         self.prediction._write(result)
         self.frames += 1
+        self.lag = max(self.lag, frame.lag)
         view = self.prediction.view
         if self.options.images or view is not None:
             picture = self._draw(frame, detections, heat)
@@ -370,6 +383,17 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
+
+
+def _check_numbers(options: PredictOptions) -> None:
+    """Raises UserError, before anything is loaded, for values that the option's type does not rule out."""
+    for value in options.score_threshold:
+        read_threshold(value.rpartition("=")[2])
+    if options.input_size:
+        try:
+            check_input_size([int(size) for size in options.input_size])
+        except ValueError as error:
+            raise UserError("--input-size", str(error), "give one number or two, such as 416") from error
 
 
 def _no_source() -> UserError:

@@ -94,7 +94,7 @@ def _thresholds(values: Sequence[str], config: Any) -> tuple[float, dict[int, fl
     general, by_class = config.score_threshold, {}
     for value in values:
         name, equals, number = value.rpartition("=")
-        threshold = _fraction(number)
+        threshold = read_threshold(number)
         if equals:
             by_class[_class_index("--score-threshold", name, config.class_names)] = threshold
         else:
@@ -102,7 +102,8 @@ def _thresholds(values: Sequence[str], config: Any) -> tuple[float, dict[int, fl
     return general, by_class
 
 
-def _fraction(text: str) -> float:
+def read_threshold(text: str) -> float:
+    """A score from 0 to 1. Raises UserError."""
     try:
         value = float(text)
     except ValueError as error:

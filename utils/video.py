@@ -88,6 +88,7 @@ class VideoReader:
     """
 
     live = False
+    dropped = 0
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
