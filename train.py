@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import os
 import platform
 import random
 import signal
-import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,26 +20,30 @@ import torch
 import torchvision
 
 from nets.assigner import ASSIGNERS
+from nets.backbones.registry import TIMM_PREFIX, list_backbones
 from nets.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nets.detector import Detector
 from nets.losses import BOX_LOSSES, LossConfig, YOLOLoss
 from nets.model_config import NECK_CONVS, PADDINGS, SE_ORDERS, YOLOV4_ANCHORS, ModelConfig, check_input_size
-from nets.pretrained import load_pretrained, pretrained_settings
+from nets.pretrained import IMAGENET, NONE, load_pretrained, pretrained_settings
 from nets.runtimes import resolve_device
 from nets.transfer import transfer_weights
 from nets.yolov4 import YOLOv4
 from utils import distributed
-from utils.config import changed_options, check_options, option, parse_options, read_config
+from utils.config import changed_options, check_options, given_options, option, read_config
 from utils.data.augment import AugmentConfig
+from utils.data.check import quick_check, skips_summary, warn_skips, write_skips_csv
 from utils.data.class_names import read_class_names
-from utils.data.index import DatasetIndex
-from utils.data.loader import TrainLoader, build_train_loader
+from utils.data.findings import INFO
+from utils.data.index import DatasetIndex, Skip
+from utils.data.loader import TrainLoader, build_train_loader, worker_failure
 from utils.data.open import default_splits, open_dataset
 from utils.draw import contact_sheet, draw_boxes, draw_detections, draw_targets
-from utils.engine import EpochProgress, Trainer, train_epoch
-from utils.errors import Interrupted, RunError, UserError, run_command
+from utils.engine import EpochProgress, NotFinite, Trainer, train_epoch
+from utils.errors import Interrupted, RunError, UserError, run_command, warn
 from utils.evaluator import EvaluationResult, evaluate
 from utils.images import read_image, write_image
+from utils.interrupts import SignalWatch
 from utils.letterbox import RESIZE_MODES
 from utils.optim import (
     OPTIMIZERS,
@@ -49,13 +55,28 @@ from utils.optim import (
     rate_factor,
     scaled_rate,
 )
-from utils.runlog import TensorBoard, draw_curves, new_run_dir, write_json, write_metrics
+from utils.recipe import choose_recipe
+from utils.runlog import (
+    TensorBoard,
+    check_run_dir,
+    draw_curves,
+    lock_run,
+    new_run_dir,
+    remove_leftovers,
+    write_json,
+    write_metrics,
+)
 
 PRESETS = Path(__file__).resolve().parent / "model_data" / "presets"
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 BEST_METRIC = "voc10_mAP50"
+PRETRAINED_RATE = 0.2  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
 PREVIEW_BATCHES = 2
 PREVIEW_IMAGES = 8
+MAX_ROLLBACKS = 3
+ROLLBACK_RATE = 0.5
+# what may differ when a run is resumed: where it runs, not what it computes
+FREE_ON_RESUME = frozenset({"resume", "device", "workers", "threads", "tensorboard", "patience", "auto"})
 
 
 @dataclass(frozen=True)
@@ -76,32 +97,46 @@ class TrainOptions:
     scale_xy: tuple[float, ...] | None = option(None, "grid sensitivity of strides 8, 16, 32", low=1, high=4, nargs=3)
     anchors: str = option("yolov4", "yolov4, auto (k-means on the data, taken if they fit better)")
     input_size: tuple[int, ...] = option((416,), "height [width], multiples of 32", low=32, high=8192)
-    resize_mode: str | None = option(None, "letterbox (default) keeps proportions, stretch does not", choices=RESIZE_MODES)
+    resize_mode: str | None = option(
+        None, "letterbox (default) keeps proportions, stretch does not", choices=RESIZE_MODES
+    )
     pretrained: str = option("none", "none, imagenet (download), or a file of backbone weights")
     weights: str | None = option(None, "a checkpoint to start from; its classes may differ")
     run_dir: str | None = option(None, "folder of the run (default: logs/BACKBONE-N)")
     resume: str | None = option(None, "folder of a run to go on with")
 
+    auto: bool = option(False, "choose what is not given from the number of images and boxes, and say why")
     epochs: int = option(100, "times the training images are seen", low=1, high=100_000)
     batch_size: int = option(16, "images a step, in each process", low=1, high=4096)
     accumulate: int = option(1, "batches whose gradients make one step", low=1, high=1024)
     optimizer: str = option("adamw", "", choices=OPTIMIZERS)
-    learning_rate: float | None = option(None, "for a batch of 16 (default: adam(w) 1e-3, sgd 1e-2); scaled", above=0)
-    backbone_rate: float = option(1.0, "factor of the backbone's learning rate", low=0, high=100)
+    learning_rate: float | None = option(None, "for a batch of 16 (default: adam(w) 5e-3, sgd 1e-2); scaled", above=0)
+    backbone_rate: float | None = option(
+        None, "factor of the backbone's learning rate (default: 0.2 where it is pretrained, else 1)", low=0, high=100
+    )
     schedule: str = option("cosine", "of the learning rate", choices=SCHEDULES)
     warmup_epochs: float = option(1.0, "epochs of linear warm-up", low=0)
     final_rate: float = option(0.02, "the cosine's last factor", low=0, high=1)
     momentum: float = option(0.9, "of SGD; the first beta of Adam", low=0, high=0.9999)
-    weight_decay: float = option(0.02, "of convolution weights; never of norms and biases (SGD: try 5e-4)", low=0, high=1)
+    weight_decay: float = option(
+        0.02, "of convolution weights; never of norms and biases (SGD: try 5e-4)", low=0, high=1
+    )
     clip: float = option(10.0, "largest norm of the gradient; 0: no limit", low=0)
     freeze_epochs: int = option(0, "first epochs with the backbone frozen", low=0)
-    freeze_layers: int = option(0, "first layers of the backbone that always stay as pretrained; halves a step's cost", low=0)
+    freeze_layers: int = option(
+        0, "first layers of the backbone that always stay as pretrained; halves a step's cost", low=0
+    )
     ema: bool = option(True, "score and keep a moving average of the weights")
     ema_decay: float = option(0.0, "of that average; 0: chosen by the number of steps", low=0, high=0.999999)
     amp: str = option("auto", "mixed precision; auto: what the device does well", choices=("auto", *AMP))
     sync_bn: bool = option(False, "several processes: batch norm over all of them")
     patience: int = option(0, "stop after so many evaluations without a better score; 0: never", low=0)
     eval_every: int = option(1, "epochs between evaluations; the last is always scored", low=1)
+    nan: str = option(
+        "stop",
+        "at a loss that is NaN: stop, or go back to the last checkpoint at half the rate, three times",
+        choices=("stop", "rollback"),
+    )
     seed: int = option(0, "of everything random", low=0, high=2**31 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:N")
     workers: int = option(2, "processes that load images; 0: none", low=0, high=256)
@@ -113,7 +148,9 @@ class TrainOptions:
     box_weight: float = option(LossConfig.box_weight, "weight of the box loss", low=0)
     objectness_weight: float = option(LossConfig.objectness_weight, "weight of the objectness loss", low=0)
     class_weight: float = option(LossConfig.class_weight, "weight of the class loss", low=0)
-    level_weights: tuple[float, ...] = option(LossConfig.level_weights, "of objectness, strides 8 16 32", low=0, nargs=3)
+    level_weights: tuple[float, ...] = option(
+        LossConfig.level_weights, "of objectness, strides 8 16 32", low=0, nargs=3
+    )
     objectness_target: float = option(1.0, "1: the IoU of the match; 0: one", low=0, high=1)
     ignore_iou: float = option(1.0, "places that overlap an object more are not told off; 1: none", low=0, high=1)
     label_smoothing: float = option(0.0, "of classes", low=0, high=0.5)
@@ -141,45 +178,104 @@ class TrainOptions:
 
 def main(argv: list[str] | None = None) -> int:
     """Train, score, save; returns the exit code."""
-    options = parse_options(TrainOptions, argv, description=__doc__ or "", presets=PRESETS)
-    state: dict[str, Any] | None = None
+    given = given_options(TrainOptions, argv, description=__doc__ or "", presets=PRESETS)
+    options = check_options(TrainOptions, given)
     checkpoint: Checkpoint | None = None
-    if options.resume is not None:
-        options, checkpoint = read_run(options)
-        state = checkpoint.training
-        if state is None:
-            print(f"{options.resume}: finished after {options.epochs} epochs")
-            return 0
-    device = distributed.start(resolve_device(options.device))
-    try:
-        return Run(options, device, checkpoint).train()
-    finally:
-        distributed.stop()
+    with SignalWatch() as signals:
+        with signals.raising():
+            if options.resume is not None:
+                options, checkpoint = read_run(options, frozenset(given))
+                if checkpoint is not None and checkpoint.training is None:
+                    print(f"{options.resume}: finished after {options.epochs} epochs, nothing left to do")
+                    return 0
+            check_before_loading(options, is_resumed=checkpoint is not None)
+            device = distributed.start(resolve_device(options.device))
+        try:
+            with signals.raising():
+                run = Run(options, device, checkpoint, signals)
+            return run.train()
+        finally:
+            distributed.stop()
 
 
-def read_run(asked: TrainOptions) -> tuple[TrainOptions, Checkpoint]:
-    """The options and the last checkpoint of a run; what may not change in its middle is refused.
+def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> None:
+    """Refuse what cannot work before minutes go by in reading data. A resumed run no longer needs where it started.
 
     Raises:
-        UserError: listing every option that differs.
+        UserError: naming the option, its value and what is allowed.
+    """
+    if options.data is None:
+        raise UserError("--data", "is missing", "give a VOCdevkit folder, a COCO folder or JSON, or a data.yaml")
+    try:
+        check_input_size(options.input_size)
+    except ValueError as error:
+        raise UserError("--input-size", str(error).removeprefix("input size ")) from error
+    backbone = options.backbone
+    if backbone is not None and backbone not in list_backbones() and not backbone.startswith(TIMM_PREFIX):
+        known = ", ".join([*list_backbones(), f"{TIMM_PREFIX}NAME"])
+        raise UserError("--backbone", f"{backbone!r} is not known", f"choose from {known}")
+    if options.anchors not in ("yolov4", "auto"):
+        raise UserError("--anchors", f"{options.anchors!r} is not known", "give yolov4 or auto")
+    build_augment(options)
+    if options.weights is not None and options.pretrained != NONE:
+        raise UserError("--weights", "cannot go with --pretrained: both say where to start", "give one of them")
+    if options.nan == "rollback" and "WORLD_SIZE" in os.environ:
+        raise UserError("--nan", "rollback works with one process only", "give stop")
+    if options.resume is None:
+        check_run_dir(options.run_dir)
+    for name in ("data", "val_data", "classes", *(() if is_resumed else ("weights", "pretrained"))):
+        path = getattr(options, name)
+        if path is not None and path not in (NONE, IMAGENET) and not os.path.exists(path):
+            raise UserError(f"--{name.replace('_', '-')}", f"{path} is not there", "give the path of one that is")
+
+
+def build_augment(options: TrainOptions) -> AugmentConfig:
+    """The options of augmentation. Raises UserError for those that do not go together."""
+    names = ("mosaic", "mixup", "copy_paste", "flip", "hue", "saturation", "value", "scale", "mosaic_scale")
+    names += ("translate", "aspect", "rotate", "albumentations")
+    try:
+        return AugmentConfig(**{name: getattr(options, name) for name in names})
+    except ValueError as error:
+        raise UserError("augmentation", str(error)) from error
+
+
+def read_run(asked: TrainOptions, given: frozenset[str]) -> tuple[TrainOptions, Checkpoint | None]:
+    """The options of a run that is to go on, and its last checkpoint; None if it ended before it wrote one.
+
+    Args:
+        asked: the options of the command line.
+        given: the names of those that the user gave.
+
+    Raises:
+        UserError: listing every option that may not change in the middle of a run and does.
     """
     folder = Path(asked.resume or "")
+    if folder.name == "last.pth":
+        folder = folder.parent
     if not (folder / "config.json").is_file():
         raise UserError("--resume", f"{folder} is not the folder of a run (no config.json)", "give a --run-dir")
     saved = check_options(TrainOptions, read_config(folder / "config.json"))
-    free = {"resume", "device", "workers", "threads", "tensorboard", "run_dir", "patience"}
-    defaults = TrainOptions()
-    differences = []
-    for name in (f.name for f in dataclasses.fields(TrainOptions)):
-        value = getattr(asked, name)
-        if name not in free and value != getattr(defaults, name) and value != getattr(saved, name):
-            differences.append(f"--{name.replace('_', '-')} {value} (the run: {getattr(saved, name)})")
+    _refuse_differences(saved, {n: getattr(asked, n) for n in given - FREE_ON_RESUME}, folder)
+    kept = {name: getattr(asked, name) for name in given & FREE_ON_RESUME}
+    checkpoint = load_checkpoint(folder / "last.pth") if (folder / "last.pth").exists() else None
+    if checkpoint is not None:
+        then = checkpoint.info.get("options", {})
+        known = {f.name for f in dataclasses.fields(TrainOptions)} - FREE_ON_RESUME - {"run_dir"}
+        _refuse_differences(
+            check_options(TrainOptions, then), {n: getattr(saved, n) for n in known & set(then)}, folder
+        )
+    return dataclasses.replace(saved, **{**kept, "resume": str(folder)}), checkpoint
+
+
+def _refuse_differences(saved: TrainOptions, values: dict[str, Any], folder: Path) -> None:
+    differences = [
+        f"--{name.replace('_', '-')} {value} (the run: {getattr(saved, name)})"
+        for name, value in sorted(values.items())
+        if value != getattr(saved, name)
+    ]
     if differences:
-        raise UserError("--resume", "differs from the run in " + ", ".join(differences), "leave these out, or start anew")
-    kept = {n: getattr(asked, n) for n in free - {"resume", "run_dir"} if getattr(asked, n) != getattr(defaults, n)}
-    if not (folder / "last.pth").is_file():
-        raise UserError("--resume", f"{folder} has no last.pth: the run ended before its first epoch did", "start anew")
-    return dataclasses.replace(saved, resume=str(folder), **kept), load_checkpoint(folder / "last.pth")
+        todo = f"leave these out, or start a new run, from what was learnt: --weights {folder / 'last.pth'}"
+        raise UserError("--resume", "differs from the run in " + ", ".join(differences), todo)
 
 
 @dataclass
@@ -193,21 +289,26 @@ class Progress:
     best_epoch: int = -1
     stale: int = 0
     evaluated: bool = True
+    parts: int = 1
+    rollbacks: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Run:
     """One training, from its options to its folder of results."""
 
-    def __init__(self, options: TrainOptions, device: str, checkpoint: Checkpoint | None) -> None:
+    def __init__(
+        self, options: TrainOptions, device: str, checkpoint: Checkpoint | None, signals: SignalWatch | None = None
+    ) -> None:
         self.options, self.device = options, torch.device(device)
-        self.signal: int | None = None
-        self._catch_signals()
+        self.signals = signals or SignalWatch()
         if options.threads:
             torch.set_num_threads(options.threads)
+        self.scored_skips: tuple[Skip, ...] = ()
         self._seed()
         self.train_index, self.val_index = self._open_data()
-        self.folder = self._folder()
+        if options.auto and checkpoint is None:
+            self.options = options = self._automatic()
         start = self._start_checkpoint() if checkpoint is None else checkpoint
         self.config = self._model_config(start) if checkpoint is None else checkpoint.config
         self.model = YOLOv4(self.config)
@@ -217,6 +318,7 @@ class Run:
             self.say(str(transfer_weights(self.model, start, options.weights)))
         else:
             self.say(str(load_pretrained(self.model, options.pretrained)))
+        self.folder = self._folder()
         self.model.to(self.device, memory_format=torch.channels_last)
         self.loader = self._loader()
         self.steps_per_epoch = -(-len(self.loader) // options.accumulate)
@@ -231,26 +333,64 @@ class Run:
     # ---- the loop
 
     def train(self) -> int:
-        """All epochs; returns the exit code. A signal saves and leaves between two batches."""
-        options, progress = self.options, self.progress
-        if distributed.is_main() and options.resume is None:
-            write_json(self.folder / "config.json", changed_options(dataclasses.replace(options, run_dir=str(self.folder))))
-        self.say(f"run: {self.folder}, {options.epochs} epochs of {self.steps_per_epoch} steps on {self.device}")
-        if not progress.evaluated:
-            self._finish_epoch()
-        while progress.epoch < options.epochs and not self._is_stale():
-            if self.train_one_epoch():
-                continue
-            self.save("last.pth")
+        """All epochs; returns the exit code.
+
+        Raises:
+            Interrupted: a signal came; what was learnt is in last.pth.
+            RunError: for a loss that is NaN, a full disk, a worker that died.
+        """
+        try:
+            self._train()
+        except Interrupted:
+            self.loader.kill()
+            self.say(f"stopped in epoch {self.progress.epoch + 1}; go on with: python train.py --resume {self.folder}")
+            raise
+        except RuntimeError as error:  # a dead worker is reported by a signal, at any line
+            failure = worker_failure(error)
+            if failure is None:
+                raise
+            self.loader.kill()
+            raise failure from error
+        finally:
             self.loader.close()
-            self.say(f"stopped in epoch {progress.epoch + 1}; go on with: python train.py --resume {self.folder}")
-            raise Interrupted(self.signal or signal.SIGINT)
-        self.save("last.pth", finished=True)
-        self.loader.close()
-        self.log.close()
-        self._say_skips()
-        self.say(f"best: epoch {progress.best_epoch + 1}, {BEST_METRIC} {progress.best:.4f}: {self.folder / 'best.pth'}")
+            self.log.close()
         return 0
+
+    def _train(self) -> None:
+        options = self.options
+        self._write_beginning()
+        self.say(f"run: {self.folder}, {options.epochs} epochs of {self.steps_per_epoch} steps on {self.device}")
+        if not self.progress.evaluated:
+            self._finish_epoch()
+        while self.progress.epoch < options.epochs and not self._is_stale():
+            try:
+                goes_on = self.train_one_epoch()
+            except NotFinite as error:
+                self._roll_back(error)
+                continue
+            if not goes_on:
+                self.save("last.pth")
+                raise Interrupted(self.signals.signum or signal.SIGTERM)
+        self.save("last.pth", finished=True)
+        self._write_skips()
+        self._say_counts()
+        best = self.progress
+        self.say(f"best: epoch {best.best_epoch + 1}, {BEST_METRIC} {best.best:.4f}: {self.folder / 'best.pth'}")
+
+    def _write_beginning(self) -> None:
+        """What makes the run one that can be resumed, or what a run that was killed had no time to write."""
+        if not distributed.is_main():
+            return
+        if not (self.folder / "config.json").exists():
+            write_json(
+                self.folder / "config.json",
+                changed_options(dataclasses.replace(self.options, run_dir=str(self.folder))),
+            )
+        if self.progress.history:
+            self._write_figures()
+        elif not self.progress.step:
+            self.save("last.pth")
+        self._write_skips()
 
     def train_one_epoch(self) -> bool:
         """The rest of the present epoch and its evaluation; false if a signal came."""
@@ -272,33 +412,79 @@ class Run:
         progress.epoch, progress.batch, progress.evaluated = progress.epoch + 1, EpochProgress(0, 0, {}), False
         self.save("last.pth")  # before the evaluation: should that be cut off, no training is lost
         self._finish_epoch()
-        return self.signal is None or progress.epoch >= options.epochs
+        return progress.epoch >= options.epochs or not self._should_stop()
 
     def _finish_epoch(self) -> None:
         """Score the epoch that has been trained, keep it if it is the best, and write figures and curves."""
         options, progress = self.options, self.progress
-        row = progress.history[-1]
-        if progress.epoch % options.eval_every == 0 or progress.epoch == options.epochs:
-            result = self.evaluate()
-            score = result.figures[BEST_METRIC] or 0.0
-            row |= {name: result.figures[name] for name in ("voc07_mAP50", BEST_METRIC, "coco_AP", "coco_AP50")}
-            self._take_threshold(result)
-            progress.stale += 1
-            if score > progress.best:
-                progress.best, progress.best_epoch, progress.stale = score, progress.epoch - 1, 0
-                self.save("best.pth", finished=True)
-                self._draw_validation()
-            self.say(
-                f"epoch {progress.epoch}: {BEST_METRIC} {score:.4f} (best {progress.best:.4f}), voc07 "
-                f"{row['voc07_mAP50'] or 0:.4f}, COCO AP {row['coco_AP'] or 0:.4f}, best-F1 threshold "
-                f"{self.config.score_threshold:.3f}"
-            )
+        is_scored = progress.epoch % options.eval_every == 0 or progress.epoch == options.epochs
+        if is_scored:
+            with self.signals.raising():  # last.pth says that this is still to be done
+                result = self.evaluate()
+            self._take_score(result)
         progress.evaluated = True
         self.save("last.pth")
+        with self.signals.raising():
+            self._write_figures()
+            self._write_skips()
+            if is_scored and progress.stale == 0:
+                self._draw_validation()
+        row = progress.history[-1]
+        self.log.add(progress.epoch, **{f"epoch__{k}": v for k, v in row.items() if isinstance(v, float)})
+
+    def _take_score(self, result: EvaluationResult) -> None:
+        """Put the figures into the history, and keep the weights if they are the best."""
+        progress = self.progress
+        row = progress.history[-1]
+        score = result.figures[BEST_METRIC] or 0.0
+        row |= {name: result.figures[name] for name in ("voc07_mAP50", BEST_METRIC, "coco_AP", "coco_AP50")}
+        self._take_threshold(result)
+        self.scored_skips = result.skips
+        progress.stale += 1
+        if score > progress.best:
+            progress.best, progress.best_epoch, progress.stale = score, progress.epoch - 1, 0
+            self.save("best.pth", finished=True)
+        self.say(
+            f"epoch {progress.epoch}: {BEST_METRIC} {score:.4f} (best {progress.best:.4f}), voc07 "
+            f"{row['voc07_mAP50'] or 0:.4f}, COCO AP {row['coco_AP'] or 0:.4f}, best-F1 threshold "
+            f"{self.config.score_threshold:.3f}"
+        )
+
+    def _write_figures(self) -> None:
         if distributed.is_main():
-            write_metrics(self.folder / "metrics.csv", progress.history)
-            draw_curves(self.folder / "curves.png", progress.history)
-            self.log.add(progress.epoch, **{f"epoch__{k}": v for k, v in row.items() if isinstance(v, float)})
+            write_metrics(self.folder / "metrics.csv", self.progress.history)
+            draw_curves(self.folder / "curves.png", self.progress.history)
+
+    def _write_skips(self) -> None:
+        skips = self._skips()
+        if distributed.is_main() and skips:
+            write_skips_csv(self.folder / "skipped.csv", skips)
+
+    def _skips(self) -> list[Skip]:
+        """All that was left out, while reading the annotations, training and scoring."""
+        return list(
+            dict.fromkeys([*self.train_index.skips, *self.val_index.skips, *self.loader.skips, *self.scored_skips])
+        )
+
+    def _roll_back(self, error: NotFinite) -> None:
+        """Go back to the last checkpoint at half the learning rate, where that was asked for.
+
+        Raises:
+            NotFinite: where it was not.
+            RunError: after too many times.
+        """
+        done = self.progress.rollbacks
+        if self.options.nan != "rollback":
+            raise error
+        if done >= MAX_ROLLBACKS:
+            raise RunError(error.where, f"{error.what}, also after going back {done} times", "look at these images")
+        warn(error.where, error.what, "going back to the last checkpoint, at half the learning rate")
+        self.trainer.optimizer.zero_grad(set_to_none=True)
+        self._restore(load_checkpoint(self.folder / "last.pth"))
+        self.progress.rollbacks = done + 1
+        for group in self.trainer.optimizer.param_groups:
+            group["base_rate"] *= ROLLBACK_RATE
+        self.save("last.pth")
 
     def evaluate(self) -> EvaluationResult:
         """Score the weights that would be saved, exactly as eval.py scores the file."""
@@ -321,16 +507,6 @@ class Run:
         if distributed.is_main():
             print(text, flush=True)
 
-    def _catch_signals(self) -> None:
-        def note(signum: int, _frame: Any) -> None:
-            if self.signal is not None:  # asked twice: leave now
-                raise Interrupted(signum)
-            self.signal = signum
-            sys.stderr.write(f"\n{signal.Signals(signum).name}: saving after this batch\n")
-
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, note)
-
     def _seed(self) -> None:
         seed = self.options.seed
         random.seed(seed)
@@ -342,8 +518,7 @@ class Run:
 
     def _open_data(self) -> tuple[DatasetIndex, DatasetIndex]:
         options = self.options
-        if options.data is None:
-            raise UserError("--data", "is missing", "give a VOCdevkit folder, a COCO folder or JSON, or a data.yaml")
+        assert options.data is not None
         names = read_class_names(Path(options.classes)) if options.classes else None
         splits = (options.train_split, options.val_split)
         if None in splits:
@@ -354,20 +529,37 @@ class Run:
         if options.limit and options.limit < len(train):
             chosen = np.random.default_rng(options.seed).permutation(len(train))[: options.limit]
             train = train.subset(np.sort(chosen))
-        if not len(train) or not train.num_boxes:
-            classes = ", ".join(train.class_names[:20]) or "none"
-            raise UserError(train.name, f"{len(train)} images with {train.num_boxes} boxes", f"classes sought: {classes}")
-        if not len(val):
-            raise UserError(val.name, "has no images to score", "give another --val-split")
-        for index in (train, val):
-            self.say(f"{index.name}: {len(index)} images, {index.num_boxes} boxes, {len(index.skips)} remarks on reading")
+        findings = quick_check(train, val)
+        if distributed.is_main():
+            for finding in (each for each in findings if each.severity != INFO):
+                warn(finding.where, finding.what, finding.todo)
+            warn_skips(train)
+            warn_skips(val)
+        for index, name in ((train, "train"), (val, "val")):
+            self.say(f"{skips_summary(index, name)} ({index.name}, {index.num_boxes} boxes)")
         return train, val
+
+    def _automatic(self) -> TrainOptions:
+        """The options with those that the user left alone chosen by the data."""
+        index, defaults = self.train_index, TrainOptions()
+        owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+        classes = len(index.class_names)
+        images = np.bincount(np.unique(owner * classes + index.labels) % classes, minlength=classes)
+        boxes = np.bincount(index.labels, minlength=classes)
+        choices = choose_recipe(len(index), boxes, images, self._is_pretrained())
+        free = [c for c in choices if getattr(self.options, c.option) == getattr(defaults, c.option)]
+        self.say("\n".join([f"preset auto, for {len(index)} images and {index.num_boxes} boxes:", *map(str, free)]))
+        return dataclasses.replace(self.options, auto=False, **{c.option: c.value for c in free})
 
     def _folder(self) -> Path:
         if self.options.resume:
-            return Path(self.options.resume)
-        name = (self.options.backbone or "mobilenet_v2").replace(":", "_").replace("/", "_")
-        folder = new_run_dir(self.options.run_dir, name) if distributed.is_main() else None
+            folder: Path | None = Path(self.options.resume)
+        else:
+            name = (self.options.backbone or "mobilenet_v2").replace(":", "_").replace("/", "_")
+            folder = new_run_dir(self.options.run_dir, name) if distributed.is_main() else None
+        if distributed.is_main():
+            lock_run(folder)
+            remove_leftovers(folder)
         return distributed.gather(folder)[0]
 
     def _start_checkpoint(self) -> Checkpoint | None:
@@ -377,7 +569,9 @@ class Run:
         """What was asked for, over what the checkpoint has, over what the pretrained weights expect."""
         options = self.options
         backbone = options.backbone or (start.config.backbone if start else "mobilenet_v2")
-        fields: dict[str, Any] = pretrained_settings(backbone, options.pretrained) if start is None else start.config.to_dict()
+        fields: dict[str, Any] = (
+            pretrained_settings(backbone, options.pretrained) if start is None else start.config.to_dict()
+        )
         fields |= {"class_names": self.train_index.class_names, "backbone": backbone}
         fields |= {"input_size": check_input_size(options.input_size)}
         for name in ("alpha", "neck_conv", "neck_width", "se_order", "padding", "scale_xy", "resize_mode"):
@@ -392,22 +586,14 @@ class Run:
             report = propose_anchors(self.train_index, config.letterbox, config.anchors, options.seed)
             self.say(str(report))
             config = config.replace(anchors=report.anchors) if report.accepted else config
-        elif options.anchors != "yolov4":
-            raise UserError("--anchors", f"{options.anchors!r} is not known", "give yolov4 or auto")
         return config
 
     def _loader(self) -> TrainLoader:
         options = self.options
-        names = ("mosaic", "mixup", "copy_paste", "flip", "hue", "saturation", "value", "scale", "mosaic_scale")
-        names += ("translate", "aspect", "rotate", "albumentations")
-        try:
-            augment = AugmentConfig(**{name: getattr(options, name) for name in names})
-        except ValueError as error:
-            raise UserError("augmentation", str(error)) from error
         return build_train_loader(
             self.train_index,
             self.config.input_size,
-            augment,
+            build_augment(options),
             self.config.letterbox,
             batch_size=options.batch_size,
             workers=options.workers,
@@ -418,11 +604,16 @@ class Run:
             sizes=multi_scale_sizes(self.config.input_size, options.multi_scale),
         )
 
+    def _is_pretrained(self) -> bool:
+        return self.options.pretrained != "none" or self.options.weights is not None
+
     def _trainer(self, total_steps: int) -> Trainer:
         options = self.options
         batch = options.batch_size * options.accumulate * distributed.world_size()
         rate = scaled_rate(options.optimizer, batch, options.learning_rate)
-        groups = parameter_groups(self.model, rate, options.weight_decay, options.backbone_rate)
+        usual = PRETRAINED_RATE if self._is_pretrained() else 1.0
+        factor = usual if options.backbone_rate is None else options.backbone_rate
+        groups = parameter_groups(self.model, rate, options.weight_decay, factor)
         for group in groups:
             group["base_rate"] = group["lr"]
         model: torch.nn.Module = self.model
@@ -435,7 +626,9 @@ class Run:
             )
         amp = AMP[resolve_amp(options.amp, self.device)]
         warmup = round(options.warmup_epochs * self.steps_per_epoch)
-        self.say(f"optimiser: {options.optimizer}, rate {rate:.2g} for {batch} images a step, precision {amp or 'float32'}")
+        self.say(
+            f"optimiser: {options.optimizer}, rate {rate:.2g} for {batch} images a step, precision {amp or 'float32'}"
+        )
         return Trainer(
             model=model,
             loss=YOLOLoss(self.config, self._loss_config(), distributed.total, distributed.world_size()),
@@ -449,14 +642,16 @@ class Run:
             accumulate=options.accumulate,
             clip=options.clip,
             should_stop=self._should_stop,
+            interruptible=self.signals.raising if distributed.world_size() == 1 else contextlib.nullcontext,
             after_step=self._log_step,
         )
 
     def _should_stop(self) -> bool:
         """Whether a signal came; in a run of several processes, to any of them."""
         if distributed.world_size() == 1:
-            return self.signal is not None
-        return bool(distributed.total(torch.tensor(float(self.signal is not None), device=self.device)).item())
+            return self.signals.signum is not None
+        came = torch.tensor(float(self.signals.signum is not None), device=self.device)
+        return bool(distributed.total(came).item())
 
     def _log_step(self, step: int, losses: dict[str, float]) -> None:
         self.log.add(step, **{f"train__{k}": v for k, v in losses.items()})
@@ -512,11 +707,16 @@ class Run:
         save_checkpoint(self.folder / name, checkpoint)
 
     def _info(self) -> dict[str, Any]:
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+        versions = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        }
         return {
             "train": self.train_index.name,
             "val": self.val_index.name,
             "num_train_images": len(self.train_index),
+            "data": {"train": fingerprint(self.train_index), "val": fingerprint(self.val_index)},
             "epoch": self.progress.epoch,
             "versions": {k: str(v) for k, v in versions.items()},
             "options": changed_options(self.options),
@@ -525,13 +725,19 @@ class Run:
 
     def _state(self) -> dict[str, Any]:
         trainer = self.trainer
+        self.progress.parts = trainer.parts
         return {
             "progress": dataclasses.asdict(self.progress),
             "model": self.model.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": trainer.scaler.state_dict() if trainer.scaler else None,
             "ema_steps": self.ema.steps if self.ema else 0,
-            "random": {"torch": torch.get_rng_state(), "numpy": _numpy_state(), "python": list(_flat(random.getstate()))},
+            "skips": [dataclasses.asdict(skip) for skip in self.loader.skips],
+            "random": {
+                "torch": torch.get_rng_state(),
+                "numpy": _numpy_state(),
+                "python": list(_flat(random.getstate())),
+            },
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -546,13 +752,16 @@ class Run:
                 self.trainer.scaler.load_state_dict(state["scaler"])
             values = state["progress"]
             self.progress = Progress(**{**values, "batch": EpochProgress(**values["batch"])})
-            self.trainer.step = self.progress.step
+            self.trainer.step, self.trainer.parts = self.progress.step, self.progress.parts
+            self.loader.restore_skips([Skip(**values) for values in state.get("skips", ())])
             torch.set_rng_state(state["random"]["torch"])
             np.random.set_state(("MT19937", state["random"]["numpy"][0].numpy(), *state["random"]["numpy"][1:]))
             version, *words, gauss = state["random"]["python"]
             random.setstate((version, tuple(words), gauss))
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise UserError(self.folder / "last.pth", f"its training state cannot be used: {error}", "start anew") from error
+            raise UserError(
+                self.folder / "last.pth", f"its training state cannot be used: {error}", "start anew"
+            ) from error
         self.say(f"resumed: epoch {self.progress.epoch + 1}, batch {self.progress.batch.batch}")
 
     def _check_data(self, checkpoint: Checkpoint) -> None:
@@ -561,7 +770,11 @@ class Run:
         if self.train_index.class_names != checkpoint.config.class_names:
             differences.append(f"classes {self.train_index.class_names} (the run: {checkpoint.config.class_names})")
         if checkpoint.info.get("num_train_images") != len(self.train_index):
-            differences.append(f"{len(self.train_index)} training images (the run: {checkpoint.info['num_train_images']})")
+            there = checkpoint.info.get("num_train_images")
+            differences.append(f"{len(self.train_index)} training images (the run: {there})")
+        for index, split in ((self.train_index, "train"), (self.val_index, "val")):
+            now, then = fingerprint(index), checkpoint.info.get("data", {}).get(split, {})
+            differences += [f"other {what} in {split}" for what in now if then.get(what, now[what]) != now[what]]
         if differences:
             raise UserError("--resume", "the data has changed: " + "; ".join(differences), "restore it, or start anew")
 
@@ -600,9 +813,35 @@ class Run:
     def _is_stale(self) -> bool:
         return bool(self.options.patience) and self.progress.stale >= self.options.patience
 
-    def _say_skips(self) -> None:
-        if self.loader.skips:
-            self.say(f"train: {len(self.loader.skips)} images could not be read and were replaced")
+    def _say_counts(self) -> None:
+        """What was used and what was not, with the images that turned out unreadable on the way."""
+        for index, name, late in (
+            (self.train_index, "train", self.loader.skips),
+            (self.val_index, "val", self.scored_skips),
+        ):
+            unreadable = {skip.where for skip in late}
+            used = (
+                [i for i in range(len(index)) if str(index.path(i)) not in unreadable]
+                if unreadable
+                else range(len(index))
+            )
+            self.say(skips_summary(dataclasses.replace(index.subset(used), skips=(*index.skips, *late)), name))
+
+
+def fingerprint(index: DatasetIndex) -> dict[str, str]:
+    """A digest of the list of images and one of their boxes, to see whether a run goes on with the data it began with."""
+    parts = {
+        "images": (index.image_ids.astype(str).astype(np.bytes_), index.path_offsets),
+        "boxes": (index.offsets, index.boxes, index.labels, index.difficult, index.crowd),
+    }
+    return {name: _digest(arrays) for name, arrays in parts.items()}
+
+
+def _digest(arrays: Iterable[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def multi_scale_sizes(input_size: tuple[int, int], part: float) -> list[tuple[int, int]]:

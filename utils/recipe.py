@@ -1,0 +1,58 @@
+"""Choose how long and how to train from the size of the data, and say why (`--preset auto`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# What a run should come to: optimiser steps, whatever the number of images. A backbone that starts at random needs more.
+STEPS_PRETRAINED, STEPS_FROM_SCRATCH = 6000, 12000
+EPOCHS_RANGE = (30, 500)
+USUAL_BATCH = 16
+LEAST_STEPS_PER_EPOCH = 8  # fewer, and batch norm's averages and the schedule become coarse
+RARE = 0.05  # part of the images below which a class is shown more often
+SMALL_SET = 200
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One option, its value and the reason in words."""
+
+    option: str
+    value: Any
+    why: str
+
+    def __str__(self) -> str:
+        return f"  --{self.option.replace('_', '-')} {self.value}: {self.why}"
+
+
+def choose_recipe(num_images: int, boxes_per_class: np.ndarray, images_per_class: np.ndarray, pretrained: bool) -> list[Choice]:
+    """Options for a data set.
+
+    Args:
+        num_images: training images.
+        boxes_per_class, images_per_class: (C,) how many boxes of a class there are, and images that show it.
+        pretrained: whether the backbone starts from weights.
+    """
+    batch = USUAL_BATCH
+    while batch > 2 and num_images / batch < LEAST_STEPS_PER_EPOCH:
+        batch //= 2
+    steps = -(-num_images // batch)
+    goal = STEPS_PRETRAINED if pretrained else STEPS_FROM_SCRATCH
+    epochs = int(np.clip(round(goal / steps), *EPOCHS_RANGE))
+    start = "a pretrained backbone" if pretrained else "a backbone from scratch"
+    choices = [
+        Choice("batch_size", batch, f"{num_images} images make {steps} steps an epoch"),
+        Choice("epochs", epochs, f"about {epochs * steps} steps, for {start}"),
+        Choice("optimizer", "adamw", "learns from the first steps on, where SGD on little data shows no box for long"),
+        Choice("warmup_epochs", round(min(3.0, max(0.5, 100 / steps)), 1), "about 100 steps"),
+    ]
+    if num_images < SMALL_SET:
+        choices.append(Choice("mosaic", 0.7, f"fewer than {SMALL_SET} images: new arrangements are most of the variety"))
+        choices.append(Choice("eval_every", max(epochs // 30, 1), "an epoch is short beside its evaluation"))
+    share = images_per_class[boxes_per_class > 0] / max(num_images, 1)
+    if len(share) > 1 and share.min() < RARE:
+        choices.append(Choice("repeat_rare", RARE, f"the rarest class is in {share.min():.1%} of the images"))
+    return choices
