@@ -10,7 +10,6 @@ import platform
 import random
 import signal
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +67,7 @@ from utils.runlog import (
 )
 
 PRESETS = Path(__file__).resolve().parent / "model_data" / "presets"
+AUTO = "auto"
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 BEST_METRIC = "voc10_mAP50"
 PRETRAINED_RATE = 0.2  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
@@ -103,7 +103,7 @@ class TrainOptions:
     pretrained: str = option("none", "none, imagenet (download), or a file of backbone weights")
     weights: str | None = option(None, "a checkpoint to start from; its classes may differ")
     run_dir: str | None = option(None, "folder of the run (default: logs/BACKBONE-N)")
-    resume: str | None = option(None, "folder of a run to go on with")
+    resume: str | None = option(None, "folder of a run to go on with; auto: --run-dir if a run is there, else a new one")
 
     auto: bool = option(False, "choose what is not given from the number of images and boxes, and say why")
     epochs: int = option(100, "times the training images are seen", low=1, high=100_000)
@@ -128,6 +128,7 @@ class TrainOptions:
     )
     ema: bool = option(True, "score and keep a moving average of the weights")
     ema_decay: float = option(0.0, "of that average; 0: chosen by the number of steps", low=0, high=0.999999)
+    fast: bool = option(False, "on a GPU: torch.compile, fused optimiser, cuDNN's quickest; minutes to start with")
     amp: str = option("auto", "mixed precision; auto: what the device does well", choices=("auto", *AMP))
     sync_bn: bool = option(False, "several processes: batch norm over all of them")
     patience: int = option(0, "stop after so many evaluations without a better score; 0: never", low=0)
@@ -178,7 +179,7 @@ class TrainOptions:
 
 def main(argv: list[str] | None = None) -> int:
     """Train, score, save; returns the exit code."""
-    given = given_options(TrainOptions, argv, description=__doc__ or "", presets=PRESETS)
+    given = find_run(given_options(TrainOptions, argv, description=__doc__ or "", presets=PRESETS))
     options = check_options(TrainOptions, given)
     checkpoint: Checkpoint | None = None
     with SignalWatch() as signals:
@@ -196,6 +197,21 @@ def main(argv: list[str] | None = None) -> int:
             return run.train()
         finally:
             distributed.stop()
+
+
+def find_run(given: dict[str, Any]) -> dict[str, Any]:
+    """The given options with the run that `--resume auto` means, or that torchrun has started again."""
+    given = dict(given)
+    if given.get("resume") != AUTO and not (distributed.is_restart() and "resume" not in given):
+        return given
+    given.pop("resume", None)
+    folder = given.get("run_dir")
+    if folder is None:
+        raise UserError("--run-dir", "is missing: there is no telling which run to go on with", "give a folder")
+    if (Path(folder) / "config.json").is_file():
+        del given["run_dir"]
+        given["resume"] = folder
+    return given
 
 
 def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> None:
@@ -305,6 +321,7 @@ class Run:
         if options.threads:
             torch.set_num_threads(options.threads)
         self.scored_skips: tuple[Skip, ...] = ()
+        self.first_world_size, self.batch_size = self._share_batch(checkpoint)
         self._seed()
         self.train_index, self.val_index = self._open_data()
         if options.auto and checkpoint is None:
@@ -403,6 +420,7 @@ class Run:
         progress.batch, whole = train_epoch(
             self.trainer, batches, len(self.loader), title, progress.batch, distributed.is_main()
         )
+        progress.batch = progress.batch.merged(distributed.gather(progress.batch))
         progress.step = self.trainer.step
         if not whole:
             return False
@@ -489,9 +507,9 @@ class Run:
     def evaluate(self) -> EvaluationResult:
         """Score the weights that would be saved, exactly as eval.py scores the file."""
         result = evaluate(
-            Detector.from_model(self._scored_model(), str(self.device)),
+            Detector.from_model(distributed.share_buffers(self._scored_model()), str(self.device)),  # type: ignore[arg-type]
             self.val_index,
-            batch_size=self.options.batch_size,
+            batch_size=self.batch_size,
             progress=distributed.is_main(),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -588,6 +606,19 @@ class Run:
             config = config.replace(anchors=report.anchors) if report.accepted else config
         return config
 
+    def _share_batch(self, checkpoint: Checkpoint | None) -> tuple[int, int]:
+        """The number of processes that the run began with, and the batch of each of the present ones.
+
+        Raises:
+            UserError: if a run cannot go on with as many images a step as it began with.
+        """
+        now = distributed.world_size()
+        then = now if checkpoint is None else checkpoint.info.get("world_size", 1)
+        if then * self.options.batch_size % now:
+            what = f"{now} processes cannot share the run's {then * self.options.batch_size} images a step"
+            raise UserError("--resume", what, f"start {then} processes, or another divisor of it")
+        return then, then * self.options.batch_size // now
+
     def _loader(self) -> TrainLoader:
         options = self.options
         return build_train_loader(
@@ -595,7 +626,7 @@ class Run:
             self.config.input_size,
             build_augment(options),
             self.config.letterbox,
-            batch_size=options.batch_size,
+            batch_size=self.batch_size,
             workers=options.workers,
             seed=options.seed,
             rank=distributed.rank(),
@@ -609,7 +640,7 @@ class Run:
 
     def _trainer(self, total_steps: int) -> Trainer:
         options = self.options
-        batch = options.batch_size * options.accumulate * distributed.world_size()
+        batch = self.batch_size * options.accumulate * distributed.world_size()
         rate = scaled_rate(options.optimizer, batch, options.learning_rate)
         usual = PRETRAINED_RATE if self._is_pretrained() else 1.0
         factor = usual if options.backbone_rate is None else options.backbone_rate
@@ -619,11 +650,12 @@ class Run:
         model: torch.nn.Module = self.model
         if distributed.world_size() > 1:
             if options.sync_bn:
-                model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+                model = distributed.synchronise_batch_norms(model, self.device)
             ids = [self.device.index] if self.device.type == "cuda" else None
             model = torch.nn.parallel.DistributedDataParallel(
                 model, device_ids=ids, find_unused_parameters=options.freeze_epochs > 0 or options.freeze_layers > 0
             )
+        is_fast = options.fast and self._make_fast(model)
         amp = AMP[resolve_amp(options.amp, self.device)]
         warmup = round(options.warmup_epochs * self.steps_per_epoch)
         self.say(
@@ -632,7 +664,7 @@ class Run:
         return Trainer(
             model=model,
             loss=YOLOLoss(self.config, self._loss_config(), distributed.total, distributed.world_size()),
-            optimizer=build_optimizer(options.optimizer, groups, options.momentum),
+            optimizer=build_optimizer(options.optimizer, groups, options.momentum, fused=is_fast),
             factor=rate_factor(options.schedule, min(warmup, total_steps // 2), total_steps, options.final_rate),
             device=self.device,
             amp=amp,
@@ -645,6 +677,17 @@ class Run:
             interruptible=self.signals.raising if distributed.world_size() == 1 else contextlib.nullcontext,
             after_step=self._log_step,
         )
+
+    def _make_fast(self, model: torch.nn.Module) -> bool:
+        """Compile the network where that pays: on a GPU. Returns whether it did."""
+        if self.device.type != "cuda":
+            if distributed.is_main():
+                warn("--fast", f"does nothing on {self.device.type}: compiled was no quicker there", "leave it out")
+            return False
+        torch.backends.cudnn.benchmark = not self.options.multi_scale
+        torch.set_float32_matmul_precision("high")
+        model.compile()  # in place: the weights keep their names, and what is copied to be scored is not compiled
+        return True
 
     def _should_stop(self) -> bool:
         """Whether a signal came; in a run of several processes, to any of them."""
@@ -718,6 +761,7 @@ class Run:
             "num_train_images": len(self.train_index),
             "data": {"train": fingerprint(self.train_index), "val": fingerprint(self.val_index)},
             "epoch": self.progress.epoch,
+            "world_size": self.first_world_size,
             "versions": {k: str(v) for k, v in versions.items()},
             "options": changed_options(self.options),
             "saved": time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))),
@@ -829,19 +873,13 @@ class Run:
 
 
 def fingerprint(index: DatasetIndex) -> dict[str, str]:
-    """A digest of the list of images and one of their boxes, to see whether a run goes on with the data it began with."""
-    parts = {
-        "images": (index.image_ids.astype(str).astype(np.bytes_), index.path_offsets),
-        "boxes": (index.offsets, index.boxes, index.labels, index.difficult, index.crowd),
+    """A digest of the images' names and one of their boxes: whether a run goes on with the data it began with."""
+    names = "\n".join(map(str, index.image_ids)).encode("utf-8", "surrogatepass")
+    boxes = (index.offsets, index.boxes, index.labels, index.difficult, index.crowd)
+    return {
+        "images": hashlib.sha256(names).hexdigest(),
+        "boxes": hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in boxes)).hexdigest(),
     }
-    return {name: _digest(arrays) for name, arrays in parts.items()}
-
-
-def _digest(arrays: Iterable[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def multi_scale_sizes(input_size: tuple[int, int], part: float) -> list[tuple[int, int]]:
@@ -881,4 +919,4 @@ def _flat(state: Any) -> Any:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(distributed.recorded(main))

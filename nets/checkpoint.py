@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nets.backbones.registry import TIMM_PREFIX
 from nets.model_config import ModelConfig
 from nets.torch_file import open_model_file, read_torch_file, seal
 from nets.yolov4 import YOLOv4
@@ -23,6 +24,7 @@ from utils.files import write_atomically
 FORMAT = "mobilenet-yolov4"
 FORMAT_VERSION = 1
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+USUAL_WIDTH, USUAL_CLASSES = 1.5, 1000  # up to here no network takes more than some hundred MB
 MAX_HEADER_BYTES = 8 << 20  # of a .safetensors file: names, shapes and our configuration
 
 
@@ -158,7 +160,10 @@ def _check_weights(path: Path, weights: Any) -> dict[str, Tensor]:
 
 
 def _check_fit(path: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Hold the weights to the network that the file describes, before memory is taken for one that it only claims."""
+    """Hold the weights to a large network that the file describes, before memory is taken for what it only claims."""
+    is_known = not config.backbone.startswith(TIMM_PREFIX) and config.num_classes <= USUAL_CLASSES
+    if is_known and max(config.alpha, config.neck_width) <= USUAL_WIDTH:
+        return  # whoever loads the weights sees whether they fit
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in YOLOv4(config).state_dict().items()}
     missing = [name for name in expected if name not in weights]

@@ -83,6 +83,19 @@ def parse_options(
     Raises:
         UserError: for an unknown option, a value of the wrong type or outside its range, a config file that cannot be read.
     """
+    values = given_options(cls, argv, description=description, prog=prog, presets=presets)
+    return check_options(cls, values)
+
+
+def given_options(
+    cls: type[Options],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str,
+    prog: str | None = None,
+    presets: Path | None = None,
+) -> dict[str, Any]:
+    """The options that the user gave, typed or by a file, by name, not checked yet; arguments as of `parse_options`."""
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -107,7 +120,7 @@ def parse_options(
     for name in values:
         if name not in known:
             raise UserError(config or preset, f"unknown option {name!r}", f"known: {', '.join(sorted(known))}")
-    return check_options(cls, values)
+    return values
 
 
 def check_options(cls: type[Options], values: dict[str, Any]) -> Options:
@@ -188,6 +201,9 @@ def _check(field: Any, hint: Any, value: Any) -> Any:
     if several:
         if not isinstance(value, (list, tuple)):
             value = [value]
+        count = field.metadata["nargs"]
+        if isinstance(count, int) and len(value) != count:
+            raise UserError(flag, f"{len(value)} values", f"give {count}")
         return tuple(_check_one(flag, field.metadata, kind, v) for v in value)
     return _check_one(flag, field.metadata, kind, value)
 

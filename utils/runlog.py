@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, warn
+from utils.files import write_atomically
 
 RUNS = Path("logs")
+_locks: set[int] = set()
 
 
 def new_run_dir(path: str | None, name: str) -> Path:
@@ -20,10 +24,9 @@ def new_run_dir(path: str | None, name: str) -> Path:
     Raises:
         UserError: if `path` exists and is not empty, or cannot be made.
     """
+    check_run_dir(path)
     if path is not None:
         folder = Path(path)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError("--run-dir", f"{folder} exists and is not empty", f"choose another, or --resume {folder}")
     else:
         number = 1
         while (RUNS / f"{name}-{number}").exists():
@@ -36,9 +39,53 @@ def new_run_dir(path: str | None, name: str) -> Path:
     return folder
 
 
+def check_run_dir(path: str | None) -> None:
+    """Refuse a folder for a new run that holds something, without making it. Raises UserError."""
+    folder = Path(path or RUNS)
+    if path is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError("--run-dir", f"{folder} exists and is not empty", f"choose another, or --resume {folder}")
+
+
+def lock_run(folder: Path) -> None:
+    """Hold a run's folder for this process for as long as it lives; a no-op where the system cannot lock folders.
+
+    Raises:
+        UserError: if another process trains in it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    unlock_runs()
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(folder, "another process is training in it", "wait for it, or end it first") from error
+    except OSError:  # some network drives
+        os.close(descriptor)
+        return
+    _locks.add(descriptor)
+
+
+def unlock_runs() -> None:
+    """Let go of the folders that this process holds; loader workers do so as soon as they are forked."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of a process that was killed in the middle of writing."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object, under a temporary name first."""
-    _replace(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON object, whole or not at all."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_metrics(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -48,7 +95,7 @@ def write_metrics(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    _replace(path, text.getvalue())
+    write_atomically(path, text.getvalue().encode())
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -72,8 +119,10 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
-    figure.savefig(path, dpi=100)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=100, format="png")
     plt.close(figure)
+    write_atomically(path, picture.getvalue())
 
 
 class TensorBoard:
@@ -107,11 +156,9 @@ class TensorBoard:
             warn("tensorboard", f"stopped: {error}", "the run goes on without")
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=unlock_runs)
+
+
 def _columns(history: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in history for name in row))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -404,7 +404,7 @@ class TrainLoader:
             failure = worker_failure(error)
             if failure is None:
                 raise
-            self._kill_workers()
+            self.kill()
             raise failure from error
 
     def close(self) -> None:
@@ -414,6 +414,11 @@ class TrainLoader:
         if end is not None:
             end()
 
+    def restore_skips(self, skips: Sequence[Skip]) -> None:
+        """Take up those of an interrupted run: they are not named again."""
+        self.skips = list(skips)
+        self._named = {skip.where for skip in skips}
+
     def _name(self, skipped: Sequence[tuple[str, str]]) -> None:
         for path, reason in skipped:
             if path not in self._named:
@@ -421,7 +426,7 @@ class TrainLoader:
                 self.skips.append(Skip("image", "unreadable_image", path, reason, "another image takes its place"))
                 warn(path, reason, "another image takes its place")
 
-    def _kill_workers(self) -> None:
+    def kill(self) -> None:
         """End the workers without asking: one that hangs does not answer."""
         with _deaf_to_children():
             for worker in getattr(self._loader._iterator, "_workers", []):

@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM: noted where work must not be torn, raised at once where leaving loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from utils.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INSISTING = 1.0  # seconds after which a second signal is one more, not the same one sent to the whole group
+
+
+class SignalWatch:
+    """Takes SIGINT and SIGTERM while it is entered (`with SignalWatch() as watch`).
+
+    Attributes:
+        signum: the signal that came, or None. It is for the owner to look at, and to leave in good order.
+
+    Within `with watch.raising():` a signal raises `Interrupted` where it finds the program; a second one, a second
+    later, does so everywhere. Outside the main thread, where Python takes no signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._raises = False
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> SignalWatch:
+        with contextlib.suppress(ValueError):  # not the main thread
+            for signum in SIGNALS:
+                self._before[signum] = signal.signal(signum, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """A part that may be left anywhere. Raises Interrupted if a signal came or comes."""
+        before, self._raises = self._raises, True
+        try:
+            self.check()
+            yield
+        finally:
+            self._raises = before
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal came."""
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+
+    def _take(self, signum: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._since = signum, now
+            if not self._raises:
+                sys.stderr.write(f"\n{signal.Signals(signum).name}: saving\n")
+        if self._raises or now - self._since > INSISTING:
+            raise Interrupted(signum)
