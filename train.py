@@ -73,6 +73,7 @@ BEST_METRIC = "voc10_mAP50"
 PRETRAINED_RATE = 0.2  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
 PREVIEW_BATCHES = 2
 PREVIEW_IMAGES = 8
+SMALLEST = (32, 32)  # one cell of the coarsest map: batch norm has nothing to average over if it is one image's
 MAX_ROLLBACKS = 3
 ROLLBACK_RATE = 0.5
 # what may differ when a run is resumed: where it runs, not what it computes
@@ -103,7 +104,7 @@ class TrainOptions:
     pretrained: str = option("none", "none, imagenet (download), or a file of backbone weights")
     weights: str | None = option(None, "a checkpoint to start from; its classes may differ")
     run_dir: str | None = option(None, "folder of the run (default: logs/BACKBONE-N)")
-    resume: str | None = option(None, "folder of a run to go on with; auto: --run-dir if a run is there, else a new one")
+    resume: str | None = option(None, "folder of a run to go on with; auto: --run-dir where a run is there, else anew")
 
     auto: bool = option(False, "choose what is not given from the number of images and boxes, and say why")
     epochs: int = option(100, "times the training images are seen", low=1, high=100_000)
@@ -223,7 +224,8 @@ def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> Non
     if options.data is None:
         raise UserError("--data", "is missing", "give a VOCdevkit folder, a COCO folder or JSON, or a data.yaml")
     try:
-        check_input_size(options.input_size)
+        if check_input_size(options.input_size) == SMALLEST:
+            raise ValueError("32 32: batch norm needs more than one cell of the coarsest map; give 64 or more")
     except ValueError as error:
         raise UserError("--input-size", str(error).removeprefix("input size ")) from error
     backbone = options.backbone
@@ -398,11 +400,6 @@ class Run:
         """What makes the run one that can be resumed, or what a run that was killed had no time to write."""
         if not distributed.is_main():
             return
-        if not (self.folder / "config.json").exists():
-            write_json(
-                self.folder / "config.json",
-                changed_options(dataclasses.replace(self.options, run_dir=str(self.folder))),
-            )
         if self.progress.history:
             self._write_figures()
         elif not self.progress.step:
@@ -578,6 +575,9 @@ class Run:
         if distributed.is_main():
             lock_run(folder)
             remove_leftovers(folder)
+            if not (folder / "config.json").exists():  # first of all files: it makes the folder one to resume from
+                options = dataclasses.replace(self.options, run_dir=str(folder))
+                write_json(folder / "config.json", changed_options(options))
         return distributed.gather(folder)[0]
 
     def _start_checkpoint(self) -> Checkpoint | None:
@@ -888,7 +888,8 @@ def multi_scale_sizes(input_size: tuple[int, int], part: float) -> list[tuple[in
         return []
     low, high = round(min(input_size) * (1 - part) / 32), round(min(input_size) * (1 + part) / 32)
     scales = [32 * n / min(input_size) for n in range(max(low, 1), high + 1)]
-    return [tuple(max(round(side * s / 32) * 32, 32) for side in input_size) for s in scales]  # type: ignore[misc]
+    sizes = [tuple(max(round(side * s / 32) * 32, 32) for side in input_size) for s in scales]
+    return [size for size in sizes if size != SMALLEST]  # type: ignore[misc]
 
 
 def scale_anchors(input_size: tuple[int, int]) -> Any:

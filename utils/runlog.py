@@ -15,6 +15,7 @@ from utils.errors import UserError, warn
 from utils.files import write_atomically
 
 RUNS = Path("logs")
+LEFTOVERS = ".*.tmp"  # temporary files of a process that was killed in the middle of writing
 _locks: set[int] = set()
 
 
@@ -42,7 +43,9 @@ def new_run_dir(path: str | None, name: str) -> Path:
 def check_run_dir(path: str | None) -> None:
     """Refuse a folder for a new run that holds something, without making it. Raises UserError."""
     folder = Path(path or RUNS)
-    if path is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if path is None or not folder.exists():
+        return
+    if not folder.is_dir() or any(not each.match(LEFTOVERS) for each in folder.iterdir()):
         raise UserError("--run-dir", f"{folder} exists and is not empty", f"choose another, or --resume {folder}")
 
 
@@ -76,8 +79,8 @@ def unlock_runs() -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of a process that was killed in the middle of writing."""
-    for path in folder.glob(".*.tmp"):
+    """Delete what a process that was killed has left half written."""
+    for path in folder.glob(LEFTOVERS):
         with contextlib.suppress(OSError):
             path.unlink()
 

@@ -1,0 +1,379 @@
+"""Break off a training at random points, resume it, and hold the result to the run that was never broken off.
+
+    python scripts/kill_test.py              100 times kill -9, at least a third of them inside a write
+    python scripts/kill_test.py --how term   SIGTERM (int: Ctrl-C) at random moments, and how long leaving takes
+    python scripts/kill_test.py --how disk   the disk is full at a random write
+
+Trainings are forked from one process that has imported everything, so that a hundred of them take minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+import types
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a pool of threads would not survive the fork
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cv2
+import matplotlib
+import torch
+
+import train
+import utils.files
+from nets.checkpoint import load_checkpoint
+from utils.config import option, parse_options
+from utils.data.demo import write_demo
+from utils.errors import UserError, run_command
+
+matplotlib.use("Agg")
+import matplotlib.pyplot
+import pycocotools.cocoeval  # noqa: F401 -- imported once, before the forks
+
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
+STAGES = ("half written", "before fsync", "before rename", "after rename")
+LEAVE_SECONDS = 5.0
+GIVE_UP_SECONDS = 600.0
+IMAGES, SIDES = 12, (64, 96)
+# small enough that a hundred of them are quick, and with everything in it that has a state
+RECIPE = {
+    "backbone": "mobilenet_v3_small",
+    "alpha": 0.35,
+    "neck_width": 0.1,
+    "input_size": 64,
+    "batch_size": 4,
+    "mosaic": 0.5,
+    "mixup": 0.5,
+    "multi_scale": 0.5,
+    "amp": "none",
+    "device": "cpu",
+    "threads": 1,
+    "tensorboard": False,
+}
+
+
+@dataclass(frozen=True)
+class KillOptions:
+    """How often, and how."""
+
+    times: int = option(100, "how many trainings to break off", low=1, high=100_000)
+    how: str = option("kill", "kill -9, SIGTERM, Ctrl-C, or a full disk", choices=(*SIGNALS, "disk"))
+    in_write: float = option(0.4, "part of the kills that strike inside a write", low=0, high=1)
+    epochs: int = option(3, "of each training", low=1, high=100)
+    workers: tuple[int, ...] = option((0, 0, 0, 2), "loader processes, taken in turn", low=0, high=16)
+    seed: int = option(0, "of the random points", low=0)
+    folder: str | None = option(None, "where to work; default: a temporary folder")
+
+
+@dataclass
+class Tally:
+    """What came of it."""
+
+    points: Counter[str] = field(default_factory=Counter)
+    in_write: int = 0
+    checkpoints: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    identical: int = 0
+    faults: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Break off, resume, compare; 0 if every run came out as the one that was left alone."""
+    options = parse_options(KillOptions, argv, description=__doc__ or "")
+    if not hasattr(os, "fork"):
+        raise UserError("kill_test", "needs a system that forks", "run it on Linux or macOS")
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    with contextlib.ExitStack() as stack:
+        folder = Path(options.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="kill_test-")))
+        tally = KillTest(options, folder).run()
+    for line in describe(options, tally):
+        print(line)
+    return 1 if tally.unreadable or tally.faults or tally.identical < options.times else 0
+
+
+class KillTest:
+    """The trainings of one call, in one folder."""
+
+    def __init__(self, options: KillOptions, folder: Path) -> None:
+        self.options, self.folder, self.rng = options, folder, random.Random(options.seed)
+        self.data = write_demo(folder / "data", IMAGES, 0, SIDES).parent
+        self.tally = Tally()
+
+    def run(self) -> Tally:
+        """All of them."""
+        started = time.perf_counter()
+        code = _wait(_fork(self._arguments("whole", 0), self.folder / "whole"))
+        self.seconds = time.perf_counter() - started
+        if code != 0:
+            raise UserError(
+                "kill_test", f"the run that nobody disturbed ended with {code}", _log(self.folder / "whole")
+            )
+        self.expected = _read_proof(self.folder / "whole")
+        print(f"undisturbed: {self.seconds:.1f} s, {self.expected['writes']} writes", flush=True)
+        for number in range(self.options.times):
+            self._one(f"run{number}", self.options.workers[number % len(self.options.workers)])
+            if (number + 1) % 10 == 0:
+                print(f"{number + 1}: {self.tally.identical} identical, {len(self.tally.faults)} faults", flush=True)
+        return self.tally
+
+    def _arguments(self, name: str, workers: int) -> list[str]:
+        values = {"data": self.data, "run_dir": self.folder / name, "workers": workers, "epochs": self.options.epochs}
+        recipe = self.folder / "recipe.json"
+        recipe.write_text(json.dumps(RECIPE))
+        typed = [word for key, value in values.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        return ["--config", str(recipe), *typed]
+
+    def _one(self, name: str, workers: int) -> None:
+        run, tally = self.folder / name, self.tally
+        while True:
+            point, code = self._break_off(name, workers)
+            if not (run / "proof.json").exists():
+                break
+            _remove(run)  # it was quicker than the signal
+        tally.points[point] += 1
+        tally.in_write += point in STAGES or any(run.glob(".*.tmp"))
+        self._check_exit(name, code)
+        for path in sorted(run.glob("*.pth")):
+            tally.checkpoints += 1
+            try:
+                load_checkpoint(path)
+            except UserError as error:
+                tally.unreadable.append(str(error))
+        arguments = ["--resume", str(run)] if (run / "config.json").exists() else self._arguments(name, workers)
+        code = _wait(_fork(arguments, run))
+        if code != 0:
+            tally.faults.append(f"{name}, {point}: resuming ended with {code}: {_log(run)}")
+            return
+        found = _read_proof(run)
+        differing = [key for key in self.expected if key != "writes" and found[key] != self.expected[key]]
+        if differing:
+            tally.faults.append(f"{name}, {point}: another {', '.join(differing)}")
+            return
+        tally.identical += 1
+        _remove(run)
+
+    def _break_off(self, name: str, workers: int) -> tuple[str, int]:
+        """Start a training and end it; returns where that struck, and its exit code."""
+        run, how = self.folder / name, self.options.how
+        number = self.rng.randrange(self.expected["writes"])
+        stage = self.rng.choice(STAGES)
+        if how == "disk":
+            return "full disk", _wait(_fork(self._arguments(name, workers), run, lambda: _fill_disk(number)))
+        if how == "kill" and self.rng.random() < self.options.in_write:
+            return stage, _wait(_fork(self._arguments(name, workers), run, lambda: _die_in_write(number, stage)))
+        child = _fork(self._arguments(name, workers), run)
+        time.sleep(self.rng.uniform(0.05, self.seconds))
+        before = time.perf_counter()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, SIGNALS[how])
+        code = _wait(child)
+        if how != "kill" and code:
+            self.tally.seconds.append(time.perf_counter() - before)
+        return "random moment", code
+
+    def _check_exit(self, name: str, code: int) -> None:
+        expected = {"kill": {-signal.SIGKILL}, "term": {143}, "int": {130}, "disk": {1}}[self.options.how]
+        if code not in expected:
+            self.tally.faults.append(f"{name}: left with {code}: {_log(self.folder / name)}")
+        if self.tally.seconds and self.tally.seconds[-1] > LEAVE_SECONDS:
+            self.tally.faults.append(f"{name}: took {self.tally.seconds[-1]:.1f} s to leave")
+
+
+def describe(options: KillOptions, tally: Tally) -> list[str]:
+    """The outcome in a few lines."""
+    points = ", ".join(f"{count} {point}" for point, count in sorted(tally.points.items()))
+    lines = [
+        f"broken off: {options.times} ({points}); {tally.in_write} inside a write",
+        f"checkpoints found: {tally.checkpoints}, unreadable: {len(tally.unreadable)}",
+        f"resumed and bit-identical (weights, average, optimiser, random states, metrics.csv): {tally.identical}",
+    ]
+    if tally.seconds:
+        longest, usual = max(tally.seconds), statistics.median(tally.seconds)
+        lines.append(f"leaving took at most {longest:.2f} s, usually {usual:.2f} s")
+    return lines + tally.unreadable + tally.faults
+
+
+# ---- in the child
+
+
+def _fork(arguments: list[str], run: Path, sabotage: Callable[[], None] | None = None) -> int:
+    """Start train.py with `arguments` in a process of its own; what it prints goes to RUN.log."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.setsid()
+        log = os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _leave_proof()
+        if sabotage is not None:
+            sabotage()
+        run_command(train.main, arguments)
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _leave_proof() -> None:
+    """Have a training that comes to its end write digests of everything that it is."""
+    original = train.Run.train
+    writes = _watch_writes(lambda number, stage: None)
+
+    def proven(run: train.Run) -> int:
+        code = original(run)
+        state = run._state()
+        proof = {name: _digest(state[name]) for name in ("model", "optimizer", "random", "progress")}
+        proof["average"] = _digest(run._scored_model().state_dict())
+        proof["best"] = _digest(load_checkpoint(run.folder / "best.pth").weights)
+        proof["metrics.csv"] = hashlib.sha256((run.folder / "metrics.csv").read_bytes()).hexdigest()
+        (run.folder / "proof.json").write_text(json.dumps(proof | {"writes": writes[0]}))
+        return code
+
+    train.Run.train = proven  # type: ignore[method-assign]
+
+
+def _die_in_write(number: int, stage: str) -> None:
+    def strike(now: int, at: str) -> None:
+        if now == number and at == stage:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _watch_writes(strike)
+
+
+def _fill_disk(number: int) -> None:
+    def strike(now: int, at: str) -> None:
+        if now >= number and at == "half written":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _watch_writes(strike)
+
+
+def _watch_writes(strike: Callable[[int, str], None]) -> list[int]:
+    """Call `strike(number of the write, stage)` at each stage of each write; returns a list that holds their count."""
+    count = [0]
+    files: Any = utils.files
+
+    class Watched:
+        """A file that writes in two halves."""
+
+        def __init__(self, path: Any, mode: str) -> None:
+            self.file = open(path, mode)  # noqa: SIM115 -- closed by __exit__
+
+        def __enter__(self) -> Watched:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, data: bytes) -> None:
+            self.file.write(data[: len(data) // 2])
+            self.file.flush()
+            strike(count[0], "half written")
+            self.file.write(data[len(data) // 2 :])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    def fsync(descriptor: int) -> None:
+        strike(count[0], "before fsync")
+        os.fsync(descriptor)
+
+    def replace(source: Any, target: Any) -> None:
+        strike(count[0], "before rename")
+        os.replace(source, target)
+        strike(count[0], "after rename")
+        count[0] += 1
+
+    original = files.write_atomically
+
+    def write_atomically(path: Any, data: bytes) -> None:
+        files.open, files.os = Watched, types.SimpleNamespace(**{**vars(os), "fsync": fsync, "replace": replace})
+        try:
+            original(path, data)
+        finally:
+            files.os = os
+            del files.open
+
+    for module in (utils.files, sys.modules["nets.checkpoint"], sys.modules["utils.runlog"]):
+        module.write_atomically = write_atomically  # type: ignore[attr-defined]
+    return count
+
+
+def _digest(value: Any) -> str:
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, torch.Tensor):
+            digest.update(str(part.dtype).encode() + part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(part, dict):
+            for key in sorted(part, key=str):
+                digest.update(repr(key).encode())
+                add(part[key])
+        elif isinstance(part, list | tuple):
+            for each in part:
+                add(each)
+        else:
+            digest.update(repr(part).encode())
+
+    add(value)
+    return digest.hexdigest()
+
+
+# ---- in the parent
+
+
+def _wait(child: int) -> int:
+    """The child's exit code, negative for a signal."""
+    deadline = time.monotonic() + GIVE_UP_SECONDS
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return -1
+
+
+def _read_proof(run: Path) -> dict[str, Any]:
+    return json.loads((run / "proof.json").read_text())
+
+
+def _log(run: Path) -> str:
+    lines = Path(f"{run}.log").read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def _remove(run: Path) -> None:
+    for path in [*run.iterdir()] if run.is_dir() else []:
+        path.unlink()
+    if run.is_dir():
+        run.rmdir()
+
+
+if __name__ == "__main__":
+    run_command(main)
