@@ -101,6 +101,12 @@ class Detector:
         self.timings["postprocess"] += time.perf_counter() - prepared - network
         return results
 
+    def stream(self, source: Any, **options: Any) -> Iterator[Any]:
+        """Objects of a video, frame by frame: yields (frame, `Detections`); see `nets.streaming.stream`."""
+        from nets.streaming import stream  # streaming knows the detector, so not the other way round at import
+
+        return stream(self, source, **options)
+
     def _parts(self, batch: np.ndarray) -> Iterator[np.ndarray]:
         """The batch in the sizes that the runtime takes; the last part is filled up with zeros."""
         size = self.runtime.fixed_batch

@@ -15,6 +15,7 @@ from nets.model_config import ANCHORS_PER_LEVEL, YOLOV4_ANCHORS, ModelConfig
 from nets.pretrained import read_weights_file
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
+from utils.data.class_names import read_class_names
 from utils.errors import UserError, run_command, warn
 
 MODEL_DATA = Path(__file__).resolve().parent.parent / "model_data"
@@ -116,18 +117,6 @@ def default_class_names(num_classes: int) -> tuple[str, ...]:
         "import", f"the file does not name its {num_classes} classes", "they become class_0...; name them by --classes"
     )
     return tuple(f"class_{number}" for number in range(num_classes))
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """One name a line; empty lines do not count. Raises UserError for a file that cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(path, f"cannot be read: {getattr(error, 'strerror', error)}", "give class names") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not names or len(set(names)) != len(names):
-        raise UserError(path, "names no class, or one twice", "give one name a line")
-    return names
 
 
 def _rename(backbone: str, name: str, names: Collection[str]) -> str:

@@ -26,7 +26,10 @@ class UserError(ValueError):
 
     def __init__(self, where: object, what: str, todo: str = "") -> None:
         self.where, self.what, self.todo = str(where), what, todo
-        super().__init__(format_problem(where, what, todo))
+        super().__init__(str(where), what, todo)  # the arguments again, so that errors cross processes by pickle
+
+    def __str__(self) -> str:
+        return format_problem(self.where, self.what, self.todo)
 
 
 class RunError(UserError):
@@ -41,6 +44,7 @@ class MissingExtra(RunError):
     def __init__(self, feature: str, package: str, extra: str | None = None) -> None:
         install = f"pip install '.[{extra}]'" if extra else f"pip install {package}"
         super().__init__(feature, f"needs the package {package}, which is not installed", f"run: {install}")
+        self.args = (feature, package, extra)
 
 
 class Interrupted(BaseException):

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import stat
 from pathlib import Path
-from typing import Any
 
 from utils.errors import RunError, UserError
 
@@ -26,9 +25,7 @@ class FileError(UserError):
     def __init__(self, code: str, where: object, what: str, todo: str = "") -> None:
         self.code = code
         super().__init__(where, what, todo)
-
-    def __reduce__(self) -> tuple[Any, ...]:  # loader workers send their errors by pickle
-        return type(self), (self.code, self.where, self.what, self.todo)
+        self.args = (code, *self.args)
 
 
 def read_file(path: str | bytes | os.PathLike[str], max_bytes: int, head: int | None = None) -> bytes:

@@ -50,7 +50,7 @@ def choose_recipe(num_images: int, boxes_per_class: np.ndarray, images_per_class
         Choice("warmup_epochs", round(min(3.0, max(0.5, 100 / steps)), 1), "about 100 steps"),
     ]
     if num_images < SMALL_SET:
-        choices.append(Choice("mosaic", 0.7, f"fewer than {SMALL_SET} images: new arrangements are most of the variety"))
+        choices.append(Choice("mosaic", 0.7, f"fewer than {SMALL_SET} images: new arrangements are most of what varies"))
         choices.append(Choice("eval_every", max(epochs // 30, 1), "an epoch is short beside its evaluation"))
     share = images_per_class[boxes_per_class > 0] / max(num_images, 1)
     if len(share) > 1 and share.min() < RARE:
