@@ -92,6 +92,8 @@ def choose_form(options: ExportOptions, exporter: Exporter) -> Form:
         raise UserError("--half", "a file is of one precision", "leave out --half or --int8")
     if options.int8 and options.dynamic:
         raise UserError("--int8", "a quantised file is of one size here", "leave out --dynamic")
+    if options.int8 and options.nms and name == "openvino":
+        raise UserError("--nms", "a quantised OpenVINO file has none", "use --format onnx, or leave out --nms")
     if options.int8 and not options.data:
         raise UserError("--int8", "needs real images to see the range of every layer", "add --data DATA")
     precision = "int8" if options.int8 else (exporter.half if options.half else "fp32")

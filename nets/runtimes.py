@@ -82,7 +82,8 @@ def load_model(path: str | Path) -> YOLOv4:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(path, f"its weights do not fit the network it describes: {reason}", "use another copy") from error
+        what = f"its weights do not fit the network it describes: {reason}"
+        raise UserError(path, what, "use another copy") from error
     return model.eval()
 
 

@@ -9,10 +9,8 @@ import json
 import os
 import platform
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ import torch
 
 from nets.checkpoint import write_atomically
 from nets.export.graph import METADATA_VERSION, Form
+from nets.export.timing import interleave
 from nets.runtimes import LOADERS, Runtime, TorchRuntime, load_model
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError, warn
@@ -94,15 +93,8 @@ def choose_fastest(path: Path) -> str:
 def measure(model: YOLOv4, runtimes: dict[str, Runtime], trials: int = TRIALS) -> dict[str, float]:
     """Median seconds of one image by each runtime; they take turns, so that what else runs here hits all alike."""
     image = np.random.default_rng(0).integers(0, 256, (1, *model.config.input_size, 3), np.uint8)
-    calls: dict[str, Callable[[np.ndarray], Any]] = {name: runtime.run for name, runtime in runtimes.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for trial in range(trials + 2):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call(image)
-            if trial >= 2:  # the first runs allocate and choose kernels
-                times[name].append(time.perf_counter() - started)
-    return {name: median(each) for name, each in times.items()}
+    samples = interleave({name: partial(runtime.run, image) for name, runtime in runtimes.items()}, trials)
+    return {name: sample.median for name, sample in samples.items()}
 
 
 def _remember(path: Path, found: dict[str, Any]) -> None:

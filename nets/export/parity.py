@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
 from nets.anchors import decode_level
 from nets.model_config import STRIDES, ModelConfig
@@ -51,7 +51,8 @@ class Parity:
     Args:
         images: how many were looked at.
         score_difference: largest difference of any score; None where the file gives detections only.
-        box_difference: largest difference of a coordinate of the best 100 boxes of an image, input pixels, or None.
+        box_difference: largest difference of a coordinate of the best 100 boxes of an image, clipped to it, input
+            pixels; None where the file gives detections only.
         threshold: score threshold of the detections.
         detections: the network's, over all images.
         changed: those that the file does not find (same class, IoU 0.9), or finds and the network does not.
@@ -100,12 +101,13 @@ def compare(
     for batch, answer in zip(batches, answers, strict=True):
         other = exported.run(batch)
         if not has_nms:
-            score, box = _differences(_dense(answer, config), _dense(other, config))
+            score, box = _differences(_dense(answer, config), _dense(other, config), config)
             scores.append(score)
             boxes.append(box)
         found = network.read(answer, score_threshold=threshold)[0]
         detections += len(found)
-        changed += count_changed(found, exported.read(other, score_threshold=threshold)[0], threshold + margin)
+        there = exported.read(other, score_threshold=threshold)[0]
+        changed += count_changed(_clipped(found, config), _clipped(there, config), threshold + margin)
     largest = (None, None) if has_nms else (max(scores), max(boxes))
     return Parity(len(photos), *largest, threshold, detections, changed)
 
@@ -147,10 +149,17 @@ def _dense(outputs: Sequence[Tensor], config: ModelConfig) -> tuple[Tensor, Tens
     return torch.cat(boxes), torch.cat(scores)
 
 
-def _differences(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[float, float]:
+def _differences(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], config: ModelConfig) -> tuple[float, float]:
     best = a[1].amax(-1).topk(min(BEST_BOXES, len(a[1]))).indices
-    difference = (a[1] - b[1]).abs().max(), (a[0][best] - b[0][best]).abs().max()
-    return tuple(float(d.nan_to_num(torch.inf)) for d in difference)  # type: ignore[return-value]
+    boxes = [clip_boxes_to_image(each[0][best], config.input_size) for each in (a, b)]
+    differences = (a[1] - b[1]).abs().max(), (boxes[0] - boxes[1]).abs().max()
+    return tuple(float(d.nan_to_num(torch.inf)) for d in differences)  # type: ignore[return-value]
+
+
+def _clipped(found: Detections, config: ModelConfig) -> Detections:
+    """Cut at the image's border: what lies beyond is never seen."""
+    boxes = clip_boxes_to_image(torch.from_numpy(found.boxes), config.input_size)
+    return Detections(boxes.numpy(), found.scores, found.labels)
 
 
 def drawn_photos(config: ModelConfig, count: int) -> list[np.ndarray]:

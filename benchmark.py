@@ -1,0 +1,565 @@
+"""Measure how fast detectors are: by runtime, precision, batch, threads and size, stage by stage, beside others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nets.checkpoint import write_atomically
+from nets.detector import Detector, default_checkpoint
+from nets.export import EXPORTERS
+from nets.export.graph import Form
+from nets.export.parity import drawn_photos
+from nets.export.timing import (
+    CONTROL,
+    Sample,
+    control_call,
+    energy_joules,
+    interleave,
+    machine,
+    noise_reasons,
+    resident_bytes,
+)
+from nets.model_config import ModelConfig, check_input_size
+from nets.runtimes import Runtime, file_kind, load_model, load_runtime
+from nets.yolov4 import YOLOv4
+from utils.config import option, parse_options
+from utils.data.index import DatasetIndex
+from utils.draw import draw_detections
+from utils.errors import UserError, run_command, warn
+from utils.images import IMAGE_SUFFIXES, read_image, write_image
+
+FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino", "torchscript": "torchscript"}
+PEERS = ("yolox_nano", "ssdlite")
+CALIBRATION_IMAGES = 200
+LOW_THRESHOLD = 0.001  # evaluation's, at which there is most to do after the network
+STAGE_REPETITIONS = 20
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """The options of benchmark.py."""
+
+    models: tuple[str, ...] = option(
+        (),
+        "checkpoints and exported files; without any the built-in weights",
+        nargs="*",
+        positional=True,
+        metavar="MODEL",
+    )
+    runtimes: tuple[str, ...] = option(
+        ("torch", "onnxruntime"), "what to run checkpoints on", choices=("torch", *FORMAT_OF)
+    )
+    precisions: tuple[str, ...] = option(("fp32",), "of exported checkpoints", choices=("fp32", "half", "int8"))
+    batch_size: tuple[int, ...] = option((1,), "images run at once", low=1, high=1024)
+    threads: tuple[int, ...] | None = option(None, "threads of the network (default: torch's)", low=1, high=1024)
+    input_size: tuple[int, ...] | None = option(None, "sides of square inputs (default: the model's)")
+    repetitions: int = option(30, "how often each is run", low=2, high=100_000)
+    compare: tuple[str, ...] = option((), "any other detectors' ONNX files to run beside ours", metavar="FILE.onnx")
+    peer: tuple[str, ...] = option((), "published networks to run beside ours, random weights", choices=PEERS)
+    reference: bool = option(False, "also the reference's MobileNetV2 network in PyTorch, as it is (not fused)")
+    data: str | None = option(None, "a data set: scores each file (mAP50), and calibrates int8", metavar="PATH")
+    limit: int | None = option(None, "score on the first N images only", low=1)
+    stages: bool = option(True, "also time decoding, preparing, network, post-processing and drawing apart")
+    images: str | None = option(None, "a picture or folder for the stages (default: drawn, 576 x 768)", metavar="PATH")
+    keep: str | None = option(None, "keep the exported files in this folder", metavar="DIR")
+    json: str | None = option(None, "write all figures to this file", metavar="FILE")
+    plot: str | None = option(None, "draw the figures into this file (.png, .svg, .pdf)", metavar="FILE")
+    table: str | None = option(None, "write the table in Markdown to this file", metavar="FILE")
+
+
+@dataclass
+class Entry:
+    """Something that is timed.
+
+    Args:
+        name: what to call it.
+        call: runs one batch; given images (B, H, W, 3) uint8.
+        size: (height, width) of its input, pixels.
+        runtime, precision: as the table says them.
+        file_bytes: of what is deployed.
+        memory_bytes: growth of the process when it was loaded and first run.
+        detector_of: how to get a detector of it, to be scored; None for what is not ours.
+    """
+
+    name: str
+    call: Callable[[np.ndarray], Any]
+    size: tuple[int, int]
+    runtime: str
+    precision: str = "fp32"
+    file_bytes: int | None = None
+    memory_bytes: int | None = None
+    detector_of: Callable[[], Detector] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one entry at one batch size and number of threads; times in milliseconds a batch."""
+
+    name: str
+    runtime: str
+    precision: str
+    input_size: tuple[int, int]
+    batch_size: int
+    threads: int
+    median_ms: float
+    quartiles_ms: tuple[float, float]
+    minimum_ms: float
+    images_per_second: float
+    ratio: float
+    file_mb: float | None
+    memory_mb: float | None
+    joules: float | None = None
+    map50: float | None = None
+
+
+@dataclass
+class Result:
+    """Everything that was measured."""
+
+    rows: list[Row] = field(default_factory=list)
+    baseline: str = ""
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    noise: list[str] = field(default_factory=list)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line `argv`."""
+    options = parse_options(BenchmarkOptions, argv, description=__doc__ or "", prog="benchmark.py")
+    check_outputs(options)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as temporary:
+        folder = Path(options.keep or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = Result()
+        for threads in options.threads or (torch.get_num_threads(),):
+            torch.set_num_threads(threads)
+            entries = build_entries(options, folder)
+            scores = score_entries(entries, options) if options.data and not result.rows else {}
+            for batch_size in options.batch_size:
+                measure(result, entries, batch_size, threads, options.repetitions, scores)
+        if options.stages:
+            measure_stages(result, options)
+    report(result, options)
+
+
+def check_outputs(options: BenchmarkOptions) -> None:
+    """Raises UserError before the work for what could not be written or done after it."""
+    for flag in ("json", "plot", "table"):
+        name = getattr(options, flag)
+        if name is not None and not Path(name).resolve().parent.is_dir():
+            raise UserError(f"--{flag}", f"{Path(name).parent} is no folder", "create it first")
+    if "int8" in options.precisions and not options.data:
+        raise UserError("--precisions", "int8 needs real images", "add --data DATA")
+    for size in options.input_size or ():
+        try:
+            check_input_size(size)
+        except ValueError as error:
+            raise UserError("--input-size", str(error)) from error
+
+
+# --- what is timed ---------------------------------------------------------------------------------------------------
+
+
+def build_entries(options: BenchmarkOptions, folder: Path) -> list[Entry]:
+    """The baseline first: a peer, else another's file, else the reference's network, else the first of ours."""
+    entries = [peer_entry(name, folder) for name in options.peer]
+    entries += [other_entry(Path(name)) for name in options.compare]
+    if options.reference:
+        entries.append(reference_entry())
+    dynamic = any(size != 1 for size in options.batch_size)
+    for name in options.models or (str(default_checkpoint()),):
+        path = Path(name)
+        if path.is_dir() or file_kind(path) != "checkpoint":
+            entries.append(load_entry(path.stem, path, load_runtime(path, "cpu").config))
+            continue
+        model = load_model(path)
+        for size in options.input_size or (None,):
+            config = model.config if size is None else model.config.replace(input_size=(size, size))
+            entries += checkpoint_entries(model, path, config, options, folder, dynamic)
+    return entries
+
+
+def checkpoint_entries(
+    model: YOLOv4, path: Path, config: ModelConfig, options: BenchmarkOptions, folder: Path, dynamic: bool
+) -> list[Entry]:
+    """A checkpoint on each runtime in each precision."""
+    model.config = config
+    entries = []
+    for runtime in options.runtimes:
+        for precision in options.precisions:
+            if runtime == "torch":
+                if precision == "fp32":
+                    entries.append(torch_entry(path, config))
+                continue
+            exporter = EXPORTERS[FORMAT_OF[runtime]]
+            if precision == "int8" and (not exporter.int8 or dynamic):
+                warn(
+                    runtime, "no int8 here" if not exporter.int8 else "int8 files take one image at a time", "left out"
+                )
+                continue
+            exact = {"half": exporter.half or "fp32"}.get(precision, precision)
+            form = Form(uint8_input=True, dynamic=dynamic, precision=exact)
+            file = folder / f"{path.stem}-{config.input_size[0]}-{runtime}-{exact}{exporter.suffix}"
+            export_entry_file(model, file, runtime, form, options)
+            entries.append(load_entry(path.stem, file, config, precision))
+    return entries
+
+
+def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, options: BenchmarkOptions) -> None:
+    """Write a file; one that is there already is taken."""
+    if file.exists():
+        return
+    print(f"exporting {file.name}", flush=True)
+    kind = FORMAT_OF[runtime]
+    if form.precision != "int8":
+        EXPORTERS[kind].export(model, file, form, None)
+        return
+    from nets.export.quantize import QUANTIZERS
+
+    index = open_split(options, 0)
+    positions = np.unique(np.linspace(0, len(index) - 1, min(CALIBRATION_IMAGES, len(index))).astype(int))
+    QUANTIZERS[kind](model, file, form, [read_image(index.path(int(i))) for i in positions], None)
+
+
+def torch_entry(path: Path, config: ModelConfig) -> Entry:
+    """A checkpoint in PyTorch, as predict.py runs it."""
+
+    def load() -> Runtime:
+        runtime = load_runtime(path, "cpu", "torch")
+        runtime.config = config
+        return runtime
+
+    return measured_entry(f"{path.stem} {config.input_size[0]}", load, config, "torch", "fp32", path.stat().st_size)
+
+
+def load_entry(name: str, file: Path, config: ModelConfig, precision: str | None = None) -> Entry:
+    """An exported file of ours."""
+    runtime = load_runtime(file, "cpu").name
+    files = [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
+    size = sum(each.stat().st_size for each in files if each.is_file())
+    load = partial(load_runtime, file, "cpu")
+    form = getattr(load(), "form", None)
+    precision = precision or (form.precision if form else "fp32")
+    return measured_entry(f"{name} {config.input_size[0]}", load, config, runtime, precision, size)
+
+
+def measured_entry(
+    name: str, load: Callable[[], Runtime], config: ModelConfig, runtime: str, precision: str, file_bytes: int
+) -> Entry:
+    """Load, run once, and see by how much the process grew."""
+    before = resident_bytes()
+    network = load()
+    network.warm_up()
+    after = resident_bytes()
+    grown = None if before is None or after is None else max(after - before, 0)
+    label = f"{name} {runtime} {precision}"
+
+    def call(images: np.ndarray) -> Any:
+        if network.fixed_batch is None:
+            return network.run(images)
+        return [network.run(images[i : i + 1]) for i in range(len(images))]
+
+    return Entry(label, call, config.input_size, runtime, precision, file_bytes, grown, lambda: Detector(network))
+
+
+def reference_entry() -> Entry:
+    """The network that the platform's first users come from, in PyTorch as they run it: eager, batch norms apart."""
+    config = ModelConfig(class_names=tuple(f"class{i}" for i in range(20)))
+    model = YOLOv4(config).eval()
+
+    @torch.inference_mode()
+    def call(images: np.ndarray) -> Any:
+        return model(torch.from_numpy(images).permute(0, 3, 1, 2).float().contiguous() / 255)
+
+    size = sum(p.numel() for p in model.parameters()) * 4
+    return Entry("reference eager 416", call, config.input_size, "torch eager", file_bytes=size)
+
+
+def peer_entry(name: str, folder: Path) -> Entry:
+    """A published network, rebuilt with random weights, on ONNX Runtime."""
+    from scripts.peers import export_peer
+
+    path = folder / f"{name}.onnx"
+    return other_entry(path if path.exists() else export_peer(name, path))
+
+
+def other_entry(path: Path) -> Entry:
+    """Any detector's ONNX file: noise in the shape that it wants."""
+    from nets.export.onnx_file import open_session
+
+    if not path.is_file():
+        raise UserError("--compare", f"{path} is not there", "give an ONNX file")
+    before = resident_bytes()
+    session = open_session(path)
+    inputs = {i.name: i for i in session.get_inputs()}
+    sides = [d for i in inputs.values() for d in i.shape[2:] if len(i.shape) == 4 and isinstance(d, int) and d > 4]
+    size = (sides[0], sides[-1]) if sides else (416, 416)
+    rng = np.random.default_rng(0)
+    kinds = {"tensor(uint8)": np.uint8, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+
+    def noise(i: Any, batch: int) -> np.ndarray:
+        free = [batch, 3, *size] if len(i.shape) == 4 else [batch] * len(i.shape)
+        shape = [d if isinstance(d, int) else free[axis] for axis, d in enumerate(i.shape)]
+        kind = kinds.get(i.type, np.float32)
+        return (
+            rng.integers(0, 255, shape).astype(kind) if kind in (np.uint8, np.int64) else rng.random(shape).astype(kind)
+        )
+
+    made: dict[int, dict[str, np.ndarray]] = {}
+
+    def call(images: np.ndarray) -> Any:
+        feed = made.setdefault(len(images), {name: noise(i, len(images)) for name, i in inputs.items()})
+        batch = len(next(iter(feed.values())))
+        return [session.run(None, feed) for _ in range(len(images) // batch)]
+
+    call(np.zeros((1, 1)))
+    after = resident_bytes()
+    grown = None if before is None or after is None else max(after - before, 0)
+    return Entry(path.stem, call, size, "onnxruntime", file_bytes=path.stat().st_size, memory_bytes=grown)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    result: Result,
+    entries: Sequence[Entry],
+    batch_size: int,
+    threads: int,
+    repetitions: int,
+    scores: dict[str, float],
+) -> None:
+    """Time all entries in turns, and add their rows and what speaks against them."""
+    rng = np.random.default_rng(0)
+    calls: dict[str, Callable[[], Any]] = {CONTROL: control_call()}
+    for entry in entries:
+        images = rng.integers(0, 256, (batch_size, *entry.size, 3), np.uint8)
+        calls[entry.name] = partial(entry.call, images)
+    samples = interleave(calls, repetitions)
+    control = samples.pop(CONTROL)
+    baseline = entries[0].name
+    for entry in entries:
+        joules = joules_of(calls[entry.name], batch_size)
+        row = make_row(entry, samples[entry.name], samples[baseline], batch_size, threads, joules)
+        result.rows.append(dataclasses.replace(row, map50=scores.get(entry.name)))
+    result.baseline = baseline
+    result.noise += [f"{threads} threads, batch {batch_size}: {reason}" for reason in noise_reasons(control, samples)]
+
+
+def make_row(entry: Entry, sample: Sample, base: Sample, batch_size: int, threads: int, joules: float | None) -> Row:
+    """The figures of one entry."""
+    low, high = sample.quartiles
+    return Row(
+        entry.name,
+        entry.runtime,
+        entry.precision,
+        entry.size,
+        batch_size,
+        threads,
+        1e3 * sample.median,
+        (1e3 * low, 1e3 * high),
+        1e3 * sample.minimum,
+        batch_size / sample.median,
+        sample.ratio(base),
+        None if entry.file_bytes is None else entry.file_bytes / 1e6,
+        None if entry.memory_bytes is None else entry.memory_bytes / 1e6,
+        joules,
+    )
+
+
+def joules_of(call: Callable[[], Any], batch_size: int, runs: int = 10) -> float | None:
+    """Energy of the processor for an image, where the machine tells."""
+    before = energy_joules()
+    if before is None:
+        return None
+    for _ in range(runs):
+        call()
+    after = energy_joules()
+    return None if after is None or after < before else (after - before) / (runs * batch_size)
+
+
+def score_entries(entries: Sequence[Entry], options: BenchmarkOptions) -> dict[str, float]:
+    """mAP50 (VOC2010), in points, of each entry of ours."""
+    from utils.evaluator import evaluate
+
+    index = open_split(options, 1)
+    if options.limit is not None:
+        index = index.subset(np.arange(min(options.limit, len(index))))
+    scores = {}
+    for entry in entries:
+        if entry.detector_of is not None:
+            found = evaluate(entry.detector_of(), index, batch_size=4, coco=None, progress=False)
+            assert found is not None
+            scores[entry.name] = 100 * float(found.figures["voc10_mAP50"] or 0.0)
+            print(f"{entry.name}: mAP50 {scores[entry.name]:.2f} on {len(index)} images of {index.name}", flush=True)
+    return scores
+
+
+def open_split(options: BenchmarkOptions, which: int) -> DatasetIndex:
+    """The data's training (0) or validation (1) split."""
+    from utils.data.open import default_splits, open_dataset
+
+    return open_dataset(options.data or "", default_splits(options.data or "")[which])
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+def measure_stages(result: Result, options: BenchmarkOptions) -> None:
+    """CPU time of one thread from a JPEG on the disk to a drawn picture, at the model's threshold and a low one."""
+    path = Path(options.models[0]) if options.models else default_checkpoint()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        runtime = load_runtime(path, "cpu")
+        detector = Detector(runtime)
+        with tempfile.TemporaryDirectory() as folder:
+            for photo in stage_photos(options, Path(folder)):
+                for threshold in (detector.config.score_threshold, LOW_THRESHOLD):
+                    result.stages.append(time_stages(detector, photo, threshold))
+    finally:
+        torch.set_num_threads(before)
+
+
+def stage_photos(options: BenchmarkOptions, folder: Path) -> list[Path]:
+    """The pictures of --images (three at most), or one that is drawn."""
+    if options.images is None:
+        import cv2
+
+        drawn = cv2.resize(drawn_photos(ModelConfig(("a",)), 1)[0], (768, 576), interpolation=cv2.INTER_CUBIC)
+        write_image(folder / "drawn.jpg", drawn, quality=90)
+        return [folder / "drawn.jpg"]
+    path = Path(options.images)
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
+    if not files:
+        raise UserError("--images", f"{path} holds no pictures", "name a picture or a folder of pictures")
+    return files[:3]
+
+
+def time_stages(detector: Detector, photo: Path, threshold: float) -> dict[str, Any]:
+    """Median CPU milliseconds of each stage for one picture."""
+    config, runtime = detector.config, detector.runtime
+    image = read_image(photo)
+    batch = np.empty((1, *config.input_size, 3), np.uint8)
+    config.letterbox.apply(image, out=batch[0])
+    outputs = runtime.run(batch)
+    settings = {"score_threshold": threshold, "multi_label": threshold <= LOW_THRESHOLD}
+    found = detector([image], **settings)[0]
+    confident = found[found.scores >= config.score_threshold]
+    calls: dict[str, Callable[[], Any]] = {
+        "decode": lambda: read_image(photo),
+        "preprocess": lambda: config.letterbox.apply(image, out=batch[0]),
+        "network": lambda: runtime.run(batch),
+        "postprocess": lambda: runtime.read(outputs, **settings),
+        "draw": lambda: draw_detections(image, confident, config.class_names),
+    }
+    samples = interleave(calls, STAGE_REPETITIONS, clock=time.thread_time)
+    times = {name: 1e3 * sample.median for name, sample in samples.items()}
+    around = sum(times[name] for name in ("decode", "preprocess", "postprocess"))
+    size = "x".join(str(side) for side in image.shape[1::-1])
+    facts = {"image": photo.name, "size": size, "threshold": threshold, "detections": len(found)}
+    return {**facts, **times, "all_but_network": around}
+
+
+# --- telling ---------------------------------------------------------------------------------------------------------
+
+
+def report(result: Result, options: BenchmarkOptions) -> None:
+    """Print, and write what the options name."""
+    table = markdown_table(result)
+    print(table)
+    for stage in result.stages:
+        parts = ", ".join(f"{n} {stage[n]:.2f}" for n in ("decode", "preprocess", "network", "postprocess", "draw"))
+        print(
+            f"stages of {stage['image']} ({stage['size']}), one thread, CPU ms, score >= {stage['threshold']:g}, "
+            f"{stage['detections']} found: {parts}; all but network and drawing {stage['all_but_network']:.2f}"
+        )
+    for reason in result.noise:
+        warn("noise", reason)
+    if result.noise:
+        print("these figures cannot be trusted by themselves; the ratios suffer less (medians of neighbouring runs)")
+    if options.table:
+        write_atomically(Path(options.table), (table + "\n").encode())
+    if options.json:
+        write_atomically(Path(options.json), json.dumps(to_json(result, options), indent=1).encode())
+    if options.plot:
+        draw_plot(result, Path(options.plot))
+
+
+def markdown_table(result: Result) -> str:
+    """All rows; the ratio is to the baseline, which stands first."""
+    head = [
+        "network",
+        "runtime",
+        "precision",
+        "batch",
+        "threads",
+        "ms",
+        "quartiles",
+        "images/s",
+        "ratio",
+        "mAP50",
+        "MB",
+    ]
+    head += ["MB in RAM", *(["J"] if any(row.joules is not None for row in result.rows) else [])]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in result.rows:
+        low, high = row.quartiles_ms
+        cells = [row.name, row.runtime, row.precision, row.batch_size, row.threads, f"{row.median_ms:.1f}"]
+        cells += [f"{low:.1f} to {high:.1f}", f"{row.images_per_second:.1f}", f"{row.ratio:.2f}"]
+        cells += ["" if row.map50 is None else f"{row.map50:.1f}"]
+        cells += ["" if mb is None else f"{mb:.1f}" for mb in (row.file_mb, row.memory_mb)]
+        cells += [f"{row.joules:.3f}"] if row.joules is not None else []
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, "", f"ratio: to {result.baseline}, median over the repetitions of the same run"])
+
+
+def to_json(result: Result, options: BenchmarkOptions) -> dict[str, Any]:
+    """Plain types."""
+    return {
+        "machine": machine(),
+        "options": dataclasses.asdict(options),
+        "baseline": result.baseline,
+        "rows": [dataclasses.asdict(row) for row in result.rows],
+        "stages": result.stages,
+        "noise": result.noise,
+        "trusted": not result.noise,
+    }
+
+
+def draw_plot(result: Result, path: Path) -> None:
+    """Bars of the medians with their quartiles."""
+    from matplotlib.figure import Figure  # no window, no global state
+
+    rows = result.rows[::-1]
+    figure = Figure(figsize=(9, 1.2 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    names = [f"{row.name}, batch {row.batch_size}, {row.threads} threads" for row in rows]
+    medians = [row.median_ms for row in rows]
+    errors = [[m - r.quartiles_ms[0] for m, r in zip(medians, rows, strict=True)]]
+    errors.append([r.quartiles_ms[1] - m for m, r in zip(medians, rows, strict=True)])
+    axes.barh(range(len(rows)), medians, xerr=errors, color="#4c78a8", ecolor="#333333")
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    for place, row in enumerate(rows):
+        axes.text(row.quartiles_ms[1], place, f" {row.median_ms:.1f} ms, x {row.ratio:.2f}", va="center", fontsize=8)
+    axes.set_xlabel("milliseconds a batch: median and quartiles")
+    axes.set_title("not to be trusted: the machine was busy" if result.noise else f"ratio to {result.baseline}")
+    axes.margins(x=0.25)
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise UserError("--plot", str(error)[:100], "name it .png, .svg or .pdf") from error
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,294 @@
+"""int8 after training: ranges from real images, and in floating point what measurably suffers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nets.checkpoint import write_atomically
+from nets.export.exported import as_float
+from nets.export.graph import Form, write_metadata
+from nets.export.onnx_file import INPUT, build_onnx, open_session, set_metadata
+from nets.export.onnx_nms import append_nms
+from nets.export.openvino_file import build_openvino, compile_model, save_openvino
+from nets.model_config import ModelConfig
+from nets.yolov4 import YOLOv4
+from utils.errors import MissingExtra
+
+PROBES = 8  # calibration images on which the error is measured
+WORTH = 0.9  # a group of layers stays in floating point if that leaves at most this share of the error
+BEST_BOXES = 100
+# groups of layers that are tried in floating point, and what to call them
+GROUPS = {
+    "last": "the head's last convolutions",
+    "first": "the first convolution",
+    "gates": "squeeze-and-excitation",
+}
+_CONVOLUTIONS = ("Conv", "Convolution", "GroupConvolution")
+_QUANTIZED_OPS = ["Conv", "Add", "Concat", "MaxPool", "Resize"]
+
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operation of any graph: its name, its kind, and the names of those it reads from."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+
+
+def quantize_onnx(
+    model: YOLOv4, path: Path, form: Form, photos: Sequence[np.ndarray], info: dict[str, Any] | None = None
+) -> str:
+    """Write an int8 ONNX file (QDQ: weights by channel, activations uint8, ranges by minimum and maximum).
+
+    Args:
+        model: in eval mode.
+        path: the file.
+        form: what the file takes and gives; precision `int8`.
+        photos: RGB images (H, W, 3) uint8 of any size, from the training data.
+        info: what else the file should say, plain types.
+
+    Returns:
+        What is left in floating point, in words.
+
+    Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+    """
+    import onnx
+
+    float_form = Form(form.uint8_input, form.decodes)
+    proto = onnx.shape_inference.infer_shapes(build_onnx(model, float_form))
+    inputs = as_inputs(photos, model.config, form)
+    with _quiet():
+        ranges = _onnx_ranges(proto, inputs)
+
+    def build(left_out: set[str]) -> Any:
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        quantizer = QDQQuantizer(
+            copy,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=ranges,
+            nodes_to_quantize=[],
+            nodes_to_exclude=sorted(left_out),
+            op_types_to_quantize=_QUANTIZED_OPS,
+            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        )
+        with _quiet():
+            quantizer.quantize_model()
+        return quantizer.model.model
+
+    nodes = [Node(n.name, n.op_type, tuple(n.input)) for n in proto.graph.node]
+    made_by = {output: n.name for n in proto.graph.node for output in n.output}
+    nodes = [Node(n.name, n.kind, tuple(made_by[i] for i in n.inputs if i in made_by)) for n in nodes]
+    quantized, kept = choose_layers(build, _run_onnx, _run_onnx(proto), nodes, inputs[:PROBES])
+    if form.nms:
+        append_nms(quantized, model.config, form)
+    set_metadata(quantized, write_metadata(model.config, form, {**(info or {}), "floating_point": kept}))
+    write_atomically(path, quantized.SerializeToString())
+    return kept
+
+
+def _run_onnx(proto: Any) -> Run:
+    session = open_session(proto.SerializeToString())
+    return lambda image: session.run(None, {INPUT: image})
+
+
+def _onnx_ranges(proto: Any, inputs: Sequence[np.ndarray]) -> Any:
+    import tempfile
+
+    from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rest = iter(inputs)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self.rest, None)
+            return None if image is None else {INPUT: image}
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        source.write_bytes(proto.SerializeToString())
+        augmented = str(Path(folder) / "augmented.onnx")
+        calibrator = create_calibrator(source, _QUANTIZED_OPS, augmented, CalibrationMethod.MinMax)
+        calibrator.collect_data(Reader())
+        return calibrator.compute_data()
+
+
+def quantize_openvino(
+    model: YOLOv4, path: Path, form: Form, photos: Sequence[np.ndarray], info: dict[str, Any] | None = None
+) -> str:
+    """Write an int8 OpenVINO file by NNCF; arguments and result as of `quantize_onnx`.
+
+    Source: https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html
+    """
+    try:
+        with _quiet():
+            import nncf
+    except ImportError as error:
+        raise MissingExtra("int8 for OpenVINO", "nncf", "openvino") from error
+    nncf.set_log_level(logging.ERROR)
+    inputs = as_inputs(photos, model.config, form)
+    original = build_openvino(model, Form(form.uint8_input, form.decodes))
+    nodes = [
+        Node(op.get_friendly_name(), op.get_type_name(), tuple(_source(i) for i in op.inputs()))
+        for op in original.get_ordered_ops()
+    ]
+
+    def build(left_out: set[str]) -> Any:
+        with _quiet():
+            return nncf.quantize(
+                original.clone(),
+                nncf.Dataset(inputs),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(inputs),
+                ignored_scope=nncf.IgnoredScope(names=sorted(left_out), validate=False),
+            )
+
+    quantized, kept = choose_layers(build, _run_openvino, _run_openvino(original), nodes, inputs[:PROBES])
+    save_openvino(quantized, path, model.config, form, {**(info or {}), "floating_point": kept})
+    return kept
+
+
+def _source(port: Any) -> str:
+    return port.get_source_output().get_node().get_friendly_name()
+
+
+def _run_openvino(model: Any) -> Run:
+    request = compile_model(model).create_infer_request()
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        results = request.infer([image])
+        return [results[output].copy() for output in request.model_outputs]
+
+    return run
+
+
+def as_inputs(photos: Sequence[np.ndarray], config: ModelConfig, form: Form) -> list[np.ndarray]:
+    """Photographs as the file takes them, one by one."""
+    batches = (config.letterbox.apply(photo)[None] for photo in photos)
+    return [batch.copy() if form.uint8_input else as_float(batch) for batch in batches]
+
+
+def choose_layers(
+    build: Callable[[set[str]], Any],
+    run_of: Callable[[Any], Run],
+    reference: Run,
+    nodes: Sequence[Node],
+    probes: Sequence[np.ndarray],
+) -> tuple[Any, str]:
+    """Quantise everything up to decoding, then take back the groups of layers that cost most.
+
+    Args:
+        build: a quantised model without the named operations.
+        run_of: how to run what `build` gives.
+        reference: the unquantised model.
+        nodes: of its graph.
+        probes: inputs on which the error is measured.
+
+    Returns:
+        The model, and what is left in floating point, in words.
+    """
+    groups = group_nodes(nodes)
+    expected = [reference(image) for image in probes]
+
+    def error_of(model: Any) -> float:
+        run = run_of(model)
+        return float(np.mean([output_error(e, run(image)) for e, image in zip(expected, probes, strict=True)]))
+
+    left_out = set(groups["decode"])
+    best = build(left_out)
+    error = error_of(best)
+    kept = []
+    for group, name in GROUPS.items():
+        if not groups[group]:
+            continue
+        other = build(left_out | groups[group])
+        other_error = error_of(other)
+        if other_error <= WORTH * error:
+            kept.append(f"{name} (error {error:.3g} to {other_error:.3g})")
+            best, error, left_out = other, other_error, left_out | groups[group]
+    return best, ", ".join(["decoding", *kept])
+
+
+def output_error(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """How far outputs are off: of scores, and of the boxes that score best; of raw maps, all of them.
+
+    Scores count relative to their size (root of the sum of squares), coordinates in parts of 16 pixels.
+    """
+    if len(expected) != 2:
+        return float(np.mean([_relative(e, f) for e, f in zip(expected, found, strict=True)]))
+    boxes, scores = expected
+    best = np.argsort(-scores[0].max(axis=1))[:BEST_BOXES]
+    return _relative(scores, found[1]) + float(np.abs(boxes[0][best] - found[0][0][best]).mean()) / 16
+
+
+def _relative(expected: np.ndarray, found: np.ndarray) -> float:
+    return float(np.linalg.norm(expected - found) / max(np.linalg.norm(expected), 1e-9))
+
+
+def group_nodes(nodes: Sequence[Node]) -> dict[str, set[str]]:
+    """Names of the operations of each group: `first`, `last` and `gates` of `GROUPS`, and `decode`.
+
+    `decode` is what no convolution comes after (or before: normalisation of the input).
+    """
+    by_name = {node.name: node for node in nodes}
+    readers: dict[str, list[str]] = {node.name: [] for node in nodes}
+    for node in nodes:
+        for source in node.inputs:
+            readers[source].append(node.name)
+    convolutions = {node.name for node in nodes if node.kind in _CONVOLUTIONS}
+    before = _reach(convolutions, lambda name: by_name[name].inputs)
+    after = _reach(convolutions, lambda name: readers[name])
+    pools = {node.name for node in nodes if node.kind in ("ReduceMean", "GlobalAveragePool")}
+    gated = {node.name for node in nodes if node.kind in ("HardSigmoid", "HSigmoid")}
+    between = _reach(pools, lambda name: () if name in gated else readers[name])
+    return {
+        "first": convolutions - after,
+        "last": convolutions - before,
+        "gates": {name for name in between if name in convolutions} if pools and gated else set(),
+        "decode": {node.name for node in nodes} - (before & after) - convolutions,
+    }
+
+
+def _reach(starts: Iterable[str], step: Callable[[str], Iterable[str]]) -> set[str]:
+    """Everything that steps from `starts` lead to (a start only if another leads to it)."""
+    seen: set[str] = set()
+    waiting = [name for start in starts for name in step(start)]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting.extend(step(name))
+    return seen
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Quantisers print bars and advice."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.disable(level)
+
+
+QUANTIZERS: dict[str, Callable[..., str]] = {"onnx": quantize_onnx, "openvino": quantize_openvino}

@@ -1,0 +1,146 @@
+"""Time things beside each other, so that what else the machine does hits all alike, and say when it did too much."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+NOISY_SPREAD = 0.15  # quartiles further apart than this share of the median
+NOISY_CONTROL = 1.25  # a fixed piece of work whose median is this many times its quickest
+CONTROL = "control"
+_CONTROL_SIZE = 256  # a product of matrices: about a millisecond
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds of one thing, one number a repetition."""
+
+    seconds: np.ndarray
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    @property
+    def minimum(self) -> float:
+        return float(np.min(self.seconds))
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        low, high = np.percentile(self.seconds, [25, 75])
+        return float(low), float(high)
+
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles as a share of the median."""
+        low, high = self.quartiles
+        return (high - low) / self.median
+
+    def ratio(self, other: Sample) -> float:
+        """Median over the repetitions of this one's time by the other's of the same repetition."""
+        return float(np.median(self.seconds / other.seconds))
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], Any]],
+    repetitions: int,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Sample]:
+    """Run all calls in turn, `repetitions` times, every other time in reverse.
+
+    Args:
+        calls: what to time, by name.
+        repetitions: how often; `warm_up` further rounds come first and do not count.
+        clock: `time.thread_time` counts only what this thread computes.
+    """
+    order = list(calls)
+    seconds: dict[str, list[float]] = {name: [] for name in order}
+    for repetition in range(-warm_up, repetitions):
+        for name in order if repetition % 2 == 0 else reversed(order):
+            started = clock()
+            calls[name]()
+            if repetition >= 0:
+                seconds[name].append(clock() - started)
+    return {name: Sample(np.array(values)) for name, values in seconds.items()}
+
+
+def control_call() -> Callable[[], Any]:
+    """A fixed piece of work; its times tell how quiet the machine is."""
+    matrix = np.random.default_rng(0).random((_CONTROL_SIZE, _CONTROL_SIZE), dtype=np.float32)
+    return lambda: matrix @ matrix
+
+
+def noise_reasons(control: Sample, samples: Mapping[str, Sample]) -> list[str]:
+    """Why the times cannot be trusted; empty if nothing speaks against them."""
+    reasons = []
+    slowdown = control.median / control.minimum
+    if slowdown > NOISY_CONTROL:
+        reasons.append(f"a fixed piece of work took {slowdown:.2f} times its quickest: something else is running")
+    for name, sample in samples.items():
+        if sample.spread > NOISY_SPREAD:
+            reasons.append(f"{name}: half of the repetitions lie {100 * sample.spread:.0f} % of the median apart")
+    load, cores = _load(), os.cpu_count() or 1
+    if load is not None and load > cores + 0.5:
+        reasons.append(f"the machine's load is {load:.1f} on {cores} cores")
+    return reasons
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has none
+        return None
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM, where the system tells (Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def energy_joules() -> float | None:
+    """The processor's energy counter, where it may be read (Linux, RAPL)."""
+    counters = sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"))
+    try:
+        return sum(int(file.read_text()) for file in counters) / 1e6 if counters else None
+    except (OSError, ValueError):
+        return None
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on besides the program."""
+    import platform
+
+    info = {
+        "processor": _processor() or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "torch": torch.__version__,
+        "load": _load(),
+    }
+    for name in ("onnxruntime", "openvino"):
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            info[name] = version(name)
+        except PackageNotFoundError:
+            info[name] = None
+    return info
+
+
+def _processor() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)

@@ -1,0 +1,75 @@
+"""A small network that finds something in every picture, and its exports, each made once for all tests."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nets.checkpoint import Checkpoint, save_checkpoint
+from nets.export import EXPORTERS
+from nets.export.graph import Form
+from nets.model_config import ModelConfig
+from nets.yolov4 import YOLOv4
+
+CONFIG = ModelConfig(
+    class_names=("bird", "boat", "cow"),
+    backbone="mobilenet_v1",
+    alpha=0.25,
+    neck_width=0.1,
+    padding="tf_same",
+    input_size=(64, 96),
+    mean=(0.5, 0.4, 0.3),
+    std=(0.5, 0.25, 0.2),
+    score_threshold=0.3,
+)
+
+
+@functools.cache
+def small_model(config: ModelConfig = CONFIG) -> YOLOv4:
+    """Random weights that answer differently to different pictures: spread logits, objects expected everywhere."""
+    torch.manual_seed(0)
+    model = YOLOv4(config).eval()
+    for level in model.head.levels:
+        torch.nn.init.normal_(level[-1].weight, 0, 0.4)
+        torch.nn.init.zeros_(level[-1].bias)
+    return model
+
+
+@functools.cache
+def folder() -> Path:
+    """Where the exports lie until the process ends."""
+    _keep.append(tempfile.TemporaryDirectory(prefix="exports-"))
+    return Path(_keep[-1].name)
+
+
+_keep: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@functools.cache
+def checkpoint() -> Path:
+    """`small_model` as a checkpoint."""
+    path = folder() / "model.pth"
+    save_checkpoint(path, Checkpoint(CONFIG, small_model().state_dict()))
+    return path
+
+
+@functools.cache
+def exported(kind: str, form: Form) -> Path:
+    """`small_model` in a format and form."""
+    name = "".join(str(int(v)) if isinstance(v, bool) else v for v in vars(form).values())
+    path = folder() / f"{name}{EXPORTERS[kind].suffix}"
+    EXPORTERS[kind].export(small_model(), path, form, {"from": "a test"})
+    return path
+
+
+def pictures(count: int, height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:
+    """(count, height, width, 3) uint8: smooth noise."""
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, height // 8, width // 8, 3), dtype=np.uint8)
+    return np.stack([cv2.resize(each, (width, height), interpolation=cv2.INTER_CUBIC) for each in coarse])

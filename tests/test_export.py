@@ -1,0 +1,223 @@
+"""An exported file answers as the network does, says what it is, and does not stay if it is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from export_makers import CONFIG, checkpoint, exported, pictures, small_model
+
+import export
+from nets.export import EXPORTERS, check_export, export_and_check
+from nets.export.graph import DeployedNetwork, Form, read_metadata, write_metadata
+from nets.export.parity import TOLERANCES, Parity, compare, count_changed
+from nets.export.quantize import QUANTIZERS, Node, choose_layers, group_nodes, output_error
+from nets.model_config import ModelConfig
+from nets.runtimes import TorchRuntime, load_runtime
+from nets.yolov4 import YOLOv4
+from utils.detections import Detections
+from utils.errors import MissingExtra, RunError, UserError
+from utils.images import write_image
+
+PLAIN, EVERYTHING = Form(), Form(uint8_input=True, nms=True, dynamic=True)
+RAW_ANY = Form(uint8_input=True, decodes=False, dynamic=True)
+EXPORTED = [("onnx", PLAIN), ("onnx", EVERYTHING), ("openvino", RAW_ANY), ("torchscript", Form(dynamic=True))]
+EXPORTED_IDS = ["onnx", "onnx with nms for any size", "openvino raw for any size", "torchscript for any size"]
+
+
+@pytest.fixture(scope="module")
+def network() -> TorchRuntime:
+    return TorchRuntime(small_model())
+
+
+@pytest.mark.parametrize("uint8_input", [False, True])
+@pytest.mark.parametrize("padding", ["symmetric", "tf_same"])
+@pytest.mark.parametrize("backbone", ["mobilenet_v1", "mobilenet_v3_small"])
+def test_folding_the_normalisation_changes_nothing_not_even_at_the_border(backbone, padding, uint8_input) -> None:
+    model = small_model(CONFIG.replace(backbone=backbone, padding=padding, alpha=0.5))
+    images = torch.from_numpy(pictures(2))
+    inputs = images if uint8_input else images.permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        expected = model(images.permute(0, 3, 1, 2))
+        raw = DeployedNetwork(model, Form(uint8_input, decodes=False))(inputs)
+    for a, b in zip(expected, raw, strict=True):
+        assert torch.allclose(a.permute(0, 1, 4, 2, 3).flatten(1, 2), b, atol=2e-4)
+
+
+def test_exporting_leaves_the_network_as_it_was() -> None:
+    model = small_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    DeployedNetwork(model, PLAIN)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_mean_needs_no_node_where_it_is_zero() -> None:
+    assert DeployedNetwork(YOLOv4(ModelConfig(("a",), neck_width=0.1)), PLAIN).mean is None
+
+
+def test_metadata_brings_back_configuration_and_form() -> None:
+    config = CONFIG.replace(class_names=("Füße", "日本", 'a "b"'), score_threshold=0.123)
+    assert read_metadata("x", write_metadata(config, EVERYTHING)) == (config, EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"format": "else"}, {"format_version": "99"}, {"model": "{"}, {"model": "{}"}, {"form": '{"what": 1}'}],
+    ids=lambda d: next(iter(d.items()))[0] + " " + next(iter(d.items()))[1],
+)
+def test_metadata_that_is_not_ours_is_refused(damage) -> None:
+    with pytest.raises(UserError):
+        read_metadata("x", write_metadata(CONFIG, PLAIN) | damage)
+
+
+@pytest.mark.parametrize(("kind", "form"), EXPORTED, ids=EXPORTED_IDS)
+def test_an_exported_file_answers_as_the_network_does(network, kind, form) -> None:
+    parity = check_export(network, exported(kind, form), form, list(pictures(3, 80, 100)))
+    assert parity.detections >= 5 and parity.changed == 0
+    assert form.nms or (parity.score_difference < 1e-4 and parity.box_difference < 0.05)
+
+
+@pytest.mark.parametrize(("kind", "form"), EXPORTED, ids=EXPORTED_IDS)
+def test_an_exported_file_says_what_it_is(kind, form) -> None:
+    runtime = load_runtime(exported(kind, form), "cpu")
+    assert (runtime.config, runtime.form) == (CONFIG, form)
+    assert (runtime.fixed_batch, runtime.fixed_size) == ((None, False) if form.dynamic else (1, True))
+
+
+@pytest.mark.parametrize(("kind", "form"), EXPORTED[1:], ids=EXPORTED_IDS[1:])
+def test_a_dynamic_file_takes_several_images_of_another_size(network, kind, form) -> None:
+    images = pictures(3, 96, 160)
+    runtime = load_runtime(exported(kind, form), "cpu")
+    expected = network.read(network.run(images), score_threshold=0.3)
+    found = runtime.read(runtime.run(images), score_threshold=0.3)
+    assert [len(each) for each in found] == [len(each) for each in expected]
+    assert sum(count_changed(a, b, 0.301) for a, b in zip(expected, found, strict=True)) == 0
+
+
+def test_a_file_with_suppression_inside_says_that_its_thresholds_stand(capsys) -> None:
+    runtime = load_runtime(exported("onnx", EVERYTHING), "cpu")
+    outputs = runtime.run(pictures(1))
+    all_of_them = runtime.read(outputs, score_threshold=0.001)[0]
+    assert "export it without --nms" in capsys.readouterr().err
+    fewer = runtime.read(outputs, score_threshold=float(np.median(all_of_them.scores)), max_detections=2)[0]
+    assert len(fewer) == 2 and fewer.scores[0] >= fewer.scores[1]
+
+
+def test_an_export_that_answers_otherwise_is_removed(tmp_path) -> None:
+    other = small_model(CONFIG.replace(scale_xy=(1.0, 1.0, 1.0)))
+    path = shutil.copy(exported("torchscript", Form(dynamic=True)), tmp_path / "a.torchscript")
+    with pytest.raises(RunError, match="does not answer as the network does"):
+        check_export(TorchRuntime(other), Path(path), Form(dynamic=True), list(pictures(1)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [name for name, exporter in EXPORTERS.items() if not exporter.runs])
+def test_a_format_without_its_tool_names_what_to_install(tmp_path, kind) -> None:
+    with pytest.raises(MissingExtra, match="pip install"):
+        export_and_check(small_model(), tmp_path / f"a{EXPORTERS[kind].suffix}", kind, Form(decodes=False), [])
+
+
+def test_half_precision_stays_near(network) -> None:
+    form = Form(precision="bf16")
+    parity = compare(network, load_runtime(exported("torchscript", form), "cpu"), list(pictures(2)))
+    assert 0 < parity.score_difference < TOLERANCES["bf16"].score
+
+
+def test_int8_stays_near_and_is_a_third_of_the_size(network, tmp_path) -> None:
+    form = dataclasses.replace(PLAIN, precision="int8")
+    kept = QUANTIZERS["onnx"](small_model(), tmp_path / "a.onnx", form, list(pictures(6, seed=1)))
+    assert kept.startswith("decoding")
+    parity = compare(network, load_runtime(tmp_path / "a.onnx", "cpu"), list(pictures(2)))
+    assert 0 < parity.score_difference < TOLERANCES["int8"].score
+    assert (tmp_path / "a.onnx").stat().st_size < 0.75 * exported("onnx", PLAIN).stat().st_size
+
+
+GRAPH = [  # image - mean -> conv a -> conv b (through a gate) -> conv c -> decoding
+    Node("mean", "Sub", ()),
+    Node("a", "Conv", ("mean",)),
+    Node("pool", "ReduceMean", ("a",)),
+    Node("squeeze", "Conv", ("pool",)),
+    Node("gate", "HardSigmoid", ("squeeze",)),
+    Node("scaled", "Mul", ("a", "gate")),
+    Node("b", "Conv", ("scaled",)),
+    Node("c", "Conv", ("b",)),
+    Node("scores", "Sigmoid", ("c",)),
+]
+
+
+def test_groups_of_layers_are_found_in_the_graph() -> None:
+    groups = group_nodes(GRAPH)
+    assert groups == {"first": {"a"}, "last": {"c"}, "gates": {"squeeze"}, "decode": {"mean", "scores"}}
+
+
+def test_what_costs_much_stays_in_floating_point() -> None:
+    outputs = {frozenset(): 0.5, frozenset("c"): 0.1, frozenset("ac"): 0.095, frozenset({"c", "squeeze"}): 0.01}
+
+    def run_of(left_out):
+        noise = outputs[frozenset(left_out - {"mean", "scores"})]
+        return lambda image: [image + noise]
+
+    _, kept = choose_layers(lambda names: names, run_of, lambda image: [image], GRAPH, [np.ones(4)])
+    assert "last convolutions" in kept and "squeeze" in kept and "first" not in kept
+
+
+def test_equal_outputs_have_no_error() -> None:
+    boxes, scores = np.ones((1, 3, 4)), np.ones((1, 3, 2))
+    assert output_error([boxes, scores], [boxes, scores]) == 0
+    assert output_error([boxes, scores], [boxes + 16, scores]) == 1
+
+
+def test_changed_detections_are_those_without_a_partner() -> None:
+    a = Detections(np.array([[0, 0, 10, 10], [20, 20, 30, 30]]), np.array([0.9, 0.5]), np.array([0, 1]))
+    assert count_changed(a, a, 0.0) == 0
+    assert count_changed(a, Detections(a.boxes, a.scores, np.array([0, 0])), 0.0) == 1
+    assert count_changed(a, a[:1], 0.0) == 1
+    assert count_changed(a, a[:1], 0.6) == 0  # the lost one is not above this
+    assert count_changed(a, Detections.empty(), 0.0) == 2
+
+
+def test_a_comparison_without_a_number_is_no_parity() -> None:
+    assert not Parity(1, float("nan"), 0.0, 0.3, 5, 0).fits(TOLERANCES["fp32"])
+    assert not Parity(1, float("inf"), 0.0, 0.3, 5, 0).fits(TOLERANCES["fp32"])
+
+
+def test_the_command_writes_compares_and_tells(tmp_path, capsys) -> None:
+    write_image(tmp_path / "photo.png", pictures(1, 120, 100)[0])
+    output = tmp_path / "a.torchscript"
+    arguments = ["--checkpoint", str(checkpoint()), "--format", "torchscript", "--output", str(output)]
+    export.main([*arguments, "--images", str(tmp_path), "--input-size", "96", "--score-threshold", "0.4"])
+    text = capsys.readouterr().out
+    assert "0 of " in text and "on 1 images" in text and "96 x 96" in text
+    config = load_runtime(output, "cpu").config
+    assert (config.input_size, config.score_threshold) == ((96, 96), 0.4)
+    with pytest.raises(UserError, match="is there already"):
+        export.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["--format", "torchscript", "--nms"], "--nms"),
+        (["--format", "litert", "--int8"], "--int8"),
+        (["--int8"], "--int8"),
+        (["--int8", "--half", "--data", "x"], "--half"),
+        (["--raw", "--nms"], "--raw"),
+        (["--input-size", "100"], "--input-size"),
+        (["--output", "a.engine"], "--output"),
+        (["--output", "nowhere/a.onnx"], "nowhere"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--images", "nowhere.jpg"], "--images"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypatch, arguments, where) -> None:
+    path = checkpoint()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        export.main(["--checkpoint", str(path), *arguments])
+    assert caught.value.where == where
+    assert not list(tmp_path.iterdir())

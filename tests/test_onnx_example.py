@@ -1,0 +1,64 @@
+"""The one-page example needs neither torch nor this platform, and finds what the platform finds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from export_makers import checkpoint, exported, pictures
+
+from nets.detector import load_detector
+from nets.export.graph import Form
+from utils.images import write_image
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "onnx_only.py"
+# an environment without torch and without this platform: importing either fails, as if it were not installed
+BLOCKED = """
+import runpy, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "nets", "utils", "onnx", "PIL"}:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Blocker())
+sys.path[:] = [p for p in sys.path if p]
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_example(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BLOCKED, str(EXAMPLE), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("uint8_input", [False, True])
+def test_it_finds_what_the_platform_finds_without_torch(tmp_path, uint8_input) -> None:
+    names = [f"photo{i}.png" for i in range(2)]
+    for name, picture in zip(names, pictures(2, 104, 80), strict=True):
+        write_image(tmp_path / name, picture)
+    model = exported("onnx", Form(uint8_input=uint8_input))
+    done = run_example(tmp_path, str(model), *names)
+    assert done.returncode == 0, done.stderr
+    detector = load_detector(checkpoint(), "cpu")
+    for name in names:
+        lines = [line.rsplit(" ", 5) for line in done.stdout.splitlines() if line.startswith(name)]
+        found = detector(tmp_path / name)
+        assert len(lines) == len(found) > 3
+        labels = [line[0].removeprefix(f"{name}: ") for line in lines]
+        assert labels == [detector.config.class_names[label] for label in found.labels]
+        numbers = np.array([[float(value) for value in line[1:]] for line in lines])
+        assert np.allclose(numbers[:, 0], found.scores, atol=1e-3)
+        assert np.allclose(numbers[:, 1:], found.boxes, atol=0.1)
+
+
+def test_it_says_what_it_wants(tmp_path) -> None:
+    assert "usage: python onnx_only.py" in run_example(tmp_path).stderr
+
+
+def test_it_is_one_page() -> None:
+    assert len(EXAMPLE.read_text().splitlines()) < 90

@@ -1,0 +1,167 @@
+"""Every kind of model file loads by its content, on the runtime that is named, or says why not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from export_makers import CONFIG, checkpoint, exported, pictures, small_model
+
+from nets.detector import Detector, load_detector
+from nets.export import cache
+from nets.export.graph import Form
+from nets.runtimes import FILE_RUNTIMES, LOADERS, RUNTIMES, TorchRuntime, file_kind, load_runtime
+from utils.errors import UserError
+
+PLAIN, ANY, RAW_ANY = Form(), Form(dynamic=True), Form(uint8_input=True, decodes=False, dynamic=True)
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MOBILENET_YOLO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_each_file_loads_on_the_runtime_it_was_made_for() -> None:
+    for path, name in [
+        (checkpoint(), "torch"),
+        (exported("onnx", PLAIN), "onnxruntime"),
+        (exported("openvino", RAW_ANY), "openvino"),
+        (exported("torchscript", ANY), "torchscript"),
+    ]:
+        assert load_runtime(path, "cpu").name == name
+
+
+def test_a_detector_of_an_exported_file_finds_what_the_checkpoint_finds() -> None:
+    photos = list(pictures(3, 70, 90))
+    expected = load_detector(checkpoint(), "cpu")(photos)
+    assert sum(len(each) for each in expected) > 5
+    for path in (exported("onnx", PLAIN), exported("openvino", RAW_ANY), exported("torchscript", ANY)):
+        for a, b in zip(expected, load_detector(path, "cpu")(photos), strict=True):
+            assert np.allclose(np.sort(a.scores), np.sort(b.scores), atol=1e-4)
+            assert np.array_equal(np.bincount(a.labels, minlength=3), np.bincount(b.labels, minlength=3))
+
+
+def test_openvino_runs_an_onnx_file_when_asked() -> None:
+    runtime = load_runtime(exported("onnx", PLAIN), "cpu", "openvino")
+    assert runtime.name == "openvino"
+    boxes, scores = runtime.run(pictures(1))
+    expected = load_runtime(exported("onnx", PLAIN), "cpu").run(pictures(1))
+    assert torch.allclose(boxes, expected[0], atol=0.05) and torch.allclose(scores, expected[1], atol=1e-4)
+
+
+def test_a_file_of_one_size_refuses_another() -> None:
+    with pytest.raises(UserError, match="export it with --dynamic"):
+        Detector(load_runtime(exported("onnx", PLAIN), "cpu")).set_input_size(96)
+    Detector(load_runtime(exported("openvino", RAW_ANY), "cpu")).set_input_size(96)
+
+
+def test_warming_up_takes_the_size_and_batch_of_the_file() -> None:
+    load_runtime(exported("onnx", PLAIN), "cpu").warm_up(batch=4)
+    TorchRuntime(small_model()).warm_up(batch=2)
+
+
+def test_pt_may_be_a_checkpoint_or_torchscript(tmp_path) -> None:
+    script, weights = tmp_path / "a.pt", tmp_path / "b.pt"
+    shutil.copy(exported("torchscript", ANY), script)
+    shutil.copy(checkpoint(), weights)
+    assert (file_kind(script), file_kind(weights)) == ("torchscript", "checkpoint")
+    assert (load_runtime(script, "cpu").name, load_runtime(weights, "cpu").name) == ("torchscript", "torch")
+
+
+def test_a_folder_stands_for_its_openvino_file(tmp_path) -> None:
+    source = exported("openvino", RAW_ANY)
+    for file in (source, source.with_suffix(".bin")):
+        shutil.copy(file, tmp_path / file.name)
+    assert load_runtime(tmp_path, "cpu").name == "openvino"
+    shutil.copy(source, tmp_path / "other.xml")
+    with pytest.raises(UserError, match="2 OpenVINO files"):
+        load_runtime(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("runtime", ["tvm", "openvino", "torch"])
+def test_a_runtime_that_does_not_run_the_file_is_refused(runtime) -> None:
+    with pytest.raises(UserError, match="choose from"):
+        load_runtime(exported("torchscript", ANY), "cpu", runtime)
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.xml", "a.torchscript", "a.tflite", "a.pth"])
+def test_a_file_that_is_no_model_is_one_line(tmp_path, name) -> None:
+    path = tmp_path / name
+    for content in (b"", b"no model", b"<html></html>", b"PK\x03\x04" + bytes(40)):
+        path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            load_runtime(path, "cpu")
+        assert "\n" not in str(caught.value) and name in str(caught.value)
+    path.unlink()
+    with pytest.raises(UserError, match="is not there"):
+        load_runtime(path, "cpu")
+
+
+def test_a_foreign_onnx_file_is_refused(tmp_path) -> None:
+    import onnx
+
+    value = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1])
+    other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["images"], ["y"])], "g", [value], [other])
+    onnx.save(
+        onnx.helper.make_model(graph, ir_version=9, opset_imports=[onnx.helper.make_opsetid("", 18)]),
+        tmp_path / "a.onnx",
+    )
+    with pytest.raises(UserError, match="was not exported by this platform"):
+        load_runtime(tmp_path / "a.onnx", "cpu")
+
+
+def test_a_cut_openvino_file_is_one_line(tmp_path) -> None:
+    shutil.copy(exported("openvino", RAW_ANY), tmp_path / "a.xml")
+    with pytest.raises(UserError, match=r"the \.bin must lie beside"):
+        load_runtime(tmp_path / "a.xml", "cpu")
+
+
+def test_the_tables_of_runtimes_agree() -> None:
+    assert set(RUNTIMES) == {"auto", "fastest", "torch", *LOADERS}
+    assert all(set(names) <= set(LOADERS) for names in FILE_RUNTIMES.values())
+
+
+def test_a_checkpoint_is_exported_for_another_runtime_only_once(cache_folder, capsys) -> None:
+    runtime = load_runtime(checkpoint(), "cpu", "torchscript")
+    assert runtime.name == "torchscript" and runtime.config == CONFIG and not runtime.fixed_size
+    assert "exporting model.pth for torchscript" in capsys.readouterr().err
+    load_runtime(checkpoint(), "cpu", "torchscript")
+    assert capsys.readouterr().err == ""
+    assert len(list((cache_folder / "exports").iterdir())) == 1
+
+
+def test_the_fastest_runtime_is_measured_once_and_then_taken_by_itself(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(cache, "PACKAGES", {"torchscript": ("torch",)})
+    assert load_runtime(checkpoint(), "cpu").name == "torch"  # nothing is remembered
+    monkeypatch.setattr(cache, "measure", lambda model, runtimes: {"torch": 0.2, "torchscript": 0.1})
+    assert load_runtime(checkpoint(), "cpu", "fastest").name == "torchscript"
+    assert "torchscript (torch 200.0 ms, torchscript 100.0 ms)" in capsys.readouterr().err
+    monkeypatch.setattr(cache, "measure", None)  # would fail if it were called again
+    assert load_runtime(checkpoint(), "cpu", "fastest").name == "torchscript"
+    assert load_runtime(checkpoint(), "cpu").name == "torchscript"
+    assert load_runtime(checkpoint(), "cpu", "torch").name == "torch"
+
+
+def test_what_is_remembered_is_not_believed_when_the_file_is_gone(monkeypatch, cache_folder) -> None:
+    monkeypatch.setattr(cache, "PACKAGES", {"torchscript": ("torch",)})
+    monkeypatch.setattr(cache, "measure", lambda model, runtimes: {"torch": 0.2, "torchscript": 0.1})
+    load_runtime(checkpoint(), "cpu", "fastest")
+    memory = cache_folder / "exports" / "fastest.json"
+    found = json.loads(memory.read_text())
+    assert len(found) == 1
+    next((cache_folder / "exports").glob("*.torchscript")).unlink()
+    assert load_runtime(checkpoint(), "cpu").name == "torch"
+    memory.write_text("{")
+    assert load_runtime(checkpoint(), "cpu").name == "torch"
+
+
+def test_measuring_gives_a_time_for_each_runtime() -> None:
+    network = TorchRuntime(small_model())
+    times = cache.measure(small_model(), {"a": network, "b": network}, trials=2)
+    assert set(times) == {"a", "b"} and all(seconds > 0 for seconds in times.values())
