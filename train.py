@@ -236,7 +236,10 @@ def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> Non
         raise UserError("--anchors", f"{options.anchors!r} is not known", "give yolov4 or auto")
     build_augment(options)
     if options.weights is not None and options.pretrained != NONE:
-        raise UserError("--weights", "cannot go with --pretrained: both say where to start", "give one of them")
+        todo = "give one of them; where the other comes from a preset: --pretrained none"
+        raise UserError("--weights", "cannot go with --pretrained: both say where to start", todo)
+    if options.freeze_layers and options.weights is None and options.pretrained == NONE:
+        raise UserError("--freeze-layers", "would freeze layers that start at random", "give --pretrained, or 0")
     if options.nan == "rollback" and "WORLD_SIZE" in os.environ:
         raise UserError("--nan", "rollback works with one process only", "give stop")
     if options.resume is None:
