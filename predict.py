@@ -23,6 +23,7 @@ from nets.detector import load_detector
 from nets.explain import layer_cam, objectness_map
 from nets.finder import Finder, read_threshold
 from nets.model_config import check_input_size
+from utils import distributed
 from utils.config import option, parse_options
 from utils.data.index import Skip
 from utils.detections import Detections
@@ -31,13 +32,25 @@ from utils.errors import Interrupted, UserError, printable, run_command, warn
 from utils.images import IMAGE_SUFFIXES, write_image
 from utils.live_view import Page, open_view
 from utils.nms import SUPPRESSIONS
-from utils.outputs import WRITERS, OutputFolder, Result, ResultWriter, count_text, fresh_folder, planned_files
+from utils.outputs import (
+    OF_PICTURES,
+    WRITERS,
+    OutputFolder,
+    Postponed,
+    Result,
+    ResultWriter,
+    count_text,
+    fresh_folder,
+    planned_files,
+    write_merged,
+)
 from utils.pipeline import Background, parallel_map, prefetch
 from utils.sources import Source, list_sources, unique_names
 from utils.tracking import LOW_SCORE, LineCounter, Tracker, TrackLog, ZoneCounter, read_line, read_zone
 from utils.video import CODECS, DEFAULT_FPS, Frame, TimedWriter, VideoWriter, video_suffix
 
 CAMS_PER_PICTURE = 5
+PATIENCE_SECONDS = 7 * 24 * 3600  # one of several processes may have the longest video
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # a drawn picture keeps these; others become .jpg
 
 
@@ -88,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         raise _no_source()
     counters = _counters(options)
     _check_numbers(options)
-    detector = load_detector(options.checkpoint, options.device, options.runtime)
+    detector = load_detector(options.checkpoint, distributed.own_device(options.device), options.runtime)
     if options.input_size:
         detector.set_input_size([int(size) for size in options.input_size])
     options = _return_class_sources(options, detector.config.class_names)
@@ -108,24 +121,30 @@ def main(argv: list[str] | None = None) -> int:
     )
     if options.track or options.line or options.zone:
         Tracker(finder.threshold, DEFAULT_FPS)  # says at once if the package is missing
-    with TemporaryDirectory(prefix="predict-") as downloads, _signals():
+    with TemporaryDirectory(prefix="predict-") as downloads, _signals(), _processes():
         names = [os.fspath(name) for name in options.sources]
         sources, skips = list_sources(names, options.recursive, download_folder=Path(downloads))
         _report(skips, nothing_else=not sources)
         folder = _output_folder(options, sources)
         names_of = list(unique_names(sources, lambda source: _drawn_suffix(source, options)))
         _check_outputs(options, folder, sources, names_of)
-        print(finder.threshold_text(), flush=True)
+        distributed.barrier()  # nobody writes before all have looked at what is there
+        if distributed.is_main():
+            print(finder.threshold_text(), flush=True)
         with Prediction(finder, options, folder, counters) as prediction:
             try:
-                prediction.run(list(zip(sources, names_of, strict=True)))
+                items = list(zip(sources, names_of, strict=True))
+                prediction.run(items[distributed.rank() :: distributed.world_size()])
+                if not prediction.merge([key for key, _ in names_of]):
+                    return 0  # the main process sums up
             finally:
                 done, failed = prediction.done, prediction.failed + len(skips)
-                print(f"total: {count_text(prediction.counts, detector.config.class_names)}")
-                if folder.path.is_dir():
-                    print(f"results: {printable(folder.path)}")
-                tail = f", {failed} failed" if failed else ""
-                print(f"predict: {done} of {len(sources) + len(skips)} sources done{tail}", flush=True)
+                if distributed.is_main():
+                    print(f"total: {count_text(prediction.counts, detector.config.class_names)}")
+                    if folder.path.is_dir():
+                        print(f"results: {printable(folder.path)}")
+                    tail = f", {failed} failed" if failed else ""
+                    print(f"predict: {done} of {len(sources) + len(skips)} sources done{tail}", flush=True)
     return 1 if failed else 0
 
 
@@ -149,12 +168,18 @@ class Prediction:
         self.done = self.failed = 0
         self.counts: Counter[int] = Counter()
         self.writers: list[ResultWriter] = []
+        self.postponed: Postponed | None = None
         self.view: Any = None
         self._bar: Any = None
 
     def __enter__(self) -> Prediction:
         try:
-            for kind in _kinds(self.options):
+            kinds = _kinds(self.options)
+            if distributed.world_size() > 1:
+                self.postponed = Postponed(self.folder, self.class_names)
+                self.writers.append(self.postponed)
+                kinds = [kind for kind in kinds if kind in OF_PICTURES]
+            for kind in kinds:
                 self.writers.append(WRITERS[kind](self.folder, self.class_names))
             if self.options.show:
                 self.view = open_view()
@@ -184,6 +209,20 @@ class Prediction:
                     except UserError as error:
                         self._fail(error)
                     self._bar.update()
+
+    def merge(self, keys: Sequence[str]) -> bool:
+        """Of several processes: write the results of all in the order of `keys`. False if this is not the main one."""
+        if self.postponed is None:
+            return True
+        parts = distributed.gather_to_main((self.postponed.results, self.done, self.failed, self.counts))
+        if parts is not None:
+            results = [result for part in parts for result in part[0]]
+            kinds = [kind for kind in _kinds(self.options) if kind not in OF_PICTURES]
+            write_merged(self.folder, self.class_names, kinds, results, keys)
+            self.done, self.failed = sum(part[1] for part in parts), sum(part[2] for part in parts)
+            self.counts = sum((part[3] for part in parts), Counter())
+        distributed.barrier()  # torchrun takes one that has ended for the end of all, should it have failed
+        return parts is not None
 
     def _run_images(self, items: Sequence[tuple[Source, tuple[str, str]]]) -> None:
         loaded = parallel_map(_load, items, ahead=2 * self.options.batch_size)
@@ -410,8 +449,19 @@ def _report(skips: Sequence[Skip], nothing_else: bool) -> None:
         raise UserError("SOURCE", f"none of the {len(skips)} can be looked at", "see the warnings above")
 
 
+@contextlib.contextmanager
+def _processes() -> Iterator[None]:
+    """Share the sources out over torchrun's processes, if it started this one. They meet at the end only: no limit."""
+    distributed.start("cpu", timeout_seconds=PATIENCE_SECONDS)
+    try:
+        yield
+    finally:
+        distributed.stop()
+
+
 def _output_folder(options: PredictOptions, sources: Sequence[Source]) -> OutputFolder:
-    path = fresh_folder(Path("output")) if options.output is None else Path(options.output)
+    fresh = fresh_folder(Path("output")) if options.output is None and distributed.is_main() else None
+    path = distributed.gather(fresh)[0] if options.output is None else Path(options.output)
     return OutputFolder(path, options.overwrite, [source.path for source in sources if source.path is not None])
 
 
@@ -513,4 +563,4 @@ def _signals() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(distributed.recorded(main))

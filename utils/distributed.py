@@ -3,29 +3,63 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
+import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-# how long a collective waits for a process that does not come; then all end, naming the rank
-TIMEOUT_SECONDS = 120
+from utils.errors import RunError, UserError
+
+# A process that dies ends the others at once: torchrun looks every 0.1 s, sends SIGTERM, and SIGKILL 30 s later. This
+# is for those that are silent: how long a collective waits for a process that lives and does not come.
+TIMEOUT_SECONDS = 300
+# How long a process that lost another one waits before it fails too, so that torchrun names the one that was first.
+GRACE_SECONDS = 3.0
+_LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout", "tcpstore")
 
 
-def start(device: str) -> str:
-    """Join the run that torchrun's environment describes, if any; returns this process's own device."""
+def start(device: str, backend: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
+    """Join the run that torchrun's environment describes, if any.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:N`; in a run of several processes each has the GPU of its own local rank.
+        backend: how to talk; by default nccl between GPUs, else gloo.
+        timeout_seconds: how long to wait for a process that does not come.
+
+    Returns:
+        This process's own device.
+
+    Raises:
+        UserError: if there are fewer GPUs than processes on this machine.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return device
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    options: dict[str, Any] = {}
     if device.startswith("cuda"):
+        if local_rank >= torch.cuda.device_count():
+            what = f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}"
+            raise UserError("--nproc-per-node", what, "start as many processes as there are GPUs")
         device = f"cuda:{local_rank}"
         torch.cuda.set_device(device)
+        options = {} if backend else {"device_id": torch.device(device)}
     if not dist.is_initialized():
-        backend = "nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS))
+        backend = backend or ("nccl" if device.startswith("cuda") else "gloo")
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds), **options)
     return device
+
+
+def own_device(device: str) -> str:
+    """`auto` and `cuda` in a run of several processes: each takes the GPU of its own number on its machine, if any."""
+    if "LOCAL_RANK" not in os.environ or device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return device
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
 
 
 def stop() -> None:
@@ -47,6 +81,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_restart() -> bool:
+    """Whether torchrun started this run again after one of its processes failed (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
 def total(value: Tensor) -> Tensor:
     """The sum over all processes."""
     if world_size() > 1:
@@ -64,7 +103,127 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def gather_to_main(value: Any) -> list[Any] | None:
+    """Every process's object, by rank, in the main process; None in the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values)
+    return values
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
         dist.barrier()
+
+
+def share_buffers(model: nn.Module) -> nn.Module:
+    """Give every process the main one's buffers (batch norms' averages), in place; returns `model`.
+
+    Weights are the same everywhere, averages over each process's own images are not, and what is scored is what the
+    main process saves.
+    """
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+    return model
+
+
+# ---- batch norm over all processes
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the images of all processes on any device: PyTorch's own (`nn.SyncBatchNorm`) has no CPU.
+
+    Two small all-reduces a layer, of the mean and then of the squares around it, which loses no digits. The last,
+    smaller batch may differ in size from process to process.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        x = input.float()
+        axes = (0, 2, 3)
+        count = total(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
+        mean = _sum(x.sum(axes)) / count
+        centred = x - mean[:, None, None]
+        variance = _sum(centred.square().sum(axes)) / count
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                part = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean.detach(), part)
+                self.running_var.lerp_(variance.detach() * count / (count - 1).clamp(min=1), part)
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        out = centred * scale[:, None, None]
+        return (out if self.bias is None else out + self.bias[:, None, None]).to(input.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs, as each of their losses depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return total(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return total(gradients[0].contiguous())
+
+
+def _sum(value: Tensor) -> Tensor:
+    return _Sum.apply(value)
+
+
+def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """Make every BatchNorm2d one over all processes, in place, on the same parameters; returns `model`.
+
+    Raises:
+        RunError: on a CPU for batch norms of timm, which are activations as well.
+    """
+    if device.type == "cuda":
+        timm = sys.modules.get("timm.layers")  # its own knows its own norms, and PyTorch's
+        return (timm.convert_sync_batchnorm if timm else nn.SyncBatchNorm.convert_sync_batchnorm)(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d
+        elif isinstance(module, nn.BatchNorm2d):
+            raise RunError("--sync-bn", f"there is none for {type(module).__name__} on the CPU", "leave it out")
+    return model
+
+
+# ---- failing together
+
+
+def recorded(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int | None]:
+    """`main` whose errors name the rank and reach torchrun's report of who failed first; unchanged without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return main
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    @functools.wraps(main)
+    def named(argv: list[str] | None = None) -> int | None:
+        try:
+            return main(argv)
+        except Exception as error:
+            name = f"rank {os.environ.get('RANK', 0)}"
+            if is_lost(error):
+                time.sleep(GRACE_SECONDS)
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                what = f"another process is gone, or did not come within {TIMEOUT_SECONDS} s ({reason})"
+                raise RunError(name, what, "look for the first error of the others") from error
+            if isinstance(error, UserError):
+                error.args = (f"{name}: {error}",)
+            raise
+
+    return record(named)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another process of the run cannot be reached, rather than that this one failed."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _LOST)

@@ -47,12 +47,15 @@ def parameter_groups(model: nn.Module, rate: float, weight_decay: float, backbon
     ]
 
 
-def build_optimizer(kind: str, groups: list[dict], momentum: float) -> torch.optim.Optimizer:
-    """One of OPTIMIZERS on parameter groups that carry their own rate and decay. `momentum` is Adam's first beta."""
+def build_optimizer(kind: str, groups: list[dict], momentum: float, fused: bool = False) -> torch.optim.Optimizer:
+    """One of OPTIMIZERS on parameter groups that carry their own rate and decay.
+
+    `momentum` is Adam's first beta; `fused` makes a step one kernel, on a GPU.
+    """
     if kind == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0)
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused or None)
     cls = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
-    return cls(groups, lr=0.0, betas=(momentum, 0.999))
+    return cls(groups, lr=0.0, betas=(momentum, 0.999), fused=fused or None)
 
 
 def rate_factor(schedule: str, warmup_steps: int, total_steps: int, final: float) -> Callable[[int], float]:

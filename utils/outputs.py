@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -299,6 +299,39 @@ WRITERS: dict[str, Callable[[OutputFolder, Sequence[str]], ResultWriter]] = {
     "counts": _Counts,
     "frames": _Frames,
 }
+
+
+class Postponed(ResultWriter):
+    """Keeps results, without their pictures, until they can be written beside those of other processes."""
+
+    def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
+        super().__init__(folder, class_names)
+        self.results: list[Result] = []
+
+    def add(self, result: Result) -> None:
+        self.results.append(replace(result, image=result.image[:0]))
+
+
+# those that need the picture itself: each process writes its own
+OF_PICTURES = ("crops", "frames")
+
+
+def write_merged(
+    folder: OutputFolder,
+    class_names: Sequence[str],
+    kinds: Sequence[str],
+    results: Sequence[Result],
+    keys: Sequence[str],
+) -> None:
+    """Write the results of several processes as one would have, in the order of `keys`; frames stay in their own."""
+    place = {key: i for i, key in enumerate(keys)}
+    for kind in kinds:
+        writer = WRITERS[kind](folder, class_names)
+        try:
+            for result in sorted(results, key=lambda result: place[result.key]):
+                writer.add(result)
+        finally:
+            writer.close()
 
 
 def planned_files(kind: str, keys: Sequence[str]) -> list[str]:
