@@ -1,0 +1,41 @@
+"""A run's best.pth as a small file to ship: half precision, no training state: `python scripts/pack_weights.py IN OUT`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nets.checkpoint import load_checkpoint, save_checkpoint
+from nets.model_config import check_input_size
+from utils.errors import run_command
+
+# paths of the machine that trained say nothing to whoever gets the file
+PRIVATE_OPTIONS = ("data", "val_data", "classes", "run_dir", "resume", "weights", "device")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write it and say its size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--input-size", type=int, nargs="+", help="the size that prediction uses (default: as trained)")
+    arguments = parser.parse_args(argv)
+    checkpoint = load_checkpoint(arguments.source)
+    config = checkpoint.config
+    if arguments.input_size:
+        config = config.replace(input_size=check_input_size(arguments.input_size))
+    options = {k: v for k, v in checkpoint.info.get("options", {}).items() if k not in PRIVATE_OPTIONS}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    info = {**checkpoint.info, "options": options, "packed_at_commit": commit}
+    packed = dataclasses.replace(checkpoint, config=config, info=info, training=None)
+    save_checkpoint(arguments.target, packed, half=True)
+    print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.2f} MB, {config.num_classes} classes")
+
+
+if __name__ == "__main__":
+    run_command(main)
