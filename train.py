@@ -713,7 +713,7 @@ class Run:
         return LossConfig(**values | {"class_weights": weights})
 
     def _freeze(self) -> None:
-        """Hold still what the options say: the whole backbone in phase one of the reference's recipe, or its first layers.
+        """Hold still what the options say: the backbone in phase one of the reference's recipe, or its first layers.
 
         Frozen batch norms keep their averages too, so that the frozen part computes what it was pretrained to.
         """

@@ -16,7 +16,7 @@ from nets.model_config import STRIDES, ModelConfig
 RATIO_LIMIT = 4.0
 # YOLOv4's `iou_thresh`: anchors whose shape has at least this IoU with the box answer for it.
 SHAPE_IOU_LIMIT = 0.213
-# SimOTA (YOLOX, https://arxiv.org/abs/2107.08430, section 2.1): how many best IoUs are summed into the number of answers.
+# SimOTA (YOLOX, section 2.1): how many of the best IoUs are summed into the number of answers.
 SIMOTA_TOP = 10
 SIMOTA_IOU_WEIGHT = 3.0
 
@@ -126,7 +126,9 @@ def assign_ratio(scene: Scene) -> Matches:
         (own[in_x], own.row[in_x], beside_x[in_x]),
         (own[in_y], beside_y[in_y], own.column[in_y]),
     ]
-    joined = {name: torch.cat([getattr(m, name) for m, _, _ in parts]) for name in ("level", "image", "anchor", "target")}
+    joined = {
+        name: torch.cat([getattr(m, name) for m, _, _ in parts]) for name in ("level", "image", "anchor", "target")
+    }
     return Matches(**joined, row=torch.cat([row for _, row, _ in parts]), column=torch.cat([c for _, _, c in parts]))
 
 

@@ -39,9 +39,9 @@ class _StridedDepthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (gradient,) = gradients
         height, width = (x.shape[i] + 2 * ctx.padding - weight.shape[i] + 1 for i in (2, 3))
-        spread = torch.zeros(
-            (*gradient.shape[:2], height, width), dtype=gradient.dtype, device=x.device
-        ).contiguous(memory_format=torch.channels_last)
+        spread = torch.zeros((*gradient.shape[:2], height, width), dtype=gradient.dtype, device=x.device).contiguous(
+            memory_format=torch.channels_last
+        )
         spread[:, :, ::2, ::2] = gradient
         mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
         of_x, of_weight, _ = torch.ops.aten.convolution_backward(
@@ -105,7 +105,9 @@ class ConvBNAct(nn.Sequential):
             conv = Conv2dSamePadding(in_channels, out_channels, kernel_size, groups)
         else:
             kind = StridedConv2d if stride == 2 else nn.Conv2d
-            conv = kind(in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False)
+            conv = kind(
+                in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False
+            )
         layers: list[nn.Module] = [conv, nn.BatchNorm2d(out_channels, eps=eps)]
         if activation is not None:
             layers.append(activation(inplace=True))

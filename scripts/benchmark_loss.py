@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeat", type=int, default=20)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print(f"loss forward + backward, batch {arguments.batch_size} at {arguments.input_size}, one thread, CPU ms (median)")
+    print(
+        f"loss forward + backward, batch {arguments.batch_size} at {arguments.input_size}, one thread, CPU ms (median)"
+    )
     print("assigner   " + "".join(f"{n:>4} objects an image" for n in REFERENCE_MS) + "   growth")
     for assigner in ASSIGNERS:
         times = {objects: cpu_milliseconds(assigner, objects, arguments) for objects in REFERENCE_MS}

@@ -1,4 +1,4 @@
-"""A run's best.pth as a small file to ship: half precision, no training state: `python scripts/pack_weights.py IN OUT`."""
+"""A run's best.pth as a file to ship, in half precision and without training state: `pack_weights.py IN OUT`."""
 
 from __future__ import annotations
 

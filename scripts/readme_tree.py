@@ -13,7 +13,17 @@ sys.path.insert(0, str(ROOT))
 from utils.errors import RunError, run_command
 
 BEGIN, END = "<!-- tree: python scripts/readme_tree.py -->\n```text\n", "```\n<!-- end of tree -->"
-PARTS = (".", "nets", "nets/backbones", "nets/export", "utils", "utils/data", "utils/metrics", "utils/report", "service")
+PARTS = (
+    ".",
+    "nets",
+    "nets/backbones",
+    "nets/export",
+    "utils",
+    "utils/data",
+    "utils/metrics",
+    "utils/report",
+    "service",
+)
 LAST_PARTS = ("scripts", "examples")
 OTHERS = {
     "model_data/": "class lists, presets, the weights in the box and their card",

@@ -21,7 +21,9 @@ def first_epoch(data: Path) -> list[float]:
     """The loss of each step of the first epoch."""
     index = open_dataset(data, "train", CLASSES, use_cache=False)
     torch.manual_seed(0)
-    model = YOLOv4(ModelConfig(index.class_names, "mobilenet_v3_small", alpha=0.35, neck_width=0.1, input_size=(64, 64)))
+    model = YOLOv4(
+        ModelConfig(index.class_names, "mobilenet_v3_small", alpha=0.35, neck_width=0.1, input_size=(64, 64))
+    )
     optimizer = torch.optim.SGD(model.train().parameters(), 1e-2)
     loss = YOLOLoss(model.config)
     loader = build_train_loader(index, (64, 64), batch_size=3, workers=0, seed=4)

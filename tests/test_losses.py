@@ -64,7 +64,11 @@ def test_batches_are_assigned_image_by_image(rule: str) -> None:
     _, together = match(rule)
     for image in (0, 1):
         own = SOME["image_index"] == image
-        alone = {"boxes": SOME["boxes"][own], "labels": SOME["labels"][own], "image_index": torch.zeros(int(own.sum())).long()}
+        alone = {
+            "boxes": SOME["boxes"][own],
+            "labels": SOME["labels"][own],
+            "image_index": torch.zeros(int(own.sum())).long(),
+        }
         _, found = match(rule, alone, [m[image : image + 1] for m in random_maps()])
         part = together[together.image == image]
         key = lambda m: sorted(zip(m.level.tolist(), m.anchor.tolist(), m.row.tolist(), m.column.tolist(), strict=True))  # noqa: E731
@@ -82,7 +86,9 @@ def test_best_gives_one_anchor_an_object_and_iou_gives_at_least_that_one() -> No
 def test_simota_gives_a_prediction_to_one_object_at_most() -> None:
     crowd = targets_of([[20, 20, 60, 60], [22, 22, 62, 62], [24, 20, 64, 60]], [0, 1, 2], [0, 0, 0])
     _, found = match("simota", crowd)
-    places = list(zip(found.level.tolist(), found.anchor.tolist(), found.row.tolist(), found.column.tolist(), strict=True))
+    places = list(
+        zip(found.level.tolist(), found.anchor.tolist(), found.row.tolist(), found.column.tolist(), strict=True)
+    )
     assert len(places) == len(set(places))
 
 
@@ -101,7 +107,12 @@ def test_simota_prefers_the_prediction_that_is_already_right() -> None:
     chosen = found[found.target == 1]
     boxes = decode_matches(torch.stack([place[:4]]), one, CONFIG)
     assert torch.allclose(boxes, scene.boxes[1:2], atol=1e-3)
-    hit = (chosen.level == one.level) & (chosen.anchor == one.anchor) & (chosen.row == one.row) & (chosen.column == one.column)
+    hit = (
+        (chosen.level == one.level)
+        & (chosen.anchor == one.anchor)
+        & (chosen.row == one.row)
+        & (chosen.column == one.column)
+    )
     assert hit.any()
 
 
@@ -141,7 +152,10 @@ def test_boxes_without_area_are_left_out() -> None:
     flat = targets_of([[10, 10, 10, 30], [10, 12, 50, 60]], [1, 0], [0, 0])
     alone = targets_of([[10, 12, 50, 60]], [0], [0])
     loss = YOLOLoss(CONFIG)
-    assert all(torch.equal(a, b) for a, b in zip(loss(random_maps(), flat).values(), loss(random_maps(), alone).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loss(random_maps(), flat).values(), loss(random_maps(), alone).values(), strict=True)
+    )
 
 
 def test_perfect_predictions_lose_next_to_nothing() -> None:
@@ -171,7 +185,9 @@ def test_two_halves_of_a_batch_that_share_their_count_average_to_the_whole() -> 
     whole = YOLOLoss(CONFIG)(maps, SOME)
     counts = [float(len(match("ratio", _part(i), [m[i : i + 1] for m in maps])[1])) for i in (0, 1)]
     both = [
-        YOLOLoss(CONFIG, total=lambda _: torch.tensor(sum(counts)), world_size=2)([m[i : i + 1] for m in maps], _part(i))
+        YOLOLoss(CONFIG, total=lambda _: torch.tensor(sum(counts)), world_size=2)(
+            [m[i : i + 1] for m in maps], _part(i)
+        )
         for i in (0, 1)
     ]
     for name, value in whole.items():
@@ -180,7 +196,11 @@ def test_two_halves_of_a_batch_that_share_their_count_average_to_the_whole() -> 
 
 def _part(image: int) -> dict[str, Tensor]:
     own = SOME["image_index"] == image
-    return {"boxes": SOME["boxes"][own], "labels": SOME["labels"][own], "image_index": torch.zeros(int(own.sum())).long()}
+    return {
+        "boxes": SOME["boxes"][own],
+        "labels": SOME["labels"][own],
+        "image_index": torch.zeros(int(own.sum())).long(),
+    }
 
 
 @pytest.mark.parametrize("settings", [{"assigner": "nearest"}, {"box_loss": "l2"}, {"class_weights": (1.0,)}])

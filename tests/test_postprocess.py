@@ -17,7 +17,9 @@ def silent(batch: int = 1) -> list[Tensor]:
     return [torch.full((batch, 3, 128 // s, 128 // s, 7), -20.0) for s in STRIDES]
 
 
-def put(maps: list[Tensor], box: tuple[float, ...], logits: list[float], level: int = 1, anchor: int = 0, image: int = 0) -> None:
+def put(
+    maps: list[Tensor], box: tuple[float, ...], logits: list[float], level: int = 1, anchor: int = 0, image: int = 0
+) -> None:
     """Write a box (cxcywh) and its objectness and class logits into the cell of its centre."""
     stride = STRIDES[level]
     column, row = int(box[0] // stride), int(box[1] // stride)

@@ -81,7 +81,7 @@ def parse_options(
         presets: a folder of NAME.json files that `--preset NAME` may name (as `--config` does by path).
 
     Raises:
-        UserError: for an unknown option, a value of the wrong type or outside its range, a config file that cannot be read.
+        UserError: for an unknown option, a value of the wrong type or outside its range, an unreadable config file.
     """
     values = given_options(cls, argv, description=description, prog=prog, presets=presets)
     return check_options(cls, values)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# What a run should come to: optimiser steps, whatever the number of images. A backbone that starts at random needs more.
+# Optimiser steps of a run, whatever the number of images. A backbone that starts at random needs more.
 STEPS_PRETRAINED, STEPS_FROM_SCRATCH = 6000, 12000
 EPOCHS_RANGE = (30, 500)
 USUAL_BATCH = 16
@@ -28,7 +28,9 @@ class Choice:
         return f"  --{self.option.replace('_', '-')} {self.value}: {self.why}"
 
 
-def choose_recipe(num_images: int, boxes_per_class: np.ndarray, images_per_class: np.ndarray, pretrained: bool) -> list[Choice]:
+def choose_recipe(
+    num_images: int, boxes_per_class: np.ndarray, images_per_class: np.ndarray, pretrained: bool
+) -> list[Choice]:
     """Options for a data set.
 
     Args:
@@ -50,7 +52,9 @@ def choose_recipe(num_images: int, boxes_per_class: np.ndarray, images_per_class
         Choice("warmup_epochs", round(min(3.0, max(0.5, 100 / steps)), 1), "about 100 steps"),
     ]
     if num_images < SMALL_SET:
-        choices.append(Choice("mosaic", 0.7, f"fewer than {SMALL_SET} images: new arrangements are most of what varies"))
+        choices.append(
+            Choice("mosaic", 0.7, f"fewer than {SMALL_SET} images: new arrangements are most of what varies")
+        )
         choices.append(Choice("eval_every", max(epochs // 30, 1), "an epoch is short beside its evaluation"))
     share = images_per_class[boxes_per_class > 0] / max(num_images, 1)
     if len(share) > 1 and share.min() < RARE:
