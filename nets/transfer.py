@@ -1,4 +1,4 @@
-"""Start a model from a checkpoint of another one: what fits is kept, classes are matched by name, and it is reported."""
+"""Start a model from a checkpoint of another: what fits is kept, classes are matched by name, and it is reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nets.checkpoint import Checkpoint
-from nets.model_config import ANCHORS_PER_LEVEL, STRIDES
+from nets.model_config import ANCHORS_PER_LEVEL
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError
 
@@ -56,7 +56,8 @@ def transfer_weights(model: YOLOv4, checkpoint: Checkpoint, path: object) -> Tra
         if theirs is None:
             continue
         outputs = ANCHORS_PER_LEVEL * (BOX_OUTPUTS + len(old))
-        is_output = name in _output_names(model) and theirs.shape[0] == outputs and theirs.shape[1:] == own[name].shape[1:]
+        same_inputs = theirs.shape[1:] == own[name].shape[1:]
+        is_output = name in _output_names(model) and theirs.shape[0] == outputs and same_inputs
         if is_output and old != new:
             _copy_rows(own[name], theirs, rows)
         elif theirs.shape == own[name].shape:
@@ -78,12 +79,8 @@ def transfer_weights(model: YOLOv4, checkpoint: Checkpoint, path: object) -> Tra
 
 def _output_names(model: YOLOv4) -> set[str]:
     """Names of the last convolutions' tensors, one (outputs, channels, 1, 1) and one (outputs,) a level."""
-    outputs = ANCHORS_PER_LEVEL * (BOX_OUTPUTS + model.config.num_classes)
-    names = {n for n, p in model.head.named_parameters() if p.shape[0] == outputs and (p.ndim == 1 or p.shape[2:] == (1, 1))}
-    biases = {n for n in names if n.endswith("bias")}
-    ends = {"head." + b for b in biases} | {"head." + b.removesuffix("bias") + "weight" for b in biases}
-    assert len(ends) == 2 * len(STRIDES)
-    return ends
+    lasts = [list(level.named_children())[-1] for level in model.head.levels]
+    return {f"head.levels.{i}.{n}.{part}" for i, (n, conv) in enumerate(lasts) for part in conv.state_dict()}
 
 
 def _output_rows(old: tuple[str, ...], new: tuple[str, ...]) -> list[tuple[int, int]]:
