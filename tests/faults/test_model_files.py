@@ -1,0 +1,451 @@
+"""Whatever stands in a model file: refused with the reason in one line, little memory taken, nothing run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nets.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nets.model_config import ModelConfig
+from nets.pretrained import read_weights_file
+from nets.runtimes import load_model
+from nets.torch_file import MAX_PICKLE_BYTES, read_torch_file, seal
+from nets.yolov4 import YOLOv4
+from utils.errors import UserError
+
+CONFIG = ModelConfig(("cat", "dog"), "mobilenet_v3_small", alpha=0.35, neck_width=0.1, input_size=(64, 64))
+EXTRA_BYTES = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def good() -> bytes:
+    """The bytes of a whole checkpoint."""
+    return checkpoint_bytes()
+
+
+@pytest.fixture(autouse=True)
+def little_memory() -> Any:
+    """No file of these tests may cost a gigabyte."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    extra = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    assert extra < EXTRA_BYTES, f"{extra / 1e9:.2f} GB more than before"
+
+
+def checkpoint_bytes(**changes: Any) -> bytes:
+    """A sealed file with some parts changed; None leaves a part out."""
+    content: dict[str, Any] = {
+        "format": "mobilenet-yolov4",
+        "format_version": 1,
+        "config": CONFIG.to_dict(),
+        "weights": YOLOv4(CONFIG).state_dict(),
+        "metrics": {},
+        "info": {},
+        "training": None,
+    }
+    content = {key: value for key, value in {**content, **changes}.items() if value is not None}
+    return seal(torch_bytes(content))
+
+
+def torch_bytes(content: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def archive(data_pkl: bytes, compression: int = zipfile.ZIP_STORED, **entries: bytes) -> bytes:
+    """A zip as torch writes it, around any pickle."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        file.writestr("archive/data.pkl", data_pkl)
+        file.writestr("archive/byteorder", "little")
+        file.writestr("archive/version", "3\n")
+        for name, data in entries.items():
+            file.writestr(f"archive/data/{name}", data)
+    return buffer.getvalue()
+
+
+def refuse(path: Path, data: bytes, words: str) -> None:
+    """`data` must be refused with `words`, in one line that begins with the file."""
+    path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: "), message
+    assert words in message and "\n" not in message, message
+
+
+# ---- what is no model file at all
+
+
+NO_MODELS: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "is empty"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
+    "a web page": (b"\n<!DOCTYPE html><html><body>404</body></html>", "is a web page"),
+    "a page without a doctype": (b"<HTML>gone</HTML>", "is a web page"),
+    "text": (b"hello", "is not a model file"),
+    "a picture": (b"\xff\xd8\xff\xe0" + bytes(100), "is not a model file"),
+    "only the beginning of a zip": (b"PK\x03\x04" + bytes(100), "cut or damaged"),
+    "a zip of something else": (archive(b"").replace(b"data.pkl", b"data.txt"), "not one of torch"),
+    "an old pickle": (pickle.dumps({"weights": 1}, 2), "torch before 1.6"),
+    "an old torch file": (torch_bytes({"a": torch.ones(1)}, _use_new_zipfile_serialization=False), "before 1.6"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MODELS)
+def test_what_is_no_model_file_is_refused(tmp_path: Path, kind: str) -> None:
+    refuse(tmp_path / "a.pth", *NO_MODELS[kind])
+
+
+@pytest.mark.parametrize("kind", ["empty", "a web page", "a picture", "a Git LFS pointer"])
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, kind: str) -> None:
+    refuse(tmp_path / "a.safetensors", NO_MODELS[kind][0], "a.safetensors: ")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_folder_a_pipe_and_nothing_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        load_checkpoint(path)
+    path.mkdir()
+    with pytest.raises(UserError, match=r"is a folder|is not a file"):
+        load_checkpoint(path)
+    path.rmdir()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is not a file"):
+        load_checkpoint(path)
+
+
+def test_a_broken_link_and_a_name_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "link.pth").symlink_to(tmp_path / "gone")
+    for path in (tmp_path / "link.pth", Path("a\0b.pth")):
+        with pytest.raises(UserError, match="cannot be read"):
+            load_checkpoint(path)
+
+
+def test_a_file_larger_than_any_detector_is_not_read(tmp_path: Path) -> None:
+    for name in ("a.pth", "a.safetensors"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(5 << 30)  # no block of it is on the disk
+        with pytest.raises(UserError, match=r"is 5\.4 GB"):
+            load_checkpoint(tmp_path / name)
+
+
+def test_a_large_file_of_zeros_is_refused_by_its_beginning(tmp_path: Path) -> None:
+    for name in ("a.pth", "a.safetensors"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(3 << 30)
+        with pytest.raises(UserError, match="is not a"):
+            load_checkpoint(tmp_path / name)
+
+
+# ---- what torch can read, and is no checkpoint of ours
+
+
+OTHER_CONTENT: dict[str, tuple[Callable[[], Any], str]] = {
+    "a list": (lambda: [1, 2], "not a checkpoint of this platform"),
+    "a tensor": (lambda: torch.ones(3), "not a checkpoint of this platform"),
+    "bare weights": (lambda: torch.nn.Linear(2, 2).state_dict(), "not a checkpoint of this platform"),
+    "another format": (lambda: {"format": "yolo", "model": {}}, "import_reference"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_CONTENT)
+def test_other_content_is_refused(tmp_path: Path, kind: str) -> None:
+    make, words = OTHER_CONTENT[kind]
+    refuse(tmp_path / "a.pth", torch_bytes(make()), words)
+
+
+def test_foreign_weights_in_safetensors_are_refused_as_a_checkpoint_and_read_as_weights(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="not a checkpoint of this platform"):
+        load_checkpoint(tmp_path / "a.safetensors")
+    assert torch.equal(read_weights_file(tmp_path / "a.safetensors")["weights"]["a"], torch.ones(2))
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "of a later version": ({"format_version": 2}, "has format version 2, this is 1"),
+    "without configuration": ({"config": None}, "damaged"),
+    "with a list for a configuration": ({"config": [1]}, "damaged"),
+    "of unknown fields": ({"config": {"class_names": ["a"], "flux": 1}}, "unknown field 'flux'"),
+    "of impossible size": ({"config": CONFIG.to_dict() | {"input_size": [100, 100]}}, "input size 100 100"),
+    "of no classes": ({"config": CONFIG.to_dict() | {"class_names": []}}, "class_names"),
+    "without weights": ({"weights": None}, "damaged"),
+    "with empty weights": ({"weights": {}}, "holds no weights"),
+    "with text for weights": ({"weights": {"a": "b"}}, "is not a tensor"),
+    "with NaN": ({"weights": {"a": torch.tensor([1.0, float("nan")])}}, "hold NaN or infinity"),
+    "with infinity": ({"weights": {"a": torch.tensor([float("inf")])}}, "hold NaN or infinity"),
+    "with a list for metrics": ({"metrics": [1]}, "no table"),
+    "with text for a training state": ({"training": "yes"}, "no table"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_checkpoint_is_refused(tmp_path: Path, kind: str) -> None:
+    changes, words = CHANGES[kind]
+    refuse(tmp_path / "a.pth", checkpoint_bytes(**changes), words)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path, good: bytes) -> None:
+    other = CONFIG.replace(alpha=0.5).to_dict()
+    (tmp_path / "a.pth").write_bytes(checkpoint_bytes(config=other))
+    with pytest.raises(UserError, match="do not fit the network it describes"):
+        load_model(tmp_path / "a.pth")
+
+
+def test_a_network_that_is_only_claimed_is_not_built(tmp_path: Path) -> None:
+    for change in ({"alpha": 4.0, "neck_width": 4.0, "neck_conv": "standard"}, {"neck_width": 3.5}):
+        refuse(tmp_path / "a.pth", checkpoint_bytes(config=CONFIG.to_dict() | change), "do not fit the network")
+    many = [f"class {i}" for i in range(60_000)]
+    refuse(
+        tmp_path / "a.pth", checkpoint_bytes(config=CONFIG.to_dict() | {"class_names": many}), "do not fit the network"
+    )
+
+
+# ---- damage
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, good: bytes) -> None:
+    rng = random.Random(0)
+    for length in (1, 2, 21, 600, len(good) - 1, len(good) - 71, *(rng.randrange(len(good)) for _ in range(10))):
+        refuse(tmp_path / "a.pth", good[:length], "a.pth: ")
+
+
+def test_a_hundred_random_bit_flips_are_all_refused(tmp_path: Path, good: bytes) -> None:
+    rng, path = random.Random(1), tmp_path / "a.pth"
+    places = [*(rng.randrange(8 * len(good)) for _ in range(90)), *(8 * (len(good) - n) - 3 for n in range(1, 100, 10))]
+    for place in places:
+        data = bytearray(good)
+        data[place // 8] ^= 1 << place % 8
+        refuse(path, bytes(data), "a.pth: ")
+
+
+def test_a_hundred_random_bit_flips_of_safetensors_are_all_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, Checkpoint(CONFIG, YOLOv4(CONFIG).state_dict()))
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    rng = random.Random(2)
+    places = [rng.randrange(8 * (header if i < 60 else len(data))) for i in range(100)]
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        refuse(path, bytes(flipped), "a.safetensors: ")
+
+
+def test_a_flipped_bit_of_a_foreign_file_is_refused_by_its_checksum(tmp_path: Path) -> None:
+    data = bytearray(torch_bytes({"a": torch.zeros(1000)}))
+    at = data.find(bytes(200)) + 100
+    data[at] ^= 1
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(UserError, match="fails its checksum"):
+        read_torch_file(tmp_path / "a.pth")
+
+
+def test_a_checkpoint_without_its_digest_is_refused(tmp_path: Path) -> None:
+    content = {"format": "mobilenet-yolov4", "format_version": 1, "config": {}, "weights": {}}
+    refuse(tmp_path / "a.pth", torch_bytes(content), "the digest at its end is missing")
+
+
+# ---- bombs
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
+    zeros = bytes(100 << 20)
+    bomb = archive(b"\x80\x02}.", zipfile.ZIP_DEFLATED, zeros=zeros)
+    assert len(bomb) < len(zeros) / 500
+    refuse(tmp_path / "a.pth", bomb, "is compressed")
+
+
+def test_a_zip_whose_entries_share_their_bytes_is_refused(tmp_path: Path) -> None:
+    data = archive(b"\x80\x02}.", zeros=bytes(100_000))
+    directory = data.rfind(b"PK\x01\x02")
+    end = data.rfind(b"PK\x05\x06")
+    entry = data[directory:end]
+    copies = b"".join(entry.replace(b"zeros", b"%05d" % i) for i in range(2000))
+    first = data.find(b"PK\x01\x02")
+    size = directory - first + len(copies)
+    tail = data[end : end + 8] + struct.pack("<HHLL", 2003, 2003, size, first) + b"\0\0"
+    refuse(tmp_path / "a.pth", data[:directory] + copies + tail, "it could fill the memory")
+
+
+def test_a_list_of_entries_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
+    data = bytearray(archive(b"\x80\x02}."))
+    struct.pack_into("<L", data, len(data) - 22 + 12, 0xF0000000)
+    refuse(tmp_path / "a.pth", bytes(data), "its list of entries would have")
+
+
+def test_a_tensor_that_repeats_its_bytes_is_not_spread_out(tmp_path: Path) -> None:
+    wide = torch.zeros(1, dtype=torch.float16).expand(10**11)
+    refuse(
+        tmp_path / "a.pth", seal(torch_bytes({"format": "mobilenet-yolov4", "weights": {"a": wide}})), "than its bytes"
+    )
+
+
+def test_many_tensors_of_the_same_bytes_are_refused(tmp_path: Path) -> None:
+    whole = torch.zeros(100_000, dtype=torch.float16)
+    many = {f"a{i}": whole.view(-1) for i in range(2000)}
+    refuse(tmp_path / "a.pth", seal(torch_bytes({"format": "mobilenet-yolov4", "weights": many})), "than its bytes")
+
+
+def test_a_storage_that_claims_more_than_the_archive_holds_is_refused(tmp_path: Path) -> None:
+    data = archive(pickled_tensor(10**9), **{"0": bytes(16)})
+    refuse(tmp_path / "a.pth", data, "claims 4000000000 bytes that are not there")
+
+
+def pickled_tensor(num_items: int) -> bytes:
+    """torch's pickle of a float32 tensor of `num_items`, written by hand."""
+    number = pickle.BININT + struct.pack("<i", num_items)
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu" + number + b"tQ"
+    shape = number + b"\x85" + b"K\x01\x85"
+    return (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + b"K\0"
+        + shape
+        + b"\x89ccollections\nOrderedDict\n)RtR."
+    )
+
+
+def test_the_tensor_written_by_hand_is_one_when_its_bytes_are_there(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(archive(pickled_tensor(4), **{"0": bytes(16)}))
+    assert torch.equal(read_torch_file(tmp_path / "a.pth"), torch.zeros(4))
+
+
+PICKLE_BOMBS: dict[str, bytes] = {
+    "ten gigabytes of bytearray": b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\xe4\x0b\x54\x02\x85R.",
+    "a memo of four billion": b"\x80\x02Nr\xff\xff\xff\xff.",
+    "a hundred million lists": b"\x80\x02(" + b"]" * (MAX_PICKLE_BYTES + 1) + b"l.",
+    "a million tables": b"\x80\x02ccollections\nOrderedDict\nq\x000" + b"h\x00)R0" * 300_000 + b"N.",
+    "a key nested deep enough to end the process": b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
+    "bytes that are not there": b"\x80\x04\x8e\xff\xff\xff\xff\x0f\0\0\0.",
+    "an empty pickle": b"",
+    "no end": b"\x80\x02}",
+}
+
+
+@pytest.mark.parametrize("kind", PICKLE_BOMBS)
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_pickle_bomb_is_refused(tmp_path: Path, kind: str, sealed: bool) -> None:
+    data = archive(PICKLE_BOMBS[kind])
+    refuse(tmp_path / "a.pth", seal(data) if sealed else data, "a.pth: ")
+
+
+def test_a_safetensors_header_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
+    for length in (1 << 40, 1 << 62, 0):
+        refuse(tmp_path / "a.safetensors", struct.pack("<Q", length) + b"{}" + bytes(100), "is not a .safetensors file")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
+        {"a": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]}},
+        {"__metadata__": [1]},
+        {"__metadata__": {"checkpoint": "[" * 100_000}},
+        [1],
+    ],
+)
+def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path, header: Any) -> None:
+    text = json.dumps(header).encode()
+    refuse(tmp_path / "a.safetensors", struct.pack("<Q", len(text)) + text + bytes(4), "a.safetensors: ")
+
+
+# ---- nothing is run
+
+
+class Planted:
+    """Runs a command when it is unpickled by plain pickle."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("place", ["the content", "weights", "config", "info", "training"])
+def test_a_planted_command_never_runs(tmp_path: Path, place: str) -> None:
+    marker = tmp_path / "ran"
+    planted = Planted(marker)
+    data = seal(torch_bytes(planted)) if place == "the content" else checkpoint_bytes(**{place: {"a": planted}})
+    refuse(tmp_path / "a.pth", data, "holds more than tensors and plain values (posix.system)")
+    assert not marker.exists()
+
+
+def test_a_planted_command_never_runs_in_any_way_of_reading_weights(tmp_path: Path) -> None:
+    marker, path = tmp_path / "ran", tmp_path / "a.pth"
+    planted = {"a": torch.ones(1), "b": Planted(marker)}
+    for data in (
+        torch_bytes(planted),
+        torch_bytes(planted, _use_new_zipfile_serialization=False),
+        pickle.dumps(planted, 0),
+        pickle.dumps(planted, 4),
+        torch_bytes(planted, pickle_protocol=4),
+    ):
+        path.write_bytes(data)
+        for read in (load_checkpoint, read_weights_file):
+            with pytest.raises(UserError):
+                read(path)
+    assert not marker.exists()
+
+
+def test_state_cannot_be_set_on_an_object(tmp_path: Path) -> None:
+    data = archive(b"\x80\x02ctorch\nFloatStorage\n}X\x01\0\0\0aK\x01sb.")
+    refuse(tmp_path / "a.pth", data, "the state of an object")
+
+
+# ---- what is honest still loads
+
+
+def test_what_others_save_still_loads(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    content = OrderedDict(
+        model={f"module.{key}": value for key, value in model.state_dict().items()},
+        parameters=[torch.nn.Parameter(torch.ones(2))],
+        dtypes=[torch.ones(2, dtype=d) for d in (torch.bfloat16, torch.float64, torch.bool, torch.int16, torch.uint8)],
+        transposed=torch.arange(6.0).view(2, 3).t(),
+        shape=torch.Size([1, 2]),
+        dtype=torch.float32,
+        epoch=3,
+        large=2**70,
+        nothing=None,
+        scalar=torch.tensor(1.5),
+        empty=torch.zeros(0, 3),
+        tied=[torch.arange(4.0)] * 2,
+    )
+    path = tmp_path / "a.pth"
+    for options in ({}, {"_use_new_zipfile_serialization": False}):
+        torch.save(content, path, **options)
+        loaded = read_weights_file(path)
+        assert torch.equal(loaded["transposed"], content["transposed"])
+        assert loaded["large"] == 2**70 and loaded["shape"] == torch.Size([1, 2]) and loaded["dtype"] == torch.float32
+        assert torch.equal(loaded["model"]["module.0.weight"], model[0].weight)
+        assert [t.dtype for t in loaded["dtypes"]] == [t.dtype for t in content["dtypes"]]
+
+
+def test_an_old_pickle_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(1000)}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    claim = b"M\xe8\x03"  # 1000
+    assert data.count(claim) >= 2
+    path.write_bytes(data.replace(claim, pickle.BININT + struct.pack("<i", 2**30)))
+    with pytest.raises(UserError, match="claim"):
+        read_weights_file(path)
