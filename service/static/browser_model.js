@@ -169,6 +169,7 @@ async function detect(bitmap, least) {
 async function load(description, base) {
   model = description;
   ort = await import(new URL("ort/ort.wasm.min.mjs", base).href);
+  ort.env.logLevel = "error";
   ort.env.wasm.wasmPaths = new URL("ort/", base).href;
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 4) : 1;
   session = await ort.InferenceSession.create(new URL("model.onnx", base).href, { executionProviders: ["wasm"] });
