@@ -37,6 +37,7 @@ from utils.data.findings import INFO
 from utils.data.index import DatasetIndex, Skip
 from utils.data.loader import TrainLoader, build_train_loader, worker_failure
 from utils.data.open import default_splits, open_dataset
+from utils.data.shards import build_shard_loader, open_shards
 from utils.draw import contact_sheet, draw_boxes, draw_detections, draw_targets
 from utils.engine import EpochProgress, NotFinite, Trainer, train_epoch
 from utils.errors import Interrupted, RunError, UserError, run_command, warn
@@ -85,6 +86,7 @@ class TrainOptions:
     """Everything a training can be told."""
 
     data: str | None = option(None, "a VOCdevkit folder, a COCO folder or JSON, or a YOLO data.yaml")
+    shards: str | None = option(None, "folder or http(s) address of tar shards to learn from (dataset.py shard)")
     train_split: str | None = option(None, "split to learn from; default: train, or trainval where there is a test")
     val_split: str | None = option(None, "split to score; default: val, or test")
     val_data: str | None = option(None, "where the split to score is, if not in --data")
@@ -235,6 +237,9 @@ def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> Non
     if options.anchors not in ("yolov4", "auto"):
         raise UserError("--anchors", f"{options.anchors!r} is not known", "give yolov4 or auto")
     build_augment(options)
+    for name in ("limit", "repeat_rare", "multi_scale", "train_split", "classes"):
+        if options.shards is not None and getattr(options, name):
+            raise UserError(f"--{name.replace('_', '-')}", "cannot be had with --shards", "leave one of them out")
     if options.weights is not None and options.pretrained != NONE:
         todo = "give one of them; where the other comes from a preset: --pretrained none"
         raise UserError("--weights", "cannot go with --pretrained: both say where to start", todo)
@@ -252,8 +257,8 @@ def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> Non
 
 def build_augment(options: TrainOptions) -> AugmentConfig:
     """The options of augmentation. Raises UserError for those that do not go together."""
-    names = ("mosaic", "mixup", "copy_paste", "flip", "hue", "saturation", "value", "scale", "mosaic_scale")
-    names += ("translate", "aspect", "rotate", "albumentations")
+    names: tuple[str, ...] = ("mosaic", "mixup", "copy_paste", "flip", "hue", "saturation", "value", "scale")
+    names += ("mosaic_scale", "translate", "aspect", "rotate", "albumentations")
     try:
         return AugmentConfig(**{name: getattr(options, name) for name in names})
     except ValueError as error:
@@ -341,7 +346,7 @@ class Run:
         else:
             self.say(str(load_pretrained(self.model, options.pretrained)))
         self.folder = self._folder()
-        self.model.to(self.device, memory_format=torch.channels_last)
+        self.model.to(self.device).to(memory_format=torch.channels_last)
         self.loader = self._loader()
         self.steps_per_epoch = -(-len(self.loader) // options.accumulate)
         total_steps = self.steps_per_epoch * options.epochs
@@ -532,18 +537,22 @@ class Run:
         torch.manual_seed(seed)
         if self.device.type == "cpu":  # the price is small there, and a resumed run is then the same run
             torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def _open_data(self) -> tuple[DatasetIndex, DatasetIndex]:
         options = self.options
         assert options.data is not None
         names = read_class_names(Path(options.classes)) if options.classes else None
-        splits = (options.train_split, options.val_split)
-        if None in splits:
+        train_split, val_split = options.train_split, options.val_split
+        if train_split is None or val_split is None:
             found = default_splits(options.data)
-            splits = (splits[0] or found[0], splits[1] or found[1])
-        train = open_dataset(options.data, splits[0], class_names=names)
-        val = open_dataset(options.val_data or options.data, splits[1], class_names=names or train.class_names)
+            train_split, val_split = train_split or found[0], val_split or found[1]
+        if options.shards is None:
+            train = open_dataset(options.data, train_split, class_names=names)
+        else:
+            self.shards = open_shards(options.shards)
+            train = self.shards.index
+        val = open_dataset(options.val_data or options.data, val_split, class_names=names or train.class_names)
         if options.limit and options.limit < len(train):
             chosen = np.random.default_rng(options.seed).permutation(len(train))[: options.limit]
             train = train.subset(np.sort(chosen))
@@ -575,7 +584,7 @@ class Run:
         else:
             name = (self.options.backbone or "mobilenet_v2").replace(":", "_").replace("/", "_")
             folder = new_run_dir(self.options.run_dir, name) if distributed.is_main() else None
-        if distributed.is_main():
+        if folder is not None and distributed.is_main():
             lock_run(folder)
             remove_leftovers(folder)
             if not (folder / "config.json").exists():  # first of all files: it makes the folder one to resume from
@@ -624,6 +633,18 @@ class Run:
 
     def _loader(self) -> TrainLoader:
         options = self.options
+        if options.shards is not None:
+            return build_shard_loader(
+                self.shards,
+                self.config.input_size,
+                build_augment(options),
+                self.config.letterbox,
+                self.batch_size,
+                options.workers,
+                options.seed,
+                distributed.rank(),
+                distributed.world_size(),
+            )
         return build_train_loader(
             self.train_index,
             self.config.input_size,
@@ -729,8 +750,9 @@ class Run:
 
     def _scored_model(self) -> YOLOv4:
         model = self.model if self.ema is None else self.ema.model
+        assert isinstance(model, YOLOv4)
         model.config = self.config
-        return model  # type: ignore[return-value]
+        return model
 
     def _take_threshold(self, result: EvaluationResult) -> None:
         if result.best_f1_threshold is not None:
@@ -911,8 +933,8 @@ def resolve_amp(amp: str, device: torch.device) -> str:
 
 
 def _numpy_state() -> list[Any]:
-    _, keys, position, has_gauss, gauss = np.random.get_state()
-    return [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)]
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)]
 
 
 def _flat(state: Any) -> Any:

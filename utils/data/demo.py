@@ -255,7 +255,7 @@ def make_sprite(name: str, size: float, rotation: float, rng: Generator) -> np.n
         rgba = rgba[:, ::-1]
     angle = math.radians(rotation)
     half = math.ceil(size / 2 * (abs(math.cos(angle)) + abs(math.sin(angle)))) + 1
-    matrix = cv2.getRotationMatrix2D((side / 2 - 0.5, side / 2 - 0.5), rotation, 1.0)
+    matrix = np.asarray(cv2.getRotationMatrix2D((side / 2 - 0.5, side / 2 - 0.5), rotation, 1.0), np.float64)
     matrix[:, 2] += half * side / size - side / 2
     turned = cv2.warpAffine(np.ascontiguousarray(rgba), matrix, (int(2 * half * side / size),) * 2)
     return np.round(cv2.resize(turned, (2 * half, 2 * half), interpolation=cv2.INTER_AREA)).astype(np.uint8)
