@@ -14,6 +14,7 @@ COMMANDS = {  # name: (module whose main(argv) does it, what it does)
     "anchors": ("utils.data.cluster_anchors", "propose anchors that fit better, by k-means"),
     "split": ("utils.data.split", "divide into train, val and test: by class, near-duplicates together"),
     "convert": ("utils.data.convert", "write it as VOC, COCO or YOLO txt"),
+    "shard": ("utils.data.shards", "write tar shards to train from over http or a slow disk (train.py --shards)"),
     "demo": ("utils.data.demo", "draw a small set with six classes; needs no download"),
     "download": ("utils.data.download", "fetch and unpack Pascal VOC or COCO"),
 }
