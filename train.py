@@ -397,6 +397,7 @@ class Run:
                 continue
             if not goes_on:
                 self.save("last.pth")
+                distributed.barrier()  # torchrun ends all when the first has left: not before this is written
                 raise Interrupted(self.signals.signum or signal.SIGTERM)
         self.save("last.pth", finished=True)
         self._write_skips()
@@ -831,6 +832,8 @@ class Run:
             raise UserError(
                 self.folder / "last.pth", f"its training state cannot be used: {error}", "start anew"
             ) from error
+        if len(set(distributed.gather(self.progress.step))) > 1:
+            raise RunError(self.folder / "last.pth", "is another file in each process", "keep the run on a shared disk")
         self.say(f"resumed: epoch {self.progress.epoch + 1}, batch {self.progress.batch.batch}")
 
     def _check_data(self, checkpoint: Checkpoint) -> None:
