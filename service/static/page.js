@@ -408,7 +408,7 @@ async function begin() {
   const { info } = state;
   $("model").textContent = `${info.name} · ${info.class_names.length} classes · ${info.input_size.join("×")}`;
   Object.assign($("threshold"), { min: info.lowest_score, max: 0.99, value: info.score_threshold });
-  $("threshold-source").textContent = `${info.score_threshold} is the model's own (${info.score_threshold_source}).`;
+  $("threshold-source").textContent = `${info.score_threshold.toFixed(2)} is the model's own (${info.score_threshold_source}).`;
   const browser = document.querySelector("input[name=place][value=browser]");
   browser.disabled = !info.browser_model;
   $("place-note").textContent = info.browser_model ? "" : HOW_TO_ENABLE;

@@ -10,11 +10,13 @@ export function drawBoxes(context, boxes, { toScreen, lineWidth, fontSize, selec
   context.lineJoin = "round";
   const pad = fontSize * 0.3;
   const height = fontSize * 1.35;
-  const { width: canvasWidth } = context.canvas;
   const unit = context.getTransform().a;
-  boxes.forEach((box, index) => {
+  const [right, bottom] = [context.canvas.width / unit, context.canvas.height / unit];
+  for (let index = boxes.length - 1; index >= 0; index--) { // the best come first, and are drawn over the others
+    const box = boxes[index];
     const [x1, y1] = toScreen(box.box_xyxy[0], box.box_xyxy[1]);
     const [x2, y2] = toScreen(box.box_xyxy[2], box.box_xyxy[3]);
+    if (x2 < 0 || y2 < 0 || x1 > right || y1 > bottom) continue;
     const chosen = index === selected;
     context.strokeStyle = box.colour;
     context.lineWidth = lineWidth * (chosen ? 2 : 1);
@@ -25,14 +27,14 @@ export function drawBoxes(context, boxes, { toScreen, lineWidth, fontSize, selec
     context.strokeRect(x1, y1, x2 - x1, y2 - y1);
     const text = `${box.class_name} ${box.score.toFixed(2)}`;
     const width = context.measureText(text).width + 2 * pad;
-    const left = Math.max(0, Math.min(x1 - lineWidth / 2, canvasWidth / unit - width));
+    const left = Math.max(0, Math.min(x1 - lineWidth / 2, right - width));
     const above = y1 - height;
     const top = above >= 0 ? above : Math.max(y1, 0);
     context.fillStyle = box.colour;
     context.fillRect(left, top, width, height);
     context.fillStyle = box.textColour;
     context.fillText(text, left + pad, top + (height - fontSize) / 2);
-  });
+  }
 }
 
 /** The picture with its boxes in full size, as a Blob. */

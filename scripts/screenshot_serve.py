@@ -1,0 +1,140 @@
+"""Take the pictures of the page that the README shows: a service, headless Chromium, one picture, two sizes."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from utils.config import option, parse_options
+from utils.errors import MissingExtra, RunError, UserError, run_command
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+VIEWS = {  # name: width, height, pixels of the screen for one of the page, dark
+    "serve_desktop": (1180, 760, 1, False),
+    "serve_phone": (390, 844, 1, True),
+}
+PATIENCE = 180  # seconds for a start or an answer on a busy machine
+
+
+@dataclass(frozen=True)
+class ScreenshotOptions:
+    picture: str = option("", "what is looked at", positional=True, metavar="PICTURE")
+    checkpoint: str | None = option(None, "the model's file; without it the built-in weights", metavar="FILE")
+    output: str = option("docs/images", "folder of the PNG files, which are replaced", metavar="DIR")
+    address: str | None = option(None, "of a service that runs already; without it one is started", metavar="URL")
+    score_threshold: float | None = option(None, "where the slider stands", low=0.05, high=0.99)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(ScreenshotOptions, argv, description=__doc__ or "", prog="screenshot_serve.py")
+    picture, output = Path(options.picture).resolve(), Path(options.output)
+    if not picture.is_file():
+        raise UserError("PICTURE", f"{options.picture!r} is no file", "name a picture")
+    output.mkdir(parents=True, exist_ok=True)
+    with service(options) as address, chromium() as browser:
+        for name, (width, height, ratio, dark) in VIEWS.items():
+            metrics = {"width": width, "height": height, "deviceScaleFactor": ratio, "mobile": width < 600}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+            browser.get(address)
+            wait(lambda: browser.execute_script("return document.body.dataset.ready === 'yes'"))
+            browser.find_element("id", "file").send_keys(str(picture))
+            wait(lambda: " ms " in browser.find_element("id", "status").text)
+            if options.score_threshold is not None:
+                move_slider(browser, options.score_threshold)
+            browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+            save(browser.get_screenshot_as_png(), output / f"{name}.png")
+            print(f"{output / name}.png: {browser.find_element('id', 'status').text}")
+
+
+def save(png: bytes, path: Path) -> None:
+    """Write a screenshot with 256 colours, which nobody sees and which is a third of the bytes."""
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+
+
+def move_slider(browser: Any, value: float) -> None:
+    browser.execute_script(
+        "const s = document.getElementById('threshold'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))",
+        value,
+    )
+
+
+@contextmanager
+def service(options: ScreenshotOptions) -> Iterator[str]:
+    """The address of a service."""
+    if options.address is not None:
+        yield options.address
+        return
+    command = [sys.executable, str(REPOSITORY / "serve.py"), "--port", "0"]
+    command += ["--checkpoint", options.checkpoint] if options.checkpoint else []
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://\S+", process.stdout.readline())
+        if found is None:
+            raise RunError("serve.py", "did not start", "see above")
+        yield found[0]
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Debian's Chromium under selenium."""
+    try:
+        from selenium import webdriver
+    except ImportError as error:
+        raise MissingExtra("screenshots", "selenium") from error
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        raise RunError("chromium", "is not installed", "run: apt-get install chromium chromium-driver")
+    with TemporaryDirectory() as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = binary
+        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        try:
+            yield browser
+        finally:
+            browser.quit()
+
+
+def wait(condition: Any) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RunError("page", "did not get ready", "look at it in a browser")
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    run_command(main)
