@@ -136,19 +136,22 @@ def share_buffers(model: nn.Module) -> nn.Module:
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the images of all processes on any device: PyTorch's own (`nn.SyncBatchNorm`) has no CPU.
 
-    Two small all-reduces a layer, of the mean and then of the squares around it, which loses no digits. The last,
-    smaller batch may differ in size from process to process.
+    One small all-reduce a layer and direction, of count, sum and squares; in float64, which their difference needs. The
+    last, smaller batch may differ in size from process to process.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
             return super().forward(input)
         x = input.float()
-        axes = (0, 2, 3)
-        count = total(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
-        mean = _sum(x.sum(axes)) / count
-        centred = x - mean[:, None, None]
-        variance = _sum(centred.square().sum(axes)) / count
+        axes, channels = (0, 2, 3), x.shape[1]
+        own = x.new_tensor([x.numel() // channels], dtype=torch.float64)
+        own_variance, own_mean = (value.double() for value in torch.var_mean(x, axes, correction=0))
+        sums = _sum(torch.cat([own, own * own_mean, own * (own_variance + own_mean.square())]))
+        count = sums[0].detach()
+        mean64 = sums[1 : channels + 1] / count
+        variance = (sums[channels + 1 :] / count - mean64.square()).clamp(min=0).float()
+        mean, count = mean64.float(), count.float()
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 self.num_batches_tracked += 1
@@ -158,7 +161,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
-        out = centred * scale[:, None, None]
+        out = (x - mean[:, None, None]) * scale[:, None, None]
         return (out if self.bias is None else out + self.bias[:, None, None]).to(input.dtype)
 
 
