@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
@@ -24,7 +26,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from nets.detector import Detector, load_detector
 from utils.config import option, parse_options
-from utils.errors import RunError, UserError, run_command
+from utils.errors import Interrupted, RunError, UserError, run_command
 
 MEGABYTE = 1 << 20
 
@@ -71,12 +73,17 @@ def main(argv: list[str] | None = None) -> int:
     if options.input_size:
         detector.set_input_size(options.input_size)
     alone = Alone(detector, options.batch_size)
+    signal.signal(signal.SIGTERM, _stop)
     process, port = start(options)
     try:
         return measure(options, alone, process.pid, port)
     finally:
         process.terminate()
         process.wait(30)
+
+
+def _stop(signum: int, _: object) -> NoReturn:
+    raise Interrupted(signum)  # the service is to end with its test
 
 
 def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
@@ -88,8 +95,8 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
     for part in range(options.rounds):
         number = options.requests * (part + 1) // options.rounds - done
         seconds = press(port, pictures, options.clients, number, tally, end - time.monotonic())
-        done = sum(tally.statuses.values())
-        service_rates.append(number / seconds)
+        before, done = done, sum(tally.statuses.values())
+        service_rates.append((done - before) / seconds)
         alone_rates.append(alone.rate())
         memory.append(resident(pid))
         print(

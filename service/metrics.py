@@ -90,8 +90,10 @@ class Metrics:
 
     def text(self) -> str:
         """What /metrics answers."""
-        kinds = (self.requests, self.refused, self.objects, self.answer, self.decode, self.queue, self.network)
-        return "\n".join(line for kind in (*kinds, self.batch, *self.gauges) for line in kind.lines()) + "\n"
+        counters = (self.requests, self.refused, self.objects)
+        histograms = (self.answer, self.decode, self.queue, self.network, self.batch)
+        kinds: tuple[Counter | Histogram | Gauge, ...] = (*counters, *histograms, *self.gauges)
+        return "\n".join(line for kind in kinds for line in kind.lines()) + "\n"
 
 
 def resident_bytes() -> float:

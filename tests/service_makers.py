@@ -131,7 +131,7 @@ def running(app: Any, read_timeout: float = 20.0, write_timeout: float = 20.0) -
             thread.join(10)
 
 
-def until(condition: Any, seconds: float = 20.0) -> None:
+def until(condition: Any, seconds: float = 60.0) -> None:
     """Wait for something that another thread or process brings about."""
     deadline = time.monotonic() + seconds
     while not condition():
