@@ -47,6 +47,7 @@ import pycocotools.cocoeval  # noqa: F401 -- imported once, before the forks
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 STAGES = ("half written", "before fsync", "before rename", "after rename")
+Strike = Callable[[int, str], None]
 LEAVE_SECONDS = 5.0
 GIVE_UP_SECONDS = 600.0
 IMAGES, SIDES = 12, (64, 96)
@@ -175,9 +176,9 @@ class KillTest:
         number = self.rng.randrange(self.expected["writes"])
         stage = self.rng.choice(STAGES)
         if how == "disk":
-            return "full disk", _wait(_fork(self._arguments(name, workers), run, lambda: _fill_disk(number)))
+            return "full disk", _wait(_fork(self._arguments(name, workers), run, _full_disk(number)))
         if how == "kill" and self.rng.random() < self.options.in_write:
-            return stage, _wait(_fork(self._arguments(name, workers), run, lambda: _die_in_write(number, stage)))
+            return stage, _wait(_fork(self._arguments(name, workers), run, _death(number, stage)))
         child = _fork(self._arguments(name, workers), run)
         time.sleep(self.rng.uniform(0.05, self.seconds))
         before = time.perf_counter()
@@ -213,8 +214,11 @@ def describe(options: KillOptions, tally: Tally) -> list[str]:
 # ---- in the child
 
 
-def _fork(arguments: list[str], run: Path, sabotage: Callable[[], None] | None = None) -> int:
-    """Start train.py with `arguments` in a process of its own; what it prints goes to RUN.log."""
+def _fork(arguments: list[str], run: Path, strike: Strike = lambda number, stage: None) -> int:
+    """Start train.py with `arguments` in a process of its own; what it prints goes to RUN.log.
+
+    `strike` is called in it at each stage of each write, with the number of the write and the stage.
+    """
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -226,9 +230,7 @@ def _fork(arguments: list[str], run: Path, sabotage: Callable[[], None] | None =
         os.dup2(log, 1)
         os.dup2(log, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _leave_proof()
-        if sabotage is not None:
-            sabotage()
+        _leave_proof(_watch_writes(strike))
         run_command(train.main, arguments)
     except SystemExit as leaving:
         code = int(leaving.code or 0)
@@ -238,10 +240,9 @@ def _fork(arguments: list[str], run: Path, sabotage: Callable[[], None] | None =
         os._exit(code)
 
 
-def _leave_proof() -> None:
+def _leave_proof(writes: list[int]) -> None:
     """Have a training that comes to its end write digests of everything that it is."""
     original = train.Run.train
-    writes = _watch_writes(lambda number, stage: None)
 
     def proven(run: train.Run) -> int:
         code = original(run)
@@ -256,23 +257,23 @@ def _leave_proof() -> None:
     train.Run.train = proven  # type: ignore[method-assign]
 
 
-def _die_in_write(number: int, stage: str) -> None:
+def _death(number: int, stage: str) -> Strike:
     def strike(now: int, at: str) -> None:
         if now == number and at == stage:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    _watch_writes(strike)
+    return strike
 
 
-def _fill_disk(number: int) -> None:
+def _full_disk(number: int) -> Strike:
     def strike(now: int, at: str) -> None:
         if now >= number and at == "half written":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    _watch_writes(strike)
+    return strike
 
 
-def _watch_writes(strike: Callable[[int, str], None]) -> list[int]:
+def _watch_writes(strike: Strike) -> list[int]:
     """Call `strike(number of the write, stage)` at each stage of each write; returns a list that holds their count."""
     count = [0]
     files: Any = utils.files
