@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from utils.detections import Detections
 
 # The most candidates of one image that suppression looks at, best first: bounds its cost whatever the scores are.
 MAX_CANDIDATES = 1000
+FIRST_LOOK = 3  # times the detections wanted: how many candidates suppression looks at before it looks at all
 
 # (boxes (N, 4) xyxy, scores (N,), labels (N,), iou_threshold) -> the same three, of what is kept, best first
 Suppress = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
@@ -43,16 +45,8 @@ def postprocess(
     Returns:
         Detections of each image, best first, in input pixels.
     """
-    score_threshold = config.score_threshold if score_threshold is None else score_threshold
-    multi_label = config.multi_label if multi_label is None else multi_label
-    images, boxes, logits = _candidates(predictions, config, score_threshold)
-    scores = logits[:, :1].sigmoid() * logits[:, 1:].sigmoid()
-    boxes, scores, labels, images = _score(boxes, scores, images, score_threshold, multi_label)
-    counts = torch.bincount(images, minlength=len(predictions[0])).tolist()
-    return [
-        _suppress_one(b, s, l, config, iou_threshold, max_detections, suppress)
-        for b, s, l in zip(boxes.split(counts), scores.split(counts), labels.split(counts), strict=True)
-    ]
+    rules = _Rules.of(config, score_threshold, iou_threshold, max_detections, multi_label, suppress)
+    return [_read_maps([raw[image] for raw in predictions], config, rules) for image in range(len(predictions[0]))]
 
 
 def postprocess_decoded(
@@ -72,79 +66,105 @@ def postprocess_decoded(
         scores: (B, N, C) objectness x class probability.
         others: as in `postprocess`.
     """
-    score_threshold = config.score_threshold if score_threshold is None else score_threshold
-    multi_label = config.multi_label if multi_label is None else multi_label
-    images, places = (scores.amax(-1) >= score_threshold).nonzero(as_tuple=True)
-    kept, scores, labels, images = _score(
-        boxes[images, places].float(), scores[images, places].float(), images, score_threshold, multi_label
-    )
-    counts = torch.bincount(images, minlength=len(boxes)).tolist()
-    return [
-        _suppress_one(b, s, l, config, iou_threshold, max_detections, suppress)
-        for b, s, l in zip(kept.split(counts), scores.split(counts), labels.split(counts), strict=True)
-    ]
+    rules = _Rules.of(config, score_threshold, iou_threshold, max_detections, multi_label, suppress)
+    results = []
+    for image_boxes, image_scores in zip(boxes, scores, strict=True):
+        places, best, labels = _best_candidates(image_scores, rules)
+        results.append(_suppress(image_boxes[places].float(), best.float(), labels, rules))
+    return results
 
 
-def _candidates(predictions: Sequence[Tensor], config: ModelConfig, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What can reach the threshold: image index (K,), boxes (K, 4) xyxy, logits (K, 1 + C), images ascending."""
+@dataclass(frozen=True)
+class _Rules:
+    """What counts, and how boxes of one object become one; see `postprocess`."""
+
+    score_threshold: float
+    iou_threshold: float
+    max_detections: int
+    multi_label: bool
+    suppress: Suppress
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        score_threshold: float | None,
+        iou_threshold: float | None,
+        max_detections: int | None,
+        multi_label: bool | None,
+        suppress: Suppress | None,
+    ) -> _Rules:
+        return cls(
+            config.score_threshold if score_threshold is None else score_threshold,
+            config.iou_threshold if iou_threshold is None else iou_threshold,
+            config.max_detections if max_detections is None else max_detections,
+            config.multi_label if multi_label is None else multi_label,
+            suppress or suppress_by_class,
+        )
+
+
+def _read_maps(maps: Sequence[Tensor], config: ModelConfig, rules: _Rules) -> Detections:
+    """Detections of one image from its three maps (A, H, W, 5 + C)."""
+    threshold = rules.score_threshold
     # a score is at most its objectness, so that most places are dismissed by one comparison of logits
     least = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-math.inf if threshold <= 0 else math.inf)
-    images, boxes, logits = [], [], []
-    for raw, anchors, stride, scale in zip(predictions, config.anchors, STRIDES, config.scale_xy, strict=True):
-        image, anchor, row, column = (raw[..., 4] >= least).nonzero(as_tuple=True)
-        rows = raw[image, anchor, row, column].float()
-        sizes = torch.tensor(anchors, device=raw.device)[anchor]
-        cells = torch.stack([column, row], dim=-1).float()
-        boxes.append(box_convert(decode(rows[:, :4], sizes, cells, stride, scale), "cxcywh", "xyxy"))
-        logits.append(rows[:, 4:])
-        images.append(image)
-    order = torch.cat(images).argsort(stable=True)
-    return torch.cat(images)[order], torch.cat(boxes)[order], torch.cat(logits)[order]
+    found = [(raw[..., 4] >= least).nonzero(as_tuple=True) for raw in maps]
+    rows = torch.cat([raw[place] for raw, place in zip(maps, found, strict=True)]).float()
+    places, scores, labels = _best_candidates(rows[:, 4:5].sigmoid() * rows[:, 5:].sigmoid(), rules)
+    # only what is left is decoded
+    anchor, row, column = (torch.cat(index)[places] for index in zip(*found, strict=True))
+    level = torch.repeat_interleave(torch.tensor([len(place[0]) for place in found], device=rows.device))[places]
+    anchors = torch.tensor(config.anchors, device=rows.device)[level, anchor]
+    strides, scales = (torch.tensor(v, device=rows.device)[level][:, None] for v in (STRIDES, config.scale_xy))
+    boxes = decode(rows[places, :4], anchors, torch.stack([column, row], dim=-1).float(), strides, scales)
+    return _suppress(box_convert(boxes, "cxcywh", "xyxy"), scores, labels, rules)
 
 
-def _score(
-    boxes: Tensor, scores: Tensor, images: Tensor, threshold: float, multi_label: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One row for each (box, class) that counts: boxes, scores, labels, images."""
-    if multi_label and scores.shape[1] > 1:
-        places, labels = (scores >= threshold).nonzero(as_tuple=True)
-        return boxes[places], scores[places, labels], labels, images[places]
+def _best_candidates(scores: Tensor, rules: _Rules) -> tuple[Tensor, Tensor, Tensor]:
+    """The (box, class) pairs that reach the threshold, best first, as many as suppression looks at.
+
+    Args:
+        scores: (K, C).
+
+    Returns:
+        places (N,) in K, scores (N,), labels (N,).
+    """
+    classes = scores.shape[1]
     best, labels = scores.max(dim=1)
-    keep = best >= threshold
-    return boxes[keep], best[keep], labels[keep], images[keep]
+    limit = max(MAX_CANDIDATES, rules.max_detections)
+    least = torch.as_tensor(rules.score_threshold, device=scores.device)
+    if len(best) > limit:  # the best of `limit` boxes are as many pairs: no pair below the least of them is wanted
+        least = torch.maximum(least, best.nan_to_num(-1.0).topk(limit, sorted=False).values.min())
+    several = rules.multi_label and classes > 1
+    pairs = scores.flatten() if several else best
+    kept = (pairs >= least).nonzero().squeeze(1)
+    kept = kept[pairs[kept].argsort(descending=True, stable=True)[:limit]]
+    if several:
+        return torch.div(kept, classes, rounding_mode="floor"), pairs[kept], kept % classes
+    return kept, best[kept], labels[kept]
 
 
-def _suppress_one(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    config: ModelConfig,
-    iou_threshold: float | None,
-    max_detections: int | None,
-    suppress: Suppress | None,
-) -> Detections:
-    iou_threshold = config.iou_threshold if iou_threshold is None else iou_threshold
-    max_detections = config.max_detections if max_detections is None else max_detections
-    finite = scores.isfinite() & boxes.isfinite().all(dim=1)
+def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rules: _Rules) -> Detections:
+    finite = boxes.isfinite().all(dim=1)
     if not finite.all():
         boxes, scores, labels = boxes[finite], scores[finite], labels[finite]
-    order = scores.argsort(descending=True, stable=True)[: max(MAX_CANDIDATES, max_detections)]
-    boxes, scores, labels = boxes[order], scores[order], labels[order]
-    boxes, scores, labels = (suppress or suppress_by_class)(boxes, scores, labels, iou_threshold)
-    kept = slice(0, max_detections)
-    return Detections(boxes[kept].cpu().numpy(), scores[kept].cpu().numpy(), labels[kept].cpu().numpy())
+    candidates = boxes, scores, labels
+    few = FIRST_LOOK * rules.max_detections
+    if rules.suppress is suppress_by_class and len(boxes) > few:
+        # what greedy suppression keeps of the best does not depend on the rest: often they are enough
+        candidates = boxes[:few], scores[:few], labels[:few]
+    kept = rules.suppress(*candidates, rules.iou_threshold)
+    if len(candidates[0]) < len(boxes) and len(kept[0]) < rules.max_detections:
+        kept = rules.suppress(boxes, scores, labels, rules.iou_threshold)
+    return Detections(*(each[: rules.max_detections].cpu().numpy() for each in kept))
 
 
 def suppress_by_class(
     boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Greedy NMS within each class; `boxes` (N, 4) xyxy come best first."""
-    if not len(boxes):
-        return boxes, scores, labels
-    # Boxes of different classes are moved apart, so that one call serves all classes; in float64, because an
-    # untrained network's boxes are so large that the distance would cost the coordinates float32's precision.
-    exact = boxes.double()
-    low = exact.min()
-    apart = exact + (labels.to(exact) * (exact.max() - low + 1))[:, None]
-    keep = nms(apart, scores.double(), iou_threshold)
+    order = labels.argsort(stable=True)
+    parts = order.split(torch.bincount(labels).tolist())
+    kept = [part[nms(boxes[part], scores[part], iou_threshold)] if len(part) > 1 else part for part in parts]
+    keep = torch.cat(kept).sort().values if kept else order
     return boxes[keep], scores[keep], labels[keep]
