@@ -151,7 +151,9 @@ def _as_image(image: Any) -> np.ndarray:
             "image", f"an array of {image.dtype} and shape {image.shape}", "give RGB, uint8, (height, width, 3)"
         )
     if not image.size:
-        raise UserError("image", f"an array of shape {image.shape} has no pixels", "give RGB, uint8, (height, width, 3)")
+        raise UserError(
+            "image", f"an array of shape {image.shape} has no pixels", "give RGB, uint8, (height, width, 3)"
+        )
     if image.ndim == 2 or image.shape[2] == 1:
         image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     return image
