@@ -34,6 +34,7 @@ def first_step(arguments: list[str]) -> dict[str, Any]:
     given = train.given_options(train.TrainOptions, arguments, description="")
     run = train.Run(train.check_options(train.TrainOptions, given), "cpu", None)
     options = run.options
+    run.model.double()  # an untrained network blows float32's rounding up to a quarter of the gradient
     run.loader.set_epoch(0)
     run.trainer.model.train()
     batches = [batch for batch, _ in zip(run.loader, range(options.accumulate), strict=False)]

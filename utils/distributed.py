@@ -143,15 +143,15 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
             return super().forward(input)
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         axes, channels = (0, 2, 3), x.shape[1]
         own = x.new_tensor([x.numel() // channels], dtype=torch.float64)
         own_variance, own_mean = (value.double() for value in torch.var_mean(x, axes, correction=0))
         sums = _sum(torch.cat([own, own * own_mean, own * (own_variance + own_mean.square())]))
         count = sums[0].detach()
         mean64 = sums[1 : channels + 1] / count
-        variance = (sums[channels + 1 :] / count - mean64.square()).clamp(min=0).float()
-        mean, count = mean64.float(), count.float()
+        variance = (sums[channels + 1 :] / count - mean64.square()).clamp(min=0).to(x.dtype)
+        mean, count = mean64.to(x.dtype), count.to(x.dtype)
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 self.num_batches_tracked += 1
