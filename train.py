@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import utils.startup  # noqa: F401 -- first: Ctrl-C while the rest is imported
+
+# isort: split
 import contextlib
 import dataclasses
 import hashlib

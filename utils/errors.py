@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -86,8 +87,9 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = main(argv) or 0
-        sys.stdout.flush()
+        with _raising_signals():
+            code = main(argv) or 0
+            sys.stdout.flush()
     except UserError as error:
         code = _report(f"error: {error}", error.exit_code, debug)
     except Interrupted as stop:
@@ -106,6 +108,24 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
         what = f"unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         code = _report("error: " + format_problem("internal", what, "run again with --debug and report it"), 1, debug)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _raising_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise, wherever a command does not take them itself."""
+
+    def leave(signum: int, _frame: object) -> None:
+        raise Interrupted(signum)
+
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):  # not the main thread
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            before[signum] = signal.signal(signum, leave)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _report(line: str, code: int, debug: bool) -> int:
