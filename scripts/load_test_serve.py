@@ -79,7 +79,10 @@ def main(argv: list[str] | None = None) -> int:
         return measure(options, alone, process.pid, port)
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _stop(signum: int, _: object) -> NoReturn:

@@ -145,22 +145,30 @@ class Pipeline:
     async def _decode(self, data: bytes, where: str) -> tuple[np.ndarray, tuple[int, int], float]:
         """The network's input, the picture's (height, width), and the seconds it took."""
         loop = asyncio.get_running_loop()
-        most = self.limits.max_megapixels
+
+        def prepare(big: bool) -> asyncio.Future[tuple[ImageHeader, np.ndarray | None, float]]:
+            return loop.run_in_executor(self._decoders, self._prepare, data, where, big)
+
         try:
-            header: ImageHeader = await loop.run_in_executor(self._decoders, read_header_bytes, data, where, most)
-            if header.height * header.width > BIG_MEGAPIXELS * 1e6:
+            header, image, seconds = await prepare(False)
+            if image is None:
                 async with self._one_big:
-                    image, seconds = await loop.run_in_executor(self._decoders, self._prepare, data, where)
-            else:
-                image, seconds = await loop.run_in_executor(self._decoders, self._prepare, data, where)
+                    header, image, seconds = await loop.run_in_executor(
+                        self._decoders, self._prepare, data, where, True
+                    )
         except ImageError as error:
             raise Refused(IMAGE_STATUS.get(error.code, 422), error.code, str(error)) from None
+        assert image is not None
         return image, header.size, seconds
 
-    def _prepare(self, data: bytes, where: str) -> tuple[np.ndarray, float]:
+    def _prepare(self, data: bytes, where: str, big: bool) -> tuple[ImageHeader, np.ndarray | None, float]:
+        """Header, input and seconds; the input is None where the picture is big and that is not yet allowed."""
         started = time.perf_counter()
+        header = read_header_bytes(data, where, self.limits.max_megapixels)
+        if not big and header.height * header.width > BIG_MEGAPIXELS * 1e6:
+            return header, None, 0.0
         image = self.config.letterbox.apply(decode_image(data, where, self.limits.max_megapixels))
-        return image, time.perf_counter() - started
+        return header, image, time.perf_counter() - started
 
     def _run(self, batch: list[_Prepared]) -> Sequence[Detections]:
         started = time.perf_counter()

@@ -168,6 +168,13 @@ def test_a_form_without_one_file_is_refused(service: Address, body: bytes, kind:
     assert (reply.status, reply.json["code"]) == (400, "bad_form")
 
 
+def test_a_photograph_of_many_megapixels_is_answered_like_any_other(detector: Painted) -> None:
+    with running(build_app(detector)) as service:
+        reply = service.ask("POST", "/detect", encoded(scene(4000, 3600), ".jpg"))
+    assert reply.status == 200 and (reply.json["width"], reply.json["height"]) == (4000, 3600)
+    assert [found["class_name"] for found in reply.json["detections"]] == ["red", "green"]
+
+
 # --- batches and bounds ----------------------------------------------------------------------------------------------
 
 
