@@ -219,7 +219,7 @@ def recorded(main: Callable[[list[str] | None], int | None]) -> Callable[[list[s
                 what = f"another process is gone, or did not come within {TIMEOUT_SECONDS} s ({reason})"
                 raise RunError(name, what, "look for the first error of the others") from error
             if isinstance(error, UserError):
-                error.args = (f"{name}: {error}",)
+                error.where = f"{name}: {error.where}"
             raise
 
     return record(named)
