@@ -223,9 +223,7 @@ def compare(options: CostOptions, parameters: int) -> int:
         f"two at once, no exchange: {found.beside * 1e3:.0f} ms; gradients' all-reduce: {found.exchange * 1e3:.0f} ms"
     )
     print(f"two with DDP, predicted {predicted * 1e3:.0f} ms, measured {found.together * 1e3:.0f} ms", end=": ")
-    print(
-        f"{2 * options.batch_size / found.together:.1f} images/s, prediction {predicted / found.together - 1:+.0%}"
-    )
+    print(f"{2 * options.batch_size / found.together:.1f} images/s, prediction {predicted / found.together - 1:+.0%}")
     naive = found.alone + found.exchange
     print(
         f"were each process alone on its cores (as GPUs are): {naive * 1e3:.0f} ms, {naive / found.together - 1:+.0%}"
