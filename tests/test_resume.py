@@ -1,0 +1,345 @@
+"""A run that was broken off and resumed is the run that was not, to the last bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from train_makers import TINY, assert_same, assert_same_run, demo_data, resume, run_train
+
+import train
+from nets.checkpoint import load_checkpoint
+from utils import startup
+from utils.engine import Trainer
+from utils.errors import Interrupted, UserError, run_command
+from utils.interrupts import SignalWatch
+
+EVERYTHING = ("--mixup", "0.5", "--copy-paste", "0.5", "--multi-scale", "0.5", "--albumentations", "0.5")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs of two steps that nobody disturbed."""
+    return run_train(tmp_path_factory.mktemp("runs") / "whole", *EVERYTHING)
+
+
+def break_off(folder: Path, *options: str, signum: int = signal.SIGTERM) -> None:
+    """Start the same run; a signal that the caller has planted must end it."""
+    with pytest.raises(Interrupted) as caught:
+        run_train(folder, *EVERYTHING, *options)
+    assert caught.value.signum == signum
+
+
+def at_call(
+    target: Any, name: str, number: int, signum: int, monkeypatch: pytest.MonkeyPatch, after: bool = False
+) -> None:
+    """Send this process a signal at the `number`th call of `target.name`, once."""
+    original, calls = getattr(target, name), [0]
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number and not after:
+            os.kill(os.getpid(), signum)
+        result = original(*arguments, **options)
+        if calls[0] == number and after:
+            os.kill(os.getpid(), signum)
+        return result
+
+    monkeypatch.setattr(target, name, called)
+
+
+# ---- SIGTERM and Ctrl-C, everywhere
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "number", "after", "options"),
+    [
+        (Trainer, "_backward", 1, False, ()),  # in the very first step
+        (Trainer, "_backward", 2, True, ("--workers", "2")),  # in the middle of an epoch, its gradient already made
+        (Trainer, "update", 3, False, ()),  # in a step that must not be torn
+        (train, "evaluate", 1, False, ()),
+        (train, "write_metrics", 2, False, ()),  # with nothing left to do but figures
+        (train, "save_checkpoint", 2, False, ()),  # while last.pth is being written
+        (train, "save_checkpoint", 3, True, ("--workers", "2")),
+    ],
+)
+def test_a_signal_anywhere_loses_nothing(
+    target: Any,
+    name: str,
+    number: int,
+    after: bool,
+    options: tuple[str, ...],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_call(target, name, number, signal.SIGTERM, patch, after)
+        break_off(run, *options)
+    assert f"go on with: python train.py --resume {run}" in capsys.readouterr().out
+    assert_same_run(resume(run, *options), whole)
+
+
+def test_a_run_broken_off_twice_is_still_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_call(Trainer, "_backward", 2, signal.SIGINT, patch)
+        break_off(run, signum=signal.SIGINT)
+    with monkeypatch.context() as patch:
+        at_call(Trainer, "_backward", 2, signal.SIGTERM, patch)
+        with pytest.raises(Interrupted):
+            resume(run, "--workers", "1")
+    assert_same_run(resume(run), whole)
+
+
+def test_a_step_of_several_batches_is_taken_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--batch-size", "2", "--accumulate", "2")
+    expected = run_train(tmp_path / "whole", *options)
+    with monkeypatch.context() as patch:
+        at_call(Trainer, "_backward", 2, signal.SIGTERM, patch, after=True)  # half of the first step
+        with pytest.raises(Interrupted):
+            run_train(tmp_path / "run", *options)
+    state = load_checkpoint(tmp_path / "run" / "last.pth").training
+    assert state is not None and state["progress"]["batch"]["batch"] == 0 and state["progress"]["step"] == 0
+    assert_same_run(resume(tmp_path / "run"), expected)
+
+
+def test_the_state_of_everything_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_call(Trainer, "_backward", 4, signal.SIGTERM, monkeypatch)
+    break_off(tmp_path / "run")
+    checkpoint = load_checkpoint(tmp_path / "run" / "last.pth")
+    options, again = train.read_run(
+        dataclasses.replace(train.TrainOptions(), resume=str(tmp_path / "run")), frozenset()
+    )
+    assert again is not None
+    run = train.Run(options, "cpu", again)
+    state = run._state()
+    assert checkpoint.training is not None
+    for name in ("model", "optimizer", "progress", "random", "ema_steps", "skips"):
+        assert_same(state[name], checkpoint.training[name], name)
+    assert_same(dict(run._scored_model().state_dict()), checkpoint.weights)
+
+
+def test_a_signal_during_setting_up_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_call(train, "open_dataset", 1, signal.SIGTERM, monkeypatch)
+    monkeypatch.setattr(train, "YOLOv4", lambda *_: pytest.fail("it went on"))
+    break_off(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_exit_codes_are_those_of_the_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with monkeypatch.context() as patch:
+            at_call(train, "open_dataset", 1, signum, patch)
+            with pytest.raises(SystemExit) as left:
+                run_command(train.main, [*TINY, "--data", str(demo_data()), "--run-dir", str(tmp_path / "run")])
+        assert left.value.code == code
+
+
+def test_the_watch_gives_the_signals_back_and_insists_only_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    clock = [0.0]
+    monkeypatch.setattr("utils.interrupts.time.monotonic", lambda: clock[0])
+    with SignalWatch() as watch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert watch.signum == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)  # the same one again, as sent to a whole group
+        clock[0] = 5.0
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted), watch.raising():
+            pytest.fail("it went on")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+def test_a_signal_while_everything_is_being_imported_ends_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        child = os.fork()
+        if not child:
+            signal.signal(signum, startup.leave)
+            os.kill(os.getpid(), signum)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+        assert capfd.readouterr().err == f"interrupted by {signal.Signals(signum).name}\n"
+
+
+def test_only_the_commands_of_this_repository_take_signals_so_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not startup.is_command()
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(Path(startup.REPOSITORY) / "train.py"), raising=False)
+    assert startup.is_command()
+
+
+# ---- kill -9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+@pytest.mark.parametrize(
+    ("how", "times", "words"),
+    [("kill", 6, "inside a write"), ("term", 2, "leaving took"), ("int", 2, "leaving took"), ("disk", 2, "full disk")],
+)
+def test_broken_off_at_random_points_every_run_comes_out_the_same(
+    how: str, times: int, words: str, tmp_path: Path
+) -> None:
+    import subprocess
+
+    command = [sys.executable, "scripts/kill_test.py", "--how", how, "--times", str(times), "--epochs", "2"]
+    done = subprocess.run(
+        [*command, "--in-write", "0.5", "--folder", str(tmp_path)],
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"metrics.csv): {times}\n" in done.stdout and "unreadable: 0\n" in done.stdout and words in done.stdout
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    values = json.loads((whole / "config.json").read_text()) | {"run_dir": str(run)}
+    (run / "config.json").write_text(json.dumps(values))
+    (run / ".last.pth.123.tmp").write_bytes(b"half a checkpoint")
+    assert_same_run(resume(run), whole)
+    assert not list(run.glob(".*"))
+
+
+def test_what_a_killed_run_left_half_written_is_no_obstacle(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.json.77.tmp").write_bytes(b"{")
+    run_train(run, epochs=1)
+    assert not list(run.glob(".*"))
+
+
+def test_figures_that_a_killed_run_had_no_time_to_write_are_written(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_call(train, "write_metrics", 2, signal.SIGTERM, patch)
+        break_off(run)
+    (run / "metrics.csv").unlink()
+    assert_same_run(resume(run), whole)
+
+
+# ---- what cannot be resumed
+
+
+def test_a_finished_run_is_said_to_be_finished(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (whole / "last.pth").read_bytes()
+    assert train.main(["--resume", str(whole)]) == 0
+    assert "finished after 2 epochs" in capsys.readouterr().out
+    assert train.main(["--resume", str(whole / "last.pth")]) == 0
+    assert (whole / "last.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--backbone", "mobilenet_v1"), "--backbone mobilenet_v1 (the run: mobilenet_v3_small)"),
+        (("--batch-size", "16"), "--batch-size 16 (the run: 4)"),  # which is the default
+        (("--epochs", "9"), "--epochs 9 (the run: 2)"),
+        (("--data", "elsewhere"), "--data elsewhere (the run: "),
+        (("--classes", "names.txt", "--seed", "3"), "--classes names.txt (the run: None), --seed 3 (the run: 0)"),
+        (("--no-ema",), "--ema False (the run: True)"),
+    ],
+)
+def test_other_options_are_refused_with_the_list_of_them(options: tuple[str, ...], words: str, whole: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        train.main(["--resume", str(whole), *options])
+    assert words in str(caught.value) and "--weights" in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_options_changed_in_the_runs_own_file_are_refused(whole: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "last.pth"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"learning_rate": 0.5}))
+    with pytest.raises(UserError, match=r"--learning-rate 0\.5 \(the run: None\)"):
+        train.main(["--resume", str(tmp_path)])
+
+
+@pytest.mark.parametrize("change", ["an image less", "a box moved", "a class more"])
+def test_other_data_is_refused_with_what_differs(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = copy_of_demo(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        at_call(Trainer, "_backward", 1, signal.SIGTERM, patch)
+        with pytest.raises(Interrupted):
+            run_train(tmp_path / "run", data=data)
+    words = CHANGES[change](data / "VOC2026")
+    with pytest.raises(UserError) as caught:
+        train.main(["--resume", str(tmp_path / "run")])
+    assert "the data has changed" in str(caught.value) and words in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def copy_of_demo(folder: Path) -> Path:
+    import shutil
+
+    return shutil.copytree(demo_data(), folder)
+
+
+def drop_image(year: Path) -> str:
+    ids = (year / "ImageSets/Main/train.txt").read_text().split()
+    (year / "ImageSets/Main/train.txt").write_text("\n".join(ids[:-1]) + "\n")
+    return f"{len(ids) - 1} training images (the run: {len(ids)})"
+
+
+def first_annotation(year: Path) -> Path:
+    names = (year / "ImageSets/Main/train.txt").read_text().split()
+    return next(p for p in (year / "Annotations" / f"{n}.xml" for n in names) if "<object>" in p.read_text())
+
+
+def move_box(year: Path) -> str:
+    path = first_annotation(year)
+    text = path.read_text()
+    xmin = text.split("<xmin>")[1].split("</xmin>")[0]
+    path.write_text(text.replace(f"<xmin>{xmin}<", f"<xmin>{int(xmin) + 1}<", 1))
+    return "other boxes in train"
+
+
+def add_class(year: Path) -> str:
+    path = first_annotation(year)
+    text = path.read_text()
+    name = text.split("<object>")[1].split("<name>")[1].split("</name>")[0]
+    before, after = text.split("<object>", 1)
+    path.write_text(before + "<object>" + after.replace(f"<name>{name}</name>", "<name>zeppelin</name>", 1))
+    return "zeppelin"
+
+
+CHANGES: dict[str, Callable[[Path], str]] = {
+    "an image less": drop_image,
+    "a box moved": move_box,
+    "a class more": add_class,
+}
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((whole / "config.json").read_bytes())
+    data = bytearray((whole / "last.pth").read_bytes())
+    data[len(data) // 2] ^= 4
+    (tmp_path / "last.pth").write_bytes(data)
+    with pytest.raises(UserError, match=r"last\.pth: damaged"):
+        train.main(["--resume", str(tmp_path)])
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(UserError, match="is not the folder of a run"):
+            train.main(["--resume", str(path)])
