@@ -154,7 +154,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean, count = mean64.to(x.dtype), count.to(x.dtype)
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                self.num_batches_tracked += 1
+                assert self.num_batches_tracked is not None
+                self.num_batches_tracked.add_(1)
                 part = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
                 self.running_mean.lerp_(mean.detach(), part)
                 self.running_var.lerp_(variance.detach() * count / (count - 1).clamp(min=1), part)

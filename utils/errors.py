@@ -124,8 +124,8 @@ def _raising_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(line: str, code: int, debug: bool) -> int:

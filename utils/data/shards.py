@@ -291,7 +291,7 @@ class _Window:
 
 class _StreamedMaker(_SampleMaker):
     def _partner(self) -> int:
-        return self.dataset.reader.partner(self.rng)  # type: ignore[union-attr]
+        return self.dataset.reader.partner(self.rng)  # type: ignore[attr-defined]
 
 
 class ShardStream(IterableDataset):
