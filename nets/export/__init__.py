@@ -88,7 +88,7 @@ def check_export(network: Runtime, path: Path, form: Form, photos: Sequence[np.n
     tolerance = TOLERANCES[form.precision]
     try:
         exported = load_runtime(path, "cpu")
-        parity = compare(network, exported, photos, form.nms, tolerance.score)
+        parity = compare(network, exported, photos, form.nms, tolerance.margin)
         if form.dynamic and parity.fits(tolerance):
             parity = _compare_other_size(network, exported, photos, parity, form)
         if not parity.fits(tolerance):
@@ -108,7 +108,7 @@ def _compare_other_size(
     other = config.replace(input_size=(config.input_size[0] + 32, config.input_size[1] + 64))
     network.config = exported.config = other
     try:
-        second = compare(network, exported, photos[:1], form.nms, TOLERANCES[form.precision].score)
+        second = compare(network, exported, photos[:1], form.nms, TOLERANCES[form.precision].margin)
     finally:
         network.config = exported.config = config
     return parity if second.fits(TOLERANCES[form.precision]) else second

@@ -32,7 +32,8 @@ GROUPS = {
     "gates": "squeeze-and-excitation",
 }
 _CONVOLUTIONS = ("Conv", "Convolution", "GroupConvolution")
-_QUANTIZED_OPS = ["Conv", "Add", "Concat", "MaxPool", "Resize"]
+# Clip and Relu: so that the range is that of what they leave, and they vanish
+_QUANTIZED_OPS = ["Conv", "Clip", "Relu", "Add", "Concat", "MaxPool", "Resize"]
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
