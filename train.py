@@ -32,6 +32,7 @@ from nets.runtimes import resolve_device
 from nets.transfer import transfer_weights
 from nets.yolov4 import YOLOv4
 from utils import distributed
+from utils.allocator import keep_freed_memory
 from utils.config import changed_options, check_options, given_options, option, read_config
 from utils.data.augment import AugmentConfig
 from utils.data.check import quick_check, skips_summary, warn_skips, write_skips_csv
@@ -131,6 +132,9 @@ class TrainOptions:
     freeze_epochs: int = option(0, "first epochs with the backbone frozen", low=0)
     freeze_layers: int = option(
         0, "first layers of the backbone that always stay as pretrained; halves a step's cost", low=0
+    )
+    freeze_norms: bool = option(
+        False, "the backbone's batch norms keep their pretrained averages: steps cost a fifth less, small batches no harm"
     )
     ema: bool = option(True, "score and keep a moving average of the weights")
     ema_decay: float = option(0.0, "of that average; 0: chosen by the number of steps", low=0, high=0.999999)
@@ -248,6 +252,8 @@ def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> Non
         raise UserError("--weights", "cannot go with --pretrained: both say where to start", todo)
     if options.freeze_layers and options.weights is None and options.pretrained == NONE:
         raise UserError("--freeze-layers", "would freeze layers that start at random", "give --pretrained, or 0")
+    if options.freeze_norms and options.weights is None and options.pretrained == NONE:
+        raise UserError("--freeze-norms", "would keep averages of nothing seen", "give --pretrained, or leave it out")
     if options.nan == "rollback" and "WORLD_SIZE" in os.environ:
         raise UserError("--nan", "rollback works with one process only", "give stop")
     if options.resume is None:
@@ -333,6 +339,8 @@ class Run:
         self.signals = signals or SignalWatch()
         if options.threads:
             torch.set_num_threads(options.threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.scored_skips: tuple[Skip, ...] = ()
         self.first_world_size, self.batch_size = self._share_batch(checkpoint)
         self._seed()
@@ -748,7 +756,8 @@ class Run:
         frozen = [backbone] if self.progress.epoch < self.options.freeze_epochs else layers
         for module in frozen:
             module.requires_grad_(False)
-        self.trainer.frozen = tuple(frozen)
+        norms = [m for m in backbone.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        self.trainer.frozen = (*frozen, *(norms if self.options.freeze_norms else ()))
 
     # ---- saving and resuming
 

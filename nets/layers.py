@@ -29,36 +29,39 @@ class _StridedDepthwise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
-        return F.conv2d(x, weight, None, 2, padding, 1, x.shape[1])
+        return F.conv2d(x, weight, bias, 2, padding, 1, x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         (gradient,) = gradients
         height, width = (x.shape[i] + 2 * ctx.padding - weight.shape[i] + 1 for i in (2, 3))
-        spread = torch.zeros((*gradient.shape[:2], height, width), dtype=gradient.dtype, device=x.device).contiguous(
-            memory_format=torch.channels_last
-        )
+        shape = (*gradient.shape[:2], height, width)
+        # made in this layout, not brought into it: that copy took longer than the convolution's own gradient
+        spread = torch.empty(shape, dtype=gradient.dtype, device=x.device, memory_format=torch.channels_last).zero_()
         spread[:, :, ::2, ::2] = gradient
         mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
         of_x, of_weight, _ = torch.ops.aten.convolution_backward(
             spread, x, weight, None, [1, 1], [ctx.padding] * 2, [1, 1], False, [0, 0], x.shape[1], mask
         )
-        return of_x, of_weight, None
+        return of_x, of_weight, gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None
 
 
 class StridedConv2d(nn.Conv2d):
     """A convolution of stride 2 and square kernel that trains quickly on a CPU where it is depthwise."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         is_slow = self.groups == self.in_channels and self.training and not input.is_cuda and torch.is_grad_enabled()
         if not is_slow:
-            return super().forward(input)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
-        result: Tensor = _StridedDepthwise.apply(input.to(dtype), self.weight.to(dtype), self.padding[0])
+            return super()._conv_forward(input, weight, bias)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+        bias = None if bias is None else bias.to(dtype)
+        padding = self.padding[0]
+        assert isinstance(padding, int)
+        result: Tensor = _StridedDepthwise.apply(input.to(dtype), weight.to(dtype), bias, padding)
         return result
 
 
@@ -76,8 +79,24 @@ class Conv2dSamePadding(StridedConv2d):
         after = kernel_size - 2 - before
         self.same_padding = (before, after, before, after)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(F.pad(input, self.same_padding))
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(F.pad(input, self.same_padding), weight, bias)
+
+
+def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    """Convolution and batch norm. A norm that keeps its averages while the rest trains is folded into the kernel.
+
+    The values and the gradients of `conv.weight`, `norm.weight` and `norm.bias` are the same, for two passes over
+    memory less in each direction: what fine-tuning with frozen averages costs little for (docs/EXPERIMENTS.md).
+    """
+    folds = isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)  # not so where fused or quantised
+    if not folds or norm.training or not torch.is_grad_enabled():
+        result: Tensor = norm(conv(x))
+        return result
+    assert norm.running_mean is not None and norm.running_var is not None
+    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    bias = norm.bias - norm.running_mean * factor
+    return conv._conv_forward(x, conv.weight * factor[:, None, None, None], bias)
 
 
 class ConvBNAct(nn.Sequential):
@@ -113,6 +132,10 @@ class ConvBNAct(nn.Sequential):
             layers.append(activation(inplace=True))
         super().__init__(*layers)
         self.out_channels = out_channels
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = conv_norm(input, self[0], self[1])
+        return self[2](x) if len(self) > 2 else x
 
 
 class SeparableConv(nn.Sequential):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nets.backbones.registry import Backbone, register_backbone
-from nets.layers import ConvBNAct, initialize, make_divisible
+from nets.layers import ConvBNAct, conv_norm, initialize, make_divisible
 from nets.model_config import ModelConfig
 
 # Expansion t, output channels c, repeats n, stride s: table 2. The last 1x1 convolution belongs to the classifier.
@@ -29,7 +29,12 @@ class InvertedResidual(nn.Module):
         self.has_residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.has_residual else self.conv(x)
+        *layers, conv, norm = self.conv
+        y = x
+        for layer in layers:
+            y = layer(y)
+        y = conv_norm(y, conv, norm)
+        return x + y if self.has_residual else y
 
 
 class MobileNetV2(Backbone):
