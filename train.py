@@ -134,7 +134,8 @@ class TrainOptions:
         0, "first layers of the backbone that always stay as pretrained; halves a step's cost", low=0
     )
     freeze_norms: bool = option(
-        False, "the backbone's batch norms keep their pretrained averages: steps cost a fifth less, small batches no harm"
+        False,
+        "the backbone's batch norms keep their pretrained averages: steps cost a fifth less, small batches no harm",
     )
     ema: bool = option(True, "score and keep a moving average of the weights")
     ema_decay: float = option(0.0, "of that average; 0: chosen by the number of steps", low=0, high=0.999999)

@@ -83,7 +83,7 @@ class Conv2dSamePadding(StridedConv2d):
         return super()._conv_forward(F.pad(input, self.same_padding), weight, bias)
 
 
-def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+def conv_norm(x: Tensor, conv: Any, norm: Any) -> Tensor:
     """Convolution and batch norm. A norm that keeps its averages while the rest trains is folded into the kernel.
 
     The values and the gradients of `conv.weight`, `norm.weight` and `norm.bias` are the same, for two passes over
@@ -93,8 +93,7 @@ def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
     if not folds or norm.training or not torch.is_grad_enabled():
         result: Tensor = norm(conv(x))
         return result
-    assert norm.running_mean is not None and norm.running_var is not None
-    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     bias = norm.bias - norm.running_mean * factor
     return conv._conv_forward(x, conv.weight * factor[:, None, None, None], bias)
 

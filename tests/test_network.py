@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nets.backbones.registry import list_backbones
+from nets.layers import ConvBNAct
 from nets.model_config import STRIDES, ModelConfig
 from nets.neck import SPP
 from nets.yolov4 import YOLOv4
@@ -138,3 +139,25 @@ def test_an_image_of_any_multiple_of_32_is_taken() -> None:
         for height, width in ((32, 32), (32, 160), (96, 64)):
             shapes = [p.shape[2:4] for p in model(torch.zeros(1, 3, height, width))]
             assert shapes == [(height // s, width // s) for s in STRIDES]
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "tf_same"])
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (1, 2), (8, 1), (8, 2)])
+def test_a_norm_that_keeps_its_averages_is_folded_with_the_same_values_and_gradients(
+    groups: int, stride: int, padding: str
+) -> None:
+    block = ConvBNAct(8, 8, 3, stride, groups, padding=padding).double()
+    norm = block[1]
+    with torch.no_grad():
+        norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), norm.weight.normal_(), norm.bias.normal_()
+    block.train()
+    norm.eval()
+    images = torch.rand(2, 8, 6, 10, dtype=torch.double, requires_grad=True)
+    folded = block(images)
+    plain = F.relu6(norm(block[0](images)))
+    torch.testing.assert_close(folded, plain)
+    weights = torch.rand_like(plain)
+    inputs = [images, *block.parameters()]
+    ours, theirs = (torch.autograd.grad((y * weights).sum(), inputs) for y in (folded, plain))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
