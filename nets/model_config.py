@@ -151,6 +151,12 @@ def check_input_size(size: Sequence[int] | int) -> tuple[int, int]:
     return sizes
 
 
+def scale_anchors(input_size: tuple[int, int]) -> Anchors:
+    """YOLOv4's anchors, which are those of a 416 input, for another size."""
+    factor = min(input_size) / 416
+    return tuple(tuple((w * factor, h * factor) for w, h in level) for level in YOLOV4_ANCHORS)
+
+
 def _anchors(value: Any) -> Anchors:
     try:
         anchors = tuple(tuple((float(w), float(h)) for w, h in level) for level in value)

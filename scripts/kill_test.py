@@ -246,7 +246,7 @@ def _leave_proof(writes: list[int]) -> None:
 
     def proven(run: train.Run) -> int:
         code = original(run)
-        state = run._state()
+        state = run.state.state_dict()
         proof = {name: _digest(state[name]) for name in ("model", "optimizer", "random", "progress")}
         proof["average"] = _digest(run._scored_model().state_dict())
         proof["best"] = _digest(load_checkpoint(run.folder / "best.pth").weights)

@@ -22,6 +22,7 @@ PARTS = (
     "utils/data",
     "utils/metrics",
     "utils/report",
+    "training",
     "service",
 )
 LAST_PARTS = ("scripts", "examples")

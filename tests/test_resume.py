@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from train_makers import TINY, assert_same, assert_same_run, demo_data, resume, run_train
 
 import train
+import training.setup
 from nets.checkpoint import load_checkpoint
+from training.state import read_run
 from utils import startup
 from utils.engine import Trainer
 from utils.errors import Interrupted, UserError, run_command
@@ -120,12 +122,10 @@ def test_the_state_of_everything_comes_back(tmp_path: Path, monkeypatch: pytest.
     at_call(Trainer, "_backward", 4, signal.SIGTERM, monkeypatch)
     break_off(tmp_path / "run")
     checkpoint = load_checkpoint(tmp_path / "run" / "last.pth")
-    options, again = train.read_run(
-        dataclasses.replace(train.TrainOptions(), resume=str(tmp_path / "run")), frozenset()
-    )
+    options, again = read_run(dataclasses.replace(train.TrainOptions(), resume=str(tmp_path / "run")), frozenset())
     assert again is not None
     run = train.Run(options, "cpu", again)
-    state = run._state()
+    state = run.state.state_dict()
     assert checkpoint.training is not None
     for name in ("model", "optimizer", "progress", "random", "ema_steps", "skips"):
         assert_same(state[name], checkpoint.training[name], name)
@@ -133,8 +133,8 @@ def test_the_state_of_everything_comes_back(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_signal_during_setting_up_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_call(train, "open_dataset", 1, signal.SIGTERM, monkeypatch)
-    monkeypatch.setattr(train, "YOLOv4", lambda *_: pytest.fail("it went on"))
+    at_call(training.setup, "open_dataset", 1, signal.SIGTERM, monkeypatch)
+    monkeypatch.setattr("training.setup.YOLOv4", lambda *_: pytest.fail("it went on"))
     break_off(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -142,7 +142,7 @@ def test_a_signal_during_setting_up_leaves_at_once(tmp_path: Path, monkeypatch: 
 def test_the_exit_codes_are_those_of_the_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         with monkeypatch.context() as patch:
-            at_call(train, "open_dataset", 1, signum, patch)
+            at_call(training.setup, "open_dataset", 1, signum, patch)
             with pytest.raises(SystemExit) as left:
                 run_command(train.main, [*TINY, "--data", str(demo_data()), "--run-dir", str(tmp_path / "run")])
         assert left.value.code == code

@@ -24,6 +24,7 @@ from nets.checkpoint import load_checkpoint
 from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig
 from nets.yolov4 import YOLOv4
+from utils.data.loader import multi_scale_sizes
 from utils.engine import Trainer
 from utils.errors import UserError
 from utils.images import write_image
@@ -278,10 +279,10 @@ def test_norms_and_biases_are_never_decayed() -> None:
 
 
 def test_multi_scale_sizes_are_multiples_of_32_near_the_input() -> None:
-    assert train.multi_scale_sizes((416, 416), 0) == []
-    sizes = train.multi_scale_sizes((320, 640), 0.5)
+    assert multi_scale_sizes((416, 416), 0) == []
+    sizes = multi_scale_sizes((320, 640), 0.5)
     assert (320, 640) in sizes and all(h % 32 == 0 and w % 32 == 0 and 2 * h == w for h, w in sizes)
-    assert (32, 32) not in train.multi_scale_sizes((64, 64), 0.6)
+    assert (32, 32) not in multi_scale_sizes((64, 64), 0.6)
 
 
 # ---- options
@@ -322,7 +323,7 @@ BAD_OPTIONS = {
 def test_a_bad_option_is_named_before_anything_is_read(
     options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "open_dataset", lambda *a, **k: pytest.fail("data was opened"))
+    monkeypatch.setattr("training.setup.open_dataset", lambda *a, **k: pytest.fail("data was opened"))
     arguments = ["--data", str(tmp_path), "--run-dir", str(tmp_path / "run"), *options.split()]
     with pytest.raises(UserError) as caught:
         train.main(arguments)

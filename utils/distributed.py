@@ -81,6 +81,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def say(text: str) -> None:
+    """Print, in one process only."""
+    if is_main():
+        print(text, flush=True)
+
+
 def is_restart() -> bool:
     """Whether torchrun started this run again after one of its processes failed (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

@@ -25,6 +25,7 @@ from train_makers import TINY, assert_same, assert_same_run, demo_data, resume, 
 import train
 import utils.files
 from nets.checkpoint import load_checkpoint
+from nets.losses import YOLOLoss
 from utils.engine import Trainer, is_out_of_memory, train_epoch
 from utils.errors import RunError, UserError
 from utils.runlog import lock_run, unlock_runs
@@ -47,14 +48,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spoil_loss(monkeypatch: pytest.MonkeyPatch, at: Sequence[int], value: float = float("nan")) -> list[int]:
     """Make the losses of these batches NaN; returns a list that holds how many there were."""
-    original, count = train.YOLOLoss.__call__, [0]
+    original, count = YOLOLoss.__call__, [0]
 
     def spoilt(self: Any, predictions: Any, targets: Any) -> dict[str, Tensor]:
         losses = original(self, predictions, targets)
         count[0] += 1
         return {k: v * value if count[0] in at else v for k, v in losses.items()}
 
-    monkeypatch.setattr(train.YOLOLoss, "__call__", spoilt)
+    monkeypatch.setattr(YOLOLoss, "__call__", spoilt)
     return count
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,13 @@ def skips_summary(index: DatasetIndex, name: str | None = None) -> str:
         counts[skip.kind] += skip.count
     line = f"{name or index.name}: {len(index)} images used, {counts['image']} skipped, {counts['box']} boxes dropped"
     return line + (f", {counts['note']} notes" if counts["note"] else "")
+
+
+def used_summary(index: DatasetIndex, name: str, late: Sequence[Skip]) -> str:
+    """`skips_summary` at the end of a run, with the images that turned out unreadable on the way."""
+    unreadable = {skip.where for skip in late}
+    used = [i for i in range(len(index)) if str(index.path(i)) not in unreadable] if unreadable else range(len(index))
+    return skips_summary(replace(index.subset(used), skips=(*index.skips, *late)), name)
 
 
 def warn_skips(index: DatasetIndex, shown: int = 5) -> None:

@@ -39,6 +39,7 @@ from utils.images import read_image_and_size
 from utils.letterbox import Letterbox
 
 Size = tuple[int, int]
+SMALLEST = (32, 32)  # one cell of the coarsest map: batch norm has nothing to average over if it is one image's
 MAX_REPLACEMENTS = 20  # unreadable images in a row before the run is given up
 
 
@@ -523,6 +524,16 @@ def prefetch_images(
                 yield first, future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def multi_scale_sizes(input_size: tuple[int, int], part: float) -> list[tuple[int, int]]:
+    """The sizes within `part` of `input_size`, in steps of 32; empty for none."""
+    if not part:
+        return []
+    low, high = round(min(input_size) * (1 - part) / 32), round(min(input_size) * (1 + part) / 32)
+    scales = [32 * n / min(input_size) for n in range(max(low, 1), high + 1)]
+    sizes = [tuple(max(round(side * s / 32) * 32, 32) for side in input_size) for s in scales]
+    return [size for size in sizes if size != SMALLEST]  # type: ignore[misc]
 
 
 def _with_size(letterbox: Letterbox, input_size: Size) -> Letterbox:

@@ -1,0 +1,70 @@
+"""Options of a training that cannot work, alone or together: refused before minutes go by in reading data."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from nets.backbones.registry import TIMM_PREFIX, list_backbones
+from nets.model_config import check_input_size
+from nets.pretrained import IMAGENET, NONE
+from utils.data.augment import AugmentConfig
+from utils.data.loader import SMALLEST
+from utils.errors import UserError
+from utils.runlog import check_run_dir
+
+NOT_WITH_SHARDS = ("limit", "repeat_rare", "multi_scale", "train_split", "classes")
+
+
+def check_before_loading(options: Any, is_resumed: bool = False) -> None:
+    """Refuse what cannot work. A resumed run no longer needs what it started from.
+
+    Args:
+        options: `train.TrainOptions`, each value within its own range.
+        is_resumed: whether a checkpoint of this run is there.
+
+    Raises:
+        UserError: naming the option, its value and what is allowed.
+    """
+    if options.data is None:
+        raise UserError("--data", "is missing", "give a VOCdevkit folder, a COCO folder or JSON, or a data.yaml")
+    try:
+        if check_input_size(options.input_size) == SMALLEST:
+            raise ValueError("32 32: batch norm needs more than one cell of the coarsest map; give 64 or more")
+    except ValueError as error:
+        raise UserError("--input-size", str(error).removeprefix("input size ")) from error
+    backbone = options.backbone
+    if backbone is not None and backbone not in list_backbones() and not backbone.startswith(TIMM_PREFIX):
+        known = ", ".join([*list_backbones(), f"{TIMM_PREFIX}NAME"])
+        raise UserError("--backbone", f"{backbone!r} is not known", f"choose from {known}")
+    if options.anchors not in ("yolov4", "auto"):
+        raise UserError("--anchors", f"{options.anchors!r} is not known", "give yolov4 or auto")
+    build_augment(options)
+    for name in NOT_WITH_SHARDS:
+        if options.shards is not None and getattr(options, name):
+            raise UserError(f"--{name.replace('_', '-')}", "cannot be had with --shards", "leave one of them out")
+    if options.weights is not None and options.pretrained != NONE:
+        todo = "give one of them; where the other comes from a preset: --pretrained none"
+        raise UserError("--weights", "cannot go with --pretrained: both say where to start", todo)
+    if options.freeze_layers and options.weights is None and options.pretrained == NONE:
+        raise UserError("--freeze-layers", "would freeze layers that start at random", "give --pretrained, or 0")
+    if options.freeze_norms and options.weights is None and options.pretrained == NONE:
+        raise UserError("--freeze-norms", "would keep averages of nothing seen", "give --pretrained, or leave it out")
+    if options.nan == "rollback" and "WORLD_SIZE" in os.environ:
+        raise UserError("--nan", "rollback works with one process only", "give stop")
+    if options.resume is None:
+        check_run_dir(options.run_dir)
+    for name in ("data", "val_data", "classes", *(() if is_resumed else ("weights", "pretrained"))):
+        path = getattr(options, name)
+        if path is not None and path not in (NONE, IMAGENET) and not os.path.exists(path):
+            raise UserError(f"--{name.replace('_', '-')}", f"{path} is not there", "give the path of one that is")
+
+
+def build_augment(options: Any) -> AugmentConfig:
+    """The options of augmentation. Raises UserError for those that do not go together."""
+    names: tuple[str, ...] = ("mosaic", "mixup", "copy_paste", "flip", "hue", "saturation", "value", "scale")
+    names += ("mosaic_scale", "translate", "aspect", "rotate", "albumentations")
+    try:
+        return AugmentConfig(**{name: getattr(options, name) for name in names})
+    except ValueError as error:
+        raise UserError("augmentation", str(error)) from error

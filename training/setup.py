@@ -1,0 +1,227 @@
+"""From options to what a training works with: data, model, loader, optimiser, in this order."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nets.checkpoint import Checkpoint, load_checkpoint
+from nets.losses import LossConfig, YOLOLoss
+from nets.model_config import ModelConfig, check_input_size, scale_anchors
+from nets.pretrained import NONE, load_pretrained, pretrained_settings
+from nets.transfer import transfer_weights
+from nets.yolov4 import YOLOv4
+from training.checks import build_augment
+from utils import distributed
+from utils.data.check import quick_check, skips_summary, warn_skips
+from utils.data.class_names import read_class_names
+from utils.data.findings import INFO
+from utils.data.index import DatasetIndex
+from utils.data.loader import TrainLoader, build_train_loader, multi_scale_sizes
+from utils.data.open import default_splits, open_dataset
+from utils.data.shards import ShardSet, build_shard_loader, open_shards
+from utils.distributed import say
+from utils.engine import Trainer
+from utils.errors import warn
+from utils.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
+from utils.recipe import choose_recipe
+
+AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRETRAINED_RATE = 0.2  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
+
+# `options` is train.TrainOptions everywhere here
+
+# ---- data
+
+
+def open_data(options: Any) -> tuple[DatasetIndex, DatasetIndex, ShardSet | None]:
+    """The split to learn from, the one to score, and the shards that hold the first one's pictures, if any."""
+    names = read_class_names(Path(options.classes)) if options.classes else None
+    train_split, val_split = options.train_split, options.val_split
+    if train_split is None or val_split is None:
+        found = default_splits(options.data)
+        train_split, val_split = train_split or found[0], val_split or found[1]
+    shards = None if options.shards is None else open_shards(options.shards)
+    train = shards.index if shards is not None else open_dataset(options.data, train_split, class_names=names)
+    val = open_dataset(options.val_data or options.data, val_split, class_names=names or train.class_names)
+    if options.limit and options.limit < len(train):
+        chosen = np.random.default_rng(options.seed).permutation(len(train))[: options.limit]
+        train = train.subset(np.sort(chosen))
+    findings = quick_check(train, val)
+    if distributed.is_main():
+        for finding in (each for each in findings if each.severity != INFO):
+            warn(finding.where, finding.what, finding.todo)
+        warn_skips(train)
+        warn_skips(val)
+    for index, name in ((train, "train"), (val, "val")):
+        say(f"{skips_summary(index, name)} ({index.name}, {index.num_boxes} boxes)")
+    return train, val, shards
+
+
+def choose_options(options: Any, index: DatasetIndex) -> Any:
+    """`--auto`: the options with those that the user left alone chosen by the data."""
+    defaults = type(options)()
+    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    classes = len(index.class_names)
+    images = np.bincount(np.unique(owner * classes + index.labels) % classes, minlength=classes)
+    boxes = np.bincount(index.labels, minlength=classes)
+    choices = choose_recipe(len(index), boxes, images, _is_pretrained(options))
+    free = [c for c in choices if getattr(options, c.option) == getattr(defaults, c.option)]
+    say("\n".join([f"preset auto, for {len(index)} images and {index.num_boxes} boxes:", *map(str, free)]))
+    return dataclasses.replace(options, auto=False, **{c.option: c.value for c in free})
+
+
+def build_loader(
+    options: Any, config: ModelConfig, batch_size: int, index: DatasetIndex, shards: ShardSet | None
+) -> TrainLoader:
+    """Batches of the training split; `batch_size` is this process's own."""
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "workers": options.workers,
+        "seed": options.seed,
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+    }
+    augment = build_augment(options)
+    if shards is not None:
+        return build_shard_loader(shards, config.input_size, augment, config.letterbox, **common)
+    common |= {"balance": options.repeat_rare, "sizes": multi_scale_sizes(config.input_size, options.multi_scale)}
+    return build_train_loader(index, config.input_size, augment, config.letterbox, **common)
+
+
+# ---- model
+
+
+def build_model(options: Any, index: DatasetIndex) -> YOLOv4:
+    """A new run's network: of random, of pretrained, or of weights that another run has learnt."""
+    start = load_checkpoint(options.weights) if options.weights else None
+    model = YOLOv4(_model_config(options, start, index))
+    report = (
+        load_pretrained(model, options.pretrained) if start is None else transfer_weights(model, start, options.weights)
+    )
+    say(str(report))
+    return model
+
+
+def _model_config(options: Any, start: Checkpoint | None, index: DatasetIndex) -> ModelConfig:
+    """What was asked for, over what the checkpoint has, over what the pretrained weights expect."""
+    backbone = options.backbone or (start.config.backbone if start else "mobilenet_v2")
+    fields: dict[str, Any] = (
+        pretrained_settings(backbone, options.pretrained) if start is None else start.config.to_dict()
+    )
+    fields |= {"class_names": index.class_names, "backbone": backbone}
+    fields |= {"input_size": check_input_size(options.input_size)}
+    for name in ("alpha", "neck_conv", "neck_width", "se_order", "padding", "scale_xy", "resize_mode"):
+        if getattr(options, name) is not None:
+            fields[name] = getattr(options, name)
+    if start is None:
+        fields["anchors"] = scale_anchors(fields["input_size"])
+    config = ModelConfig(**fields)
+    if options.anchors == "auto":
+        from utils.data.cluster_anchors import propose_anchors
+
+        report = propose_anchors(index, config.letterbox, config.anchors, options.seed)
+        say(str(report))
+        config = config.replace(anchors=report.anchors) if report.accepted else config
+    return config
+
+
+def _is_pretrained(options: Any) -> bool:
+    return options.pretrained != NONE or options.weights is not None
+
+
+# ---- optimiser
+
+
+def build_trainer(
+    options: Any, model: YOLOv4, ema: ModelEMA | None, batch_size: int, steps_per_epoch: int, index: DatasetIndex
+) -> Trainer:
+    """Loss, optimiser, schedule and precision around a network that is on its device."""
+    device = next(model.parameters()).device
+    batch = batch_size * options.accumulate * distributed.world_size()
+    rate = scaled_rate(options.optimizer, batch, options.learning_rate)
+    usual = PRETRAINED_RATE if _is_pretrained(options) else 1.0
+    factor = usual if options.backbone_rate is None else options.backbone_rate
+    groups = parameter_groups(model, rate, options.weight_decay, factor)
+    for group in groups:
+        group["base_rate"] = group["lr"]
+    wrapped = _join_processes(options, model, device)
+    is_fast = options.fast and _make_fast(wrapped, device, options.multi_scale > 0)
+    amp = AMP[resolve_amp(options.amp, device)]
+    total_steps = steps_per_epoch * options.epochs
+    warmup = min(round(options.warmup_epochs * steps_per_epoch), total_steps // 2)
+    say(f"optimiser: {options.optimizer}, rate {rate:.2g} for {batch} images a step, precision {amp or 'float32'}")
+    return Trainer(
+        model=wrapped,
+        loss=YOLOLoss(model.config, _loss_config(options, index), distributed.total, distributed.world_size()),
+        optimizer=build_optimizer(options.optimizer, groups, options.momentum, fused=is_fast),
+        factor=rate_factor(options.schedule, warmup, total_steps, options.final_rate),
+        device=device,
+        amp=amp,
+        scaler=torch.amp.GradScaler(device.type) if amp is torch.float16 else None,
+        ema=ema,
+        ema_source=model,
+        accumulate=options.accumulate,
+        clip=options.clip,
+    )
+
+
+def freeze(trainer: Trainer, backbone: nn.Module, options: Any, epoch: int) -> None:
+    """Hold still what the options say: the backbone in phase one of the reference's recipe, or its first layers.
+
+    Frozen batch norms keep their averages too, so that the frozen part computes what it was pretrained to.
+    """
+    backbone.requires_grad_(True)
+    layers = list(getattr(backbone, "features", backbone).children())[: options.freeze_layers]
+    frozen = [backbone] if epoch < options.freeze_epochs else layers
+    for module in frozen:
+        module.requires_grad_(False)
+    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    trainer.frozen = (*frozen, *(norms if options.freeze_norms else ()))
+
+
+def resolve_amp(amp: str, device: torch.device) -> str:
+    """`auto` to the precision that the device does well."""
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "none"
+
+
+def _loss_config(options: Any, index: DatasetIndex) -> LossConfig:
+    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(LossConfig) if hasattr(options, f.name)}
+    weights: tuple[float, ...] = ()
+    if options.class_balance:
+        counts = np.bincount(index.labels, minlength=len(index.class_names)).clip(1)
+        raw = (counts.mean() / counts) ** options.class_balance
+        weights = tuple(float(w) for w in raw / np.average(raw, weights=counts))
+    return LossConfig(**values | {"class_weights": weights})
+
+
+def _join_processes(options: Any, model: nn.Module, device: torch.device) -> nn.Module:
+    """The network as one of several processes trains it; alone, the network."""
+    if distributed.world_size() == 1:
+        return model
+    if options.sync_bn:
+        model = distributed.synchronise_batch_norms(model, device)
+    ids = [device.index] if device.type == "cuda" else None
+    has_frozen = options.freeze_epochs > 0 or options.freeze_layers > 0
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=has_frozen)
+
+
+def _make_fast(model: nn.Module, device: torch.device, sizes_vary: bool) -> bool:
+    """Compile the network where that pays: on a GPU. Returns whether it did."""
+    if device.type != "cuda":
+        if distributed.is_main():
+            warn("--fast", f"does nothing on {device.type}: compiled was no quicker there", "leave it out")
+        return False
+    torch.backends.cudnn.benchmark = not sizes_vary
+    torch.set_float32_matmul_precision("high")
+    model.compile()  # in place: the weights keep their names, and what is copied to be scored is not compiled
+    return True

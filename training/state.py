@@ -1,0 +1,252 @@
+"""Saving and resuming: all of a run that changes while it trains, and what must not have changed when it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import platform
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torchvision
+
+from nets.checkpoint import Checkpoint, load_checkpoint
+from nets.yolov4 import YOLOv4
+from utils import distributed
+from utils.config import check_options, read_config
+from utils.data.index import DatasetIndex, Skip
+from utils.data.loader import TrainLoader
+from utils.engine import EpochProgress, Trainer
+from utils.errors import RunError, UserError
+from utils.optim import ModelEMA
+
+AUTO = "auto"
+# what may differ when a run is resumed: where it runs, not what it computes
+FREE_ON_RESUME = frozenset({"resume", "device", "workers", "threads", "tensorboard", "patience", "auto"})
+
+Options = TypeVar("Options")  # train.TrainOptions
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0
+    batch: EpochProgress = field(default_factory=lambda: EpochProgress(0, 0, {}))
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = -1
+    stale: int = 0
+    evaluated: bool = True
+    parts: int = 1
+    rollbacks: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class RunState:
+    """All of a run that changes while it trains; with the random states it is all that resuming needs."""
+
+    model: YOLOv4
+    ema: ModelEMA | None
+    trainer: Trainer
+    loader: TrainLoader
+    progress: Progress = field(default_factory=Progress)
+
+    def scored_model(self) -> YOLOv4:
+        """The network that is scored and kept: the average, where there is one."""
+        model = self.model if self.ema is None else self.ema.model
+        assert isinstance(model, YOLOv4)
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors, for `Checkpoint.training`; the scored model's weights are a checkpoint's own."""
+        trainer = self.trainer
+        self.progress.parts = trainer.parts
+        return {
+            "progress": dataclasses.asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict() if trainer.scaler else None,
+            "ema_steps": self.ema.steps if self.ema else 0,
+            "skips": [dataclasses.asdict(skip) for skip in self.loader.skips],
+            "random": _random_states(),
+        }
+
+    def restore(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Take up where the run that wrote `checkpoint` left, in this process and in all others.
+
+        Raises:
+            UserError: naming `path`, if it holds no such state.
+            RunError: if it is not the same file in every process.
+        """
+        try:
+            self._load(checkpoint.training or {}, checkpoint.weights)
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise UserError(path, f"its training state cannot be used: {error}", "start anew") from error
+        if len(set(distributed.gather(self.progress.step))) > 1:
+            raise RunError(path, "is another file in each process", "keep the run on a shared disk")
+
+    def _load(self, state: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(weights)
+            self.ema.steps = state["ema_steps"]
+        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        if self.trainer.scaler and state["scaler"]:
+            self.trainer.scaler.load_state_dict(state["scaler"])
+        values = state["progress"]
+        self.progress = Progress(**{**values, "batch": EpochProgress(**values["batch"])})
+        self.trainer.step, self.trainer.parts = self.progress.step, self.progress.parts
+        self.loader.restore_skips([Skip(**values) for values in state.get("skips", ())])
+        _set_random_states(state["random"])
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    """The same random numbers, and on the CPU the same result to the last bit."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if device.type == "cpu":  # the price is small there, and a resumed run is then the same run
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def find_run(given: dict[str, Any]) -> dict[str, Any]:
+    """The given options with the run that `--resume auto` means, or that torchrun has started again."""
+    given = dict(given)
+    if given.get("resume") != AUTO and not (distributed.is_restart() and "resume" not in given):
+        return given
+    given.pop("resume", None)
+    folder = given.get("run_dir")
+    if folder is None:
+        raise UserError("--run-dir", "is missing: there is no telling which run to go on with", "give a folder")
+    if (Path(folder) / "config.json").is_file():
+        del given["run_dir"]
+        given["resume"] = folder
+    return given
+
+
+def read_run(asked: Options, given: frozenset[str]) -> tuple[Options, Checkpoint | None]:
+    """The options of a run that is to go on, and its last checkpoint; None if it ended before it wrote one.
+
+    Args:
+        asked: the options of the command line.
+        given: the names of those that the user gave.
+
+    Raises:
+        UserError: listing every option that may not change in the middle of a run and does.
+    """
+    folder = Path(asked.resume or "")  # type: ignore[attr-defined]
+    if folder.name == "last.pth":
+        folder = folder.parent
+    if not (folder / "config.json").is_file():
+        raise UserError("--resume", f"{folder} is not the folder of a run (no config.json)", "give a --run-dir")
+    saved = check_options(type(asked), read_config(folder / "config.json"))
+    _refuse_differences(saved, {n: getattr(asked, n) for n in given - FREE_ON_RESUME}, folder)
+    kept = {name: getattr(asked, name) for name in given & FREE_ON_RESUME}
+    checkpoint = load_checkpoint(folder / "last.pth") if (folder / "last.pth").exists() else None
+    if checkpoint is not None:
+        then = checkpoint.info.get("options", {})
+        known = {f.name for f in dataclasses.fields(saved)} - FREE_ON_RESUME - {"run_dir"}  # type: ignore[arg-type]
+        values = {n: getattr(saved, n) for n in known & set(then)}
+        _refuse_differences(check_options(type(asked), then), values, folder)
+    return dataclasses.replace(saved, **{**kept, "resume": str(folder)}), checkpoint  # type: ignore[type-var]
+
+
+def share_batch(batch_size: int, checkpoint: Checkpoint | None) -> tuple[int, int]:
+    """The number of processes that a run began with, and the batch of each of the present ones.
+
+    Raises:
+        UserError: if a run cannot go on with as many images a step as it began with.
+    """
+    now = distributed.world_size()
+    then = now if checkpoint is None else checkpoint.info.get("world_size", 1)
+    if then * batch_size % now:
+        what = f"{now} processes cannot share the run's {then * batch_size} images a step"
+        raise UserError("--resume", what, f"start {then} processes, or another divisor of it")
+    return then, then * batch_size // now
+
+
+def describe_data(train: DatasetIndex, val: DatasetIndex) -> dict[str, Any]:
+    """What a run is trained on and scored on, for `Checkpoint.info`."""
+    return {
+        "train": train.name,
+        "val": val.name,
+        "num_train_images": len(train),
+        "data": {"train": fingerprint(train), "val": fingerprint(val)},
+    }
+
+
+def describe_versions() -> dict[str, Any]:
+    """With what a run was made and when, for `Checkpoint.info`."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    return {
+        "versions": {name: str(version) for name, version in versions.items()},
+        "saved": time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))),
+    }
+
+
+def check_data(checkpoint: Checkpoint, train: DatasetIndex, val: DatasetIndex) -> None:
+    """Refuse to go on with other data than the run began with.
+
+    Raises:
+        UserError: listing what differs.
+    """
+    differences = []
+    if train.class_names != checkpoint.config.class_names:
+        differences.append(f"classes {train.class_names} (the run: {checkpoint.config.class_names})")
+    then = checkpoint.info.get("num_train_images")
+    if then != len(train):
+        differences.append(f"{len(train)} training images (the run: {then})")
+    for index, split in ((train, "train"), (val, "val")):
+        now, before = fingerprint(index), checkpoint.info.get("data", {}).get(split, {})
+        differences += [f"other {what} in {split}" for what in now if before.get(what, now[what]) != now[what]]
+    if differences:
+        raise UserError("--resume", "the data has changed: " + "; ".join(differences), "restore it, or start anew")
+
+
+def fingerprint(index: DatasetIndex) -> dict[str, str]:
+    """A digest of the images' names and one of their boxes: whether a run goes on with the data it began with."""
+    names = "\n".join(map(str, index.image_ids)).encode("utf-8", "surrogatepass")
+    boxes = (index.offsets, index.boxes, index.labels, index.difficult, index.crowd)
+    return {
+        "images": hashlib.sha256(names).hexdigest(),
+        "boxes": hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in boxes)).hexdigest(),
+    }
+
+
+def _refuse_differences(saved: object, values: dict[str, Any], folder: Path) -> None:
+    differences = [
+        f"--{name.replace('_', '-')} {value} (the run: {getattr(saved, name)})"
+        for name, value in sorted(values.items())
+        if value != getattr(saved, name)
+    ]
+    if differences:
+        todo = f"leave these out, or start a new run, from what was learnt: --weights {folder / 'last.pth'}"
+        raise UserError("--resume", "differs from the run in " + ", ".join(differences), todo)
+
+
+def _random_states() -> dict[str, Any]:
+    """Of torch, NumPy and Python; workers and augmentation draw from the seed, the epoch and the image's place."""
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, words, next_gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "python": [version, *words, next_gauss],
+    }
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(("MT19937", states["numpy"][0].numpy(), *states["numpy"][1:]))
+    version, *words, next_gauss = states["python"]
+    random.setstate((version, tuple(words), next_gauss))
