@@ -6,6 +6,7 @@ import utils.startup  # noqa: F401 -- first: Ctrl-C while the rest is imported
 
 # isort: split
 import dataclasses
+import functools
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from nets.losses import BOX_LOSSES, LossConfig
 from nets.model_config import NECK_CONVS, PADDINGS, SE_ORDERS
 from nets.runtimes import resolve_device
 from nets.yolov4 import YOLOv4
+from training.budget import fit_epochs
 from training.checks import check_before_loading
 from training.pictures import Batch, draw_first_batches, draw_validation
 from training.setup import AMP, build_loader, build_model, build_trainer, choose_options, freeze, open_data
@@ -84,6 +86,7 @@ class TrainOptions:
     resume: str | None = option(None, "folder of a run to go on with; auto: --run-dir where a run is there, else anew")
 
     auto: bool = option(False, "choose what is not given from the number of images and boxes, and say why")
+    minutes: float = option(0.0, "train for about so long: epochs are chosen by the speed measured; 0: not so", low=0)
     epochs: int = option(100, "times the training images are seen", low=1, high=100_000)
     batch_size: int = option(16, "images a step, in each process", low=1, high=4096)
     accumulate: int = option(1, "batches whose gradients make one step", low=1, high=1024)
@@ -202,23 +205,29 @@ class Run:
             check_data(checkpoint, self.train_index, self.val_index)
         elif options.auto:
             options = choose_options(options, self.train_index)
-        self.options = options
 
         if checkpoint is None:
             self.model = build_model(options, self.train_index)
         else:
             self.model = YOLOv4(checkpoint.config)
         self.config = self.model.config
-        self.folder = self._folder()
         self.model.to(self.device).to(memory_format=torch.channels_last)
+        loader = functools.partial(build_loader, config=self.config, batch_size=self.batch_size)
+        if checkpoint is None and options.minutes:
+            trial = loader(options, index=self.train_index, shards=shards)
+            options = fit_epochs(options, self.model, trial, self.train_index, self.val_index)
+        self.options = options
+        self.folder = self._folder()
 
-        self.loader = build_loader(options, self.config, self.batch_size, self.train_index, shards)
+        self.loader = loader(options, index=self.train_index, shards=shards)
         self.steps_per_epoch = -(-len(self.loader) // options.accumulate)
         total_steps = self.steps_per_epoch * options.epochs
         self.ema = ModelEMA(self.model, options.ema_decay or automatic_decay(total_steps)) if options.ema else None
         self.trainer = build_trainer(
             options, self.model, self.ema, self.batch_size, self.steps_per_epoch, self.train_index
         )
+        rate = self.trainer.optimizer.param_groups[-1]["base_rate"]
+        say(f"optimiser: {options.optimizer}, rate {rate:.2g}, precision {self.trainer.amp or 'float32'}")
         self.trainer.should_stop, self.trainer.after_step = self._should_stop, self._log_step
         if distributed.world_size() == 1:
             self.trainer.interruptible = self.signals.raising

@@ -309,7 +309,7 @@ BAD_OPTIONS = {
     "--weights gone.pth": "--weights: gone.pth is not there",
     "--pretrained gone.pth": "--pretrained: gone.pth is not there",
     "--classes gone.txt": "--classes: gone.txt is not there",
-    "--weights train.py --pretrained imagenet": "--weights: cannot go with --pretrained",
+    "--weights train.py --pretrained train.py": "--weights: cannot go with --pretrained",
     "--config gone.json": "gone.json: cannot be read",
     "--preset gone": "--preset: no preset 'gone'",
     "--colour blue": "unrecognized arguments",

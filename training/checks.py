@@ -43,9 +43,8 @@ def check_before_loading(options: Any, is_resumed: bool = False) -> None:
     for name in NOT_WITH_SHARDS:
         if options.shards is not None and getattr(options, name):
             raise UserError(f"--{name.replace('_', '-')}", "cannot be had with --shards", "leave one of them out")
-    if options.weights is not None and options.pretrained != NONE:
-        todo = "give one of them; where the other comes from a preset: --pretrained none"
-        raise UserError("--weights", "cannot go with --pretrained: both say where to start", todo)
+    if options.weights is not None and options.pretrained not in (NONE, IMAGENET):
+        raise UserError("--weights", "cannot go with --pretrained: both say where to start", "give one of them")
     if options.freeze_layers and options.weights is None and options.pretrained == NONE:
         raise UserError("--freeze-layers", "would freeze layers that start at random", "give --pretrained, or 0")
     if options.freeze_norms and options.weights is None and options.pretrained == NONE:

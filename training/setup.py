@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nets.backbones.registry import TIMM_PREFIX
 from nets.checkpoint import Checkpoint, load_checkpoint
 from nets.losses import LossConfig, YOLOLoss
 from nets.model_config import ModelConfig, check_input_size, scale_anchors
@@ -70,7 +71,8 @@ def choose_options(options: Any, index: DatasetIndex) -> Any:
     classes = len(index.class_names)
     images = np.bincount(np.unique(owner * classes + index.labels) % classes, minlength=classes)
     boxes = np.bincount(index.labels, minlength=classes)
-    choices = choose_recipe(len(index), boxes, images, _is_pretrained(options))
+    is_ours = not (options.backbone or "").startswith(TIMM_PREFIX)
+    choices = choose_recipe(len(index), boxes, images, _is_pretrained(options), is_ours)
     free = [c for c in choices if getattr(options, c.option) == getattr(defaults, c.option)]
     say("\n".join([f"preset auto, for {len(index)} images and {index.num_boxes} boxes:", *map(str, free)]))
     return dataclasses.replace(options, auto=False, **{c.option: c.value for c in free})
@@ -155,7 +157,6 @@ def build_trainer(
     amp = AMP[resolve_amp(options.amp, device)]
     total_steps = steps_per_epoch * options.epochs
     warmup = min(round(options.warmup_epochs * steps_per_epoch), total_steps // 2)
-    say(f"optimiser: {options.optimizer}, rate {rate:.2g} for {batch} images a step, precision {amp or 'float32'}")
     return Trainer(
         model=wrapped,
         loss=YOLOLoss(model.config, _loss_config(options, index), distributed.total, distributed.world_size()),

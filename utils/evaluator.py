@@ -42,13 +42,13 @@ class EvalSettings:
 
     Args:
         score_threshold: low, so that the whole precision-recall curve is seen.
-        iou_threshold: of NMS within a class; a little above prediction's, as objects of one class stand close.
+        iou_threshold: of NMS within a class, prediction's own.
         max_detections: of an image, COCO's limit (https://cocodataset.org/#detection-eval).
         multi_label: a box may answer for several classes: what is doubtful then counts at its second class, too.
     """
 
     score_threshold: float = 0.001
-    iou_threshold: float = 0.6
+    iou_threshold: float = 0.5
     max_detections: int = 100
     multi_label: bool = True
 

@@ -14,6 +14,8 @@ USUAL_BATCH = 16
 LEAST_STEPS_PER_EPOCH = 8  # fewer, and batch norm's averages and the schedule become coarse
 RARE = 0.05  # part of the images below which a class is shown more often
 SMALL_SET = 200
+# of a pretrained backbone: its first layers see edges, which need no new training and have the largest maps
+FROZEN_LAYERS = 4
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,11 @@ class Choice:
 
 
 def choose_recipe(
-    num_images: int, boxes_per_class: np.ndarray, images_per_class: np.ndarray, pretrained: bool
+    num_images: int,
+    boxes_per_class: np.ndarray,
+    images_per_class: np.ndarray,
+    pretrained: bool,
+    layers_are_known: bool = True,
 ) -> list[Choice]:
     """Options for a data set.
 
@@ -37,6 +43,7 @@ def choose_recipe(
         num_images: training images.
         boxes_per_class, images_per_class: (C,) how many boxes of a class there are, and images that show it.
         pretrained: whether the backbone starts from weights.
+        layers_are_known: whether the backbone is one of ours, whose first layers are the first.
     """
     batch = USUAL_BATCH
     while batch > 2 and num_images / batch < LEAST_STEPS_PER_EPOCH:
@@ -51,6 +58,12 @@ def choose_recipe(
         Choice("optimizer", "adamw", "learns from the first steps on, where SGD on little data shows no box for long"),
         Choice("warmup_epochs", round(min(3.0, max(0.5, 100 / steps)), 1), "about 100 steps"),
     ]
+    if pretrained:
+        choices.append(
+            Choice("freeze_norms", True, "batches here say less of the averages than ImageNet did; a step costs less")
+        )
+    if pretrained and layers_are_known:
+        choices.append(Choice("freeze_layers", FROZEN_LAYERS, "they see edges, as ImageNet does; a step costs half"))
     if num_images < SMALL_SET:
         choices.append(
             Choice("mosaic", 0.7, f"fewer than {SMALL_SET} images: new arrangements are most of what varies")

@@ -1,0 +1,89 @@
+"""What `--auto` and `--minutes` choose, and that what the user says wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from train_makers import TINY, demo_data, run_train
+
+import train
+from nets.checkpoint import load_checkpoint
+from training import budget
+from training.setup import choose_options
+from utils.data.open import open_dataset
+from utils.errors import UserError
+from utils.recipe import choose_recipe
+
+
+def chosen(num_images: int, pretrained: bool, **settings: bool) -> dict[str, object]:
+    """The recipe of a data set of two classes that are in every image."""
+    counts = np.array([num_images, num_images])
+    return {c.option: c.value for c in choose_recipe(num_images, counts, counts, pretrained, **settings)}
+
+
+def test_a_small_set_is_seen_more_often_than_a_large_one_in_as_many_steps() -> None:
+    few, many = chosen(200, True), chosen(3000, True)
+    assert few["epochs"] > many["epochs"]  # type: ignore[operator]
+    steps = [-(-n // c["batch_size"]) * c["epochs"] for n, c in ((200, few), (3000, many))]  # type: ignore[operator]
+    assert 0.8 < steps[0] / steps[1] < 1.25
+
+
+def test_a_backbone_from_scratch_is_never_frozen_and_gets_more_steps() -> None:
+    scratch, pretrained = chosen(1000, False), chosen(1000, True)
+    assert "freeze_layers" not in scratch and "freeze_norms" not in scratch
+    assert pretrained["freeze_layers"] == 4 and pretrained["freeze_norms"] is True
+    assert scratch["epochs"] > pretrained["epochs"]  # type: ignore[operator]
+    assert "freeze_layers" not in chosen(1000, True, layers_are_known=False)
+
+
+def test_every_choice_says_why() -> None:
+    counts = np.array([50, 1])
+    choices = choose_recipe(50, counts, counts, True)
+    assert all(len(choice.why) > 10 and choice.option in str(choice).replace("-", "_") for choice in choices)
+    assert any(choice.option == "repeat_rare" for choice in choices)
+
+
+def test_what_the_user_says_is_kept() -> None:
+    index = open_dataset(str(demo_data()), "train")
+    options = train.TrainOptions(data="x", auto=True, epochs=7, weights="w.pth")
+    resolved = choose_options(options, index)
+    assert resolved.epochs == 7 and resolved.batch_size != options.batch_size and not resolved.auto
+    assert resolved.freeze_norms
+
+
+def test_minutes_become_epochs_by_the_measured_speed_and_change_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a step of 3 s and 0.5 s an image to score
+    monkeypatch.setattr(budget, "_time_step", measured := Timer(budget._time_step, 3.0))
+    monkeypatch.setattr(budget, "_time_image", Timer(budget._time_image, 0.5))
+    images, steps = len(open_dataset(str(demo_data()), "val")), -(-len(open_dataset(str(demo_data()), "train")) // 4)
+    seconds = budget.OVERHEAD * 3.0 * steps + 0.5 * images
+    run = run_train(tmp_path / "timed", "--minutes", str((2.5 * seconds + 0.5 * images) / 60))
+    assert measured.calls == 1
+    checkpoint = load_checkpoint(run / "last.pth")
+    assert checkpoint.info["epoch"] == 2
+    plain = run_train(tmp_path / "plain", epochs=2)
+    for name, value in load_checkpoint(plain / "last.pth").weights.items():
+        assert (value == checkpoint.weights[name]).all(), name
+
+
+def test_too_few_minutes_are_refused_with_what_one_epoch_takes(tmp_path: Path) -> None:
+    arguments = [*TINY, "--data", str(demo_data()), "--run-dir", str(tmp_path / "run"), "--minutes", "0.00001"]
+    with pytest.raises(UserError, match=r"--minutes: 1e-05 is less than one epoch takes"):
+        train.main(arguments)
+    assert not (tmp_path / "run").exists()
+
+
+class Timer:
+    """Does what is timed, and says how long it shall have taken."""
+
+    def __init__(self, function: object, seconds: float) -> None:
+        self.function, self.seconds, self.calls = function, seconds, 0
+
+    def __call__(self, *arguments: object) -> float:
+        self.calls += 1
+        assert self.function(*arguments) > 0  # type: ignore[operator]
+        return self.seconds
