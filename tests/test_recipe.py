@@ -87,3 +87,11 @@ class Timer:
         self.calls += 1
         assert self.function(*arguments) > 0  # type: ignore[operator]
         return self.seconds
+
+
+def test_a_long_run_of_few_images_is_not_scored_after_every_epoch() -> None:
+    counts = np.array([200])
+    choices = {c.option: c.value for c in choose_recipe(200, counts, counts, False)}
+    assert choices["epochs"] // choices["eval_every"] in range(30, 60)
+    shorter = {c.option: c.value for c in choose_recipe(200, counts, counts, False, given_epochs=30)}
+    assert "eval_every" not in shorter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ WARM_UP_STEPS, TIMED_STEPS = 2, 4
 TIMED_IMAGES = 16
 # what an epoch has besides steps and scoring: updates, checkpoints, curves, metrics
 OVERHEAD = 1.1
+SCORE_SHARE = 0.1  # part of the time that scoring may take, where --eval-every is not given
 
 
 def fit_epochs(
@@ -47,16 +49,19 @@ def fit_epochs(
     epoch = OVERHEAD * step * steps
     score = image * len(val_index) / distributed.world_size()
     seconds = 60 * options.minutes
-    epochs = int((seconds - score) / (epoch + score / options.eval_every))
-    epochs = distributed.gather(epochs)[0]  # of the main process for all: they must end together
+    every = options.eval_every
+    if every == type(options)().eval_every:
+        every = max(every, math.ceil(score / (SCORE_SHARE * epoch)))
+    epochs = int((seconds - score) / (epoch + score / every))
+    epochs, every = distributed.gather((epochs, every))[0]  # the main process's for all: they must end together
     if epochs < 1:
         need = (epoch + score) / 60
         raise UserError("--minutes", f"{options.minutes:g} is less than one epoch takes ({need:.1f})", "give more")
     say(
-        f"{options.minutes:g} minutes: {epochs} epochs of {steps} steps of {step:.2f} s, scored every "
-        f"{options.eval_every} in {score:.1f} s"
+        f"{options.minutes:g} minutes: {epochs} epochs of {steps} steps of {step:.2f} s, scored every {every} in "
+        f"{score:.1f} s"
     )
-    return dataclasses.replace(options, epochs=epochs)
+    return dataclasses.replace(options, epochs=epochs, eval_every=every)
 
 
 def _time_step(options: Any, model: YOLOv4, loader: TrainLoader, index: DatasetIndex) -> float:

@@ -72,8 +72,10 @@ def choose_options(options: Any, index: DatasetIndex) -> Any:
     images = np.bincount(np.unique(owner * classes + index.labels) % classes, minlength=classes)
     boxes = np.bincount(index.labels, minlength=classes)
     is_ours = not (options.backbone or "").startswith(TIMM_PREFIX)
-    choices = choose_recipe(len(index), boxes, images, _is_pretrained(options), is_ours)
-    free = [c for c in choices if getattr(options, c.option) == getattr(defaults, c.option)]
+    epochs = None if options.epochs == defaults.epochs else options.epochs
+    choices = choose_recipe(len(index), boxes, images, _is_pretrained(options), is_ours, epochs)
+    timed = ("epochs", "eval_every") if options.minutes else ()  # these are for `fit_epochs` to choose
+    free = [c for c in choices if getattr(options, c.option) == getattr(defaults, c.option) and c.option not in timed]
     say("\n".join([f"preset auto, for {len(index)} images and {index.num_boxes} boxes:", *map(str, free)]))
     return dataclasses.replace(options, auto=False, **{c.option: c.value for c in free})
 

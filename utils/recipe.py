@@ -14,6 +14,7 @@ USUAL_BATCH = 16
 LEAST_STEPS_PER_EPOCH = 8  # fewer, and batch norm's averages and the schedule become coarse
 RARE = 0.05  # part of the images below which a class is shown more often
 SMALL_SET = 200
+SCORES = 40  # evaluations of a run
 # of a pretrained backbone: its first layers see edges, which need no new training and have the largest maps
 FROZEN_LAYERS = 4
 
@@ -36,6 +37,7 @@ def choose_recipe(
     images_per_class: np.ndarray,
     pretrained: bool,
     layers_are_known: bool = True,
+    given_epochs: int | None = None,
 ) -> list[Choice]:
     """Options for a data set.
 
@@ -44,6 +46,7 @@ def choose_recipe(
         boxes_per_class, images_per_class: (C,) how many boxes of a class there are, and images that show it.
         pretrained: whether the backbone starts from weights.
         layers_are_known: whether the backbone is one of ours, whose first layers are the first.
+        given_epochs: where the user has said how many.
     """
     batch = USUAL_BATCH
     while batch > 2 and num_images / batch < LEAST_STEPS_PER_EPOCH:
@@ -68,7 +71,9 @@ def choose_recipe(
         choices.append(
             Choice("mosaic", 0.7, f"fewer than {SMALL_SET} images: new arrangements are most of what varies")
         )
-        choices.append(Choice("eval_every", max(epochs // 30, 1), "an epoch is short beside its evaluation"))
+    every = max((given_epochs or epochs) // SCORES, 1)
+    if every > 1:
+        choices.append(Choice("eval_every", every, f"about {SCORES} points make a curve; scoring costs time as well"))
     share = images_per_class[boxes_per_class > 0] / max(num_images, 1)
     if len(share) > 1 and share.min() < RARE:
         choices.append(Choice("repeat_rare", RARE, f"the rarest class is in {share.min():.1%} of the images"))
