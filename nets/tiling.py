@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from utils.detections import Detections
-from utils.nms import merge_cut_boxes
+from utils.nms import Suppress, agnostic_nms, merge_cut_boxes
 
 EDGE = 0.01  # a box that ends within this share of a tile's side was probably cut there
 
@@ -65,7 +65,8 @@ class TiledDetector:
         iou_threshold = thresholds.get("iou_threshold")
         iou_threshold = self.config.iou_threshold if iou_threshold is None else iou_threshold
         limit = thresholds.get("max_detections") or self.config.max_detections
-        return join_views(found, cut, iou_threshold, limit)
+        suppress = agnostic_nms if thresholds.get("suppress") is agnostic_nms else None
+        return join_views(found, cut, iou_threshold, limit, suppress)
 
 
 def tile_windows(
@@ -100,14 +101,23 @@ def cut_by_window(boxes: np.ndarray, window: tuple[int, int, int, int], height: 
 
 
 def join_views(
-    views: Sequence[Detections], cut: Sequence[np.ndarray], iou_threshold: float, max_detections: int
+    views: Sequence[Detections],
+    cut: Sequence[np.ndarray],
+    iou_threshold: float,
+    max_detections: int,
+    suppress: Suppress | None = None,
 ) -> Detections:
-    """Detections of tiles, all in image pixels, as one, best first: cut objects whole again, doubles dropped."""
+    """Detections of tiles, all in image pixels, as one, best first: cut objects whole again, doubles dropped.
+
+    `suppress` is for what merging within a class leaves: doubles of other classes.
+    """
     boxes, scores, labels = (
         torch.from_numpy(np.concatenate([getattr(view, name) for view in views]))
         for name in ("boxes", "scores", "labels")
     )
     found = merge_cut_boxes(boxes, scores, labels, torch.from_numpy(np.concatenate(cut)), iou_threshold)
+    if suppress is not None:
+        found = suppress(*found, iou_threshold)
     return Detections(*(t.numpy() for t in found))[:max_detections]
 
 

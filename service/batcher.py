@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import anyio
+
 from service.limits import Refused
 
 In = TypeVar("In")
@@ -129,16 +131,15 @@ class Batcher(Generic[In, Out]):
 
     async def _gather(self) -> list[_Item[In, Out]]:
         items = [await self._queue.get()]
-        deadline = asyncio.get_running_loop().time() + self.wait
+        deadline = time.perf_counter() + self.wait
         while len(items) < self.batch_size:
             if not self._queue.empty():
                 items.append(self._queue.get_nowait())
             elif len(items) >= self.taken:
                 break  # nobody is on the way
             else:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        items.append(await self._queue.get())
-                except TimeoutError:
-                    break
+                with anyio.move_on_after(deadline - time.perf_counter()):
+                    items.append(await self._queue.get())
+                    continue
+                break
         return items

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 
+import anyio
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -34,7 +34,7 @@ async def read_body(request: Request, limits: Limits, take: Callable[[int], None
         raise too_big
     body = bytearray()
     try:
-        async with asyncio.timeout(limits.read_timeout):
+        with anyio.fail_after(limits.read_timeout):  # asyncio.timeout came with Python 3.11
             async for chunk in request.stream():
                 if len(body) + len(chunk) > limits.max_body:
                     raise too_big

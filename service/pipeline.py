@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import numpy as np
 
 from nets.model_config import ModelConfig
@@ -120,7 +121,7 @@ class Pipeline:
         """
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(self.limits.answer_timeout):
+            with anyio.fail_after(self.limits.answer_timeout):
                 with self.batcher.place():
                     image, size, decoding = await self._decode(data, where)
                     answer = await self.batcher.submit(_Prepared(image, question.score_threshold))

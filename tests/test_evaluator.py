@@ -19,7 +19,6 @@ from utils.metrics.compare import compare_rows
 from utils.metrics.confusion import confusion_matrix
 from utils.metrics.errors import ERROR_TYPES, analyse_errors
 from utils.metrics.voc import VOCMetric
-from utils.tta import AugmentedDetector
 
 NAMES = ("cat", "dog", "bird")
 
@@ -286,27 +285,3 @@ def test_comparing_files_of_different_images_is_an_error() -> None:
     second = run(index.subset(range(5, 10)), detector, coco=None).to_json(per_image=True)
     with pytest.raises(UserError, match="no image in common"):
         compare_rows(first, second)
-
-
-class MirrorDetector:
-    """Finds one box at a fixed place of the picture as it is given, whatever the picture."""
-
-    def __init__(self) -> None:
-        self.config = SimpleNamespace(class_names=NAMES, input_size=(64, 64), iou_threshold=0.5, max_detections=100)
-        self.sizes: list[tuple[int, int]] = []
-
-    def set_input_size(self, size: tuple[int, int]) -> None:
-        self.config.input_size = size
-
-    def detect_batch(self, images: Any, **thresholds: Any) -> list[Detections]:
-        self.sizes.append(self.config.input_size)
-        return [Detections([[10, 10, 30, 30]], [0.5], [1]) for _ in images]
-
-
-def test_augmentation_turns_boxes_back_and_restores_the_size() -> None:
-    inner = MirrorDetector()
-    detector = AugmentedDetector(inner, flip=True, scales=(1.0, 1.5))
-    found = detector.detect_batch([np.zeros((50, 100, 3), np.uint8)])[0]
-    assert sorted(found.boxes[:, 0].tolist()) == [10.0, 70.0]
-    assert inner.sizes == [(64, 64), (64, 64), (96, 96), (96, 96)]
-    assert inner.config.input_size == (64, 64)

@@ -13,6 +13,7 @@ import pytest
 from nets.model_config import ModelConfig
 from nets.tiling import TiledDetector, tile_windows
 from utils.detections import Detections
+from utils.nms import agnostic_nms
 
 
 class Painted:
@@ -94,3 +95,18 @@ def test_tiles_run_in_batches_and_the_limit_holds() -> None:
     detector = Painted()
     found = TiledDetector(detector, batch_size=4).detect_batch([image], max_detections=7, iou_threshold=0.5)[0]
     assert len(found) == 7 and max(detector.calls) == 4
+
+
+def test_one_place_holds_one_object_also_across_tiles_where_that_was_asked() -> None:
+    class Doubtful(Painted):
+        """Takes what it sees whole for another class than what it sees in a tile."""
+
+        def _detect(self, image: np.ndarray) -> Detections:
+            found = super()._detect(image)
+            return Detections(found.boxes, found.scores, found.labels + (image.shape[1] > 96))
+
+    image = np.full((96, 180, 3), 90, np.uint8)
+    image[30:60, 20:60] = (255, 0, 0)
+    detector = TiledDetector(Doubtful(), overlap=0.1)
+    assert len(detector.detect_batch([image], iou_threshold=0.5)[0]) == 2
+    assert len(detector.detect_batch([image], iou_threshold=0.5, suppress=agnostic_nms)[0]) == 1

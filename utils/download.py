@@ -136,8 +136,11 @@ def verify_file(path: Path, sha256: str | None = None, md5: str | None = None, s
 
 def file_digest(path: Path, name: str = "sha256") -> str:
     """The hexadecimal digest of a file."""
+    digest = hashlib.new(name, usedforsecurity=False)
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=False)).hexdigest()
+        while block := file.read(1 << 20):  # hashlib.file_digest came with Python 3.11
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:

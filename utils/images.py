@@ -6,11 +6,13 @@ decodes half of a cut JPEG without a word, and believes a header that claims 300
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,9 +236,16 @@ def _hdr_header(data: bytes) -> ImageHeader | None:
     return None
 
 
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():  # its own `action` came with Python 3.11
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _pillow_header(data: bytes, where: object) -> ImageHeader:
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        with _without_warnings(), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
             width, height = image.size
             # Pillow turns a TIFF by itself and states the size of the result
             orientation = 1 if image.format in ("TIFF", "PNG") else image.getexif().get(_ORIENTATION_TAG, 1)
@@ -322,7 +331,7 @@ def _check_png(data: bytes, where: object) -> None:
 
 def _decode_with_pillow(data: bytes, header: ImageHeader, where: object) -> np.ndarray:
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        with _without_warnings(), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
             image.load()
             return _to_rgb(image)
     except MemoryError:

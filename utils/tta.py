@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+from torchvision.ops import batched_nms
 
 from utils.detections import Detections
+from utils.nms import Suppress, weighted_box_fusion
 
 
 class AugmentedDetector:
@@ -19,7 +23,8 @@ class AugmentedDetector:
         flip: also mirror left to right.
         scales: input sizes as multiples of the model's own, rounded to multiples of 32.
 
-    Scores of boxes that overlap are not averaged: the best stays, as in NMS within a class.
+    Views are joined by the same suppression as candidates are: by greedy NMS within each class the best score stays;
+    weighted box fusion averages, and lowers what not all views agree on.
     """
 
     def __init__(self, detector: Any, flip: bool = True, scales: Sequence[float] = (1.0, 0.83, 1.25)) -> None:
@@ -52,9 +57,13 @@ class AugmentedDetector:
         finally:
             if tuple(self.config.input_size) != tuple(own_size):
                 self.detector.set_input_size(own_size)
-        iou = thresholds.get("iou_threshold") or self.config.iou_threshold
+        iou = thresholds.get("iou_threshold")
+        iou = self.config.iou_threshold if iou is None else iou
         limit = thresholds.get("max_detections") or self.config.max_detections
-        return [_joined(list(each), iou, limit) for each in zip(*views, strict=True)]
+        suppress = thresholds.get("suppress")
+        if suppress is weighted_box_fusion:
+            suppress = partial(weighted_box_fusion, views=len(views))
+        return [_joined(list(each), iou, limit, suppress) for each in zip(*views, strict=True)]
 
 
 def _mirrored(found: Detections, width: int) -> Detections:
@@ -63,13 +72,18 @@ def _mirrored(found: Detections, width: int) -> Detections:
     return replace(found, boxes=boxes)
 
 
-def _joined(views: Sequence[Detections], iou_threshold: float, max_detections: int) -> Detections:
-    """The views of one image as one, with NMS within each class, best first."""
-    import torch
-    from torchvision.ops import batched_nms
-
+def _joined(
+    views: Sequence[Detections], iou_threshold: float, max_detections: int, suppress: Suppress | None
+) -> Detections:
+    """The views of one image as one, best first; by NMS within each class where `suppress` is None."""
     boxes, scores, labels = (
-        np.concatenate([getattr(v, name) for v in views]) for name in ("boxes", "scores", "labels")
+        torch.from_numpy(np.concatenate([getattr(v, name) for v in views])) for name in ("boxes", "scores", "labels")
     )
-    keep = batched_nms(torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(labels), iou_threshold)
-    return Detections(boxes, scores, labels)[keep.numpy()[:max_detections]]
+    order = scores.argsort(descending=True, stable=True)
+    boxes, scores, labels = boxes[order], scores[order], labels[order]
+    if suppress is None:
+        keep = batched_nms(boxes, scores, labels, iou_threshold)
+        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+    else:
+        boxes, scores, labels = suppress(boxes, scores, labels, iou_threshold)
+    return Detections(*(each[:max_detections].numpy() for each in (boxes, scores, labels)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import os
@@ -21,6 +20,7 @@ from nets.export.graph import METADATA_VERSION, Form
 from nets.export.timing import interleave
 from nets.runtimes import LOADERS, Runtime, TorchRuntime, load_model
 from nets.yolov4 import YOLOv4
+from utils.download import file_digest
 from utils.errors import UserError, warn
 
 VERSION = 1  # raise it when an export of the same checkpoint would differ
@@ -134,7 +134,6 @@ def _prune(folder: Path, keep: int = 32) -> None:
 
 def _digest(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:24]
+        return file_digest(path)[:24]
     except OSError as error:
         raise UserError(path, f"cannot be read: {error.strerror}", "give a checkpoint") from error

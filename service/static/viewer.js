@@ -12,12 +12,22 @@ export function drawBoxes(context, boxes, { toScreen, lineWidth, fontSize, selec
   const height = fontSize * 1.35;
   const unit = context.getTransform().a;
   const [right, bottom] = [context.canvas.width / unit, context.canvas.height / unit];
-  for (let index = boxes.length - 1; index >= 0; index--) { // the best come first, and are drawn over the others
-    const box = boxes[index];
-    const [x1, y1] = toScreen(box.box_xyxy[0], box.box_xyxy[1]);
-    const [x2, y2] = toScreen(box.box_xyxy[2], box.box_xyxy[3]);
-    if (x2 < 0 || y2 < 0 || x1 > right || y1 > bottom) continue;
-    const chosen = index === selected;
+  const visible = [];
+  boxes.forEach((box, index) => {
+    const corners = [...toScreen(box.box_xyxy[0], box.box_xyxy[1]), ...toScreen(box.box_xyxy[2], box.box_xyxy[3])];
+    if (corners[2] >= 0 && corners[3] >= 0 && corners[0] <= right && corners[1] <= bottom) {
+      visible.push({ box, corners, chosen: index === selected });
+    }
+  });
+  visible.sort((a, b) => b.chosen - a.chosen); // stable: the best come first after the chosen one
+  const places = [];
+  for (const each of visible) { // the best one chooses the place of its label first
+    each.text = `${each.box.class_name} ${each.box.score.toFixed(2)}`;
+    each.place = labelPlace(each.corners, context.measureText(each.text).width + 2 * pad, height, lineWidth, right, bottom, places);
+    places.push(each.place);
+  }
+  visible.reverse(); // and is drawn over the others
+  for (const { box, corners: [x1, y1, x2, y2], chosen } of visible) {
     context.strokeStyle = box.colour;
     context.lineWidth = lineWidth * (chosen ? 2 : 1);
     if (chosen) {
@@ -25,16 +35,32 @@ export function drawBoxes(context, boxes, { toScreen, lineWidth, fontSize, selec
       context.fillRect(x1, y1, x2 - x1, y2 - y1);
     }
     context.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    const text = `${box.class_name} ${box.score.toFixed(2)}`;
-    const width = context.measureText(text).width + 2 * pad;
-    const left = Math.max(0, Math.min(x1 - lineWidth / 2, right - width));
-    const above = y1 - height;
-    const top = above >= 0 ? above : Math.max(y1, 0);
+  }
+  for (const { box, text, place: [left, top, width] } of visible) {
     context.fillStyle = box.colour;
     context.fillRect(left, top, width, height);
     context.fillStyle = box.textColour;
     context.fillText(text, left + pad, top + (height - fontSize) / 2);
   }
+}
+
+/** Where a label covers the least of those placed before it, as utils/draw.py: [left, top, width, height]. */
+function labelPlace([x1, y1, , y2], width, height, lineWidth, right, bottom, places) {
+  const left = Math.max(0, Math.min(x1 - lineWidth / 2, right - width));
+  const tops = [y1 - height, y1, y2, y2 - height].filter((top) => top >= 0 && top + height <= bottom);
+  if (!tops.length) tops.push(Math.max(0, Math.min(y1 - height, bottom - height)));
+  let best = null;
+  let least = Infinity;
+  for (const top of tops) {
+    let covered = 0;
+    for (const [otherLeft, otherTop, otherWidth, otherHeight] of places) {
+      const across = Math.min(left + width, otherLeft + otherWidth) - Math.max(left, otherLeft);
+      const down = Math.min(top + height, otherTop + otherHeight) - Math.max(top, otherTop);
+      if (across > 0 && down > 0) covered += across * down;
+    }
+    if (covered < least) [best, least] = [top, covered];
+  }
+  return [left, best, width, height];
 }
 
 /** The picture with its boxes in full size, as a Blob. */

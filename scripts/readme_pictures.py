@@ -1,0 +1,90 @@
+"""Draw the pictures of the README from the demo's detector: what it finds, why, and what tiles find in a large picture."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from nets.detector import Detector, load_detector
+from nets.explain import layer_cam, objectness_map
+from nets.tiling import TiledDetector
+from utils.config import option, parse_options
+from utils.data.open import open_dataset
+from utils.draw import contact_sheet, draw_detections, draw_heatmap
+from utils.errors import UserError, run_command
+from utils.images import read_image, write_image
+
+SHOWN = 8  # test pictures, the first ones: not chosen
+SIDE = 3  # the large picture is so many test pictures wide and high
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    checkpoint: str = option("demo/run/best.pth", "the demo's detector", metavar="FILE")
+    data: str = option("demo/VOCdevkit", "the demo's pictures", metavar="DIR")
+    output: str = option("docs/images", "folder of the pictures, which are replaced", metavar="DIR")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(PictureOptions, argv, description=__doc__ or "", prog="readme_pictures.py")
+    index = open_dataset(options.data, "test")
+    if len(index) < max(SHOWN, SIDE * SIDE):
+        raise UserError(options.data, f"has {len(index)} test pictures", "draw the demo's: dataset.py demo DIR")
+    images = [read_image(index.path(number)) for number in range(max(SHOWN, SIDE * SIDE))]
+    detector = load_detector(options.checkpoint)
+    pictures = {
+        "demo_found": found(detector, images[:SHOWN]),
+        "demo_why": why(detector, images),
+        "demo_tiles": tiles(detector, images[: SIDE * SIDE]),
+    }
+    for name, picture in pictures.items():
+        path = Path(options.output) / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, picture)
+        print(path)
+
+
+def found(detector: Detector, images: list[np.ndarray]) -> np.ndarray:
+    """Test pictures with what is found in them."""
+    names = detector.config.class_names
+    drawn = [draw_detections(image, detector(image), names) for image in images]
+    return contact_sheet(drawn, columns=4, tile_size=(240, 240))
+
+
+def why(detector: Detector, images: list[np.ndarray]) -> np.ndarray:
+    """The picture with the most objects: they, where the network sees objects at all, what made it find the best two."""
+    names = detector.config.class_names
+    all_found = detector(images)
+    number = max(range(len(images)), key=lambda i: len(all_found[i]))
+    image, seen = images[number], all_found[number]
+    panels = [draw_detections(image, seen, names), draw_heatmap(image, objectness_map(detector, image))]
+    captions = ["found", "objectness (--heatmap)"]
+    for i in range(min(2, len(seen))):
+        heat = layer_cam(detector, image, seen.boxes[i], int(seen.labels[i]))
+        panels.append(draw_detections(draw_heatmap(image, heat), seen[slice(i, i + 1)], names))
+        captions.append(f"why {names[seen.labels[i]]} (--cam)")
+    return contact_sheet(panels, columns=4, tile_size=(240, 240), captions=captions)
+
+
+def tiles(detector: Detector, images: list[np.ndarray]) -> np.ndarray:
+    """A large picture of many, looked at as a whole and in tiles."""
+    side = min(min(image.shape[:2]) for image in images)
+    rows = [images[start : start + SIDE] for start in range(0, len(images), SIDE)]
+    large = np.concatenate([np.concatenate([image[:side, :side] for image in row], axis=1) for row in rows])
+    names = detector.config.class_names
+    panels, captions = [], []
+    for caption, each in (("at once", detector), ("--tile", TiledDetector(detector))):
+        seen = each.detect_batch([large])[0]
+        panels.append(draw_detections(large, seen, names))
+        captions.append(f"{caption}: {len(seen)} objects")
+    return contact_sheet(panels, columns=2, tile_size=(484, 484), captions=captions)
+
+
+if __name__ == "__main__":
+    run_command(main)
