@@ -1,4 +1,8 @@
-"""Press a running detector from several clients: its throughput beside the network's own, and its memory over time."""
+"""Press a running detector from several clients: its throughput beside the network's own, and its memory over time.
+
+On a machine that others use, rates say little; how much CPU time the network's thread takes for a picture, beside the
+network alone, says what the service adds to it: nothing else stands between it and the next batch.
+"""
 
 from __future__ import annotations
 
@@ -94,13 +98,15 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
     pictures = make_pictures(16, *options.picture_size)
     press(port, pictures, options.clients, 20 * options.clients, Tally(), options.seconds)  # allocators, caches
     tally, service_rates, alone_rates, memory = Tally(), [], [alone.rate()], [resident(pid)]
-    end, done, cpu = time.monotonic() + options.seconds, 0, cpu_seconds(pid)
+    end, done, before_by_thread = time.monotonic() + options.seconds, 0, cpu_by_thread(pid)
+    alone_cpu = [alone.cpu]
     for part in range(options.rounds):
         number = options.requests * (part + 1) // options.rounds - done
         seconds = press(port, pictures, options.clients, number, tally, end - time.monotonic())
         before, done = done, sum(tally.statuses.values())
         service_rates.append((done - before) / seconds)
         alone_rates.append(alone.rate())
+        alone_cpu.append(alone.cpu)
         memory.append(resident(pid))
         print(
             f"{done:6d} requests: {service_rates[-1]:7.1f} pictures/s, network alone "
@@ -109,7 +115,9 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
         )
         if time.monotonic() > end:
             break
-    cpu = (cpu_seconds(pid) - cpu) / done
+    by_thread = {t: (cpu - before_by_thread.get(t, 0.0)) / done for t, cpu in cpu_by_thread(pid).items()}
+    loop = by_thread.pop(pid)
+    network = max(by_thread.values())
     between = [(a + b) / 2 for a, b in itertools.pairwise(alone_rates)]
     ratios = sorted(ours / most for ours, most in zip(service_rates, between, strict=True))
     p50, p95 = np.percentile(tally.seconds, [50, 95]) * 1000
@@ -118,7 +126,12 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
     print(f"latency: median {p50:.0f} ms, 95 % within {p95:.0f} ms, with {options.clients} clients")
     print(f"batch that a request was part of, in the mean: {mean_batch:.1f} of {options.batch_size}")
     print(f"memory: {memory[0] / MEGABYTE:.1f} MB before, {memory[-1] / MEGABYTE:.1f} MB after {done} requests")
-    print(f"CPU time of a picture: {1000 * cpu:.1f} ms in the service, {1000 * alone.cpu:.1f} ms of the network alone")
+    own = float(np.median(alone_cpu))
+    print(
+        f"CPU ms of a picture: network's thread {1000 * network:.1f} (the network alone {1000 * own:.1f}), "
+        f"HTTP {1000 * loop:.1f}, decoding and the rest {1000 * (sum(by_thread.values()) - network):.1f}"
+    )
+    print(f"network alone / network's thread, by CPU time: {own / network:.3f} (with --threads 1)")
     print(f"service / network alone: median {np.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
     return 0 if set(tally.statuses) == {200} else 1
 
@@ -212,10 +225,13 @@ def press(port: int, pictures: list[bytes], clients: int, number: int, tally: Ta
     return time.perf_counter() - started
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used, with all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_by_thread(pid: int) -> dict[int, float]:
+    """CPU seconds that each thread of a process has used; the one with the number of the process speaks HTTP."""
+    used = {}
+    for folder in Path(f"/proc/{pid}/task").iterdir():
+        nanoseconds = (folder / "schedstat").read_text().split()[0]
+        used[int(folder.name)] = int(nanoseconds) / 1e9
+    return used
 
 
 def resident(pid: int) -> int:

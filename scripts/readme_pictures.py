@@ -1,4 +1,4 @@
-"""Draw the pictures of the README from the demo's detector: what it finds, why, and what tiles find in a large picture."""
+"""Draw the pictures of the README from the demo: what its detector finds, why, and what tiles add."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def found(detector: Detector, images: list[np.ndarray]) -> np.ndarray:
 
 
 def why(detector: Detector, images: list[np.ndarray]) -> np.ndarray:
-    """The picture with the most objects: they, where the network sees objects at all, what made it find the best two."""
+    """The picture with the most objects: they, where objects are seen at all, and what made it find the best two."""
     names = detector.config.class_names
     all_found = detector(images)
     number = max(range(len(images)), key=lambda i: len(all_found[i]))

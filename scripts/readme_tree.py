@@ -30,7 +30,7 @@ OTHERS = {
     "model_data/": "class lists, presets, the weights in the box and their card",
     "VOCdevkit/": "where a VOC-style data set goes by custom",
     "tests/": "one file a module; tests/faults: broken inputs of every kind",
-    "docs/": "architecture, experiments, deployment, reliability, scaling",
+    "docs/": "use from Python, serving, architecture, experiments, deployment, reliability, scaling",
 }
 
 
