@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import reprlib
 import signal
 import sys
 import traceback
@@ -60,6 +61,19 @@ def printable(value: object) -> str:
     """`value` as one line of text that any terminal takes: control characters and lone surrogates are escaped."""
     text = str(value)
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 2, 60, 60, 60
+
+
+def brief(value: object) -> str:
+    """`repr` of a value that a file brought, at most some 60 characters and in no time, whatever is nested in it."""
+    try:
+        text = _BRIEF.repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        text = "a very large number"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def format_problem(where: object, what: str, todo: str = "") -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.errors import RunError, UserError
 
@@ -39,6 +42,35 @@ def read_file(path: str | bytes | os.PathLike[str], max_bytes: int, head: int | 
     Raises:
         FileError: `missing_file`, `not_a_file` (folder, pipe, socket, device), `unreadable_file`, `file_too_big`.
     """
+    with _opened(path, max_bytes) as (file, _):
+        return file.read(max_bytes if head is None else head)
+
+
+def read_lines(path: str | os.PathLike[str], max_bytes: int) -> list[tuple[int, str]]:
+    """The lines of a list that are not blank, with their numbers; the names in it may be any bytes, or UTF-16.
+
+    Raises:
+        FileError: as `read_file`.
+    """
+    data = read_file(path, max_bytes)
+    utf_16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    text = data.decode("utf-16", "replace") if utf_16 else data.decode("utf-8", "surrogateescape").lstrip("\ufeff")
+    return [(number, line) for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1) if line.strip()]
+
+
+def read_ends(path: str | bytes | os.PathLike[str], max_bytes: int, head: int, tail: int) -> tuple[bytes, bytes, int]:
+    """The first `head` and the last `tail` bytes of a regular file, and its size; as `read_file` otherwise."""
+    with _opened(path, max_bytes) as (file, size):
+        start = file.read(head)
+        if size <= len(start):
+            return start, start[-tail:], len(start)
+        file.seek(-min(tail, size), os.SEEK_END)
+        return start, file.read(tail), size
+
+
+@contextlib.contextmanager
+def _opened(path: str | bytes | os.PathLike[str], max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file to read, and its size; see `read_file` for what it raises."""
     where = os.fsdecode(path)
     try:
         # O_NONBLOCK: opening a named pipe would wait for a writer for ever
@@ -47,18 +79,20 @@ def read_file(path: str | bytes | os.PathLike[str], max_bytes: int, head: int | 
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise FileError("not_a_file", where, f"is a {_kind(status.st_mode)}, not a file")
+                what = f"is a {_kind(status.st_mode)}, not a file"
+                raise FileError("not_a_file", where, what, "put a regular file in its place")
             if status.st_size > max_bytes:
                 size, limit = status.st_size / MEGABYTE, max_bytes / MEGABYTE
-                raise FileError("file_too_big", where, f"has {size:.1f} MB, the limit is {limit:.0f} MB")
+                what = f"has {size:.1f} MB, the limit is {limit:.3g} MB"
+                raise FileError("file_too_big", where, what, "give a smaller file")
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read(max_bytes if head is None else head)
+                yield file, status.st_size
         finally:
             os.close(descriptor)
     except ValueError as error:
         if isinstance(error, FileError):
             raise
-        raise FileError("unreadable_file", where, "no file can have this name") from None
+        raise FileError("unreadable_file", where, "no file can have this name", "check the name") from None
     except OSError as error:
         raise _explain(error, path, where) from None
 
@@ -143,12 +177,16 @@ def _kind(mode: int) -> str:
 def _explain(error: OSError, path: str | bytes | os.PathLike[str], where: str) -> FileError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         broken = os.path.islink(path)
-        return FileError("missing_file", where, "is a broken link" if broken else "does not exist")
+        todo = "restore what it leads to, or remove it" if broken else "check the name"
+        return FileError("missing_file", where, "is a broken link" if broken else "does not exist", todo)
     if error.errno == errno.ELOOP:
-        return FileError("missing_file", where, "is a link that leads back to itself")
+        return FileError("missing_file", where, "is a link that leads back to itself", "remove it")
+    todo = "put a regular file in its place"
     if error.errno == errno.ENXIO:
-        return FileError("not_a_file", where, "is a socket or pipe, not a file")
+        return FileError("not_a_file", where, "is a socket or pipe, not a file", todo)
     with contextlib.suppress(OSError):  # Windows: a folder is `permission denied`
         if os.path.isdir(path):
-            return FileError("not_a_file", where, "is a folder, not a file")
-    return FileError("unreadable_file", where, f"cannot be read ({error.strerror or error})")
+            return FileError("not_a_file", where, "is a folder, not a file", todo)
+    return FileError(
+        "unreadable_file", where, f"cannot be read ({error.strerror or error})", "check its permissions and the disk"
+    )

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import UserError
-from utils.files import FileError, read_file, write_file
+from utils.files import FileError, read_ends, read_file, write_file
 
 MAX_MEGAPIXELS = 100.0
 _JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -32,8 +32,12 @@ IMAGE_SUFFIXES = _JPEG_SUFFIXES | frozenset(
 _PILLOW_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
 _ENCODED_AS = {".jfif": ".jpg", ".mpo": ".jpg"}  # names that OpenCV does not know
 _HEADER_BYTES = 1 << 16
+_END_BYTES = 64
 _BYTES_PER_PIXEL = 4  # no picture under the cap in pixels needs a bigger file
-_STRIP_PIXELS = 1 << 24
+_STRIP_PIXELS = 1 << 20
+# Of the cap, the part for decoders that take more than 10 bytes a pixel: it is there to keep below 1 GB. Measured:
+# JPEG 2000 19, animated WebP 16, progressive CMYK 12, AVIF 11 bytes (docs/RELIABILITY.md).
+_SHARE = {"jpeg2000": 0.5, "animation": 0.5, "progressive": 0.75, "avif": 0.8}
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _REDUCED = {  # OpenCV's reduced flags with BGR exchanged for RGB
     1: _RGB,
@@ -57,7 +61,8 @@ class ImageHeader:
         height: rows as stored, pixels.
         width: columns as stored, pixels.
         orientation: EXIF orientation, 1 to 8; from 5 on the upright picture has rows and columns exchanged.
-        kind: `jpeg` and `png` for what OpenCV decodes as well as Pillow and quicker, `hdr`, else `other`.
+        kind: `jpeg` and `webp`, which OpenCV decodes as well as Pillow and quicker, `hdr`, which only OpenCV does; else
+            Pillow's name of the format in small letters, or `other`.
         frame: where the frame of a JPEG begins, after all thumbnails; bytes.
     """
 
@@ -98,10 +103,9 @@ def read_image_and_size(
     min_size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Like `read_image`, with the (height, width) of the whole picture, in whose pixels its boxes are."""
-    data = _read(path, max_megapixels)
-    where = os.fsdecode(path)
-    header = read_header_bytes(data, where, max_megapixels)
-    return _decode(data, header, where, _reduction(header, min_size)), header.size
+    held, where = [_read(path, max_megapixels)], os.fsdecode(path)
+    header = read_header_bytes(held[0], where, max_megapixels)
+    return _decode(held, header, where, _reduction(header, min_size)), header.size
 
 
 def decode_image(
@@ -124,7 +128,15 @@ def decode_image(
         ImageError: with the reason in `code` and in words.
     """
     header = read_header_bytes(data, where, max_megapixels)
-    return _decode(data, header, where, reduce if reduce != 1 else _reduction(header, min_size))
+    return _decode([data], header, where, reduce if reduce != 1 else _reduction(header, min_size))
+
+
+def decode_held(held: list[bytes], where: object = "image", max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
+    """Like `decode_image`, of the only element of `held`, which may be gone afterwards.
+
+    A raw TIFF is as large as what it is decoded to: who keeps no other reference to its bytes spares them.
+    """
+    return _decode(held, read_header_bytes(held[0], where, max_megapixels), where, 1)
 
 
 def read_image_size(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
@@ -133,18 +145,25 @@ def read_image_size(path: str | os.PathLike[str], max_megapixels: float = MAX_ME
 
 
 def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
-    """What the picture says of itself, read from the beginning of the file where that is enough.
+    """What the picture says of itself, read from the beginning and the end of the file where that is enough.
 
     Raises:
-        ImageError: if it is not a picture, or claims more than `max_megapixels`.
+        ImageError: if it is not a picture, is cut off, or claims more than `max_megapixels`.
     """
-    data = _read(path, max_megapixels, _HEADER_BYTES)
-    if len(data) == _HEADER_BYTES:  # there is more: is it needed?
-        header = _jpeg_header(data) if data[:3] == _JPEG_MAGIC else None
-        if header is not None:
-            return _checked(header, os.fsdecode(path), max_megapixels)
-        data = _read(path, max_megapixels)
-    return read_header_bytes(data, os.fsdecode(path), max_megapixels)
+    where, header = os.fsdecode(path), None
+    try:
+        start, end, size = read_ends(path, int(max_megapixels * 1e6 * _BYTES_PER_PIXEL), _HEADER_BYTES, _END_BYTES)
+    except FileError as error:
+        raise ImageError(error.code, error.where, error.what, error.todo) from None
+    if start[:3] == _JPEG_MAGIC and size > len(start):
+        header = _jpeg_header(start)  # all but a few say all of it in the first bytes
+    held = [start if header is not None or size <= len(start) else _read(path, max_megapixels)]
+    header = _checked(header or read_header_bytes(held[0], where, max_megapixels), where, max_megapixels)
+    if not _looks_whole(header, start, end, size):
+        held = held if len(held[0]) == size else [_read(path, max_megapixels)]
+        if header.kind not in ("jpeg", "progressive") or not _has_end(held[0], header):
+            _decode(held, header, where, 1)  # raises if it is cut
+    return header
 
 
 def read_header_bytes(data: bytes, where: object = "image", max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
@@ -187,7 +206,7 @@ _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION_TAG = 0x0112
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_START_OF_SCAN, _END_OF_IMAGE, _PROGRESSIVE = 0xDA, 0xD9, 0xC2
 _WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])
 
 
@@ -206,6 +225,7 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
         if marker in _START_OF_FRAME:
             precision, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
             kind = "jpeg" if precision == 8 and components in (1, 3) else "other"
+            kind = "progressive" if kind == "other" and marker == _PROGRESSIVE else kind
             return ImageHeader(height, width, orientation, kind, position)
         if marker in (_START_OF_SCAN, _END_OF_IMAGE):
             return None
@@ -218,14 +238,14 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
 def _png_header(data: bytes, where: object) -> ImageHeader:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise ImageError("truncated_image", where, f"is a PNG cut after {len(data)} bytes", "copy or download it again")
-    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    width, height = struct.unpack_from(">II", data, 16)
     orientation, position = 1, 8
     while position + 12 <= len(data):  # eXIf may come after the pixels
         length = int.from_bytes(data[position : position + 4], "big")
         if data[position + 4 : position + 8] == b"eXIf":
             orientation = _exif_orientation(data[position + 8 : position + 8 + length])
         position += 12 + length
-    return ImageHeader(height, width, orientation, "png" if depth == 8 and colour in (0, 2) else "other")
+    return ImageHeader(height, width, orientation, "png")
 
 
 def _hdr_header(data: bytes) -> ImageHeader | None:
@@ -238,7 +258,7 @@ def _hdr_header(data: bytes) -> ImageHeader | None:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():  # its own `action` came with Python 3.11
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
@@ -249,7 +269,10 @@ def _pillow_header(data: bytes, where: object) -> ImageHeader:
             width, height = image.size
             # Pillow turns a TIFF by itself and states the size of the result
             orientation = 1 if image.format in ("TIFF", "PNG") else image.getexif().get(_ORIENTATION_TAG, 1)
-            return ImageHeader(height, width, orientation if orientation in range(1, 9) else 1)
+            kind = (image.format or "other").lower()
+            if kind == "webp" and getattr(image, "is_animated", False):
+                kind = "animation"
+            return ImageHeader(height, width, orientation if orientation in range(1, 9) else 1, kind)
     except Exception as error:  # decoders raise anything on broken input, struct.error and KeyError included
         raise _not_an_image(data, where, error) from None
 
@@ -275,8 +298,10 @@ def _exif_orientation(exif: bytes) -> int:
 def _checked(header: ImageHeader, where: object, max_megapixels: float) -> ImageHeader:
     if header.height < 1 or header.width < 1:
         raise ImageError("corrupt_image", where, f"claims {header.width}x{header.height} pixels")
-    if header.height * header.width > max_megapixels * 1e6:
-        what = f"claims {header.width}x{header.height} pixels, the limit is {max_megapixels:g} megapixels"
+    limit = max_megapixels * _SHARE.get(header.kind, 1.0)
+    if header.height * header.width > limit * 1e6:
+        what = f"claims {header.width}x{header.height} pixels, the limit is {limit:g} megapixels"
+        what += f" ({header.kind} takes much memory)" if header.kind in _SHARE else ""
         raise ImageError("image_too_big", where, what, "shrink it, or raise the limit if you trust it")
     return header
 
@@ -298,12 +323,16 @@ def _reduction(header: ImageHeader, min_size: tuple[int, int] | None) -> int:
     return next((reduce for reduce in (8, 4, 2) if times >= reduce), 1)
 
 
-def _decode(data: bytes, header: ImageHeader, where: object, reduce: int) -> np.ndarray:
-    if header.kind == "png" or data[:8] == _PNG_MAGIC:
+def _decode(held: list[bytes], header: ImageHeader, where: object, reduce: int) -> np.ndarray:
+    """Decode the bytes in `held`, which is emptied as soon as they have served."""
+    data = held[0]
+    if data[:8] == _PNG_MAGIC:
         _check_png(data, where)
-    quick = header.kind in ("png", "hdr") or (header.kind == "jpeg" and data.rfind(b"\xff\xd9") > header.frame)
-    if not quick:  # Pillow knows whether a JPEG without end mark is whole, and the rare kinds of pixels
-        return _turn(_decode_with_pillow(data, header, where), header.orientation)
+    if not (header.kind in ("hdr", "webp", "jpeg") and _has_end(data, header)):
+        # Pillow knows whether a JPEG without end mark is whole, and the rare kinds of pixels, and it complains by
+        # raising: OpenCV prints on the terminal what is wrong with a PNG
+        del data
+        return _turn(_decode_with_pillow(held, where), header.orientation)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce if header.kind == "jpeg" else 1])
     except cv2.error:
@@ -311,6 +340,28 @@ def _decode(data: bytes, header: ImageHeader, where: object, reduce: int) -> np.
     if image is None:
         raise ImageError("corrupt_image", where, "the pixels cannot be decoded", "copy or download it again")
     return _turn(image, header.orientation)
+
+
+def _has_end(data: bytes, header: ImageHeader) -> bool:
+    """Whether the file goes on to where the format says that it ends; what has no such mark has it."""
+    if header.kind in ("jpeg", "progressive"):
+        return data.rfind(b"\xff\xd9") > header.frame
+    return header.kind not in ("webp", "animation") or len(data) >= 8 + int.from_bytes(data[4:8], "little")
+
+
+def _looks_whole(header: ImageHeader, start: bytes, end: bytes, size: int) -> bool:
+    """Whether a file seems to go on to its end, from its first and last bytes; if not, it has to be looked at whole."""
+    if start[:3] == _JPEG_MAGIC:
+        return end.rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
+    if start[:8] == _PNG_MAGIC:
+        return end[-8:-4] == b"IEND"
+    if header.kind == "gif":
+        return end.rstrip(b"\0").endswith(b";")
+    if header.kind == "bmp":
+        return size >= int.from_bytes(start[2:6], "little")
+    if header.kind == "ppm":
+        return start[:2] in (b"P5", b"P6") and size > header.height * header.width * (3 if start[:2] == b"P6" else 1)
+    return header.kind not in ("webp", "animation") or size >= 8 + int.from_bytes(start[4:8], "little")
 
 
 def _check_png(data: bytes, where: object) -> None:
@@ -329,16 +380,19 @@ def _check_png(data: bytes, where: object) -> None:
     raise _truncated(data, where)
 
 
-def _decode_with_pillow(data: bytes, header: ImageHeader, where: object) -> np.ndarray:
+def _decode_with_pillow(held: list[bytes], where: object) -> np.ndarray:
+    buffer = io.BytesIO(held[0])  # shares the bytes
     try:
-        with _without_warnings(), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        with _without_warnings(), Image.open(buffer, formats=_PILLOW_FORMATS) as image:
             image.load()
+            held.clear()
+            buffer.close()
             return _to_rgb(image)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything on broken input
-        if _is_cut(data, error):
-            raise _truncated(data, where) from None
+        if held and _is_cut(held[0], error):
+            raise _truncated(held[0], where) from None
         what = f"the pixels cannot be decoded ({type(error).__name__}: {str(error)[:80]})"
         raise ImageError("corrupt_image", where, what, "convert it to JPEG or PNG") from None
 

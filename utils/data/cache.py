@@ -19,7 +19,7 @@ import numpy as np
 
 from utils.data.index import DatasetIndex, Skip, map_array
 
-VERSION = 1  # raise it when a reader or the index changes its meaning
+VERSION = 2  # raise it when a reader or the index changes its meaning
 KEPT = 64  # indices; older ones are removed
 _ARRAYS = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", "boxes", "labels", "difficult", "crowd")
 _OPTIONAL = ("areas", "box_refs")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,19 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from utils.config import option, parse_options
-from utils.data.class_names import nearest_name, read_class_names
+from utils.data.class_names import read_class_names
 from utils.data.findings import ERROR, INFO, WARNING, CheckReport, Finding, finding
-from utils.data.index import DatasetIndex, Skip
-from utils.data.look import Look, look_at_all
+from utils.data.index import DatasetIndex, Skip, classes_found
+from utils.data.look import Look, heard_complaints, look_at_all
 from utils.errors import UserError, printable, warn
-from utils.files import write_file
-from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS
+from utils.files import FileError, read_lines, write_file
+from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, read_image
 
 TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
 IMBALANCE = 100.0
 FEW = 10
 SUSPICIOUS = 0.3  # share of clipped boxes beyond which the boxes are probably of another format
-SHOWN = 3
+PROBED = 50  # pictures that are tried at most before all are taken for broken
 
 
 # --- what was left out while reading ---------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def write_skips_csv(path: str | os.PathLike[str], skips: Iterable[Skip]) -> None
 
 
 def quick_check(train: DatasetIndex, val: DatasetIndex | None = None) -> list[Finding]:
-    """What can be said in a moment, without decoding a picture.
+    """What can be said in a moment, without decoding more pictures than it takes to find a good one.
 
     Args:
         train: the training split.
@@ -86,12 +86,14 @@ def quick_check(train: DatasetIndex, val: DatasetIndex | None = None) -> list[Fi
         The findings that do not prevent a training.
 
     Raises:
-        UserError: if a split has no image, or no box of any class; names the classes that were found.
+        UserError: if a split has no image, none that can be decoded, or no box of any class; names the classes that
+            were found.
     """
     findings = []
     for index in (train, val):
         if index is not None:
             _refuse_hopeless(index)
+            _refuse_unreadable(index)
             findings += check_classes(index, index.name, is_training=index is train)
     if val is not None:
         findings += check_overlap({train.name: train, val.name: val})
@@ -103,11 +105,25 @@ def _refuse_hopeless(index: DatasetIndex) -> None:
         skipped = sum(skip.kind == "image" for skip in index.skips)
         raise UserError(index.name, f"has no image that can be used, {skipped} were left out", "run: dataset.py check")
     if not index.num_boxes:
-        found: dict[str, int] = index.source.get("found_classes", {})
-        there = ", ".join(f"{name} ({count})" for name, count in sorted(found.items(), key=lambda each: -each[1])[:20])
         sought = ", ".join(index.class_names[:20]) or "none"
-        what = f"has no box of any class: sought {sought}; found {there or 'no object at all'}"
+        what = f"has no box of any class: sought {sought}; found {classes_found(index)}"
         raise UserError(index.name, what, "give the class file that belongs to this data, or run: dataset.py check")
+
+
+def _refuse_unreadable(index: DatasetIndex) -> None:
+    """Look for one picture that can be decoded: where there is none, training would find that out later and slowly."""
+    if "format" not in index.source:  # made in memory, or of shards
+        return
+    reasons = []
+    for i in np.unique(np.linspace(0, len(index) - 1, PROBED).round().astype(int)).tolist():
+        try:
+            with heard_complaints():
+                read_image(index.path(i), min_size=(64, 64))
+            return
+        except (UserError, OSError) as error:
+            reasons.append(str(error))
+    what = f"not one of {len(reasons)} pictures can be decoded, the first because {reasons[0]}"
+    raise UserError(index.name, f"{what}; found {classes_found(index)}", "run: dataset.py check")
 
 
 def check_classes(index: DatasetIndex, split: str, is_training: bool = True) -> list[Finding]:
@@ -115,9 +131,10 @@ def check_classes(index: DatasetIndex, split: str, is_training: bool = True) -> 
     findings = []
     counts = np.bincount(index.labels, minlength=len(index.class_names))
     where = index.source.get("json") or index.source.get("root", index.name)
-    for number, name in enumerate(index.class_names):
-        near = nearest_name(name, index.class_names[:number]) if number else None
-        if near is not None and _letters(near) == _letters(name):
+    spelt: dict[str, str] = {}
+    for name in index.class_names:
+        near = spelt.setdefault(_letters(name) or name, name)
+        if near != name:
             what = f"classes {near!r} and {name!r} differ only in case or punctuation"
             findings.append(finding("similar_classes", where, what, "give both one name", split))
     if not is_training or not index.num_boxes:
@@ -317,7 +334,7 @@ def check_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
 
 
 def _voc_strays(root: str) -> list[Finding]:
-    from utils.data.voc import VocFolder, find_voc_years, list_voc_splits, read_split_lines
+    from utils.data.voc import MAX_SPLIT_BYTES, VocFolder, find_voc_years, list_voc_splits
 
     findings = []
     splits = list_voc_splits(root)
@@ -328,8 +345,11 @@ def _voc_strays(root: str) -> list[Finding]:
             findings.append(
                 finding("annotation_without_image", folder.annotations[name], what, "add it or remove this")
             )
-        lines = (line for name in splits[year] for _, line in read_split_lines(path / "ImageSets/Main" / f"{name}.txt"))
-        used = {folder.identify(line) for line in lines}
+        used: set[str | None] = set()
+        for name in splits[year]:
+            with contextlib.suppress(FileError):  # a split that cannot be read has been told
+                lines = read_lines(path / "ImageSets/Main" / f"{name}.txt", MAX_SPLIT_BYTES)
+                used |= {folder.identify(line) for _, line in lines}
         spare = folder.images.keys() - used
         plain, annotated = sorted(spare - folder.annotations.keys()), sorted(spare & folder.annotations.keys())
         if plain:
@@ -543,9 +563,9 @@ def main(argv: list[str] | None = None) -> int:
         from utils.data.fix import write_fixed_copy
 
         for line in write_fixed_copy(Path(options.fix), indices, looks):
-            print(line, file=sys.stderr)
+            print(line)
         again, _, _ = check_dataset(
             options.fix, options.split, names, options.input_size, images=False, use_cache=False
         )
-        print(f"checked again: {again.count(ERROR)} errors, {again.count(WARNING)} warnings", file=sys.stderr)
+        print(f"checked again: {again.count(ERROR)} errors, {again.count(WARNING)} warnings")
     return 0 if report.is_clean else 1

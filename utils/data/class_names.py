@@ -6,13 +6,16 @@ import difflib
 import os
 from collections.abc import Iterable, Sequence
 
-from utils.errors import UserError
+from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_file
 
 VOC_CLASS_NAMES = (  # the order of the devkit, http://host.robots.ox.ac.uk/pascal/VOC/
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+
+MAX_NAME = 200  # characters; what is longer is not the name of a class
+MAX_GUESSES = 20  # unknown names for which the one that was meant is sought: each is compared with all known ones
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -30,6 +33,8 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         where = f"{os.fsdecode(path)}:{number}"
         if not name:
             raise UserError(where, "blank line between class names", "remove it: it would shift every label after it")
+        if len(name) > MAX_NAME:
+            raise UserError(where, f"has {len(name)} characters", "write one class name a line")
         if name in first:
             raise UserError(where, f"class {name!r} is already on line {first[name]}", "remove one of them")
         first[name] = number
@@ -42,13 +47,16 @@ def check_class_names(names: Iterable[object], where: object) -> tuple[str, ...]
     Raises:
         UserError: if one of them is not.
     """
-    checked: list[str] = []
+    checked: dict[str, None] = {}
     for number, name in enumerate(names):
         if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
-            raise UserError(where, f"class {number} is {name!r}", "give every class a name")
-        if str(name).strip() in checked:
-            raise UserError(where, f"class {str(name).strip()!r} is there twice", "remove one of them")
-        checked.append(str(name).strip())
+            raise UserError(where, f"class {number} is {brief(name)}", "give every class a name")
+        text = str(name).strip()
+        if len(text) > MAX_NAME:
+            raise UserError(where, f"the name of class {number} has {len(text)} characters", "give it a shorter one")
+        if text in checked:
+            raise UserError(where, f"class {text!r} is there twice", "remove one of them")
+        checked[text] = None
     if not checked:
         raise UserError(where, "holds no class name", "name at least one class")
     return tuple(checked)
@@ -88,3 +96,13 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
         return f"did you mean {near!r}?"
     shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
     return f"add it to the classes ({shown}) or leave it out"
+
+
+def suggestions(found: Iterable[str], known: Sequence[str]) -> dict[str, str]:
+    """What to do about each of the `found` names that is not `known`; the first few are told what was meant."""
+    listed = set(known)
+    unknown = dict.fromkeys(name for name in found if name not in listed)
+    return {
+        name: did_you_mean(name, known) if number < MAX_GUESSES else "add it to the classes, or leave it out"
+        for number, name in enumerate(unknown)
+    }

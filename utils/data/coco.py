@@ -13,10 +13,10 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from utils.data.class_names import check_class_names, did_you_mean
+from utils.data.class_names import check_class_names, suggestions
 from utils.data.clean import RawSplit, build_index
 from utils.data.index import DatasetIndex, Skip
-from utils.errors import UserError
+from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_file
 from utils.images import MAX_MEGAPIXELS
 
@@ -93,12 +93,13 @@ class _Rows:
         row = len(self)
         box = item.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
-            reason = "has no bbox" if box is None else f"bbox is {str(box)[:60]}"
+            reason = "has no bbox" if box is None else f"bbox is {brief(box)}"
             self.faults[row] = ("no_box" if box is None else "bad_number", reason)
             box = (0.0, 0.0, 0.0, 0.0)
         for key in ("category_id", "image_id"):
             if not _is_integer(item.get(key)):
-                self.faults.setdefault(row, ("bad_reference", f"{key} is {str(item.get(key, 'missing'))[:40]}"))
+                reason = f"{key} is {brief(item[key])}" if key in item else f"has no {key}"
+                self.faults.setdefault(row, ("bad_reference", reason))
         area = item.get("area")
         self.ids.append(item["id"] if _is_integer(item.get("id")) else -1)
         self.images.append(item["image_id"] if _is_integer(item.get("image_id")) else -1)
@@ -228,7 +229,7 @@ def _categories(items: list[Any], path: Path) -> dict[int, str]:
     categories: dict[int, str] = {}
     for number, item in enumerate(items):
         if not isinstance(item, dict) or not _is_integer(item.get("id")):
-            raise UserError(path, f"categories[{number}] is {str(item)[:60]}", "give every category an id and a name")
+            raise UserError(path, f"categories[{number}] is {brief(item)}", "give every category an id and a name")
         if item["id"] in categories:
             raise UserError(path, f"category id {item['id']} is there twice", "give every category its own id")
         categories[item["id"]] = item.get("name", "")
@@ -261,7 +262,7 @@ def _images(items: list[Any], path: Path, folder: Path, skips: list[Skip]) -> tu
         identity = item.get("id") if isinstance(item, dict) else None
         name = item.get("file_name") if isinstance(item, dict) else None
         if not _is_integer(identity) or not isinstance(name, str) or not name:
-            what = f"has no usable id and file_name: {str(item)[:60]}"
+            what = f"has no usable id and file_name: {brief(item)}"
             skips.append(Skip("image", "bad_image_entry", where, what, "give it both"))
         elif identity in ids:
             what = f"image id {identity} is there twice; the first counts"
@@ -287,7 +288,7 @@ def _size(item: dict[str, Any], where: str, skips: list[Skip]) -> tuple[int, int
     height, width = item.get("height"), item.get("width")
     if _is_number(height) and _is_number(width) and 0 < height < 1e6 and 0 < width < 1e6:
         return round(height), round(width)
-    what = f"height is {str(height)[:20]}, width is {str(width)[:20]}; the picture's own count"
+    what = f"height is {brief(height)}, width is {brief(width)}; the picture's own count"
     skips.append(Skip("note", "bad_size", where, what, "state the picture's size"))
     return 0, 0
 
@@ -300,7 +301,7 @@ def _add_boxes(
     taken = np.array([each for each in annotations if type(each) is _Row], np.int64)
     for number, item in enumerate(annotations):
         if type(item) is not _Row:
-            what = f"is {str(item)[:60]}; box dropped"
+            what = f"is {brief(item)}; box dropped"
             skips.append(Skip("box", "bad_annotation", f"{path}: annotations[{number}]", what))
     ids, images = np.array(rows.ids, np.int64)[taken], np.array(rows.images, np.int64)[taken]
     category, boxes = np.array(rows.categories, np.int64)[taken], np.array(rows.boxes).reshape(-1, 4)[taken]
@@ -326,11 +327,11 @@ def _add_boxes(
         skips.append(Skip("box", "unknown_class", str(path), what, f"add it to {len(categories)} categories", count))
     keep &= is_listed
     found = {categories[number]: count for number, count in sorted(Counter(category[keep].tolist()).items())}
-    label_of = {number: raw.class_names.index(name) for number, name in categories.items() if name in raw.class_names}
-    for name, count in found.items():
-        if name not in raw.class_names:
-            what = f"class {name!r} is not one of the {len(raw.class_names)} classes; {count} boxes dropped"
-            skips.append(Skip("box", "unknown_class", str(path), what, did_you_mean(name, raw.class_names), count))
+    class_of = {name: label for label, name in enumerate(raw.class_names)}
+    label_of = {number: class_of[name] for number, name in categories.items() if name in class_of}
+    for name, todo in suggestions(found, raw.class_names).items():
+        what = f"class {name!r} is not one of the {len(raw.class_names)} classes; {found[name]} boxes dropped"
+        skips.append(Skip("box", "unknown_class", str(path), what, todo, found[name]))
     place, wanted = _lookup(category, np.array(list(label_of), np.int64))
     keep &= wanted
     labels = np.array([*label_of.values(), -1], np.int32)[place]
@@ -338,9 +339,9 @@ def _add_boxes(
 
     kept = np.flatnonzero(keep)
     boxes = boxes[keep]
-    boxes[:, 2:] += boxes[:, :2]
-    areas = np.array(rows.areas)[taken][keep]
-    sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    with np.errstate(all="ignore"):  # what is not finite is dropped later, by name
+        areas, sizes = np.array(rows.areas)[taken][keep], boxes[:, 2:].prod(1)
+        boxes[:, 2:] += boxes[:, :2]
     raw.box_image, raw.boxes, raw.labels = owner[keep], boxes, labels[keep]
     raw.difficult = np.array(rows.difficult, bool)[taken][keep]
     raw.crowd = np.array(rows.crowd, bool)[taken][keep]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from utils.data.findings import CODES, ERROR
 from utils.data.index import DatasetIndex, Skip
 from utils.data.look import Look
-from utils.data.voc import annotation_path, parse_voc_xml, split_files
+from utils.data.voc import VocObject, annotation_path, parse_voc_xml, split_files
 from utils.data.writers import coco_annotation, voc_xml, write_coco_json, write_lines, write_yolo_yaml, yolo_txt
 from utils.errors import UserError
 from utils.files import MEGABYTE, FileError, read_file
@@ -170,12 +170,13 @@ def _other_fields(index: DatasetIndex, i: int, names: Sequence[str]) -> list[dic
         return [{} for _ in names]
     part = slice(index.offsets[i], index.offsets[i + 1])
     lines: list[int] = index.box_refs[part].tolist() if index.box_refs is not None else []
-    fields, rest = [], list(objects)
+    fields = []
+    at: dict[tuple[int, str | None], list[VocObject]] = {}
+    for each in reversed(objects):
+        at.setdefault((each.line, each.fields.get("name")), []).append(each)
     for line, name in zip(lines, names, strict=True):
-        own = next((each for each in rest if each.line == line and each.fields.get("name") == name), None)
-        if own is not None:
-            rest.remove(own)
-        texts = own.fields if own is not None else {}
+        own = at.get((line, name), [])
+        texts = own.pop().fields if own else {}
         plain = {key: text for key, text in texts.items() if text and re.fullmatch(r"[A-Za-z_][\w.-]*", key)}
         fields.append({key: text for key, text in plain.items() if key not in ("name", "difficult", "bndbox")})
     return fields

@@ -182,6 +182,13 @@ class DatasetIndex:
         )
 
 
+def classes_found(index: DatasetIndex, shown: int = 20) -> str:
+    """The classes that the annotations name, whether asked for or not, with their counts, the most frequent first."""
+    found: dict[str, int] = index.source.get("found_classes", {})
+    ordered = sorted(found.items(), key=lambda each: -each[1])
+    return ", ".join(f"{name} ({count})" for name, count in ordered[:shown]) or "no object at all"
+
+
 def map_array(path: str) -> np.ndarray:
     """The array of a .npy file, mapped from it (read-only): processes that map the same file share its memory."""
     return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)

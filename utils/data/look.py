@@ -19,7 +19,7 @@ from tqdm import tqdm
 from utils.data.hashing import picture_hash
 from utils.errors import RunError
 from utils.files import FileError, read_file
-from utils.images import MAX_MEGAPIXELS, decode_image
+from utils.images import MAX_MEGAPIXELS, decode_held
 
 THUMBNAIL = 16  # pixels a side
 _MANY = 256  # pictures from which on it pays to start processes
@@ -49,12 +49,13 @@ def look_at(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> Look:
     """Decode one picture."""
     digest = b""
     try:
-        data = read_file(path, int(max_megapixels * 4e6))
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        with _complaints() as complaints:
-            image = decode_image(data, path, max_megapixels)
+        held = [read_file(path, int(max_megapixels * 4e6))]
+        digest = hashlib.blake2b(held[0], digest_size=16).digest()
+        with heard_complaints() as complaints:
+            image = decode_held(held, path, max_megapixels)
     except FileError as error:
-        return Look(error.code, error.what, error.todo, digest)
+        code = "missing_image" if error.code == "missing_file" else error.code  # removed since the index was read
+        return Look(code, error.what, error.todo, digest)
     first, second = (int(part) for part in picture_hash(image))
     thumbnail = cv2.resize(
         cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA
@@ -105,7 +106,7 @@ def _quieten() -> None:
 
 
 @contextmanager
-def _complaints() -> Iterator[list[str]]:
+def heard_complaints() -> Iterator[list[str]]:
     """What C libraries print to stderr meanwhile: libjpeg decodes damaged data and only says so there."""
     lines: list[str] = []
     sys.stderr.flush()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.data.index import DatasetIndex
+from utils.data.index import DatasetIndex, classes_found
 from utils.errors import UserError
 from utils.images import MAX_MEGAPIXELS
 
@@ -142,8 +142,11 @@ def open_dataset(
         index = read()
     if not len(index) and not allow_empty:
         reasons = [skip for skip in index.skips if skip.kind == "image"]
-        first = f": {len(reasons)} left out, the first because {reasons[0]}" if reasons else ", its list is empty"
-        raise UserError(f"{data} ({split})", f"has no image that can be used{first}", "run: python dataset.py check")
+        why = f": {len(reasons)} left out, the first because {reasons[0]}" if reasons else ", its list is empty"
+        if index.source.get("found_classes"):
+            why += f"; found {classes_found(index)}"
+        todo = f"run: python dataset.py check {data}"
+        raise UserError(f"{data} ({split})", f"has no image that can be used{why}", todo)
     return index
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from utils.data.index import DatasetIndex, Skip
-from utils.errors import UserError
-from utils.files import FileError, read_file
+from utils.errors import UserError, brief
+from utils.files import FileError, read_file, read_lines
 from utils.json_file import read_json
 
 
@@ -47,13 +47,16 @@ def read_coco_truth(path: Path) -> DatasetIndex:
     values = read_json(path, "a COCO JSON file with images, annotations and categories")
     if not isinstance(values, dict) or not all(isinstance(values.get(key), list) for key in ("images", "categories")):
         raise UserError(path, "has no lists `images` and `categories`", "give a COCO JSON file of ground truth")
-    images = {_whole(path, row, "id"): row for row in values["images"]}
+    images, skips = _by_id(path, values["images"])
     categories = {_whole(path, row, "id"): str(row.get("name")) for row in values["categories"]}
     ids = sorted(images)
     position = {image_id: i for i, image_id in enumerate(ids)}
     label = {category: c for c, category in enumerate(categories)}
-    rows, owners, skips = [], [], []
-    for number, row in enumerate(values.get("annotations") or []):
+    rows, owners = [], []
+    annotations = values.get("annotations") or []
+    if not isinstance(annotations, list):
+        raise UserError(path, "`annotations` is not a list", "give a COCO JSON file of ground truth")
+    for number, row in enumerate(annotations):
         where = f"{path}, annotation {number}"
         try:
             image, category = _whole(where, row, "image_id"), _whole(where, row, "category_id")
@@ -64,7 +67,7 @@ def read_coco_truth(path: Path) -> DatasetIndex:
             skips.append(Skip("box", "bad_annotation", error.where, error.what, error.todo))
             continue
         area = row.get("area")
-        if isinstance(area, bool) or not isinstance(area, (int, float)):
+        if not _finite(area):
             area = width * height
         rows.append((x, y, x + width, y + height, area, label[category], bool(row.get("iscrowd", 0))))
         owners.append(position[image])
@@ -72,7 +75,7 @@ def read_coco_truth(path: Path) -> DatasetIndex:
     order = np.argsort(np.array(owners, np.int64), kind="stable")
     table = table[order]
     counts = np.bincount(np.array(owners, np.int64), minlength=len(ids))
-    names = [str(images[image_id].get("file_name", image_id)) for image_id in ids]
+    names = [_file_name(images[image_id]) for image_id in ids]
     sizes = [(_side(images[image_id].get("height")), _side(images[image_id].get("width"))) for image_id in ids]
     empty = DatasetIndex.build(path.stem, list(categories.values()), _picture_paths(path, names), ids, sizes, [], [])
     empty = replace(empty, skips=tuple(skips))
@@ -88,30 +91,59 @@ def read_coco_truth(path: Path) -> DatasetIndex:
     )
 
 
+def _by_id(path: Path, rows: list[Any]) -> tuple[dict[int, dict[str, Any]], list[Skip]]:
+    """The entries of `images` by id, and those that have none."""
+    images: dict[int, dict[str, Any]] = {}
+    skips = []
+    for number, row in enumerate(rows):
+        try:
+            images.setdefault(_whole(f"{path}, image {number}", row, "id"), row)
+        except UserError as error:
+            skips.append(Skip("image", "bad_image_entry", error.where, error.what, error.todo))
+    return images, skips
+
+
 def _read_voc_truth(root: str | os.PathLike[str], split: str) -> DatasetIndex:
     from utils.data.class_names import VOC_CLASS_NAMES
-    from utils.data.voc import MAX_XML_BYTES, find_voc_years, parse_voc_xml, split_files
+    from utils.data.voc import (
+        MAX_SPLIT_BYTES,
+        MAX_XML_BYTES,
+        VocFolder,
+        find_voc_years,
+        leads_outside,
+        parse_voc_xml,
+        split_files,
+    )
 
     files = split_files(root, split)
     years = find_voc_years(root)
-    joined = len({year for year, _ in files}) > 1
+    home = os.path.realpath(root)
+    folders = {year: VocFolder(years[year], home) for year in {year for year, _ in files}}
+    joined = len(folders) > 1
     seen: set[str] = set()
     ids, paths, sizes, counts, rows, names, skips = [], [], [], [], [], [], []
     for year, list_file in files:
-        for line in read_file(list_file, MAX_XML_BYTES).decode("utf-8-sig").splitlines():
-            identity = line.split()[0] if line.split() else ""
+        folder = folders[year]
+        for number, line in read_lines(list_file, MAX_SPLIT_BYTES):
+            identity = folder.identify(line, folder.annotations)
+            if identity is None or identity in folder.strangers:
+                is_outside = identity is not None or leads_outside(line)
+                code, what = ("leads_outside", "leads out of") if is_outside else ("missing_annotation", "is not in")
+                what = f"id {line.strip()[:80]!r} {what} {folder.folder / 'Annotations'}"
+                skips.append(Skip("image", code, f"{list_file}:{number}", what, "remove the line"))
+                continue
             image_id = f"{year}/{identity}" if joined else identity
-            if not identity or image_id in seen:
+            if image_id in seen:
                 continue
             seen.add(image_id)
-            xml = years[year] / "Annotations" / f"{identity}.xml"
+            xml = folder.annotations[identity]
             try:
                 annotation = parse_voc_xml(read_file(xml, MAX_XML_BYTES), xml)
             except FileError as error:
                 skips.append(Skip("image", error.code, error.where, error.what, error.todo))
                 continue
             ids.append(image_id)
-            paths.append(years[year] / "JPEGImages" / f"{identity}.jpg")
+            paths.append(folder.images.get(identity) or folder.folder / "JPEGImages" / f"{identity}.jpg")
             sizes.append((_side(annotation.size.get("height")), _side(annotation.size.get("width"))))
             counts.append(0)
             for each in annotation.objects:
@@ -167,10 +199,20 @@ def _picture_paths(path: Path, names: list[str]) -> list[Path]:
     return [home / name for name in names]
 
 
+def _file_name(row: dict[str, Any]) -> str:
+    """The picture's name as a file can have it; pictures are not needed here, so a bad name costs nothing."""
+    name = row.get("file_name")
+    try:
+        os.fsencode(name if isinstance(name, str) else "")
+    except UnicodeEncodeError:
+        name = None
+    return name if isinstance(name, str) and "\0" not in name else str(row["id"])
+
+
 def _whole(where: object, row: Any, key: str) -> int:
     value = row.get(key) if isinstance(row, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(where, f"`{key}` is {value!r}, not a whole number", "correct the file")
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 63:
+        raise UserError(where, f"`{key}` is {brief(value)}, not a whole number", "correct the file")
     return value
 
 
@@ -189,7 +231,7 @@ def _voc_box(edges: list[str | None]) -> list[float] | None:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15  # NaN is not below
 
 
 def _side(value: Any) -> int:

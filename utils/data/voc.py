@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser, ParseError
 from tqdm import tqdm
 
-from utils.data.class_names import VOC_CLASS_NAMES, did_you_mean
+from utils.data.class_names import MAX_NAME, VOC_CLASS_NAMES, suggestions
 from utils.data.clean import RawSplit, build_index
 from utils.data.index import DatasetIndex, Skip
 from utils.errors import UserError
-from utils.files import MEGABYTE, FileError, read_file
+from utils.files import MEGABYTE, FileError, read_file, read_lines
 from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 
 MAX_XML_BYTES = 10 * MEGABYTE
@@ -213,8 +213,12 @@ class VocFolder:
             paths.sort(key=lambda path: (os.path.splitext(path)[1].lower() not in IMAGE_SUFFIXES, path))
         return {stem: paths[0] for stem, paths in found.items()}, {s: p for s, p in found.items() if len(p) > 1}
 
-    def identify(self, line: str) -> str | None:
-        """The id that a line of a split means, or None: whole, with a suffix, or with a class list's second column."""
+    def identify(self, line: str, known: Container[str] | None = None) -> str | None:
+        """The id that a line of a split means, or None: whole, with a suffix, or with a class list's second column.
+
+        `known` ids are those of the pictures, if not given.
+        """
+        known = self.images if known is None else known
         bare = line.strip()
         stem, suffix = os.path.splitext(bare)
         column = re.fullmatch(r"(.*\S)\s+(?:-?1|0)", bare)
@@ -226,7 +230,7 @@ class VocFolder:
             column and column[1],
             composed,
         ):
-            if candidate is not None and (candidate in self.images or candidate in self.strangers):
+            if candidate is not None and (candidate in known or candidate in self.strangers):
                 return candidate
         return None
 
@@ -292,6 +296,8 @@ class _Reader:
         name = each.fields.get("name", "")
         if not name:
             return self._drop("no_name", where, "the object has no name")
+        if len(name) > MAX_NAME:
+            return self._drop("no_name", where, f"the object has a name of {len(name)} characters")
         if not each.edges:
             return self._drop("no_box", where, f"the {name} has no <bndbox>")
         numbers = [_number(each.edges.get(edge, "")) for edge in _EDGES]
@@ -358,7 +364,7 @@ def read_voc(
     joined = len(folders) > 1
     reader = _Reader()
     name = " + ".join(f"{year} {path.stem}" for year, path in files)
-    lines = [(year, path, number, line) for year, path in files for number, line in read_split_lines(path)]
+    lines = [(year, path, number, line) for year, path in files for number, line in read_lines(path, MAX_SPLIT_BYTES)]
     seen: dict[tuple[str, str], str] = {}
     for year, path, number, line in tqdm(lines, desc=name, delay=2, leave=False):
         where = f"{path}:{number}"
@@ -395,7 +401,7 @@ def _finish(
         class_names = VOC_CLASS_NAMES if official else sorted(found)
     number_of = {each: number for number, each in enumerate(class_names)}
     known = np.array([each in number_of for each in reader.names], bool)
-    todo = {each: did_you_mean(each, class_names) for each in found if each not in number_of}
+    todo = suggestions(found, class_names)
     for m in np.flatnonzero(~known):
         where = f"{reader.xml[reader.owner[m]]}:{reader.lines[m]}"
         what = f"class {reader.names[m]!r} is not one of the {len(class_names)} classes; box dropped"
@@ -431,12 +437,17 @@ def annotation_path(image_path: str | os.PathLike[str]) -> Path:
     return upper if not xml.exists() and upper.exists() else xml
 
 
+def leads_outside(line: str) -> bool:
+    """Whether a line of a split is a path that leads away from the folder it should be in."""
+    bare = line.strip()
+    return bare.startswith(("/", "\\")) or bare[1:3] in (":\\", ":/") or ".." in re.split(r"[/\\]", bare)
+
+
 def _use(line: str, where: str, folder: VocFolder, skips: list[Skip]) -> str | None:
     """The id of a line of a split if its picture and annotation are there, else None and the reason in `skips`."""
     bare = line.strip()
     identity = folder.identify(line)
-    leads_up = bare.startswith(("/", "\\")) or bare[1:3] in (":\\", ":/") or ".." in re.split(r"[/\\]", bare)
-    if identity in folder.strangers or (identity is None and leads_up):
+    if identity in folder.strangers or (identity is None and leads_outside(line)):
         what = f"id {bare[:80]!r} leads out of {folder.folder}"
         skips.append(Skip("image", "leads_outside", where, what, "keep pictures and annotations inside the data set"))
     elif identity is None:
@@ -453,16 +464,8 @@ def _use(line: str, where: str, folder: VocFolder, skips: list[Skip]) -> str | N
     return None
 
 
-def read_split_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a split that are not blank, with their numbers; the names in it may be any bytes."""
-    data = read_file(path, MAX_SPLIT_BYTES)
-    utf_16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-    text = data.decode("utf-16", "replace") if utf_16 else data.decode("utf-8", "surrogateescape").lstrip("\ufeff")
-    return [(number, line) for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1) if line.strip()]
-
-
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        return float(text) if "_" not in text else None  # Python's 1_000 is nobody else's number
     except ValueError:
         return None

@@ -14,13 +14,14 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from utils.data.class_names import check_class_names, decode_text, did_you_mean
+from utils.data.class_names import check_class_names, decode_text, suggestions
 from utils.data.clean import RawSplit, build_index
 from utils.data.index import DatasetIndex, Skip
-from utils.errors import UserError
-from utils.files import MEGABYTE, FileError, read_file
+from utils.errors import UserError, brief
+from utils.files import MEGABYTE, FileError, read_file, read_lines
 from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 
+MAX_YAML_BYTES = MEGABYTE // 4  # the parser takes seconds for a megabyte; a thousand classes need 30 KB
 MAX_LABEL_BYTES = 10 * MEGABYTE
 MAX_LIST_BYTES = 256 * MEGABYTE
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "minival", "trainval")
@@ -55,7 +56,7 @@ def find_data_yaml(folder: Path) -> Path | None:
 
 def _looks_like_data_yaml(path: Path) -> bool:
     try:
-        text = decode_text(read_file(path, MEGABYTE), path)
+        text = decode_text(read_file(path, MAX_YAML_BYTES), path)
     except UserError:
         return False
     return bool(re.search(r"^names\s*:", text, re.M) and re.search(r"^(train|val|valid|test)\s*:", text, re.M))
@@ -65,7 +66,7 @@ def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
     """Read a data.yaml (or the one of a folder).
 
     Raises:
-        UserError: if it is not there, bigger than 1 MB, no YAML, or its names or splits are not what they should be.
+        UserError: if it is not there, bigger than 256 KB, no YAML, or its names or splits are not what they should be.
     """
     path = Path(data)
     if path.is_dir():
@@ -73,13 +74,14 @@ def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
         if found is None:
             raise UserError(path, "has no data.yaml", "write one with train, val and names")
         path = found
-    text = decode_text(read_file(path, MEGABYTE), path)
+    text = decode_text(read_file(path, MAX_YAML_BYTES), path)
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
-        raise UserError(where, f"is not YAML ({getattr(error, 'problem', None) or type(error).__name__})") from None
+        what = f"is not YAML ({getattr(error, 'problem', None) or type(error).__name__})"
+        raise UserError(where, what, "correct it, or write it anew with train, val and names") from None
     if not isinstance(content, dict):
         raise UserError(path, "holds no settings", "write train, val and names into it")
     class_names = _names(content, path)
@@ -88,7 +90,7 @@ def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
         raise UserError(path, "names no train, val or test", "add `train: images/train` and `val: images/val`")
     root = content.get("path") or "."
     if not isinstance(root, str) or "\0" in root:
-        raise UserError(path, f"path is {root!r:.60}", "give a folder")
+        raise UserError(path, f"path is {brief(root)}", "give a folder")
     base = path.parent / os.path.expanduser(root)
     return DataYaml(path, base if base.is_dir() else path.parent, splits, class_names)
 
@@ -102,21 +104,21 @@ def _names(content: dict[Any, Any], path: Path) -> tuple[str, ...]:
     names = content.get("names")
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UserError(path, f"the keys of names are {str(list(names))[:60]}", "number the classes from 0 on")
+            raise UserError(path, f"the keys of names are {brief(list(names))}", "number the classes from 0 on")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list):
         raise UserError(path, "has no names", "add the class names as a list in the order of the labels")
     checked = check_class_names(names, path)
     count = content.get("nc")
     if count is not None and count != len(checked):
-        raise UserError(path, f"nc is {count!r:.20}, but there are {len(checked)} names", "correct one of them")
+        raise UserError(path, f"nc is {brief(count)}, but there are {len(checked)} names", "correct one of them")
     return checked
 
 
 def _strings(value: Any, key: str, path: Path) -> list[str]:
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(each, str) and "\0" not in each for each in values):
-        raise UserError(path, f"{key} is {value!r:.60}", "give a folder, a list file, or several of them")
+        raise UserError(path, f"{key} is {brief(value)}", "give a folder, a list file, or several of them")
     return values
 
 
@@ -181,12 +183,9 @@ def _images_below(folder: Path, config: DataYaml, skips: list[Skip]) -> list[str
 
 
 def _images_of_list(file: Path, config: DataYaml, skips: list[Skip]) -> list[str]:
-    text = read_file(file, MAX_LIST_BYTES).decode("utf-8", "surrogateescape").lstrip("\ufeff")
     found = []
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
+    for number, line in read_lines(file, MAX_LIST_BYTES):
         line = line.strip()
-        if not line:
-            continue
         candidates = [os.path.join(config.root, line), os.path.join(file.parent, line)]
         path = next((each for each in candidates if "\0" not in each and os.path.lexists(each)), candidates[0])
         if _leads_outside(path, file.parent, config):
@@ -242,13 +241,15 @@ class _Reader:
                 return True
             self.skips.append(Skip("image", "bad_labels", error.where, error.what, error.todo))
             return False
-        for number, line in enumerate(text.split("\n"), 1):
+        for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
             if line.strip():
                 self._add_line(image, line.split(), path, number)
         return True
 
     def _add_line(self, image: int, words: list[str], path: str, number: int) -> None:
         try:
+            if "_" in "".join(words):  # Python's 1_000 is nobody else's number
+                raise ValueError
             values = [float(word) for word in words]
         except ValueError:
             return self._drop("bad_number", path, number, f"{' '.join(words)[:60]!r} is not a row of numbers")
@@ -314,7 +315,8 @@ def read_yolo(
 
     names = tuple(class_names) if class_names is not None else config.class_names
     found = Counter(config.class_names[number] for number in reader.classes)
-    translate = np.array([names.index(each) if each in names else -1 for each in config.class_names], np.int32)
+    label_of = {each: label for label, each in enumerate(names)}
+    translate = np.array([label_of.get(each, -1) for each in config.class_names], np.int32)
     classes = translate[np.array(reader.classes, np.int64)]
     used = np.array(read, bool)
     owner, lines = np.array(reader.owner, np.int64), np.array(reader.lines, np.int64)
@@ -360,12 +362,11 @@ def _unlisted(found: Counter[str], names: Sequence[str], path: Path) -> list[Ski
             "box",
             "unknown_class",
             str(path),
-            f"class {name!r} is not one of the {len(names)} classes; {count} boxes dropped",
-            did_you_mean(name, names),
-            count,
+            f"class {name!r} is not one of the {len(names)} classes; {found[name]} boxes dropped",
+            todo,
+            found[name],
         )
-        for name, count in found.items()
-        if name not in names
+        for name, todo in suggestions(found, names).items()
     ]
 
 
