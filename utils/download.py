@@ -138,7 +138,7 @@ def file_digest(path: Path, name: str = "sha256") -> str:
     """The hexadecimal digest of a file."""
     digest = hashlib.new(name, usedforsecurity=False)
     with open(path, "rb") as file:
-        while block := file.read(CHUNK):
+        while block := file.read(1 << 20):  # hashlib.file_digest came with Python 3.11
             digest.update(block)
     return digest.hexdigest()
 
