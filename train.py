@@ -93,7 +93,7 @@ class TrainOptions:
     optimizer: str = option("adamw", "", choices=OPTIMIZERS)
     learning_rate: float | None = option(None, "for a batch of 16 (default: adam(w) 5e-3, sgd 1e-2); scaled", above=0)
     backbone_rate: float | None = option(
-        None, "factor of the backbone's learning rate (default: 0.2 where it is pretrained, else 1)", low=0, high=100
+        None, "factor of the backbone's learning rate (default: 0.1 where it is pretrained, else 1)", low=0, high=100
     )
     schedule: str = option("cosine", "of the learning rate", choices=SCHEDULES)
     warmup_epochs: float = option(1.0, "epochs of linear warm-up", low=0)

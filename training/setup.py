@@ -33,7 +33,7 @@ from utils.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor
 from utils.recipe import choose_recipe
 
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRETRAINED_RATE = 0.2  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
+PRETRAINED_RATE = 0.1  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
 
 # `options` is train.TrainOptions everywhere here
 
