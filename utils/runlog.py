@@ -108,7 +108,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained", sharex=True)
     panels = (
         ("losses", [c for c in _columns(history) if c.startswith("train_")]),
         ("validation", [c for c in _columns(history) if "AP" in c]),
@@ -119,6 +119,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
             points = [(row["epoch"], row[column]) for row in history if row.get(column) not in (None, "")]
             axis.plot(*zip(*points, strict=True), marker=".", label=column.removeprefix("train_")) if points else None
         axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
