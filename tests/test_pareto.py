@@ -1,0 +1,75 @@
+"""The Pareto tool: who is on the front, where scores come from, and a table of measured points."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from export_makers import CONFIG, checkpoint, exported
+
+from nets.export.graph import Form
+from scripts import pareto
+from scripts.pareto import Point, pareto_front, preset_config, read_score
+from utils.errors import UserError
+
+
+def test_who_is_beaten_in_both_time_and_score_is_not_on_the_front() -> None:
+    quick, good = Point("quick", score=30.0, milliseconds=5), Point("good", score=50.0, milliseconds=9)
+    slow, untrained = Point("slow", score=45.0, milliseconds=10), Point("untrained", milliseconds=1)
+    twin = Point("twin", score=29.0, milliseconds=5)
+    assert pareto_front([slow, twin, good, untrained, quick]) == [quick, good]
+
+
+def test_a_score_is_a_number_a_file_of_figures_or_none(tmp_path) -> None:
+    file = tmp_path / "eval.json"
+    file.write_text(json.dumps({"figures": {"voc10_mAP50": 0.384}}))
+    assert read_score("-") is None and read_score("31.5") == 31.5
+    assert read_score(str(file)) == pytest.approx(38.4)
+    file.write_text("{}")
+    for bad in (str(file), str(tmp_path / "nowhere.json")):
+        with pytest.raises(UserError):
+            read_score(bad)
+
+
+def test_a_preset_is_the_network_that_training_with_it_would_build() -> None:
+    config = preset_config("small", 20)
+    assert (config.backbone, config.num_classes, config.mean) != ("", 0, None)
+    assert preset_config("reference", 3).neck_width == 1.0
+    with pytest.raises(UserError):
+        preset_config("nowhere", 20)
+
+
+def test_points_are_measured_beside_a_peer(tmp_path, capsys) -> None:
+    peer = exported("onnx", Form())
+    arguments = ["--point", "ours", str(checkpoint()), "12.5", "--repetitions", "3", "--peers", "--compare", str(peer)]
+    arguments += ["--json", str(tmp_path / "a.json")]
+    pareto.main([*arguments, "--table", str(tmp_path / "a.md"), "--plot", str(tmp_path / "a.png")])
+    found = json.loads((tmp_path / "a.json").read_text())
+    (ours,) = found["points"]
+    assert found["peers"][0]["ratios"] == {peer.stem: 1}
+    assert ours["ratios"][peer.stem] > 0 and ours["score"] == 12.5 and found["front"] == ["ours"]
+    assert ours["multiply_adds"] > 0 and tuple(ours["config"]["class_names"]) == CONFIG.class_names
+    assert "**ours** | 64x96" in capsys.readouterr().out and "**ours**" in (tmp_path / "a.md").read_text()
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_sweep_has_every_combination(tmp_path) -> None:
+    arguments = ["--sweep", "--backbones", "mobilenet_v1", "--alphas", "0.25", "--neck-widths", "0.05", "0.1"]
+    arguments += ["--input-sizes", "32", "64", "--repetitions", "2", "--json", str(tmp_path / "a.json")]
+    arguments += ["--peers", "--compare", str(exported("onnx", Form()))]
+    arguments += ["--network", "mobilenet_v2", "0.25", "separable", "0.05", "32"]
+    pareto.main([*arguments, "--plot", str(tmp_path / "a.png")])
+    first, *points = json.loads((tmp_path / "a.json").read_text())["points"]
+    assert first["name"] == "v2 0.25, separable 0.05, 32"
+    names = [point["name"] for point in points]
+    assert names == [f"v1 0.25, separable {width:g}, {size}" for width in (0.05, 0.1) for size in (32, 64)]
+    assert points[0]["multiply_adds"] < points[1]["multiply_adds"] and points[0]["score"] is None
+
+
+def test_what_cannot_be_is_refused(tmp_path) -> None:
+    with pytest.raises(SystemExit):
+        pareto.main([])
+    with pytest.raises(UserError):
+        pareto.main(["--point", "a", "nowhere", "-"])
+    with pytest.raises(UserError):
+        pareto.main(["--network", "mobilenet_v2", "1", "separable", "1", "100"])
