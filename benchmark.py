@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import tempfile
 import time
@@ -17,9 +18,10 @@ import torch
 
 from nets.checkpoint import write_atomically
 from nets.detector import Detector, default_checkpoint
-from nets.export import EXPORTERS
+from nets.export import EXPORTERS, check_export, export_and_check
 from nets.export.graph import Form
-from nets.export.parity import drawn_photos
+from nets.export.parity import Parity, drawn_photos
+from nets.export.table import draw_formats, fill_markers, formats_table
 from nets.export.timing import (
     CONTROL,
     Sample,
@@ -31,12 +33,12 @@ from nets.export.timing import (
     resident_bytes,
 )
 from nets.model_config import ModelConfig, check_input_size
-from nets.runtimes import Runtime, file_kind, load_model, load_runtime
+from nets.runtimes import Runtime, TorchRuntime, file_kind, load_model, load_runtime
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.data.index import DatasetIndex
 from utils.draw import draw_detections
-from utils.errors import UserError, run_command, warn
+from utils.errors import MissingExtra, UserError, run_command, warn
 from utils.images import IMAGE_SUFFIXES, read_image, write_image
 
 FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino", "torchscript": "torchscript"}
@@ -44,6 +46,9 @@ PEERS = ("yolox_nano", "ssdlite")
 CALIBRATION_IMAGES = 200
 LOW_THRESHOLD = 0.001  # evaluation's, at which there is most to do after the network
 STAGE_REPETITIONS = 20
+PARITY_PHOTOS = 8
+# what a busy machine still tells: at one thread, the time that the same work takes on an idle core
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,13 @@ class BenchmarkOptions:
     batch_size: tuple[int, ...] = option((1,), "images run at once", low=1, high=1024)
     threads: tuple[int, ...] | None = option(None, "threads of the network (default: torch's)", low=1, high=1024)
     input_size: tuple[int, ...] | None = option(None, "sides of square inputs (default: the model's)")
+    all_formats: bool = option(
+        False, "every runtime in every precision beside the reference's network: --runtimes, --precisions, --reference"
+    )
     repetitions: int = option(30, "how often each is run", low=2, high=100_000)
+    clock: str = option(
+        "wall", "cpu: processor time of all threads, for a machine that others use too", choices=tuple(CLOCKS)
+    )
     compare: tuple[str, ...] = option((), "any other detectors' ONNX files to run beside ours", metavar="FILE.onnx")
     peer: tuple[str, ...] = option((), "published networks to run beside ours, random weights", choices=PEERS)
     reference: bool = option(False, "also the reference's MobileNetV2 network in PyTorch, as it is (not fused)")
@@ -72,10 +83,14 @@ class BenchmarkOptions:
     limit: int | None = option(None, "score on the first N images only", low=1)
     stages: bool = option(True, "also time decoding, preparing, network, post-processing and drawing apart")
     images: str | None = option(None, "a picture or folder for the stages (default: drawn, 576 x 768)", metavar="PATH")
-    keep: str | None = option(None, "keep the exported files in this folder", metavar="DIR")
+    keep: str | None = option(None, "keep exported files and scores here: a second run takes them", metavar="DIR")
     json: str | None = option(None, "write all figures to this file", metavar="FILE")
     plot: str | None = option(None, "draw the figures into this file (.png, .svg, .pdf)", metavar="FILE")
     table: str | None = option(None, "write the table in Markdown to this file", metavar="FILE")
+    formats_table: str | None = option(
+        None, "write runtime x precision (ratio, mAP50, MB) to this file, or between its markers", metavar="FILE.md"
+    )
+    formats_plot: str | None = option(None, "draw mAP50 over the ratio, by runtime and precision", metavar="FILE")
 
 
 @dataclass
@@ -90,6 +105,9 @@ class Entry:
         file_bytes: of what is deployed.
         memory_bytes: growth of the process when it was loaded and first run.
         detector_of: how to get a detector of it, to be scored; None for what is not ours.
+        model: what it was made of, so that forms of one network stand together.
+        parity: how it compares with the checkpoint that it was exported from.
+        file: what is loaded.
     """
 
     name: str
@@ -100,6 +118,9 @@ class Entry:
     file_bytes: int | None = None
     memory_bytes: int | None = None
     detector_of: Callable[[], Detector] | None = None
+    model: str = ""
+    parity: Parity | None = None
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +142,8 @@ class Row:
     memory_mb: float | None
     joules: float | None = None
     map50: float | None = None
+    model: str = ""
+    parity: str | None = None
 
 
 @dataclass
@@ -136,17 +159,22 @@ class Result:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line `argv`."""
     options = parse_options(BenchmarkOptions, argv, description=__doc__ or "", prog="benchmark.py")
+    if options.all_formats:
+        options = dataclasses.replace(
+            options, runtimes=("torch", *FORMAT_OF), precisions=("fp32", "half", "int8"), reference=True
+        )
     check_outputs(options)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as temporary:
         folder = Path(options.keep or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         result = Result()
-        for threads in options.threads or (torch.get_num_threads(),):
+        usual = 1 if options.clock == "cpu" else torch.get_num_threads()
+        for threads in options.threads or (usual,):
             torch.set_num_threads(threads)
             entries = build_entries(options, folder)
-            scores = score_entries(entries, options) if options.data and not result.rows else {}
+            scores = score_entries(entries, options, folder) if options.data and not result.rows else {}
             for batch_size in options.batch_size:
-                measure(result, entries, batch_size, threads, options.repetitions, scores)
+                measure(result, entries, batch_size, threads, options, scores)
         if options.stages:
             measure_stages(result, options)
     report(result, options)
@@ -154,10 +182,17 @@ def main(argv: list[str] | None = None) -> None:
 
 def check_outputs(options: BenchmarkOptions) -> None:
     """Raises UserError before the work for what could not be written or done after it."""
-    for flag in ("json", "plot", "table"):
-        name = getattr(options, flag)
+    for field_name in ("json", "plot", "table", "formats_table", "formats_plot"):
+        name = getattr(options, field_name)
         if name is not None and not Path(name).resolve().parent.is_dir():
-            raise UserError(f"--{flag}", f"{Path(name).parent} is no folder", "create it first")
+            flag = "--" + field_name.replace("_", "-")
+            raise UserError(flag, f"{Path(name).parent} is no folder", "create it first")
+    if options.formats_table:
+        fill_markers(Path(options.formats_table), "")
+    if options.formats_plot and not options.data:
+        raise UserError("--formats-plot", "there is nothing to score on", "add --data DATA")
+    if options.clock == "cpu" and options.threads not in (None, (1,)):
+        raise UserError("--clock", "processor time is a latency at one thread only", "add --threads 1")
     if "int8" in options.precisions and not options.data:
         raise UserError("--precisions", "int8 needs real images", "add --data DATA")
     for size in options.input_size or ():
@@ -202,33 +237,57 @@ def checkpoint_entries(
                     entries.append(torch_entry(path, config))
                 continue
             exporter = EXPORTERS[FORMAT_OF[runtime]]
-            if precision == "int8" and (not exporter.int8 or dynamic):
-                warn(
-                    runtime, "no int8 here" if not exporter.int8 else "int8 files take one image at a time", "left out"
-                )
-                continue
             exact = {"half": exporter.half or "fp32"}.get(precision, precision)
+            if precision == "int8" and (not exporter.int8 or dynamic):
+                reason = "no int8 here" if not exporter.int8 else "int8 files take one image at a time"
+                warn(runtime, reason, "left out")
+                continue
             form = Form(uint8_input=True, dynamic=dynamic, precision=exact)
-            file = folder / f"{path.stem}-{config.input_size[0]}-{runtime}-{exact}{exporter.suffix}"
-            export_entry_file(model, file, runtime, form, options)
-            entries.append(load_entry(path.stem, file, config, precision))
+            file = folder / f"{path.stem}-{digest(path)}-{config.input_size[0]}-{runtime}-{exact}{exporter.suffix}"
+            try:
+                parity = export_entry_file(model, file, runtime, form, options)
+            except MissingExtra as error:
+                warn(f"{runtime} {precision}", str(error), "left out")
+                continue
+            entries.append(dataclasses.replace(load_entry(path.stem, file, config, precision), parity=parity))
     return entries
 
 
-def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, options: BenchmarkOptions) -> None:
-    """Write a file; one that is there already is taken."""
-    if file.exists():
-        return
-    print(f"exporting {file.name}", flush=True)
-    kind = FORMAT_OF[runtime]
-    if form.precision != "int8":
-        EXPORTERS[kind].export(model, file, form, None)
-        return
-    from nets.export.quantize import QUANTIZERS
+def digest(path: Path) -> str:
+    """Which weights these are, so that files of others with the same name are not taken for theirs."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
-    index = open_split(options, 0)
-    positions = np.unique(np.linspace(0, len(index) - 1, min(CALIBRATION_IMAGES, len(index))).astype(int))
-    QUANTIZERS[kind](model, file, form, [read_image(index.path(int(i))) for i in positions], None)
+
+def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, options: BenchmarkOptions) -> Parity:
+    """Write a file and compare it with the network on photographs; one that is there already is only compared."""
+    kind = FORMAT_OF[runtime]
+    photos = comparison_photos(model.config, options)
+    if file.exists():
+        parity = check_export(TorchRuntime(model), file, form, photos)
+    elif form.precision == "int8":
+        print(f"quantising {file.name}", flush=True)
+        from nets.export.quantize import QUANTIZERS
+
+        QUANTIZERS[kind](model, file, form, read_spread(open_split(options, 0), CALIBRATION_IMAGES), None)
+        parity = check_export(TorchRuntime(model), file, form, photos)
+    else:
+        print(f"exporting {file.name}", flush=True)
+        found = export_and_check(model, file, kind, form, photos)
+        assert found is not None  # all of FORMAT_OF run here
+        parity = found
+    print(f"  parity with the checkpoint: {parity}", flush=True)
+    return parity
+
+
+def comparison_photos(config: ModelConfig, options: BenchmarkOptions) -> list[np.ndarray]:
+    """Photographs of the validation split, or drawn pictures where there is no data."""
+    return read_spread(open_split(options, 1), PARITY_PHOTOS) if options.data else drawn_photos(config, PARITY_PHOTOS)
+
+
+def read_spread(index: DatasetIndex, wanted: int) -> list[np.ndarray]:
+    """Images evenly over a split."""
+    positions = np.unique(np.linspace(0, len(index) - 1, min(wanted, len(index))).astype(int))
+    return [read_image(index.path(int(i))) for i in positions]
 
 
 def torch_entry(path: Path, config: ModelConfig) -> Entry:
@@ -239,7 +298,9 @@ def torch_entry(path: Path, config: ModelConfig) -> Entry:
         runtime.config = config
         return runtime
 
-    return measured_entry(f"{path.stem} {config.input_size[0]}", load, config, "torch", "fp32", path.stat().st_size)
+    name = f"{path.stem} {config.input_size[0]}"
+    entry = measured_entry(name, load, config, "torch", "fp32", path.stat().st_size)
+    return dataclasses.replace(entry, file=path)
 
 
 def load_entry(name: str, file: Path, config: ModelConfig, precision: str | None = None) -> Entry:
@@ -250,7 +311,8 @@ def load_entry(name: str, file: Path, config: ModelConfig, precision: str | None
     load = partial(load_runtime, file, "cpu")
     form = getattr(load(), "form", None)
     precision = precision or (form.precision if form else "fp32")
-    return measured_entry(f"{name} {config.input_size[0]}", load, config, runtime, precision, size)
+    entry = measured_entry(f"{name} {config.input_size[0]}", load, config, runtime, precision, size)
+    return dataclasses.replace(entry, file=files[-1] if files[-1].is_file() else file)
 
 
 def measured_entry(
@@ -269,7 +331,7 @@ def measured_entry(
             return network.run(images)
         return [network.run(images[i : i + 1]) for i in range(len(images))]
 
-    return Entry(label, call, config.input_size, runtime, precision, file_bytes, grown, lambda: Detector(network))
+    return Entry(label, call, config.input_size, runtime, precision, file_bytes, grown, lambda: Detector(network), name)
 
 
 def reference_entry() -> Entry:
@@ -336,7 +398,7 @@ def measure(
     entries: Sequence[Entry],
     batch_size: int,
     threads: int,
-    repetitions: int,
+    options: BenchmarkOptions,
     scores: dict[str, float],
 ) -> None:
     """Time all entries in turns, and add their rows and what speaks against them."""
@@ -345,15 +407,16 @@ def measure(
     for entry in entries:
         images = rng.integers(0, 256, (batch_size, *entry.size, 3), np.uint8)
         calls[entry.name] = partial(entry.call, images)
-    samples = interleave(calls, repetitions)
+    samples = interleave(calls, options.repetitions, clock=CLOCKS[options.clock])
     control = samples.pop(CONTROL)
     baseline = entries[0].name
     for entry in entries:
-        joules = joules_of(calls[entry.name], batch_size)
+        joules = None if options.clock == "cpu" else joules_of(calls[entry.name], batch_size)
         row = make_row(entry, samples[entry.name], samples[baseline], batch_size, threads, joules)
         result.rows.append(dataclasses.replace(row, map50=scores.get(entry.name)))
     result.baseline = baseline
-    result.noise += [f"{threads} threads, batch {batch_size}: {reason}" for reason in noise_reasons(control, samples)]
+    reasons = noise_reasons(control, samples, shares_matter=options.clock == "wall")
+    result.noise += [f"{threads} threads, batch {batch_size}: {reason}" for reason in reasons]
 
 
 def make_row(entry: Entry, sample: Sample, base: Sample, batch_size: int, threads: int, joules: float | None) -> Row:
@@ -374,6 +437,8 @@ def make_row(entry: Entry, sample: Sample, base: Sample, batch_size: int, thread
         None if entry.file_bytes is None else entry.file_bytes / 1e6,
         None if entry.memory_bytes is None else entry.memory_bytes / 1e6,
         joules,
+        model=entry.model,
+        parity=None if entry.parity is None else str(entry.parity),
     )
 
 
@@ -388,21 +453,38 @@ def joules_of(call: Callable[[], Any], batch_size: int, runs: int = 10) -> float
     return None if after is None or after < before else (after - before) / (runs * batch_size)
 
 
-def score_entries(entries: Sequence[Entry], options: BenchmarkOptions) -> dict[str, float]:
-    """mAP50 (VOC2010), in points, of each entry of ours."""
-    from utils.evaluator import evaluate
-
+def score_entries(entries: Sequence[Entry], options: BenchmarkOptions, folder: Path) -> dict[str, float]:
+    """mAP50 (VOC2010), in points, of each entry of ours; what was scored before stands in `folder` beside its file."""
     index = open_split(options, 1)
     if options.limit is not None:
         index = index.subset(np.arange(min(options.limit, len(index))))
     scores = {}
     for entry in entries:
-        if entry.detector_of is not None:
-            found = evaluate(entry.detector_of(), index, batch_size=4, coco=None, progress=False)
-            assert found is not None
-            scores[entry.name] = 100 * float(found.figures["voc10_mAP50"] or 0.0)
-            print(f"{entry.name}: mAP50 {scores[entry.name]:.2f} on {len(index)} images of {index.name}", flush=True)
+        if entry.detector_of is None or entry.file is None:
+            continue
+        known = folder / f"{entry.file.stem}-{digest(entry.file)}-{entry.runtime}-{index_digest(index)}.score.json"
+        if not known.exists():
+            write_atomically(known, json.dumps({"map50": score(entry.detector_of(), index)}).encode())
+        scores[entry.name] = json.loads(known.read_text())["map50"]
+        print(f"{entry.name}: mAP50 {scores[entry.name]:.2f} on {len(index)} images of {index.name}", flush=True)
     return scores
+
+
+def score(detector: Detector, index: DatasetIndex) -> float:
+    """mAP50 (VOC2010) in points, as eval.py computes it."""
+    from utils.evaluator import evaluate
+
+    found = evaluate(detector, index, batch_size=4, coco=None, progress=False)
+    assert found is not None
+    return 100 * float(found.figures["voc10_mAP50"] or 0.0)
+
+
+def index_digest(index: DatasetIndex) -> str:
+    """Which images and boxes these are, and by which rules they are scored."""
+    from utils.evaluator import EvalSettings
+
+    content = index.image_ids.tobytes() + index.boxes.tobytes() + index.labels.tobytes() + repr(EvalSettings()).encode()
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def open_split(options: BenchmarkOptions, which: int) -> DatasetIndex:
@@ -416,19 +498,35 @@ def open_split(options: BenchmarkOptions, which: int) -> DatasetIndex:
 
 
 def measure_stages(result: Result, options: BenchmarkOptions) -> None:
-    """CPU time of one thread from a JPEG on the disk to a drawn picture, at the model's threshold and a low one."""
+    """CPU time of one thread from a JPEG on the disk to a drawn picture, at the model's threshold and a low one.
+
+    A network that has learned nothing gives most candidates; it is measured too, where the model is a checkpoint.
+    """
     path = Path(options.models[0]) if options.models else default_checkpoint()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        runtime = load_runtime(path, "cpu")
-        detector = Detector(runtime)
+        detectors = {"": Detector(load_runtime(path, "cpu"))}
+        if path.is_file() and file_kind(path) == "checkpoint":
+            detectors["random weights, "] = Detector(TorchRuntime(random_network(detectors[""].config)))
         with tempfile.TemporaryDirectory() as folder:
             for photo in stage_photos(options, Path(folder)):
-                for threshold in (detector.config.score_threshold, LOW_THRESHOLD):
-                    result.stages.append(time_stages(detector, photo, threshold))
+                for weights, detector in detectors.items():
+                    for threshold in (detector.config.score_threshold, LOW_THRESHOLD):
+                        stage = time_stages(detector, photo, threshold)
+                        result.stages.append(stage | {"image": weights + photo.name})
     finally:
         torch.set_num_threads(before)
+
+
+def random_network(config: ModelConfig) -> YOLOv4:
+    """The same network untrained, and sure of objects everywhere: the worst case for suppression."""
+    torch.manual_seed(0)
+    model = YOLOv4(config).eval()
+    for level in model.head.levels:
+        torch.nn.init.normal_(level[-1].weight, 0.0, 0.1)
+        torch.nn.init.zeros_(level[-1].bias)
+    return model
 
 
 def stage_photos(options: BenchmarkOptions, folder: Path) -> list[Path]:
@@ -494,6 +592,13 @@ def report(result: Result, options: BenchmarkOptions) -> None:
         write_atomically(Path(options.json), json.dumps(to_json(result, options), indent=1).encode())
     if options.plot:
         draw_plot(result, Path(options.plot))
+    rows = [dataclasses.asdict(row) for row in result.rows]
+    if options.formats_table:
+        path = Path(options.formats_table)
+        text = formats_table(rows, result.baseline)
+        write_atomically(path, fill_markers(path, text).encode())
+    if options.formats_plot:
+        draw_formats(rows, result.baseline, Path(options.formats_plot))
 
 
 def markdown_table(result: Result) -> str:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from export_makers import checkpoint, exported, pictures
+from export_makers import CONFIG, checkpoint, exported, pictures
 
 import benchmark
+from benchmark import BenchmarkOptions
+from nets.checkpoint import Checkpoint, save_checkpoint
 from nets.export.graph import Form
+from nets.export.table import END, START, draw_formats, fill_markers, formats_table
 from nets.export.timing import Sample, interleave, machine, noise_reasons
+from nets.yolov4 import YOLOv4
+from utils.data.demo import DEMO_CLASSES, write_demo
 from utils.errors import UserError
 from utils.images import write_image
 
@@ -48,6 +55,7 @@ def test_noise_is_named(monkeypatch) -> None:
     monkeypatch.setattr("nets.export.timing._load", lambda: 1000.0)
     busy = Sample(np.array([1.0, 2.0] * 10))
     reasons = " | ".join(noise_reasons(busy, {"ours": busy}))
+    assert "load" not in " ".join(noise_reasons(busy, {"ours": busy}, shares_matter=False))
     assert "something else is running" in reasons and "ours: half of" in reasons and "load is 1000.0" in reasons
 
 
@@ -73,7 +81,8 @@ def test_the_command_measures_models_beside_each_other(tmp_path, capsys) -> None
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch_size"] / row["median_ms"])
         assert row["file_mb"] > 0
     assert {"decode", "preprocess", "network", "postprocess", "draw"} <= set(found["stages"][0])
-    assert [stage["threshold"] for stage in found["stages"]] == [0.3, 0.001]
+    assert [stage["threshold"] for stage in found["stages"]] == [0.3, 0.001, 0.3, 0.001]
+    assert ["random" in stage["image"] for stage in found["stages"]] == [False, False, True, True]
     assert found["trusted"] == (not found["noise"])
     assert (tmp_path / "a.png").stat().st_size > 1000
     table = (tmp_path / "a.md").read_text()
@@ -89,6 +98,8 @@ def test_the_command_measures_models_beside_each_other(tmp_path, capsys) -> None
         (["--compare", "nowhere.onnx"], "--compare"),
         (["nowhere.pth"], "nowhere.pth"),
         (["--repetitions", "1"], "--repetitions"),
+        (["--clock", "cpu", "--threads", "2"], "--clock"),
+        (["--formats-plot", "a.png"], "--formats-plot"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -96,6 +107,58 @@ def test_what_cannot_be_is_refused_before_the_work(arguments, where) -> None:
     with pytest.raises(UserError) as caught:
         benchmark.main(arguments)
     assert caught.value.where == where
+
+
+def row(runtime: str, precision: str, ratio: float, map50: float | None, model: str = "small 320") -> dict[str, Any]:
+    values = {"name": "reference", "runtime": runtime, "precision": precision, "ratio": ratio, "map50": map50}
+    return values | {"model": model, "file_mb": 3.84, "batch_size": 1, "threads": 1}
+
+
+ROWS = [
+    row("torch eager", "fp32", 1.0, None, model=""),
+    row("torch", "fp32", 0.3, 40.0),
+    row("openvino", "int8", 0.1, 39.25),
+    row("onnxruntime", "half", 0.2, 40.01),
+    row("torch", "fp32", 0.2, 30.0, model="nano 288"),
+]
+
+
+def test_the_table_of_formats_says_what_each_costs_and_keeps(tmp_path) -> None:
+    lines = formats_table(ROWS, "reference").splitlines()
+    assert lines[4] == "| small 320 | OpenVINO | int8 | 0.10 | 39.25 | -0.75 | 3.8 |"
+    assert lines[5].split(" | ")[2:6] == ["16 bits", "0.20", "40.01", "+0.01"]
+    assert lines[2].split(" | ")[3:5] == ["1.00", ""]
+    draw_formats(ROWS, "reference", tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_the_table_goes_between_its_markers_and_nothing_else_is_touched(tmp_path) -> None:
+    page = tmp_path / "page.md"
+    assert fill_markers(page, "new") == "new\n"
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    assert fill_markers(page, "new") == f"before\n{START}\nnew\n{END}\nafter\n"
+    page.write_text("something of somebody's")
+    with pytest.raises(UserError):
+        fill_markers(page, "new")
+
+
+def test_a_file_of_other_weights_is_not_taken_for_these(tmp_path) -> None:
+    (tmp_path / "a.pth").write_bytes(b"a")
+    (tmp_path / "b.pth").write_bytes(b"b")
+    assert benchmark.digest(tmp_path / "a.pth") != benchmark.digest(tmp_path / "b.pth")
+
+
+def test_scores_are_those_of_the_evaluator_and_are_computed_once(tmp_path, monkeypatch) -> None:
+    write_demo(tmp_path / "data", 20, 0, (64, 96))
+    options = BenchmarkOptions(data=str(tmp_path / "data"))
+    config = CONFIG.replace(class_names=DEMO_CLASSES)
+    save_checkpoint(tmp_path / "a.pth", Checkpoint(config, YOLOv4(config).state_dict()))
+    entry = benchmark.torch_entry(tmp_path / "a.pth", config)
+    (first,) = benchmark.score_entries([entry], options, tmp_path).values()
+    monkeypatch.setattr(benchmark, "score", None)  # would fail if it were called again
+    assert benchmark.score_entries([entry], options, tmp_path) == {entry.name: first}
+    with pytest.raises(TypeError):  # other images are other scores
+        benchmark.score_entries([entry], dataclasses.replace(options, limit=1), tmp_path)
 
 
 def test_peers_have_their_published_size() -> None:

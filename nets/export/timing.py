@@ -78,8 +78,14 @@ def control_call() -> Callable[[], Any]:
     return lambda: matrix @ matrix
 
 
-def noise_reasons(control: Sample, samples: Mapping[str, Sample]) -> list[str]:
-    """Why the times cannot be trusted; empty if nothing speaks against them."""
+def noise_reasons(control: Sample, samples: Mapping[str, Sample], shares_matter: bool = True) -> list[str]:
+    """Why the times cannot be trusted; empty if nothing speaks against them.
+
+    Args:
+        control: of `control_call`, from the same run.
+        samples: of everything else.
+        shares_matter: whether the clock also counts the time in which others had the processor.
+    """
     reasons = []
     slowdown = control.median / control.minimum
     if slowdown > NOISY_CONTROL:
@@ -88,7 +94,7 @@ def noise_reasons(control: Sample, samples: Mapping[str, Sample]) -> list[str]:
         if sample.spread > NOISY_SPREAD:
             reasons.append(f"{name}: half of the repetitions lie {100 * sample.spread:.0f} % of the median apart")
     load, cores = _load(), os.cpu_count() or 1
-    if load is not None and load > cores + 0.5:
+    if shares_matter and load is not None and load > cores + 0.5:
         reasons.append(f"the machine's load is {load:.1f} on {cores} cores")
     return reasons
 
