@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nets.detector import load_detector
+from nets.detector import Detector, default_checkpoint, load_detector
 from nets.explain import layer_cam, objectness_map
 from nets.finder import Finder, read_threshold
 from nets.model_config import check_input_size
+from nets.runtimes import TorchRuntime, file_kind, load_runtime
 from utils import distributed
 from utils.config import option, parse_options
 from utils.data.index import Skip
 from utils.detections import Detections
 from utils.draw import draw_boxes, draw_detections, draw_heatmap
-from utils.errors import Interrupted, UserError, printable, run_command, warn
+from utils.errors import Interrupted, RunError, UserError, printable, run_command, warn
 from utils.images import IMAGE_SUFFIXES, write_image
 from utils.live_view import Page, open_view
 from utils.nms import SUPPRESSIONS
@@ -50,6 +51,8 @@ from utils.tracking import LOW_SCORE, LineCounter, Tracker, TrackLog, ZoneCounte
 from utils.video import CODECS, DEFAULT_FPS, Frame, TimedWriter, VideoWriter, video_suffix
 
 CAMS_PER_PICTURE = 5
+MANY_PICTURES = 300  # from here on it pays to export the network first
+LONG_VIDEO_BYTES = 4 << 20
 PATIENCE_SECONDS = 7 * 24 * 3600  # one of several processes may have the longest video
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # a drawn picture keeps these; others become .jpg
 
@@ -101,7 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         raise _no_source()
     counters = _counters(options)
     _check_numbers(options)
-    detector = load_detector(options.checkpoint, distributed.own_device(options.device), options.runtime)
+    runtime = "torch" if _needs_gradients(options) else options.runtime
+    detector = load_detector(options.checkpoint, distributed.own_device(options.device), runtime)
     if options.input_size:
         detector.set_input_size([int(size) for size in options.input_size])
     options = _return_class_sources(options, detector.config.class_names)
@@ -125,6 +129,7 @@ def main(argv: list[str] | None = None) -> int:
         names = [os.fspath(name) for name in options.sources]
         sources, skips = list_sources(names, options.recursive, download_folder=Path(downloads))
         _report(skips, nothing_else=not sources)
+        _quicken(detector, options, sources)
         folder = _output_folder(options, sources)
         names_of = list(unique_names(sources, lambda source: _drawn_suffix(source, options)))
         _check_outputs(options, folder, sources, names_of)
@@ -146,6 +151,41 @@ def main(argv: list[str] | None = None) -> int:
                     tail = f", {failed} failed" if failed else ""
                     print(f"predict: {done} of {len(sources) + len(skips)} sources done{tail}", flush=True)
     return 1 if failed else 0
+
+
+def _needs_gradients(options: PredictOptions) -> bool:
+    """Whether only PyTorch will do (and the user has not named another, which is told where it fails)."""
+    path = Path(options.checkpoint or default_checkpoint())
+    return options.cam and options.runtime == "auto" and path.is_file() and file_kind(path) == "checkpoint"
+
+
+def _quicken(detector: Detector, options: PredictOptions, sources: Sequence[Source]) -> None:
+    """Change from PyTorch to what runs the same network quicker on this CPU, if it is ready or there is much to do."""
+    runtime = getattr(detector, "runtime", None)
+    if (
+        options.runtime != "auto"
+        or options.cam
+        or not isinstance(runtime, TorchRuntime)
+        or runtime.device.type != "cpu"
+    ):
+        return
+    from nets.export.cache import quickest
+
+    is_long = any(
+        each.kind == "stream" or (each.kind == "video" and each.path and each.path.stat().st_size > LONG_VIDEO_BYTES)
+        for each in sources
+    )
+    is_much = is_long or len(sources) >= MANY_PICTURES
+    path = Path(options.checkpoint or default_checkpoint())
+    name = quickest(path, exports=is_much and distributed.world_size() == 1)
+    if name == "torch":
+        return
+    try:
+        detector.runtime = load_runtime(path, "cpu", name)
+    except (UserError, RunError) as error:  # PyTorch does it, too
+        warn(error.where, error.what, "it runs on PyTorch instead")
+        return
+    detector.runtime.config = runtime.config
 
 
 class Prediction:
@@ -285,7 +325,8 @@ class Prediction:
         self.done += 1
 
     def _watch(self, source: Source, reader: Any, output: VideoOutput) -> None:
-        frames: Any = iter(reader) if reader.live else prefetch(reader)
+        source_frames: Any = iter(reader) if reader.live else prefetch(reader)
+        frames: Any = source_frames
         total = min(reader.frame_count or sys.maxsize, self.options.max_frames or sys.maxsize)
         bar = tqdm(
             total=None if total == sys.maxsize else total,
@@ -294,11 +335,19 @@ class Prediction:
             leave=False,
             disable=None,
         )
-        # closed in this order: what is drawn, then the thread that reads, then the file it reads from
-        with contextlib.closing(frames), bar, Background(output.add) as background:
-            frames = itertools.islice(frames, self.options.max_frames)
-            for batch in _batches(frames, 1 if reader.live else self.options.batch_size):
-                found = self.finder.find([frame.image for frame in batch], LOW_SCORE if output.tracker else None)
+        frames = itertools.islice(frames, self.options.max_frames)
+        batches = _batches(frames, 1 if reader.live else self.options.batch_size)
+        least = LOW_SCORE if output.tracker else None
+
+        def find(batch: list[Frame]) -> tuple[list[Frame], list[Detections]]:
+            return batch, self.finder.find([frame.image for frame in batch], least)
+
+        # of a file two batches are on their way: one in the network, one being prepared or read
+        beside = not (reader.live or self.options.heatmap or self.options.tta)
+        looked: Any = parallel_map(find, batches, ahead=2, workers=2) if beside else (find(batch) for batch in batches)
+        # closed in this order: what is drawn, what is looked at, then the thread that reads from the file
+        with contextlib.closing(source_frames), contextlib.closing(looked), bar, Background(output.add) as background:
+            for batch, found in looked:
                 for frame, detections in zip(batch, found, strict=True):
                     background.put((frame, detections, self._frame_heat(frame)))
                     bar.update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,11 +32,14 @@ class Detector:
     Attributes:
         config: the model's configuration; `config.class_names[label]` names a detection.
         timings: seconds spent so far in `preprocess`, `network`, `postprocess`.
+
+    Several threads may use it at once: one is in the network while others prepare and read.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.timings = {"preprocess": 0.0, "network": 0.0, "postprocess": 0.0}
+        self._turn = threading.Lock()
 
     @classmethod
     def from_model(cls, model: YOLOv4, device: str = "cpu") -> Detector:
@@ -86,19 +90,22 @@ class Detector:
             letterbox.apply(image, out=place)
         prepared = time.perf_counter()
         results: list[Detections] = []
-        network = 0.0
+        spent = {"preprocess": prepared - started, "network": 0.0, "postprocess": 0.0}
         for part in self._parts(batch):
-            before = time.perf_counter()
-            outputs = self.runtime.run(part)
-            network += time.perf_counter() - before
+            with self._turn:
+                before = time.perf_counter()
+                outputs = self.runtime.run(part)
+                after = time.perf_counter()
             results += self.runtime.read(outputs, **thresholds)
+            spent["network"] += after - before
+            spent["postprocess"] += time.perf_counter() - after
         results = results[: len(images)]
         for number, (image, found) in enumerate(zip(images, results, strict=True)):
             boxes = letterbox.boxes_to_image(found.boxes, *image.shape[:2])
             results[number] = Detections(boxes, found.scores, found.labels)
-        self.timings["preprocess"] += prepared - started
-        self.timings["network"] += network
-        self.timings["postprocess"] += time.perf_counter() - prepared - network
+        with self._turn:
+            for name, seconds in spent.items():
+                self.timings[name] += seconds
         return results
 
     def stream(self, source: Any, **options: Any) -> Iterator[Any]:

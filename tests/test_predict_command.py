@@ -137,6 +137,20 @@ def test_a_folder_with_bad_pictures_and_videos_finishes_the_good_ones(
     assert len(rows(tmp_path / "out")) == 3 + 5
 
 
+def test_two_batches_of_a_video_are_on_their_way_at_once(detector: Painted, tmp_path: Path, monkeypatch: Any) -> None:
+    meet = threading.Barrier(2, timeout=60)  # broken, and an error, if the second batch waits for the first
+    found = detector.detect_batch
+
+    def detect_batch(images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
+        meet.wait()
+        return found(images, **thresholds)
+
+    monkeypatch.setattr(detector, "detect_batch", detect_batch)
+    assert run(clip(tmp_path / "a.mp4", 16), "--output", tmp_path / "out", "--batch-size", "4", "--json") == 0
+    lefts = [row["detections"][0]["box_xyxy"][0] for row in rows(tmp_path / "out")]
+    assert len(lefts) == 16 and lefts == sorted(lefts)  # and still in order
+
+
 def test_a_video_keeps_its_rate_size_length_and_order(detector: Painted, tmp_path: Path) -> None:
     assert run(clip(tmp_path / "v.mp4"), "--output", tmp_path / "out", "--json", "--batch-size", 5) == 0
     with VideoReader(tmp_path / "out" / "v.mp4") as reader:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +161,36 @@ def test_what_is_remembered_is_not_believed_when_the_file_is_gone(monkeypatch, c
     assert load_runtime(checkpoint(), "cpu").name == "torch"
     memory.write_text("{")
     assert load_runtime(checkpoint(), "cpu").name == "torch"
+
+
+def test_without_a_measurement_what_is_ready_is_taken_and_what_pays_is_made(monkeypatch) -> None:
+    monkeypatch.setattr(cache, "PACKAGES", {"openvino": ("no_such_package",), "onnxruntime": ("onnxruntime", "onnx")})
+    assert cache.quickest(checkpoint()) == "torch"  # a picture or two are sooner done than an export
+    assert cache.quickest(checkpoint(), exports=True) == "onnxruntime"
+    load_runtime(checkpoint(), "cpu", "onnxruntime")
+    assert cache.quickest(checkpoint()) == "onnxruntime"
+    cache._remember(checkpoint(), {"runtime": "torch", "file": ""})
+    assert cache.quickest(checkpoint(), exports=True) == "torch"
+
+
+def test_threads_take_turns_in_the_network() -> None:
+    detector = Detector.from_model(small_model())
+    images = pictures(2)
+    expected = detector(list(images))
+    run, inside = detector.runtime.run, threading.Semaphore(1)
+
+    def run_alone(batch: np.ndarray) -> list[torch.Tensor]:
+        assert inside.acquire(blocking=False), "two threads are in the network"
+        try:
+            return run(batch)
+        finally:
+            inside.release()
+
+    detector.runtime.run = run_alone
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: detector(list(images)), range(12)))
+    for answer in answers:
+        assert all(np.array_equal(a.boxes, b.boxes) for a, b in zip(answer, expected, strict=True))
 
 
 def test_measuring_gives_a_time_for_each_runtime() -> None:

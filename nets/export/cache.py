@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ VERSION = 1  # raise it when an export of the same checkpoint would differ
 # what a checkpoint can do, an export of it must: any batch, any size, raw maps for heat maps and other suppressions
 CACHED_FORM = Form(uint8_input=True, decodes=False, dynamic=True)
 PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+PREFERRED = ("openvino", "onnxruntime")  # the usually quicker one first (docs/DEPLOYMENT.md)
 SUFFIX_OF = {"onnxruntime": ".onnx", "openvino": ".xml", "torchscript": ".torchscript"}
 TRIALS = 15
 
@@ -38,7 +40,7 @@ def export_cached(path: Path, runtime: str) -> Path:
         MissingExtra: if what writes or runs it is not installed.
         RunError: if it cannot be written, or does not answer as the checkpoint does.
     """
-    target = _folder() / f"{_digest(path)}-{VERSION}.{METADATA_VERSION}{SUFFIX_OF[runtime]}"
+    target = _target(path, runtime)
     if target.is_file():
         return target
     from nets.export import export_and_check
@@ -50,6 +52,10 @@ def export_cached(path: Path, runtime: str) -> Path:
     model = load_model(path)
     export_and_check(model, target, runtime_format(runtime), CACHED_FORM, drawn_photos(model.config, 2))
     return target
+
+
+def _target(path: Path, runtime: str) -> Path:
+    return _folder() / f"{_digest(path)}-{VERSION}.{METADATA_VERSION}{SUFFIX_OF[runtime]}"
 
 
 def runtime_format(runtime: str) -> str:
@@ -67,6 +73,29 @@ def remembered(path: Path) -> str | None:
     return None
 
 
+def quickest(path: Path, exports: bool = False) -> str:
+    """What to run a checkpoint on, on this CPU, where the user has named nothing.
+
+    Args:
+        path: the checkpoint.
+        exports: take what would have to be exported first: worth its seconds where many pictures come.
+
+    Returns:
+        What `choose_fastest` found; else what it has been exported for before; else what it could be exported for, the
+        usually quicker one first; else `torch`.
+    """
+    if runtime := remembered(path):
+        return runtime
+    runtimes = [name for name in PREFERRED if _are_installed((name,))]
+    ready = [name for name in runtimes if _target(path, name).is_file()]
+    makeable = [name for name in runtimes if exports and _are_installed(PACKAGES[name])]
+    return next(iter(ready + makeable), "torch")
+
+
+def _are_installed(packages: Iterable[str]) -> bool:
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
 def choose_fastest(path: Path) -> str:
     """Measure a checkpoint on every runtime that is installed, in turns, and remember the quickest.
 
@@ -79,7 +108,7 @@ def choose_fastest(path: Path) -> str:
     runtimes: dict[str, Runtime] = {"torch": TorchRuntime(model)}
     files = {"torch": ""}
     for name, packages in PACKAGES.items():
-        if all(importlib.util.find_spec(package) for package in packages):
+        if _are_installed(packages):
             file = export_cached(path, name)
             runtimes[name], files[name] = LOADERS[name](file, "cpu"), file.name
     times = measure(model, runtimes)

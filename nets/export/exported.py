@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ class ExportedRuntime(Runtime):
         self.fixed_size = not form.dynamic
         self.fixed_batch = None if form.dynamic else 1
         self._warned = False
+        self._last = threading.local()
 
     @abstractmethod
     def call(self, images: np.ndarray) -> Sequence[np.ndarray | Tensor]:
@@ -41,6 +43,7 @@ class ExportedRuntime(Runtime):
 
     def run(self, images: np.ndarray) -> list[Tensor]:
         """See `Runtime.run`; raw maps are views (B, A, H, W, 5 + C)."""
+        self._last.batch = len(images)
         try:
             outputs = self.call(images if self.form.uint8_input else as_float(images))
         except (RuntimeError, ValueError) as error:
@@ -63,12 +66,11 @@ class ExportedRuntime(Runtime):
             what = f"suppression is in the file: score {config.score_threshold:g}, IoU {config.iou_threshold:g}"
             warn(self.path, f"{what}; other thresholds have no effect", "export it without --nms to score it")
         boxes, scores, labels, images = (output.numpy() for output in outputs)
+        # how many images this thread ran last: the outputs of suppression do not tell
         keep = scores >= asked.get("score_threshold", 0.0)
         limit = asked.get("max_detections", config.max_detections)
-        parts = [np.flatnonzero(keep & (images == number))[:limit] for number in range(self.batch)]
+        parts = [np.flatnonzero(keep & (images == number))[:limit] for number in range(self._last.batch)]
         return [Detections(boxes[part], scores[part], labels[part]) for part in parts]
-
-    batch = 1  # images of the last run, which the outputs of suppression do not tell
 
 
 def as_float(images: np.ndarray) -> np.ndarray:

@@ -235,5 +235,4 @@ class OnnxRuntime(ExportedRuntime):
         super().__init__(path, config, form)
 
     def call(self, images: np.ndarray) -> list[np.ndarray]:
-        self.batch = len(images)
         return self.session.run(None, {INPUT: images})

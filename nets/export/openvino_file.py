@@ -116,7 +116,6 @@ class OpenVinoRuntime(ExportedRuntime):
         self._requests: dict[tuple[int, ...], Any] = {}
 
     def call(self, images: np.ndarray) -> list[np.ndarray]:
-        self.batch = len(images)
         request = self._requests.get(images.shape) or self._compile(images.shape)
         results = request.infer([np.ascontiguousarray(images)], share_inputs=True)
         return [results[output].copy() for output in request.model_outputs]
