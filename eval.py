@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ class EvalOptions:
 def main(argv: list[str] | None = None) -> int | None:
     """Run the command line `argv`."""
     options = parse_options(EvalOptions, argv, description=__doc__ or "", prog="eval.py")
+    if (options.compare or options.detections) and int(os.environ.get("RANK", 0)) > 0:
+        return None  # of several processes the first does what needs no network
     if options.compare is not None:
         return compare_files(options)
     if options.data is None:
@@ -85,7 +88,7 @@ def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, 
         )
         result = evaluate(
             detector,
-            open_index(options),
+            open_index(options, quiet=not distributed.is_main()),
             batch_size=options.batch_size,
             settings=settings,
             coco=options.evaluator,
@@ -105,8 +108,9 @@ def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, 
 def _load(options: EvalOptions, device: str) -> Any:
     """The detector that the options name."""
     from nets.detector import default_checkpoint, load_detector
+    from utils import distributed
 
-    if options.checkpoint is None:
+    if options.checkpoint is None and distributed.is_main():
         print(f"no --checkpoint given: scoring the built-in model {default_checkpoint()}")
     detector = load_detector(options.checkpoint, device=device, runtime=options.runtime)
     if options.input_size is not None:
@@ -126,20 +130,20 @@ def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, None]:
     return score(index, index.class_names, class_map, found, options.evaluator, f"from {options.detections}"), None
 
 
-def open_index(options: EvalOptions) -> DatasetIndex:
-    """The split that the options name."""
+def open_index(options: EvalOptions, quiet: bool = False) -> DatasetIndex:
+    """The split that the options name; `quiet` where another process says what was left out of it."""
     from utils.data.open import open_dataset
     from utils.data.truth import open_truth
 
     index = (open_truth if options.detections else open_dataset)(options.data or "", choose_split(options))
     if not len(index):
         raise UserError(options.data, f"{index.name} has no images", "name another --split")
-    lost = [skip for skip in index.skips if skip.kind != "note"]
+    lost = [skip for skip in index.skips if skip.kind != "note" and not quiet]
     for skip in lost[:SKIPS_SHOWN]:
         warn(skip.where, skip.what, skip.todo)
     if len(lost) > SKIPS_SHOWN:
         warn(options.data, f"{len(lost) - SKIPS_SHOWN} more images or boxes were left out", "see dataset.py check")
-    if not index.num_boxes:
+    if not index.num_boxes and not quiet:
         warn(options.data, f"{index.name} has no objects: there is nothing to score against")
     return index if options.limit is None else index.subset(np.arange(min(options.limit, len(index))))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
 import signal
@@ -127,13 +128,17 @@ def main(argv: list[str] | None = None) -> int:
         Tracker(finder.threshold, DEFAULT_FPS)  # says at once if the package is missing
     with TemporaryDirectory(prefix="predict-") as downloads, _signals(), _processes():
         names = [os.fspath(name) for name in options.sources]
+        if "-" in names and distributed.world_size() > 1:
+            raise UserError("-", "is read by one process only", "write a list of names to a .txt file, and name that")
         sources, skips = list_sources(names, options.recursive, download_folder=Path(downloads))
         _report(skips, nothing_else=not sources)
         _quicken(detector, options, sources)
         folder = _output_folder(options, sources)
         names_of = list(unique_names(sources, lambda source: _drawn_suffix(source, options)))
         _check_outputs(options, folder, sources, names_of)
-        distributed.barrier()  # nobody writes before all have looked at what is there
+        listed = hashlib.sha256(repr(names_of).encode("utf-8", "surrogatepass")).digest()
+        if len(set(distributed.gather(listed))) > 1:  # and nobody writes before all have looked at what is there
+            raise RunError("SOURCE", "is not the same in every process", "keep what is looked at on a shared disk")
         if distributed.is_main():
             print(finder.threshold_text(), flush=True)
         with Prediction(finder, options, folder, counters) as prediction:
@@ -238,7 +243,8 @@ class Prediction:
 
     def run(self, items: Sequence[tuple[Source, tuple[str, str]]]) -> None:
         """Look at every source, in order."""
-        with tqdm(total=len(items), unit="source", disable=None if len(items) > 1 else True) as self._bar:
+        hidden = None if len(items) > 1 and distributed.is_main() else True
+        with tqdm(total=len(items), unit="source", disable=hidden) as self._bar:
             for is_image, group in itertools.groupby(items, key=lambda item: item[0].kind == "image"):
                 if is_image:
                     self._run_images(list(group))
@@ -492,7 +498,7 @@ def _report(skips: Sequence[Skip], nothing_else: bool) -> None:
     """Name what could not be found. Raises UserError if nothing could."""
     if nothing_else and len(skips) == 1:
         raise UserError(skips[0].where, skips[0].what, skips[0].todo)
-    for skip in skips:
+    for skip in skips if distributed.is_main() else ():
         warn(skip.where, skip.what, skip.todo)
     if nothing_else:
         raise UserError("SOURCE", f"none of the {len(skips)} can be looked at", "see the warnings above")

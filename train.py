@@ -30,8 +30,10 @@ from training.state import (
     Progress,
     RunState,
     check_data,
+    check_parts,
     describe_data,
     describe_versions,
+    epoch_parts,
     find_run,
     read_run,
     seed_everything,
@@ -180,6 +182,10 @@ def main(argv: list[str] | None = None) -> int:
             with signals.raising():
                 run = Run(options, device, checkpoint, signals)
             return run.train()
+        except Exception as error:
+            if signals.signum is not None and distributed.is_lost(error):  # the others were told to leave, too
+                raise Interrupted(signals.signum) from error
+            raise
         finally:
             distributed.stop()
 
@@ -336,6 +342,7 @@ class Run:
             self.trainer, batches, len(self.loader), title, progress.batch, distributed.is_main()
         )
         progress.batch = progress.batch.merged(distributed.gather(progress.batch))
+        self.loader.restore_skips([skip for part in distributed.gather(self.loader.skips) for skip in part])
         progress.step = self.trainer.step
         if not whole:
             return False
@@ -454,6 +461,7 @@ class Run:
                 **describe_versions(),
                 "epoch": self.progress.epoch,
                 "world_size": self.first_world_size,
+                "parts": epoch_parts(self.options),
                 "options": changed_options(self.options),
             },
             training=None if finished else self.state.state_dict(),
@@ -462,6 +470,7 @@ class Run:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.state.restore(checkpoint, self.folder / "last.pth")
+        check_parts(checkpoint, self.progress, epoch_parts(self.options))
         say(f"resumed: epoch {self.progress.epoch + 1}, batch {self.progress.batch.batch}")
 
     def _scored_model(self) -> YOLOv4:

@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -212,27 +213,33 @@ class Measured:
 def compare(options: CostOptions, parameters: int) -> int:
     """Measure, predict two processes from the parts, and say how far off that is."""
     before = os.getloadavg()[0]
-    found = measure(options)
-    contention = Costs(options.batch_size, found.beside, parameters * 4, overlap=0.0)
-    predicted = contention.compute + found.exchange
+    wall, cpu = measure(options)
+    batch, size = options.batch_size, parameters * 4.0
+    # the link as fast as it was found to be; nothing hides behind the backward pass, as gloo takes the same cores
+    link = {"inner": size * _share(2) / wall.exchange, "inner_latency": 0.0, "overlap": 0.0}
+    shared = Costs(batch, wall.beside, size, **link).step(2)[0]
+    apart = Costs(batch, wall.alone, size, **link).step(2)[0]
     print(
         f"load {before:.1f} on {os.cpu_count()} cores; one thread a process; {options.rounds} rounds in turns, medians"
     )
-    print(f"one process alone: {found.alone * 1e3:.0f} ms a step, {options.batch_size / found.alone:.1f} images/s")
-    print(
-        f"two at once, no exchange: {found.beside * 1e3:.0f} ms; gradients' all-reduce: {found.exchange * 1e3:.0f} ms"
-    )
-    print(f"two with DDP, predicted {predicted * 1e3:.0f} ms, measured {found.together * 1e3:.0f} ms", end=": ")
-    print(f"{2 * options.batch_size / found.together:.1f} images/s, prediction {predicted / found.together - 1:+.0%}")
-    naive = found.alone + found.exchange
-    print(
-        f"were each process alone on its cores (as GPUs are): {naive * 1e3:.0f} ms, {naive / found.together - 1:+.0%}"
-    )
+    print(f"gradients {size / 1e6:.1f} MB; all-reduce {link['inner'] / 1e9:.2f} GB/s")
+    print("\n| seconds a step | one process | two, no exchange | exchange | two, predicted | two, measured | |")
+    print("| --- |" + " ---: |" * 6)
+    for name, found, predicted in (
+        ("wall", wall, shared),
+        ("CPU, of both", cpu, 2 * cpu.alone + cpu.exchange),
+    ):
+        row = (found.alone, found.beside, found.exchange, predicted, found.together)
+        print(
+            f"| {name} | " + " | ".join(f"{each:.3f}" for each in row) + f" | {predicted / found.together - 1:+.0%} |"
+        )
+    print(f"\nimages/s: one process {batch / wall.alone:.1f}, two {2 * batch / wall.together:.1f}")
+    print(f"were each process alone on its cores (as on GPUs): {apart:.3f} s, {apart / wall.together - 1:+.0%}")
     return 0
 
 
-def measure(options: CostOptions) -> Measured:
-    """Two processes; the four cases in turns, so that other work on the machine meets all alike."""
+def measure(options: CostOptions) -> tuple[Measured, Measured]:
+    """Wall-clock and CPU seconds of two processes; the cases in turns, so that other work here meets all alike."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -248,7 +255,7 @@ def measure(options: CostOptions) -> Measured:
     return results.get()
 
 
-def _measure(rank: int, port: int, options: CostOptions, results: multiprocessing.Queue[Measured]) -> None:
+def _measure(rank: int, port: int, options: CostOptions, results: multiprocessing.Queue[Any]) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
@@ -279,18 +286,20 @@ def _measure(rank: int, port: int, options: CostOptions, results: multiprocessin
         "exchange": lambda: dist.all_reduce(gradients),
         "together": lambda: step(True),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    wall: dict[str, list[float]] = {name: [] for name in cases}
+    cpu: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(options.rounds + 2):
         for name, case in cases.items():
             dist.barrier()
-            started = time.perf_counter()
+            started, busy = time.perf_counter(), time.process_time()
             case()
-            if name != "alone":
-                dist.barrier()  # a step of two is over when both have done it
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - started)
+            used = distributed.total(torch.tensor(time.process_time() - busy, dtype=torch.float64)).item()
+            if number >= 2:  # a step of two is over when both have done it: `total` has waited for the other
+                cpu[name].append(used)
+                wall[name].append(time.perf_counter() - started)
     if rank == 0:
-        results.put(Measured(**{name: statistics.median(values) for name, values in seconds.items()}))
+        medians = ({name: statistics.median(values) for name, values in each.items()} for each in (wall, cpu))
+        results.put(tuple(Measured(**values) for values in medians))
     distributed.stop()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -40,10 +41,23 @@ def folder(index: DatasetIndex, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def address(folder: Path) -> Iterator[str]:
+def cutting() -> set[str]:
+    """Names of files that the server at `address` breaks off in, once."""
+    return set()
+
+
+@pytest.fixture
+def address(folder: Path, cutting: set[str]) -> Iterator[str]:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
+
+        def copyfile(self, source: IO[bytes], outputfile: IO[bytes]) -> None:  # type: ignore[override]
+            name = self.path.rpartition("/")[2]
+            if name not in cutting:
+                return super().copyfile(source, outputfile)
+            cutting.discard(name)
+            outputfile.write(source.read((folder / name).stat().st_size // 2))
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -116,9 +130,11 @@ def test_no_process_is_a_batch_short_though_images_do_not_divide(folder: Path) -
     assert len({name for each in batches for batch in each for name in batch}) == 13
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_is_taken_up_in_its_middle_with_the_same_pictures(folder: Path, workers: int) -> None:
-    whole, rest = _loader(folder, workers=workers), _loader(folder, workers=workers)
+@pytest.mark.parametrize(("workers", "over_http"), [(0, False), (2, False), (0, True)])
+def test_an_epoch_is_taken_up_in_its_middle_with_the_same_pictures(
+    folder: Path, address: str, workers: int, over_http: bool
+) -> None:
+    whole, rest = _loader(folder, workers=workers), _loader(address if over_http else folder, workers=workers)
     whole.set_epoch(1)
     rest.set_epoch(1, first_batch=3)
     for (one, one_targets), (two, two_targets) in zip(list(whole)[3:], list(rest), strict=True):
@@ -129,10 +145,51 @@ def test_an_epoch_is_taken_up_in_its_middle_with_the_same_pictures(folder: Path,
     rest.close()
 
 
+def test_taking_up_an_epoch_fetches_what_is_at_hand_and_not_what_came_before() -> None:
+    order = list(range(1000, 1300))
+    asked: list[int] = []
+
+    def stream_from(place: int) -> Iterator[tuple[int, bytes]]:
+        asked.append(place)
+        return ((i, str(i).encode()) for i in order[place:])
+
+    whole, rest = (shards_module._Window(order, stream_from, 8) for _ in range(2))
+    whole.open()
+    first, second = (np.random.default_rng(3) for _ in range(2))
+    for number in range(300):
+        if number == 250:
+            rest.open()
+        assert whole.next(first) == rest.next(second)
+        if number >= 250:
+            assert whole.data == rest.data
+            assert all(data == str(i).encode() for i, data in rest.data.items())
+            assert set(rest.data) == {*rest.waiting, *rest.used}
+    assert asked[0] == 0
+    assert asked[1] > 150
+
+
+def test_shards_are_read_through_the_library_too(folder: Path) -> None:
+    webdataset = pytest.importorskip("webdataset", reason="needs the extra `shards`")
+    for (one, _), (two, _) in zip(_loader(folder), _loader(f"pipe:cat {folder}"), strict=True):
+        assert torch.equal(one, two)
+    theirs = webdataset.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False)
+    read = [json.loads(sample["json"])["image_id"] for sample in theirs]  # and the library reads them by itself
+    assert read == open_shards(folder).index.image_ids.tolist()
+
+
 def test_http_gives_what_the_folder_gives(folder: Path, address: str) -> None:
     here, there = _loader(folder), _loader(address + "/")
     for (one, _), (two, _) in zip(here, there, strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_server_that_breaks_off_is_asked_again(
+    folder: Path, address: str, monkeypatch: pytest.MonkeyPatch, cutting: set[str]
+) -> None:
+    monkeypatch.setattr(shards_module, "FIRST_WAIT", 0)
+    cutting.update(path.name for path in folder.glob("*.tar"))
+    assert _ids(_loader(address)) == _ids(_loader(folder))
+    assert not cutting
 
 
 def test_a_broken_connection_is_taken_up_where_it_broke(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

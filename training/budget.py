@@ -67,7 +67,7 @@ def fit_epochs(
 def _time_step(options: Any, model: YOLOv4, loader: TrainLoader, index: DatasetIndex) -> float:
     """Seconds of one step, loading included; the weights stay as they are."""
     trial = copy.deepcopy(model)
-    trainer = build_trainer(options, trial, None, loader.sampler.batch_size, len(loader), index)
+    trainer = build_trainer(options, trial, None, loader.batch_size, len(loader), index)
     freeze(trainer, trial.backbone, options, options.freeze_epochs)
     trial.train()
     for module in trainer.frozen:

@@ -70,8 +70,9 @@ class RunState:
         """Plain types and tensors, for `Checkpoint.training`; the scored model's weights are a checkpoint's own."""
         trainer = self.trainer
         self.progress.parts = trainer.parts
+        of_all = self.progress.batch.scaled(distributed.world_size())  # as another number of processes may go on
         return {
-            "progress": dataclasses.asdict(self.progress),
+            "progress": dataclasses.asdict(dataclasses.replace(self.progress, batch=of_all)),
             "model": self.model.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": trainer.scaler.state_dict() if trainer.scaler else None,
@@ -103,7 +104,8 @@ class RunState:
         if self.trainer.scaler and state["scaler"]:
             self.trainer.scaler.load_state_dict(state["scaler"])
         values = state["progress"]
-        self.progress = Progress(**{**values, "batch": EpochProgress(**values["batch"])})
+        batch = EpochProgress(**values["batch"]).scaled(1 / distributed.world_size())
+        self.progress = Progress(**{**values, "batch": batch})
         self.trainer.step, self.trainer.parts = self.progress.step, self.progress.parts
         self.loader.restore_skips([Skip(**values) for values in state.get("skips", ())])
         _set_random_states(state["random"])
@@ -173,6 +175,23 @@ def share_batch(batch_size: int, checkpoint: Checkpoint | None) -> tuple[int, in
         what = f"{now} processes cannot share the run's {then * batch_size} images a step"
         raise UserError("--resume", what, f"start {then} processes, or another divisor of it")
     return then, then * batch_size // now
+
+
+def epoch_parts(options: Any) -> int:
+    """Into how many parts an epoch is cut that are read on their own: of shards, one for each worker of all."""
+    return distributed.world_size() * max(options.workers, 1) if options.shards else 1
+
+
+def check_parts(checkpoint: Checkpoint, progress: Progress, parts: int) -> None:
+    """Refuse to cut the rest of an epoch in another way than its beginning: images would be lost and repeated.
+
+    Raises:
+        UserError: naming both ways.
+    """
+    then = checkpoint.info.get("parts", parts)
+    if progress.batch.batch and then != parts:
+        what = f"epoch {progress.epoch + 1} was begun by {then} workers of all processes, not by {parts}"
+        raise UserError("--workers", what, "go on with as many; it may be changed between epochs")
 
 
 def describe_data(train: DatasetIndex, val: DatasetIndex) -> dict[str, Any]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime
 import functools
+import math
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import RunError, UserError
 
@@ -21,6 +24,8 @@ from utils.errors import RunError, UserError
 TIMEOUT_SECONDS = 300
 # How long a process that lost another one waits before it fails too, so that torchrun names the one that was first.
 GRACE_SECONDS = 3.0
+POLL_SECONDS = 0.02
+EQUAL_PART = 1e-3  # what GPUs of different kinds may differ by in the norm of one gradient
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout", "tcpstore")
 
 
@@ -51,8 +56,38 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
         options = {} if backend else {"device_id": torch.device(device)}
     if not dist.is_initialized():
         backend = backend or ("nccl" if device.startswith("cuda") else "gloo")
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds), **options)
+        timeout = datetime.timedelta(seconds=timeout_seconds)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            store, place, count = next(rendezvous("env://", timeout=timeout))
+            options |= {"store": _fresh_part(store, place, count, timeout_seconds), "rank": place, "world_size": count}
+        dist.init_process_group(backend, timeout=timeout, **options)
     return device
+
+
+def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> dist.Store:
+    """A part of torchrun's store that no earlier start has written to, the same for all processes of this one.
+
+    torchrun keeps its store through restarts, with the addresses of the dead (pytorch/pytorch#167288), and counts
+    restarts by machine. So each process shows itself by a new word, to which the first answers with the start's name.
+    """
+    word, deadline = uuid.uuid4().hex, time.monotonic() + timeout_seconds
+    missing = set(range(1, world_size)) if rank == 0 else {0}
+    if rank > 0:
+        store.set(f"come/{rank}", word)
+    while missing:  # asking again and again, and not waiting in the store, so that a signal is heard
+        for other in sorted(missing):
+            if rank > 0 and store.check([f"start/{word}"]):
+                word = store.get(f"start/{word}").decode()
+                store.set(f"{word}/{rank}", "")
+                missing.remove(other)
+            elif rank == 0 and store.check([f"{word}/{other}"]):
+                missing.remove(other)
+            elif rank == 0 and store.check([f"come/{other}"]):  # a word of an earlier start is answered too, in vain
+                store.set(f"start/{store.get(f'come/{other}').decode()}", word)
+        if time.monotonic() > deadline:
+            raise RunError("torchrun", f"ranks {sorted(missing)} did not come in {timeout_seconds:g} s", "start again")
+        time.sleep(POLL_SECONDS)
+    return dist.PrefixStore(word, store)
 
 
 def own_device(device: str) -> str:
@@ -122,6 +157,18 @@ def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
         dist.barrier()
+
+
+def check_equal(name: str, value: float) -> None:
+    """Make sure that a number which all processes must have is the same in all.
+
+    Raises:
+        RunError: in every process, naming the numbers by rank, where they differ by more than rounding.
+    """
+    values = gather(value)
+    if any(not math.isclose(each, values[0], rel_tol=EQUAL_PART) for each in values):
+        numbers = ", ".join(f"{each:.6g}" for each in values)
+        raise RunError(name, f"differs between processes ({numbers})", "they must run one program on one data set")
 
 
 def share_buffers(model: nn.Module) -> nn.Module:

@@ -70,6 +70,7 @@ class Trainer:
     interruptible: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     after_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None
     _error: NotFinite | None = None  # of a loss of this step, in a run of several processes
+    _compared: bool = False  # whether all processes were found to have the same gradient, at this one's first step
     _buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # each with its value before the step
 
     def set_rate(self) -> None:
@@ -174,8 +175,12 @@ class Trainer:
         if self.clip > 0 or distributed.world_size() > 1:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
-            if not self.scaler and not norm.isfinite():
-                raise self._error or self._not_finite("gradient", norm.item(), image_ids)
+            if not self.scaler and not norm.isfinite():  # in all processes, whichever it came from
+                errors = [error for error in distributed.gather(self._error) if error is not None]
+                raise errors[0] if errors else self._not_finite("gradient", norm.item(), image_ids)
+            if not self._compared and norm.isfinite():
+                distributed.check_equal("gradient", norm.item())
+                self._compared = True
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -185,7 +190,7 @@ class Trainer:
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.ema_source or self.model)
-        self._buffers = []  # what is done cannot be taken back
+        self._buffers, self._error = [], None  # what is done cannot be taken back
 
 
 @dataclass
@@ -214,6 +219,11 @@ class EpochProgress:
         names = dict.fromkeys(name for part in parts for name in part.sums)
         sums = {name: sum(part.sums.get(name, 0.0) for part in parts) / len(parts) for name in names}
         return EpochProgress(self.batch, sum(part.images for part in parts) / len(parts), sums)
+
+    def scaled(self, factor: float) -> EpochProgress:
+        """The same means of `factor` times as many images: of all processes, or of one's part."""
+        sums = {name: value * factor for name, value in self.sums.items()}
+        return EpochProgress(self.batch, float(self.images * factor), sums)  # 0 as 0.0: a resumed run's is the same
 
     def means(self) -> dict[str, float]:
         """Mean losses so far."""

@@ -107,7 +107,9 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
     except UserError as error:
         code = _report(f"error: {error}", error.exit_code, debug)
     except Interrupted as stop:
-        code = _report(f"{stop}", 128 + stop.signum, debug)
+        code = 128 + stop.signum
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+            _report(f"{stop}", code, debug)
     except KeyboardInterrupt:
         code = _report("interrupted", 128 + signal.SIGINT, debug)
     except BrokenPipeError:  # `| head`: the reader has gone, which is no fault of the run

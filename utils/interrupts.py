@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -23,7 +24,8 @@ class SignalWatch:
         signum: the signal that came, or None. It is for the owner to look at, and to leave in good order.
 
     Within `with watch.raising():` a signal raises `Interrupted` where it finds the program; a second one, a second
-    later, does so everywhere. Outside the main thread, where Python takes no signals, it does nothing.
+    later, does so everywhere: but not under torchrun, which passes on what came to all, and kills after 30 seconds.
+    Outside the main thread, where Python takes no signals, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -61,7 +63,8 @@ class SignalWatch:
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._since = signum, now
-            if not self._raises:
+            if not self._raises and os.environ.get("RANK", "0") == "0":
                 sys.stderr.write(f"\n{signal.Signals(signum).name}: saving\n")
-        if self._raises or now - self._since > INSISTING:
+        insists = now - self._since > INSISTING and "TORCHELASTIC_RUN_ID" not in os.environ
+        if self._raises or insists:
             raise Interrupted(signum)

@@ -309,7 +309,7 @@ class Postponed(ResultWriter):
         self.results: list[Result] = []
 
     def add(self, result: Result) -> None:
-        self.results.append(replace(result, image=result.image[:0]))
+        self.results.append(replace(result, image=result.image[:0].copy()))  # a mere view would hold on to the whole
 
 
 # those that need the picture itself: each process writes its own

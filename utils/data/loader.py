@@ -384,6 +384,11 @@ class TrainLoader:
             **options,
         )
 
+    @property
+    def batch_size(self) -> int:
+        """Images of this process's batches."""
+        return self.sampler.batch_size
+
     def set_epoch(self, epoch: int, mosaic: bool = True, first_batch: int = 0) -> None:
         """See `EpochSampler.set_epoch`."""
         self.sampler.set_epoch(epoch, mosaic, first_batch)
@@ -416,9 +421,11 @@ class TrainLoader:
             end()
 
     def restore_skips(self, skips: Sequence[Skip]) -> None:
-        """Take up those of an interrupted run: they are not named again."""
-        self.skips = list(skips)
-        self._named = {skip.where for skip in skips}
+        """Take up those of an interrupted run or of all its processes, each once: they are not named again."""
+        first: dict[str, Skip] = {}
+        for skip in skips:
+            first.setdefault(skip.where, skip)
+        self.skips, self._named = list(first.values()), set(first)
 
     def _name(self, skipped: Sequence[tuple[str, str]]) -> None:
         for path, reason in skipped:

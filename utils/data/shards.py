@@ -10,7 +10,7 @@ import tarfile
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -157,6 +157,19 @@ class ShardSet:
             at += self.counts[shard]
         return found
 
+    def images(self, parts: Sequence[tuple[int, int, int]]) -> list[int]:
+        """Positions in the index of the images of `parts`, in their order."""
+        starts = np.cumsum([0, *self.counts]).tolist()
+        return [i for shard, first, end in parts for i in range(starts[shard] + first, starts[shard] + end)]
+
+    def read_from(self, parts: Sequence[tuple[int, int, int]], place: int) -> Iterator[tuple[int, bytes]]:
+        """`read` all of `parts` but their first `place` images."""
+        for shard, first, end in parts:
+            left_out = min(place, end - first)
+            place -= left_out
+            if first + left_out < end:
+                yield from self.read(shard, first + left_out, end)
+
     def read(self, shard: int, first: int, end: int) -> Iterator[tuple[int, bytes]]:
         """(position in the index, the picture's file) of images `first` to `end` of a shard, streamed.
 
@@ -256,25 +269,59 @@ def _samples(stream: IO[bytes], first: int, end: int) -> Iterator[tuple[int, byt
 
 
 class _Window:
-    """The pictures of a worker that may be drawn from: takes `PhotoReader`'s place."""
+    """The pictures of a worker that may be drawn from: takes `PhotoReader`'s place.
 
-    def __init__(self, stream: Iterator[tuple[int, bytes]], size: int) -> None:
-        self.stream, self.size = stream, size
+    Args:
+        order: the pictures in the order in which they come.
+        stream_from: the pictures' files from a place in that order on.
+        size: pictures to draw from, and as many more, drawn already, for mosaics.
+
+    Before `open`, pictures are drawn without their files, so that an epoch can be taken up in its middle without
+    fetching what came before.
+    """
+
+    def __init__(
+        self, order: Sequence[int], stream_from: Callable[[int], Iterator[tuple[int, bytes]]], size: int
+    ) -> None:
+        self.order, self.stream_from, self.size = order, stream_from, size
+        self.taken = 0
+        self.stream: Iterator[tuple[int, bytes]] | None = None
         self.data: dict[int, bytes] = {}
         self.waiting: list[int] = []
         self.used: deque[int] = deque()
 
+    def open(self) -> None:
+        """Fetch what is at hand, and from here on what is taken; once."""
+        if self.stream is not None:
+            return
+        kept = {*self.waiting, *self.used}
+        first = next((place for place in range(self.taken) if self.order[place] in kept), self.taken)
+        self.stream = self.stream_from(first)
+        for place in range(first, self.taken):
+            data = self._fetch(self.order[place])
+            if self.order[place] in kept:
+                self.data[self.order[place]] = data
+
+    def _fetch(self, i: int) -> bytes:
+        assert self.stream is not None
+        found, data = next(self.stream)
+        assert found == i, f"picture {found} came for {i}"
+        return data
+
     def next(self, rng: np.random.Generator) -> int:
         """A picture that has not been drawn before."""
-        while len(self.waiting) < self.size and (item := next(self.stream, None)) is not None:
-            self.data[item[0]] = item[1]
-            self.waiting.append(item[0])
+        while len(self.waiting) < self.size and self.taken < len(self.order):
+            i = self.order[self.taken]
+            if self.stream is not None:
+                self.data[i] = self._fetch(i)
+            self.taken += 1
+            self.waiting.append(i)
         slot = int(rng.integers(len(self.waiting)))
         self.waiting[slot], self.waiting[-1] = self.waiting[-1], self.waiting[slot]
         chosen = self.waiting.pop()
         self.used.append(chosen)
         if len(self.used) > self.size:
-            del self.data[self.used.popleft()]
+            self.data.pop(self.used.popleft(), None)
         return chosen
 
     def partner(self, rng: np.random.Generator) -> int:
@@ -332,20 +379,23 @@ class ShardStream(IterableDataset):
                 yield next(streams[number % self.workers])
 
     def _line(self, line: int, epoch: int, mosaic: bool, first_batch: int) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """The batches number line, line + workers, ..., from `first_batch` on; those before are read and left out."""
+        """The batches number line, line + workers, ..., from `first_batch` on; those before are drawn and left out."""
         share = self.rank * self.workers + line
         parts = self.shards.parts(self.seed, epoch, share, self.world_size * self.workers)
         rng = np.random.default_rng([self.seed, epoch, share, 11])
         dataset = self.make(self.shards.index)
-        window = _Window((pair for part in parts for pair in self.shards.read(*part)), self.shuffled)
+        order = self.shards.images(parts)
+        window = _Window(order, lambda place: self.shards.read_from(parts, place), self.shuffled)
         dataset.reader = window  # type: ignore[assignment]
-        count = sum(end - first for _, first, end in parts)
         batches = len(self) // self.workers
-        for number, part in enumerate(np.array_split(np.arange(count), batches)):
+        for number, part in enumerate(np.array_split(np.arange(len(order)), batches)):
+            is_wanted = number * self.workers + line >= first_batch
+            if is_wanted:
+                window.open()
             chosen = []
             for is_new in [True] * len(part) or [False]:  # no process may be a batch short
                 i = window.next(rng) if is_new else window.partner(rng)
-                if number * self.workers + line >= first_batch:
+                if is_wanted:
                     chosen.append(_StreamedMaker(dataset, SampleKey(epoch, i, mosaic)).make())
             if chosen:
                 yield collate(chosen)
@@ -367,6 +417,11 @@ class ShardLoader(TrainLoader):
             timeout=self.timeout,
             generator=torch.Generator().manual_seed(stream.seed),
         )
+
+    @property
+    def batch_size(self) -> int:
+        """Images of this process's batches."""
+        return self.stream.batch_size
 
     def set_epoch(self, epoch: int, mosaic: bool = True, first_batch: int = 0) -> None:
         """See `EpochSampler.set_epoch`."""
