@@ -1,10 +1,13 @@
-"""Draw the pictures of the README from the demo: what its detector finds, why, and what tiles add."""
+"""Draw the pictures of the README from the demo: what its detector finds and follows, why, and what tiles add."""
 
 from __future__ import annotations
 
+import copy
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -15,13 +18,24 @@ from nets.detector import Detector, load_detector
 from nets.explain import layer_cam, objectness_map
 from nets.tiling import TiledDetector
 from utils.config import option, parse_options
+from utils.data.demo import Scene, street
 from utils.data.open import open_dataset
 from utils.draw import contact_sheet, draw_detections, draw_heatmap
-from utils.errors import UserError, run_command
+from utils.errors import RunError, UserError, run_command
 from utils.images import read_image, write_image
+from utils.video import VideoReader, VideoWriter
 
 SHOWN = 8  # test pictures, the first ones: not chosen
 SIDE = 3  # the large picture is so many test pictures wide and high
+CLIP = (300, 400)  # height and width of the video that is tracked, pixels
+FRAMES, FPS = 48, 12
+ACTORS = (  # class, seed of its looks, size, centre in the first frame and in the last one, pixels
+    ("car", 6, 84, (40, 195), (420, 195)),
+    ("car", 11, 110, (380, 266), (20, 266)),
+    ("balloon", 5, 70, (120, 50), (190, 62)),
+    ("house", 8, 90, (320, 130), (320, 130)),
+)
+LINE = "200,300,200,160"
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         "demo_found": found(detector, images[:SHOWN]),
         "demo_why": why(detector, images),
         "demo_tiles": tiles(detector, images[: SIDE * SIDE]),
+        "demo_tracked": tracked(options.checkpoint),
     }
     for name, picture in pictures.items():
         path = Path(options.output) / f"{name}.jpg"
@@ -84,6 +99,40 @@ def tiles(detector: Detector, images: list[np.ndarray]) -> np.ndarray:
         panels.append(draw_detections(large, seen, names))
         captions.append(f"{caption}: {len(seen)} objects")
     return contact_sheet(panels, columns=2, tile_size=(484, 484), captions=captions)
+
+
+def tracked(checkpoint: str) -> np.ndarray:
+    """Three frames of a drawn video as `predict.py --track --line` leaves them."""
+    with TemporaryDirectory() as folder:
+        clip = Path(folder) / "street.mp4"
+        writer = VideoWriter(clip, FPS, CLIP)
+        for frame in drive():
+            writer.write(frame)
+        writer.close()
+        command = [sys.executable, str(REPOSITORY / "predict.py"), str(clip), "--checkpoint", checkpoint]
+        command += ["--track", "--line", LINE, "--output", str(Path(folder) / "out")]
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            raise RunError("predict.py", "failed", "see above")
+        (drawn,) = (Path(folder) / "out").glob("street*.mp4")
+        with VideoReader(drawn) as reader:
+            frames = [frame.image for frame in reader]
+    shown = [len(frames) // 4, len(frames) // 2, len(frames) - 8]
+    return contact_sheet([frames[i] for i in shown], columns=3, tile_size=(243, 324))
+
+
+def drive() -> list[np.ndarray]:
+    """A street with things that move along straight lines: (H, W, 3) uint8 RGB each."""
+    rng = np.random.default_rng(4)
+    empty = Scene(*CLIP)
+    street(empty, rng, 0)
+    frames = []
+    for share in np.linspace(0, 1, FRAMES):
+        scene = copy.deepcopy(empty)
+        for name, seed, size, first, last in ACTORS:
+            x, y = (a + (b - a) * share for a, b in zip(first, last, strict=True))
+            scene.place(name, (x, y), size, 0, np.random.default_rng(seed))
+        frames.append(np.clip(np.round(scene.image), 0, 255).astype(np.uint8))
+    return frames
 
 
 if __name__ == "__main__":

@@ -290,3 +290,22 @@ def test_real_photographs_come_back_the_same(shared: Path, tmp_path: Path) -> No
         assert np.array_equal(first.labels, second.labels)
         assert first.image_ids.tolist() == second.image_ids.tolist()
         assert to == "yolo" or np.array_equal(first.difficult, second.difficult)
+
+
+@pytest.mark.parametrize("to", ["voc", "yolo"])
+def test_real_coco_photographs_come_back_the_same(to: str, shared: Path, tmp_path: Path) -> None:
+    source = shared / "data" / "coco_dev"
+    if not source.is_dir():
+        pytest.skip(f"{source} is not there")
+    first = open_dataset(source, "train2017", use_cache=False)
+    names = first.class_names
+    convert(source, tmp_path / "there", to)
+    convert(tmp_path / "there", tmp_path / "back", "coco", class_names=names)
+    split = "train" if to == "yolo" else "train2017"  # data.yaml has the name for what is trained on
+    second = open_dataset(tmp_path / "back", split, names, use_cache=False)
+    kept = ~first.crowd if to == "yolo" else np.ones(first.num_boxes, bool)
+    assert first.num_boxes == 787 and kept.sum() == (779 if to == "yolo" else 787)
+    assert [first.path(i).name for i in range(len(first))] == [second.path(i).name for i in range(len(second))]
+    assert np.array_equal(first.image_ids, second.image_ids)
+    assert np.array_equal(first.boxes[kept], second.boxes)
+    assert np.array_equal(first.labels[kept], second.labels)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nets.anchors import encode
 from nets.assigner import ASSIGNERS, Matches, Scene, assign, decode_matches
-from nets.losses import BOX_LOSSES, LossConfig, YOLOLoss
+from nets.losses import BOX_LOSSES, LossConfig, YOLOLoss, _CrossEntropy, _places
 from nets.model_config import STRIDES, ModelConfig
 
 CONFIG = ModelConfig(class_names=("cat", "dog", "owl"))
@@ -207,3 +208,29 @@ def _part(image: int) -> dict[str, Tensor]:
 def test_a_setting_that_does_not_exist_is_named(settings: dict) -> None:
     with pytest.raises(ValueError, match=r"choose from|for 3 classes"):
         YOLOLoss(CONFIG, LossConfig(**settings))
+
+
+def test_cross_entropy_is_pytorchs_in_value_and_gradient() -> None:
+    logits = torch.tensor([-90.0, -20.0, -3.0, -1e-3, 0.0, 1e-3, 0.7, 5.0, 20.0, 90.0]).repeat(3).requires_grad_()
+    target = torch.tensor([0.0, 0.3, 1.0]).repeat_interleave(10)
+    weights = torch.linspace(0.1, 2, 30)
+    ours = _CrossEntropy.apply(logits, target)
+    theirs = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    gradients = (torch.autograd.grad((loss * weights).sum(), logits)[0] for loss in (ours, theirs))
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-7)
+
+
+def test_places_of_matches_are_those_of_the_maps_laid_end_to_end() -> None:
+    config = ModelConfig(class_names=("a",), input_size=(64, 96))
+    maps = [torch.zeros(2, 3, 64 // s, 96 // s, 6) for s in (8, 16, 32)]
+    boxes = torch.tensor([[30.0, 20.0, 12.0, 9.0], [90.0, 60.0, 60.0, 40.0], [5.0, 5.0, 30.0, 70.0]])
+    grids = [(m.shape[2], m.shape[3]) for m in maps]
+    scene = Scene(boxes, torch.zeros(3, dtype=torch.long), torch.tensor([0, 1, 1]), grids, maps, config)
+    matches = assign(scene, "ratio")
+    marked = torch.zeros(sum(m[..., 4].numel() for m in maps))
+    marked[_places(scene, matches)] = 1
+    for m, level in zip(maps, matches.level.new_tensor([0, 1, 2]), strict=True):
+        own = matches[matches.level == level]
+        m[own.image, own.anchor, own.row, own.column, 4] = 1
+    assert torch.equal(marked, torch.cat([m[..., 4].flatten() for m in maps])) and marked.sum() > 3
