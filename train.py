@@ -32,6 +32,7 @@ from training.state import (
     check_data,
     check_parts,
     describe_data,
+    describe_end,
     describe_versions,
     epoch_parts,
     find_run,
@@ -47,7 +48,7 @@ from utils.data.index import Skip
 from utils.data.loader import worker_failure
 from utils.distributed import say
 from utils.engine import EpochProgress, NotFinite, train_epoch
-from utils.errors import Interrupted, RunError, run_command, warn
+from utils.errors import Interrupted, RunError, outliving_readers, run_command, warn
 from utils.evaluator import EvaluationResult, evaluate
 from utils.interrupts import SignalWatch
 from utils.letterbox import RESIZE_MODES
@@ -169,12 +170,12 @@ def main(argv: list[str] | None = None) -> int:
     given = find_run(given_options(TrainOptions, argv, description=__doc__ or "", presets=PRESETS))
     options = check_options(TrainOptions, given)
     checkpoint: Checkpoint | None = None
-    with SignalWatch() as signals:
+    with SignalWatch() as signals, outliving_readers():  # the figures are in files, too
         with signals.raising():
             if options.resume is not None:
                 options, checkpoint = read_run(options, frozenset(given))
                 if checkpoint is not None and checkpoint.training is None:
-                    print(f"{options.resume}: finished after {options.epochs} epochs, nothing left to do")
+                    print(f"{options.resume}: {describe_end(checkpoint, options.resume)}, nothing left to do")
                     return 0
             check_before_loading(options, is_resumed=checkpoint is not None)
             device = distributed.start(resolve_device(options.device))
@@ -346,6 +347,7 @@ class Run:
         progress.step = self.trainer.step
         if not whole:
             return False
+        self.state.require_finite()
         rate = self.trainer.optimizer.param_groups[0]["lr"]
         row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step, "learning_rate": rate}
         progress.history.append(row | {f"train_{name}": value for name, value in progress.batch.means().items()})
@@ -460,6 +462,7 @@ class Run:
                 **describe_data(self.train_index, self.val_index),
                 **describe_versions(),
                 "epoch": self.progress.epoch,
+                "finished": finished and name == "last.pth",
                 "world_size": self.first_world_size,
                 "parts": epoch_parts(self.options),
                 "options": changed_options(self.options),

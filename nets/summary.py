@@ -319,7 +319,7 @@ def build_config(options: SummaryOptions) -> ModelConfig:
     try:
         return ModelConfig(class_names=classes, **values)
     except ValueError as error:
-        raise UserError("options", str(error)) from error
+        raise UserError("options", str(error), "see --help") from error
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -343,7 +343,9 @@ def main(argv: list[str] | None = None) -> None:
         try:
             config = config.replace(input_size=check_input_size(options.input_size))
         except ValueError as error:
-            raise UserError("--input-size", str(error)) from error
+            raise UserError(
+                "--input-size", str(error).removeprefix("input size "), "give multiples of 32, such as 416"
+            ) from error
     summary = summarize(config, model)
     print(json.dumps(summary, indent=2) if options.json else format_summary(summary))
 

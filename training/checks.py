@@ -11,7 +11,8 @@ from nets.pretrained import IMAGENET, NONE
 from utils.data.augment import AugmentConfig
 from utils.data.loader import SMALLEST
 from utils.errors import UserError
-from utils.runlog import check_run_dir
+from utils.output_rules import check_output_folder
+from utils.runlog import RUNS, check_run_dir
 
 NOT_WITH_SHARDS = ("limit", "repeat_rare", "multi_scale", "train_split", "classes")
 
@@ -30,9 +31,10 @@ def check_before_loading(options: Any, is_resumed: bool = False) -> None:
         raise UserError("--data", "is missing", "give a VOCdevkit folder, a COCO folder or JSON, or a data.yaml")
     try:
         if check_input_size(options.input_size) == SMALLEST:
-            raise ValueError("32 32: batch norm needs more than one cell of the coarsest map; give 64 or more")
+            raise ValueError("32 32: batch norm needs more than one cell of the coarsest map")
     except ValueError as error:
-        raise UserError("--input-size", str(error).removeprefix("input size ")) from error
+        what = str(error).removeprefix("input size ")
+        raise UserError("--input-size", what, "give multiples of 32, such as 416") from error
     backbone = options.backbone
     if backbone is not None and backbone not in list_backbones() and not backbone.startswith(TIMM_PREFIX):
         known = ", ".join([*list_backbones(), f"{TIMM_PREFIX}NAME"])
@@ -53,6 +55,7 @@ def check_before_loading(options: Any, is_resumed: bool = False) -> None:
         raise UserError("--nan", "rollback works with one process only", "give stop")
     if options.resume is None:
         check_run_dir(options.run_dir)
+        check_output_folder("--run-dir", options.run_dir or RUNS, [options.data, options.val_data])
     for name in ("data", "val_data", "classes", *(() if is_resumed else ("weights", "pretrained"))):
         path = getattr(options, name)
         if path is not None and path not in (NONE, IMAGENET) and not os.path.exists(path):
@@ -66,4 +69,5 @@ def build_augment(options: Any) -> AugmentConfig:
     try:
         return AugmentConfig(**{name: getattr(options, name) for name in names})
     except ValueError as error:
-        raise UserError("augmentation", str(error)) from error
+        name, _, what = str(error).partition(": ")
+        raise UserError(f"--{name.replace('_', '-')}", what, "see --help") from error

@@ -23,7 +23,7 @@ from utils import distributed
 from utils.config import check_options, read_config
 from utils.data.index import DatasetIndex, Skip
 from utils.data.loader import TrainLoader
-from utils.engine import EpochProgress, Trainer
+from utils.engine import EpochProgress, NotFinite, Trainer
 from utils.errors import RunError, UserError
 from utils.optim import ModelEMA
 
@@ -65,6 +65,15 @@ class RunState:
         model = self.model if self.ema is None else self.ema.model
         assert isinstance(model, YOLOv4)
         return model
+
+    def require_finite(self) -> None:
+        """Raises NotFinite if the last step has spoilt the weights, which only the loss of the next one would tell."""
+        bad = [n for n, t in self.model.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
+        if bad:
+            rate = self.trainer.optimizer.param_groups[-1]["lr"]
+            what = f"{bad[0]} is no longer finite (learning rate {rate:.2g})"
+            todo = "nothing of it was saved; lower --learning-rate, or --amp none, or --nan rollback"
+            raise NotFinite(f"step {self.trainer.step}", what, todo)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors, for `Checkpoint.training`; the scored model's weights are a checkpoint's own."""
@@ -149,18 +158,28 @@ def read_run(asked: Options, given: frozenset[str]) -> tuple[Options, Checkpoint
     folder = Path(asked.resume or "")  # type: ignore[attr-defined]
     if folder.name == "last.pth":
         folder = folder.parent
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):
         raise UserError("--resume", f"{folder} is not the folder of a run (no config.json)", "give a --run-dir")
     saved = check_options(type(asked), read_config(folder / "config.json"))
     _refuse_differences(saved, {n: getattr(asked, n) for n in given - FREE_ON_RESUME}, folder)
     kept = {name: getattr(asked, name) for name in given & FREE_ON_RESUME}
-    checkpoint = load_checkpoint(folder / "last.pth") if (folder / "last.pth").exists() else None
+    checkpoint = load_checkpoint(folder / "last.pth") if os.path.lexists(folder / "last.pth") else None
     if checkpoint is not None:
-        then = checkpoint.info.get("options", {})
+        then = _check_info(checkpoint.info, folder / "last.pth")
         known = {f.name for f in dataclasses.fields(saved)} - FREE_ON_RESUME - {"run_dir"}  # type: ignore[arg-type]
         values = {n: getattr(saved, n) for n in known & set(then)}
         _refuse_differences(check_options(type(asked), then), values, folder)
     return dataclasses.replace(saved, **{**kept, "resume": str(folder)}), checkpoint  # type: ignore[type-var]
+
+
+def _check_info(info: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The options that a checkpoint was made with. Raises UserError for a file that is not of a run."""
+    options, data = info.get("options", {}), info.get("data", {})
+    processes, epoch = info.get("world_size", 1), info.get("epoch", 0)
+    counts = all(isinstance(each, int) and each >= low for each, low in ((processes, 1), (epoch, 0)))
+    if not counts or not isinstance(options, dict) or not isinstance(data, dict):
+        raise UserError(path, "does not say what run it is of", "give the folder of a run that train.py made")
+    return options
 
 
 def share_batch(batch_size: int, checkpoint: Checkpoint | None) -> tuple[int, int]:
@@ -202,6 +221,16 @@ def describe_data(train: DatasetIndex, val: DatasetIndex) -> dict[str, Any]:
         "num_train_images": len(train),
         "data": {"train": fingerprint(train), "val": fingerprint(val)},
     }
+
+
+def describe_end(checkpoint: Checkpoint, folder: str | None) -> str:
+    """After how many epochs a run ended whose checkpoint has no training state. Raises UserError if it did not end."""
+    if not checkpoint.info.get("finished", True):
+        path = Path(folder or "") / "last.pth"
+        raise UserError(
+            path, "holds no training state, as best.pth does not", f"start a new run from it: --weights {path}"
+        )
+    return f"finished after {checkpoint.info.get('epoch')} epochs"
 
 
 def describe_versions() -> dict[str, Any]:

@@ -16,11 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import Interrupted, RunError, warn
+from utils.errors import Interrupted, RunError, is_out_of_memory, warn
 from utils.optim import ModelEMA
-
-# what torch says on the CPU, and what CUDA's libraries say of their own workspaces
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 Batch = tuple[Tensor, dict[str, Any]]
 
@@ -278,13 +275,6 @@ def train_epoch(
             if trainer.should_stop():
                 return progress, progress.batch == num_batches
     return progress, True
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, on the CPU or a CUDA device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def _pieces(images: Tensor, targets: Mapping[str, Any], parts: int) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import reprlib
 import signal
@@ -13,6 +14,10 @@ from typing import Any, NoReturn
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+# a name that leads to nothing that can be used, wherever it is noticed
+_NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
+# what torch says on the CPU, CUDA's libraries of their own workspaces, and OpenCV
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "Insufficient memory")
 
 
 class UserError(ValueError):
@@ -117,13 +122,58 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
         code = 0
     except OSError as error:
         where = error.filename if error.filename is not None else "system"
-        code = _report("error: " + format_problem(where, error.strerror or str(error)), EXIT_FAILURE, debug)
-    except MemoryError:
-        code = _report("error: memory: not enough for this run; use a smaller batch or input", EXIT_FAILURE, debug)
+        line = format_problem(where, error.strerror or str(error), "check the name, the permissions and the disk")
+        code = _report(f"error: {line}", EXIT_USAGE if error.errno in _NO_SUCH_NAME else EXIT_FAILURE, debug)
     except Exception as error:  # noqa: BLE001 -- ours, not the user's: say so in one line all the same
-        what = f"unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        code = _report("error: " + format_problem("internal", what, "run again with --debug and report it"), 1, debug)
+        line = "memory: not enough for this run; use a smaller --batch-size or --input-size"
+        if not is_out_of_memory(error):
+            what = f"unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            line = format_problem("internal", what, "run again with --debug and report it")
+        code = _report(f"error: {line}", EXIT_FAILURE, debug)
     sys.exit(code)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, of the machine or of a device."""
+    if isinstance(error, MemoryError):
+        return True
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # neither torch nor OpenCV need be imported to ask
+    is_theirs = isinstance(error, RuntimeError) or "error" in kinds
+    return "OutOfMemoryError" in kinds or (is_theirs and any(words in str(error) for words in _OUT_OF_MEMORY))
+
+
+class _Lasting:
+    """A stream that goes on without its reader; what would have been read is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self._stream.write(text)) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return None
+
+
+@contextlib.contextmanager
+def outliving_readers() -> Iterator[None]:
+    """Within it, a reader of stdout or stderr that leaves (`| head`, a closed terminal) ends nothing."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 @contextlib.contextmanager

@@ -26,26 +26,30 @@ def new_run_dir(path: str | None, name: str) -> Path:
         UserError: if `path` exists and is not empty, or cannot be made.
     """
     check_run_dir(path)
-    if path is not None:
-        folder = Path(path)
-    else:
-        number = 1
-        while (RUNS / f"{name}-{number}").exists():
+    folder = Path(path) if path is not None else RUNS / f"{name}-1"
+    number = 1
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=path is not None)
+            return folder
+        except FileExistsError:  # also of a run that started at the same moment
+            if path is not None:
+                raise UserError("--run-dir", f"{folder} is not a folder", "choose another folder") from None
             number += 1
-        folder = RUNS / f"{name}-{number}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError("--run-dir", f"{folder} cannot be made: {error.strerror}", "choose another folder") from error
-    return folder
+            folder = RUNS / f"{name}-{number}"
+        except OSError as error:
+            what = f"{folder} cannot be made: {error.strerror}"
+            raise UserError("--run-dir", what, "choose another folder") from error
 
 
 def check_run_dir(path: str | None) -> None:
     """Refuse a folder for a new run that holds something, without making it. Raises UserError."""
     folder = Path(path or RUNS)
-    if path is None or not folder.exists():
+    if path is None or not os.path.lexists(folder):
         return
-    if not folder.is_dir() or any(not each.match(LEFTOVERS) for each in folder.iterdir()):
+    if not folder.is_dir():
+        raise UserError("--run-dir", f"{folder} is not a folder", "choose another")
+    if any(not each.match(LEFTOVERS) for each in folder.iterdir()):
         raise UserError("--run-dir", f"{folder} exists and is not empty", f"choose another, or --resume {folder}")
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -26,8 +27,8 @@ import train
 import utils.files
 from nets.checkpoint import load_checkpoint
 from nets.losses import YOLOLoss
-from utils.engine import Trainer, is_out_of_memory, train_epoch
-from utils.errors import RunError, UserError
+from utils.engine import Trainer, train_epoch
+from utils.errors import RunError, UserError, is_out_of_memory
 from utils.runlog import lock_run, unlock_runs
 
 
@@ -113,6 +114,27 @@ def test_rolling_back_is_given_up_after_three_times(tmp_path: Path, monkeypatch:
     assert count == [4]
     state = load_checkpoint(tmp_path / "run" / "last.pth").training
     assert state is not None and state["progress"]["rollbacks"] == 3
+
+
+def test_weights_that_the_last_step_has_spoilt_are_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, count = Trainer.update, [0]
+
+    def spoilt(self: Trainer, *arguments: Any) -> None:
+        original(self, *arguments)
+        count[0] += 1
+        if count[0] == 3:  # the last of the first epoch: no loss comes after it that would be NaN
+            next(self.model.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(Trainer, "update", spoilt)
+    with pytest.raises(RunError, match=r"step 3: backbone.* is no longer finite \(learning rate .*\); nothing of"):
+        run_train(tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "last.pth").info["epoch"] == 0
+    count[0] = 0
+    run_train(tmp_path / "rolled", "--nan", "rollback")
+    assert "going back to the last checkpoint" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "rolled" / "last.pth").info["epoch"] == 2
 
 
 # ---- memory
@@ -358,6 +380,21 @@ def test_a_training_never_writes_into_the_data(data: Path, tmp_path: Path) -> No
     before = listing()
     run_train(tmp_path / "run", "--anchors", "auto", data=data, epochs=1)
     assert listing() == before
+
+
+def test_a_reader_of_its_words_that_leaves_does_not_end_a_run(tmp_path: Path) -> None:
+    arguments = [*TINY, "--data", str(demo_data()), "--run-dir", str(tmp_path / "run"), "--epochs", "1"]
+    script = Path(train.__file__)
+    done = subprocess.run(
+        f"{sys.executable} {script} {' '.join(arguments)} 2>&1 | head -n 1; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable=shutil.which("bash"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stdout
+    assert load_checkpoint(tmp_path / "run" / "last.pth").info["finished"]
 
 
 # ---- two at once

@@ -20,7 +20,7 @@ from utils.data.findings import ERROR, INFO, WARNING, CheckReport, Finding, find
 from utils.data.index import DatasetIndex, Skip, classes_found
 from utils.data.look import Look, heard_complaints, look_at_all
 from utils.errors import UserError, printable, warn
-from utils.files import FileError, read_lines, write_file
+from utils.files import FileError, read_lines, write_atomically, write_file
 from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, read_image
 
 TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
@@ -69,7 +69,7 @@ def write_skips_csv(path: str | os.PathLike[str], skips: Iterable[Skip]) -> None
     for skip in skips:
         words = (printable(each) for each in (skip.kind, skip.code, skip.where, skip.what, skip.todo))
         table.writerow([*words, skip.count])
-    write_file(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 # --- quick: from the index alone -------------------------------------------------------------------------------------

@@ -593,5 +593,6 @@ def worker_failure(error: BaseException) -> RunError | None:
     kind, _, message = last.partition(": ")
     if kind.rsplit(".")[-1] in ("RunError", "MissingExtra"):  # our own error, made in the worker
         where, _, what = message.partition(": ")
-        return RunError(where, what)
+        what, _, todo = what.partition("; ")
+        return RunError(where, what, todo or "see the messages above")
     return RunError("loader", last, "see the messages above, or use fewer --workers")
