@@ -199,7 +199,9 @@ def check_outputs(options: BenchmarkOptions) -> None:
         try:
             check_input_size(size)
         except ValueError as error:
-            raise UserError("--input-size", str(error)) from error
+            raise UserError(
+                "--input-size", str(error).removeprefix("input size "), "give multiples of 32, such as 416"
+            ) from error
 
 
 # --- what is timed ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from utils.errors import UserError, run_command, warn
 from utils.evaluator import EVAL_SETTINGS, EvalSettings, EvaluationResult, evaluate, score
 from utils.files import write_file
 from utils.metrics.coco import EVALUATORS
+from utils.output_rules import check_output_file, check_output_folder
 from utils.report.text import comparison_text, summary_text
 
 SKIPS_SHOWN = 10
@@ -55,6 +56,7 @@ class EvalOptions:
     runtime: str = option("auto", "what to run the model on; auto chooses by the file")
     workers: int = option(2, "threads that decode images", low=1, high=256)
     limit: int | None = option(None, "score on the first N images only", low=1)
+    overwrite: bool = option(False, "replace files that are there")
     progress: bool = option(True, "show a progress bar")
 
 
@@ -63,6 +65,12 @@ def main(argv: list[str] | None = None) -> int | None:
     options = parse_options(EvalOptions, argv, description=__doc__ or "", prog="eval.py")
     if (options.compare or options.detections) and int(os.environ.get("RANK", 0)) > 0:
         return None  # of several processes the first does what needs no network
+    for flag in ("json", "report", "save_detections"):
+        if getattr(options, flag) is not None:
+            name = f"--{flag.replace('_', '-')}"
+            check_output_file(name, getattr(options, flag), options.overwrite, [options.data])
+    if options.voc_submission is not None:
+        check_output_folder("--voc-submission", options.voc_submission, [options.data])
     if options.compare is not None:
         return compare_files(options)
     if options.data is None:

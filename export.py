@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from utils.config import option, parse_options
 from utils.data.index import DatasetIndex
 from utils.errors import RunError, UserError, run_command, warn
 from utils.images import IMAGE_SUFFIXES, read_image
+from utils.output_rules import check_output_file
 
 DRAWN = 6  # drawn pictures where there are no photographs
 MAP_BATCH = 4
@@ -111,7 +113,9 @@ def adjusted(config: ModelConfig, options: ExportOptions) -> ModelConfig:
         try:
             changes["input_size"] = check_input_size(options.input_size)
         except ValueError as error:
-            raise UserError("--input-size", str(error)) from error
+            raise UserError(
+                "--input-size", str(error).removeprefix("input size "), "give multiples of 32, such as 416"
+            ) from error
     return config.replace(**changes)
 
 
@@ -122,11 +126,11 @@ def output_path(options: ExportOptions, checkpoint: Path, exporter: Exporter) ->
     path = default if options.output is None else Path(options.output)
     if not path.name.endswith(exporter.suffix):
         raise UserError("--output", f"{path.name} does not end in {exporter.suffix}", f"name it NAME{exporter.suffix}")
-    if path.exists() and not options.overwrite:
+    if os.path.lexists(path) and not path.is_dir() and not options.overwrite:
         raise UserError(path, "is there already", "add --overwrite, or name another --output")
     if not path.parent.is_dir():
         raise UserError(path.parent, "is no folder", "create it first")
-    return path
+    return check_output_file("--output", path, options.overwrite, [options.data, options.images])
 
 
 def open_split(options: ExportOptions, split: str | None, default: int) -> DatasetIndex:

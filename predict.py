@@ -34,6 +34,7 @@ from utils.errors import Interrupted, RunError, UserError, printable, run_comman
 from utils.images import IMAGE_SUFFIXES, write_image
 from utils.live_view import Page, open_view
 from utils.nms import SUPPRESSIONS
+from utils.output_rules import check_output_folder
 from utils.outputs import (
     OF_PICTURES,
     WRITERS,
@@ -517,6 +518,7 @@ def _processes() -> Iterator[None]:
 def _output_folder(options: PredictOptions, sources: Sequence[Source]) -> OutputFolder:
     fresh = fresh_folder(Path("output")) if options.output is None and distributed.is_main() else None
     path = distributed.gather(fresh)[0] if options.output is None else Path(options.output)
+    check_output_folder("--output", path, [name for name in options.sources if os.path.isdir(name)])
     return OutputFolder(path, options.overwrite, [source.path for source in sources if source.path is not None])
 
 

@@ -72,7 +72,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, half: 
         "info": checkpoint.info,
         "training": checkpoint.training,
     }
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         data = _safetensors_bytes(content)
     else:
         buffer = io.BytesIO()
@@ -88,7 +88,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         UserError: naming the file and why it is no checkpoint of ours (empty, cut, damaged, HTML, another model...).
     """
     path = Path(path)
-    content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path, FORMAT)
+    content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_torch_file(path, FORMAT)
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise UserError(
             path,
@@ -123,13 +123,17 @@ def read_safetensors(path: Path) -> dict[str, Any]:
             raise UserError(path, "is not a .safetensors file, or damaged", "use another copy")
         header = file.read(length)
         try:
-            metadata = json.loads(header).get("__metadata__") or {}
+            entries = json.loads(header)
+            ends = (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+            if 8 + length + max(ends, default=0) != os.fstat(file.fileno()).st_size:  # before all of it is read
+                raise UserError(path, "cut or damaged: its size is not what it says", "use another copy")
+            metadata = entries.get("__metadata__") or {}
             content = json.loads(metadata["checkpoint"]) if "checkpoint" in metadata else {}
             file.seek(0)
             weights = load(file.read())
             if content and metadata.get("sha256") != _digest_of(weights, metadata["checkpoint"]):
                 raise UserError(path, "damaged: its tensors are not those that were written", "use another copy")
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(path, f"cut or damaged ({error})", "use another copy") from error

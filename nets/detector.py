@@ -55,7 +55,9 @@ class Detector:
         try:
             size = check_input_size(input_size)
         except ValueError as error:
-            raise UserError("--input-size", str(error)) from error
+            raise UserError(
+                "--input-size", str(error).removeprefix("input size "), "give multiples of 32, such as 416"
+            ) from error
         if self.runtime.fixed_size and size != self.config.input_size:
             raise UserError(
                 "--input-size",

@@ -17,9 +17,11 @@ from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.data.class_names import read_class_names
 from utils.errors import UserError, run_command, warn
+from utils.output_rules import check_output_file
 
 MODEL_DATA = Path(__file__).resolve().parent.parent / "model_data"
 CLASS_LISTS = {20: MODEL_DATA / "voc_classes.txt", 80: MODEL_DATA / "coco_classes.txt"}
+WRITTEN = (".pth", ".pt", ".safetensors")
 PREDICTION = "yolo_head3.1.weight"  # (3 * (5 + classes), channels, 1, 1), of stride 8
 
 # a tensor that only the file of this backbone has
@@ -60,6 +62,7 @@ class ImportOptions:
     input: str = option("", "the reference's weights, .pth", positional=True, metavar="IN.pth")
     output: str = option("", "the checkpoint to write", positional=True, metavar="OUT.pth")
     classes: str | None = option(None, "class names, one a line (20 and 80 classes: VOC's and COCO's unless given)")
+    overwrite: bool = option(False, "replace OUT.pth if it is there")
 
 
 def import_reference(weights: Mapping[str, Tensor], class_names: tuple[str, ...] | None = None) -> Checkpoint:
@@ -201,6 +204,9 @@ def _fit(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor
 def main(argv: list[str] | None = None) -> None:
     """Read, convert, write, and say what was found."""
     options = parse_options(ImportOptions, argv, description=str(__doc__), prog="python -m nets.import_reference")
+    output = check_output_file("OUT.pth", options.output, options.overwrite)
+    if output.suffix.lower() not in WRITTEN:
+        raise UserError("OUT.pth", f"{output.name} does not end in {' or '.join(WRITTEN)}", "name it so")
     content = read_weights_file(Path(options.input))
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from nets.backbones.registry import TIMM_PREFIX
 from nets.checkpoint import read_safetensors
-from nets.torch_file import read_legacy_torch_file, read_torch_file
+from nets.torch_file import open_model_file, read_legacy_torch_file, read_torch_file
 from nets.yolov4 import YOLOv4
+from utils.download import download
 from utils.errors import RunError, UserError
 
 NONE, IMAGENET = "none", "imagenet"
@@ -130,11 +132,11 @@ def read_weights_file(path: Path) -> Any:
     Raises:
         UserError: naming the file and the reason.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(path, "no such file", "give none, imagenet, or a file of weights")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return read_safetensors(path)
-    with open(path, "rb") as file:
+    with open_model_file(path) as file:
         is_legacy = file.read(2) == b"\x80\x02"
     if not is_legacy:
         return read_torch_file(path)
@@ -305,13 +307,13 @@ def torchvision_weights(backbone: str) -> Any:
 
 
 def _download_torchvision(backbone: str) -> Mapping[str, Tensor]:
+    """torchvision's file, in torch's own cache; its name ends in the first digits of its sha256."""
     entry = torchvision_weights(backbone)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[1]
     try:
-        return entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except Exception as error:  # network, hash, or a file in the cache that is no weights
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        download(entry.url, cached, sha256=cached.stem.rpartition("-")[2])
+    except (RunError, OSError) as error:
+        reason = error.what if isinstance(error, RunError) else error.strerror
         todo = f"fetch {entry.url} elsewhere, put it at {cached} or give it as --pretrained FILE"
-        if cached.is_file():
-            todo = f"delete {cached}, or give weights as --pretrained FILE"
-        raise RunError("--pretrained imagenet", f"cannot get {entry.url}: {reason[:160]}", todo) from error
+        raise RunError("--pretrained imagenet", f"cannot get {entry.url}: {reason}", todo) from error
+    return extract_state_dict(read_weights_file(cached), cached)

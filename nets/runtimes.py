@@ -15,6 +15,7 @@ from nets.checkpoint import load_checkpoint
 from nets.fuse import fuse_batch_norms
 from nets.model_config import ModelConfig
 from nets.postprocess import postprocess, postprocess_decoded
+from nets.torch_file import refuse_no_model
 from nets.yolov4 import YOLOv4
 from utils.detections import Detections
 from utils.errors import UserError
@@ -108,6 +109,7 @@ def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") 
     device = resolve_device(device)
     if kind == "checkpoint":
         return _load_checkpoint(path, device, runtime)
+    refuse_no_model(path)
     allowed = FILE_RUNTIMES[kind]
     if runtime not in ("auto", "fastest", *allowed):
         raise UserError("--runtime", f"{runtime} does not run {path.name}", f"choose from {', '.join(allowed)}")
@@ -153,6 +155,7 @@ LOADERS: dict[str, Callable[[Path, str], Runtime]] = {
     "torchscript": _load_torchscript,
 }
 RUNTIMES = ("auto", "fastest", "torch", *LOADERS)
+DEVICES = ("cpu", "cuda", "mps")
 # kind of file -> the runtimes that take it, the usual one first
 FILE_RUNTIMES = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",), "torchscript": ("torchscript",)}
 SUFFIXES = {
@@ -197,6 +200,8 @@ def resolve_device(device: str) -> str:
         kind = torch.device(device)
     except RuntimeError as error:
         raise UserError("--device", f"{device!r} is no device", "give auto, cpu, cuda or cuda:N") from error
+    if kind.type not in DEVICES or (kind.type == "mps" and not torch.backends.mps.is_available()):
+        raise UserError("--device", f"{device!r} is not there", "give auto, cpu, cuda or cuda:N")
     if kind.type == "cuda" and (not torch.cuda.is_available() or (kind.index or 0) >= torch.cuda.device_count()):
         raise UserError("--device", f"{device!r} is not there", "use --device cpu")
     return device

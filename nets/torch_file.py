@@ -26,6 +26,7 @@ from utils.errors import UserError
 MAX_FILE_BYTES = 4 << 30
 MAX_PICKLE_BYTES = 4 << 20  # names, shapes and plain values; a pickle can ask for 70 times its size of memory
 MAX_DIRECTORY_BYTES = 16 << 20
+MAX_XML_BYTES = 64 << 20  # OpenVINO's .xml holds no weights
 MAX_CALLS = 200_000  # tensors and tables in one file
 SHARING = 4  # tensors may together claim so many times the file's bytes, as weights may be shared
 
@@ -68,7 +69,15 @@ def read_torch_file(path: Path, our_format: str | None = None) -> Any:
         is_sealed = _check_seal(path, file)
         try:
             _check_archive(path, file, is_sealed)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, OverflowError, struct.error, ValueError) as error:
+        except (
+            zipfile.BadZipFile,
+            EOFError,
+            NotImplementedError,
+            OSError,
+            OverflowError,
+            struct.error,
+            ValueError,
+        ) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(path, f"cut or damaged ({error})", "use another copy") from error
@@ -107,7 +116,12 @@ def open_model_file(path: Path) -> BinaryIO:
     try:
         # O_NONBLOCK: opening a named pipe would wait for a writer for ever
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        file = open(os.open(path, flags), "rb")  # noqa: SIM115 -- the caller closes it
+        descriptor = os.open(path, flags)
+        try:
+            file = open(descriptor, "rb")  # noqa: SIM115 -- the caller closes it
+        except OSError:  # a folder
+            os.close(descriptor)
+            raise
     except (OSError, ValueError) as error:
         if os.path.isdir(path):
             raise UserError(path, "is a folder", "give a model file (.pth, .safetensors, .onnx...)") from error
@@ -127,6 +141,16 @@ def open_model_file(path: Path) -> BinaryIO:
     return file
 
 
+def refuse_no_model(path: Path) -> None:
+    """Raises UserError for what is no exported file at a glance, in our words and not in those of its runtime."""
+    with open_model_file(path) as file:
+        head = file.read(512)
+        size = os.fstat(file.fileno()).st_size
+    _refuse_pages_and_pointers(path, head)
+    if path.suffix.lower() == ".xml" and size > MAX_XML_BYTES:
+        raise UserError(path, f"has {size / 1e6:.0f} MB, which no network's .xml has", "use another copy")
+
+
 def seal(data: bytes) -> bytes:
     """`data`, a zip archive without a comment, with a comment that is the digest of all bytes before it."""
     if data[-_END_LENGTH:][:4] != _END:
@@ -135,12 +159,17 @@ def seal(data: bytes) -> bytes:
     return body + _SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
-def _refuse_other_content(path: Path, head: bytes) -> None:
-    text = head.lstrip().lower()
+def _refuse_pages_and_pointers(path: Path, head: bytes) -> None:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
         raise UserError(path, "is a Git LFS pointer, not the weights themselves", "run: git lfs pull")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+    pages = (b"<!doctype html", b"<html", *(() if path.suffix.lower() == ".xml" else (b"<!doctype", b"<?xml")))
+    if text.startswith(pages):
         raise UserError(path, "is a web page, not weights", "download it again and look at what comes")
+
+
+def _refuse_other_content(path: Path, head: bytes) -> None:
+    _refuse_pages_and_pointers(path, head)
     if head[:1] == b"\x80":
         raise UserError(path, "is a pickle of torch before 1.6", "refused: it could run code; save it again as a zip")
     raise UserError(path, "is not a model file", "give a .pth, .safetensors or exported file")

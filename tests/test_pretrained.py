@@ -14,7 +14,6 @@ import pytest
 import torch
 import torchvision.models
 from torch import Tensor
-from torchvision.models._api import Weights
 
 from nets import pretrained
 from nets.checkpoint import Checkpoint, save_checkpoint
@@ -219,7 +218,6 @@ def test_imagenet_fetches_torchvisions_file_and_checks_its_hash(
     weights = torchvision_state()
     name = publish(tmp_path / "www", weights)
     entry = type("Entry", (), {"url": f"{server}/{name}"})
-    entry.get_state_dict = partial(torch.hub.load_state_dict_from_url, entry.url)  # as torchvision's does
     monkeypatch.setattr(pretrained, "torchvision_weights", lambda backbone: entry)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     model = network()
@@ -230,19 +228,30 @@ def test_imagenet_fetches_torchvisions_file_and_checks_its_hash(
     wrong = f"mobilenet-{'0' * 8}.pth"
     (tmp_path / "www" / name).rename(tmp_path / "www" / wrong)
     entry.url = f"{server}/{wrong}"
-    entry.get_state_dict = partial(torch.hub.load_state_dict_from_url, entry.url)
-    with pytest.raises(RunError, match=r"invalid hash value .* give it as --pretrained FILE"):
+    with pytest.raises(RunError, match=r"has sha256 .*, not 00000000; .* give it as --pretrained FILE"):
         load_pretrained(network(), "imagenet")
+    assert not (tmp_path / "hub" / "checkpoints" / wrong).exists()
+
+
+def test_a_file_in_the_cache_that_is_not_the_published_one_is_fetched_again(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = publish(tmp_path / "www", torchvision_state())
+    monkeypatch.setattr(pretrained, "torchvision_weights", lambda _: type("Entry", (), {"url": f"{server}/{name}"}))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "checkpoints" / name
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"planted")
+    load_pretrained(network(), "imagenet")
+    assert cached.read_bytes() == (tmp_path / "www" / name).read_bytes()
+    assert "it is fetched again" in capsys.readouterr().err
 
 
 def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"{server}/mobilenet-00000000.pth"  # is not there
-    real = pretrained.torchvision_weights("mobilenet_v2")
-    entry = Weights(url, real.transforms, real.meta)
-    member = type("Member", (), {"url": url, "get_state_dict": partial(type(real).get_state_dict, entry)})
-    monkeypatch.setattr(pretrained, "torchvision_weights", lambda backbone: member)
+    monkeypatch.setattr(pretrained, "torchvision_weights", lambda _: type("Entry", (), {"url": url}))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     with pytest.raises(RunError, match=r"404.*fetch http://127.*put it at .*hub.checkpoints.mobilenet-00000000\.pth"):
         load_pretrained(network("mobilenet_v2"), "imagenet")

@@ -161,6 +161,7 @@ def site(folder: Path) -> Iterator[Site]:
             "/clip": ("application/octet-stream", video, None),
             "/cam": ("multipart/x-mixed-replace; boundary=x", b"", None),
             "/cut.jpg": ("image/jpeg", jpeg[:200], len(jpeg)),
+            "/cut.mp4": ("video/mp4", video[: len(video) // 2], len(video)),
             "/page": ("text/html", b"<html>not found</html>", None),
         }
     )
@@ -181,10 +182,10 @@ def test_addresses_give_pictures_videos_and_streams_by_what_they_hold(site: Site
 
 def test_addresses_that_fail_are_skips_with_their_reason(site: Site) -> None:
     sources, skips = list_sources(
-        [site.root + "/none.jpg", site.root + "/cut.jpg", "http://127.0.0.1:9/x.jpg", "http://"]
+        [site.root + "/none.jpg", site.root + "/cut.jpg", site.root + "/cut.mp4", "http://127.0.0.1:9/x.jpg", "http://"]
     )
-    assert not sources and len(skips) == 4
-    assert "404" in skips[0].what and "broke off" in skips[1].what
+    assert not sources and len(skips) == 5
+    assert "404" in skips[0].what and all("broke off" in skip.what for skip in skips[1:3])
 
 
 def test_a_web_page_behind_an_address_is_no_picture(site: Site) -> None:

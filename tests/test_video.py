@@ -118,6 +118,18 @@ os._exit(9)
         assert len(list(reader)) >= 30
 
 
+def test_a_disk_that_fills_is_said_with_the_frames_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = VideoWriter(tmp_path / "a.mp4", 10.0, (48, 64))
+    for _ in range(3):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    monkeypatch.setattr("utils.video.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(RunError, match=r"a.mp4: the disk is full after 4 frames: 1000 bytes are free; make room"):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.close()
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        assert len(list(reader)) == 4
+
+
 def test_a_writer_without_frames_leaves_no_file(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "none.mp4", 25, (48, 64)):
         pass

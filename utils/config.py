@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import UserError
+from utils.files import FileError, read_file
 
 Options = TypeVar("Options")
 
 CONFIG_SIZE_LIMIT = 1 << 20  # bytes; a configuration is a page of text
+HUGE = 1e300  # nothing is so large; a number beyond may not even be a float
 
 
 def option(
@@ -141,12 +143,12 @@ def changed_options(options: Any) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Keys starting with an underscore are comments."""
     try:
-        if path.stat().st_size > CONFIG_SIZE_LIMIT:
-            raise UserError(path, f"larger than {CONFIG_SIZE_LIMIT} bytes", "give a configuration file")
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(path, f"cannot be read: {getattr(error, 'strerror', error)}", "give a JSON file") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+        values = json.loads(read_file(path, CONFIG_SIZE_LIMIT).decode("utf-8-sig"))
+    except FileError as error:
+        raise UserError(path, f"cannot be read: it {error.what}", "give a JSON file of options") from error
+    except UnicodeDecodeError as error:
+        raise UserError(path, "cannot be read: it is not UTF-8 text", "give a JSON file of options") from error
+    except (ValueError, RecursionError) as error:  # not JSON, or a number of thousands of digits
         line = getattr(error, "lineno", 1)
         raise UserError(f"{path}:{line}", f"not JSON: {getattr(error, 'msg', error)}", "correct the file") from error
     if not isinstance(values, dict):
@@ -210,19 +212,22 @@ def _check(field: Any, hint: Any, value: Any) -> Any:
 
 def _check_one(flag: str, meta: Any, kind: Any, value: Any) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < HUGE else (math.inf if value > 0 else -math.inf)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise UserError(flag, f"{value!r} is not a {kind.__name__}", f"give a {kind.__name__}")
+    if kind is str and "\0" in value:
+        raise UserError(flag, f"{value!r} holds a zero byte", "give a name without")
     if meta["choices"] is not None and value not in meta["choices"]:
         raise UserError(flag, f"{value!r} is not known", f"choose from {', '.join(map(str, meta['choices']))}")
     if kind in (int, float):
         low, high, above = meta["low"], meta["high"], meta["above"]
-        fits = math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
+        fits = abs(value) < HUGE and (low is None or value >= low) and (high is None or value <= high)
         if not fits or (above is not None and value <= above):
             bounds = [f"at least {low:g}"] if low is not None else []
             bounds += [f"above {above:g}"] if above is not None else []
             bounds += [f"at most {high:g}"] if high is not None else []
-            raise UserError(flag, f"{value} is out of range", f"it must be {' and '.join(bounds) or 'a finite number'}")
+            shown = str(value) if abs(value) < HUGE or kind is float else "a number of many digits"
+            raise UserError(flag, f"{shown} is out of range", f"it must be {' and '.join(bounds) or 'a finite number'}")
     return value
 
 

@@ -11,7 +11,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 from utils.errors import RunError, UserError
 
@@ -25,10 +25,17 @@ class FileError(UserError):
         code: a short stable name of the fault, e.g. `missing_file`; the other arguments are those of `UserError`.
     """
 
+    todos: ClassVar[dict[str, str]] = {
+        "missing_file": "check the name",
+        "not_a_file": "give a file",
+        "unreadable_file": "check its name and permissions",
+        "file_too_big": "give a smaller one",
+    }
+
     def __init__(self, code: str, where: object, what: str, todo: str = "") -> None:
         self.code = code
-        super().__init__(where, what, todo)
-        self.args = (code, *self.args)
+        super().__init__(where, what, todo or self.todos.get(code, ""))
+        self.args = (code, *self.args)  # for pickle, as those of UserError
 
 
 def read_file(path: str | bytes | os.PathLike[str], max_bytes: int, head: int | None = None) -> bytes:
@@ -101,17 +108,20 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` beside `path` and rename it, so that nobody ever sees half of it.
 
     Raises:
-        OSError: if the folder is not there or not writable, or the disk is full; nothing is left behind then.
+        RunError: if the folder is not there or not writable, or the disk is full; nothing is left behind then.
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise _not_written(path, len(data), error) from error
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -139,12 +149,19 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             raise
         _sync_folder(path.parent)
     except OSError as error:
-        what = f"cannot be written: {error.strerror or error}"
-        free = _free_bytes(path.parent)
-        if error.errno == errno.ENOSPC and free is not None:
-            missing = max(len(data) - free, 1)
-            what += f"; it needs {_size(len(data))}, {_size(free)} are free, {_size(missing)} are missing"
-        raise RunError(path, what, "the previous file is untouched; make room or choose another folder") from error
+        raise _not_written(path, len(data), error) from error
+
+
+def _not_written(path: Path, size: int, error: OSError) -> RunError:
+    """Why a file of `size` bytes could not be written; of a full disk, what size is missing."""
+    what, todo = f"cannot be written: {error.strerror or error}", "choose another folder"
+    if os.path.lexists(path):
+        todo = f"the previous file is untouched; {todo}"
+    free = _free_bytes(path.parent)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and free is not None:
+        what += f"; it needs {_size(size)}, {_size(free)} are free, {_size(max(size - free, 1))} are missing"
+        todo = todo.replace("choose", "make room or choose")
+    return RunError(path, what, todo)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -297,7 +297,7 @@ def _exif_orientation(exif: bytes) -> int:
 
 def _checked(header: ImageHeader, where: object, max_megapixels: float) -> ImageHeader:
     if header.height < 1 or header.width < 1:
-        raise ImageError("corrupt_image", where, f"claims {header.width}x{header.height} pixels")
+        raise ImageError("corrupt_image", where, f"claims {header.width}x{header.height} pixels", "use another copy")
     limit = max_megapixels * _SHARE.get(header.kind, 1.0)
     if header.height * header.width > limit * 1e6:
         what = f"claims {header.width}x{header.height} pixels, the limit is {limit:g} megapixels"

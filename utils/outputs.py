@@ -18,6 +18,7 @@ from utils.detections import Detections
 from utils.errors import MissingExtra, UserError
 from utils.files import write_file
 from utils.images import write_image
+from utils.output_rules import check_output_folder
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class OutputFolder:
         self._claimed: set[Path] = set()
         if path.exists() and not path.is_dir():
             raise UserError(path, "is not a folder", "choose another --output")
+        check_output_folder("--output", path)
 
     def check(self, name: str) -> None:
         """Raises UserError if a file of this name may not be written."""

@@ -236,6 +236,9 @@ class _Finder:
                 if size > DOWNLOAD_BYTES:
                     raise UserError(address, f"is larger than {DOWNLOAD_BYTES >> 30} GB", "fetch it by hand")
                 file.write(chunk)
+        expected = response.headers.get("Content-Length", "")
+        if expected.isdigit() and int(expected) != size:
+            raise UserError(address, f"broke off after {size} of {expected} bytes", "try again")
         self.sources.append(Source("video", address, path))
 
     def _skip(self, code: str, where: object, what: str, todo: str) -> None:

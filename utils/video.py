@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -44,6 +45,7 @@ VIDEO_SUFFIXES = frozenset(
 DEFAULT_FPS = 25.0  # for a file or camera that does not tell its own
 RECONNECTS = 5  # attempts in a row to bring a dead stream back
 BACK_OFF = 0.5  # seconds before the first of them, doubled each time
+SPARE_BYTES = 1 << 20  # left on the disk, so that a video can be finished
 STREAM_TIMEOUT = 10.0  # seconds without an answer or a frame after which a stream counts as dead
 
 # --codec -> suffix of the file, suffix that FFmpeg chooses its container by, four-character code
@@ -295,6 +297,10 @@ class VideoWriter:
             image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_AREA)
         self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         self.frames_written += 1
+        free = shutil.disk_usage(self.path.parent).free
+        if free < SPARE_BYTES:  # OpenCV does not say that a frame was not written
+            what = f"the disk is full after {self.frames_written} frames: {free} bytes are free"
+            raise RunError(self.path, what, "make room; what was written plays")
 
     def close(self) -> None:
         self._writer.release()

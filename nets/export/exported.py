@@ -34,7 +34,7 @@ class ExportedRuntime(Runtime):
         self.decodes = form.decodes
         self.fixed_size = not form.dynamic
         self.fixed_batch = None if form.dynamic else 1
-        self._warned = False
+        self._warned = self._checked = False
         self._last = threading.local()
 
     @abstractmethod
@@ -50,7 +50,26 @@ class ExportedRuntime(Runtime):
             reason = " ".join(str(error).split())[:200]
             raise RunError(self.path, f"cannot be run by {self.name}: {reason}", "export it again") from error
         tensors = [o if isinstance(o, Tensor) else torch.from_numpy(np.asarray(o)) for o in outputs]
+        if not self._checked:
+            self._check(tensors)
         return tensors if self.decodes else [_split(raw) for raw in tensors]
+
+    def _check(self, outputs: Sequence[Tensor]) -> None:
+        """Hold the first outputs to what the file says of itself. Raises RunError."""
+        classes = self.config.num_classes
+        if self.form.nms:
+            fits = len(outputs) == 4
+        elif self.form.decodes:
+            fits = len(outputs) == 2 and all(o.ndim == 3 for o in outputs) and outputs[1].shape[-1] == classes
+        else:
+            channels = ANCHORS_PER_LEVEL * (5 + classes)
+            fits = len(outputs) == 3 and all(o.ndim == 4 and o.shape[1] == channels for o in outputs)
+        if not fits:
+            shapes = ", ".join(str(tuple(output.shape)) for output in outputs)
+            raise RunError(self.path, f"gives {shapes}, which is not what {classes} classes need", "export it again")
+        if any(output.is_floating_point() and output.isnan().any() for output in outputs):
+            raise RunError(self.path, "answers NaN: its weights are damaged", "export it again, or use another copy")
+        self._checked = True
 
     def read(self, outputs: Sequence[Tensor], **thresholds: Any) -> list[Detections]:
         """See `Runtime.read`. What a file with suppression inside has dropped cannot come back."""

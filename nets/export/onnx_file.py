@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -186,6 +187,7 @@ def _quiet() -> Any:
 
 def import_onnxruntime() -> Any:
     """The package. Raises MissingExtra without it."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it keeps an identity in the user's cache, and reports
     try:
         import onnxruntime
     except ImportError as error:

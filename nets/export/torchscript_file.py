@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nets.checkpoint import write_atomically
 from nets.export.exported import ExportedRuntime
 from nets.export.graph import DeployedNetwork, Form, read_metadata, write_metadata
+from nets.torch_file import open_model_file
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError
 
@@ -50,9 +51,9 @@ def trace_torchscript(network: nn.Module, example: Tensor) -> torch.jit.ScriptMo
 def is_torchscript(path: Path) -> bool:
     """Whether a file is TorchScript, by its content: .pt may be that or a checkpoint."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_model_file(path) as file, zipfile.ZipFile(file) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):  # a UserError is a ValueError
         return False
 
 

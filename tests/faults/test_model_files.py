@@ -15,17 +15,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from nets.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nets.export.exported import ExportedRuntime
+from nets.export.graph import Form
 from nets.model_config import ModelConfig
 from nets.pretrained import read_weights_file
-from nets.runtimes import load_model
-from nets.torch_file import MAX_PICKLE_BYTES, read_torch_file, seal
+from nets.runtimes import load_model, load_runtime
+from nets.torch_file import MAX_PICKLE_BYTES, read_torch_file, refuse_no_model, seal
 from nets.yolov4 import YOLOv4
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 
 CONFIG = ModelConfig(("cat", "dog"), "mobilenet_v3_small", alpha=0.35, neck_width=0.1, input_size=(64, 64))
 EXTRA_BYTES = 1 << 30
@@ -449,3 +452,63 @@ def test_an_old_pickle_that_claims_more_than_the_file_is_refused(tmp_path: Path)
     path.write_bytes(data.replace(claim, pickle.BININT + struct.pack("<i", 2**30)))
     with pytest.raises(UserError, match="claim"):
         read_weights_file(path)
+
+
+# ---- exported files that are not what they say
+
+
+class Exported(ExportedRuntime):
+    """An exported file of two classes with any outputs."""
+
+    name = "test"
+
+    def __init__(self, outputs: list[Any], form: Form) -> None:
+        super().__init__(Path("a.onnx"), CONFIG.replace(class_names=("a", "b")), form)
+        self.outputs = outputs
+
+    def call(self, images: Any) -> list[Any]:
+        return self.outputs
+
+
+RAW = [torch.zeros(1, 21, n, n) for n in (8, 4, 2)]
+DECODED = [torch.zeros(1, 252, 4), torch.zeros(1, 252, 2)]
+LIES: dict[str, tuple[list[torch.Tensor], Form, str]] = {
+    "scores of other classes": ([DECODED[0], torch.zeros(1, 252, 20)], Form(), "which is not what 2 classes need"),
+    "one output": (DECODED[:1], Form(), "which is not what 2 classes need"),
+    "maps of other classes": ([m[:, :9] for m in RAW], Form(decodes=False), "which is not what 2 classes need"),
+    "two maps": (RAW[:2], Form(decodes=False), "which is not what 2 classes need"),
+    "NaN": ([DECODED[0], DECODED[1] * float("nan")], Form(), "answers NaN"),
+    "NaN in a map": ([*RAW[:2], RAW[2] * float("nan")], Form(decodes=False), "answers NaN"),
+}
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_an_exported_file_that_lies_is_an_error_at_its_first_picture(kind: str) -> None:
+    outputs, form, words = LIES[kind]
+    with pytest.raises(RunError, match=words):
+        Exported(outputs, form).run(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_an_exported_file_that_tells_the_truth_is_run() -> None:
+    images = np.zeros((1, 64, 64, 3), np.uint8)
+    assert len(Exported(DECODED, Form()).run(images)) == 2
+    assert [tuple(m.shape) for m in Exported(RAW, Form(decodes=False)).run(images)] == [
+        (1, 3, n, n, 7) for n in (8, 4, 2)
+    ]
+
+
+def test_a_refused_file_leaves_nothing_open(tmp_path: Path) -> None:
+    (tmp_path / "page.onnx").write_bytes(b"<html>")
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+    for name in (".", "page.onnx", "gone.pth"):
+        for _ in range(20):
+            with pytest.raises(UserError):
+                refuse_no_model(tmp_path / name)
+    assert before == (len(os.listdir("/proc/self/fd")) if before else 0)
+
+
+def test_a_pipe_in_the_place_of_any_model_file_is_refused_at_once(tmp_path: Path) -> None:
+    for suffix in (".pt", ".onnx", ".xml", ".torchscript", ".pth", ".safetensors"):
+        os.mkfifo(tmp_path / f"a{suffix}")
+        with pytest.raises(UserError, match="not a file"):
+            load_runtime(tmp_path / f"a{suffix}", "cpu")
