@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup setup-dev demo test lint clean
+.PHONY: help setup setup-dev demo test lint audit clean
 
 help:
 	@echo "make demo   set up, draw a data set, train, evaluate, predict (about ten minutes on two cores)"
 	@echo "make test   set up with the tools for tests, and run them"
 	@echo "make lint   ruff and mypy"
+	@echo "make audit  ask the index for known vulnerabilities of what is installed"
 	@echo "make clean  remove what make demo made"
 
 $(BIN)/python:
@@ -42,6 +43,10 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: setup
+	@$(BIN)/python -m pip install --disable-pip-version-check -q pip-audit || echo "pip-audit cannot be installed here"
+	$(BIN)/python scripts/audit.py
 
 clean:
 	rm -rf demo
