@@ -84,9 +84,9 @@ def layer_cam(
         if gradient is None:  # a deeper map has no part in a shallower answer, or the other way round
             continue
         level = (values * gradient.relu()).sum(dim=1)[0].relu().detach().cpu().numpy()
-        if level.max() > 0:
-            level = cv2.resize(level / level.max(), (width, height), interpolation=cv2.INTER_LINEAR)
-            heat = np.maximum(heat, level)
+        # all levels in one unit, what they added to the score: to scale each by its own maximum, as the paper does for
+        # a classifier's layers, makes noise of a level that had no say as hot as the place that decided
+        heat = np.maximum(heat, cv2.resize(level, (width, height), interpolation=cv2.INTER_LINEAR))
     heat = _to_image(heat, letterbox, image)
     return heat / heat.max() if heat.max() > 0 else heat
 

@@ -50,6 +50,26 @@ def test_a_class_activation_map_is_one_at_its_strongest_place(detector: Detector
     assert layer_cam(detector, image, [10, 10, 50, 50], 1, layers=["c5"]).shape == (60, 90)
 
 
+def test_a_level_that_had_hardly_a_say_stays_cold(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Backbone(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(torch.nn.functional.avg_pool2d(pixels, stride) for stride in (8, 16, 32))
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = Backbone()
+
+        def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+            c3, _, c5 = self.backbone(pixels)
+            answer = c5[0, 0, 1, 0] + 0.02 * c3[0, 0, 1, 10]  # bottom left decides, top right hardly
+            return [torch.zeros(1, 3, 64 // s, 96 // s, 7) + answer for s in (8, 16, 32)]
+
+    monkeypatch.setattr(detector.runtime, "model", Model())
+    heat = layer_cam(detector, np.full((64, 96, 3), 200, np.uint8), [10, 10, 50, 50], 1)
+    assert heat[50, 10] > 0.9 and 0 < heat[12, 84] < 0.05
+
+
 def test_a_class_activation_map_changes_no_weights_and_needs_no_gradient_outside(detector: Detector) -> None:
     image = np.random.default_rng(1).integers(0, 255, (60, 90, 3), dtype=np.uint8)
     before = objectness_map(detector, image)
