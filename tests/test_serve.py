@@ -134,7 +134,7 @@ def test_a_wrong_parameter_is_named(service: Address, query: str, words: str) ->
         (encoded(scene(), ".jpg")[:-300], 422, "truncated_image"),
         (png_that_claims(30_000, 30_000), 413, "image_too_big"),
         (png_that_claims(1_500, 1_400), 413, "image_too_big"),
-        (png_that_claims(100, 100), 422, "corrupt_image"),
+        (png_that_claims(100, 100), 422, "truncated_image"),
         (bytes(200_001), 413, "body_too_big"),
     ],
     ids=["empty", "html", "cut png", "cut jpeg", "bomb", "above the cap", "no pixels", "big body"],

@@ -234,7 +234,7 @@ LATE = {  # in the middle of a file, which no look at its two ends shows: the de
     "png with a wrong checksum",
     "png with too few pixels",
     *(f"TIFF cut at {share}" for share in (0.1, 0.5, 0.98)),
-    *(f"AVIF cut at {share}" for share in (0.1, 0.5, 0.98)),
+    "AVIF cut at 0.98",
 }
 
 
