@@ -187,10 +187,11 @@ def test_a_comparison_without_a_number_is_no_parity() -> None:
 
 
 def test_the_command_writes_compares_and_tells(tmp_path, capsys) -> None:
-    write_image(tmp_path / "photo.png", pictures(1, 120, 100)[0])
+    (tmp_path / "photos").mkdir()
+    write_image(tmp_path / "photos" / "photo.png", pictures(1, 120, 100)[0])
     output = tmp_path / "a.torchscript"
     arguments = ["--checkpoint", str(checkpoint()), "--format", "torchscript", "--output", str(output)]
-    export.main([*arguments, "--images", str(tmp_path), "--input-size", "96", "--score-threshold", "0.4"])
+    export.main([*arguments, "--images", str(tmp_path / "photos"), "--input-size", "96", "--score-threshold", "0.4"])
     text = capsys.readouterr().out
     assert "0 of " in text and "on 1 images" in text and "96 x 96" in text
     config = load_runtime(output, "cpu").config

@@ -324,7 +324,8 @@ def test_a_bad_option_is_named_before_anything_is_read(
     options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.setup.open_dataset", lambda *a, **k: pytest.fail("data was opened"))
-    arguments = ["--data", str(tmp_path), "--run-dir", str(tmp_path / "run"), *options.split()]
+    (tmp_path / "data").mkdir()
+    arguments = ["--data", str(tmp_path / "data"), "--run-dir", str(tmp_path / "run"), *options.split()]
     with pytest.raises(UserError) as caught:
         train.main(arguments)
     assert BAD_OPTIONS[options] in str(caught.value)
