@@ -226,11 +226,17 @@ def _four(data: Path, folder: Path) -> None:
 
 
 def told_to_leave(argv: list[str]) -> int:
-    """train.main; after its first step torchrun is told to leave, as a cluster's SIGTERM does."""
+    """train.main; after its first step torchrun is told to leave, as a cluster's SIGTERM does.
 
-    def leave(_run: train.Run, step: int) -> None:
+    Rank 1 goes no further before torchrun has passed that on: on a busy machine it takes longer than an epoch does.
+    """
+
+    def leave(run: train.Run, step: int) -> None:
         if step == 1 and distributed.rank() == 1:
             os.kill(os.getppid(), signal.SIGTERM)
+            until = time.monotonic() + PATIENCE_SECONDS
+            while run.signals.signum is None and time.monotonic() < until:
+                time.sleep(0.01)
 
     with after_step(leave):
         return train.main(argv)
