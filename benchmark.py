@@ -38,7 +38,7 @@ from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.data.index import DatasetIndex
 from utils.draw import draw_detections
-from utils.errors import MissingExtra, UserError, run_command, warn
+from utils.errors import MissingExtra, RunError, UserError, run_command, warn
 from utils.images import IMAGE_SUFFIXES, read_image, write_image
 
 FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino", "torchscript": "torchscript"}
@@ -154,10 +154,11 @@ class Result:
     baseline: str = ""
     stages: list[dict[str, Any]] = field(default_factory=list)
     noise: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line `argv`."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv`; 1 if an export failed, and the others were measured."""
     options = parse_options(BenchmarkOptions, argv, description=__doc__ or "", prog="benchmark.py")
     if options.all_formats:
         options = dataclasses.replace(
@@ -171,13 +172,16 @@ def main(argv: list[str] | None = None) -> None:
         usual = 1 if options.clock == "cpu" else torch.get_num_threads()
         for threads in options.threads or (usual,):
             torch.set_num_threads(threads)
-            entries = build_entries(options, folder)
+            entries = build_entries(options, folder, result)
             scores = score_entries(entries, options, folder) if options.data and not result.rows else {}
             for batch_size in options.batch_size:
                 measure(result, entries, batch_size, threads, options, scores)
         if options.stages:
             measure_stages(result, options)
     report(result, options)
+    if result.failed:
+        print(f"failed, and not measured: {', '.join(result.failed)}")
+    return 1 if result.failed else 0
 
 
 def check_outputs(options: BenchmarkOptions) -> None:
@@ -207,13 +211,15 @@ def check_outputs(options: BenchmarkOptions) -> None:
 # --- what is timed ---------------------------------------------------------------------------------------------------
 
 
-def build_entries(options: BenchmarkOptions, folder: Path) -> list[Entry]:
-    """The baseline first: a peer, else another's file, else the reference's network, else the first of ours."""
+def build_entries(options: BenchmarkOptions, folder: Path, result: Result) -> list[Entry]:
+    """The baseline first: a peer, else another's file, else the reference's network, else the first of ours.
+
+    Exports that fail are left out and named in the result. Raises RunError if nothing is left.
+    """
     entries = [peer_entry(name, folder) for name in options.peer]
     entries += [other_entry(Path(name)) for name in options.compare]
     if options.reference:
         entries.append(reference_entry())
-    dynamic = any(size != 1 for size in options.batch_size)
     for name in options.models or (str(default_checkpoint()),):
         path = Path(name)
         if path.is_dir() or file_kind(path) != "checkpoint":
@@ -222,15 +228,18 @@ def build_entries(options: BenchmarkOptions, folder: Path) -> list[Entry]:
         model = load_model(path)
         for size in options.input_size or (None,):
             config = model.config if size is None else model.config.replace(input_size=(size, size))
-            entries += checkpoint_entries(model, path, config, options, folder, dynamic)
+            entries += checkpoint_entries(model, path, config, options, folder, result)
+    if not entries:
+        raise RunError("benchmark", "every export failed", "see the warnings above")
     return entries
 
 
 def checkpoint_entries(
-    model: YOLOv4, path: Path, config: ModelConfig, options: BenchmarkOptions, folder: Path, dynamic: bool
+    model: YOLOv4, path: Path, config: ModelConfig, options: BenchmarkOptions, folder: Path, result: Result
 ) -> list[Entry]:
     """A checkpoint on each runtime in each precision."""
     model.config = config
+    dynamic = any(size != 1 for size in options.batch_size)
     entries = []
     for runtime in options.runtimes:
         for precision in options.precisions:
@@ -250,6 +259,11 @@ def checkpoint_entries(
                 parity = export_entry_file(model, file, runtime, form, options)
             except MissingExtra as error:
                 warn(f"{runtime} {precision}", str(error), "left out")
+                continue
+            except RunError as error:
+                warn(f"{runtime} {precision}", str(error), "left out")
+                if file.name not in result.failed:  # each number of threads tries again
+                    result.failed.append(file.name)
                 continue
             entries.append(dataclasses.replace(load_entry(path.stem, file, config, precision), parity=parity))
     return entries

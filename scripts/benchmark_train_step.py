@@ -1,6 +1,6 @@
 """CPU time of a training step, ours by preset beside the reference's network and loop, one thread each, in turns.
 
-    python scripts/benchmark_train_step.py --presets base small --repeat 5
+    python scripts/benchmark_train_step.py --presets defaults base small --repeat 5
 
 Each network has a process of its own (what one does to the allocator must not help another) and takes one step when it
 is told to; CPU time of the process counts, so that the ratios hold on a machine that others use too.
@@ -44,6 +44,7 @@ from utils.optim import ModelEMA
 Step = Callable[[], None]
 REFERENCE = "reference's loop"
 ALL_LAYERS = ", all layers"
+DEFAULTS = "defaults"  # train.py without a preset: the full network, all of it trained
 IMAGES = 3500  # of the data set that `--preset auto` is told of: voc07_dev's training split
 OBJECTS = 3  # boxes an image
 
@@ -110,7 +111,8 @@ def our_step(preset: str, size: int, batch: int, classes: int, all_layers: bool)
     """One step of train.py with a preset, as it would train voc07_dev; the weights are random, which costs the same."""
     keep_freed_memory()
     index = make_index(classes)
-    options = parse_options(TrainOptions, ["--preset", preset], description="", presets=PRESETS)
+    chosen = [] if preset == DEFAULTS else ["--preset", preset]
+    options = parse_options(TrainOptions, chosen, description="", presets=PRESETS)
     options = choose_options(options, index) if options.auto else options
     options = dataclasses.replace(options, batch_size=batch, pretrained=options.pretrained)
     if all_layers:
@@ -170,7 +172,7 @@ def measure(names: list[str], size: int, batch: int, classes: int, repeat: int) 
 def main(argv: list[str] | None = None) -> None:
     """Print a table of seconds by network and their ratios to the reference's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["base", "small"], help="presets of ours")
+    parser.add_argument("--presets", nargs="+", default=[DEFAULTS, "base", "small"], help=f"of ours; {DEFAULTS}: none")
     parser.add_argument("--all-layers", action="store_true", help="also each preset with nothing frozen")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--input-size", type=int, default=416)

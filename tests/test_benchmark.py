@@ -20,7 +20,7 @@ from nets.export.table import END, START, draw_formats, fill_markers, formats_ta
 from nets.export.timing import Sample, interleave, machine, noise_reasons
 from nets.yolov4 import YOLOv4
 from utils.data.demo import DEMO_CLASSES, write_demo
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 from utils.images import write_image
 
 QUIET = Sample(np.full(20, 0.001))
@@ -87,6 +87,21 @@ def test_the_command_measures_models_beside_each_other(tmp_path, capsys) -> None
     assert (tmp_path / "a.png").stat().st_size > 1000
     table = (tmp_path / "a.md").read_text()
     assert table in capsys.readouterr().out and table.startswith("| network | runtime")
+
+
+def test_an_export_that_fails_is_left_out_and_said_and_the_others_are_measured(tmp_path, monkeypatch, capsys) -> None:
+    def fail(*_: object) -> None:
+        raise RunError("a.onnx", "does not answer as the network does")
+
+    monkeypatch.setattr(benchmark, "export_entry_file", fail)
+    arguments = [str(checkpoint()), "--no-stages", "--repetitions", "3", "--threads", "1", "--json"]
+    assert benchmark.main([*arguments, str(tmp_path / "a.json"), "--runtimes", "torch", "onnxruntime"]) == 1
+    assert [row["runtime"] for row in json.loads((tmp_path / "a.json").read_text())["rows"]] == ["torch"]
+    told = capsys.readouterr()
+    assert "does not answer as the network does" in told.err
+    assert told.out.splitlines()[-1].startswith("failed, and not measured: ")
+    with pytest.raises(RunError, match="every export failed"):
+        benchmark.main([*arguments, str(tmp_path / "b.json"), "--runtimes", "onnxruntime"])
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,12 @@ class Tolerance:
     margin: float
 
 
-# int8 is judged by mAP, where data is given; these limits only catch what is broken
+# int8 is judged by mAP, where data is given; its limits only catch what is broken. bf16's eight bits alone gave 0.16 as
+# the largest difference of a score, over all places of real photographs of which no detection changed.
 TOLERANCES = {
     "fp32": Tolerance(0.001, 0.5, 0.02, 0.001),
     "fp16": Tolerance(0.05, 32.0, 0.1, 0.02),
-    "bf16": Tolerance(0.15, 64.0, 0.25, 0.05),
+    "bf16": Tolerance(0.25, 64.0, 0.25, 0.05),
     "int8": Tolerance(0.6, 512.0, 0.5, 0.05),
 }
 
