@@ -10,6 +10,7 @@ longer or more memory than it may, or ends the process is written to --keep. The
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
@@ -287,7 +288,7 @@ def _mutate_json(data: bytes, rng: random.Random) -> bytes:
         elif rng.random() < 0.1:
             del node[key]
         else:
-            node[key] = rng.choice(ODD_VALUES)
+            node[key] = copy.deepcopy(rng.choice(ODD_VALUES))  # itself would be mutated next, into one without an end
         if not value:
             break
     return json.dumps(value).encode("utf-8", "surrogatepass")
