@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from nets.checkpoint import load_checkpoint, save_checkpoint
 from nets.model_config import check_input_size
 from utils.errors import run_command
+from utils.json_file import read_json
 
 # paths of the machine that trained say nothing to whoever gets the file
 PRIVATE_OPTIONS = ("data", "val_data", "classes", "run_dir", "resume", "weights", "device")
@@ -24,15 +25,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--input-size", type=int, nargs="+", help="the size that prediction uses (default: as trained)")
+    parser.add_argument("--scores", type=Path, help="eval.py --json at that size: its figures and threshold go along")
     arguments = parser.parse_args(argv)
     checkpoint = load_checkpoint(arguments.source)
     config = checkpoint.config
     if arguments.input_size:
         config = config.replace(input_size=check_input_size(arguments.input_size))
+    metrics = checkpoint.metrics
+    if arguments.scores:
+        found = read_json(arguments.scores, "a file of eval.py --json")
+        metrics = {k: found.get(k, v) for k, v in metrics.items()}
+        config = config.replace(score_threshold=found["best_f1_threshold"])
     options = {k: v for k, v in checkpoint.info.get("options", {}).items() if k not in PRIVATE_OPTIONS}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     info = {**checkpoint.info, "options": options, "packed_at_commit": commit}
-    packed = dataclasses.replace(checkpoint, config=config, info=info, training=None)
+    packed = dataclasses.replace(checkpoint, config=config, metrics=metrics, info=info, training=None)
     save_checkpoint(arguments.target, packed, half=True)
     print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.2f} MB, {config.num_classes} classes")
 

@@ -82,9 +82,9 @@ def read_score(text: str) -> float | None:
     except ValueError:
         pass
     try:
-        return 100 * float(read_json(Path(text), "a file of eval.py --json")["figures"][SCORE])
+        return 100 * float(read_json(Path(text), "a file of eval.py --json")[SCORE])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(text, f"has no figures/{SCORE}", "give a file of eval.py --json, a number, or -") from error
+        raise UserError(text, f"has no {SCORE}", "give a file of eval.py --json, a number, or -") from error
 
 
 def preset_config(name: str, classes: int) -> ModelConfig:

@@ -144,7 +144,7 @@ GRAPH = [  # image - mean -> conv a -> conv b (through a gate) -> conv c -> deco
     Node("squeeze", "Conv", ("pool",)),
     Node("gate", "HardSigmoid", ("squeeze",)),
     Node("scaled", "Mul", ("a", "gate")),
-    Node("b", "Conv", ("scaled",)),
+    Node("b", "GroupConvolution", ("scaled",)),
     Node("c", "Conv", ("b",)),
     Node("scores", "Sigmoid", ("c",)),
 ]
@@ -152,18 +152,21 @@ GRAPH = [  # image - mean -> conv a -> conv b (through a gate) -> conv c -> deco
 
 def test_groups_of_layers_are_found_in_the_graph() -> None:
     groups = group_nodes(GRAPH)
-    assert groups == {"first": {"a"}, "last": {"c"}, "gates": {"squeeze"}, "decode": {"mean", "scores"}}
+    assert groups == {
+        "first": {"a"}, "last": {"c"}, "gates": {"squeeze"}, "depthwise": {"b"}, "decode": {"mean", "scores"}
+    }  # fmt: skip
 
 
 def test_what_costs_much_stays_in_floating_point() -> None:
     outputs = {frozenset(): 0.5, frozenset("c"): 0.1, frozenset("ac"): 0.095, frozenset({"c", "squeeze"}): 0.01}
+    outputs[frozenset({"c", "squeeze", "b"})] = 0.0095
 
     def run_of(left_out):
         noise = outputs[frozenset(left_out - {"mean", "scores"})]
         return lambda image: [image + noise]
 
     _, kept = choose_layers(lambda names: names, run_of, lambda image: [image], GRAPH, [np.ones(4)])
-    assert "last convolutions" in kept and "squeeze" in kept and "first" not in kept
+    assert "last convolutions" in kept and "squeeze" in kept and "first" not in kept and "depthwise" not in kept
 
 
 def test_equal_outputs_have_no_error() -> None:

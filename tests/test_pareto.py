@@ -22,7 +22,7 @@ def test_who_is_beaten_in_both_time_and_score_is_not_on_the_front() -> None:
 
 def test_a_score_is_a_number_a_file_of_figures_or_none(tmp_path) -> None:
     file = tmp_path / "eval.json"
-    file.write_text(json.dumps({"figures": {"voc10_mAP50": 0.384}}))
+    file.write_text(json.dumps({"voc10_mAP50": 0.384}))
     assert read_score("-") is None and read_score("31.5") == 31.5
     assert read_score(str(file)) == pytest.approx(38.4)
     file.write_text("{}")

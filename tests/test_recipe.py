@@ -38,6 +38,16 @@ def test_a_backbone_from_scratch_is_never_frozen_and_gets_more_steps() -> None:
     assert "freeze_layers" not in chosen(1000, True, layers_are_known=False)
 
 
+def test_few_images_from_scratch_get_small_batches_and_a_large_rate() -> None:
+    few, many = chosen(200, False), chosen(5000, False)
+    assert (few["batch_size"], few["learning_rate"]) == (8, 0.02)
+    assert many["batch_size"] == 16 and "learning_rate" not in many and "learning_rate" not in chosen(200, True)
+    index = open_dataset(str(demo_data()), "train")
+    assert choose_options(train.TrainOptions(data="x", auto=True), index).learning_rate == 0.02
+    other = train.TrainOptions(data="x", auto=True, optimizer="sgd")
+    assert choose_options(other, index).learning_rate == other.learning_rate
+
+
 def test_every_choice_says_why() -> None:
     counts = np.array([50, 1])
     choices = choose_recipe(50, counts, counts, True)

@@ -74,8 +74,10 @@ def choose_options(options: Any, index: DatasetIndex) -> Any:
     is_ours = not (options.backbone or "").startswith(TIMM_PREFIX)
     epochs = None if options.epochs == defaults.epochs else options.epochs
     choices = choose_recipe(len(index), boxes, images, _is_pretrained(options), is_ours, epochs)
-    timed = ("epochs", "eval_every") if options.minutes else ()  # these are for `fit_epochs` to choose
-    free = [c for c in choices if getattr(options, c.option) == getattr(defaults, c.option) and c.option not in timed]
+    fixed = ("epochs", "eval_every") if options.minutes else ()  # these are for `fit_epochs` to choose
+    if options.optimizer != defaults.optimizer:
+        fixed = (*fixed, "learning_rate")  # another's rate
+    free = [c for c in choices if getattr(options, c.option) == getattr(defaults, c.option) and c.option not in fixed]
     say("\n".join([f"preset auto, for {len(index)} images and {index.num_boxes} boxes:", *map(str, free)]))
     return dataclasses.replace(options, auto=False, **{c.option: c.value for c in free})
 
