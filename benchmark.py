@@ -254,7 +254,7 @@ def checkpoint_entries(
                 warn(runtime, reason, "left out")
                 continue
             form = Form(uint8_input=True, dynamic=dynamic, precision=exact)
-            file = folder / f"{path.stem}-{digest(path)}-{config.input_size[0]}-{runtime}-{exact}{exporter.suffix}"
+            file = folder / f"{path.stem}-{digest(path)}-{size_words(config)}-{runtime}-{exact}{exporter.suffix}"
             try:
                 parity = export_entry_file(model, file, runtime, form, options)
             except MissingExtra as error:
@@ -267,6 +267,11 @@ def checkpoint_entries(
                 continue
             entries.append(dataclasses.replace(load_entry(path.stem, file, config, precision), parity=parity))
     return entries
+
+
+def size_words(config: ModelConfig) -> str:
+    """`320`, or `256x288` (height x width): two sizes are never one name."""
+    return "x".join(map(str, dict.fromkeys(config.input_size)))
 
 
 def digest(path: Path) -> str:
@@ -314,7 +319,7 @@ def torch_entry(path: Path, config: ModelConfig) -> Entry:
         runtime.config = config
         return runtime
 
-    name = f"{path.stem} {config.input_size[0]}"
+    name = f"{path.stem} {size_words(config)}"
     entry = measured_entry(name, load, config, "torch", "fp32", path.stat().st_size)
     return dataclasses.replace(entry, file=path)
 
@@ -327,7 +332,7 @@ def load_entry(name: str, file: Path, config: ModelConfig, precision: str | None
     load = partial(load_runtime, file, "cpu")
     form = getattr(load(), "form", None)
     precision = precision or (form.precision if form else "fp32")
-    entry = measured_entry(f"{name} {config.input_size[0]}", load, config, runtime, precision, size)
+    entry = measured_entry(f"{name} {size_words(config)}", load, config, runtime, precision, size)
     return dataclasses.replace(entry, file=files[-1] if files[-1].is_file() else file)
 
 
