@@ -32,7 +32,7 @@ from nets.export.timing import (
     noise_reasons,
     resident_bytes,
 )
-from nets.model_config import ModelConfig, check_input_size
+from nets.model_config import ModelConfig, input_size_option
 from nets.runtimes import Runtime, TorchRuntime, file_kind, load_model, load_runtime
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
@@ -200,12 +200,7 @@ def check_outputs(options: BenchmarkOptions) -> None:
     if "int8" in options.precisions and not options.data:
         raise UserError("--precisions", "int8 needs real images", "add --data DATA")
     for size in options.input_size or ():
-        try:
-            check_input_size(size)
-        except ValueError as error:
-            raise UserError(
-                "--input-size", str(error).removeprefix("input size "), "give multiples of 32, such as 416"
-            ) from error
+        input_size_option(size)
 
 
 # --- what is timed ---------------------------------------------------------------------------------------------------
@@ -254,7 +249,7 @@ def checkpoint_entries(
                 warn(runtime, reason, "left out")
                 continue
             form = Form(uint8_input=True, dynamic=dynamic, precision=exact)
-            file = folder / f"{path.stem}-{digest(path)}-{size_words(config)}-{runtime}-{exact}{exporter.suffix}"
+            file = folder / f"{path.stem}-{digest(path)}-{config.size_words}-{runtime}-{exact}{exporter.suffix}"
             try:
                 parity = export_entry_file(model, file, runtime, form, options)
             except MissingExtra as error:
@@ -267,11 +262,6 @@ def checkpoint_entries(
                 continue
             entries.append(dataclasses.replace(load_entry(path.stem, file, config, precision), parity=parity))
     return entries
-
-
-def size_words(config: ModelConfig) -> str:
-    """`320`, or `256x288` (height x width): two sizes are never one name."""
-    return "x".join(map(str, dict.fromkeys(config.input_size)))
 
 
 def digest(path: Path) -> str:
@@ -319,7 +309,7 @@ def torch_entry(path: Path, config: ModelConfig) -> Entry:
         runtime.config = config
         return runtime
 
-    name = f"{path.stem} {size_words(config)}"
+    name = f"{path.stem} {config.size_words}"
     entry = measured_entry(name, load, config, "torch", "fp32", path.stat().st_size)
     return dataclasses.replace(entry, file=path)
 
@@ -332,7 +322,7 @@ def load_entry(name: str, file: Path, config: ModelConfig, precision: str | None
     load = partial(load_runtime, file, "cpu")
     form = getattr(load(), "form", None)
     precision = precision or (form.precision if form else "fp32")
-    entry = measured_entry(f"{name} {size_words(config)}", load, config, runtime, precision, size)
+    entry = measured_entry(f"{name} {config.size_words}", load, config, runtime, precision, size)
     return dataclasses.replace(entry, file=files[-1] if files[-1].is_file() else file)
 
 

@@ -14,7 +14,7 @@ from nets.detector import Detector, default_checkpoint
 from nets.export import EXPORTERS, Exporter, check_export, export_and_check
 from nets.export.graph import Form
 from nets.export.parity import drawn_photos
-from nets.model_config import ModelConfig, check_input_size
+from nets.model_config import ModelConfig, input_size_option
 from nets.runtimes import TorchRuntime, load_model, load_runtime
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
@@ -110,12 +110,7 @@ def adjusted(config: ModelConfig, options: ExportOptions) -> ModelConfig:
     if "score_threshold" in changes:
         changes["score_threshold_source"] = "export.py --score-threshold"
     if options.input_size is not None:
-        try:
-            changes["input_size"] = check_input_size(options.input_size)
-        except ValueError as error:
-            raise UserError(
-                "--input-size", str(error).removeprefix("input size "), "give multiples of 32, such as 416"
-            ) from error
+        changes["input_size"] = input_size_option(options.input_size)
     return config.replace(**changes)
 
 

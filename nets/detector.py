@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nets.model_config import ModelConfig, check_input_size
+from nets.model_config import ModelConfig, input_size_option
 from nets.runtimes import Runtime, TorchRuntime, load_runtime
 from nets.yolov4 import YOLOv4
 from utils.detections import Detections
@@ -52,12 +52,7 @@ class Detector:
 
     def set_input_size(self, input_size: Sequence[int] | int) -> None:
         """Run at another (height, width). Raises UserError if the file was exported for one size."""
-        try:
-            size = check_input_size(input_size)
-        except ValueError as error:
-            raise UserError(
-                "--input-size", str(error).removeprefix("input size "), "give multiples of 32, such as 416"
-            ) from error
+        size = input_size_option(input_size)
         if self.runtime.fixed_size and size != self.config.input_size:
             raise UserError(
                 "--input-size",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from utils.errors import UserError
 from utils.letterbox import INTERPOLATIONS, PAD_VALUE, RESIZE_MODES, Letterbox
 
 STRIDES = (8, 16, 32)
@@ -115,6 +116,11 @@ class ModelConfig:
     def letterbox(self) -> Letterbox:
         return Letterbox(self.input_size, self.resize_mode, self.interpolation, self.pad_value)
 
+    @property
+    def size_words(self) -> str:
+        """The input size for tables and names: `320`, or `256x288` (height x width)."""
+        return "x".join(map(str, dict.fromkeys(self.input_size)))
+
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
@@ -149,6 +155,15 @@ def check_input_size(size: Sequence[int] | int) -> tuple[int, int]:
         text = " ".join(str(s) for s in sizes)
         raise ValueError(f"input size {text}: height and width must be multiples of {STRIDES[-1]}, from 32 to 8192")
     return sizes
+
+
+def input_size_option(size: Sequence[int] | int) -> tuple[int, int]:
+    """`check_input_size` of what a user typed. Raises UserError."""
+    try:
+        return check_input_size(size)
+    except ValueError as error:
+        what = str(error).removeprefix("input size ")
+        raise UserError("--input-size", what, "give multiples of 32, such as 416") from error
 
 
 def scale_anchors(input_size: tuple[int, int]) -> Anchors:

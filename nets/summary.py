@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nets.checkpoint import load_checkpoint
-from nets.model_config import NECK_CONVS, ModelConfig, check_input_size
+from nets.model_config import NECK_CONVS, ModelConfig, input_size_option
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command
@@ -340,12 +340,7 @@ def main(argv: list[str] | None = None) -> None:
             model = YOLOv4(config)
         model.load_state_dict(checkpoint.weights, assign=True)
     if options.input_size is not None:
-        try:
-            config = config.replace(input_size=check_input_size(options.input_size))
-        except ValueError as error:
-            raise UserError(
-                "--input-size", str(error).removeprefix("input size "), "give multiples of 32, such as 416"
-            ) from error
+        config = config.replace(input_size=input_size_option(options.input_size))
     summary = summarize(config, model)
     print(json.dumps(summary, indent=2) if options.json else format_summary(summary))
 

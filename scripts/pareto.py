@@ -186,9 +186,7 @@ def markdown_table(points: Sequence[Point], peers: Sequence[Point]) -> str:
     head = ["network", "input", *(f"x {peer.name}" for peer in peers), "ms", "G multiply-adds", "MB", "mAP50"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for point in [*peers, *points]:
-        size = "" if point.config is None else str(point.config.input_size[0])
-        if point.config is not None and point.config.input_size[0] != point.config.input_size[1]:
-            size = "x".join(map(str, point.config.input_size))
+        size = "" if point.config is None else point.config.size_words
         name = f"**{point.name}**" if point in front else point.name
         cells = [name, size, *(f"{point.ratios[peer.name]:.2f}" for peer in peers), f"{point.milliseconds:.1f}"]
         cells += ["" if point.multiply_adds is None else f"{point.multiply_adds / 1e9:.2f}", f"{point.megabytes:.1f}"]

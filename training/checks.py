@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from nets.backbones.registry import TIMM_PREFIX, list_backbones
-from nets.model_config import check_input_size
+from nets.model_config import input_size_option
 from nets.pretrained import IMAGENET, NONE
 from utils.data.augment import AugmentConfig
 from utils.data.loader import SMALLEST
@@ -29,12 +29,9 @@ def check_before_loading(options: Any, is_resumed: bool = False) -> None:
     """
     if options.data is None:
         raise UserError("--data", "is missing", "give a VOCdevkit folder, a COCO folder or JSON, or a data.yaml")
-    try:
-        if check_input_size(options.input_size) == SMALLEST:
-            raise ValueError("32 32: batch norm needs more than one cell of the coarsest map")
-    except ValueError as error:
-        what = str(error).removeprefix("input size ")
-        raise UserError("--input-size", what, "give multiples of 32, such as 416") from error
+    if input_size_option(options.input_size) == SMALLEST:
+        what = "32 32: batch norm needs more than one cell of the coarsest map"
+        raise UserError("--input-size", what, "give multiples of 32, such as 416")
     backbone = options.backbone
     if backbone is not None and backbone not in list_backbones() and not backbone.startswith(TIMM_PREFIX):
         known = ", ".join([*list_backbones(), f"{TIMM_PREFIX}NAME"])
