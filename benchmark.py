@@ -16,13 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from nets.checkpoint import write_atomically
+from benchmarks.formats_table import draw_formats, fill_markers, formats_table
+from data.index import DatasetIndex
 from nets.detector import Detector, default_checkpoint
 from nets.export import EXPORTERS, check_export, export_and_check
 from nets.export.graph import Form
 from nets.export.parity import Parity, drawn_photos
-from nets.export.table import draw_formats, fill_markers, formats_table
-from nets.export.timing import (
+from nets.model_config import ModelConfig, input_size_option
+from nets.runtime import Runtime, TorchRuntime, file_kind, load_model, load_runtime
+from nets.weights.checkpoint import write_atomically
+from nets.yolov4 import YOLOv4
+from utils.config import option, parse_options
+from utils.draw import draw_detections
+from utils.errors import MissingExtra, RunError, UserError, run_command, warn
+from utils.images import IMAGE_SUFFIXES, read_image, write_image
+from utils.timing import (
     CONTROL,
     Sample,
     control_call,
@@ -32,14 +40,6 @@ from nets.export.timing import (
     noise_reasons,
     resident_bytes,
 )
-from nets.model_config import ModelConfig, input_size_option
-from nets.runtimes import Runtime, TorchRuntime, file_kind, load_model, load_runtime
-from nets.yolov4 import YOLOv4
-from utils.config import option, parse_options
-from utils.data.index import DatasetIndex
-from utils.draw import draw_detections
-from utils.errors import MissingExtra, RunError, UserError, run_command, warn
-from utils.images import IMAGE_SUFFIXES, read_image, write_image
 
 FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino", "torchscript": "torchscript"}
 PEERS = ("yolox_nano", "ssdlite")
@@ -360,7 +360,7 @@ def reference_entry() -> Entry:
 
 def peer_entry(name: str, folder: Path) -> Entry:
     """A published network, rebuilt with random weights, on ONNX Runtime."""
-    from scripts.peers import export_peer
+    from benchmarks.peers import export_peer
 
     path = folder / f"{name}.onnx"
     return other_entry(path if path.exists() else export_peer(name, path))
@@ -483,7 +483,7 @@ def score_entries(entries: Sequence[Entry], options: BenchmarkOptions, folder: P
 
 def score(detector: Detector, index: DatasetIndex) -> float:
     """mAP50 (VOC2010) in points, as eval.py computes it."""
-    from utils.evaluator import evaluate
+    from evaluation.evaluator import evaluate
 
     found = evaluate(detector, index, batch_size=4, coco=None, progress=False)
     assert found is not None
@@ -492,7 +492,7 @@ def score(detector: Detector, index: DatasetIndex) -> float:
 
 def index_digest(index: DatasetIndex) -> str:
     """Which images and boxes these are, and by which rules they are scored."""
-    from utils.evaluator import EvalSettings
+    from evaluation.evaluator import EvalSettings
 
     content = index.image_ids.tobytes() + index.boxes.tobytes() + index.labels.tobytes() + repr(EvalSettings()).encode()
     return hashlib.sha256(content).hexdigest()[:8]
@@ -500,7 +500,7 @@ def index_digest(index: DatasetIndex) -> str:
 
 def open_split(options: BenchmarkOptions, which: int) -> DatasetIndex:
     """The data's training (0) or validation (1) split."""
-    from utils.data.open import default_splits, open_dataset
+    from data.open import default_splits, open_dataset
 
     return open_dataset(options.data or "", default_splits(options.data or "")[which])
 

@@ -9,14 +9,14 @@ from nets.model_config import YOLOV4_ANCHORS
 from utils.errors import UserError, run_command
 
 COMMANDS = {  # name: (module whose main(argv) does it, what it does)
-    "check": ("utils.data.check", "find what would spoil a training, file by file; --fix writes a corrected copy"),
-    "stats": ("utils.data.stats", "count and draw classes, sizes, shapes and places of the boxes"),
-    "anchors": ("utils.data.cluster_anchors", "propose anchors that fit better, by k-means"),
-    "split": ("utils.data.split", "divide into train, val and test: by class, near-duplicates together"),
-    "convert": ("utils.data.convert", "write it as VOC, COCO or YOLO txt"),
-    "shard": ("utils.data.shards", "write tar shards to train from over http or a slow disk (train.py --shards)"),
-    "demo": ("utils.data.demo", "draw a small set with six classes; needs no download"),
-    "download": ("utils.data.download", "fetch and unpack Pascal VOC or COCO"),
+    "check": ("data.tools.check", "find what would spoil a training, file by file; --fix writes a corrected copy"),
+    "stats": ("data.tools.stats", "count and draw classes, sizes, shapes and places of the boxes"),
+    "anchors": ("data.tools.anchors", "propose anchors that fit better, by k-means"),
+    "split": ("data.tools.split", "divide into train, val and test: by class, near-duplicates together"),
+    "convert": ("data.tools.convert", "write it as VOC, COCO or YOLO txt"),
+    "shard": ("data.shards", "write tar shards to train from over http or a slow disk (train.py --shards)"),
+    "demo": ("data.tools.demo", "draw a small set with six classes; needs no download"),
+    "download": ("data.tools.download", "fetch and unpack Pascal VOC or COCO"),
 }
 ANCHOR_COMMANDS = ("anchors", "stats")  # `utils` knows no network: these are told what it starts from
 

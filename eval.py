@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from data.index import DatasetIndex
+from evaluation.detections_file import detection_lists, read_detections, write_voc_results
+from evaluation.evaluator import EVAL_SETTINGS, EvalSettings, EvaluationResult, evaluate, score
+from evaluation.metrics.coco import EVALUATORS
+from evaluation.report.text import comparison_text, summary_text
 from utils.config import option, parse_options
-from utils.data.index import DatasetIndex
-from utils.detections_file import detection_lists, read_detections, write_voc_results
 from utils.errors import UserError, run_command, warn
-from utils.evaluator import EVAL_SETTINGS, EvalSettings, EvaluationResult, evaluate, score
 from utils.files import write_file
-from utils.metrics.coco import EVALUATORS
 from utils.output_rules import check_output_file, check_output_folder
-from utils.report.text import comparison_text, summary_text
 
 SKIPS_SHOWN = 10
 
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
 def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, tuple[int, int]]:
     """The figures of a model, and its input size; under torchrun only the first process has the figures."""
-    from nets.runtimes import resolve_device
+    from nets.runtime import resolve_device
     from utils import distributed
 
     device = distributed.start(resolve_device(options.device))
@@ -124,7 +124,7 @@ def _load(options: EvalOptions, device: str) -> Any:
     if options.input_size is not None:
         detector.set_input_size(options.input_size)
     if options.tta:
-        from utils.tta import AugmentedDetector
+        from prediction.tta import AugmentedDetector
 
         return AugmentedDetector(detector)
     return detector
@@ -140,8 +140,8 @@ def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, None]:
 
 def open_index(options: EvalOptions, quiet: bool = False) -> DatasetIndex:
     """The split that the options name; `quiet` where another process says what was left out of it."""
-    from utils.data.open import open_dataset
-    from utils.data.truth import open_truth
+    from data.open import open_dataset
+    from evaluation.truth import open_truth
 
     index = (open_truth if options.detections else open_dataset)(options.data or "", choose_split(options))
     if not len(index):
@@ -158,13 +158,13 @@ def open_index(options: EvalOptions, quiet: bool = False) -> DatasetIndex:
 
 def choose_split(options: EvalOptions) -> str:
     """The split that is asked for; else that of the file that was given; else the one for validation."""
-    from utils.data.open import default_splits, list_splits, recognise_format
+    from data.open import default_splits, list_splits, recognise_format
 
     data = options.data or ""
     if options.split is not None:
         return options.split
     if recognise_format(data) == "coco" and Path(data).is_file():
-        from utils.data.coco import find_coco_files
+        from data.formats.coco import find_coco_files
 
         return next(name for name, file in find_coco_files(data).items() if file == Path(data))
     names = list_splits(data)
@@ -184,7 +184,7 @@ def write_outputs(options: EvalOptions, result: EvaluationResult, input_size: tu
         folder = write_voc_results(Path(options.voc_submission), result, choose_split(options))
         print(f"VOC results: {folder}")
     if options.report:
-        from utils.report.html import write_report
+        from evaluation.report.html import write_report
 
         write_report(_in_folder(options.report), result, input_size, options.checkpoint or options.detections or "")
         print(f"report: {options.report}")
@@ -199,7 +199,7 @@ def write_result(path: Path, result: EvaluationResult, extra: dict[str, Any]) ->
 
 def compare_files(options: EvalOptions) -> int | None:
     """Print whether B is better than A."""
-    from utils.metrics.compare import compare_results
+    from evaluation.metrics.compare import compare_results
 
     first, second = options.compare or ("", "")
     comparison = compare_results(Path(first), Path(second))

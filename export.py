@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from data.index import DatasetIndex
 from nets.detector import Detector, default_checkpoint
 from nets.export import EXPORTERS, Exporter, check_export, export_and_check
 from nets.export.graph import Form
 from nets.export.parity import drawn_photos
 from nets.model_config import ModelConfig, input_size_option
-from nets.runtimes import TorchRuntime, load_model, load_runtime
+from nets.runtime import TorchRuntime, load_model, load_runtime
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
-from utils.data.index import DatasetIndex
 from utils.errors import RunError, UserError, run_command, warn
 from utils.images import IMAGE_SUFFIXES, read_image
 from utils.output_rules import check_output_file
@@ -130,7 +130,7 @@ def output_path(options: ExportOptions, checkpoint: Path, exporter: Exporter) ->
 
 def open_split(options: ExportOptions, split: str | None, default: int) -> DatasetIndex:
     """A part of the data set; `default` 0 is that for training, 1 that for validation."""
-    from utils.data.open import default_splits, open_dataset
+    from data.open import default_splits, open_dataset
 
     data = options.data or ""
     return open_dataset(data, split or default_splits(data)[default])
@@ -206,7 +206,7 @@ def export_int8(
 
 def mean_ap(detector: Detector, index: DatasetIndex) -> float:
     """mAP50 in points."""
-    from utils.evaluator import evaluate
+    from evaluation.evaluator import evaluate
 
     result = evaluate(detector, index, batch_size=MAP_BATCH, coco=None, progress=False)
     assert result is not None

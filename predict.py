@@ -20,22 +20,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data.index import Skip
 from nets.detector import Detector, default_checkpoint, load_detector
-from nets.explain import layer_cam, objectness_map
-from nets.finder import Finder, read_threshold
 from nets.model_config import check_input_size
-from nets.runtimes import TorchRuntime, file_kind, load_runtime
-from utils import distributed
-from utils.config import option, parse_options
-from utils.data.index import Skip
-from utils.detections import Detections
-from utils.draw import draw_boxes, draw_detections, draw_heatmap
-from utils.errors import Interrupted, RunError, UserError, printable, run_command, warn
-from utils.images import IMAGE_SUFFIXES, write_image
-from utils.live_view import Page, open_view
-from utils.nms import SUPPRESSIONS
-from utils.output_rules import check_output_folder
-from utils.outputs import (
+from nets.nms import SUPPRESSIONS
+from nets.runtime import TorchRuntime, file_kind, load_runtime
+from prediction.explain import layer_cam, objectness_map
+from prediction.finder import Finder, read_threshold
+from prediction.live_view import Page, open_view
+from prediction.outputs import (
     OF_PICTURES,
     WRITERS,
     OutputFolder,
@@ -47,10 +40,17 @@ from utils.outputs import (
     planned_files,
     write_merged,
 )
-from utils.pipeline import Background, parallel_map, prefetch
-from utils.sources import Source, list_sources, unique_names
-from utils.tracking import LOW_SCORE, LineCounter, Tracker, TrackLog, ZoneCounter, read_line, read_zone
-from utils.video import CODECS, DEFAULT_FPS, Frame, TimedWriter, VideoWriter, video_suffix
+from prediction.sources import Source, list_sources, unique_names
+from prediction.threads import Background, parallel_map, prefetch
+from prediction.tracking import LOW_SCORE, LineCounter, Tracker, TrackLog, ZoneCounter, read_line, read_zone
+from prediction.video import CODECS, DEFAULT_FPS, Frame, TimedWriter, VideoWriter, video_suffix
+from utils import distributed
+from utils.config import option, parse_options
+from utils.detections import Detections
+from utils.draw import draw_boxes, draw_detections, draw_heatmap
+from utils.errors import Interrupted, RunError, UserError, printable, run_command, warn
+from utils.images import IMAGE_SUFFIXES, write_image
+from utils.output_rules import check_output_folder
 
 CAMS_PER_PICTURE = 5
 MANY_PICTURES = 300  # from here on it pays to export the network first

@@ -15,16 +15,32 @@ from typing import Any
 
 import torch
 
+from data.index import Skip
+from data.loader import worker_failure
+from data.tools.check import used_summary, write_skips_csv
+from evaluation.evaluator import EvaluationResult, evaluate
 from nets.assigner import ASSIGNERS
-from nets.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nets.detector import Detector
 from nets.losses import BOX_LOSSES, LossConfig
 from nets.model_config import NECK_CONVS, PADDINGS, SE_ORDERS
-from nets.runtimes import resolve_device
+from nets.runtime import resolve_device
+from nets.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
 from training.budget import fit_epochs
 from training.checks import check_before_loading
+from training.engine import EpochProgress, NotFinite, train_epoch
+from training.interrupts import SignalWatch
+from training.optim import OPTIMIZERS, SCHEDULES, ModelEMA, automatic_decay
 from training.pictures import Batch, draw_first_batches, draw_validation
+from training.run_folder import (
+    TensorBoard,
+    draw_curves,
+    lock_run,
+    new_run_dir,
+    remove_leftovers,
+    write_json,
+    write_metrics,
+)
 from training.setup import AMP, build_loader, build_model, build_trainer, choose_options, freeze, open_data
 from training.state import (
     Progress,
@@ -43,17 +59,9 @@ from training.state import (
 from utils import distributed
 from utils.allocator import keep_freed_memory
 from utils.config import changed_options, check_options, given_options, option
-from utils.data.check import used_summary, write_skips_csv
-from utils.data.index import Skip
-from utils.data.loader import worker_failure
 from utils.distributed import say
-from utils.engine import EpochProgress, NotFinite, train_epoch
 from utils.errors import Interrupted, RunError, outliving_readers, run_command, warn
-from utils.evaluator import EvaluationResult, evaluate
-from utils.interrupts import SignalWatch
 from utils.letterbox import RESIZE_MODES
-from utils.optim import OPTIMIZERS, SCHEDULES, ModelEMA, automatic_decay
-from utils.runlog import TensorBoard, draw_curves, lock_run, new_run_dir, remove_leftovers, write_json, write_metrics
 
 PRESETS = Path(__file__).resolve().parent / "model_data" / "presets"
 BEST_METRIC = "voc10_mAP50"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nets.model_config import ModelConfig, input_size_option
-from nets.runtimes import Runtime, TorchRuntime, load_runtime
+from nets.runtime import Runtime, TorchRuntime, load_runtime
 from nets.yolov4 import YOLOv4
 from utils.detections import Detections
 from utils.errors import UserError
@@ -27,7 +27,7 @@ class Detector:
     """A network with everything around it that turns pictures into objects.
 
     Args:
-        runtime: the network (see `nets.runtimes`).
+        runtime: the network (see `nets.runtime`).
 
     Attributes:
         config: the model's configuration; `config.class_names[label]` names a detection.
@@ -106,8 +106,8 @@ class Detector:
         return results
 
     def stream(self, source: Any, **options: Any) -> Iterator[Any]:
-        """Objects of a video, frame by frame: yields (frame, `Detections`); see `nets.streaming.stream`."""
-        from nets.streaming import stream  # streaming knows the detector, so not the other way round at import
+        """Objects of a video, frame by frame: yields (frame, `Detections`); see `prediction.streaming.stream`."""
+        from prediction.streaming import stream  # streaming knows the detector, so not the other way round at import
 
         return stream(self, source, **options)
 
@@ -130,7 +130,7 @@ def load_detector(path: str | os.PathLike[str] | None = None, device: str = "aut
     Args:
         path: the file; None takes the weights that come with this platform.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
-        runtime: `auto`, or what to run on (see `nets.runtimes`).
+        runtime: `auto`, or what to run on (see `nets.runtime`).
 
     Example:
         detections = load_detector("best.pth")("photo.jpg")

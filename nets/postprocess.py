@@ -40,7 +40,7 @@ def postprocess(
         iou_threshold: boxes of one class that overlap more than this are one object.
         max_detections: the most objects of one image.
         multi_label: whether a box may answer for several classes.
-        suppress: another suppression than greedy NMS within each class (see `utils.nms`).
+        suppress: another suppression than greedy NMS within each class (see `nets.nms`).
 
     Returns:
         Detections of each image, best first, in input pixels.

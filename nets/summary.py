@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nets.checkpoint import load_checkpoint
 from nets.model_config import NECK_CONVS, ModelConfig, input_size_option
+from nets.weights.checkpoint import load_checkpoint
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nets.checkpoint import load_checkpoint, save_checkpoint
 from nets.model_config import check_input_size
+from nets.weights.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import run_command
 from utils.json_file import read_json
 

@@ -17,13 +17,19 @@ PARTS = (
     ".",
     "nets",
     "nets/backbones",
+    "nets/weights",
     "nets/export",
-    "utils",
-    "utils/data",
-    "utils/metrics",
-    "utils/report",
+    "data",
+    "data/formats",
+    "data/tools",
+    "evaluation",
+    "evaluation/metrics",
+    "evaluation/report",
+    "prediction",
     "training",
     "service",
+    "benchmarks",
+    "utils",
 )
 LAST_PARTS = ("scripts", "examples")
 OTHERS = {

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nets.checkpoint import Checkpoint, save_checkpoint
 from nets.export import EXPORTERS
 from nets.export.graph import Form
 from nets.model_config import ModelConfig
+from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
 
 CONFIG = ModelConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils.data.augment import (
+from data.augment import (
     ALBUMENTATIONS,
     AugmentConfig,
     Geometry,

@@ -115,7 +115,7 @@ def test_the_width_of_v2_is_torchvisions_at_every_alpha(alpha: float) -> None:
 def test_features_of_v1_equal_timms() -> None:
     import timm
 
-    from nets.pretrained import load_pretrained_state
+    from nets.weights.pretrained import load_pretrained_state
 
     theirs = timm.create_model("mobilenetv1_100", features_only=True, out_indices=(2, 3, 4)).eval()
     randomize(theirs)

@@ -17,12 +17,12 @@ from data_makers import CAT, DOG, HEIGHT, WIDTH, make_coco, make_voc, make_yolo,
 from PIL import Image
 
 import dataset
-from utils.data.check import check_dataset, main, quick_check, skips_summary, warn_skips, write_skips_csv
-from utils.data.findings import CODES, CheckReport
-from utils.data.fix import check_target
-from utils.data.look import look_at
-from utils.data.open import open_dataset
-from utils.data.voc import read_voc
+from data.formats.voc import read_voc
+from data.open import open_dataset
+from data.tools.check import check_dataset, main, quick_check, skips_summary, warn_skips, write_skips_csv
+from data.tools.findings import CODES, CheckReport
+from data.tools.fix import check_target
+from data.tools.look import look_at
 from utils.errors import UserError
 from utils.images import decode_image, write_image
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import utils.files
-from nets.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, strip_prefixes
 from nets.model_config import ModelConfig
-from nets.transfer import transfer_weights
+from nets.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, strip_prefixes
+from nets.weights.transfer import transfer_weights
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError, UserError
 from utils.files import write_atomically

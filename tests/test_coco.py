@@ -12,8 +12,8 @@ from data_makers import DOG, HEIGHT, WIDTH, make_coco, picture, write_coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.coco import find_coco_files, read_coco
-from utils.data.index import DatasetIndex
+from data.formats.coco import find_coco_files, read_coco
+from data.index import DatasetIndex
 from utils.errors import UserError
 from utils.images import write_image
 

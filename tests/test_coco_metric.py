@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from evaluation.metrics.coco import FIGURES, COCOMetric
 from utils.detections import Detections
 from utils.errors import MissingExtra
-from utils.metrics.coco import FIGURES, COCOMetric
 
 
 def scene(seed: int, images: int = 6, classes: int = 3) -> tuple[list[Detections], list[dict]]:

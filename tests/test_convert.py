@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from defusedxml.ElementTree import parse
 
-from utils.data.convert import ConversionReport, convert_dataset, main
-from utils.data.demo import DEMO_CLASSES, DEMO_YEAR, write_demo
-from utils.data.index import DatasetIndex
-from utils.data.open import open_dataset
-from utils.data.writers import coco_number, voc_number, voc_xml, yolo_number, yolo_txt
+from data.formats.writers import coco_number, voc_number, voc_xml, yolo_number, yolo_txt
+from data.index import DatasetIndex
+from data.open import open_dataset
+from data.tools.convert import ConversionReport, convert_dataset, main
+from data.tools.demo import DEMO_CLASSES, DEMO_YEAR, write_demo
 from utils.errors import UserError
 
 OBJECT_TAGS = ("name", "pose", "truncated", "occluded", "difficult")
@@ -229,7 +229,7 @@ def test_a_conversion_that_fails_leaves_no_target(demo: Path, tmp_path: Path, mo
     def full(*paths: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("utils.data.convert.shutil.copyfile", full)
+    monkeypatch.setattr("data.tools.convert.shutil.copyfile", full)
     with pytest.raises(OSError, match="No space"):
         convert(demo, tmp_path / "out", "yolo")
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.demo import DEMO_CLASSES, DEMO_YEAR, draw_scene, main, split_demo, write_demo
+from data.tools.demo import DEMO_CLASSES, DEMO_YEAR, draw_scene, main, split_demo, write_demo
 from utils.errors import UserError
 
 SMALL = (96, 128)

@@ -22,14 +22,14 @@ from torch.distributed import TCPStore
 import eval as eval_command
 import predict
 import train
-from nets.checkpoint import load_checkpoint
+from data.index import Skip
+from data.loader import TrainLoader
+from data.open import open_dataset
+from data.tools.demo import write_demo
+from nets.weights.checkpoint import load_checkpoint
+from training.engine import EpochProgress
 from training.state import Progress, check_parts, epoch_parts, share_batch
 from utils import distributed
-from utils.data.demo import write_demo
-from utils.data.index import Skip
-from utils.data.loader import TrainLoader
-from utils.data.open import open_dataset
-from utils.engine import EpochProgress
 from utils.errors import RunError, UserError
 
 pytestmark = [

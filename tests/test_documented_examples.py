@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from nets.checkpoint import Checkpoint, save_checkpoint
 from nets.model_config import ModelConfig
+from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
+from prediction.video import VideoWriter
 from utils.images import write_image
-from utils.video import VideoWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/PYTHON.md")

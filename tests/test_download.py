@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-import utils.data.download as data_download
+import data.tools.download as data_download
 import utils.download as generic
-from utils.data.download import DATASETS, Archive, download_dataset, extract
+from data.tools.download import DATASETS, Archive, download_dataset, extract
 from utils.download import download, verify_file
 from utils.errors import RunError, UserError
 

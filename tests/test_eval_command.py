@@ -18,10 +18,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import eval as eval_command
-from utils.data.truth import open_truth
-from utils.detections_file import read_detections
+from evaluation.detections_file import read_detections
+from evaluation.metrics.coco import FIGURES
+from evaluation.truth import open_truth
 from utils.errors import MissingExtra, UserError
-from utils.metrics.coco import FIGURES
 
 OBJECTS = {  # image id: (name, xmin, ymin, xmax, ymax as in the file, difficult)
     "000001": [("cat", 11, 11, 40, 40, 0), ("dog", 51, 51, 90, 90, 0)],
@@ -217,8 +217,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network of random weights for cats and dogs."""
     import torch
 
-    from nets.checkpoint import Checkpoint, save_checkpoint
     from nets.model_config import ModelConfig
+    from nets.weights.checkpoint import Checkpoint, save_checkpoint
     from nets.yolov4 import YOLOv4
 
     torch.manual_seed(0)

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.data.index import DatasetIndex
+from data.index import DatasetIndex
+from evaluation.evaluator import EVAL_SETTINGS, FoundDetections, evaluate, match_classes, score
+from evaluation.metrics.calibration import calibrate
+from evaluation.metrics.coco import COCOMetric
+from evaluation.metrics.compare import compare_rows
+from evaluation.metrics.confusion import confusion_matrix
+from evaluation.metrics.errors import ERROR_TYPES, analyse_errors
+from evaluation.metrics.voc import VOCMetric
 from utils.detections import Detections
 from utils.errors import UserError
-from utils.evaluator import EVAL_SETTINGS, FoundDetections, evaluate, match_classes, score
-from utils.metrics.calibration import calibrate
-from utils.metrics.coco import COCOMetric
-from utils.metrics.compare import compare_rows
-from utils.metrics.confusion import confusion_matrix
-from utils.metrics.errors import ERROR_TYPES, analyse_errors
-from utils.metrics.voc import VOCMetric
 
 NAMES = ("cat", "dog", "bird")
 

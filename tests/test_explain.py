@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nets.detector import Detector
-from nets.explain import layer_cam, objectness_map
 from nets.model_config import ModelConfig
 from nets.yolov4 import YOLOv4
+from prediction.explain import layer_cam, objectness_map
 from utils.errors import UserError
 
 

@@ -17,7 +17,7 @@ from nets.export.graph import DeployedNetwork, Form, read_metadata, write_metada
 from nets.export.parity import TOLERANCES, Parity, compare, count_changed
 from nets.export.quantize import QUANTIZERS, Node, choose_layers, group_nodes, output_error
 from nets.model_config import ModelConfig
-from nets.runtimes import TorchRuntime, load_runtime
+from nets.runtime import TorchRuntime, load_runtime
 from nets.yolov4 import YOLOv4
 from utils.detections import Detections
 from utils.errors import MissingExtra, RunError, UserError

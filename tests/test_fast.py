@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from training.optim import build_optimizer
 from training.setup import _make_fast
 from utils import distributed
-from utils.optim import build_optimizer
 
 
 class _Network(nn.Module):

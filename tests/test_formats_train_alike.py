@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from data.loader import build_train_loader
+from data.open import open_dataset
+from data.tools.convert import convert_dataset
+from data.tools.demo import write_demo
 from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig
 from nets.yolov4 import YOLOv4
-from utils.data.convert import convert_dataset
-from utils.data.demo import write_demo
-from utils.data.loader import build_train_loader
-from utils.data.open import open_dataset
 
 CLASSES = ("balloon", "boat", "car", "fish", "house", "tree")  # VOC files list only those that a split shows
 

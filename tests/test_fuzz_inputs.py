@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-import fuzz_inputs
-from fuzz_inputs import KINDS, FuzzOptions, Place, fuzz, main
+from tests.long import fuzz_inputs
+from tests.long.fuzz_inputs import KINDS, FuzzOptions, Place, fuzz, main
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the fault is put into a forked worker")
 

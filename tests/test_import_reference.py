@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nets.checkpoint import Checkpoint, load_checkpoint
-from nets.import_reference import import_reference, main, read_class_names
 from nets.model_config import STRIDES
 from nets.postprocess import postprocess
+from nets.weights.checkpoint import Checkpoint, load_checkpoint
+from nets.weights.import_reference import import_reference, main, read_class_names
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError
 

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils import live_view
-from utils.live_view import Page, open_view
+from prediction import live_view
+from prediction.live_view import Page, open_view
 
 
 def test_the_page_streams_the_newest_picture() -> None:

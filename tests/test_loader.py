@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data.augment import AugmentConfig, Photo
-from utils.data.image_cache import ImageCache, available_memory, build_image_cache
-from utils.data.index import DatasetIndex, Skip
-from utils.data.loader import (
+from data.augment import AugmentConfig, Photo
+from data.image_cache import ImageCache, available_memory, build_image_cache
+from data.index import DatasetIndex, Skip
+from data.loader import (
     EpochSampler,
     SampleKey,
     TrainDataset,

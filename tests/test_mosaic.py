@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils.data.augment import AugmentConfig, Photo, Sample, draw_geometry
-from utils.data.mosaic import compose_mosaic, draw_centre, mix, paste_box
+from data.augment import AugmentConfig, Photo, Sample, draw_geometry
+from data.mosaic import compose_mosaic, draw_centre, mix, paste_box
 from utils.letterbox import Letterbox
 
 COLOURS = np.array([(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10)])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from utils.nms import SUPPRESSIONS, agnostic_nms, diou_nms, merge_cut_boxes, soft_nms, weighted_box_fusion
+from nets.nms import SUPPRESSIONS, agnostic_nms, diou_nms, merge_cut_boxes, soft_nms, weighted_box_fusion
 
 BOXES = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [100, 100, 120, 120], [0, 0, 10, 10]])
 SCORES = torch.tensor([0.9, 0.8, 0.7, 0.6])

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from data_makers import CAT, DOG, make_coco, make_voc, make_yolo, picture, voc_xml_text, write_coco
 
-from utils.data import cache
-from utils.data.class_names import nearest_name, read_class_names
-from utils.data.index import DatasetIndex
-from utils.data.open import default_splits, list_splits, match_split, open_dataset, recognise_format
+from data import index_cache as cache
+from data.class_names import nearest_name, read_class_names
+from data.index import DatasetIndex
+from data.open import default_splits, list_splits, match_split, open_dataset, recognise_format
 from utils.errors import UserError
 from utils.images import write_image
 

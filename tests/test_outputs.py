@@ -10,10 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from utils.detections import Detections
-from utils.errors import UserError
-from utils.images import read_image
-from utils.outputs import (
+from prediction.outputs import (
     WRITERS,
     OutputFolder,
     Result,
@@ -23,6 +20,9 @@ from utils.outputs import (
     to_dataframe,
     to_supervision,
 )
+from utils.detections import Detections
+from utils.errors import UserError
+from utils.images import read_image
 
 NAMES = ("person", "dog & cat", "猫/x")
 

@@ -7,9 +7,9 @@ import json
 import pytest
 from export_makers import CONFIG, checkpoint, exported
 
+from benchmarks import pareto
+from benchmarks.pareto import Point, pareto_front, preset_config, read_score
 from nets.export.graph import Form
-from scripts import pareto
-from scripts.pareto import Point, pareto_front, preset_config, read_score
 from utils.errors import UserError
 
 

@@ -18,16 +18,16 @@ import pytest
 import torch
 
 import predict
-from nets.checkpoint import Checkpoint, save_checkpoint
 from nets.model_config import ModelConfig
-from nets.streaming import stream
+from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
-from utils import video
+from prediction import video
+from prediction.live_view import Page
+from prediction.streaming import stream
+from prediction.video import VideoReader, VideoWriter
 from utils.detections import Detections
 from utils.errors import MissingExtra, UserError
 from utils.images import read_image, write_image
-from utils.live_view import Page
-from utils.video import VideoReader, VideoWriter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RED, BLUE = (230, 20, 20), (20, 20, 230)

@@ -15,10 +15,10 @@ import torch
 import torchvision.models
 from torch import Tensor
 
-from nets import pretrained
-from nets.checkpoint import Checkpoint, save_checkpoint
 from nets.model_config import ModelConfig
-from nets.pretrained import load_pretrained, pretrained_settings
+from nets.weights import pretrained
+from nets.weights.checkpoint import Checkpoint, save_checkpoint
+from nets.weights.pretrained import load_pretrained, pretrained_settings
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError, UserError
 

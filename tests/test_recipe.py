@@ -9,12 +9,12 @@ import pytest
 from train_makers import TINY, demo_data, run_train
 
 import train
-from nets.checkpoint import load_checkpoint
+from data.open import open_dataset
+from nets.weights.checkpoint import load_checkpoint
 from training import budget
+from training.recipe import choose_recipe
 from training.setup import choose_options
-from utils.data.open import open_dataset
 from utils.errors import UserError
-from utils.recipe import choose_recipe
 
 
 def chosen(num_images: int, pretrained: bool, **settings: bool) -> dict[str, object]:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.data.index import DatasetIndex
+from data.index import DatasetIndex
+from evaluation.evaluator import EvaluationResult, FoundDetections, score
+from evaluation.metrics.errors import analyse_errors
+from evaluation.report.advice import advise
+from evaluation.report.html import report_html, write_report
+from evaluation.report.text import summary_text
 from utils.detections import Detections
 from utils.errors import UserError
-from utils.evaluator import EvaluationResult, FoundDetections, score
-from utils.metrics.errors import analyse_errors
-from utils.report.advice import advise
-from utils.report.html import report_html, write_report
-from utils.report.text import summary_text
 
 NAMES = ("cat", "<script>alert(1)</script>", "$x_1$ ünï")
 

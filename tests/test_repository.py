@@ -13,7 +13,6 @@ from utils.config import option, parse_options
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRY_SCRIPTS = {"train", "eval", "predict", "export", "dataset", "serve", "benchmark"}
 
 
 def imported(path: Path) -> set[str]:
@@ -26,40 +25,18 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def modules(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", modules("utils"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_utils_never_imports_nets_nor_a_script(path: Path) -> None:
-    assert not imported(path) & ({"nets", "training", "service"} | ENTRY_SCRIPTS)
-
-
-@pytest.mark.parametrize("path", modules("nets"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_nets_never_imports_a_script(path: Path) -> None:
-    assert not imported(path) & ({"training", "service"} | ENTRY_SCRIPTS)
-
-
-@pytest.mark.parametrize("path", [*modules("training"), *modules("service")], ids=lambda p: str(p.relative_to(ROOT)))
-def test_what_stands_beside_a_script_never_imports_one(path: Path) -> None:
-    assert not imported(path) & ENTRY_SCRIPTS
+ROOMS = ("nets", "utils", "data", "evaluation", "prediction", "training", "service", "benchmarks", "scripts")
+SOURCES = [*(p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))), *ROOT.glob("*.py")]
 
 
 def test_nothing_of_a_copyleft_project_is_imported() -> None:
     banned = {"ultralytics", "albumentationsx", "lightly_train", "mmyolo", "yolov5"}
-    for path in [*modules("nets"), *modules("utils"), *modules("training"), *modules("service"), *ROOT.glob("*.py")]:
+    for path in SOURCES:
         assert not imported(path) & banned, path
 
 
 def test_every_module_says_in_one_sentence_what_it_is() -> None:
-    for path in [
-        *modules("nets"),
-        *modules("utils"),
-        *modules("training"),
-        *modules("service"),
-        *modules("scripts"),
-        *ROOT.glob("*.py"),
-    ]:
+    for path in SOURCES:
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 

@@ -19,12 +19,12 @@ from train_makers import TINY, assert_same, assert_same_run, demo_data, resume, 
 
 import train
 import training.setup
-from nets.checkpoint import load_checkpoint
+from nets.weights.checkpoint import load_checkpoint
+from training.engine import Trainer
+from training.interrupts import SignalWatch
 from training.state import read_run
 from utils import startup
-from utils.engine import Trainer
 from utils.errors import Interrupted, UserError, run_command
-from utils.interrupts import SignalWatch
 
 EVERYTHING = ("--mixup", "0.5", "--copy-paste", "0.5", "--multi-scale", "0.5", "--albumentations", "0.5")
 
@@ -151,7 +151,7 @@ def test_the_exit_codes_are_those_of_the_signals(tmp_path: Path, monkeypatch: py
 def test_the_watch_gives_the_signals_back_and_insists_only_later(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
     clock = [0.0]
-    monkeypatch.setattr("utils.interrupts.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("training.interrupts.time.monotonic", lambda: clock[0])
     with SignalWatch() as watch:
         os.kill(os.getpid(), signal.SIGTERM)
         assert watch.signum == signal.SIGTERM
@@ -196,7 +196,7 @@ def test_broken_off_at_random_points_every_run_comes_out_the_same(
 ) -> None:
     import subprocess
 
-    command = [sys.executable, "scripts/kill_test.py", "--how", how, "--times", str(times), "--epochs", "2"]
+    command = [sys.executable, "-m", "tests.long.kill_test", "--how", how, "--times", str(times), "--epochs", "2"]
     done = subprocess.run(
         [*command, "--in-write", "0.5", "--folder", str(tmp_path)],
         cwd=Path(__file__).resolve().parent.parent,

@@ -16,7 +16,7 @@ from export_makers import CONFIG, checkpoint, exported, pictures, small_model
 from nets.detector import Detector, load_detector
 from nets.export import cache
 from nets.export.graph import Form
-from nets.runtimes import FILE_RUNTIMES, LOADERS, RUNTIMES, TorchRuntime, file_kind, load_runtime
+from nets.runtime import FILE_RUNTIMES, LOADERS, RUNTIMES, TorchRuntime, file_kind, load_runtime
 from utils.errors import UserError
 
 PLAIN, ANY, RAW_ANY = Form(), Form(dynamic=True), Form(uint8_input=True, decodes=False, dynamic=True)

@@ -22,9 +22,9 @@ import torch
 from service_makers import Address, Painted, encoded, running, scene, until
 
 import serve
-from nets.checkpoint import Checkpoint, save_checkpoint
 from nets.detector import Detector
 from nets.model_config import ModelConfig
+from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
 from service.app import build_app
 from service.limits import CLIENTS_REMEMBERED, Limits, RateLimit, Refused, client_of

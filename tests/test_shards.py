@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data import shards as shards_module
-from utils.data.augment import AugmentConfig
-from utils.data.demo import write_demo
-from utils.data.index import DatasetIndex
-from utils.data.open import open_dataset
-from utils.data.shards import ShardLoader, build_shard_loader, open_shards, write_shards
+from data import shards as shards_module
+from data.augment import AugmentConfig
+from data.index import DatasetIndex
+from data.open import open_dataset
+from data.shards import ShardLoader, build_shard_loader, open_shards, write_shards
+from data.tools.demo import write_demo
 from utils.errors import MissingExtra, RunError, UserError
 
 SIDE = (32, 32)

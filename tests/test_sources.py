@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prediction.sources import Source, list_sources, unique_names
+from prediction.video import VideoWriter
 from utils.images import write_image
-from utils.sources import Source, list_sources, unique_names
-from utils.video import VideoWriter
 
 
 def picture(path: Path, level: int = 90) -> Path:

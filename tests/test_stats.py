@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import dataset
+from data.index import DatasetIndex
+from data.tools.demo import write_demo
+from data.tools.stats import centre_map, dataset_stats, draw_stats, format_stats
 from nets.model_config import YOLOV4_ANCHORS
-from utils.data.demo import write_demo
-from utils.data.index import DatasetIndex
-from utils.data.stats import centre_map, dataset_stats, draw_stats, format_stats
 from utils.errors import UserError
 from utils.letterbox import Letterbox
 

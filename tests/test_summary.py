@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from nets.checkpoint import Checkpoint, save_checkpoint
 from nets.layers import ConvBNAct, SeparableConv
 from nets.model_config import ModelConfig
 from nets.summary import compare_separable, count_layers, find_dead_kernels, main, sum_stages
+from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from nets.model_config import ModelConfig
-from nets.tiling import TiledDetector, tile_windows
+from nets.nms import agnostic_nms
+from prediction.tiling import TiledDetector, tile_windows
 from utils.detections import Detections
-from utils.nms import agnostic_nms
 
 
 class Painted:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prediction.tracking import LineCounter, Tracker, TrackLog, ZoneCounter, read_line, read_zone
 from utils.detections import Detections
 from utils.errors import UserError
-from utils.tracking import LineCounter, Tracker, TrackLog, ZoneCounter, read_line, read_zone
 
 
 def tracked(*rows: tuple[float, float, int]) -> Detections:

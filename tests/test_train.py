@@ -20,15 +20,15 @@ from train_makers import assert_same, assert_same_run, demo_data, run_train
 
 import eval as eval_command
 import train
-from nets.checkpoint import load_checkpoint
+from data.loader import multi_scale_sizes
 from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig
+from nets.weights.checkpoint import load_checkpoint
 from nets.yolov4 import YOLOv4
-from utils.data.loader import multi_scale_sizes
-from utils.engine import Trainer
+from training.engine import Trainer
+from training.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
 from utils.errors import UserError
 from utils.images import write_image
-from utils.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
 
 
 @pytest.fixture(scope="module")

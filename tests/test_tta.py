@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nets.nms import agnostic_nms, weighted_box_fusion
+from prediction.tta import AugmentedDetector
 from utils.detections import Detections
-from utils.nms import agnostic_nms, weighted_box_fusion
-from utils.tta import AugmentedDetector
 
 PICTURE = np.zeros((50, 100, 3), np.uint8)
 

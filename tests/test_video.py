@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 import pytest
 
-from utils import video
+from prediction import video
+from prediction.video import CODECS, LiveReader, TimedWriter, VideoReader, VideoWriter
 from utils.errors import RunError, UserError
-from utils.video import CODECS, LiveReader, TimedWriter, VideoReader, VideoWriter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -106,7 +106,7 @@ import os, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 import numpy as np
 from pathlib import Path
-from utils.video import VideoWriter
+from prediction.video import VideoWriter
 writer = VideoWriter(Path({str(path)!r}), 25, (240, 320))
 noise = np.random.default_rng(0)
 for _ in range(60):
@@ -122,7 +122,7 @@ def test_a_disk_that_fills_is_said_with_the_frames_that_came(tmp_path: Path, mon
     writer = VideoWriter(tmp_path / "a.mp4", 10.0, (48, 64))
     for _ in range(3):
         writer.write(np.zeros((48, 64, 3), np.uint8))
-    monkeypatch.setattr("utils.video.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("prediction.video.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(RunError, match=r"a.mp4: the disk is full after 4 frames: 1000 bytes are free; make room"):
         writer.write(np.zeros((48, 64, 3), np.uint8))
     writer.close()

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation.metrics.curves import score_curves
+from evaluation.metrics.matching import best_matches, outcomes
+from evaluation.metrics.record import RecordBuilder
+from evaluation.metrics.voc import VOCMetric
 from utils.detections import Detections
-from utils.metrics.curves import score_curves
-from utils.metrics.matching import best_matches, outcomes
-from utils.metrics.record import RecordBuilder
-from utils.metrics.voc import VOCMetric
 
 
 def devkit_ap(detections: list[Detections], targets: list[dict], label: int, threshold: float) -> tuple[float, float]:

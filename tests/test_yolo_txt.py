@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from data_makers import HEIGHT, WIDTH, make_yolo, picture
 
-from utils.data.index import DatasetIndex
-from utils.data.yolo_txt import label_path, list_yolo_splits, read_data_yaml, read_yolo
+from data.formats.yolo_txt import label_path, list_yolo_splits, read_data_yaml, read_yolo
+from data.index import DatasetIndex
 from utils.errors import UserError
 from utils.images import write_image
 

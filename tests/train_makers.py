@@ -14,8 +14,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from nets.checkpoint import load_checkpoint
-from utils.data.demo import write_demo
+from data.tools.demo import write_demo
+from nets.weights.checkpoint import load_checkpoint
 
 TINY = [
     *("--backbone", "mobilenet_v3_small", "--alpha", "0.35", "--neck-width", "0.1", "--input-size", "64"),

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.index import DatasetIndex
+from data.loader import TrainLoader
 from nets.detector import Detector
 from nets.yolov4 import YOLOv4
 from training.setup import build_trainer, freeze
 from utils import distributed
-from utils.data.index import DatasetIndex
-from utils.data.loader import TrainLoader
 from utils.distributed import say
 from utils.errors import UserError
 from utils.images import read_image

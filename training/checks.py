@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from data.augment import AugmentConfig
+from data.loader import SMALLEST
 from nets.backbones.registry import TIMM_PREFIX, list_backbones
 from nets.model_config import input_size_option
-from nets.pretrained import IMAGENET, NONE
-from utils.data.augment import AugmentConfig
-from utils.data.loader import SMALLEST
+from nets.weights.pretrained import IMAGENET, NONE
+from training.run_folder import RUNS, check_run_dir
 from utils.errors import UserError
 from utils.output_rules import check_output_folder
-from utils.runlog import RUNS, check_run_dir
 
 NOT_WITH_SHARDS = ("limit", "repeat_rare", "multi_scale", "train_split", "classes")
 

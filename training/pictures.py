@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from data.index import DatasetIndex
 from nets.detector import Detector
-from utils.data.index import DatasetIndex
 from utils.draw import contact_sheet, draw_boxes, draw_detections, draw_targets
 from utils.errors import UserError
 from utils.images import read_image, write_image

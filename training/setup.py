@@ -10,27 +10,27 @@ import numpy as np
 import torch
 from torch import nn
 
+from data.class_names import read_class_names
+from data.index import DatasetIndex
+from data.loader import TrainLoader, build_train_loader, multi_scale_sizes
+from data.open import default_splits, open_dataset
+from data.shards import ShardSet, build_shard_loader, open_shards
+from data.tools.check import quick_check, skips_summary, warn_skips
+from data.tools.findings import INFO
 from nets.backbones.registry import TIMM_PREFIX
-from nets.checkpoint import Checkpoint, load_checkpoint
 from nets.losses import LossConfig, YOLOLoss
 from nets.model_config import ModelConfig, check_input_size, scale_anchors
-from nets.pretrained import NONE, load_pretrained, pretrained_settings
-from nets.transfer import transfer_weights
+from nets.weights.checkpoint import Checkpoint, load_checkpoint
+from nets.weights.pretrained import NONE, load_pretrained, pretrained_settings
+from nets.weights.transfer import transfer_weights
 from nets.yolov4 import YOLOv4
 from training.checks import build_augment
+from training.engine import Trainer
+from training.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
+from training.recipe import choose_recipe
 from utils import distributed
-from utils.data.check import quick_check, skips_summary, warn_skips
-from utils.data.class_names import read_class_names
-from utils.data.findings import INFO
-from utils.data.index import DatasetIndex
-from utils.data.loader import TrainLoader, build_train_loader, multi_scale_sizes
-from utils.data.open import default_splits, open_dataset
-from utils.data.shards import ShardSet, build_shard_loader, open_shards
 from utils.distributed import say
-from utils.engine import Trainer
 from utils.errors import warn
-from utils.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
-from utils.recipe import choose_recipe
 
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRETRAINED_RATE = 0.1  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
@@ -129,7 +129,7 @@ def _model_config(options: Any, start: Checkpoint | None, index: DatasetIndex) -
         fields["anchors"] = scale_anchors(fields["input_size"])
     config = ModelConfig(**fields)
     if options.anchors == "auto":
-        from utils.data.cluster_anchors import propose_anchors
+        from data.tools.anchors import propose_anchors
 
         report = propose_anchors(index, config.letterbox, config.anchors, options.seed)
         say(str(report))

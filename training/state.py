@@ -17,15 +17,15 @@ import numpy as np
 import torch
 import torchvision
 
-from nets.checkpoint import Checkpoint, load_checkpoint
+from data.index import DatasetIndex, Skip
+from data.loader import TrainLoader
+from nets.weights.checkpoint import Checkpoint, load_checkpoint
 from nets.yolov4 import YOLOv4
+from training.engine import EpochProgress, NotFinite, Trainer
+from training.optim import ModelEMA
 from utils import distributed
 from utils.config import check_options, read_config
-from utils.data.index import DatasetIndex, Skip
-from utils.data.loader import TrainLoader
-from utils.engine import EpochProgress, NotFinite, Trainer
 from utils.errors import RunError, UserError
-from utils.optim import ModelEMA
 
 AUTO = "auto"
 # what may differ when a run is resumed: where it runs, not what it computes

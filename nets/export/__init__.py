@@ -15,7 +15,7 @@ from nets.export.openvino_file import export_openvino
 from nets.export.parity import TOLERANCES, Parity, Tolerance, compare
 from nets.export.torchscript_file import export_torchscript
 from nets.export.vendors import export_executorch, export_litert, export_ncnn, export_tensorrt
-from nets.runtimes import Runtime, TorchRuntime, load_runtime
+from nets.runtime import Runtime, TorchRuntime, load_runtime
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError
 

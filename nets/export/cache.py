@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from nets.checkpoint import write_atomically
 from nets.export.graph import METADATA_VERSION, Form
-from nets.export.timing import interleave
-from nets.runtimes import LOADERS, Runtime, TorchRuntime, load_model
+from nets.runtime import LOADERS, Runtime, TorchRuntime, load_model
+from nets.weights.checkpoint import write_atomically
 from nets.yolov4 import YOLOv4
 from utils.download import file_digest
 from utils.errors import UserError, warn
+from utils.timing import interleave
 
 VERSION = 1  # raise it when an export of the same checkpoint would differ
 # what a checkpoint can do, an export of it must: any batch, any size, raw maps for heat maps and other suppressions
@@ -148,7 +148,7 @@ def _memory() -> Path:
 
 
 def _folder() -> Path:
-    from utils.data.cache import cache_folder
+    from data.index_cache import cache_folder
 
     return cache_folder() / "exports"
 

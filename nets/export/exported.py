@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nets.export.graph import Form
 from nets.model_config import ANCHORS_PER_LEVEL, ModelConfig
-from nets.runtimes import Runtime
+from nets.runtime import Runtime
 from utils.detections import Detections
 from utils.errors import RunError, UserError, warn
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from nets.anchors import decode_wh, decode_xy
-from nets.checkpoint import FORMAT
 from nets.fuse import fuse_batch_norms
 from nets.model_config import ANCHORS_PER_LEVEL, STRIDES, ModelConfig
+from nets.weights.checkpoint import FORMAT
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nets.checkpoint import write_atomically
 from nets.export.exported import ExportedRuntime, num_threads
 from nets.export.graph import DeployedNetwork, Form, read_metadata, write_metadata
 from nets.export.onnx_nms import append_nms
 from nets.model_config import STRIDES
+from nets.weights.checkpoint import write_atomically
 from nets.yolov4 import YOLOv4
 from utils.errors import MissingExtra, UserError
 

@@ -12,7 +12,7 @@ from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
 from nets.anchors import decode_level
 from nets.model_config import STRIDES, ModelConfig
-from nets.runtimes import Runtime
+from nets.runtime import Runtime
 from utils.detections import Detections
 
 BEST_BOXES = 100  # of an image: those whose coordinates are compared; the rest is never seen
@@ -176,6 +176,6 @@ def _clipped(found: Detections, config: ModelConfig) -> Detections:
 
 def drawn_photos(config: ModelConfig, count: int) -> list[np.ndarray]:
     """Drawn pictures for where there are no photographs: smooth, edged and textured, as photographs are."""
-    from utils.data.demo import draw_scene
+    from data.tools.demo import draw_scene
 
     return [draw_scene(0, number)[0] for number in range(count)]

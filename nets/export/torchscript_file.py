@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nets.checkpoint import write_atomically
 from nets.export.exported import ExportedRuntime
 from nets.export.graph import DeployedNetwork, Form, read_metadata, write_metadata
-from nets.torch_file import open_model_file
+from nets.weights.checkpoint import write_atomically
+from nets.weights.torch_file import open_model_file
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError
 

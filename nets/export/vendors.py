@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from nets.checkpoint import write_atomically
 from nets.export.graph import DeployedNetwork, Form, write_metadata
 from nets.export.onnx_file import build_onnx
 from nets.export.torchscript_file import trace_torchscript
+from nets.weights.checkpoint import write_atomically
 from nets.yolov4 import YOLOv4
 from utils.errors import MissingExtra, RunError, UserError
 

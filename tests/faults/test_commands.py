@@ -30,9 +30,9 @@ import export
 import predict
 import serve
 import train
-from nets import import_reference
-from nets.checkpoint import Checkpoint, save_checkpoint
 from nets.model_config import ModelConfig
+from nets.weights import import_reference
+from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
 from utils.config import changed_options
 from utils.errors import run_command

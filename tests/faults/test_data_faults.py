@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_makers import CAT, DOG, HEIGHT, WIDTH, make_coco, make_voc, make_yolo, picture, voc_xml_text, write_coco
 
-from utils.data.check import quick_check
-from utils.data.class_names import read_class_names
-from utils.data.findings import CODES
-from utils.data.index import DatasetIndex
-from utils.data.open import default_splits, open_dataset
+from data.class_names import read_class_names
+from data.index import DatasetIndex
+from data.open import default_splits, open_dataset
+from data.tools.check import quick_check
+from data.tools.findings import CODES
 from utils.errors import UserError
 from utils.images import read_image, write_image
 

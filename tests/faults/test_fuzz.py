@@ -1,4 +1,4 @@
-"""A short run of what `scripts/fuzz_models.py` and `scripts/bombs.py` do at length."""
+"""A short run of what `tests/long/fuzz_models.py` and `tests/long/bombs.py` do at length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 if not hasattr(os, "fork"):
     pytest.skip("needs a system that forks", allow_module_level=True)
 
-from scripts import bombs, fuzz_models
+from tests.long import bombs, fuzz_models
 
 # what costs seconds to make, or a second reader of the same kind: left to the long run
 QUICK = [name for name in bombs.BOMBS if "megapixels" not in name and "compressed" not in name and "text" not in name]

@@ -20,13 +20,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nets.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nets.export.exported import ExportedRuntime
 from nets.export.graph import Form
 from nets.model_config import ModelConfig
-from nets.pretrained import read_weights_file
-from nets.runtimes import load_model, load_runtime
-from nets.torch_file import MAX_PICKLE_BYTES, read_torch_file, refuse_no_model, seal
+from nets.runtime import load_model, load_runtime
+from nets.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nets.weights.pretrained import read_weights_file
+from nets.weights.torch_file import MAX_PICKLE_BYTES, read_torch_file, refuse_no_model, seal
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError, UserError
 

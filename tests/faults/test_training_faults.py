@@ -25,11 +25,11 @@ from train_makers import TINY, assert_same, assert_same_run, demo_data, resume, 
 
 import train
 import utils.files
-from nets.checkpoint import load_checkpoint
 from nets.losses import YOLOLoss
-from utils.engine import Trainer, train_epoch
+from nets.weights.checkpoint import load_checkpoint
+from training.engine import Trainer, train_epoch
+from training.run_folder import lock_run, unlock_runs
 from utils.errors import RunError, UserError, is_out_of_memory
-from utils.runlog import lock_run, unlock_runs
 
 
 @pytest.fixture

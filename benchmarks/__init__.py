@@ -1,0 +1,1 @@
+"""The measurements behind the published figures, one command each: `python -m benchmarks.NAME`."""

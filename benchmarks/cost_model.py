@@ -1,0 +1,303 @@
+"""Predict images/s and the time of an epoch for more GPUs, from a step's time, gradient bytes and loader throughput.
+
+python -m benchmarks.cost_model                      # an assumed GPU; every assumption is an option
+python -m benchmarks.cost_model --step-ms 62 --loader-images 95  # what was measured: a step, and the images of one core
+python -m benchmarks.cost_model --measure --input-size 64 --batch-size 4   # check it with 1 and 2 processes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import socket
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nets.losses import YOLOLoss
+from nets.model_config import ModelConfig
+from nets.yolov4 import YOLOv4
+from utils import distributed
+from utils.config import option, parse_options
+from utils.errors import RunError, run_command
+
+COCO_IMAGES = 118_287  # of train2017
+BACKWARD = 2 / 3  # of a step's computation: two products for each of the forward's one; all-reduce hides behind it
+BUCKET_BYTES = 25 * 2**20  # DDP's bucket_cap_mb: what is reduced at once, so what cannot be hidden at the end
+FIRST_BUCKET = 2**20
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a step of one process costs, and what lies between processes.
+
+    Args:
+        batch: images a step and process.
+        compute: seconds of a step of one process alone.
+        gradient_bytes: that every step exchanges.
+        loader: images a second that one process's loader workers make.
+        inner, outer: bytes a second of one process's link inside a machine and of a machine's link to others.
+        inner_latency, outer_latency: seconds of a message.
+        per_machine: processes in a machine.
+        overlap: part of the backward pass behind which all-reduce hides: 1 on a GPU, 0 where it takes the same cores.
+    """
+
+    batch: int
+    compute: float
+    gradient_bytes: float
+    loader: float = math.inf
+    inner: float = 200e9
+    outer: float = 12.5e9
+    inner_latency: float = 10e-6
+    outer_latency: float = 30e-6
+    per_machine: int = 8
+    overlap: float = 0.8
+
+    def all_reduce(self, processes: int) -> float:
+        """Seconds to sum the gradients: a ring in each machine, then one over machines.
+
+        A ring moves 2 (n - 1) / n of the bytes through each link in 2 (n - 1) messages, for every bucket.
+        """
+        inside = min(processes, self.per_machine)
+        machines = -(-processes // self.per_machine)
+        buckets = 1 + math.ceil(max(self.gradient_bytes - FIRST_BUCKET, 0) / BUCKET_BYTES)
+        return buckets * (_messages(inside) * self.inner_latency + _messages(machines) * self.outer_latency) + (
+            self.gradient_bytes * (_share(inside) / self.inner + _share(machines) / self.outer)
+        )
+
+    def step(self, processes: int) -> tuple[float, str]:
+        """Seconds of a step, and what limits it: `compute`, `network` or `loader`."""
+        reduce = self.all_reduce(processes)
+        last = min(FIRST_BUCKET / max(self.gradient_bytes, 1), 1.0) * reduce  # nothing is left to hide it behind
+        hidden = min(reduce - last, self.overlap * BACKWARD * self.compute)
+        network = reduce - hidden
+        loading = self.batch / self.loader
+        if loading > self.compute + network:
+            return loading, "loader"
+        return self.compute + network, "network" if network > 0.1 * self.compute else "compute"
+
+    def images_per_second(self, processes: int) -> float:
+        """Of all processes together."""
+        return processes * self.batch / self.step(processes)[0]
+
+
+def _messages(count: int) -> int:
+    return 2 * (count - 1)
+
+
+def _share(count: int) -> float:
+    return 2 * (count - 1) / count
+
+
+@dataclass(frozen=True)
+class CostOptions:
+    """What is known, and what is assumed."""
+
+    backbone: str = option("mobilenet_v2", "of the model")
+    alpha: float = option(1.0, "its width", above=0)
+    neck_width: float = option(1.0, "width of neck and head", above=0)
+    neck_conv: str = option("separable", "separable or standard")
+    num_classes: int = option(80, "classes", low=1)
+    input_size: int = option(416, "side of the input, pixels", low=32)
+    batch_size: int = option(32, "images a step and process", low=1)
+    gpus: tuple[int, ...] = option((1, 8, 64), "numbers of processes", low=1)
+    images: int = option(COCO_IMAGES, "of the data set", low=1)
+    step_ms: float = option(0.0, "measured step of one process; 0: from --tflops and --efficiency", low=0)
+    tflops: float = option(312.0, "of the GPU in bf16 (A100's data sheet)", above=0)
+    efficiency: float = option(0.05, "part of it that a network of thin, depthwise layers gets: an assumption", above=0)
+    loader_images: float = option(60.0, "images a second that one core prepares (benchmarks/loader.py)", above=0)
+    cores: int = option(12, "CPU cores for each GPU", low=1)
+    inner_gb: float = option(
+        200.0, "GB/s of a GPU's link inside a machine (NVLink 3, one way, as rings reach it)", above=0
+    )
+    outer_gb: float = option(12.5, "GB/s between machines (100 Gbit/s)", above=0)
+    bf16_gradients: bool = option(False, "halve the gradients' bytes (DDP's bf16_compress_hook)")
+    measure: bool = option(False, "measure 1 and 2 processes here on gloo, and compare the prediction")
+    rounds: int = option(15, "of that measurement", low=3)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table, or the comparison."""
+    options = parse_options(CostOptions, argv, description=__doc__ or "")
+    model = build(options)
+    parameters = sum(p.numel() for p in model.parameters())
+    if options.measure:
+        return compare(options, parameters)
+    gradient_bytes = parameters * (2 if options.bf16_gradients else 4)
+    flops = 6 * options.batch_size * count_macs(model, options.input_size)
+    compute = options.step_ms / 1000 or flops / (options.tflops * 1e12 * options.efficiency)
+    costs = Costs(
+        options.batch_size,
+        compute,
+        gradient_bytes,
+        options.loader_images * options.cores,
+        options.inner_gb * 1e9,
+        options.outer_gb * 1e9,
+    )
+    source = "measured" if options.step_ms else f"{options.efficiency:.0%} of {options.tflops:g} TFLOPS, assumed"
+    print(f"{options.backbone} at {options.input_size}: {parameters / 1e6:.1f} M parameters")
+    print(f"gradients {gradient_bytes / 1e6:.0f} MB a step, {flops / 1e12:.2f} TFLOP a step of {options.batch_size}")
+    print(f"step of one process {compute * 1e3:.1f} ms ({source})")
+    print(f"loader {costs.loader:.0f} images/s a process: {options.cores} cores x {options.loader_images:g}")
+    print(f"links {options.inner_gb:g} GB/s inside a machine of 8, {options.outer_gb:g} GB/s between machines")
+    print("\n| GPUs | images/s | scaling | all-reduce, ms | step, ms | limit | an epoch |\n|" + " ---: |" * 7)
+    for count in options.gpus:
+        seconds, limit = costs.step(count)
+        speed = costs.images_per_second(count)
+        scaling = speed / count / costs.images_per_second(1)
+        reduce = costs.all_reduce(count) * 1e3
+        epoch = options.images / speed
+        print(
+            f"| {count} | {speed:.0f} | {scaling:.0%} | {reduce:.2f} | {seconds * 1e3:.1f} | {limit} | {epoch:.0f} s |"
+        )
+    return 0
+
+
+def build(options: CostOptions) -> YOLOv4:
+    """The model that is asked about."""
+    torch.manual_seed(0)
+    side = (options.input_size, options.input_size)
+    return YOLOv4(
+        ModelConfig(
+            class_names=tuple(str(i) for i in range(options.num_classes)),
+            backbone=options.backbone,
+            alpha=options.alpha,
+            neck_width=options.neck_width,
+            neck_conv=options.neck_conv,
+            input_size=side,
+        )
+    )
+
+
+def count_macs(model: nn.Module, side: int) -> int:
+    """Multiplications of the convolutions for one image."""
+    macs = 0
+
+    def add(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        nonlocal macs
+        macs += module.weight[0].numel() * output[0].numel()  # type: ignore[operator,index]
+
+    hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    for hook in hooks:
+        hook.remove()
+    return macs
+
+
+# ---- the check
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Median seconds: one process alone, each of two without exchange, the exchange alone, and two with it."""
+
+    alone: float
+    beside: float
+    exchange: float
+    together: float
+
+
+def compare(options: CostOptions, parameters: int) -> int:
+    """Measure, predict two processes from the parts, and say how far off that is."""
+    before = os.getloadavg()[0]
+    wall, cpu = measure(options)
+    batch, size = options.batch_size, parameters * 4.0
+    # the link as fast as it was found to be; nothing hides behind the backward pass, as gloo takes the same cores
+    link = {"inner": size * _share(2) / wall.exchange, "inner_latency": 0.0, "overlap": 0.0}
+    shared = Costs(batch, wall.beside, size, **link).step(2)[0]
+    apart = Costs(batch, wall.alone, size, **link).step(2)[0]
+    print(
+        f"load {before:.1f} on {os.cpu_count()} cores; one thread a process; {options.rounds} rounds in turns, medians"
+    )
+    print(f"gradients {size / 1e6:.1f} MB; all-reduce {link['inner'] / 1e9:.2f} GB/s")
+    print("\n| seconds a step | one process | two, no exchange | exchange | two, predicted | two, measured | |")
+    print("| --- |" + " ---: |" * 6)
+    for name, found, predicted in (
+        ("wall", wall, shared),
+        ("CPU, of both", cpu, 2 * cpu.alone + cpu.exchange),
+    ):
+        row = (found.alone, found.beside, found.exchange, predicted, found.together)
+        print(
+            f"| {name} | " + " | ".join(f"{each:.3f}" for each in row) + f" | {predicted / found.together - 1:+.0%} |"
+        )
+    print(f"\nimages/s: one process {batch / wall.alone:.1f}, two {2 * batch / wall.together:.1f}")
+    print(f"were each process alone on its cores (as on GPUs): {apart:.3f} s, {apart / wall.together - 1:+.0%}")
+    return 0
+
+
+def measure(options: CostOptions) -> tuple[Measured, Measured]:
+    """Wall-clock and CPU seconds of two processes; the cases in turns, so that other work here meets all alike."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=_measure, args=(rank, port, options, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise RunError("--measure", "a process failed", "see the messages above")
+    return results.get()
+
+
+def _measure(rank: int, port: int, options: CostOptions, results: multiprocessing.Queue[Any]) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    torch.set_num_threads(1)
+    distributed.start("cpu")
+    model = build(options).train().to(memory_format=torch.channels_last)
+    wrapped = DistributedDataParallel(model)
+    loss = YOLOLoss(model.config)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    images = torch.randint(0, 255, (options.batch_size, 3, options.input_size, options.input_size), dtype=torch.uint8)
+    images = images.contiguous(memory_format=torch.channels_last)
+    side = options.input_size / 2
+    targets = {
+        "boxes": torch.tensor([[side / 4, side / 4, side, side]]).repeat(options.batch_size, 1),
+        "labels": torch.zeros(options.batch_size, dtype=torch.int64),
+        "image_index": torch.arange(options.batch_size),
+    }
+    gradients = torch.zeros(sum(p.numel() for p in model.parameters()))
+
+    def step(exchange: bool) -> None:
+        with contextlib.nullcontext() if exchange else wrapped.no_sync():
+            torch.stack(list(loss((wrapped if exchange else model)(images), targets).values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    cases = {
+        "alone": lambda: step(False) if rank == 0 else None,
+        "beside": lambda: step(False),
+        "exchange": lambda: dist.all_reduce(gradients),
+        "together": lambda: step(True),
+    }
+    wall: dict[str, list[float]] = {name: [] for name in cases}
+    cpu: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(options.rounds + 2):
+        for name, case in cases.items():
+            dist.barrier()
+            started, busy = time.perf_counter(), time.process_time()
+            case()
+            used = distributed.total(torch.tensor(time.process_time() - busy, dtype=torch.float64)).item()
+            if number >= 2:  # a step of two is over when both have done it: `total` has waited for the other
+                cpu[name].append(used)
+                wall[name].append(time.perf_counter() - started)
+    if rank == 0:
+        medians = ({name: statistics.median(values) for name, values in each.items()} for each in (wall, cpu))
+        results.put(tuple(Measured(**values) for values in medians))
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,108 @@
+"""Measure the index at the size of COCO train2017: first start, second start from the cache, and memory of each.
+
+Makes 118,287 small pictures and a JSON of 860,001 boxes with outlines in a folder that it removes again:
+
+    python -m benchmarks.index
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.config import option, parse_options
+from utils.errors import run_command
+from utils.images import write_image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LINKS = 20_000  # names that share one picture: file systems allow some ten thousand
+OUTLINE = 20  # points of an outline: gives the official file's 450 MB or so
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of this script."""
+
+    images: int = option(118_287, "pictures", low=1)
+    boxes: int = option(860_001, "boxes", low=1)
+    folder: str | None = option(None, "where to make the data; a temporary folder by default", metavar="DIR")
+    child: str | None = option(None, "internal: open this data set and print what it took", metavar="DIR")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the data, open it twice in fresh processes, print a table."""
+    options = parse_options(Options, argv, description=__doc__ or "")
+    if options.child:
+        return measure(options.child)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        root = Path(folder) / "coco"
+        start = time.perf_counter()
+        size = make_data(root, options.images, options.boxes)
+        print(f"made {options.images} pictures, {options.boxes} boxes, {size / 1e6:.0f} MB of JSON", end=" ")
+        print(f"in {time.perf_counter() - start:.0f} s", flush=True)
+        environment = os.environ | {"MOBILENET_YOLO_CACHE": str(Path(folder) / "cache")}
+        for words in ("first start ", "second start"):
+            command = [sys.executable, __file__, "--child", str(root)]
+            answer = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            print(f"{words}: {answer.stdout.strip()}", flush=True)
+    return 0
+
+
+def make_data(root: Path, images: int, boxes: int) -> int:
+    """Write the set; returns the bytes of its JSON."""
+    (root / "annotations").mkdir(parents=True)
+    (root / "train2017").mkdir()
+    rng = np.random.default_rng(0)
+    original = ""
+    for i in range(images):
+        path = root / "train2017" / f"{i + 1:012d}.jpg"
+        if i % LINKS == 0:
+            write_image(path, rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+            original = str(path)
+        else:
+            os.link(original, path)
+    owners, places = rng.integers(0, images, boxes), rng.uniform(0, 30, (boxes, 2)).round(2)
+    sizes, labels = rng.uniform(1, 18, (boxes, 2)).round(2), rng.integers(1, 81, boxes)
+    path = root / "annotations" / "instances_train2017.json"
+    outline = [round(float(value), 2) for value in rng.uniform(0, 48, 2 * OUTLINE)]
+    with open(path, "w") as file:
+        entries = (
+            json.dumps({"id": i + 1, "file_name": f"{i + 1:012d}.jpg", "height": 48, "width": 64})
+            for i in range(images)
+        )
+        file.write('{"images": [' + ",".join(entries) + '], "annotations": [')
+        for m in range(boxes):
+            box = [*places[m].tolist(), *sizes[m].tolist()]
+            row = {"id": m + 1, "image_id": int(owners[m]) + 1, "category_id": int(labels[m]), "bbox": box}
+            row |= {"area": box[2] * box[3] / 2, "iscrowd": 0, "segmentation": [outline]}
+            file.write(("," if m else "") + json.dumps(row))
+        categories = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
+        file.write('], "categories": ' + json.dumps(categories) + "}")
+    return path.stat().st_size
+
+
+def measure(root: str) -> int:
+    """Open the set in this process; memory is the process's peak, imports of the reader included."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    from data.open import open_dataset
+
+    index = open_dataset(root, "train")
+    seconds, of_cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    touched = sum(float(index.boxes[i].sum()) for i in (0, len(index.boxes) - 1))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    took = f"{seconds:.2f} s ({of_cpu:.2f} s of processor), {peak:.0f} MB peak"
+    print(f"{took}; {len(index)} images, {index.num_boxes} boxes, first and last sum to {touched:.0f}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

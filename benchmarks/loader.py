@@ -1,0 +1,293 @@
+"""Measure how fast one core prepares training batches, step by step, and beside the reference's way of loading.
+
+python -m benchmarks.loader --data VOCdevkit
+python -m benchmarks.loader --data VOCdevkit --enlarge 640 480   # the reference's own figures are at this size
+python -m benchmarks.loader --data VOCdevkit --workers 2 --epochs 3   # throughput and memory of real workers
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from data import loader as loader_module
+from data.augment import AugmentConfig
+from data.image_cache import build_image_cache
+from data.index import DatasetIndex
+from data.loader import TrainLoader, build_train_loader
+from data.open import default_splits, open_dataset
+from utils.config import option, parse_options
+from utils.errors import run_command
+from utils.images import read_image, write_image
+
+REFERENCE_BATCH_MS = (157, 176)  # one thread, 8 images of 640x480, mosaic at 416: what the reference took elsewhere
+
+
+@dataclass(frozen=True)
+class LoaderBenchmarkOptions:
+    """What to measure."""
+
+    data: str = option("VOCdevkit", "the data set")
+    split: str = option("", "its split; empty takes the training split")
+    input_size: int = option(416, "side of the input, pixels", low=32, high=4096)
+    batch_size: int = option(8, "images a batch", low=1)
+    num_images: int = option(256, "how many of the split's images to use", low=4)
+    batches: int = option(30, "batches to measure for each way of loading", low=1)
+    enlarge: tuple[int, ...] = option((), "write the images as WIDTH HEIGHT JPEGs first, and use those", nargs=2)
+    workers: int = option(0, "measure this many worker processes too, with their memory", low=0)
+    epochs: int = option(2, "epochs of that measurement", low=1)
+    json: str = option("", "write the figures to this file")
+
+
+class ReferenceLoading:
+    """The reference's way, re-implemented to be timed: Pillow opens, mirrors and resizes each tile (bicubic), pastes it
+    on a grey picture of full size; four of them are cut together, coloured in HSV and made float."""
+
+    def __init__(self, index: DatasetIndex, side: int, seed: int = 0) -> None:
+        self.index, self.side, self.rng = index, side, np.random.default_rng(seed)
+
+    def batch(self, images: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """A batch of mosaics: (B, 3, H, W) float in [0, 1], and boxes cxcywh with class, relative to the input."""
+        made = [self._sample(int(i)) for i in images]
+        pixels = torch.from_numpy(np.array([image for image, _ in made])).float()
+        return pixels, [torch.from_numpy(boxes).float() for _, boxes in made]
+
+    def _sample(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        cut = (self.rng.uniform(0.3, 0.7, 2) * self.side).astype(int)
+        tiles = [self._tile(int(j), n, cut) for n, j in enumerate([i, *self.rng.integers(len(self.index), size=3)])]
+        x, y = cut
+        whole = np.zeros((self.side, self.side, 3))
+        whole[:y, :x], whole[y:, :x] = tiles[0][0][:y, :x], tiles[1][0][y:, :x]
+        whole[y:, x:], whole[:y, x:] = tiles[2][0][y:, x:], tiles[3][0][:y, x:]
+        image = self._colour(whole.astype(np.uint8))
+        boxes = np.concatenate([self._cut(boxes, n, cut) for n, (_, boxes) in enumerate(tiles)]).astype(np.float32)
+        boxes[:, :4] /= self.side
+        boxes[:, 2:4] -= boxes[:, :2]
+        boxes[:, :2] += boxes[:, 2:4] / 2
+        return np.transpose(np.array(image, np.float32) / 255.0, (2, 0, 1)), boxes
+
+    def _tile(self, i: int, number: int, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        image = Image.open(self.index.path(i)).convert("RGB")
+        target = self.index.target(i)
+        boxes = np.column_stack([target["boxes"], target["labels"]])
+        width, height = image.size
+        if self.rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+        ratio = width / height * self.rng.uniform(0.7, 1.3) / self.rng.uniform(0.7, 1.3)
+        size = self.rng.uniform(0.4, 1)
+        new_height = int(size * self.side) if ratio < 1 else int(size * self.side / ratio)
+        new_width = int(new_height * ratio) if ratio < 1 else int(size * self.side)
+        image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        left = cut[0] - new_width if number < 2 else cut[0]
+        top = cut[1] - new_height if number in (0, 3) else cut[1]
+        canvas = Image.new("RGB", (self.side, self.side), (128, 128, 128))
+        canvas.paste(image, (int(left), int(top)))
+        scale = np.array([new_width / width, new_height / height] * 2)
+        boxes[:, :4] = np.clip(boxes[:, :4] * scale + [left, top, left, top], 0, self.side)
+        return np.array(canvas), boxes[(boxes[:, 2] - boxes[:, 0] > 1) & (boxes[:, 3] - boxes[:, 1] > 1)]
+
+    def _colour(self, image: np.ndarray) -> np.ndarray:
+        gains = self.rng.uniform(-1, 1, 3) * [0.1, 0.7, 0.4] + 1
+        levels = np.arange(256, dtype=gains.dtype)
+        tables = [(levels * gains[0]) % 180, *(np.clip(levels * gain, 0, 255) for gain in gains[1:])]
+        channels = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+        merged = cv2.merge([cv2.LUT(c, t.astype(np.uint8)) for c, t in zip(channels, tables, strict=True)])
+        return cv2.cvtColor(merged, cv2.COLOR_HSV2RGB)
+
+    def _cut(self, boxes: np.ndarray, number: int, cut: np.ndarray) -> np.ndarray:
+        low = [0 if number < 2 else cut[0], 0 if number in (0, 3) else cut[1]]
+        high = [cut[0] if number < 2 else self.side, cut[1] if number in (0, 3) else self.side]
+        boxes[:, :4] = np.clip(boxes[:, :4], low * 2, high * 2)
+        return boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+
+
+def measure(make_batch: Callable[[], Any], batches: int) -> float:
+    """Median CPU milliseconds of this thread for a batch: what a busy machine's other programs do not change much."""
+    make_batch()
+    times = []
+    for _ in range(batches):
+        began = time.thread_time()
+        make_batch()
+        times.append(1e3 * (time.thread_time() - began))
+    return float(np.median(times))
+
+
+@contextmanager
+def stopwatch() -> Iterator[dict[str, float]]:
+    """Seconds spent in each step of our loader while this is open; the rest is bookkeeping."""
+    spent: dict[str, float] = defaultdict(float)
+    steps = {
+        "decode": [(loader_module, "read_image_and_size")],
+        "geometry": [(loader_module, "compose_mosaic"), (loader_module, "place_alone"), (loader_module, "mirror")],
+        "colour": [(loader_module, "change_colour")],
+        "collate": [(loader_module, "collate")],
+    }
+
+    def timed(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[step] += time.thread_time() - began
+
+        return call
+
+    originals = [(module, name, getattr(module, name)) for places in steps.values() for module, name in places]
+    for step, places in steps.items():
+        for module, name in places:
+            setattr(module, name, timed(step, getattr(module, name)))
+    try:
+        yield spent
+    finally:
+        for module, name, function in originals:
+            setattr(module, name, function)
+
+
+def endless(loader: TrainLoader, mosaic: bool) -> Callable[[], Any]:
+    """Whole batches of a loader without workers, epoch after epoch."""
+
+    def batches() -> Iterator[Any]:
+        for epoch in range(10**9):
+            loader.set_epoch(epoch, mosaic)
+            yield from (batch for batch in loader if len(batch[0]) == loader.sampler.batch_size)
+
+    iterator = batches()
+    return lambda: next(iterator)
+
+
+def enlarged(index: DatasetIndex, size: tuple[int, ...], folder: Path) -> DatasetIndex:
+    """The same images as JPEGs of one size (quality 90), boxes along."""
+    width, height = size
+    paths, boxes = [], []
+    for i in range(len(index)):
+        image = read_image(index.path(i))
+        scale = np.array([width / image.shape[1], height / image.shape[0]] * 2)
+        paths.append(folder / f"{i:06}.jpg")
+        write_image(paths[-1], cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), 90)
+        boxes.append(index.target(i)["boxes"] * scale)
+    labels = [index.target(i)["labels"] for i in range(len(index))]
+    sizes = [(height, width)] * len(index)
+    return DatasetIndex.build(index.name, index.class_names, paths, list(range(len(index))), sizes, boxes, labels)
+
+
+def compare(index: DatasetIndex, options: LoaderBenchmarkOptions) -> dict[str, Any]:
+    """CPU milliseconds a batch of the reference's way and of ours, and ours by step."""
+    side, batch = options.input_size, options.batch_size
+    # Colour as strong as the reference's, and every image a mosaic: the same change of the pictures.
+    config = AugmentConfig(mosaic=1.0, hue=0.1)
+
+    def ours(augment: AugmentConfig, mosaic: bool = True, cache: Any = None) -> Callable[[], Any]:
+        made = build_train_loader(index, (side, side), augment, batch_size=batch, workers=0, image_cache=cache)
+        return endless(made, mosaic)
+
+    reference, rng = ReferenceLoading(index, side), np.random.default_rng(0)
+    result: dict[str, Any] = {"num_images": len(index), "batch_size": batch, "input_size": side}
+    result["reference_mosaic_ms"] = measure(
+        lambda: reference.batch(rng.integers(len(index), size=batch)), options.batches
+    )
+    result["ours_mosaic_ms"] = measure(ours(config), options.batches)
+    result["ours_single_ms"] = measure(ours(config, mosaic=False), options.batches)
+    cache = build_image_cache(index, (side, side), "ram")
+    filled = ours(replace(config, mosaic=0.0), cache=cache)
+    for _ in range(len(index) // batch + 1):
+        filled()
+    result["ours_mosaic_cached_ms"] = measure(ours(config, cache=cache), options.batches)
+    result["ratio"] = result["reference_mosaic_ms"] / result["ours_mosaic_ms"]
+    with stopwatch() as spent:
+        make_batch = ours(config)
+        make_batch()
+        spent.clear()
+        began = time.thread_time()
+        for _ in range(options.batches):
+            make_batch()
+        total = time.thread_time() - began
+    result["steps_ms"] = {step: 1e3 * seconds / options.batches for step, seconds in spent.items()}
+    result["steps_ms"]["rest"] = 1e3 * total / options.batches - sum(result["steps_ms"].values())
+    return result
+
+
+def with_workers(index: DatasetIndex, options: LoaderBenchmarkOptions) -> list[dict[str, float]]:
+    """Images a second of real workers, and the memory of this process and its workers after each epoch, megabytes."""
+    side = options.input_size
+    config = AugmentConfig(mosaic=1.0)
+    loader = build_train_loader(index, (side, side), config, batch_size=options.batch_size, workers=options.workers)
+    rows = []
+    for epoch in range(options.epochs):
+        loader.set_epoch(epoch)
+        began = time.perf_counter()
+        images = sum(len(batch) for batch, _ in loader)
+        seconds = time.perf_counter() - began
+        workers = [worker.pid for worker in getattr(loader._loader._iterator, "_workers", [])]
+        memory = {"main_mb": _proportional_mb("self"), "workers_mb": sum(_proportional_mb(pid) for pid in workers)}
+        rows.append({"epoch": epoch, "images_per_second": images / seconds, **memory})
+    loader.close()
+    return rows
+
+
+def _proportional_mb(process: int | str) -> float:
+    """Memory of a process with shared pages divided among their users (PSS); 0 where the system does not say."""
+    try:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("Pss:")), 0.0)
+
+
+def report(result: dict[str, Any]) -> None:
+    """Print the figures."""
+    batch = result["batch_size"]
+    print(f"batches of {batch} at {result['input_size']}, {result['num_images']} images, one thread, median CPU time")
+    names = {
+        "reference_mosaic_ms": "reference's way, mosaic",
+        "ours_mosaic_ms": "ours, mosaic",
+        "ours_mosaic_cached_ms": "ours, mosaic, images cached in RAM",
+        "ours_single_ms": "ours, without mosaic",
+    }
+    for key, name in names.items():
+        print(f"  {name:36} {result[key]:8.1f} ms a batch {1e3 * batch / result[key]:8.0f} images/s a core")
+    print(f"ours prepares {result['ratio']:.1f} times the images of the reference's way")
+    print("ours, mosaic, by step:")
+    whole = sum(result["steps_ms"].values())
+    for step, milliseconds in result["steps_ms"].items():
+        print(f"  {step:36} {milliseconds:8.1f} ms a batch {100 * milliseconds / whole:7.0f} %")
+    for row in result.get("workers", []):
+        memory = f"memory {row['main_mb']:.0f} MB here, {row['workers_mb']:.0f} MB in the workers"
+        print(f"epoch {row['epoch']}: {row['images_per_second']:.0f} images/s, {memory}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(LoaderBenchmarkOptions, argv, description=__doc__.splitlines()[0])
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    index = open_dataset(options.data, options.split or default_splits(options.data)[0])
+    index = index.subset(np.arange(min(options.num_images, len(index))))
+    with tempfile.TemporaryDirectory() as folder:
+        if options.enlarge:
+            index = enlarged(index, options.enlarge, Path(folder))
+        result = compare(index, options)
+        if options.workers:
+            result["workers"] = with_workers(index, options)
+    report(result)
+    if options.enlarge:
+        low, high = REFERENCE_BATCH_MS
+        print(f"(the reference itself took {low} to {high} ms for a batch of 8 of 640x480 on another machine)")
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

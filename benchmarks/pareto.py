@@ -1,0 +1,313 @@
+"""Accuracy against time: networks on ONNX Runtime beside a peer in one run, or a sweep of widths and sizes.
+
+Points that were trained, each with its score (an `eval.py --json` file, a number of points, or `-`):
+
+    python -m benchmarks.pareto --point small model_data/small.pth small.json --point reference reference 31.4 \\
+        --plot docs/images/pareto.png --table pareto.md
+
+What the parts of a network cost, trained or not:
+
+    python -m benchmarks.pareto --sweep --alphas 0.5 1 --neck-widths 0.25 0.5 1 --input-sizes 288 320 --table sweep.md
+
+Times are CPU time of one thread, so that they hold on a machine that others use too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.peers import PEERS, export_peer
+from nets.export.graph import Form
+from nets.export.onnx_file import build_onnx, open_session
+from nets.model_config import ModelConfig, check_input_size
+from nets.runtime import load_model
+from nets.summary import count_layers
+from nets.weights.checkpoint import load_checkpoint, write_atomically
+from nets.weights.pretrained import pretrained_settings
+from nets.yolov4 import YOLOv4
+from utils.errors import UserError, run_command
+from utils.json_file import read_json
+from utils.timing import interleave, machine
+
+PRESETS = Path(__file__).resolve().parent.parent / "model_data" / "presets"
+SCORE = "voc10_mAP50"
+
+
+@dataclass
+class Point:
+    """A network on the plane of time and accuracy.
+
+    Args:
+        name: what to call it.
+        config: of a network of ours; None for a peer.
+        score: mAP50 in points, if it was trained and scored.
+        multiply_adds, megabytes: of a network of ours for one image; of its fp32 ONNX file.
+        milliseconds: median CPU time of one image, one thread.
+        ratios: that time by each peer's, median over the repetitions, by the peer's name.
+    """
+
+    name: str
+    config: ModelConfig | None = None
+    score: float | None = None
+    multiply_adds: int | None = None
+    megabytes: float = 0.0
+    milliseconds: float = 0.0
+    ratios: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+def read_score(text: str) -> float | None:
+    """mAP50 in points from `-` (none), a number, or a file of `eval.py --json`. Raises UserError."""
+    if text == "-":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return 100 * float(read_json(Path(text), "a file of eval.py --json")[SCORE])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(text, f"has no {SCORE}", "give a file of eval.py --json, a number, or -") from error
+
+
+def preset_config(name: str, classes: int) -> ModelConfig:
+    """The network of a preset. Raises UserError if there is none of that name."""
+    path = PRESETS / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.json")))
+        raise UserError("--point", f"{name} is no file and no preset", f"presets: {known}")
+    values = read_json(path, "a preset")
+    known_fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    fields = pretrained_settings(values.get("backbone", "mobilenet_v2"), values.get("pretrained", "none"))
+    fields |= {key: value for key, value in values.items() if key in known_fields - {"anchors"}}
+    fields["input_size"] = check_input_size(fields.get("input_size", 416))
+    return ModelConfig(class_names=tuple(f"class {number}" for number in range(classes)), **fields)
+
+
+def make_point(name: str, source: str, score: str, classes: int) -> Point:
+    """A point from what the command line says of it: a checkpoint or a preset, and its score."""
+    config = load_checkpoint(source).config if Path(source).is_file() else preset_config(source, classes)
+    return Point(name, config, read_score(score))
+
+
+def make_network(backbone: str, alpha: float, conv: str, width: float, size: int, classes: int) -> Point:
+    """A point of a network that was not trained."""
+    names = tuple(f"class {number}" for number in range(classes))
+    try:
+        config = ModelConfig(
+            names, backbone, alpha, neck_conv=conv, neck_width=width, input_size=check_input_size(size), **HALF
+        )
+    except ValueError as error:
+        raise UserError("network", str(error), "see --help") from error
+    return Point(f"{backbone.removeprefix('mobilenet_')} {alpha:g}, {conv} {width:g}, {size}", config)
+
+
+def untrained_points(options: argparse.Namespace) -> list[Point]:
+    """Those of --network, and for --sweep one for every combination."""
+    points = [make_network(b, float(a), c, float(w), int(s), options.classes) for b, a, c, w, s in options.network]
+    if options.sweep:
+        axes = (options.backbones, options.alphas, options.neck_convs, options.neck_widths, options.input_sizes)
+        points += [make_network(*choice, options.classes) for choice in itertools.product(*axes)]
+    return points
+
+
+HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # as ImageNet weights want their images
+
+
+def write_network(point: Point, source: str | None, folder: Path) -> Path:
+    """A point's network as ONNX, fp32, decoding included; random weights (the time is the same) if it has none."""
+    assert point.config is not None
+    if source is not None and Path(source).is_file():
+        model = load_model(source)
+    else:
+        torch.manual_seed(0)
+        model = YOLOv4(point.config).eval()
+    path = folder / f"{len(list(folder.iterdir()))}.onnx"
+    path.write_bytes(build_onnx(model, Form()).SerializeToString())
+    point.multiply_adds = sum(cost.multiply_adds for cost in count_layers(point.config))
+    return path
+
+
+def runner(path: Path) -> Callable[[], Any]:
+    """What runs an ONNX file once, on noise."""
+    session = open_session(path, threads=1)
+    entry = session.get_inputs()[0]
+    noise = np.random.default_rng(0).random(entry.shape, dtype=np.float32)
+    return lambda: session.run(None, {entry.name: noise})
+
+
+def measure(points: Sequence[Point], peers: Sequence[Point], files: Sequence[Path], repetitions: int) -> None:
+    """Time everything in turns, and write the times and ratios into the points; `files` are of peers, then points."""
+    everything = [*peers, *points]
+    calls = {str(number): runner(file) for number, file in enumerate(files)}
+    # one session is opened with one thread, which is this one: what it computes is all that is computed
+    samples = interleave(calls, repetitions, clock=time.thread_time)
+    for number, (point, file) in enumerate(zip(everything, files, strict=True)):
+        sample = samples[str(number)]
+        point.milliseconds, point.megabytes = 1e3 * sample.median, file.stat().st_size / 1e6
+        point.ratios = {peer.name: sample.ratio(samples[str(place)]) for place, peer in enumerate(peers)}
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """Those that no other beats in both time and score, quickest first; a point without a score is not among them."""
+    scored = [(p.milliseconds, p.score, p) for p in points if p.score is not None]
+    front: list[Point] = []
+    best = -float("inf")
+    for _, score, point in sorted(scored, key=lambda item: (item[0], -item[1])):
+        if score > best:
+            front.append(point)
+            best = score
+    return front
+
+
+# --- telling ---------------------------------------------------------------------------------------------------------
+
+
+def markdown_table(points: Sequence[Point], peers: Sequence[Point]) -> str:
+    """Peers first; what is on the Pareto front in bold."""
+    front = pareto_front(points)
+    head = ["network", "input", *(f"x {peer.name}" for peer in peers), "ms", "G multiply-adds", "MB", "mAP50"]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for point in [*peers, *points]:
+        size = "" if point.config is None else point.config.size_words
+        name = f"**{point.name}**" if point in front else point.name
+        cells = [name, size, *(f"{point.ratios[peer.name]:.2f}" for peer in peers), f"{point.milliseconds:.1f}"]
+        cells += ["" if point.multiply_adds is None else f"{point.multiply_adds / 1e9:.2f}", f"{point.megabytes:.1f}"]
+        cells += ["" if point.score is None else f"{point.score:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    note = "CPU time of one thread, ONNX Runtime fp32, one image; x: median over the repetitions of one run"
+    return "\n".join([*lines, "", note + ("; bold: on the Pareto front" if front else "")])
+
+
+def draw_plot(points: Sequence[Point], peers: Sequence[Point], path: Path) -> None:
+    """mAP50 (without scores: multiply-adds) over the time as a ratio to the first peer's."""
+    from matplotlib.figure import Figure  # no window, no global state
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    first = peers[0].name
+    scored = [point for point in points if point.score is not None]
+    if scored:
+        axes.set_ylabel("mAP50 (VOC2010), points")
+        places = [(point, point.ratios[first], point.score) for point in scored]
+        front = pareto_front(scored)
+        axes.plot([p.ratios[first] for p in front], [p.score for p in front], color="#4c78a8", linewidth=1)
+        for point, x, y in places:
+            axes.plot(x, y, "o", color="#4c78a8" if point in front else "#999999")
+            axes.annotate(point.name, (x, y), textcoords="offset points", xytext=(6, -3), fontsize=8)
+    else:
+        axes.set_ylabel("multiply-adds, 10^9")
+        kinds = dict.fromkeys((p.config.backbone, p.config.neck_conv) for p in points if p.config is not None)
+        for kind in kinds:
+            own = [p for p in points if p.config is not None and (p.config.backbone, p.config.neck_conv) == kind]
+            costs = [(p.multiply_adds or 0) / 1e9 for p in own]
+            axes.plot([p.ratios[first] for p in own], costs, "o", markersize=4, label=", ".join(kind))
+        axes.legend(fontsize=8)
+    for peer in peers:
+        axes.axvline(peer.ratios[first], color="#d62728", linewidth=0.8, linestyle="--")
+        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (3, -10)}
+        axes.annotate(peer.name, (peer.ratios[first], 1), **place, fontsize=8, color="#d62728", rotation=90, va="top")
+    axes.set_xlabel(f"time of one image as a ratio to {first}'s in the same run (ONNX Runtime, one thread)")
+    axes.grid(alpha=0.3)
+    axes.margins(0.1)
+    try:
+        figure.savefig(path, dpi=120)
+    except ValueError as error:
+        raise UserError("--plot", str(error)[:100], "name it .png, .svg or .pdf") from error
+
+
+def to_json(points: Sequence[Point], peers: Sequence[Point], arguments: Sequence[str]) -> dict[str, Any]:
+    """Plain types."""
+
+    def plain(point: Point) -> dict[str, Any]:
+        config = None if point.config is None else point.config.to_dict()
+        return {**{f.name: getattr(point, f.name) for f in dataclasses.fields(point)}, "config": config}
+
+    return {
+        "machine": machine(),
+        "arguments": list(arguments),
+        "peers": [plain(peer) for peer in peers],
+        "points": [plain(point) for point in points],
+        "front": [point.name for point in pareto_front(points)],
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--point", nargs=3, action="append", default=[], metavar=("NAME", "SOURCE", "SCORE"),
+        help="a checkpoint or preset, and its score: a file of eval.py --json, points of mAP50, or -",
+    )  # fmt: skip
+    parser.add_argument(
+        "--network", nargs=5, action="append", default=[], metavar=("BACKBONE", "ALPHA", "CONV", "WIDTH", "SIZE"),
+        help="an untrained one, such as: mobilenet_v2 1.0 separable 0.375 320",
+    )  # fmt: skip
+    parser.add_argument("--sweep", action="store_true", help="every combination of what follows")
+    parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2"])
+    parser.add_argument("--alphas", nargs="+", type=float, default=[1.0])
+    parser.add_argument("--neck-widths", nargs="+", type=float, default=[0.25, 0.375, 0.5, 1.0])
+    parser.add_argument("--neck-convs", nargs="+", default=["separable"])
+    parser.add_argument("--input-sizes", nargs="+", type=int, default=[288, 320, 352, 416])
+    parser.add_argument("--classes", type=int, default=20, help="of presets and of the sweep")
+    parser.add_argument("--peers", nargs="*", default=["yolox_nano"], choices=sorted(PEERS))
+    parser.add_argument("--compare", nargs="+", type=Path, default=[], metavar="FILE.onnx", help="other peers")
+    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--table", type=Path, help="write the table in Markdown to this file")
+    parser.add_argument("--plot", type=Path, help="draw it into this file (.png, .svg, .pdf)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, and write what the options name."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if not options.point and not options.network and not options.sweep:
+        parser.error("give --point NAME SOURCE SCORE, --network ..., or --sweep")
+    if not options.peers and not options.compare:
+        parser.error("there is nothing to compare with: give --peers or --compare")
+    points = [make_point(*triple, options.classes) for triple in options.point]
+    sources: list[str | None] = [source for _, source, _ in options.point]
+    points += untrained_points(options)
+    sources += [None] * (len(points) - len(sources))
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="pareto-") as temporary:
+        folder = Path(temporary)
+        files = [export_peer(name, folder / f"{name}.onnx", num_classes=options.classes) for name in options.peers]
+        peers = [Point(name) for name in options.peers]
+        for path in options.compare:
+            if not path.is_file():
+                raise UserError("--compare", f"{path} is not there", "give an ONNX file")
+            files.append(path)
+            peers.append(Point(path.stem))
+        files += [write_network(point, source, folder) for point, source in zip(points, sources, strict=True)]
+        measure(points, peers, files, options.repetitions)
+    table = markdown_table(points, peers)
+    print(table)
+    if options.table:
+        write_atomically(options.table, (table + "\n").encode())
+    if options.json:
+        figures = to_json(points, peers, sys.argv[1:] if argv is None else argv)
+        write_atomically(options.json, json.dumps(figures, indent=1).encode())
+    if options.plot:
+        draw_plot(points, peers, options.plot)
+
+
+if __name__ == "__main__":
+    run_command(main)

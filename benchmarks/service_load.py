@@ -1,0 +1,245 @@
+"""Press a running detector from several clients: its throughput beside the network's own, and its memory over time.
+
+On a machine that others use, rates say little; how much CPU time the network's thread takes for a picture, beside the
+network alone, says what the service adds to it: nothing else stands between it and the next batch.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from PIL import Image
+
+from nets.detector import Detector, load_detector
+from utils.config import option, parse_options
+from utils.errors import Interrupted, RunError, UserError, run_command
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    checkpoint: str = option("", "the model's file", positional=True, metavar="FILE")
+    requests: int = option(2000, "in all", low=1, high=1_000_000)
+    clients: int = option(8, "that ask at the same time, each one request after another", low=1, high=256)
+    rounds: int = option(5, "the requests come in so many parts, the network is measured before and after each", low=1)
+    seconds: float = option(600.0, "end after so long whatever was done", above=0)
+    input_size: tuple[int, ...] = option((), "height and width of the network's input", metavar="N")
+    batch_size: int = option(8, "of the service and of the network alone", low=1, high=256)
+    threads: int = option(1, "of the network", low=1, high=256)
+    picture_size: tuple[int, ...] = option((375, 500), "height and width of the pictures sent", metavar="N")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+
+
+@dataclass
+class Tally:
+    """What the clients saw.
+
+    Attributes:
+        statuses: answers by HTTP status; 0 for a connection that failed.
+        seconds: of each answer.
+        batches: by size of the batch that the answer was part of.
+    """
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    batches: Counter[int] = field(default_factory=Counter)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse_options(LoadOptions, argv, description=__doc__ or "", prog="load_test_serve.py")
+    if not options.checkpoint:
+        raise UserError("FILE", "no checkpoint named", "give a model's file")
+    if len(options.picture_size) != 2:
+        raise UserError("--picture-size", "is not two numbers", "give height and width")
+    import torch
+
+    torch.set_num_threads(options.threads)
+    detector = load_detector(options.checkpoint, options.device)
+    if options.input_size:
+        detector.set_input_size(options.input_size)
+    alone = Alone(detector, options.batch_size)
+    signal.signal(signal.SIGTERM, _stop)
+    process, port = start(options)
+    try:
+        return measure(options, alone, process.pid, port)
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _stop(signum: int, _: object) -> NoReturn:
+    raise Interrupted(signum)  # the service is to end with its test
+
+
+def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
+    """Both by turns, so that whatever else the machine does hits them alike."""
+    pictures = make_pictures(16, *options.picture_size)
+    press(port, pictures, options.clients, 20 * options.clients, Tally(), options.seconds)  # allocators, caches
+    tally, service_rates, alone_rates, memory = Tally(), [], [alone.rate()], [resident(pid)]
+    end, done, before_by_thread = time.monotonic() + options.seconds, 0, cpu_by_thread(pid)
+    alone_cpu = [alone.cpu]
+    for part in range(options.rounds):
+        number = options.requests * (part + 1) // options.rounds - done
+        seconds = press(port, pictures, options.clients, number, tally, end - time.monotonic())
+        before, done = done, sum(tally.statuses.values())
+        service_rates.append((done - before) / seconds)
+        alone_rates.append(alone.rate())
+        alone_cpu.append(alone.cpu)
+        memory.append(resident(pid))
+        print(
+            f"{done:6d} requests: {service_rates[-1]:7.1f} pictures/s, network alone "
+            f"{(alone_rates[-2] + alone_rates[-1]) / 2:7.1f}, memory {memory[-1] / MEGABYTE:.1f} MB",
+            flush=True,
+        )
+        if time.monotonic() > end:
+            break
+    by_thread = {t: (cpu - before_by_thread.get(t, 0.0)) / done for t, cpu in cpu_by_thread(pid).items()}
+    loop = by_thread.pop(pid)
+    network = max(by_thread.values())
+    between = [(a + b) / 2 for a, b in itertools.pairwise(alone_rates)]
+    ratios = sorted(ours / most for ours, most in zip(service_rates, between, strict=True))
+    p50, p95 = np.percentile(tally.seconds, [50, 95]) * 1000
+    mean_batch = sum(size * n for size, n in tally.batches.items()) / max(sum(tally.batches.values()), 1)
+    print(f"answers by status: {dict(sorted(tally.statuses.items()))}")
+    print(f"latency: median {p50:.0f} ms, 95 % within {p95:.0f} ms, with {options.clients} clients")
+    print(f"batch that a request was part of, in the mean: {mean_batch:.1f} of {options.batch_size}")
+    print(f"memory: {memory[0] / MEGABYTE:.1f} MB before, {memory[-1] / MEGABYTE:.1f} MB after {done} requests")
+    own = float(np.median(alone_cpu))
+    print(
+        f"CPU ms of a picture: network's thread {1000 * network:.1f} (the network alone {1000 * own:.1f}), "
+        f"HTTP {1000 * loop:.1f}, decoding and the rest {1000 * (sum(by_thread.values()) - network):.1f}"
+    )
+    print(f"network alone / network's thread, by CPU time: {own / network:.3f} (with --threads 1)")
+    print(f"service / network alone: median {np.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
+    return 0 if set(tally.statuses) == {200} else 1
+
+
+class Alone:
+    """The network by itself: the same runtime, batch and input, nothing before and nothing after it.
+
+    Attributes:
+        cpu: seconds of CPU time of one picture, in the last measurement.
+    """
+
+    cpu = 0.0
+
+    def __init__(self, detector: Detector, batch_size: int) -> None:
+        size = detector.config.input_size
+        self._runtime = detector.runtime
+        self._batch = np.random.default_rng(0).integers(0, 256, (batch_size, *size, 3), np.uint8)
+
+    def rate(self, seconds: float = 4.0) -> float:
+        """Pictures a second."""
+        self._runtime.run(self._batch)
+        started, cpu, count = time.perf_counter(), time.process_time(), 0
+        while (passed := time.perf_counter() - started) < seconds:
+            for output in self._runtime.run(self._batch):
+                output.flatten()[:1].cpu()  # waits for a device that works by itself
+            count += len(self._batch)
+        self.cpu = (time.process_time() - cpu) / count
+        return count / passed
+
+
+def start(options: LoadOptions) -> tuple[subprocess.Popen[str], int]:
+    """serve.py in a process of its own, and its port."""
+    command = [sys.executable, str(REPOSITORY / "serve.py"), "--checkpoint", options.checkpoint, "--port", "0"]
+    command += ["--batch-size", str(options.batch_size), "--threads", str(options.threads), "--device", options.device]
+    if options.input_size:
+        command += ["--input-size", *map(str, options.input_size)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
+    if found is None:
+        raise RunError("serve.py", "did not start", "see above")
+    return process, int(found[1])
+
+
+def make_pictures(number: int, height: int, width: int) -> list[bytes]:
+    """JPEGs that cost as much to decode as photographs: smooth noise."""
+    rng = np.random.default_rng(0)
+    pictures = []
+    for _ in range(number):
+        coarse = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8))
+        file = io.BytesIO()
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        pictures.append(file.getvalue())
+    return pictures
+
+
+def press(port: int, pictures: list[bytes], clients: int, number: int, tally: Tally, seconds: float) -> float:
+    """Ask `number` times; the seconds it took."""
+    numbers = iter(range(number))
+    lock, end = threading.Lock(), time.monotonic() + seconds
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        while time.monotonic() < end:
+            with lock:
+                turn = next(numbers, None)
+            if turn is None:
+                break
+            started = time.perf_counter()
+            try:
+                connection.request("POST", "/detect", pictures[turn % len(pictures)])
+                reply = connection.getresponse()
+                json.loads(reply.read())
+                status, batch = reply.status, int(reply.headers.get("X-Batch-Size", 0))
+            except OSError:
+                connection.close()
+                status, batch = 0, 0
+            with lock:
+                tally.statuses[status] += 1
+                tally.seconds.append(time.perf_counter() - started)
+                tally.batches[batch] += 1
+        connection.close()
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - started
+
+
+def cpu_by_thread(pid: int) -> dict[int, float]:
+    """CPU seconds that each thread of a process has used; the one with the number of the process speaks HTTP."""
+    used = {}
+    for folder in Path(f"/proc/{pid}/task").iterdir():
+        nanoseconds = (folder / "schedstat").read_text().split()[0]
+        used[int(folder.name)] = int(nanoseconds) / 1e9
+    return used
+
+
+def resident(pid: int) -> int:
+    """Memory of a process in RAM, bytes."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    except OSError as error:
+        raise RunError("memory", "can be read on Linux only", "run it there") from error
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,181 @@
+"""What every reader does with the boxes it has read: turn them upright, clip them, drop those that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data.index import DatasetIndex, Skip
+from utils.images import ImageError, ImageHeader, read_header, turn_boxes
+
+HUGE = 1e6  # pixels; no picture under the cap in megapixels is that wide and no box means it
+TOLERANCE = 0.5  # pixels; rounding in a file puts boxes this far outside, which is clipped without a word
+
+
+@dataclass
+class RawSplit:
+    """A split as its files say it, before any picture was looked at.
+
+    Args:
+        name: what to call it to the user.
+        class_names: the classes, in the order of `labels`.
+        paths: the picture of each image (I).
+        image_ids: unique, str or int (I).
+        declared: (I, 2) (height, width) as the annotation says, 0 where it does not.
+        box_image: (M,) index of the image that owns each box, ascending or not.
+        boxes: (M, 4) xyxy, 0-based pixels, or fractions of the upright picture if `normalised`.
+        labels: (M,) index into `class_names`.
+        difficult: (M,) bool.
+        crowd: (M,) bool.
+        box_where: names the place of box m for a message: `file:line`.
+        normalised: whether the boxes are fractions of the picture's width and height.
+        areas: (M,) COCO's areas, or None.
+        box_refs: (M,) the line or annotation id of each box, or None.
+        skips: what the reader itself left out.
+    """
+
+    name: str
+    class_names: Sequence[str]
+    paths: Sequence[str]
+    image_ids: Sequence[Any]
+    declared: np.ndarray
+    box_image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+    crowd: np.ndarray
+    box_where: Callable[[int], str]
+    normalised: bool = False
+    areas: np.ndarray | None = None
+    box_refs: np.ndarray | None = None
+    category_ids: tuple[int, ...] | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    skips: list[Skip] = field(default_factory=list)
+
+
+def build_index(raw: RawSplit, max_megapixels: float) -> DatasetIndex:
+    """The index of a split: pictures without a readable header left out, boxes upright, inside and not degenerate."""
+    skips = list(raw.skips)
+    headers = _read_headers(raw, skips, max_megapixels)
+    good = np.array([header is not None for header in headers], bool)
+    stored = np.array([(h.height, h.width) if h else (1, 1) for h in headers], np.float64).reshape(-1, 2)
+    orientation = np.array([h.orientation if h else 1 for h in headers], np.int64)
+    sizes = np.where((orientation >= 5)[:, None], stored[:, ::-1], stored)
+
+    order = np.argsort(raw.box_image, kind="stable")
+    order = order[good[raw.box_image[order]]]
+    owner, boxes = raw.box_image[order], raw.boxes[order].astype(np.float64).reshape(-1, 4)
+    if raw.normalised:
+        boxes = boxes * sizes[owner][:, [1, 0, 1, 0]]
+    else:
+        _turn_where_annotated_lying(raw, boxes, owner, stored, orientation, skips)
+        _note_sizes(raw, sizes, good, skips)
+    boxes, keep = _clean(raw, boxes, order, sizes[owner], skips)
+    order, owner = order[keep], owner[keep]
+
+    paths = [path for path, is_good in zip(raw.paths, good, strict=True) if is_good]
+    ids = [identity for identity, is_good in zip(raw.image_ids, good, strict=True) if is_good]
+    counts = np.bincount(owner, minlength=len(good))[good]
+    index = DatasetIndex.build(raw.name, raw.class_names, paths, ids, sizes[good].astype(np.int32), [], [])
+    return DatasetIndex(
+        name=raw.name,
+        class_names=tuple(raw.class_names),
+        path_bytes=index.path_bytes,
+        path_offsets=index.path_offsets,
+        image_ids=index.image_ids,
+        sizes=index.sizes,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=boxes[keep],
+        labels=raw.labels[order].astype(np.int32),
+        difficult=raw.difficult[order].astype(bool),
+        crowd=raw.crowd[order].astype(bool),
+        skips=tuple(skips),
+        category_ids=raw.category_ids,
+        source=raw.source,
+        areas=None if raw.areas is None else raw.areas[order].astype(np.float64),
+        box_refs=None if raw.box_refs is None else raw.box_refs[order].astype(np.int64),
+    )
+
+
+def _read_headers(raw: RawSplit, skips: list[Skip], max_megapixels: float) -> list[ImageHeader | None]:
+    def read(path: str) -> ImageHeader | ImageError:
+        try:
+            return read_header(path, max_megapixels)
+        except ImageError as error:
+            return error
+
+    bar = tqdm(total=len(raw.paths), desc=f"{raw.name}: headers", delay=2, leave=False)
+    headers: list[ImageHeader | None] = []
+    with bar, ThreadPoolExecutor(4) as pool:  # a cold disk answers several questions at once
+        for answer in pool.map(read, raw.paths, chunksize=64):
+            bar.update()
+            if isinstance(answer, ImageError):
+                code = "missing_image" if answer.code == "missing_file" else answer.code
+                skips.append(Skip("image", code, answer.where, answer.what, answer.todo))
+            headers.append(None if isinstance(answer, ImageError) else answer)
+    return headers
+
+
+def _turn_where_annotated_lying(
+    raw: RawSplit,
+    boxes: np.ndarray,
+    owner: np.ndarray,
+    stored: np.ndarray,
+    orientation: np.ndarray,
+    skips: list[Skip],
+) -> None:
+    """Boxes are of the upright picture, unless the annotation states the size of the picture as it lies in the file."""
+    lying = (orientation >= 5) & (raw.declared == stored).all(1) & (stored[:, 0] != stored[:, 1])
+    for i in np.flatnonzero(lying).tolist():
+        own = owner == i
+        boxes[own] = turn_boxes(boxes[own], int(orientation[i]), *stored[i])
+        what = "was annotated without its EXIF rotation; the boxes are turned with it"
+        skips.append(Skip("note", "exif_rotated_boxes", str(raw.paths[i]), what))
+    raw.declared[lying] = raw.declared[lying][:, ::-1]
+
+
+def _note_sizes(raw: RawSplit, sizes: np.ndarray, good: np.ndarray, skips: list[Skip]) -> None:
+    for i in np.flatnonzero(good & (raw.declared != sizes).any(1)).tolist():
+        (height, width), (real_height, real_width) = raw.declared[i].astype(int), sizes[i].astype(int)
+        if height > 0 and width > 0:
+            what = f"is {real_width}x{real_height}, its annotation says {width}x{height}; the picture counts"
+            skips.append(Skip("note", "size_mismatch", str(raw.paths[i]), what, "check that both belong together"))
+
+
+def _clean(
+    raw: RawSplit, boxes: np.ndarray, order: np.ndarray, sizes: np.ndarray, skips: list[Skip]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clipped boxes and which of them to keep; every one dropped or clipped is named."""
+    limit = sizes[:, [1, 0, 1, 0]]
+    with np.errstate(invalid="ignore"):
+        clipped = np.clip(boxes, 0, limit)
+        wide, inside = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]
+        faults = [  # in this order: the first that is true is the reason
+            ("nan_box", ~np.isfinite(boxes).all(1), "is not finite"),
+            ("huge_box", (np.abs(boxes) > HUGE).any(1), "has absurd coordinates"),
+            ("reversed_box", (wide < 0).any(1), "has its corners reversed"),
+            ("zero_box", (wide == 0).any(1), "has no area"),
+            ("outside_box", (inside <= 0).any(1), "lies outside the picture"),
+        ]
+        strays = (np.abs(clipped - boxes) > TOLERANCE).any(1)
+    keep = np.ones(len(boxes), bool)
+    for code, mask, what in faults:
+        for m in np.flatnonzero(mask & keep):
+            skips.append(Skip("box", code, raw.box_where(int(order[m])), f"{_box(boxes[m], raw)} {what}; box dropped"))
+        keep &= ~mask
+    for m in np.flatnonzero(strays & keep):
+        height, width = sizes[m].astype(int)
+        what = f"{_box(boxes[m], raw)} reaches out of the {width}x{height} picture; clipped"
+        skips.append(Skip("note", "clipped_box", raw.box_where(int(order[m])), what))
+    return clipped, keep
+
+
+def _box(box: np.ndarray, raw: RawSplit) -> str:
+    one_based = raw.source.get("format") == "voc"  # say the numbers that stand in the file
+    values = box + np.array([1, 1, 0, 0]) if one_based else box
+    return "the box (" + ", ".join(f"{value:g}" for value in values) + ")"

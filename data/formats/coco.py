@@ -1,0 +1,367 @@
+"""Read COCO instances JSON as a DatasetIndex."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from data.class_names import check_class_names, suggestions
+from data.formats.clean import RawSplit, build_index
+from data.index import DatasetIndex, Skip
+from utils.errors import UserError, brief
+from utils.files import MEGABYTE, read_file
+from utils.images import MAX_MEGAPIXELS
+
+MAX_JSON_BYTES = 2048 * MEGABYTE
+_INT64 = 2**63 - 1
+
+
+def find_coco_files(data: str | os.PathLike[str]) -> dict[str, Path]:
+    """The annotation files of a COCO folder (or beside a JSON, and itself), by the name of their split.
+
+    `annotations/instances_train2017.json` is `train2017`, `train/_annotations.coco.json` (Roboflow) is `train`,
+    `val.json` is `val`.
+    """
+    path = Path(data)
+    if path.is_file():
+        siblings = _instances(path.parent) if path.name.startswith("instances_") else {}
+        return siblings | {_split_of(path): path}
+    found = _instances(path / "annotations") or _instances(path)
+    if not found:
+        found = {each.parent.name: each for each in sorted(path.glob("*/_annotations.coco.json"))}
+    if not found:
+        files = [*sorted((path / "annotations").glob("*.json")), *sorted(path.glob("*.json"))]
+        found = {_split_of(each): each for each in files if _looks_like_coco(each)}
+    return found
+
+
+def _instances(folder: Path) -> dict[str, Path]:
+    return {_split_of(each): each for each in sorted(folder.glob("instances_*.json")) if each.is_file()}
+
+
+def _split_of(path: Path) -> str:
+    if path.name == "_annotations.coco.json":
+        return path.parent.name
+    return re.sub(r"^instances_|^annotations_|_annotations$|[._]coco$", "", path.stem) or path.stem
+
+
+def _looks_like_coco(path: Path) -> bool:
+    try:
+        head = read_file(path, MAX_JSON_BYTES, 1 << 16)
+    except UserError:
+        return False
+    return any(key in head for key in (b'"images"', b'"annotations"', b'"categories"'))
+
+
+class _Rows:
+    """Annotations as they are parsed: numbers go into flat arrays at once, outlines are thrown away.
+
+    The official train2017 file is 450 MB of text and several GB of Python objects if they are all kept.
+    """
+
+    def __init__(self) -> None:
+        self.ids = array("q")
+        self.images = array("q")
+        self.categories = array("q")
+        self.boxes = array("d")
+        self.areas = array("d")
+        self.crowd = array("b")
+        self.difficult = array("b")
+        self.faults: dict[int, tuple[str, str]] = {}
+        self.text_images: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def hook(self, item: dict[str, Any]) -> Any:
+        """Called by the JSON parser with every object it has read, innermost first."""
+        if "category_id" in item or ("bbox" in item and "image_id" in item):
+            return self._add(item)
+        if "counts" in item and "size" in item:
+            return None  # a crowd's outline
+        return item
+
+    def _add(self, item: dict[str, Any]) -> _Row:
+        row = len(self)
+        box = item.get("bbox")
+        if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
+            reason = "has no bbox" if box is None else f"bbox is {brief(box)}"
+            self.faults[row] = ("no_box" if box is None else "bad_number", reason)
+            box = (0.0, 0.0, 0.0, 0.0)
+        for key in ("category_id", "image_id"):
+            if not _is_integer(item.get(key)):
+                reason = f"{key} is {brief(item[key])}" if key in item else f"has no {key}"
+                self.faults.setdefault(row, ("bad_reference", reason))
+        area = item.get("area")
+        self.ids.append(item["id"] if _is_integer(item.get("id")) else -1)
+        self.images.append(item["image_id"] if _is_integer(item.get("image_id")) else -1)
+        self.categories.append(item["category_id"] if _is_integer(item.get("category_id")) else -1)
+        self.boxes.extend(_floats(box))
+        self.areas.append(_floats([area])[0] if _is_number(area) else -1.0)
+        self.crowd.append(_truth(item.get("iscrowd")))
+        self.difficult.append(_truth(item.get("difficult")) or _truth(item.get("ignore")))
+        return _Row(row)
+
+
+class _Row(int):
+    """The number of an annotation in the flat arrays; its own type, so that no number of the file is taken for one."""
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value <= _INT64
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _floats(values: Sequence[int | float]) -> list[float]:
+    return [float(value) if isinstance(value, float) or abs(value) < _INT64 else float("inf") for value in values]
+
+
+def _truth(value: Any) -> bool:
+    return isinstance(value, int | float) and value == 1
+
+
+def read_coco(
+    data: str | os.PathLike[str],
+    split: str | None = None,
+    class_names: Sequence[str] | None = None,
+    image_folder: str | os.PathLike[str] | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> DatasetIndex:
+    """Read a COCO annotation file.
+
+    Args:
+        data: the JSON, or a folder that `find_coco_files` understands.
+        split: which of the folder's files, e.g. `train2017`; None if there is only one.
+        class_names: the classes in the order of the labels; None takes the categories by rising id.
+        image_folder: where the pictures are; None looks in the usual places.
+        max_megapixels: leave out pictures that claim more.
+
+    Returns:
+        The split, with images that have no annotation as negatives; crowds are marked, `ignore` and `difficult` too.
+
+    Raises:
+        UserError: if the file or split is not there, or the JSON as a whole is not COCO's.
+
+    Source: https://cocodataset.org/#format-data
+    """
+    files = find_coco_files(data)
+    if split is None and len(files) == 1:
+        split = next(iter(files))
+    if split is None or split not in files:
+        raise UserError(data, f"has no split {split!r}", f"choose from {', '.join(files) or 'none'}")
+    path = files[split]
+    rows = _Rows()
+    content = _load(path, rows)
+    skips: list[Skip] = []
+    categories = _categories(content["categories"], path)
+    names = tuple(class_names) if class_names is not None else tuple(categories.values())
+    folder = Path(image_folder) if image_folder else _image_folder(path, split, content["images"])
+    images, ids, declared = _images(content["images"], path, folder, skips)
+    raw = RawSplit(
+        name=f"{path.parent.resolve().parent.name if path.parent.name == 'annotations' else path.stem} {split}",
+        class_names=names,
+        paths=images,
+        image_ids=ids,
+        declared=declared,
+        box_image=np.zeros(0, np.int64),
+        boxes=np.zeros((0, 4)),
+        labels=np.zeros(0, np.int32),
+        difficult=np.zeros(0, bool),
+        crowd=np.zeros(0, bool),
+        box_where=str,
+        skips=skips,
+    )
+    found = _add_boxes(raw, rows, content["annotations"], categories, path)
+    id_of = {name: number for number, name in categories.items()}
+    spare = iter(range(max([0, *categories]) + 1, _INT64))
+    raw.category_ids = tuple(id_of[name] if name in id_of else next(spare) for name in names)
+    raw.source = {
+        "format": "coco",
+        "root": os.path.abspath(data),
+        "split": split,
+        "json": os.path.abspath(path),
+        "dependencies": {"files": [os.path.abspath(path)], "folders": [os.path.abspath(folder)]},
+        "found_classes": found,
+        "facts": {},
+    }
+    return build_index(raw, max_megapixels)
+
+
+def _load(path: Path, rows: _Rows) -> dict[str, Any]:
+    data = read_file(path, MAX_JSON_BYTES)
+    try:
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        del data
+        content = json.loads(text, object_hook=rows.hook)
+    except json.JSONDecodeError as error:
+        where = f"{path}:{error.lineno}"
+        raise UserError(where, f"is not whole JSON ({error.msg})", "copy or download it again") from None
+    except RecursionError:
+        raise UserError(path, "is nested too deeply for COCO", "give an instances JSON") from None
+    except ValueError as error:
+        raise UserError(path, f"is not JSON ({str(error)[:80]})", "give an instances JSON") from None
+    if not isinstance(content, dict):
+        raise UserError(path, "is not COCO: no object at the top", "give an instances JSON")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            what = f"has no list {key!r}" if key not in content else f"{key!r} is no list"
+            raise UserError(path, f"is not COCO: it {what}", "give an instances JSON")
+    return content
+
+
+def _categories(items: list[Any], path: Path) -> dict[int, str]:
+    """Category id to name, by rising id; the ids may have holes.
+
+    Raises:
+        UserError: if one has no id or name, or an id or name is there twice.
+    """
+    categories: dict[int, str] = {}
+    for number, item in enumerate(items):
+        if not isinstance(item, dict) or not _is_integer(item.get("id")):
+            raise UserError(path, f"categories[{number}] is {brief(item)}", "give every category an id and a name")
+        if item["id"] in categories:
+            raise UserError(path, f"category id {item['id']} is there twice", "give every category its own id")
+        categories[item["id"]] = item.get("name", "")
+    ordered = dict(sorted(categories.items()))
+    return dict(zip(ordered, check_class_names(ordered.values(), path), strict=True))
+
+
+def _image_folder(path: Path, split: str, items: list[Any]) -> Path:
+    """The usual place that holds the first pictures of the file, else the one that exists."""
+    root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    places = [root / split, root / "images" / split, root / "images", root / split / "images", path.parent, root]
+    places += [root / re.sub(r"\d{4}$", "", split), root / "images" / re.sub(r"\d{4}$", "", split)]
+    firsts = [each.get("file_name") for each in items[:50] if isinstance(each, dict)]
+    names: list[str] = [name for name in firsts if isinstance(name, str) and "\0" not in name]
+    for place in places:
+        if any(os.path.lexists(place / name) for name in names):
+            return place
+    return next((place for place in places if place.is_dir()), root)
+
+
+def _images(items: list[Any], path: Path, folder: Path, skips: list[Skip]) -> tuple[list[str], list[int], np.ndarray]:
+    """Paths, ids and declared sizes of the usable entries of `images`."""
+    home = os.path.realpath(folder) + os.sep
+    base = os.fspath(folder)
+    paths: list[str] = []
+    ids: dict[int, None] = {}
+    sizes: list[tuple[int, int]] = []
+    for number, item in enumerate(items):
+        where = f"{path}: images[{number}]"
+        identity = item.get("id") if isinstance(item, dict) else None
+        name = item.get("file_name") if isinstance(item, dict) else None
+        if not _is_integer(identity) or not isinstance(name, str) or not name:
+            what = f"has no usable id and file_name: {brief(item)}"
+            skips.append(Skip("image", "bad_image_entry", where, what, "give it both"))
+        elif identity in ids:
+            what = f"image id {identity} is there twice; the first counts"
+            skips.append(Skip("image", "duplicate_id", where, what, "give every image its own id"))
+        elif _leads_outside(name, base, home):
+            what = f"file_name {name[-80:]!r} leads out of {folder}"
+            skips.append(Skip("image", "leads_outside", where, what, "keep pictures inside the data set"))
+        else:
+            ids[identity] = None
+            paths.append(os.path.join(base, name))
+            sizes.append(_size(item, where, skips))
+    return paths, list(ids), np.array(sizes, np.float64).reshape(-1, 2)
+
+
+def _leads_outside(name: str, base: str, home: str) -> bool:
+    if os.path.isabs(name) or "\0" in name or ".." in re.split(r"[/\\]", name):
+        return True
+    path = os.path.join(base, name)
+    return os.path.islink(path) and os.path.exists(path) and not os.path.realpath(path).startswith(home)
+
+
+def _size(item: dict[str, Any], where: str, skips: list[Skip]) -> tuple[int, int]:
+    height, width = item.get("height"), item.get("width")
+    if _is_number(height) and _is_number(width) and 0 < height < 1e6 and 0 < width < 1e6:
+        return round(height), round(width)
+    what = f"height is {brief(height)}, width is {brief(width)}; the picture's own count"
+    skips.append(Skip("note", "bad_size", where, what, "state the picture's size"))
+    return 0, 0
+
+
+def _add_boxes(
+    raw: RawSplit, rows: _Rows, annotations: list[Any], categories: dict[int, str], path: Path
+) -> dict[str, int]:
+    """Fill the boxes of `raw`; returns how often each class is in the file."""
+    skips = raw.skips
+    taken = np.array([each for each in annotations if type(each) is _Row], np.int64)
+    for number, item in enumerate(annotations):
+        if type(item) is not _Row:
+            what = f"is {brief(item)}; box dropped"
+            skips.append(Skip("box", "bad_annotation", f"{path}: annotations[{number}]", what))
+    ids, images = np.array(rows.ids, np.int64)[taken], np.array(rows.images, np.int64)[taken]
+    category, boxes = np.array(rows.categories, np.int64)[taken], np.array(rows.boxes).reshape(-1, 4)[taken]
+
+    def where(m: int) -> str:
+        return f"{path}: annotation id {ids[m]}" if ids[m] >= 0 else f"{path}: annotations[{m}]"
+
+    keep = np.ones(len(taken), bool)
+    position = {int(row): m for m, row in enumerate(taken)} if rows.faults else {}
+    for row, (code, reason) in rows.faults.items():
+        if row in position:
+            keep[position[row]] = False
+            skips.append(Skip("box", code, where(position[row]), f"{reason}; box dropped", "correct the annotation"))
+    owner, has_owner = _lookup(images, np.array(raw.image_ids, np.int64))
+    left_out = Counter(images[keep & ~has_owner].tolist())
+    for image, count in left_out.items():
+        what = f"image id {image} of {count} annotations is not among the usable images; boxes dropped"
+        skips.append(Skip("box", "unknown_image", str(path), what, "add the image or remove them", count))
+    keep &= has_owner
+    _, is_listed = _lookup(category, np.array(list(categories), np.int64))
+    for number, count in Counter(category[keep & ~is_listed].tolist()).items():
+        what = f"category id {number} is not in `categories`; {count} boxes dropped"
+        skips.append(Skip("box", "unknown_class", str(path), what, f"add it to {len(categories)} categories", count))
+    keep &= is_listed
+    found = {categories[number]: count for number, count in sorted(Counter(category[keep].tolist()).items())}
+    class_of = {name: label for label, name in enumerate(raw.class_names)}
+    label_of = {number: class_of[name] for number, name in categories.items() if name in class_of}
+    for name, todo in suggestions(found, raw.class_names).items():
+        what = f"class {name!r} is not one of the {len(raw.class_names)} classes; {found[name]} boxes dropped"
+        skips.append(Skip("box", "unknown_class", str(path), what, todo, found[name]))
+    place, wanted = _lookup(category, np.array(list(label_of), np.int64))
+    keep &= wanted
+    labels = np.array([*label_of.values(), -1], np.int32)[place]
+    _note_duplicate_ids(ids, path, skips)
+
+    kept = np.flatnonzero(keep)
+    boxes = boxes[keep]
+    with np.errstate(all="ignore"):  # what is not finite is dropped later, by name
+        areas, sizes = np.array(rows.areas)[taken][keep], boxes[:, 2:].prod(1)
+        boxes[:, 2:] += boxes[:, :2]
+    raw.box_image, raw.boxes, raw.labels = owner[keep], boxes, labels[keep]
+    raw.difficult = np.array(rows.difficult, bool)[taken][keep]
+    raw.crowd = np.array(rows.crowd, bool)[taken][keep]
+    raw.areas = np.where(np.isfinite(areas) & (areas >= 0), areas, sizes)
+    raw.box_refs = ids[keep]
+    raw.box_where = lambda m: where(int(kept[m]))
+    return found
+
+
+def _lookup(values: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Position of each value in `keys` (any order, unique), and whether it is there at all."""
+    if not len(keys):
+        return np.full(len(values), -1), np.zeros(len(values), bool)
+    order = np.argsort(keys)
+    place = order[np.minimum(np.searchsorted(keys, values, sorter=order), len(keys) - 1)]
+    return place, keys[place] == values
+
+
+def _note_duplicate_ids(ids: np.ndarray, path: Path, skips: list[Skip]) -> None:
+    values, counts = np.unique(ids[ids >= 0], return_counts=True)
+    for value in values[counts > 1]:
+        what = f"annotation id {value} is there {counts[values == value][0]} times; all are used"
+        skips.append(Skip("note", "duplicate_id", str(path), what, "give every annotation its own id"))

@@ -1,0 +1,471 @@
+"""Read Pascal VOC folders (one year or several) as a DatasetIndex."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.parsers.expat import ExpatError
+
+import numpy as np
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import DefusedXMLParser, ParseError
+from tqdm import tqdm
+
+from data.class_names import MAX_NAME, VOC_CLASS_NAMES, suggestions
+from data.formats.clean import RawSplit, build_index
+from data.index import DatasetIndex, Skip
+from utils.errors import UserError
+from utils.files import MEGABYTE, FileError, read_file, read_lines
+from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS
+
+MAX_XML_BYTES = 10 * MEGABYTE
+MAX_SPLIT_BYTES = 256 * MEGABYTE
+MAX_DEPTH = 64
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+
+
+# --- one XML file ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class VocObject:
+    """One `<object>`: the texts of its children and of its `<bndbox>`, as they stand, and its line."""
+
+    line: int
+    fields: dict[str, str] = field(default_factory=dict)
+    edges: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class VocAnnotation:
+    """One `<annotation>`: the texts of its children (`filename`, ...), of its `<size>`, and its objects."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    size: dict[str, str] = field(default_factory=dict)
+    objects: list[VocObject] = field(default_factory=list)
+
+
+class _Collector:
+    """What the parser calls at every tag; it keeps the few texts that matter, so that no file fills the memory."""
+
+    def __init__(self) -> None:
+        self.annotation = VocAnnotation()
+        self.line = lambda: 0
+        self._stack: list[str] = []
+        self._text: list[str] = []
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        if not self._stack and tag != "annotation":
+            raise ValueError(f"begins with <{tag[:40]}>, not with <annotation>")
+        if len(self._stack) >= MAX_DEPTH:
+            raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
+        self._stack.append(tag)
+        self._text.clear()
+        if self._stack[1:] == ["object"]:
+            self.annotation.objects.append(VocObject(self.line()))
+
+    def data(self, text: str) -> None:
+        self._text.append(text)
+
+    def end(self, tag: str) -> None:
+        place, text = self._stack[1:], "".join(self._text).strip()
+        self._stack.pop()
+        self._text.clear()
+        if len(place) == 1:
+            self.annotation.fields.setdefault(tag, text)
+        elif place[0:1] == ["size"] and len(place) == 2:
+            self.annotation.size.setdefault(tag, text)
+        elif place[0:1] == ["object"]:
+            if len(place) == 2:
+                self.annotation.objects[-1].fields.setdefault(tag, text)
+            elif place[1:2] == ["bndbox"] and len(place) == 3:
+                self.annotation.objects[-1].edges.setdefault(tag, text)
+
+    def close(self) -> VocAnnotation:
+        return self.annotation
+
+
+def parse_voc_xml(data: bytes, where: object) -> VocAnnotation:
+    """The texts of a VOC annotation file.
+
+    Raises:
+        FileError: `bad_xml` if it is empty, cut, not XML or not VOC's, or declares a document type or entities.
+    """
+    if not data.strip(b"\xef\xbb\xbf \t\r\n\0"):
+        raise FileError("bad_xml", where, "is empty", "annotate the picture, or remove the file")
+    try:
+        return _parse(data)
+    except DefusedXmlException:
+        raise FileError(
+            "bad_xml", where, "declares a document type, which is refused", "remove <!DOCTYPE ...>"
+        ) from None
+    except (ParseError, ExpatError) as error:
+        line = error.position[0] if isinstance(error, ParseError) else error.lineno
+        raise FileError("bad_xml", f"{where}:{line}", f"is not whole XML ({error})", "write it again") from None
+    except (ValueError, LookupError) as error:
+        raise FileError("bad_xml", where, str(error), "give a VOC annotation in UTF-8") from None
+
+
+def _parse(data: bytes) -> VocAnnotation:
+    collector = _Collector()
+    parser = DefusedXMLParser(target=collector, forbid_dtd=True)
+    collector.line = lambda: parser.parser.CurrentLineNumber
+    declared = re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)""", data[:200])
+    if declared and declared[1].lower() not in (b"utf-8", b"utf-16", b"ascii", b"us-ascii", b"iso-8859-1"):
+        # expat knows no encoding of several bytes but UTF; labelling tools in China write GBK
+        text = data.decode(declared[1].decode("ascii"))
+        data = re.sub(r"^\s*<\?xml[^>]*\?>", "", text).encode()
+    parser.feed(data)
+    return parser.close()
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def find_voc_years(root: str | os.PathLike[str]) -> dict[str, Path]:
+    """The year folders of a VOCdevkit by name; `root` may be the devkit, the folder around it, or one year folder."""
+    root = Path(root)
+    if _is_year(root):
+        return {root.resolve().name: root}
+    for folder in (root, root / "VOCdevkit"):
+        if folder.is_dir():
+            years = {each.name: each for each in sorted(folder.iterdir()) if _is_year(each)}
+            if years:
+                return years
+    return {}
+
+
+def list_voc_splits(root: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """The splits of each year folder; the devkit's lists of single classes (`dog_train`) are not splits."""
+    splits = {}
+    for year, folder in find_voc_years(root).items():
+        main = folder / "ImageSets" / "Main"
+        names = {file.stem for file in main.glob("*.txt")} if main.is_dir() else set()
+        splits[year] = sorted(name for name in names if not ("_" in name and name.rsplit("_", 1)[1] in names))
+    return splits
+
+
+def _is_year(folder: Path) -> bool:
+    return (folder / "ImageSets" / "Main").is_dir() or (
+        (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
+    )
+
+
+def split_files(root: str | os.PathLike[str], split: str) -> list[tuple[str, Path]]:
+    """The year and the file of every part of a split such as `trainval` or `VOC2007:trainval+2012:train`.
+
+    A part without a year stands for every year that has it.
+
+    Raises:
+        UserError: if there is no such year or split; it names those that are there.
+    """
+    years = find_voc_years(root)
+    if not years:
+        raise UserError(
+            root, "is no VOC folder (no ImageSets/Main in it)", "give a VOCdevkit or one of its year folders"
+        )
+    files = []
+    for part in split.split("+"):
+        year, _, name = part.strip().rpartition(":")
+        chosen = {key: folder for key, folder in years.items() if year in ("", key) or key == f"VOC{year}"}
+        if not chosen:
+            raise UserError(root, f"has no year {year!r}", f"choose from {', '.join(years)}")
+        found = [(key, folder / "ImageSets" / "Main" / f"{name}.txt") for key, folder in chosen.items()]
+        found = [(key, path) for key, path in found if os.path.lexists(path)]
+        if not found or not name or os.sep in name or "\0" in name:
+            there = "; ".join(f"{key}: {', '.join(names) or 'none'}" for key, names in list_voc_splits(root).items())
+            todo = f"choose from {there}" if any(list_voc_splits(root).values()) else "run: python dataset.py split"
+            raise UserError(root, f"has no split {part.strip()!r} in ImageSets/Main", todo)
+        files += found
+    return files
+
+
+class VocFolder:
+    """The pictures and annotations of one year, by id."""
+
+    def __init__(self, folder: Path, home: str) -> None:
+        self.folder = folder
+        self.strangers: set[str] = set()  # ids whose file is a link that leads out of the data set
+        self.images, self.extra = self._scan(folder / "JPEGImages", home, None)
+        self.annotations, _ = self._scan(folder / "Annotations", home, (".xml",))
+        self._composed = {unicodedata.normalize("NFC", name): name for name in self.images if not name.isascii()}
+
+    def _scan(
+        self, folder: Path, home: str, suffixes: tuple[str, ...] | None
+    ) -> tuple[dict[str, str], dict[str, list[str]]]:
+        allowed = (home + os.sep, os.path.realpath(folder) + os.sep)
+        found: dict[str, list[str]] = {}
+        for name, path, is_link in _walk(os.fspath(folder), ""):
+            stem, suffix = os.path.splitext(name)
+            if suffixes is not None and suffix.lower() not in suffixes:
+                continue
+            if is_link and os.path.exists(path) and not os.path.realpath(path).startswith(allowed):
+                self.strangers.add(stem)
+                continue
+            found.setdefault(stem, []).append(path)
+        for paths in found.values():
+            paths.sort(key=lambda path: (os.path.splitext(path)[1].lower() not in IMAGE_SUFFIXES, path))
+        return {stem: paths[0] for stem, paths in found.items()}, {s: p for s, p in found.items() if len(p) > 1}
+
+    def identify(self, line: str, known: Container[str] | None = None) -> str | None:
+        """The id that a line of a split means, or None: whole, with a suffix, or with a class list's second column.
+
+        `known` ids are those of the pictures, if not given.
+        """
+        known = self.images if known is None else known
+        bare = line.strip()
+        stem, suffix = os.path.splitext(bare)
+        column = re.fullmatch(r"(.*\S)\s+(?:-?1|0)", bare)
+        composed = self._composed.get(unicodedata.normalize("NFC", bare))
+        for candidate in (
+            line,
+            bare,
+            stem if suffix.lower() in IMAGE_SUFFIXES else None,
+            column and column[1],
+            composed,
+        ):
+            if candidate is not None and (candidate in known or candidate in self.strangers):
+                return candidate
+        return None
+
+
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, str, bool]]:
+    """(name within the folder, path, whether it is a link) of every file below; links to folders are not followed."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        name = f"{prefix}{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, f"{name}/")
+        else:
+            yield name, entry.path, entry.is_symlink()
+
+
+# --- the reader ------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Gathers images and boxes in plain lists while it goes through the files."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.ids: list[str] = []
+        self.declared: list[tuple[float, float]] = []
+        self.xml: list[str] = []
+        self.owner: list[int] = []
+        self.boxes: list[list[float]] = []
+        self.names: list[str] = []
+        self.difficult: list[bool] = []
+        self.lines: list[int] = []
+        self.skips: list[Skip] = []
+        self.facts: Counter[str] = Counter()
+
+    def add(self, identity: str, image: str, xml: str) -> None:
+        try:
+            annotation = parse_voc_xml(read_file(xml, MAX_XML_BYTES), xml)
+        except FileError as error:
+            code = {"file_too_big": "bad_xml", "missing_file": "missing_annotation"}.get(error.code, error.code)
+            self.skips.append(Skip("image", code, error.where, error.what, error.todo))
+            return
+        self.declared.append(self._size(annotation, xml))
+        self._note_name(annotation.fields.get("filename", ""), identity, image, xml)
+        self.paths.append(image)
+        self.ids.append(identity)
+        self.xml.append(xml)
+        for each in annotation.objects:
+            self._add_object(each, f"{xml}:{each.line}")
+
+    def _note_name(self, filename: str, identity: str, image: str, xml: str) -> None:
+        named = unicodedata.normalize("NFC", re.split(r"[/\\]", filename)[-1])
+        if named and unicodedata.normalize("NFC", os.path.basename(identity)) not in (
+            named,
+            os.path.splitext(named)[0],
+        ):
+            what = f"<filename> is {named[:80]!r}, the picture is {os.path.basename(image)!r}"
+            self.skips.append(Skip("note", "wrong_filename", xml, what, "check that both belong together"))
+
+    def _add_object(self, each: VocObject, where: str) -> None:
+        name = each.fields.get("name", "")
+        if not name:
+            return self._drop("no_name", where, "the object has no name")
+        if len(name) > MAX_NAME:
+            return self._drop("no_name", where, f"the object has a name of {len(name)} characters")
+        if not each.edges:
+            return self._drop("no_box", where, f"the {name} has no <bndbox>")
+        numbers = [_number(each.edges.get(edge, "")) for edge in _EDGES]
+        for edge, number in zip(_EDGES, numbers, strict=True):
+            if number is None:
+                return self._drop("bad_number", where, f"<{edge}> of the {name} is {each.edges.get(edge, '')[:40]!r}")
+        xmin, ymin, xmax, ymax = (float(number) for number in numbers if number is not None)
+        self.facts["zero_based"] += xmin == 0 or ymin == 0
+        self.facts["decimal"] += any(number % 1 != 0 for number in (xmin, ymin, xmax, ymax) if np.isfinite(number))
+        self.owner.append(len(self.paths) - 1)
+        self.boxes.append([xmin - 1, ymin - 1, xmax, ymax])
+        self.names.append(name)
+        self.difficult.append(self._difficult(each.fields.get("difficult"), where))
+        self.lines.append(each.line)
+
+    def _drop(self, code: str, where: str, what: str) -> None:
+        self.skips.append(Skip("box", code, where, f"{what}; box dropped", "correct the annotation"))
+
+    def _difficult(self, text: str | None, where: str) -> bool:
+        if text is None or text.lower() in ("0", "false", "no", "0.0"):
+            return False
+        if text.lower() in ("1", "true", "yes", "1.0"):
+            return True
+        what = f"<difficult> is {text[:40]!r}, taken as 0"
+        self.skips.append(Skip("note", "bad_difficult", where, what, "write 0 or 1"))
+        return False
+
+    def _size(self, annotation: VocAnnotation, xml: str) -> tuple[float, float]:
+        height, width = (_number(annotation.size.get(side, "")) for side in ("height", "width"))
+        if height is not None and width is not None and 0 < height < 1e6 and 0 < width < 1e6:
+            return float(round(height)), float(round(width))
+        what = "has no <size>" if not annotation.size else f"<size> is {annotation.size}"
+        self.skips.append(Skip("note", "bad_size", xml, f"{what[:80]}; the picture's own counts"))
+        return 0.0, 0.0
+
+
+def read_voc(
+    root: str | os.PathLike[str],
+    split: str,
+    class_names: Sequence[str] | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> DatasetIndex:
+    """Read a split of a VOCdevkit (or of one year folder).
+
+    Args:
+        root: the devkit, the folder around it, or one year folder.
+        split: a file of ImageSets/Main without `.txt`; several with `+`, of one year with `VOC2007:`.
+        class_names: the classes in the order of the labels; None takes those of the annotations, in the devkit's order
+            if they are the devkit's.
+        max_megapixels: leave out pictures that claim more.
+
+    Returns:
+        The split; image ids are the VOC ids, with `VOC2007/` before them where several years are joined.
+
+    Raises:
+        UserError: if there is no such folder, year or split. Bad images and boxes are skips of the result.
+
+    Source: VOC2012 development kit, section 2.3, http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/
+    """
+    files = split_files(root, split)
+    years = find_voc_years(root)
+    home = os.path.realpath(root)
+    folders = {year: VocFolder(years[year], home) for year in {year for year, _ in files}}
+    joined = len(folders) > 1
+    reader = _Reader()
+    name = " + ".join(f"{year} {path.stem}" for year, path in files)
+    lines = [(year, path, number, line) for year, path in files for number, line in read_lines(path, MAX_SPLIT_BYTES)]
+    seen: dict[tuple[str, str], str] = {}
+    for year, path, number, line in tqdm(lines, desc=name, delay=2, leave=False):
+        where = f"{path}:{number}"
+        identity = _use(line, where, folders[year], reader.skips)
+        if identity is None:
+            continue
+        if (year, identity) in seen:
+            what = f"id {identity!r} is already at {seen[year, identity]}; used once"
+            reader.skips.append(Skip("note", "duplicate_id", where, what, "remove one of the lines"))
+            continue
+        seen[year, identity] = where
+        folder = folders[year]
+        reader.add(f"{year}/{identity}" if joined else identity, folder.images[identity], folder.annotations[identity])
+
+    dependencies = {
+        "files": [os.path.abspath(path) for _, path in files],
+        "folders": [os.path.abspath(years[y] / f) for y in sorted(folders) for f in ("Annotations", "JPEGImages")],
+    }
+    source = {"format": "voc", "root": os.path.abspath(root), "split": split, "dependencies": dependencies}
+    return _finish(reader, name, class_names, years, source, max_megapixels)
+
+
+def _finish(
+    reader: _Reader,
+    name: str,
+    class_names: Sequence[str] | None,
+    years: dict[str, Path],
+    source: dict[str, Any],
+    max_megapixels: float,
+) -> DatasetIndex:
+    found = Counter(reader.names)
+    if class_names is None:
+        official = set(found) <= set(VOC_CLASS_NAMES) and any(re.fullmatch(r"(VOC)?20\d\d", year) for year in years)
+        class_names = VOC_CLASS_NAMES if official else sorted(found)
+    number_of = {each: number for number, each in enumerate(class_names)}
+    known = np.array([each in number_of for each in reader.names], bool)
+    todo = suggestions(found, class_names)
+    for m in np.flatnonzero(~known):
+        where = f"{reader.xml[reader.owner[m]]}:{reader.lines[m]}"
+        what = f"class {reader.names[m]!r} is not one of the {len(class_names)} classes; box dropped"
+        reader.skips.append(Skip("box", "unknown_class", where, what, todo[reader.names[m]]))
+    owner, lines = np.array(reader.owner, np.int64)[known], np.array(reader.lines, np.int64)[known]
+    raw = RawSplit(
+        name=name,
+        class_names=class_names,
+        paths=reader.paths,
+        image_ids=reader.ids,
+        declared=np.array(reader.declared, np.float64).reshape(-1, 2),
+        box_image=owner,
+        boxes=np.array(reader.boxes, np.float64).reshape(-1, 4)[known],
+        labels=np.array([number_of.get(each, -1) for each in reader.names], np.int32)[known],
+        difficult=np.array(reader.difficult, bool)[known],
+        crowd=np.zeros(int(known.sum()), bool),
+        box_where=lambda m: f"{reader.xml[owner[m]]}:{lines[m]}",
+        box_refs=lines,
+        source=source | {"found_classes": dict(found), "facts": dict(reader.facts)},
+        skips=reader.skips,
+    )
+    return build_index(raw, max_megapixels)
+
+
+def annotation_path(image_path: str | os.PathLike[str]) -> Path:
+    """The XML file that belongs to a picture of a VOC folder."""
+    path = Path(image_path)
+    parts = list(path.parts)
+    place = len(parts) - 1 - parts[::-1].index("JPEGImages")
+    parts[place] = "Annotations"
+    xml = Path(*parts).with_name(os.path.splitext(path.name)[0] + ".xml")
+    upper = xml.with_suffix(".XML")
+    return upper if not xml.exists() and upper.exists() else xml
+
+
+def leads_outside(line: str) -> bool:
+    """Whether a line of a split is a path that leads away from the folder it should be in."""
+    bare = line.strip()
+    return bare.startswith(("/", "\\")) or bare[1:3] in (":\\", ":/") or ".." in re.split(r"[/\\]", bare)
+
+
+def _use(line: str, where: str, folder: VocFolder, skips: list[Skip]) -> str | None:
+    """The id of a line of a split if its picture and annotation are there, else None and the reason in `skips`."""
+    bare = line.strip()
+    identity = folder.identify(line)
+    if identity in folder.strangers or (identity is None and leads_outside(line)):
+        what = f"id {bare[:80]!r} leads out of {folder.folder}"
+        skips.append(Skip("image", "leads_outside", where, what, "keep pictures and annotations inside the data set"))
+    elif identity is None:
+        what = f"there is no picture for id {bare[:80]!r} in {folder.folder / 'JPEGImages'}"
+        skips.append(Skip("image", "missing_image", where, what, "add the picture or remove the line"))
+    elif identity not in folder.annotations:
+        what = f"there is no annotation for id {identity!r} in {folder.folder / 'Annotations'}"
+        skips.append(Skip("image", "missing_annotation", where, what, "annotate it or remove the line"))
+    else:
+        if identity in folder.extra:
+            what = f"several pictures have the id {identity!r}; {os.path.basename(folder.images[identity])} is used"
+            skips.append(Skip("note", "several_images", where, what, "remove the others"))
+        return identity
+    return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text) if "_" not in text else None  # Python's 1_000 is nobody else's number
+    except ValueError:
+        return None

@@ -1,0 +1,215 @@
+"""A whole split as flat arrays: what every reader gives and every user of data takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import format_problem
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something left out, and why: an image, an annotation or a single box.
+
+    Args:
+        kind: `image` (left out whole), `box` (only the box is dropped) or `note` (nothing lost, but worth knowing).
+        code: a short stable name of the fault, e.g. `truncated_image`, `unknown_class` (data/tools/findings.py).
+        where: the file, or `file:line`.
+        what: what is wrong, in words.
+        todo: what to do about it.
+        count: how many of its kind it stands for (boxes of an unlisted COCO category come as one).
+    """
+
+    kind: str
+    code: str
+    where: str
+    what: str
+    todo: str = ""
+    count: int = 1
+
+    def __str__(self) -> str:
+        return format_problem(self.where, self.what, self.todo)
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    path: str
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """One split of a data set, without a Python object per image or box, so that loader workers share its memory.
+
+    Image i owns the boxes `offsets[i]:offsets[i + 1]`.
+
+    Args:
+        name: what to call it to the user, e.g. `VOC2007 train`.
+        class_names: the classes, in the order of `labels`.
+        path_bytes: (P,) uint8, all image paths one after another, as the operating system's bytes.
+        path_offsets: (I + 1,) int64 into `path_bytes`.
+        image_ids: (I,) str or int64 array, unique: the VOC id (with its year if years are joined), the COCO image id.
+        sizes: (I, 2) int32 (height, width) as the annotation says, 0 where it does not.
+        offsets: (I + 1,) int64 into the box arrays.
+        boxes: (M, 4) float64 xyxy, 0-based continuous pixels of the upright image.
+        labels: (M,) int32, index into `class_names`.
+        difficult: (M,) bool: VOC objects that neither count nor cost in evaluation.
+        crowd: (M,) bool: COCO regions that stand for many objects (ignored in training, matched freely in evaluation).
+        skips: what was left out while reading.
+        category_ids: (C,) COCO category id of each class; None outside COCO (then class index + 1).
+        source: what the reader was given, and extra facts that conversion needs (plain types).
+        areas: (M,) float64 pixels, COCO's own area of each object (of its outline, not of its box); None elsewhere.
+        box_refs: (M,) int64, where each box stands: the line of its annotation file (VOC, YOLO) or its annotation id.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    path_bytes: np.ndarray
+    path_offsets: np.ndarray
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+    crowd: np.ndarray
+    skips: tuple[Skip, ...] = ()
+    category_ids: tuple[int, ...] | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    areas: np.ndarray | None = None
+    box_refs: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_boxes(self) -> int:
+        return len(self.boxes)
+
+    def path(self, i: int) -> Path:
+        """The file of image i."""
+        return Path(os.fsdecode(self.path_bytes[self.path_offsets[i] : self.path_offsets[i + 1]].tobytes()))
+
+    def target(self, i: int) -> dict[str, Any]:
+        """The `Target` of image i, in its own pixels (fresh arrays; the caller may change them)."""
+        part = slice(self.offsets[i], self.offsets[i + 1])
+        return {
+            "boxes": self.boxes[part].astype(np.float32),
+            "labels": self.labels[part].astype(np.int64),
+            "difficult": self.difficult[part].copy(),
+            "crowd": self.crowd[part].copy(),
+            "image_id": self.image_ids[i].item(),
+        }
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> DatasetIndex:
+        """The same data with only the images of `indices`, in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        boxes = _ranges(self.offsets, indices)
+        path = _ranges(self.path_offsets, indices)
+        return replace(
+            self,
+            path_bytes=self.path_bytes[path],
+            path_offsets=_new_offsets(self.path_offsets, indices),
+            image_ids=self.image_ids[indices],
+            sizes=self.sizes[indices],
+            offsets=_new_offsets(self.offsets, indices),
+            boxes=self.boxes[boxes],
+            labels=self.labels[boxes],
+            difficult=self.difficult[boxes],
+            crowd=self.crowd[boxes],
+            areas=None if self.areas is None else self.areas[boxes],
+            box_refs=None if self.box_refs is None else self.box_refs[boxes],
+        )
+
+    def keep_boxes(self, keep: np.ndarray) -> DatasetIndex:
+        """The same images with only the boxes of the (M,) bool mask."""
+        before = np.concatenate([[0], np.cumsum(keep)])
+        names = ("boxes", "labels", "difficult", "crowd", "areas", "box_refs")
+        parts = {name: getattr(self, name)[keep] for name in names if getattr(self, name) is not None}
+        return replace(self, offsets=before[self.offsets].astype(np.int64), **parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Arrays mapped from the cache travel to spawned workers as the names of their files."""
+        return {name: _mapped_from(value) or value for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, map_array(value.path) if isinstance(value, _Mapped) else value)
+
+    @classmethod
+    def build(
+        cls,
+        name: str,
+        class_names: Sequence[str],
+        paths: Sequence[str | Path],
+        image_ids: Sequence[str] | Sequence[int],
+        sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[np.ndarray],
+        labels: Sequence[Sequence[int] | np.ndarray],
+        difficult: Sequence[Sequence[bool] | np.ndarray] | None = None,
+        crowd: Sequence[Sequence[bool] | np.ndarray] | None = None,
+        **others: Any,
+    ) -> DatasetIndex:
+        """From one entry an image to flat arrays; for small sets, readers and tests."""
+        encoded = [os.fsencode(path) for path in paths]
+        counts = [len(each) for each in labels]
+        total = sum(counts)
+
+        def flat(parts: Sequence[Any] | None, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+            if parts is None or not total:
+                return np.zeros(shape, dtype)
+            return np.concatenate([np.asarray(part, dtype).reshape(-1, *shape[1:]) for part in parts])
+
+        ids = np.asarray(image_ids) if len(image_ids) else np.zeros(0, np.int64)
+        return cls(
+            name=name,
+            class_names=tuple(class_names),
+            path_bytes=np.frombuffer(b"".join(encoded), np.uint8),
+            path_offsets=np.concatenate([[0], np.cumsum([len(path) for path in encoded])]).astype(np.int64),
+            image_ids=ids,
+            sizes=np.asarray(sizes, np.int32).reshape(-1, 2),
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            boxes=flat(boxes, np.float64, (total, 4)),
+            labels=flat(labels, np.int32, (total,)),
+            difficult=flat(difficult, bool, (total,)),
+            crowd=flat(crowd, bool, (total,)),
+            **others,
+        )
+
+
+def classes_found(index: DatasetIndex, shown: int = 20) -> str:
+    """The classes that the annotations name, whether asked for or not, with their counts, the most frequent first."""
+    found: dict[str, int] = index.source.get("found_classes", {})
+    ordered = sorted(found.items(), key=lambda each: -each[1])
+    return ", ".join(f"{name} ({count})" for name, count in ordered[:shown]) or "no object at all"
+
+
+def map_array(path: str) -> np.ndarray:
+    """The array of a .npy file, mapped from it (read-only): processes that map the same file share its memory."""
+    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+
+
+def _mapped_from(array: Any) -> _Mapped | None:
+    """The .npy file that an array is mapped from as a whole, or None."""
+    base = getattr(array, "base", None)
+    if not isinstance(base, np.memmap) or base.filename is None:
+        return None
+    return _Mapped(os.fspath(base.filename)) if (base.shape, base.dtype) == (array.shape, array.dtype) else None
+
+
+def _ranges(offsets: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """All positions of the chosen ranges, one after another."""
+    starts, counts = offsets[indices], offsets[indices + 1] - offsets[indices]
+    if not counts.sum():
+        return np.zeros(0, np.int64)
+    before = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return np.arange(counts.sum()) + np.repeat(starts - before, counts)
+
+
+def _new_offsets(offsets: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(offsets[indices + 1] - offsets[indices])]).astype(np.int64)

@@ -1,0 +1,598 @@
+"""From a DatasetIndex to training batches: the same pictures for any number of workers, processes and restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.augment import (
+    AugmentConfig,
+    Geometry,
+    Photo,
+    Sample,
+    change_colour,
+    clip_boxes,
+    degrade,
+    draw_geometry,
+    fitted_scale,
+    map_boxes,
+    mirror,
+    place_alone,
+)
+from data.index import DatasetIndex, Skip
+from data.mosaic import compose_mosaic, draw_centre, mix, paste_box
+from utils.errors import RunError, UserError, warn
+from utils.images import read_image_and_size
+from utils.letterbox import Letterbox
+
+Size = tuple[int, int]
+SMALLEST = (32, 32)  # one cell of the coarsest map: batch norm has nothing to average over if it is one image's
+MAX_REPLACEMENTS = 20  # unreadable images in a row before the run is given up
+
+
+class SampleKey(NamedTuple):
+    """Which training image to make; together with the seed it fixes every random number of the image.
+
+    Args:
+        epoch: number of the epoch.
+        image: which of the DatasetIndex.
+        mosaic: whether mosaic, mixup and copy-paste are on (the last epochs go without them).
+        repeat: which time in this epoch the image is used (class balancing, padding over processes).
+        size: (height, width) of this batch under multi-scale training; None takes the dataset's.
+    """
+
+    epoch: int
+    image: int
+    mosaic: bool = True
+    repeat: int = 0
+    size: Size | None = None
+
+
+class PhotoReader:
+    """Reads images of an index, from the cache where there is one, and JPEGs no larger than is needed."""
+
+    def __init__(self, index: DatasetIndex, image_cache: Any = None) -> None:
+        self.index, self.image_cache = index, image_cache
+
+    def read(self, i: int, min_size: Size | None = None) -> Photo:
+        """Image i, at least `min_size` (height, width) large where the file is; None reads every pixel.
+
+        Raises:
+            ImageError, OSError: if it cannot be read.
+        """
+        if self.image_cache is not None:
+            return self.image_cache.read(i, self._decode)
+        return self._decode(i, min_size)
+
+    def _decode(self, i: int, min_size: Size | None = None) -> Photo:
+        image, (height, width) = read_image_and_size(self.index.path(i), min_size=min_size)
+        return Photo(image, height, width, _part(image.shape[1], width), _part(image.shape[0], height))
+
+
+def _part(decoded: int, original: int) -> float:
+    """Decoded pixels per original one; a reduced JPEG's size is rounded up, so that this is 1 / 2, 1 / 4 or 1 / 8."""
+    reduction = round(original / decoded)
+    return 1 / reduction if -(-original // reduction) == decoded else decoded / original
+
+
+class TrainDataset(Dataset):
+    """Augmented training images, each a function of (seed, key) alone.
+
+    Args:
+        index: images and boxes. Crowd boxes are left out.
+        input_size: (height, width) pixels.
+        augment: how to change the images.
+        seed: of the whole run.
+        letterbox: resize mode and padding; its own input size is not used. None takes the defaults.
+        image_cache: see `data.image_cache`.
+        keep_difficult: whether VOC's difficult objects are learnt (they are seen, so calling them background is worse).
+        image_weights: (I,) how often each image is drawn as a partner of a mosaic; None is evenly.
+    """
+
+    def __init__(
+        self,
+        index: DatasetIndex,
+        input_size: Size,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        letterbox: Letterbox | None = None,
+        image_cache: Any = None,
+        keep_difficult: bool = True,
+        image_weights: np.ndarray | None = None,
+    ) -> None:
+        self.index, self.seed = index, seed
+        self.augment = augment or AugmentConfig()
+        self.letterbox = _with_size(letterbox or Letterbox(input_size), input_size)
+        self.reader = PhotoReader(index, image_cache)
+        self.keep_difficult = keep_difficult
+        self._cumulative = None if image_weights is None else np.cumsum(image_weights) / np.sum(image_weights)
+        self._rare = _rare_images(index) if self.augment.copy_paste else None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> dict[str, Any]:
+        """Make one training image.
+
+        Args:
+            key: a `SampleKey`, or its first fields.
+
+        Returns:
+            `image` (H, W, 3) uint8 RGB array, `boxes` (N, 4) float32 xyxy input pixels, `labels` (N,) int64,
+            `image_id`, and `skipped`, a list of (path, reason) of images that could not be read and were replaced.
+        """
+        return _SampleMaker(self, SampleKey(*key)).make()
+
+    def targets(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (N, 4) in image i's own pixels and labels (N,) to be learnt."""
+        part = slice(self.index.offsets[i], self.index.offsets[i + 1])
+        keep = ~self.index.crowd[part]
+        if not self.keep_difficult:
+            keep &= ~self.index.difficult[part]
+        return self.index.boxes[part][keep], self.index.labels[part][keep].astype(np.int64)
+
+
+class _SampleMaker:
+    """The making of one sample: holds its random numbers and what was skipped on the way."""
+
+    def __init__(self, dataset: TrainDataset, key: SampleKey) -> None:
+        self.dataset, self.key, self.config = dataset, key, dataset.augment
+        self.letterbox = _with_size(dataset.letterbox, key.size) if key.size else dataset.letterbox
+        entropy = np.random.SeedSequence([dataset.seed, key.epoch, key.image, key.repeat])
+        self.rng = np.random.Generator(np.random.Philox(entropy))
+        self.skipped: list[tuple[str, str]] = []
+
+    def make(self) -> dict[str, Any]:
+        rng, config = self.rng, self.config
+        many = self.key.mosaic
+        if many and rng.random() < config.mosaic:
+            sample = self._mosaic(self.key.image)
+            if config.mixup and rng.random() < config.mixup:
+                sample = mix(sample, self._mosaic(self._partner()), rng)
+        else:
+            sample = self._alone(self.key.image)
+        if many and self.dataset._rare is not None and rng.random() < config.copy_paste:
+            sample = self._paste(sample)
+        image, boxes = mirror(sample.image, sample.boxes, rng, config)
+        image = degrade(change_colour(image, rng, config), rng, config)
+        return {
+            "image": image,
+            "boxes": boxes.astype(np.float32),
+            "labels": sample.labels,
+            "image_id": self.dataset.index.image_ids[self.key.image].item(),
+            "skipped": self.skipped,
+        }
+
+    def _alone(self, index: int) -> Sample:
+        geometry = draw_geometry(self.rng, self.config, self.config.scale)
+        photo, index = self._read(index, geometry)
+        canvas = np.full((*self.letterbox.input_size, 3), self.letterbox.pad_value, np.uint8)
+        matrix = place_alone(photo, canvas, self.letterbox, geometry)
+        boxes, labels = self.dataset.targets(index)
+        clipped, keep = clip_boxes(map_boxes(boxes, matrix), (0, 0, *canvas.shape[1::-1]), self.config)
+        return Sample(canvas, clipped[keep], labels[keep])
+
+    def _mosaic(self, index: int) -> Sample:
+        centre = draw_centre(self.rng, self.letterbox.input_size)
+        indices = [index, *(self._partner() for _ in range(3))]
+        self.rng.shuffle(indices)
+        parts = []
+        for each in indices:
+            geometry = draw_geometry(self.rng, self.config, self.config.mosaic_scale)
+            photo, used = self._read(each, geometry)
+            parts.append((photo, *self.dataset.targets(used), geometry))
+        return compose_mosaic(parts, centre, self.letterbox, self.config)
+
+    def _paste(self, sample: Sample) -> Sample:
+        assert self.dataset._rare is not None
+        images, boxes, cumulative = self.dataset._rare
+        for _ in range(self.rng.integers(1, 4)):
+            choice = int(np.searchsorted(cumulative, self.rng.random(), side="right"))
+            choice = min(choice, len(images) - 1)
+            photo, used = self._read(int(images[choice]), Geometry(1, 1, 0, 0))
+            if used == images[choice]:
+                box, label = self.dataset.index.boxes[boxes[choice]], int(self.dataset.index.labels[boxes[choice]])
+                sample = paste_box(sample, photo, box, label, self.letterbox, self.rng)
+        return sample
+
+    def _partner(self) -> int:
+        """Another image, evenly or by the dataset's weights."""
+        if self.dataset._cumulative is None:
+            return int(self.rng.integers(len(self.dataset)))
+        found = np.searchsorted(self.dataset._cumulative, self.rng.random(), side="right")
+        return min(int(found), len(self.dataset) - 1)
+
+    def _read(self, index: int, geometry: Geometry) -> tuple[Photo, int]:
+        """An image, and which one it is: an unreadable one is replaced by another."""
+        for _ in range(MAX_REPLACEMENTS):
+            try:
+                return self.dataset.reader.read(index, self._min_size(index, geometry)), index
+            except (OSError, ValueError, cv2.error, MemoryError) as error:
+                self.skipped.append((str(self.dataset.index.path(index)), _reason(error)))
+                index = self._partner()
+        path, reason = self.skipped[-1]
+        raise RunError(path, f"{reason}; and {MAX_REPLACEMENTS} images in a row cannot be read", "check the data")
+
+    def _min_size(self, index: int, geometry: Geometry) -> Size:
+        """(height, width) below which the decoded image would have to be enlarged."""
+        input_height, input_width = self.letterbox.input_size
+        height, width = self.dataset.index.sizes[index].tolist()
+        if height > 0 and width > 0:
+            fit = fitted_scale(self.letterbox, height, width)
+            input_height, input_width = height * fit[1], width * fit[0]
+        return math.ceil(input_height * geometry.scale_y), math.ceil(input_width * geometry.scale_x)
+
+
+class EpochSampler(Sampler[list[SampleKey]]):
+    """The batches of an epoch for one process; every process of the same run sees other images.
+
+    An epoch is one seeded permutation, cut into steps of `batch_size * world_size` images; each step is cut into equal
+    runs, one a process, so that two processes of batch 4 do what one of batch 8 does. The last step may be smaller,
+    by process too. Nothing is dropped, and nothing repeated except where the last step has fewer images than there are
+    processes: then the first images of the epoch fill it up, because a process without a batch would hang the others.
+
+    Args:
+        num_images: size of the dataset.
+        batch_size: images a step for each process.
+        seed: of the run.
+        rank, world_size: this process among how many.
+        shuffle: False keeps the order.
+        repeat_factors: (I,) how often each image is wanted in an epoch, on average; see `repeat_factors`.
+        sizes: input sizes of multi-scale training: each step draws one, the same in all processes.
+
+    `set_epoch` must be called before each epoch: it also restarts anywhere, as nothing else is remembered.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        repeat_factors: np.ndarray | None = None,
+        sizes: Sequence[Size] = (),
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"batch size {batch_size}, rank {rank} of {world_size}: must be positive, and rank below")
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
+        self.sizes = [tuple(size) for size in sizes]
+        self.epoch, self.mosaic, self.first_batch = 0, True, 0
+        self._wanted = None
+        self.epoch_images = num_images
+        if repeat_factors is not None:
+            self.epoch_images = round(float(np.sum(repeat_factors)))
+            self._wanted = np.asarray(repeat_factors, np.float64) * self.epoch_images / np.sum(repeat_factors)
+
+    def set_epoch(self, epoch: int, mosaic: bool = True, first_batch: int = 0) -> None:
+        """Say which epoch comes next, whether its images are made of several, and at which batch to begin."""
+        self.epoch, self.mosaic, self.first_batch = epoch, mosaic, first_batch
+
+    def __len__(self) -> int:
+        return math.ceil(self.epoch_images / (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, self.epoch, 2**31])))
+        images, repeats = self._epoch_order(rng)
+        step = self.batch_size * self.world_size
+        drawn = rng.integers(len(self.sizes), size=len(self)) if self.sizes else None
+        for number in range(self.first_batch, len(self)):
+            part = np.arange(number * step, min((number + 1) * step, len(images)))
+            size = self.sizes[drawn[number]] if drawn is not None else None
+            padding = max(self.world_size - len(part), 0)
+            part = np.concatenate([part, np.arange(padding) % len(images)])
+            mine = np.array_split(np.arange(len(part)), self.world_size)[self.rank]
+            yield [
+                SampleKey(
+                    self.epoch,
+                    int(images[part[j]]),
+                    self.mosaic,
+                    int(repeats[part[j]]) + (1000 + int(j) if j >= len(part) - padding else 0),  # drawn anew
+                    size,
+                )
+                for j in mine
+            ]
+
+    def _epoch_order(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Images of the epoch in order, and which time each of them is used."""
+        if self._wanted is None:
+            images = np.arange(self.num_images)
+        else:  # systematic sampling: each image floor or ceil of its factor, their sum the same in every epoch
+            edges = np.floor(np.concatenate([[0], np.cumsum(self._wanted)]) + rng.random() * (1 - 1e-9) + 1e-9)
+            images = np.repeat(np.arange(self.num_images), np.diff(edges).astype(np.int64))
+        first = np.searchsorted(images, images, side="left")
+        repeats = np.arange(len(images)) - first
+        order = rng.permutation(len(images)) if self.shuffle else np.arange(len(images))
+        return images[order], repeats[order]
+
+
+def repeat_factors(index: DatasetIndex, threshold: float) -> np.ndarray:
+    """(I,) how often to use each image, so that classes in fewer than `threshold` of the images are seen more often.
+
+    max over its classes of max(1, sqrt(threshold / f(class))), f being the part of all images that show the class.
+
+    Source: LVIS, appendix B.2, https://arxiv.org/abs/1908.03195
+    """
+    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    pairs = np.unique(np.stack([owner, index.labels.astype(np.int64)], axis=1), axis=0)
+    frequency = np.bincount(pairs[:, 1], minlength=len(index.class_names)) / max(len(index), 1)
+    by_class = np.maximum(1, np.sqrt(threshold / np.maximum(frequency, 1e-12)))
+    factors = np.ones(len(index))
+    np.maximum.at(factors, pairs[:, 0], by_class[pairs[:, 1]])
+    return factors
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
+    """Samples of one size to a batch.
+
+    Returns:
+        images (B, 3, H, W) uint8 in channels_last order, and targets: `boxes` (M, 4) float32 xyxy input pixels,
+        `labels` (M,) int64, `image_index` (M,) int64 position in the batch, `image_ids` and `skipped` lists,
+        `num_images`.
+    """
+    images = torch.empty((len(samples), *samples[0]["image"].shape), dtype=torch.uint8)
+    for row, sample in zip(images.numpy(), samples, strict=True):
+        row[:] = sample["image"]
+    counts = [len(sample["labels"]) for sample in samples]
+    targets = {
+        "boxes": torch.from_numpy(np.concatenate([sample["boxes"] for sample in samples])),
+        "labels": torch.from_numpy(np.concatenate([sample["labels"] for sample in samples])),
+        "image_index": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
+        "image_ids": [sample["image_id"] for sample in samples],
+        "num_images": len(samples),
+        "skipped": [skip for sample in samples for skip in sample["skipped"]],
+    }
+    return images.permute(0, 3, 1, 2), targets
+
+
+class TrainLoader:
+    """Training batches, epoch after epoch; iterate it once for each `set_epoch`.
+
+    `skips` holds one `Skip` for each image that could not be read; it is named as it happens.
+    """
+
+    def __init__(self, dataset: TrainDataset, sampler: EpochSampler, workers: int, pin_memory: bool, **options: Any):
+        self.dataset, self.sampler, self.workers = dataset, sampler, workers
+        self.timeout = float(options.get("timeout", 0))
+        self.skips: list[Skip] = []
+        self._named: set[str] = set()
+        # A generator of its own: the loader must not move the run's random state, whatever the number of workers.
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=workers,
+            worker_init_fn=_start_worker,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            generator=torch.Generator().manual_seed(sampler.seed),
+            **options,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Images of this process's batches."""
+        return self.sampler.batch_size
+
+    def set_epoch(self, epoch: int, mosaic: bool = True, first_batch: int = 0) -> None:
+        """See `EpochSampler.set_epoch`."""
+        self.sampler.set_epoch(epoch, mosaic, first_batch)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Batches as `collate` gives them.
+
+        Raises:
+            RunError: if a worker died, or gave nothing for `timeout` seconds.
+        """
+        try:
+            for images, targets in self._loader:
+                self._name(targets["skipped"])
+                yield images, targets
+        except RuntimeError as error:
+            failure = worker_failure(error)
+            if failure is None:
+                raise
+            self.kill()
+            raise failure from error
+
+    def close(self) -> None:
+        """End the workers."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        end = getattr(iterator, "_shutdown_workers", None)
+        if end is not None:
+            end()
+
+    def restore_skips(self, skips: Sequence[Skip]) -> None:
+        """Take up those of an interrupted run or of all its processes, each once: they are not named again."""
+        first: dict[str, Skip] = {}
+        for skip in skips:
+            first.setdefault(skip.where, skip)
+        self.skips, self._named = list(first.values()), set(first)
+
+    def _name(self, skipped: Sequence[tuple[str, str]]) -> None:
+        for path, reason in skipped:
+            if path not in self._named:
+                self._named.add(path)
+                self.skips.append(Skip("image", "unreadable_image", path, reason, "another image takes its place"))
+                warn(path, reason, "another image takes its place")
+
+    def kill(self) -> None:
+        """End the workers without asking: one that hangs does not answer."""
+        with _deaf_to_children():
+            for worker in getattr(self._loader._iterator, "_workers", []):
+                worker.kill()
+                worker.join(1)
+            self.close()
+
+
+@contextlib.contextmanager
+def _deaf_to_children() -> Iterator[None]:
+    """Keep torch's SIGCHLD handler from raising in the middle of whatever runs when a worker is killed on purpose."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
+def build_train_loader(
+    index: DatasetIndex,
+    input_size: Size,
+    augment: AugmentConfig | None = None,
+    letterbox: Letterbox | None = None,
+    batch_size: int = 16,
+    workers: int = 2,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    image_cache: Any = None,
+    keep_difficult: bool = True,
+    balance: float = 0.0,
+    sizes: Sequence[Size] = (),
+    pin_memory: bool | None = None,
+    timeout: float = 120.0,
+    start_method: str | None = None,
+    prefetch_factor: int = 2,
+) -> TrainLoader:
+    """Everything between the index and the training loop.
+
+    Args:
+        index, input_size, augment, letterbox, image_cache, keep_difficult, seed: see `TrainDataset`.
+        batch_size: images a step for this process; a smaller last batch is given too.
+        workers: processes that prepare images; 0 does it here.
+        rank, world_size: this process among how many.
+        balance: threshold of `repeat_factors`, 0 for each image once an epoch.
+        sizes: multi-scale input sizes, see `EpochSampler`.
+        pin_memory: None does where there is a CUDA device.
+        timeout: seconds without a batch after which the workers are given up.
+        start_method: `fork`, `spawn` or `forkserver`; None takes the system's.
+        prefetch_factor: batches prepared ahead by each worker.
+    """
+    factors = repeat_factors(index, balance) if balance > 0 else None
+    dataset = TrainDataset(index, input_size, augment, seed, letterbox, image_cache, keep_difficult, factors)
+    sampler = EpochSampler(len(index), batch_size, seed, rank, world_size, repeat_factors=factors, sizes=sizes)
+    options: dict[str, Any] = {}
+    if workers > 0:
+        options = {"timeout": timeout, "prefetch_factor": prefetch_factor, "multiprocessing_context": start_method}
+    pin = torch.cuda.is_available() if pin_memory is None else pin_memory
+    return TrainLoader(dataset, sampler, workers, pin, **options)
+
+
+def prefetch_images(
+    index: DatasetIndex, indices: Sequence[int] | None = None, workers: int = 2, ahead: int = 8
+) -> Iterator[tuple[int, np.ndarray | Skip]]:
+    """Read images in threads (OpenCV releases the interpreter), in order, at most `ahead` of them waiting.
+
+    Yields:
+        (i, (H, W, 3) uint8 RGB upright image), or (i, Skip) for one that cannot be read.
+    """
+    reader = PhotoReader(index)
+
+    def read(i: int) -> np.ndarray | Skip:
+        try:
+            return reader.read(i).image
+        except (OSError, ValueError, cv2.error, MemoryError) as error:
+            return Skip("image", "unreadable_image", str(index.path(i)), _reason(error))
+
+    order = range(len(index)) if indices is None else [int(i) for i in indices]
+    if workers < 1:
+        yield from ((i, read(i)) for i in order)
+        return
+    waiting: deque[tuple[int, Any]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+        try:
+            for i in order:
+                waiting.append((i, pool.submit(read, i)))
+                if len(waiting) > max(ahead, 1):
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def multi_scale_sizes(input_size: tuple[int, int], part: float) -> list[tuple[int, int]]:
+    """The sizes within `part` of `input_size`, in steps of 32; empty for none."""
+    if not part:
+        return []
+    low, high = round(min(input_size) * (1 - part) / 32), round(min(input_size) * (1 + part) / 32)
+    scales = [32 * n / min(input_size) for n in range(max(low, 1), high + 1)]
+    sizes = [tuple(max(round(side * s / 32) * 32, 32) for side in input_size) for s in scales]
+    return [size for size in sizes if size != SMALLEST]  # type: ignore[misc]
+
+
+def _with_size(letterbox: Letterbox, input_size: Size) -> Letterbox:
+    size = (int(input_size[0]), int(input_size[1]))
+    return Letterbox(size, letterbox.mode, letterbox.interpolation, letterbox.pad_value)
+
+
+def _rare_images(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Boxes worth pasting: (their images, their rows, their cumulative chance), each class being equally likely."""
+    sides = index.boxes[:, 2:] - index.boxes[:, :2]
+    usable = np.flatnonzero(~index.crowd & ~index.difficult & (sides > 8).all(1))
+    if not len(usable):
+        return None
+    labels = index.labels[usable]
+    chance = 1 / np.bincount(labels, minlength=len(index.class_names))[labels]
+    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    return owner[usable], usable, np.cumsum(chance) / chance.sum()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return error.what
+    return getattr(error, "strerror", None) or str(error).strip().splitlines()[-1] if str(error) else repr(error)
+
+
+def _start_worker(_worker_id: int) -> None:
+    """Keep OpenMP out of workers, and a signal to the whole group too: the main process saves first, then ends them.
+
+    Torch's own handlers stay: they end a worker when the main process asks, or is gone.
+    """
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):  # not on Windows
+        os.setpgid(0, 0)
+
+
+def worker_failure(error: BaseException) -> RunError | None:
+    """What to tell the user if `error` is torch's word for a worker that died, hung or failed; None if it is not.
+
+    Torch notices a dead worker by a signal, so that its error may come out of any line of the training loop: a loop
+    that wants the one form of errors asks here about every RuntimeError.
+    """
+    if not isinstance(error, RuntimeError) or "DataLoader" not in str(error):
+        return None
+    if "worker" not in str(error) and "timed out" not in str(error):
+        return None
+    cause = error.__cause__ or error.__context__
+    text = str(cause) if isinstance(cause, RuntimeError) and "DataLoader worker" in str(cause) else str(error)
+    last = text.strip().splitlines()[-1].strip().rstrip(".")
+    kind, _, message = last.partition(": ")
+    if kind.rsplit(".")[-1] in ("RunError", "MissingExtra"):  # our own error, made in the worker
+        where, _, what = message.partition(": ")
+        what, _, todo = what.partition("; ")
+        return RunError(where, what, todo or "see the messages above")
+    return RunError("loader", last, "see the messages above, or use fewer --workers")

@@ -1,0 +1,132 @@
+"""Pictures made of several: mosaic, mixup and pasted boxes, drawn at the final size without a larger canvas between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from data.augment import (
+    AugmentConfig,
+    Geometry,
+    Photo,
+    Sample,
+    Window,
+    clip_boxes,
+    fitted_scale,
+    map_boxes,
+    place,
+)
+from utils.letterbox import Letterbox
+
+CENTRE_RANGE = (0.25, 0.75)  # where the four tiles meet, as a part of the input's size
+MIXUP_BETA = 32.0  # YOLOv5: both images stay visible at nearly equal strength
+PASTE_COVER = 0.3  # a pasted box may cover at most this part of an object
+
+
+def draw_centre(rng: np.random.Generator, input_size: tuple[int, int]) -> tuple[int, int]:
+    """(x, y) pixel in which the four tiles of a mosaic meet."""
+    y, x = (round(side * rng.uniform(*CENTRE_RANGE)) for side in input_size)
+    return x, y
+
+
+def compose_mosaic(
+    parts: Sequence[tuple[Photo, np.ndarray, np.ndarray, Geometry]],
+    centre: tuple[int, int],
+    letterbox: Letterbox,
+    config: AugmentConfig,
+) -> Sample:
+    """Four images around one point, each resized straight into its place.
+
+    An image larger than its quarter shows a random crop; a smaller one touches the point where the tiles meet.
+
+    Args:
+        parts: four times (photo, boxes (N, 4) xyxy in the photo's own pixels, labels (N,), geometry).
+        centre: (x, y), see `draw_centre`.
+        letterbox: gives the input size, the padding and the scale 1.
+        config: says which cut boxes stay.
+
+    Source: YOLOv4, section 3.3, https://arxiv.org/abs/2004.10934
+    """
+    height, width = letterbox.input_size
+    canvas = np.full((height, width, 3), letterbox.pad_value, np.uint8)
+    all_boxes, all_labels = [], []
+    for number, (photo, boxes, labels, geometry) in enumerate(parts):
+        right, below = number % 2 == 1, number >= 2
+        window: Window = (
+            centre[0] if right else 0,
+            centre[1] if below else 0,
+            width if right else centre[0],
+            height if below else centre[1],
+        )
+        fit_x, fit_y = fitted_scale(letterbox, photo.height, photo.width)
+        scale = fit_x * geometry.scale_x, fit_y * geometry.scale_y
+        left = _tile_origin(window[0], window[2], photo.width * scale[0], geometry.shift_x, at_low=right)
+        top = _tile_origin(window[1], window[3], photo.height * scale[1], geometry.shift_y, at_low=below)
+        matrix = place(photo, canvas, window, (left, top), scale, geometry)
+        clipped, keep = clip_boxes(map_boxes(boxes, matrix), window, config)
+        all_boxes.append(clipped[keep])
+        all_labels.append(labels[keep])
+    return Sample(canvas, np.concatenate(all_boxes), np.concatenate(all_labels))
+
+
+def mix(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
+    """Blend two images of one size; the objects of both count in full (https://arxiv.org/abs/1902.04103)."""
+    weight = rng.beta(MIXUP_BETA, MIXUP_BETA)
+    image = cv2.addWeighted(first.image, weight, second.image, 1 - weight, 0)
+    boxes, labels = np.concatenate([first.boxes, second.boxes]), np.concatenate([first.labels, second.labels])
+    return Sample(image, boxes, labels)
+
+
+def paste_box(
+    sample: Sample, photo: Photo, box: np.ndarray, label: int, letterbox: Letterbox, rng: np.random.Generator
+) -> Sample:
+    """Paste one object's rectangle at a random place where it hides no other object; unchanged if there is none.
+
+    Args:
+        sample: the image to paste into, which is changed.
+        photo: the image to cut from.
+        box: (4,) xyxy in the photo's own pixels.
+        label: its class.
+        letterbox: gives the scale 1.
+        rng: draws size, mirroring and place.
+    """
+    height, width = sample.image.shape[:2]
+    pixels = np.array([photo.scale_x, photo.scale_y] * 2)
+    bounds = np.array([photo.image.shape[1], photo.image.shape[0]] * 2)
+    x1, y1, x2, y2 = np.clip(np.round(box * pixels), 0, bounds).astype(int)
+    fit_x, fit_y = fitted_scale(letterbox, photo.height, photo.width)
+    size = rng.uniform(0.6, 1.4)
+    new_width = round((x2 - x1) / photo.scale_x * fit_x * size)
+    new_height = round((y2 - y1) / photo.scale_y * fit_y * size)
+    mirrored = rng.random() < 0.5
+    places = rng.random((10, 2))
+    if not (4 <= new_width <= width * 0.7 and 4 <= new_height <= height * 0.7):
+        return sample
+    for x, y in places:
+        left, top = round(x * (width - new_width)), round(y * (height - new_height))
+        pasted = np.array([left, top, left + new_width, top + new_height], np.float64)
+        if _covered(sample.boxes, pasted) <= PASTE_COVER:
+            part = cv2.resize(photo.image[y1:y2, x1:x2], (new_width, new_height), interpolation=cv2.INTER_AREA)
+            part = cv2.flip(part, 1) if mirrored else part
+            sample.image[top : top + new_height, left : left + new_width] = part
+            return Sample(sample.image, np.vstack([sample.boxes, pasted]), np.append(sample.labels, label))
+    return sample
+
+
+def _tile_origin(low: int, high: int, length: float, shift: float, at_low: bool) -> float:
+    """Where a tile of `length` begins in its window [low, high): a random crop, or against the middle."""
+    free = (high - low) - length
+    if free < 0:
+        return low + free * shift
+    return low if at_low else low + free
+
+
+def _covered(boxes: np.ndarray, pasted: np.ndarray) -> float:
+    """The largest part of any box that `pasted` hides."""
+    if not len(boxes):
+        return 0.0
+    sides = np.minimum(boxes[:, 2:], pasted[2:]) - np.maximum(boxes[:, :2], pasted[:2])
+    hidden = np.maximum(sides, 0).prod(1)
+    return float((hidden / np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-9)).max())

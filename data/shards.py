@@ -1,0 +1,481 @@
+"""Training images streamed from tar shards (webdataset's layout) on disk or http, for sets that no disk here holds."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import tarfile
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from data.augment import AugmentConfig, Photo
+from data.index import DatasetIndex
+from data.loader import SampleKey, Size, TrainDataset, TrainLoader, _part, _SampleMaker, _start_worker, collate
+from data.open import default_splits, open_dataset
+from utils.config import option, parse_options
+from utils.errors import MissingExtra, RunError, UserError, warn
+from utils.files import read_file, write_atomically
+from utils.images import MAX_MEGAPIXELS, decode_image, read_header_bytes
+from utils.letterbox import Letterbox
+
+MANIFEST, INDEX = "shards.json", "index.npz"
+LAYOUT_VERSION = 1
+IMAGES_PER_SHARD = 1000  # of COCO about 160 MB: few requests to an object store, and small enough to be shuffled
+SHUFFLED_IMAGES = 512  # compressed images that a worker keeps to draw from: of COCO about 80 MB
+MAX_IMAGE_BYTES = 256 << 20
+MAX_INDEX_BYTES = 4 << 30
+HTTP_SECONDS = 60  # without a byte
+ATTEMPTS = 4  # at a shard, each going on where the last broke off
+FIRST_WAIT = 1.0  # seconds before the second attempt, then twice as long each
+_ARRAYS = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", "boxes", "labels", "difficult", "crowd")
+
+
+# ---- writing
+
+
+def write_shards(
+    index: DatasetIndex, folder: str | os.PathLike[str], images_per_shard: int = IMAGES_PER_SHARD, seed: int = 0
+) -> Path:
+    """Write a split as tar shards: `00000012.jpg`, the file's own bytes, beside `00000012.json`, its boxes.
+
+    The images are shuffled once here, so that every shard is a sample of the whole. `index.npz` holds all annotations
+    again, as they fit into memory, and `shards.json` says how many images each shard has.
+
+    Args:
+        index: the split. Images that cannot be read are left out, with a warning.
+        folder: a new or empty one.
+        images_per_shard: images in each but the last.
+        seed: of the order.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        UserError: if `folder` holds something, or no image can be read.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(folder, "exists and is not empty", "choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    kept: list[int] = []
+    shards: list[dict[str, Any]] = []
+    images = _readable(index, np.random.default_rng(seed).permutation(len(index)))
+    while chunk := list(itertools.islice(images, images_per_shard)):
+        name = f"shard-{len(shards):06d}.tar"
+        with tarfile.open(folder / f".{name}.tmp", "w") as tar:
+            for i, data in chunk:
+                _add_sample(tar, f"{len(kept):08d}", index, i, data)
+                kept.append(i)
+        os.replace(folder / f".{name}.tmp", folder / name)
+        shards.append({"file": name, "images": len(chunk)})
+    if not kept:
+        raise UserError(index.name, "has no image that can be read", "see the warnings")
+    part = index.subset(np.array(kept))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: getattr(part, name) for name in _ARRAYS})
+    write_atomically(folder / INDEX, buffer.getvalue())
+    facts = {"version": LAYOUT_VERSION, "name": index.name, "class_names": list(index.class_names), "shards": shards}
+    write_atomically(folder / MANIFEST, (json.dumps(facts, indent=1) + "\n").encode())
+    return folder
+
+
+def _readable(index: DatasetIndex, order: Sequence[int] | np.ndarray) -> Iterator[tuple[int, bytes]]:
+    for i in order:
+        path = index.path(int(i))
+        try:
+            data = read_file(path, MAX_IMAGE_BYTES)
+            read_header_bytes(data, path)
+        except (UserError, OSError) as error:
+            warn(path, getattr(error, "what", str(error)), "it is left out")
+            continue
+        yield int(i), data
+
+
+def _add_sample(tar: tarfile.TarFile, key: str, index: DatasetIndex, i: int, data: bytes) -> None:
+    target = index.target(i)
+    facts = {
+        "image_id": target["image_id"],
+        "boxes_xyxy": target["boxes"].round(3).tolist(),
+        "classes": [index.class_names[label] for label in target["labels"]],
+        "difficult": target["difficult"].tolist(),
+        "crowd": target["crowd"].tolist(),
+    }
+    suffix = index.path(i).suffix.lower() or ".jpg"
+    for name, content in ((key + suffix, data), (key + ".json", json.dumps(facts).encode())):
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+
+
+# ---- reading
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """Shards, where they are and what is in them.
+
+    Args:
+        location: folder or address that holds `shards.json`.
+        index: all annotations; image i is the i-th of the shards, one after another.
+        files: names of the shards.
+        counts: images in each.
+    """
+
+    location: str
+    index: DatasetIndex
+    files: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    def parts(self, seed: int, epoch: int, share: int, shares: int) -> list[tuple[int, int, int]]:
+        """The images of one of `shares` equal parts of an epoch, as (shard, first, end) in the epoch's order of shards.
+
+        Parts differ by one image at most; together they have each image once. A shard may be cut between two parts.
+        """
+        order = np.random.default_rng([seed, epoch, 7]).permutation(len(self.files))
+        total = sum(self.counts)
+        begin, end = share * total // shares, (share + 1) * total // shares
+        found, at = [], 0
+        for shard in order.tolist():
+            first, last = max(begin - at, 0), min(end - at, self.counts[shard])
+            if first < last:
+                found.append((shard, first, last))
+            at += self.counts[shard]
+        return found
+
+    def images(self, parts: Sequence[tuple[int, int, int]]) -> list[int]:
+        """Positions in the index of the images of `parts`, in their order."""
+        starts = np.cumsum([0, *self.counts]).tolist()
+        return [i for shard, first, end in parts for i in range(starts[shard] + first, starts[shard] + end)]
+
+    def read_from(self, parts: Sequence[tuple[int, int, int]], place: int) -> Iterator[tuple[int, bytes]]:
+        """`read` all of `parts` but their first `place` images."""
+        for shard, first, end in parts:
+            left_out = min(place, end - first)
+            place -= left_out
+            if first + left_out < end:
+                yield from self.read(shard, first + left_out, end)
+
+    def read(self, shard: int, first: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """(position in the index, the picture's file) of images `first` to `end` of a shard, streamed.
+
+        Raises:
+            RunError: if it cannot be read in several attempts, each going on where the last broke off.
+        """
+        address = f"{self.location}/{self.files[shard]}"
+        start = sum(self.counts[:shard])
+        wait = FIRST_WAIT
+        for attempt in range(ATTEMPTS):
+            try:
+                with open_stream(address) as stream:
+                    for i, data in _samples(stream, start + first, start + end):
+                        first = i - start + 1
+                        yield i, data
+                if first < end:
+                    raise tarfile.ReadError(f"ends after {first} of {self.counts[shard]} images")
+                return
+            except (OSError, HTTPException, tarfile.TarError, EOFError) as error:
+                if attempt == ATTEMPTS - 1:
+                    what = f"cannot be read: {getattr(error, 'reason', None) or error}"
+                    raise RunError(address, what, "check the shard and the network; --resume goes on") from error
+                time.sleep(wait)
+                wait *= 2
+
+
+def open_shards(location: str | os.PathLike[str]) -> ShardSet:
+    """The shards in a folder or below an http(s) address, their annotations read.
+
+    Raises:
+        UserError: if there are none, or they are not as `write_shards` makes them.
+    """
+    place = os.fspath(location).rstrip("/").removesuffix("/" + MANIFEST)
+    try:
+        facts = json.loads(_fetch(f"{place}/{MANIFEST}"))
+        with np.load(io.BytesIO(_fetch(f"{place}/{INDEX}")), allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in _ARRAYS}
+        index = DatasetIndex(
+            name=f"{facts['name']} (shards)", class_names=tuple(map(str, facts["class_names"])), **values
+        )
+        files = tuple(str(shard["file"]) for shard in facts["shards"])
+        counts = tuple(int(shard["images"]) for shard in facts["shards"])
+        if sum(counts) != len(index) or any(os.path.basename(name) != name for name in files):
+            raise ValueError(f"{MANIFEST} and {INDEX} do not belong together")
+    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+        what = f"holds no shards: {getattr(error, 'reason', None) or error}"
+        raise UserError(place, what, "write some: python dataset.py shard DATA FOLDER") from error
+    return ShardSet(place, index, files, counts)
+
+
+def open_stream(address: str) -> IO[bytes]:
+    """A file, an http(s) address, or, with the library webdataset, whatever its `gopen` knows (s3:, gs:, pipe:).
+
+    Raises:
+        OSError: if it cannot be opened.
+        MissingExtra: for another scheme without the library.
+    """
+    scheme = address.partition(":")[0] if "://" in address or address.startswith("pipe:") else ""
+    if not scheme:
+        return open(address, "rb")
+    if scheme in ("http", "https"):
+        return urllib.request.urlopen(address, timeout=HTTP_SECONDS)  # noqa: S310 -- the scheme has been looked at
+    try:
+        from webdataset.gopen import gopen
+    except ImportError as error:
+        raise MissingExtra(f"{scheme}: addresses", "webdataset", "shards") from error
+    return gopen(address)
+
+
+def _fetch(address: str) -> bytes:
+    with open_stream(address) as stream:
+        data = stream.read(MAX_INDEX_BYTES + 1)
+    if len(data) > MAX_INDEX_BYTES:
+        raise ValueError(f"{address} is larger than {MAX_INDEX_BYTES >> 30} GiB")
+    return data
+
+
+def _samples(stream: IO[bytes], first: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Pictures of an open tar whose keys are `first` to `end`; nothing is unpacked to disk, names are keys only."""
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for member in tar:
+            key, _, suffix = member.name.partition(".")
+            if not member.isfile() or suffix == "json" or not key.isdecimal() or not first <= int(key) < end:
+                continue
+            if member.size > MAX_IMAGE_BYTES:
+                raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+            content = tar.extractfile(member)
+            data = content.read() if content is not None else b""
+            if len(data) < member.size:
+                raise tarfile.ReadError(f"is cut off in {member.name}")
+            yield int(key), data
+            if int(key) == end - 1:
+                return
+
+
+# ---- training
+
+
+class _Window:
+    """The pictures of a worker that may be drawn from: takes `PhotoReader`'s place.
+
+    Args:
+        order: the pictures in the order in which they come.
+        stream_from: the pictures' files from a place in that order on.
+        size: pictures to draw from, and as many more, drawn already, for mosaics.
+
+    Before `open`, pictures are drawn without their files, so that an epoch can be taken up in its middle without
+    fetching what came before.
+    """
+
+    def __init__(
+        self, order: Sequence[int], stream_from: Callable[[int], Iterator[tuple[int, bytes]]], size: int
+    ) -> None:
+        self.order, self.stream_from, self.size = order, stream_from, size
+        self.taken = 0
+        self.stream: Iterator[tuple[int, bytes]] | None = None
+        self.data: dict[int, bytes] = {}
+        self.waiting: list[int] = []
+        self.used: deque[int] = deque()
+
+    def open(self) -> None:
+        """Fetch what is at hand, and from here on what is taken; once."""
+        if self.stream is not None:
+            return
+        kept = {*self.waiting, *self.used}
+        first = next((place for place in range(self.taken) if self.order[place] in kept), self.taken)
+        self.stream = self.stream_from(first)
+        for place in range(first, self.taken):
+            data = self._fetch(self.order[place])
+            if self.order[place] in kept:
+                self.data[self.order[place]] = data
+
+    def _fetch(self, i: int) -> bytes:
+        assert self.stream is not None
+        found, data = next(self.stream)
+        assert found == i, f"picture {found} came for {i}"
+        return data
+
+    def next(self, rng: np.random.Generator) -> int:
+        """A picture that has not been drawn before."""
+        while len(self.waiting) < self.size and self.taken < len(self.order):
+            i = self.order[self.taken]
+            if self.stream is not None:
+                self.data[i] = self._fetch(i)
+            self.taken += 1
+            self.waiting.append(i)
+        slot = int(rng.integers(len(self.waiting)))
+        self.waiting[slot], self.waiting[-1] = self.waiting[-1], self.waiting[slot]
+        chosen = self.waiting.pop()
+        self.used.append(chosen)
+        if len(self.used) > self.size:
+            self.data.pop(self.used.popleft(), None)
+        return chosen
+
+    def partner(self, rng: np.random.Generator) -> int:
+        """Any picture that is at hand, for a mosaic."""
+        i = int(rng.integers(len(self.waiting) + len(self.used)))
+        return self.waiting[i] if i < len(self.waiting) else self.used[i - len(self.waiting)]
+
+    def read(self, i: int, min_size: Size | None = None) -> Photo:
+        header = read_header_bytes(self.data[i], f"image {i}", MAX_MEGAPIXELS)
+        image = decode_image(self.data[i], f"image {i}", min_size=min_size)
+        height, width = header.size
+        return Photo(image, height, width, _part(image.shape[1], width), _part(image.shape[0], height))
+
+
+class _StreamedMaker(_SampleMaker):
+    def _partner(self) -> int:
+        return self.dataset.reader.partner(self.rng)  # type: ignore[attr-defined]
+
+
+class ShardStream(IterableDataset):
+    """Batches of augmented images, each of the process's shards once an epoch.
+
+    The epoch's images are cut into equal parts, one for each process and worker, so none is lost or repeated; each
+    worker shuffles within a window. Batches depend on seed, epoch, and the numbers of processes and workers.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        make: partial[TrainDataset],
+        batch_size: int,
+        workers: int,
+        rank: int,
+        world_size: int,
+        shuffled: int = SHUFFLED_IMAGES,
+    ) -> None:
+        self.shards, self.make, self.batch_size = shards, make, batch_size
+        self.workers, self.rank, self.world_size, self.shuffled = max(workers, 1), rank, world_size, shuffled
+        self.seed = int(make.keywords["seed"])
+        # epoch, whether mosaics are on, first batch: shared, for workers outlive an epoch
+        self.state = torch.zeros(3, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        largest = -(-len(self.shards.index) // (self.world_size * self.workers))
+        return -(-largest // self.batch_size) * self.workers
+
+    def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        info = torch.utils.data.get_worker_info()
+        epoch, mosaic, first_batch = self.state.tolist()
+        line = (first_batch + (info.id if info else 0)) % self.workers  # the loader asks its workers in turns, from 0
+        lines = range(self.workers) if info is None else [line]
+        streams = {each: self._line(each, epoch, bool(mosaic), first_batch) for each in lines}
+        for number in range(first_batch, len(self)):
+            if number % self.workers in streams:
+                yield next(streams[number % self.workers])
+
+    def _line(self, line: int, epoch: int, mosaic: bool, first_batch: int) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """The batches number line, line + workers, ..., from `first_batch` on; those before are drawn and left out."""
+        share = self.rank * self.workers + line
+        parts = self.shards.parts(self.seed, epoch, share, self.world_size * self.workers)
+        rng = np.random.default_rng([self.seed, epoch, share, 11])
+        dataset = self.make(self.shards.index)
+        order = self.shards.images(parts)
+        window = _Window(order, lambda place: self.shards.read_from(parts, place), self.shuffled)
+        dataset.reader = window  # type: ignore[assignment]
+        batches = len(self) // self.workers
+        for number, part in enumerate(np.array_split(np.arange(len(order)), batches)):
+            is_wanted = number * self.workers + line >= first_batch
+            if is_wanted:
+                window.open()
+            chosen = []
+            for is_new in [True] * len(part) or [False]:  # no process may be a batch short
+                i = window.next(rng) if is_new else window.partner(rng)
+                if is_wanted:
+                    chosen.append(_StreamedMaker(dataset, SampleKey(epoch, i, mosaic)).make())
+            if chosen:
+                yield collate(chosen)
+
+
+class ShardLoader(TrainLoader):
+    """`TrainLoader` over shards: the same to the training loop. `--resume` goes on within an epoch as well."""
+
+    def __init__(self, stream: ShardStream, workers: int, pin_memory: bool, timeout: float = 300.0) -> None:
+        self.stream, self.workers, self.timeout = stream, workers, timeout if workers else 0.0
+        self.skips, self._named = [], set()
+        self._loader = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=_start_worker,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            timeout=self.timeout,
+            generator=torch.Generator().manual_seed(stream.seed),
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Images of this process's batches."""
+        return self.stream.batch_size
+
+    def set_epoch(self, epoch: int, mosaic: bool = True, first_batch: int = 0) -> None:
+        """See `EpochSampler.set_epoch`."""
+        self.stream.state.copy_(torch.tensor([epoch, int(mosaic), first_batch]))
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+
+def build_shard_loader(
+    shards: ShardSet,
+    input_size: Size,
+    augment: AugmentConfig | None = None,
+    letterbox: Letterbox | None = None,
+    batch_size: int = 16,
+    workers: int = 2,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    shuffled: int = SHUFFLED_IMAGES,
+) -> ShardLoader:
+    """As `build_train_loader`; `shuffled` compressed images are kept by each worker to draw from.
+
+    Raises:
+        UserError: for copy-paste, which needs images of rare classes at hand, or fewer images than batches.
+    """
+    if augment is not None and augment.copy_paste:
+        raise UserError("--copy-paste", "cannot be had with --shards", "leave one of them out")
+    if len(shards.index) < world_size * max(workers, 1):
+        raise UserError(shards.location, f"{len(shards.index)} images are fewer than workers", "use fewer --workers")
+    make = partial(TrainDataset, input_size=input_size, augment=augment, seed=seed, letterbox=letterbox)
+    stream = ShardStream(shards, make, batch_size, workers, rank, world_size, shuffled)
+    cv2.setNumThreads(0)
+    return ShardLoader(stream, workers, torch.cuda.is_available())
+
+
+# ---- dataset.py shard
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """Options of `dataset.py shard`."""
+
+    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", positional=True, metavar="DATA")
+    output: str = option("", "folder for the shards", positional=True, metavar="OUT")
+    split: str | None = option(None, "split to write; default: the one to train on")
+    images_per_shard: int = option(IMAGES_PER_SHARD, "images in a tar file", low=1)
+    seed: int = option(0, "of the order in which the images are written", low=0)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`dataset.py shard DATA OUT`."""
+    options = parse_options(ShardOptions, argv, prog="dataset.py shard", description=__doc__ or "")
+    index = open_dataset(options.data, options.split or default_splits(options.data)[0])
+    folder = write_shards(index, options.output, options.images_per_shard, options.seed)
+    shards = open_shards(folder)
+    print(f"{folder}: {len(shards.index)} images, {shards.index.num_boxes} boxes in {len(shards.files)} shards")

@@ -1,0 +1,223 @@
+"""Anchors that fit a data set: k-means in 1 - IoU distance, and how well any set of anchors fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from data.class_names import read_class_names
+from data.index import DatasetIndex
+from data.open import open_dataset, training_split
+from utils.config import option, parse_options
+from utils.errors import UserError
+from utils.letterbox import RESIZE_MODES, Letterbox
+
+RATIO_LIMIT = 4.0  # YOLOv5's `anchor_t`: a side may be up to 4 times an anchor's, or a quarter of it
+RESTARTS = 4  # k-means finds a local optimum; the best of so many is taken
+MAX_ROUNDS = 100
+MAX_BOXES = 50_000  # boxes that are clustered; more are drawn from, which moves the anchors by less than their rounding
+MIN_SIDE = 1.0  # input pixels; smaller boxes are gone at that size, and would only draw anchors to nothing
+
+Anchors = tuple[tuple[tuple[float, float], ...], ...]
+
+
+@dataclass(frozen=True)
+class AnchorReport:
+    """Old and new anchors of a data set, and how each fits.
+
+    Args:
+        num_boxes: boxes they were measured on.
+        old_anchors, new_anchors: levels x anchors x (width, height), input pixels, ascending.
+        old_recall, new_recall: best possible recall: the share of boxes that some anchor can answer for.
+        old_iou, new_iou: mean over boxes of the best anchor's IoU, both centred.
+        accepted: whether the new ones are better: higher recall, or the same and a higher IoU.
+        reason: why, in words.
+    """
+
+    num_boxes: int
+    old_anchors: Anchors
+    new_anchors: Anchors
+    old_recall: float
+    new_recall: float
+    old_iou: float
+    new_iou: float
+    accepted: bool
+    reason: str
+
+    @property
+    def anchors(self) -> Anchors:
+        """The ones to use."""
+        return self.new_anchors if self.accepted else self.old_anchors
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.num_boxes} boxes",
+            f"{'':8}{'recall':>8}{'mean IoU':>10}  anchors (width,height; strides 8, 16, 32)",
+        ]
+        rows = (("old", self.old_recall, self.old_iou, self.old_anchors),
+                ("new", self.new_recall, self.new_iou, self.new_anchors))  # fmt: skip
+        for name, recall, iou, anchors in rows:
+            text = " | ".join(" ".join(f"{w:.4g},{h:.4g}" for w, h in level) for level in anchors)
+            lines.append(f"{name:8}{recall:8.4f}{iou:10.4f}  {text}")
+        return "\n".join([*lines, f"{'take the new ones' if self.accepted else 'keep the old ones'}: {self.reason}"])
+
+
+def box_sizes(index: DatasetIndex, letterbox: Letterbox) -> np.ndarray:
+    """(M, 2) float64 width and height of the boxes as the network sees them, input pixels; crowds are left out."""
+    scales = np.ones((len(index), 2))
+    shapes, which = np.unique(index.sizes, axis=0, return_inverse=True)
+    for number, (height, width) in enumerate(shapes):
+        if height > 0 and width > 0:
+            new_height, new_width, _, _ = letterbox.geometry(int(height), int(width))
+            scales[which.reshape(-1) == number] = new_width / width, new_height / height
+    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    known = (index.sizes[owner] > 0).all(axis=1) & ~index.crowd
+    return ((index.boxes[:, 2:] - index.boxes[:, :2]) * scales[owner])[known]
+
+
+def shape_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """(M, K) IoU of (M, 2) and (K, 2) widths and heights, laid on the same centre."""
+    common = np.minimum(sizes[:, None], anchors).prod(axis=2)
+    return common / (sizes.prod(axis=1)[:, None] + anchors.prod(axis=1) - common)
+
+
+def measure_anchors(sizes: np.ndarray, anchors: Anchors | np.ndarray) -> tuple[float, float]:
+    """(best possible recall, mean best IoU) of anchors for (M, 2) box sizes; (0, 0) where there is no box.
+
+    A box can be answered for if max(w / wa, wa / w, h / ha, ha / h) < 4 for some anchor.
+
+    Source: the measure of YOLOv5's utils/autoanchor.py, `check_anchors`, https://github.com/ultralytics/yolov5
+    """
+    if not len(sizes):
+        return 0.0, 0.0
+    flat = np.asarray(anchors, np.float64).reshape(-1, 2)
+    answered, iou = 0, 0.0
+    for part in np.array_split(sizes, max(len(sizes) // MAX_BOXES, 1)):  # COCO's at once: 100s of MB
+        ratio = part[:, None] / flat
+        answered += int((np.maximum(ratio, 1 / ratio).max(axis=2).min(axis=1) < RATIO_LIMIT).sum())
+        iou += float(shape_iou(part, flat).max(axis=1).sum())
+    return answered / len(sizes), iou / len(sizes)
+
+
+def cluster_anchors(sizes: np.ndarray, count: int = 9, seed: int = 0) -> np.ndarray:
+    """(count, 2) widths and heights that the boxes gather round, by area; input pixels.
+
+    Args:
+        sizes: (M, 2) width, height, all above 0, at least `count` different ones.
+        count: how many.
+        seed: of the start (k-means++) and of the draw from very many boxes.
+
+    Source: YOLOv2, section 2, "Dimension Clusters", https://arxiv.org/abs/1612.08242; the start: k-means++, Arthur
+    and Vassilvitskii, SODA 2007. A cluster's centre is its median, which one very long box does not pull away.
+    """
+    rng = np.random.default_rng(seed)
+    if len(sizes) > MAX_BOXES:
+        sizes = sizes[rng.choice(len(sizes), MAX_BOXES, replace=False)]
+    best, best_iou = sizes[:count], -1.0
+    for _ in range(RESTARTS):
+        centres = _lloyd(sizes, _spread(sizes, count, rng))
+        iou = float(shape_iou(sizes, centres).max(axis=1).mean())
+        if iou > best_iou:
+            best, best_iou = centres, iou
+    return best[np.argsort(best.prod(axis=1), kind="stable")]
+
+
+def _spread(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """k-means++: each next centre is drawn with the chance of its squared distance to the nearest so far."""
+    chosen = [int(rng.integers(len(sizes)))]
+    distance = 1 - shape_iou(sizes, sizes[chosen])[:, 0]
+    while len(chosen) < count:
+        weight = np.maximum(distance, 0) ** 2
+        chance = weight / weight.sum() if weight.sum() > 0 else None  # None: all are chosen sizes already
+        chosen.append(int(rng.choice(len(sizes), p=chance)))
+        distance = np.minimum(distance, 1 - shape_iou(sizes, sizes[chosen[-1:]])[:, 0])
+    return sizes[chosen].copy()
+
+
+def _lloyd(sizes: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Assign each box to its nearest centre and move the centres, until nothing changes."""
+    nearest = np.full(len(sizes), -1)
+    for _ in range(MAX_ROUNDS):
+        new = shape_iou(sizes, centres).argmax(axis=1)
+        if (new == nearest).all():
+            break
+        nearest = new
+        for k in range(len(centres)):
+            members = sizes[nearest == k]
+            if len(members):
+                centres[k] = np.median(members, axis=0)
+    return centres
+
+
+def propose_anchors(
+    index: DatasetIndex, letterbox: Letterbox, current_anchors: Sequence[Any], seed: int = 0
+) -> AnchorReport:
+    """New anchors for a data set, accepted only if they fit better than the current ones.
+
+    Args:
+        index: the training split.
+        letterbox: how images reach the network (`ModelConfig.letterbox`).
+        current_anchors: levels x anchors x (width, height), input pixels (`ModelConfig.anchors`).
+        seed: of the clustering.
+    """
+    old: Anchors = tuple(tuple((float(w), float(h)) for w, h in level) for level in current_anchors)
+    sizes = box_sizes(index, letterbox)
+    sizes = sizes[(sizes >= MIN_SIDE).all(axis=1)]
+    levels, each = len(old), len(old[0])
+    old_recall, old_iou = measure_anchors(sizes, old)
+    if len(np.unique(sizes, axis=0)) < levels * each:
+        reason = f"{len(sizes)} boxes of at least {MIN_SIDE:g} pixel have fewer than {levels * each} different sizes"
+        return AnchorReport(len(sizes), old, old, old_recall, old_recall, old_iou, old_iou, False, reason)
+    flat = np.round(cluster_anchors(sizes, levels * each, seed), 1)
+    flat = flat[np.argsort(flat.prod(axis=1), kind="stable")].reshape(levels, each, 2)
+    new: Anchors = tuple(tuple((float(w), float(h)) for w, h in level) for level in flat)
+    recall, iou = measure_anchors(sizes, new)
+    if abs(recall - old_recall) < 1e-9:
+        accepted, reason = iou > old_iou, f"recall is the same, mean IoU {old_iou:.4f} -> {iou:.4f}"
+    else:
+        accepted, reason = recall > old_recall, f"recall {old_recall:.4f} -> {recall:.4f}"
+    return AnchorReport(len(sizes), old, new, old_recall, recall, old_iou, iou, accepted, reason)
+
+
+def scaled_anchors(anchors: Sequence[Any], input_size: tuple[int, int], reference: int = 416) -> Anchors:
+    """Anchors of a square input of `reference` pixels for another input size, as training takes them."""
+    factor = min(input_size) / reference
+    return tuple(tuple((float(w) * factor, float(h) * factor) for w, h in level) for level in anchors)
+
+
+@dataclass(frozen=True)
+class AnchorOptions:
+    """Options of `dataset.py anchors`."""
+
+    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", positional=True, metavar="DATA")
+    split: str | None = option(None, "which split (default: the one to train on)")
+    classes: str | None = option(None, "file of class names, one a line", metavar="FILE")
+    input_size: tuple[int, ...] = option((416,), "of the network, pixels: one number, or height and width", nargs="+")
+    resize_mode: str = option("letterbox", "how pictures are brought to it", choices=RESIZE_MODES)
+    seed: int = option(0, "of the clustering", low=0)
+    json: bool = option(False, "print JSON")
+
+
+def main(argv: list[str] | None = None, anchors: Sequence[Any] = ()) -> None:
+    """`dataset.py anchors DATA`; `anchors` are the current ones, of a 416 input."""
+    options = parse_options(AnchorOptions, argv, prog="dataset.py anchors", description=__doc__.splitlines()[0])
+    names = read_class_names(options.classes) if options.classes else None
+    index = open_dataset(options.data, options.split or training_split(options.data), names)
+    letterbox = Letterbox(two_sides(options.input_size), options.resize_mode)
+    report = propose_anchors(index, letterbox, scaled_anchors(anchors, letterbox.input_size), options.seed)
+    print(json.dumps({"data": index.name, **report.to_dict()}, indent=2) if options.json else f"{index.name}: {report}")
+
+
+def two_sides(sizes: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of `--input-size`. Raises UserError unless it is one or two multiples of 32."""
+    if len(sizes) not in (1, 2) or any(size < 32 or size % 32 for size in sizes):
+        text = " ".join(str(size) for size in sizes)
+        raise UserError("--input-size", f"{text} is not possible", "give one or two multiples of 32")
+    return sizes[0], sizes[-1]

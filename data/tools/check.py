@@ -1,0 +1,571 @@
+"""Find what would spoil a training before it starts: `dataset.py check`, and the quick part of it for train.py."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from data.class_names import read_class_names
+from data.index import DatasetIndex, Skip, classes_found
+from data.tools.findings import ERROR, INFO, WARNING, CheckReport, Finding, finding
+from data.tools.look import Look, heard_complaints, look_at_all
+from utils.config import option, parse_options
+from utils.errors import UserError, printable, warn
+from utils.files import FileError, read_lines, write_atomically, write_file
+from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, read_image
+
+TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
+IMBALANCE = 100.0
+FEW = 10
+SUSPICIOUS = 0.3  # share of clipped boxes beyond which the boxes are probably of another format
+PROBED = 50  # pictures that are tried at most before all are taken for broken
+
+
+# --- what was left out while reading ---------------------------------------------------------------------------------
+
+
+def skips_summary(index: DatasetIndex, name: str | None = None) -> str:
+    """One line such as `train: 198 images used, 2 skipped, 4 boxes dropped`."""
+    counts: Counter[str] = Counter()
+    for skip in index.skips:
+        counts[skip.kind] += skip.count
+    line = f"{name or index.name}: {len(index)} images used, {counts['image']} skipped, {counts['box']} boxes dropped"
+    return line + (f", {counts['note']} notes" if counts["note"] else "")
+
+
+def used_summary(index: DatasetIndex, name: str, late: Sequence[Skip]) -> str:
+    """`skips_summary` at the end of a run, with the images that turned out unreadable on the way."""
+    unreadable = {skip.where for skip in late}
+    used = [i for i in range(len(index)) if str(index.path(i)) not in unreadable] if unreadable else range(len(index))
+    return skips_summary(replace(index.subset(used), skips=(*index.skips, *late)), name)
+
+
+def warn_skips(index: DatasetIndex, shown: int = 5) -> None:
+    """Name what was left out, at most `shown` of each kind of fault, then how many more there are."""
+    by_code: dict[tuple[str, str], list[Skip]] = {}
+    for skip in index.skips:
+        by_code.setdefault((skip.kind, skip.code), []).append(skip)
+    for (_, code), skips in sorted(by_code.items()):
+        for skip in skips[:shown]:
+            warn(skip.where, skip.what, skip.todo)
+        if len(skips) > shown:
+            warn(index.name, f"{len(skips) - shown} more of {code}", "see skipped.csv of the run, or: dataset.py check")
+
+
+def write_skips_csv(path: str | os.PathLike[str], skips: Iterable[Skip]) -> None:
+    """The full list as a table: kind, code, where, what, todo, count."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["kind", "code", "where", "what", "todo", "count"])
+    for skip in skips:
+        words = (printable(each) for each in (skip.kind, skip.code, skip.where, skip.what, skip.todo))
+        table.writerow([*words, skip.count])
+    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+# --- quick: from the index alone -------------------------------------------------------------------------------------
+
+
+def quick_check(train: DatasetIndex, val: DatasetIndex | None = None) -> list[Finding]:
+    """What can be said in a moment, without decoding more pictures than it takes to find a good one.
+
+    Args:
+        train: the training split.
+        val: the validation split, read with the same class names.
+
+    Returns:
+        The findings that do not prevent a training.
+
+    Raises:
+        UserError: if a split has no image, none that can be decoded, or no box of any class; names the classes that
+            were found.
+    """
+    findings = []
+    for index in (train, val):
+        if index is not None:
+            _refuse_hopeless(index)
+            _refuse_unreadable(index)
+            findings += check_classes(index, index.name, is_training=index is train)
+    if val is not None:
+        findings += check_overlap({train.name: train, val.name: val})
+    return findings
+
+
+def _refuse_hopeless(index: DatasetIndex) -> None:
+    if not len(index):
+        skipped = sum(skip.kind == "image" for skip in index.skips)
+        raise UserError(index.name, f"has no image that can be used, {skipped} were left out", "run: dataset.py check")
+    if not index.num_boxes:
+        sought = ", ".join(index.class_names[:20]) or "none"
+        what = f"has no box of any class: sought {sought}; found {classes_found(index)}"
+        raise UserError(index.name, what, "give the class file that belongs to this data, or run: dataset.py check")
+
+
+def _refuse_unreadable(index: DatasetIndex) -> None:
+    """Look for one picture that can be decoded: where there is none, training would find that out later and slowly."""
+    if "format" not in index.source:  # made in memory, or of shards
+        return
+    reasons = []
+    for i in np.unique(np.linspace(0, len(index) - 1, PROBED).round().astype(int)).tolist():
+        try:
+            with heard_complaints():
+                read_image(index.path(i), min_size=(64, 64))
+            return
+        except (UserError, OSError) as error:
+            reasons.append(str(error))
+    what = f"not one of {len(reasons)} pictures can be decoded, the first because {reasons[0]}"
+    raise UserError(index.name, f"{what}; found {classes_found(index)}", "run: dataset.py check")
+
+
+def check_classes(index: DatasetIndex, split: str, is_training: bool = True) -> list[Finding]:
+    """Classes that are rare, absent, or written in two ways."""
+    findings = []
+    counts = np.bincount(index.labels, minlength=len(index.class_names))
+    where = index.source.get("json") or index.source.get("root", index.name)
+    spelt: dict[str, str] = {}
+    for name in index.class_names:
+        near = spelt.setdefault(_letters(name) or name, name)
+        if near != name:
+            what = f"classes {near!r} and {name!r} differ only in case or punctuation"
+            findings.append(finding("similar_classes", where, what, "give both one name", split))
+    if not is_training or not index.num_boxes:
+        return findings
+    absent = [name for name, count in zip(index.class_names, counts, strict=True) if not count]
+    if absent:
+        what = f"no box of {_some(absent)} ({len(absent)} of {len(counts)} classes)"
+        findings.append(finding("class_without_boxes", where, what, "add some, or remove the class", split))
+    few = [f"{name} ({count})" for name, count in zip(index.class_names, counts, strict=True) if 0 < count < FEW]
+    if few:
+        what = f"fewer than {FEW} boxes of {_some(few)}"
+        findings.append(finding("few_boxes", where, what, "they will hardly be learnt", split))
+    most, least = int(counts.argmax()), int(np.where(counts > 0, counts, counts.max() + 1).argmin())
+    if counts[most] > IMBALANCE * counts[least]:
+        names = index.class_names
+        what = f"{names[most]} has {counts[most]} boxes, {names[least]} has {counts[least]}"
+        findings.append(finding("class_imbalance", where, what, "add pictures of the rare classes", split))
+    return findings
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def _some(names: Sequence[str], shown: int = 10) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def check_overlap(indices: dict[str, DatasetIndex]) -> list[Finding]:
+    """The same file in two splits."""
+    findings = []
+    paths = {name: {os.path.realpath(index.path(i)): i for i in range(len(index))} for name, index in indices.items()}
+    names = list(indices)
+    for number, first in enumerate(names):
+        for second in names[number + 1 :]:
+            for path in sorted(paths[first].keys() & paths[second].keys()):
+                what = f"is in {first} and in {second}"
+                findings.append(finding("same_image", path, what, "leave it in one of them", f"{first}+{second}"))
+    return findings
+
+
+# --- boxes -----------------------------------------------------------------------------------------------------------
+
+
+def box_where(index: DatasetIndex, image: int, box: int) -> str:
+    """The place of a box in its annotation: `file:line`, or `file: annotation id`."""
+    kind, path = index.source.get("format"), index.path(image)
+    reference = "" if index.box_refs is None else str(index.box_refs[box])
+    if kind == "voc":
+        from data.formats.voc import annotation_path
+
+        return f"{annotation_path(path)}:{reference}"
+    if kind == "yolo":
+        from data.formats.yolo_txt import label_path
+
+        return f"{label_path(path)}:{reference}"
+    if kind == "coco":
+        return f"{index.source['json']}: annotation id {reference}"
+    return f"{path}: box {box - index.offsets[image]}"
+
+
+def check_boxes(index: DatasetIndex, split: str, input_size: int) -> list[Finding]:
+    """Boxes that are there twice, that are tiny at the training size, or that are all of another format."""
+    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    findings = _check_twins(index, owner, split)
+    if index.num_boxes:
+        scale = input_size / index.sizes.max(1)[owner]
+        sides = (index.boxes[:, 2:] - index.boxes[:, :2]).min(1) * scale
+        for m in np.flatnonzero((sides < TINY) & ~index.crowd):
+            what = f"the {index.class_names[index.labels[m]]} is {sides[m]:.1f} pixels at input size {input_size}"
+            findings.append(finding("tiny_box", box_where(index, int(owner[m]), int(m)), what, "", split))
+    return findings + _check_format(index, split)
+
+
+def _check_twins(index: DatasetIndex, owner: np.ndarray, split: str) -> list[Finding]:
+    findings = []
+    keys = np.column_stack([owner, index.boxes]) if index.num_boxes else np.zeros((0, 5))
+    order = np.lexsort(keys.T[::-1])
+    same = (keys[order][1:] == keys[order][:-1]).all(1)
+    for first, second in zip(order[:-1][same], order[1:][same], strict=True):
+        first, second = min(first, second), max(first, second)
+        one, other = (index.class_names[index.labels[m]] for m in (first, second))
+        where, before = (box_where(index, int(owner[m]), int(m)) for m in (second, first))
+        before = before.rsplit(os.sep, 1)[-1]
+        if one == other:
+            findings.append(
+                finding("duplicate_box", where, f"the {one} is the same as at {before}", "remove one", split)
+            )
+        else:
+            what = f"the {other} has the box of the {one} at {before}"
+            findings.append(finding("conflicting_box", where, what, "remove the wrong one", split))
+    return findings
+
+
+def _check_format(index: DatasetIndex, split: str) -> list[Finding]:
+    """Signs that all boxes were written in another format than the one they are read in."""
+    kind, facts = index.source.get("format"), index.source.get("facts", {})
+    where, findings = index.source.get("json") or index.source.get("root", index.name), []
+    strays = sum(skip.code in ("clipped_box", "outside_box") for skip in index.skips)
+    total = max(index.num_boxes + sum(skip.count for skip in index.skips if skip.code == "outside_box"), 1)
+    if kind == "coco" and total >= FEW and strays > SUSPICIOUS * total:
+        what = f"{strays} of {total} boxes reach out of their pictures"
+        todo = "write bbox as x, y, width, height"
+        findings.append(finding("looks_like_corners", where, what, todo, split))
+    fractions = (index.boxes.max(1) <= 1 if index.num_boxes else np.zeros(0, bool)).sum()
+    if kind in ("voc", "coco") and fractions > SUSPICIOUS * total:
+        what = f"{fractions} of {total} boxes are smaller than a pixel"
+        findings.append(finding("looks_normalised", where, what, "write the boxes in pixels", split))
+    if facts.get("zero_based"):
+        what = f"{facts['zero_based']} boxes begin at 0; VOC counts pixels from 1"
+        findings.append(
+            finding("zero_based_box", where, what, "add 1 to all of them, or take it: it is one pixel", split)
+        )
+    if facts.get("decimal"):
+        what = f"{facts['decimal']} boxes have coordinates that are not whole; they are used as they are"
+        findings.append(finding("decimal_box", where, what, "", split))
+    return findings
+
+
+# --- the pictures themselves -----------------------------------------------------------------------------------------
+
+
+def check_looks(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[Finding]:
+    """What decoding every picture has shown: damage, and the same photograph in several places."""
+    findings = []
+    for split, index in indices.items():
+        for i, look in enumerate(looks[split]):
+            if look.code:
+                findings.append(finding(look.code, index.path(i), look.what, look.todo, split))
+    return findings + check_duplicates(indices, looks)
+
+
+def check_duplicates(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[Finding]:
+    """Pictures with the same bytes, or nearly the same content, in one or two splits."""
+    from data.tools.hashing import similar_pairs
+
+    places = [(split, i) for split, index in indices.items() for i in range(len(index))]
+    files = [os.path.realpath(indices[split].path(i)) for split, i in places]
+    seen = [looks[split][i] for split, i in places]
+    findings, exact = [], set()
+    by_digest: dict[bytes, list[int]] = {}
+    for number, look in enumerate(seen):
+        if look.digest:
+            by_digest.setdefault(look.digest, []).append(number)
+    for numbers in by_digest.values():
+        for other in numbers[1:]:
+            exact.add((numbers[0], other))
+            findings += _twin_pictures(
+                "same_image", "duplicate_image", "is byte for byte", places, files, numbers[0], other
+            )
+    hashes = np.array([look.hash for look in seen], np.uint64).reshape(-1, 2)
+    for first, second in zip(*similar_pairs(hashes), strict=True):
+        if seen[first].digest != seen[second].digest and _looks_same(seen[first], seen[second]):
+            findings += _twin_pictures("near_duplicate", None, "is nearly", places, files, int(first), int(second))
+    return findings
+
+
+def _twin_pictures(
+    across: str,
+    within: str | None,
+    words: str,
+    places: list[tuple[str, int]],
+    files: list[str],
+    first: int,
+    second: int,
+) -> list[Finding]:
+    (split, _), (other, _) = places[first], places[second]
+    if files[first] == files[second]:
+        return []  # one file in two splits: told by check_overlap
+    if split != other:
+        what = f"of {other} {words} {files[first]} of {split}"
+        return [finding(across, files[second], what, "leave it in one of them", f"{split}+{other}")]
+    if within is None:
+        return []
+    return [finding(within, files[second], f"{words} {files[first]}", "remove one of them", split)]
+
+
+def _looks_same(one: Look, other: Look) -> bool:
+    """Whether two thumbnails are the same but for brightness and contrast: a second opinion on two near hashes."""
+    first, second = (np.frombuffer(look.thumbnail, np.uint8).astype(np.float64) for look in (one, other))
+    if min(first.std(), second.std()) < 1:
+        return False
+    return bool(np.corrcoef(first, second)[0, 1] > 0.97)
+
+
+# --- files that nothing uses -----------------------------------------------------------------------------------------
+
+
+def check_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
+    """Annotations without a picture, and pictures that nothing uses."""
+    kinds = {index.source.get("format") for index in indices.values()}
+    if kinds == {"voc"}:
+        return _voc_strays(next(iter(indices.values())).source["root"])
+    if kinds == {"yolo"}:
+        return _yolo_strays(indices)
+    return _coco_strays(indices) if kinds == {"coco"} else []
+
+
+def _voc_strays(root: str) -> list[Finding]:
+    from data.formats.voc import MAX_SPLIT_BYTES, VocFolder, find_voc_years, list_voc_splits
+
+    findings = []
+    splits = list_voc_splits(root)
+    for year, path in find_voc_years(root).items():
+        folder = VocFolder(path, os.path.realpath(root))
+        for name in sorted(folder.annotations.keys() - folder.images.keys() - folder.strangers):
+            what = "belongs to no picture in JPEGImages"
+            findings.append(
+                finding("annotation_without_image", folder.annotations[name], what, "add it or remove this")
+            )
+        used: set[str | None] = set()
+        for name in splits[year]:
+            with contextlib.suppress(FileError):  # a split that cannot be read has been told
+                lines = read_lines(path / "ImageSets/Main" / f"{name}.txt", MAX_SPLIT_BYTES)
+                used |= {folder.identify(line) for _, line in lines}
+        spare = folder.images.keys() - used
+        plain, annotated = sorted(spare - folder.annotations.keys()), sorted(spare & folder.annotations.keys())
+        if plain:
+            what = f"{len(plain)} pictures have no annotation and are in no split: {_some(plain, 5)}"
+            findings.append(finding("image_without_annotation", path / "JPEGImages", what))
+        if annotated:
+            what = f"{len(annotated)} annotated pictures are in no split: {_some(annotated, 5)}"
+            findings.append(finding("not_in_a_split", path / "JPEGImages", what, "add them to a split"))
+    return findings
+
+
+def _yolo_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
+    from data.formats.yolo_txt import label_path
+
+    findings = []
+    split_of: dict[str, str] = {}  # the first split that uses each folder of labels, for the message
+    labels: set[str] = set()  # of all splits: list files let several share one folder
+    for split, index in indices.items():
+        own = {label_path(os.path.abspath(index.path(i))) for i in range(len(index))}
+        own |= {label_path(os.path.abspath(skip.where)) for skip in index.skips if skip.kind == "image"}
+        labels |= own
+        for path in own:
+            split_of.setdefault(os.path.dirname(path), split)
+    for folder, split in sorted(split_of.items()):
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.endswith(".txt") and name != "classes.txt" and f"{os.sep}labels" in folder and path not in labels:
+                findings.append(finding("annotation_without_image", path, "belongs to no picture", "", split))
+    return findings
+
+
+def _coco_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
+    used = {os.path.abspath(index.path(i)) for index in indices.values() for i in range(len(index))}
+    used |= {os.path.abspath(skip.where) for index in indices.values() for skip in index.skips}
+    folders = {folder for index in indices.values() for folder in index.source["dependencies"]["folders"]}
+    findings = []
+    for folder in sorted(folders):
+        names = [e.path for e in os.scandir(folder)] if os.path.isdir(folder) else []
+        spare = sorted(p for p in names if os.path.splitext(p)[1].lower() in IMAGE_SUFFIXES and p not in used)
+        if spare:
+            what = f"{len(spare)} pictures are not in the JSON: {_some([os.path.basename(path) for path in spare], 5)}"
+            findings.append(finding("image_without_annotation", folder, what))
+    return findings
+
+
+# --- all of it -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """The options of `dataset.py check`."""
+
+    data: str = option("", "VOCdevkit, COCO folder or JSON, or data.yaml", positional=True, metavar="DATA")
+    split: tuple[str, ...] = option((), "the splits to check; all that train and score by default", metavar="NAME")
+    classes: str | None = option(
+        None, "a file of class names, one a line; without it the data set's own", metavar="FILE"
+    )
+    input_size: int = option(416, "size of training, pixels: what is tiny depends on it", low=32, high=4096)
+    json: str | None = option(None, "write the whole report here", metavar="FILE")
+    fix: str | None = option(None, "write a corrected copy into this new folder", metavar="DIR")
+    images: bool = option(True, "decode every picture and look for the same one in two splits")
+    show: int = option(3, "findings of each kind to print; the JSON has all", low=0)
+    workers: int | None = option(None, "processes that decode; one a core by default", low=0, high=256)
+    max_megapixels: float = option(MAX_MEGAPIXELS, "refuse pictures that claim more", above=0)
+    cache: bool = option(True, "keep what was read in the user's cache folder")
+    overwrite: bool = option(False, "write over an existing --json file")
+
+
+def check_dataset(
+    data: str | os.PathLike[str],
+    splits: Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
+    input_size: int = 416,
+    images: bool = True,
+    workers: int | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    use_cache: bool = True,
+) -> tuple[CheckReport, dict[str, DatasetIndex], dict[str, list[Look]]]:
+    """Check splits of a data set.
+
+    Args:
+        data: what `open_dataset` takes.
+        splits: their names; empty takes all that training and scoring use.
+        class_names: the classes; None takes the data set's.
+        input_size: pixels; boxes are called tiny with respect to it.
+        images: decode every picture, too.
+        workers: processes for that.
+        max_megapixels: refuse pictures that claim more.
+        use_cache: take indices from the cache where they are still true.
+
+    Returns:
+        The report, the splits that could be read, and what was seen of each picture (empty without `images`).
+
+    Raises:
+        UserError: if there is no data set or no such split.
+    """
+    from data.open import match_split, open_dataset, recognise_format
+
+    start = time.perf_counter()
+    report = CheckReport(os.fspath(data), recognise_format(data))
+    names = list(splits) or _splits_to_check(data, report)
+    if splits and report.kind != "voc":
+        names = [match_split(data, name) for name in splits]
+    indices: dict[str, DatasetIndex] = {}
+    for name in names:
+        classes = class_names or (next(iter(indices.values())).class_names if indices else None)
+        try:
+            indices[name] = open_dataset(data, name, classes, use_cache, max_megapixels, allow_empty=True)
+        except UserError as error:
+            if splits and "no split" in error.what:
+                raise
+            report.findings.append(finding("unreadable_split", error.where, error.what, error.todo, name))
+    for number, (name, index) in enumerate(indices.items()):
+        report.findings += _check_split(index, name, input_size, is_training=number == 0)
+        report.splits[name] = _describe(index)
+    report.findings += check_overlap(indices) + check_strays(indices)
+    looks: dict[str, list[Look]] = {}
+    if images:
+        looks = _look(indices, max_megapixels, workers)
+        report.findings += check_looks(indices, looks)
+    report.seconds = time.perf_counter() - start
+    return report, indices, looks
+
+
+def _splits_to_check(data: str | os.PathLike[str], report: CheckReport) -> list[str]:
+    """All splits but unions of others (trainval beside train and val) and years one by one."""
+    from data.open import list_splits
+
+    names = [name for name in list_splits(data) if ":" not in name]
+    if "train" in names and "val" in names:
+        names = [name for name in names if name != "trainval"]
+    if not names:
+        todo = f"make them: python dataset.py split {data}"
+        report.findings.append(finding("empty_split", data, "has no splits", todo))
+    ranks = {"train": 0, "trainval": 1}
+    return sorted(names, key=lambda name: ranks.get(name.rstrip("0123456789"), 2))
+
+
+def _check_split(index: DatasetIndex, name: str, input_size: int, is_training: bool) -> list[Finding]:
+    findings = [finding(skip.code, skip.where, skip.what, skip.todo, name, skip.count) for skip in index.skips]
+    where = index.source.get("json") or index.source.get("root", index.name)
+    if not len(index):
+        findings.append(finding("empty_split", where, f"split {name} has no image that can be used", "", name))
+    elif not index.num_boxes:
+        found = index.source.get("found_classes", {})
+        what = f"split {name} has no box of any class; found {_some(list(found)) or 'no object at all'}"
+        findings.append(finding("no_boxes", where, what, "give the class file that belongs to this data", name))
+    return findings + check_boxes(index, name, input_size) + check_classes(index, name, is_training)
+
+
+def _describe(index: DatasetIndex) -> dict[str, object]:
+    counts = np.bincount(index.labels, minlength=len(index.class_names)).tolist()
+    return {
+        "images": len(index),
+        "images_without_boxes": int((np.diff(index.offsets) == 0).sum()),
+        "boxes": index.num_boxes,
+        "difficult": int(index.difficult.sum()),
+        "crowd": int(index.crowd.sum()),
+        "images_skipped": sum(skip.count for skip in index.skips if skip.kind == "image"),
+        "boxes_dropped": sum(skip.count for skip in index.skips if skip.kind == "box"),
+        "classes": dict(zip(index.class_names, counts, strict=True)),
+    }
+
+
+def _look(indices: dict[str, DatasetIndex], max_megapixels: float, workers: int | None) -> dict[str, list[Look]]:
+    paths = {name: [str(index.path(i)) for i in range(len(index))] for name, index in indices.items()}
+    unique = list(dict.fromkeys(path for each in paths.values() for path in each))
+    seen = dict(zip(unique, look_at_all(unique, max_megapixels, workers), strict=True))
+    return {name: [seen[path] for path in each] for name, each in paths.items()}
+
+
+def print_report(report: CheckReport, shown: int) -> None:
+    """The findings by severity and code, the worst first, at most `shown` of each code."""
+    for name, facts in report.splits.items():
+        words = f"{facts['images']} images ({facts['images_without_boxes']} without boxes), {facts['boxes']} boxes"
+        print(f"{name}: {words}, {facts['images_skipped']} images skipped, {facts['boxes_dropped']} boxes dropped")
+    for severity in (ERROR, WARNING, INFO):
+        of_severity = [each for each in report.findings if each.severity == severity]
+        for code, times in Counter(each.code for each in of_severity).most_common():
+            print(f"\n{severity} {code} ({times})")
+            for each in [each for each in of_severity if each.code == code][:shown]:
+                print(f"  {each}")
+            if times > shown:
+                print(f"  ... and {times - shown} more")
+    counts = ", ".join(f"{report.count(severity)} {words}" for severity, words in _PLURAL.items())
+    print(f"\n{printable(report.data)}: {counts}, in {report.seconds:.1f} s")
+
+
+_PLURAL = {ERROR: "errors", WARNING: "warnings", INFO: "notes"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`dataset.py check`: 0 if there is no error, 1 if there is one."""
+    options = parse_options(CheckOptions, argv, description=__doc__ or "", prog="dataset.py check")
+    if options.json and os.path.lexists(options.json) and not options.overwrite:
+        raise UserError("--json", f"{options.json} exists", "add --overwrite, or choose another name")
+    if options.fix:
+        from data.tools.fix import check_target
+
+        check_target(Path(options.fix), Path(options.data))
+    if options.fix and not options.images:
+        raise UserError("--fix", "needs to decode the pictures", "leave --no-images away")
+    names = read_class_names(options.classes) if options.classes else None
+    arguments = (options.data, options.split, names, options.input_size, options.images, options.workers)
+    report, indices, looks = check_dataset(*arguments, options.max_megapixels, options.cache)
+    print_report(report, options.show)
+    if options.json:
+        write_file(options.json, report.to_json().encode("utf-8", "backslashreplace"))
+    if options.fix:
+        from data.tools.fix import write_fixed_copy
+
+        for line in write_fixed_copy(Path(options.fix), indices, looks):
+            print(line)
+        again, _, _ = check_dataset(
+            options.fix, options.split, names, options.input_size, images=False, use_cache=False
+        )
+        print(f"checked again: {again.count(ERROR)} errors, {again.count(WARNING)} warnings")
+    return 0 if report.is_clean else 1

@@ -1,0 +1,123 @@
+"""Decode every picture once, several at a time, and keep of each what a check needs to know."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import cv2
+from tqdm import tqdm
+
+from data.tools.hashing import picture_hash
+from utils.errors import RunError
+from utils.files import FileError, read_file
+from utils.images import MAX_MEGAPIXELS, decode_held
+
+THUMBNAIL = 16  # pixels a side
+_MANY = 256  # pictures from which on it pays to start processes
+
+
+@dataclass(frozen=True)
+class Look:
+    """What decoding a picture has shown.
+
+    Args:
+        code: what is wrong with it, empty if nothing is.
+        what: that in words; `todo`: what to do about it.
+        digest: of the file's bytes; empty if it could not be read.
+        hash: 128 bits of a perceptual hash, 0 if it could not be decoded.
+        thumbnail: 16x16 grey values.
+    """
+
+    code: str = ""
+    what: str = ""
+    todo: str = ""
+    digest: bytes = b""
+    hash: tuple[int, int] = (0, 0)
+    thumbnail: bytes = bytes(THUMBNAIL * THUMBNAIL)
+
+
+def look_at(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> Look:
+    """Decode one picture."""
+    digest = b""
+    try:
+        held = [read_file(path, int(max_megapixels * 4e6))]
+        digest = hashlib.blake2b(held[0], digest_size=16).digest()
+        with heard_complaints() as complaints:
+            image = decode_held(held, path, max_megapixels)
+    except FileError as error:
+        code = "missing_image" if error.code == "missing_file" else error.code  # removed since the index was read
+        return Look(code, error.what, error.todo, digest)
+    first, second = (int(part) for part in picture_hash(image))
+    thumbnail = cv2.resize(
+        cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA
+    )
+    code, what, todo = "", "", ""
+    if complaints:
+        code, what, todo = "damaged_image", f"the decoder says: {complaints[0]}", "look at it; copy it again"
+    return Look(code, what, todo, digest, (first, second), thumbnail.tobytes())
+
+
+def look_at_all(
+    paths: Sequence[str], max_megapixels: float = MAX_MEGAPIXELS, workers: int | None = None, words: str = "pictures"
+) -> list[Look]:
+    """Decode all pictures with a progress bar.
+
+    Args:
+        paths: the files.
+        max_megapixels: refuse bigger ones.
+        workers: processes; None takes one a core, at most 8. Few pictures are decoded in this process.
+        words: what the bar calls them.
+
+    Raises:
+        RunError: if a picture makes the decoder crash.
+    """
+    count = min(os.cpu_count() or 1, 8) if workers is None else workers
+    with tqdm(total=len(paths), desc=words, unit="img", delay=1) as bar:
+        if count <= 1 or len(paths) < _MANY:
+            looks = []
+            for path in paths:
+                looks.append(look_at(path, max_megapixels))
+                bar.update()
+            return looks
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+        with ProcessPoolExecutor(count, context, _quieten) as pool:
+            try:
+                looks = []
+                for look in pool.map(look_at, paths, [max_megapixels] * len(paths), chunksize=16):
+                    looks.append(look)
+                    bar.update()
+                return looks
+            except BrokenProcessPool:
+                where = paths[len(looks)]
+                raise RunError(where, "this picture or one soon after it ends the decoder", "remove it") from None
+
+
+def _quieten() -> None:
+    cv2.setNumThreads(1)
+
+
+@contextmanager
+def heard_complaints() -> Iterator[list[str]]:
+    """What C libraries print to stderr meanwhile: libjpeg decodes damaged data and only says so there."""
+    lines: list[str] = []
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            if os.fstat(file.fileno()).st_size:
+                file.seek(0)
+                lines += file.read(2000).decode("utf-8", "replace").splitlines()

@@ -1,0 +1,404 @@
+"""Divide a data set into train, val and test: by class, by seed, and never the same photograph on both sides."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.formats.voc import annotation_path, find_voc_years, parse_voc_xml
+from data.formats.writers import write_coco_json, write_lines, write_yolo_yaml
+from data.open import list_splits, open_dataset, recognise_format
+from data.tools.hashing import MAX_DISTANCE, file_hashes, near_duplicate_groups
+from utils.config import option, parse_options
+from utils.errors import UserError, warn
+from utils.files import FileError, read_file
+from utils.images import IMAGE_SUFFIXES
+
+EVEN_ROUNDS = 5
+MAX_XML_BYTES = 10 << 20
+MAX_JSON_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All images that are to be divided.
+
+    Args:
+        format: `voc`, `coco` or `yolo`.
+        root: the data set as it was given.
+        paths: of the pictures.
+        ids: what names each image in a list: (year, id) in VOC, (annotation file, image id) in COCO, else nothing.
+        class_names: found in the annotations.
+        counts: (I, C) boxes of each class in each image.
+    """
+
+    format: str
+    root: Path
+    paths: list[Path]
+    ids: list[tuple[str, Any]]
+    class_names: tuple[str, ...]
+    counts: np.ndarray
+
+
+@dataclass
+class SplitReport:
+    """What `split` did.
+
+    Args:
+        images: of each split.
+        classes: of each class, its boxes in each split.
+        groups_of_duplicates: sets of near-duplicate images, each kept on one side.
+        files: what was written.
+    """
+
+    images: dict[str, int]
+    classes: dict[str, dict[str, int]]
+    groups_of_duplicates: int
+    files: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        names = list(self.images)
+        width = max([len(name) for name in self.classes] + [6])
+        rows = [f"{'':{width}}" + "".join(f" {name:>9}" for name in names)]
+        rows.append(f"{'images':{width}}" + "".join(f" {self.images[name]:9}" for name in names))
+        for label, counts in self.classes.items():
+            rows.append(f"{label:{width}}" + "".join(f" {counts[name]:9}" for name in names))
+        rows.append(f"{self.groups_of_duplicates} groups of near-duplicates were kept together")
+        return "\n".join([*rows, *(f"wrote {file}" for file in self.files)])
+
+
+def split_dataset(
+    data: str | Path,
+    shares: Mapping[str, float],
+    output: str | Path | None = None,
+    in_place: bool = False,
+    seed: int = 0,
+    max_distance: int = MAX_DISTANCE,
+    overwrite: bool = False,
+) -> SplitReport:
+    """Divide a data set and write the lists.
+
+    VOC gets ImageSets/Main files (with trainval as train and val together), COCO a JSON a split with everything that
+    the original says of its images, YOLO lists of pictures and a data.yaml. The pictures stay where they are.
+
+    Args:
+        data: the data set. Of VOC every annotated picture takes part, of the others all splits together.
+        shares: of each split's name, its share; they add up to 1.
+        output: folder for the new lists, with links to the pictures, to be given as `--data`.
+        in_place: for VOC, write into the data set's own ImageSets/Main instead.
+        seed: another seed, another division.
+        max_distance: bits by which hashes of near-duplicates differ; -1 looks for none.
+        overwrite: replace lists that are there already.
+
+    Raises:
+        UserError: for shares that do not add up to 1, no place to write, or lists that are there already.
+    """
+    shares = check_shares(shares)
+    if (output is None) == (not in_place):
+        raise UserError("--output", "say where the lists go", "give either --output DIR or, for VOC, --in-place")
+    pool = read_pool(data)
+    if in_place and pool.format != "voc":
+        raise UserError("--in-place", f"is only for VOC, and {data} is {pool.format}", "give --output DIR")
+    target = Path(data) if output is None else Path(output)
+    plan = _plan_files(pool, target, shares, in_place)
+    there = [path for path in plan if os.path.lexists(path)]
+    if there and not overwrite:
+        raise UserError(there[0], "is there already", "give --overwrite to replace it, or another --output")
+    hashes = file_hashes(pool.paths) if max_distance >= 0 else None
+    groups = near_duplicate_groups(hashes, max_distance) if hashes is not None else np.arange(len(pool.paths))
+    parts = stratified_split(pool.counts, groups, shares, seed)
+    _WRITERS[pool.format](pool, parts, target, in_place)
+    return SplitReport(
+        {name: len(part) for name, part in parts.items()},
+        {
+            label: {name: int(pool.counts[part, k].sum()) for name, part in parts.items()}
+            for k, label in enumerate(pool.class_names)
+        },
+        int((np.bincount(groups) > 1).sum()) if len(groups) else 0,
+        [str(path) for path in plan],
+    )
+
+
+def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
+    """The shares above 0. Raises UserError unless all are in [0, 1] and add up to 1."""
+    if any(not 0 <= share <= 1 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-3:
+        text = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise UserError("shares", f"{text} do not add up to 1", "for example --train 0.8 --val 0.1 --test 0.1")
+    return {name: share for name, share in shares.items() if share > 0}
+
+
+def stratified_split(
+    counts: np.ndarray, groups: np.ndarray, shares: Mapping[str, float], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Indices of the images of each split, ascending; every class is spread by the shares as well as groups allow.
+
+    Args:
+        counts: (I, C) boxes of each class in each image; images without any are a class of their own.
+        groups: (I,) images of one group stay together.
+        shares: of each split's name, its share.
+        seed: of the order and of ties.
+
+    Source: iterative stratification, Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data",
+    ECML PKDD 2011: the rarest class is dealt out first, each time to the split that lacks most of it.
+    """
+    rng = np.random.default_rng(seed)
+    _, unit_of = np.unique(groups, return_inverse=True)
+    units = int(unit_of.max(initial=-1)) + 1
+    empty = ~(counts > 0).any(axis=1, keepdims=True)
+    has = np.concatenate([counts > 0, empty], axis=1).astype(np.float64)
+    table = np.zeros((units, has.shape[1] + 1))  # images of each class, and of all, in each unit
+    np.add.at(table, unit_of.reshape(-1), np.concatenate([has, np.ones((len(has), 1))], axis=1))
+    names = list(shares)
+    lacking = np.array([[shares[name]] for name in names]) * table.sum(axis=0)
+    chosen = np.full(units, -1)
+    tie = rng.random(units)
+    while (chosen < 0).any():
+        left = table[chosen < 0, :-1]
+        occurring = (left > 0).sum(axis=0).astype(np.float64)
+        label = int(np.where(occurring > 0, occurring, np.inf).argmin())
+        members = np.flatnonzero((chosen < 0) & (table[:, label] > 0))
+        # large groups first, as long as there is room for them
+        for unit in members[np.lexsort((tie[members], -table[members, -1]))]:
+            want = np.lexsort((rng.random(len(names)), lacking[:, -1], lacking[:, label]))
+            chosen[unit] = want[-1]
+            lacking[want[-1]] -= table[unit]
+    _even_out(chosen, table, -lacking, rng)
+    _fill_empty(chosen, table[:, -1], len(names))
+    return {name: np.flatnonzero(chosen[unit_of.reshape(-1)] == k) for k, name in enumerate(names)}
+
+
+def _even_out(chosen: np.ndarray, table: np.ndarray, excess: np.ndarray, rng: np.random.Generator) -> None:
+    """Move one group after the other to where it makes the shares truer, which the greedy deal leaves undone.
+
+    Args:
+        chosen: (U,) split of each unit; changed.
+        table: (U, K) images of each class, and of all (last), in each unit.
+        excess: (S, K) by how much each split has too many; changed.
+        rng: of the order.
+    """
+    weight = 1 / np.maximum(table.sum(axis=0), 1)
+    weight[-1] *= table.shape[1]  # the sizes of the splits matter as much as all classes together
+    for _ in range(EVEN_ROUNDS):
+        moved = False
+        for unit in rng.permutation(len(table)):
+            row, now = table[unit], chosen[unit]
+            gain = ((2 * excess[now] - row) * row * weight).sum() - ((2 * excess + row) * row * weight).sum(axis=1)
+            gain[now] = 0.0
+            best = int(gain.argmax())
+            if gain[best] > 1e-9:
+                chosen[unit] = best
+                excess[now] -= row
+                excess[best] += row
+                moved = True
+        if not moved:
+            return
+
+
+def _fill_empty(chosen: np.ndarray, sizes: np.ndarray, number: int) -> None:
+    """Give every split something, as long as there are as many groups as splits."""
+    for k in range(number):
+        units = np.bincount(chosen, minlength=number)
+        if units[k] == 0 and units.max() > 1:
+            members = np.flatnonzero(chosen == units.argmax())
+            chosen[members[sizes[members].argmin()]] = k
+
+
+def read_pool(data: str | Path) -> Pool:
+    """All images of a data set with the classes in them.
+
+    Raises:
+        UserError: if it is no data set, or has no annotated image.
+    """
+    kind = recognise_format(data)
+    paths, ids, names = _voc_images(Path(data)) if kind == "voc" else _indexed_images(Path(data))
+    if not paths:
+        raise UserError(data, "has no annotated picture", "run: python dataset.py check")
+    class_names = tuple(sorted({name for row in names for name in row}))
+    number_of = {name: k for k, name in enumerate(class_names)}
+    counts = np.zeros((len(paths), len(class_names)), np.int32)
+    for i, row in enumerate(names):
+        for name in row:
+            counts[i, number_of[name]] += 1
+    return Pool(kind, Path(data), paths, ids, class_names, counts)
+
+
+_Images = tuple[list[Path], list[tuple[str, Any]], list[list[str]]]
+
+
+def _voc_images(root: Path) -> _Images:
+    """Every picture of every year that has a readable annotation, whether a list names it or not."""
+    paths: list[Path] = []
+    ids: list[tuple[str, Any]] = []
+    names: list[list[str]] = []
+    for year, folder in find_voc_years(root).items():
+        pictures = folder / "JPEGImages"
+        for path in sorted(pictures.rglob("*")):
+            name = (year, path.relative_to(pictures).with_suffix("").as_posix())
+            if path.suffix.lower() not in IMAGE_SUFFIXES or (ids and ids[-1] == name):
+                continue
+            xml = annotation_path(path)
+            try:
+                objects = parse_voc_xml(read_file(xml, MAX_XML_BYTES), xml).objects
+            except FileError as error:
+                warn(error.where, error.what, "its picture is left out")
+                continue
+            paths.append(path)
+            ids.append(name)
+            names.append([each.fields["name"] for each in objects if each.fields.get("name")])
+    return paths, ids, names
+
+
+def _indexed_images(root: Path) -> _Images:
+    """The images of all splits of a COCO or YOLO data set, each once."""
+    found: dict[Path, tuple[tuple[str, Any], list[str]]] = {}
+    for split in list_splits(root):
+        index = open_dataset(root, split, allow_empty=True)
+        where = str(index.source.get("json", ""))
+        for i in range(len(index)):
+            labels = index.labels[index.offsets[i] : index.offsets[i + 1]]
+            found.setdefault(
+                index.path(i), ((where, index.image_ids[i].item()), [index.class_names[k] for k in labels])
+            )
+    return list(found), [each[0] for each in found.values()], [each[1] for each in found.values()]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _plan_files(pool: Pool, target: Path, shares: Mapping[str, float], in_place: bool) -> list[Path]:
+    """The files that will be written."""
+    if pool.format == "voc":
+        names = [*shares, *(["trainval"] if {"train", "val"} <= set(shares) else [])]
+        folders = find_voc_years(pool.root)
+        homes = [folder if in_place else target / year for year, folder in folders.items()]
+        return [home / "ImageSets" / "Main" / f"{name}.txt" for home in homes for name in names]
+    if pool.format == "coco":
+        return [target / "annotations" / f"instances_{name}.json" for name in shares]
+    return [*(target / f"{name}.txt" for name in shares), target / "data.yaml"]
+
+
+def _write_voc(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
+    parts = dict(parts)
+    if {"train", "val"} <= set(parts):
+        parts["trainval"] = np.sort(np.concatenate([parts["train"], parts["val"]]))
+    for year, folder in find_voc_years(pool.root).items():
+        home = folder if in_place else target / year
+        for name, part in parts.items():
+            lines = [pool.ids[i][1] for i in part if pool.ids[i][0] == year]
+            write_lines(home / "ImageSets" / "Main" / f"{name}.txt", lines)
+        if not in_place:
+            for each in ("Annotations", "JPEGImages"):
+                _link_folder(folder / each, home / each)
+
+
+def _write_coco(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
+    """A JSON a split, with all that the original files say; pictures are found through links to their folders."""
+    (target / "annotations").mkdir(parents=True, exist_ok=True)
+    documents = {where: json.loads(read_file(where, MAX_JSON_BYTES)) for where in {where for where, _ in pool.ids}}
+    links = _coco_links(pool, documents)
+    for folder, name in links.items():
+        _link_folder(Path(folder), target / "images" / name)
+    split_of = {pool.ids[i]: name for name, part in parts.items() for i in part}
+    categories = {each["id"]: each for document in documents.values() for each in document["categories"]}
+    unique = len({identity for _, identity in pool.ids}) == len(pool.ids)
+    number = {key: key[1] if unique else n for n, key in enumerate(pool.ids, 1)}
+    place = dict(zip(pool.ids, pool.paths, strict=True))
+    for name in parts:
+        images, annotations = [], []
+        for where, document in documents.items():
+            for image in document["images"]:
+                key = (where, image.get("id"))
+                if split_of.get(key) == name:
+                    images.append({**image, "id": number[key], "file_name": _linked_name(place[key], image, links)})
+            for annotation in document["annotations"]:
+                key = (where, annotation.get("image_id"))
+                if split_of.get(key) == name:
+                    annotations.append({**annotation, "image_id": number[key]})
+        if not unique or len({each.get("id") for each in annotations}) < len(annotations):
+            annotations = [{**each, "id": n} for n, each in enumerate(annotations, 1)]
+        path = target / "annotations" / f"instances_{name}.json"
+        write_coco_json(path, list(categories.values()), images, annotations, {"description": f"{pool.root} {name}"})
+
+
+def _coco_links(pool: Pool, documents: Mapping[str, Any]) -> dict[str, str]:
+    """The folders that file names start from, each with the name of its link."""
+    names = {
+        (where, image.get("id")): image.get("file_name") for where, d in documents.items() for image in d["images"]
+    }
+    bases = dict.fromkeys(
+        os.path.abspath(path)[: -len(os.path.normpath(names[key])) - 1]
+        for key, path in zip(pool.ids, pool.paths, strict=True)
+    )
+    return {
+        base: f"{k}_{os.path.basename(base)}" if len(bases) > 1 else os.path.basename(base)
+        for k, base in enumerate(bases)
+    }
+
+
+def _linked_name(path: Path, image: Mapping[str, Any], links: Mapping[str, str]) -> str:
+    name = image["file_name"]
+    return f"{links[os.path.abspath(path)[: -len(os.path.normpath(name)) - 1]]}/{name}"
+
+
+def _write_yolo(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
+    from data.formats.yolo_txt import read_data_yaml
+
+    target.mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        write_lines(target / f"{name}.txt", (os.path.abspath(pool.paths[i]) for i in part))
+    root = os.path.commonpath([os.path.realpath(path.parent) for path in pool.paths])
+    lists = {name: os.path.abspath(target / f"{name}.txt") for name in parts}
+    write_yolo_yaml(target / "data.yaml", read_data_yaml(pool.root).class_names, lists, root)
+
+
+_WRITERS = {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}
+
+
+def _link_folder(source: Path, link: Path) -> None:
+    """Make `link` lead to the folder `source`; where the system allows no links, say what to do instead."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.resolve() == source.resolve():
+        return
+    try:
+        link.symlink_to(source.resolve(), target_is_directory=True)
+    except OSError as error:
+        warn(link, f"cannot be linked to {source} ({error.strerror})", "copy that folder to this place")
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Options of `dataset.py split`."""
+
+    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", positional=True, metavar="DATA")
+    train: float = option(0.8, "share of the images to train on", low=0, high=1)
+    val: float = option(0.1, "share to choose the best epoch by", low=0, high=1)
+    test: float = option(0.1, "share to be scored at the end", low=0, high=1)
+    output: str | None = option(None, "folder for the new lists, to be given as --data", metavar="DIR")
+    in_place: bool = option(False, "write into a VOC set's own ImageSets/Main")
+    seed: int = option(0, "another seed, another division", low=0)
+    max_distance: int = option(
+        MAX_DISTANCE, "bits of 128 by which near-duplicates differ at most; -1 looks for none", low=-1, high=64
+    )
+    overwrite: bool = option(False, "replace lists that are there already")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`dataset.py split DATA`."""
+    options = parse_options(SplitOptions, argv, prog="dataset.py split", description=__doc__.splitlines()[0])
+    shares = {"train": options.train, "val": options.val, "test": options.test}
+    report = split_dataset(
+        options.data,
+        shares,
+        options.output,
+        options.in_place,
+        options.seed,
+        options.max_distance,
+        options.overwrite,
+    )
+    print(report)

@@ -1,0 +1,1 @@
+"""Scoring: one evaluator, the metrics, and the reports."""

@@ -1,0 +1,471 @@
+"""One pass over a split and its figures: the only scoring there is, in training and in eval.py."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from data.index import DatasetIndex, Skip
+from evaluation.metrics.coco import coco_figures
+from evaluation.metrics.curves import ScoreCurves, score_curves
+from evaluation.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE, BestMatch, best_matches, outcomes
+from evaluation.metrics.record import EvalRecord, record_from_index
+from evaluation.metrics.voc import IOU_THRESHOLD, voc_figures
+from utils.detections import Detections
+from utils.errors import UserError, warn
+from utils.images import read_image
+
+STAGES = ("decode", "preprocess", "network", "postprocess")
+READ_AHEAD_BATCHES = 2  # decoded batches waiting for the network: bounds memory
+
+# Names that mean one class in VOC and in COCO.
+CLASS_ALIASES = {
+    "aeroplane": "airplane",
+    "motorbike": "motorcycle",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What a detector is asked for when it is scored.
+
+    Args:
+        score_threshold: low, so that the whole precision-recall curve is seen.
+        iou_threshold: of NMS within a class, prediction's own.
+        max_detections: of an image, COCO's limit (https://cocodataset.org/#detection-eval).
+        multi_label: a box may answer for several classes: what is doubtful then counts at its second class, too.
+    """
+
+    score_threshold: float = 0.001
+    iou_threshold: float = 0.5
+    max_detections: int = 100
+    multi_label: bool = True
+
+
+EVAL_SETTINGS = EvalSettings()
+
+
+class DetectorLike(Protocol):
+    """`nets.detector.Detector`, or anything that does the same."""
+
+    @property
+    def config(self) -> Any: ...
+
+    def detect_batch(self, images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]: ...
+
+
+@dataclass(frozen=True)
+class FoundDetections:
+    """Detections of many images of an index, as flat arrays.
+
+    Args:
+        image: (N,) int64 position in the index.
+        boxes: (N, 4) xyxy image pixels.
+        scores: (N,).
+        labels: (N,) int64, index into the scored class names.
+        images: (I,) int64 positions of the images that were looked at.
+        seconds: time spent by stage, and `wall`.
+        skips: images that could not be read.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    images: np.ndarray
+    seconds: dict[str, float] = field(default_factory=dict)
+    skips: tuple[Skip, ...] = ()
+
+    @classmethod
+    def from_list(cls, positions: Sequence[int], found: Sequence[Detections], **others: Any) -> FoundDetections:
+        """From one `Detections` an image."""
+        counts = [len(each) for each in found]
+        return cls(
+            np.repeat(np.asarray(positions, np.int64), counts),
+            np.concatenate([each.boxes for each in found]) if found else np.zeros((0, 4), np.float32),
+            np.concatenate([each.scores for each in found]) if found else np.zeros(0, np.float32),
+            np.concatenate([each.labels for each in found]) if found else np.zeros(0, np.int64),
+            np.asarray(positions, np.int64),
+            **others,
+        )
+
+    @classmethod
+    def merged(cls, parts: Sequence[FoundDetections]) -> FoundDetections:
+        """The parts of several processes in the order of the images, as one process would have found them."""
+        image = np.concatenate([part.image for part in parts])
+        order = np.argsort(image, kind="stable")
+        stages = {key for part in parts for key in part.seconds}
+        return cls(
+            image[order],
+            np.concatenate([part.boxes for part in parts])[order],
+            np.concatenate([part.scores for part in parts])[order],
+            np.concatenate([part.labels for part in parts])[order],
+            np.sort(np.concatenate([part.images for part in parts])),
+            {key: (max if key == "wall" else sum)(part.seconds.get(key, 0.0) for part in parts) for key in stages},
+            tuple(skip for part in parts for skip in part.skips),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found, and the figures.
+
+    Args:
+        record: detections and ground truth of all images.
+        index: the images that were scored, in the order of the record.
+        figures: `voc07_mAP50`, `voc10_mAP50`, `coco_AP`, `coco_AP50`, ... and `per_class`; None where nothing is there.
+        protocol: in words, how the figures came about.
+        seconds: time spent by stage (`decode`, `preprocess`, `network`, `postprocess`, over all threads), `wall`.
+        skips: images left out.
+        num_not_scored: objects of classes that the model does not know.
+    """
+
+    record: EvalRecord
+    index: DatasetIndex
+    figures: dict[str, Any]
+    protocol: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    skips: tuple[Skip, ...] = ()
+    num_not_scored: int = 0
+
+    @cached_property
+    def matches(self) -> BestMatch:
+        """The best object of its class for each detection."""
+        return best_matches(self.record)
+
+    @cached_property
+    def outcome(self) -> np.ndarray:
+        """(N,) true positive, false positive or ignored, at IoU 0.5."""
+        return outcomes(self.record, self.matches, IOU_THRESHOLD)
+
+    @cached_property
+    def curves(self) -> ScoreCurves:
+        """Precision, recall and F1 by score, at IoU 0.5."""
+        return score_curves(self.record, self.outcome)
+
+    @property
+    def best_f1_threshold(self) -> float | None:
+        """The score threshold of the largest F1 over all classes together."""
+        return self.curves.best_threshold
+
+    @property
+    def images_per_second(self) -> float | None:
+        wall = self.seconds.get("wall", 0.0)
+        return self.record.num_images / wall if wall else None
+
+    @property
+    def timing(self) -> dict[str, float]:
+        """Share of each stage in the time that the four took together."""
+        total = sum(self.seconds.get(stage, 0.0) for stage in STAGES)
+        return {stage: self.seconds[stage] / total for stage in STAGES if total and stage in self.seconds}
+
+    @property
+    def num_images(self) -> int:
+        return self.record.num_images
+
+    def per_class(self) -> dict[str, dict[str, Any]]:
+        """Name to AP by each protocol, counts, and precision, recall and F1 at the class's own best threshold."""
+        rows = {}
+        for name, curve in zip(self.record.class_names, self.curves.per_class, strict=True):
+            threshold, _ = curve.best
+            precision, recall, f1 = curve.at(threshold) if threshold is not None else (None, None, None)
+            rows[name] = {
+                **self.figures["per_class"][name],
+                "precision": precision,
+                "recall": recall,
+                "f1": f1,
+                "threshold": threshold,
+            }
+        return rows
+
+    def per_image(self) -> list[dict[str, Any]]:
+        """One plain dict an image.
+
+        `objects` counts those of each class that are scored; `true_positives`, `false_positives` and `missed` are at
+        the best-F1 threshold; `detections` are all [class index, score, outcome at IoU 0.5: 1 right, 0 wrong,
+        -1 ignored], which is what comparing two models needs.
+        """
+        record = self.record
+        counted = ~record.gt_ignored
+        num_gt = np.bincount(record.gt_image[counted], minlength=record.num_images)
+        kept = record.det_scores >= (np.inf if self.best_f1_threshold is None else self.best_f1_threshold)
+        true, false = (
+            np.bincount(record.det_image[kept & (self.outcome == what)], minlength=record.num_images)
+            for what in (TRUE_POSITIVE, FALSE_POSITIVE)
+        )
+        det_bounds = np.searchsorted(record.det_image, np.arange(record.num_images + 1))
+        gt_bounds = np.searchsorted(record.gt_image, np.arange(record.num_images + 1))
+        labels, scores = record.det_labels.tolist(), record.det_scores.round(7).tolist()
+        outcome = self.outcome.tolist()
+        rows = []
+        for i in range(record.num_images):
+            part = slice(gt_bounds[i], gt_bounds[i + 1])
+            objects = np.bincount(record.gt_labels[part][counted[part]], minlength=record.num_classes)
+            dets = slice(det_bounds[i], det_bounds[i + 1])
+            rows.append(
+                {
+                    "image_id": record.image_ids[i].item(),
+                    "image": self.index.path(i).name,
+                    "objects": {record.class_names[c]: int(objects[c]) for c in np.flatnonzero(objects)},
+                    "true_positives": int(true[i]),
+                    "false_positives": int(false[i]),
+                    "missed": int(num_gt[i] - true[i]),
+                    "detections": [list(row) for row in zip(labels[dets], scores[dets], outcome[dets], strict=True)],
+                }
+            )
+        return rows
+
+    def to_json(self, per_image: bool = False) -> dict[str, Any]:
+        """Plain types; see `figures`, `per_class` and `per_image`."""
+        values = {key: value for key, value in self.figures.items() if key != "per_class"}
+        values |= {
+            "per_class": self.per_class(),
+            "class_names": list(self.record.class_names),
+            "num_images": self.num_images,
+            "num_objects": int(self.record.num_gt.sum()),
+            "num_skipped": len(self.skips),
+            "skipped": [str(skip) for skip in self.skips],
+            "num_not_scored": self.num_not_scored,
+            "protocol": self.protocol,
+            "best_f1_threshold": self.best_f1_threshold,
+            "best_f1": self.curves.best_f1,
+            "images_per_second": self.images_per_second,
+            "timing": self.timing,
+        }
+        if per_image:
+            values["per_image"] = self.per_image()
+        return values
+
+
+def evaluate(
+    detector: DetectorLike,
+    index: DatasetIndex,
+    *,
+    batch_size: int = 8,
+    settings: EvalSettings = EVAL_SETTINGS,
+    coco: str | None = "pycocotools",
+    progress: bool = True,
+    workers: int = 2,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[Any], list[Any] | None] | None = None,
+    read: Callable[[Path], np.ndarray] | None = None,
+) -> EvaluationResult | None:
+    """Score a detector on a split, in the images' own pixels.
+
+    Args:
+        detector: its `config.class_names` are the classes that are scored; objects of others are left out and counted.
+        index: the split.
+        batch_size: images given to the network at once; it does not change the figures.
+        settings: thresholds.
+        coco: `pycocotools`, `faster`, or None to leave COCO's figures out.
+        progress: show a bar.
+        workers: threads that decode images ahead.
+        rank, world_size: this process looks at the images rank, rank + world_size, ...
+        gather: given an object, the list of all processes' objects by rank (or None where only others need it).
+        read: path to (H, W, 3) uint8 RGB; `utils.images.read_image` by default.
+
+    Returns:
+        The result of all images, the same in every process; None where `gather` gave None.
+
+    Raises:
+        UserError: if model and data have no class in common.
+    """
+    class_names = tuple(detector.config.class_names)
+    class_map = match_classes(class_names, index.class_names, index.name)
+    positions = np.arange(rank, len(index), world_size)
+    found: FoundDetections | None = run_detector(
+        detector, index, positions, batch_size, settings, progress and rank == 0, workers, read
+    )
+    if gather is not None and found is not None:
+        parts = gather(found)
+        found = None if parts is None else FoundDetections.merged(parts)
+    if found is None:
+        return None
+    return score(index, class_names, class_map, found, coco, describe(settings))
+
+
+def score(
+    index: DatasetIndex,
+    class_names: Sequence[str],
+    class_map: np.ndarray,
+    found: FoundDetections,
+    coco: str | None = "pycocotools",
+    origin: str = "",
+) -> EvaluationResult:
+    """Figures of detections that are there already.
+
+    Args:
+        index: the split.
+        class_names: the scored classes, which the detections' labels index.
+        class_map: (C_index,) the index's labels as labels of `class_names`, -1 for those not scored.
+        found: detections, and which images they are of.
+        coco: `pycocotools`, `faster`, or None to leave COCO's figures out.
+        origin: how the detections came about, for `protocol`.
+    """
+    part = index.subset(found.images)
+    record = record_from_index(
+        index, class_names, class_map, found.images, found.image, found.boxes, found.scores, found.labels
+    )
+    figures = voc_figures(record)
+    if coco is not None:
+        theirs = coco_figures(record, coco)
+        for name, row in theirs.pop("per_class").items():
+            figures["per_class"][name] |= row
+        figures |= theirs
+    num_scored = int((record.num_gt > 0).sum())
+    tool = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}.get(coco or "", "")
+    protocol = (
+        f"{index.name}; VOC2007 11-point and VOC2010 all-point AP at IoU 0.5, difficult objects ignored; "
+        + (f"COCO AP at IoU 0.50:0.95 by {tool}; " if tool else "")
+        + f"boxes in original pixels; mean over the {num_scored} classes with objects"
+        + (f"; {origin}" if origin else "")
+    )
+    not_scored = int((class_map[part.labels] < 0).sum())
+    return EvaluationResult(record, part, figures, protocol, found.seconds, found.skips, not_scored)
+
+
+def describe(settings: EvalSettings) -> str:
+    """The thresholds in words."""
+    labels = "several classes a box" if settings.multi_label else "the best class of a box"
+    return (
+        f"score >= {settings.score_threshold:g}, NMS at IoU {settings.iou_threshold:g} within a class, "
+        f"at most {settings.max_detections} detections an image, {labels}"
+    )
+
+
+def run_detector(
+    detector: DetectorLike,
+    index: DatasetIndex,
+    positions: Sequence[int] | np.ndarray,
+    batch_size: int = 8,
+    settings: EvalSettings = EVAL_SETTINGS,
+    progress: bool = True,
+    workers: int = 2,
+    read: Callable[[Path], np.ndarray] | None = None,
+) -> FoundDetections:
+    """Detections of the images at `positions`; an image that cannot be read is skipped, with a warning."""
+    from tqdm import tqdm
+
+    started, before = time.perf_counter(), dict(getattr(detector, "timings", {}))
+    thresholds = asdict(settings)
+    seen: list[int] = []
+    found: list[Detections] = []
+    skips: list[Skip] = []
+    waiting: list[tuple[int, np.ndarray]] = []
+    decode_seconds = 0.0
+
+    def detect() -> None:
+        if waiting:
+            found.extend(detector.detect_batch([image for _, image in waiting], **thresholds))
+            seen.extend(position for position, _ in waiting)
+            waiting.clear()
+
+    with tqdm(total=len(positions), desc="evaluating", unit="image", disable=not progress, leave=False) as bar:
+        for position, image, seconds in _read_ahead(index, positions, batch_size * READ_AHEAD_BATCHES, workers, read):
+            decode_seconds += seconds
+            if isinstance(image, Skip):
+                warn(image.where, image.what, image.todo)
+                skips.append(image)
+            else:
+                waiting.append((position, image))
+            if len(waiting) == batch_size:
+                detect()
+            bar.update()
+        detect()
+    after = getattr(detector, "timings", {})
+    spent = {"decode": decode_seconds, **{key: after[key] - before.get(key, 0.0) for key in after}}
+    spent["wall"] = time.perf_counter() - started
+    return FoundDetections.from_list(seen, found, seconds=spent, skips=tuple(skips))
+
+
+def _read_ahead(
+    index: DatasetIndex,
+    positions: Sequence[int] | np.ndarray,
+    ahead: int,
+    workers: int,
+    read: Callable[[Path], np.ndarray] | None,
+) -> Iterator[tuple[int, np.ndarray | Skip, float]]:
+    """(position, image or why there is none, seconds it took) in order, decoded by threads while others are used."""
+    read = read or read_image
+
+    def load(position: int) -> tuple[int, np.ndarray | Skip, float]:
+        begin, path = time.perf_counter(), index.path(position)
+        result: np.ndarray | Skip
+        try:
+            result = read(path)
+        except UserError as error:
+            result = Skip("image", "unreadable_image", error.where, error.what, "it is left out of the score")
+        except (OSError, ValueError) as error:
+            result = Skip("image", "unreadable_image", str(path), str(error), "it is left out of the score")
+        return position, result, time.perf_counter() - begin
+
+    queue: deque[Future[tuple[int, np.ndarray | Skip, float]]] = deque()
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode") as pool:
+        try:
+            for position in positions:
+                queue.append(pool.submit(load, int(position)))
+                if len(queue) > ahead:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def match_classes(model_classes: Sequence[str], data_classes: Sequence[str], name: str) -> np.ndarray:
+    """The data's classes as the model's, by name.
+
+    Names are the same if they differ in capitals, spaces, hyphens and underscores only, or mean one class in VOC and
+    COCO. A warning tells which classes stand on one side alone.
+
+    Args:
+        model_classes: classes that are scored.
+        data_classes: classes of the annotations.
+        name: what to call the data.
+
+    Returns:
+        (C_data,) int64, index into `model_classes`, -1 for a class that the model does not know.
+
+    Raises:
+        UserError: if none is known.
+    """
+    exact = {each: i for i, each in enumerate(model_classes)}
+    loose = {_plain_name(each): i for i, each in reversed(list(enumerate(model_classes)))}
+    mapped = np.array([exact.get(each, loose.get(_plain_name(each), -1)) for each in data_classes], np.int64)
+    unknown = [each for each, label in zip(data_classes, mapped, strict=True) if label < 0]
+    if len(data_classes) and (mapped < 0).all():
+        near = [(each, m) for each in unknown for m in difflib.get_close_matches(each, model_classes, 1)]
+        hint = f"did you mean {near[0][1]!r} for {near[0][0]!r}? " if near else ""
+        raise UserError(
+            name,
+            f"has no class in common with the model (data: {_few(data_classes)}; model: {_few(model_classes)})",
+            f"{hint}use the data that the model was trained for, or correct the class names",
+        )
+    if unknown:
+        warn(name, f"classes that the model does not know: {_few(unknown)}", "their objects are not scored")
+    absent = [each for i, each in enumerate(model_classes) if i not in set(mapped.tolist())]
+    if absent and len(data_classes):
+        warn(name, f"classes of the model that the data does not have: {_few(absent)}", "they are not in the mean")
+    return mapped
+
+
+def _plain_name(name: str) -> str:
+    plain = "".join(letter for letter in name.casefold() if letter not in " -_")
+    return CLASS_ALIASES.get(plain, plain)
+
+
+def _few(names: Sequence[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

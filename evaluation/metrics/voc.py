@@ -1,0 +1,138 @@
+"""Average precision by the two Pascal VOC protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation.metrics.matching import IGNORED, TRUE_POSITIVE, best_matches, outcomes
+from evaluation.metrics.record import DetectionLike, EvalRecord, RecordBuilder
+
+IOU_THRESHOLD = 0.5  # the VOC challenge's
+# k * 0.1 in floating point, as every Python evaluation of VOC has it since py-faster-rcnn's voc_eval.py: a recall of
+# exactly 0.3, 0.6 or 0.7 lies just below its point.
+ELEVEN_POINTS = np.arange(0.0, 1.1, 0.1)
+
+
+def average_precision_07(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Mean over recall 0, 0.1, ... 1 of the best precision at that recall or above (VOC2007, section 4.2).
+
+    Args:
+        recall, precision: (N,) after each detection, highest score first.
+    """
+    if not len(recall):
+        return 0.0
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    first = np.searchsorted(recall, ELEVEN_POINTS, side="left")
+    reached = first < len(recall)
+    return float(np.where(reached, envelope[np.minimum(first, len(recall) - 1)], 0.0).mean())
+
+
+def average_precision_10(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Area under the monotonically falling precision-recall curve (VOC2010 and later, section 3.4.1).
+
+    Args:
+        recall, precision: (N,) after each detection, highest score first.
+    """
+    if not len(recall):
+        return 0.0
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+
+
+def class_curves(
+    record: EvalRecord, outcome: np.ndarray, num_gt: np.ndarray | None = None
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(scores, recall, precision) of each class, highest score first, ignored detections left out.
+
+    Args:
+        record: detections and ground truth.
+        outcome: (N,) of `matching.outcomes`.
+        num_gt: (C,) objects of each class, the record's own by default. Without objects the recall is 0.
+    """
+    num_gt = record.num_gt if num_gt is None else num_gt
+    counted = np.flatnonzero(outcome != IGNORED)
+    order = counted[np.lexsort((-record.det_scores[counted], record.det_labels[counted]))]  # stable
+    bounds = np.searchsorted(record.det_labels[order], np.arange(record.num_classes + 1))
+    curves = []
+    for c in range(record.num_classes):
+        part = order[bounds[c] : bounds[c + 1]]
+        true = np.cumsum(outcome[part] == TRUE_POSITIVE)
+        recall = true / max(num_gt[c], 1)
+        curves.append((record.det_scores[part], recall, true / np.arange(1, len(part) + 1)))
+    return curves
+
+
+def voc_ap(record: EvalRecord, outcome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(C,) VOC07 and (C,) VOC10 average precision; NaN for a class without objects."""
+    curves = class_curves(record, outcome)
+    has_objects = record.num_gt > 0
+    ap_07 = [average_precision_07(recall, precision) for _, recall, precision in curves]
+    ap_10 = [average_precision_10(recall, precision) for _, recall, precision in curves]
+    return np.where(has_objects, ap_07, np.nan), np.where(has_objects, ap_10, np.nan)
+
+
+def voc_figures(record: EvalRecord, iou_thresholds: Sequence[float] = (IOU_THRESHOLD,)) -> dict[str, Any]:
+    """mAP and AP of each class by both protocols; see `VOCMetric.compute`."""
+    figures: dict[str, Any] = {}
+    num_gt, num_detections = record.num_gt, record.num_detections
+    per_class: dict[str, dict[str, Any]] = {
+        name: {"num_gt": int(num_gt[c]), "num_detections": int(num_detections[c])}
+        for c, name in enumerate(record.class_names)
+    }
+    matches = best_matches(record)
+    for threshold in iou_thresholds:
+        suffix = f"{100 * threshold:g}"
+        both = voc_ap(record, outcomes(record, matches, threshold))
+        for protocol, ap in zip(("voc07", "voc10"), both, strict=True):
+            figures[f"{protocol}_mAP{suffix}"] = mean_or_none(ap)
+            for c, name in enumerate(record.class_names):
+                per_class[name][f"{protocol}_AP{suffix}"] = none_if_nan(ap[c])
+    figures["per_class"] = per_class
+    return figures
+
+
+def mean_or_none(values: np.ndarray) -> float | None:
+    """The mean of the values that are there (not NaN), None if there are none."""
+    values = np.asarray(values, np.float64)
+    there = ~np.isnan(values)
+    return float(values[there].mean()) if there.any() else None
+
+
+def none_if_nan(value: float) -> float | None:
+    """JSON has no NaN: None instead."""
+    return None if np.isnan(value) else float(value)
+
+
+class VOCMetric:
+    """VOC average precision over images given one by one.
+
+    A detection belongs to the object of its class with the largest IoU; `difficult` objects neither count nor cost;
+    a second detection of an object is a false positive; equal scores keep the order in which they were given. Crowd
+    regions are treated as difficult. The mean is over the classes that have objects.
+
+    Args:
+        class_names: the classes, in the order of the labels.
+        iou_thresholds: the IoU from which a detection is right; VOC's is 0.5.
+
+    Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html, section 3.4.1
+    """
+
+    def __init__(self, class_names: Sequence[str], iou_thresholds: Sequence[float] = (IOU_THRESHOLD,)) -> None:
+        self.iou_thresholds = tuple(iou_thresholds)
+        self._builder = RecordBuilder(class_names)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._builder.reset()
+
+    def update(self, detections: DetectionLike, target: dict[str, Any]) -> None:
+        """Add one image: its `Detections` and its `Target`, in the same pixels."""
+        self._builder.update(detections, target)
+
+    def compute(self) -> dict[str, Any]:
+        """`voc07_mAP50`, `voc10_mAP50` (and so on for other thresholds; None without objects) and `per_class`:
+        name to `voc07_AP50`, `voc10_AP50`, `num_gt` (difficult ones not counted), `num_detections`."""
+        return voc_figures(self._builder.build(), self.iou_thresholds)

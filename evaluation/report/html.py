@@ -1,0 +1,228 @@
+"""An evaluation as one HTML file that holds all it shows and needs no network."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.evaluator import STAGES, EvaluationResult
+from evaluation.metrics.calibration import LEAST_SCORE, calibrate
+from evaluation.metrics.coco import FIGURES
+from evaluation.metrics.confusion import confusion_matrix
+from evaluation.metrics.errors import analyse_errors
+from evaluation.report.advice import FALLBACK_THRESHOLD, advise
+from evaluation.report.pictures import Picture, confident_mistakes, worst_images
+from evaluation.report.plots import (
+    MOST_CLASSES,
+    calibration_figure,
+    class_figure,
+    confusion_figure,
+    curves_figure,
+    data_uri,
+    errors_figure,
+)
+from evaluation.report.text import number
+from utils.files import write_file
+from utils.images import read_image
+
+_CSS = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #f5f7fa; margin: 0; }
+main { max-width: 1240px; margin: 0 auto; padding: 24px; }
+h1 { font-size: 24px; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size: 18px; margin: 0 0 8px; }
+section { background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; padding: 18px 20px; margin: 16px 0; }
+p.note { color: #616e7c; margin: 4px 0 10px; overflow-wrap: anywhere; }
+.cards { display: flex; flex-wrap: wrap; gap: 12px; }
+.card { flex: 1 1 120px; background: #f5f7fa; border-radius: 6px; padding: 10px 14px; }
+.card b { display: block; font-size: 24px; font-variant-numeric: tabular-nums; }
+.card span { color: #616e7c; font-size: 13px; }
+ol li { margin: 6px 0; } code { white-space: nowrap; background: #f0f2f5; padding: 0 3px; border-radius: 3px; }
+img { max-width: 100%; height: auto; display: block; }
+.side { display: flex; flex-wrap: wrap; gap: 20px; align-items: flex-start; }
+.side > * { flex: 1 1 420px; min-width: 0; }
+.scroll { overflow-x: auto; }
+.side > .scroll { flex: 2 1 640px; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; width: 100%; }
+th, td { text-align: right; padding: 3px 6px; border-bottom: 1px solid #e4e7eb; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 14px; }
+figure { margin: 0; } figcaption { font-size: 13px; color: #3e4c59; margin-top: 4px; overflow-wrap: anywhere; }
+.sheet img { width: 100%; height: 230px; object-fit: contain; background: #e4e7eb; border-radius: 4px; }
+.absent { height: 120px; background: #e4e7eb; border-radius: 4px; display: grid; place-items: center; color: #616e7c; }
+.key { display: inline-block; width: 12px; height: 12px; border-radius: 2px; margin: 0 4px 0 12px; }
+"""
+_KEY = (
+    '<span class="key" style="background:#16a34a"></span>right'
+    '<span class="key" style="background:#dc2626"></span>wrong'
+    '<span class="key" style="background:#f59e0b"></span>labelled (missed, or what the mistake concerns)'
+)
+
+
+def write_report(
+    path: Path,
+    result: EvaluationResult,
+    input_size: tuple[int, int] | None = None,
+    model: str = "",
+    read: Callable[[Path], np.ndarray] | None = None,
+) -> None:
+    """Write the page.
+
+    Args:
+        path: the HTML file.
+        result: what to report.
+        input_size: (height, width) of the network's input, for the advice.
+        model: what was scored, in the user's words.
+        read: path to (H, W, 3) uint8 RGB; `utils.images.read_image` by default. A picture that cannot be read is
+            left out, and the page says so.
+    """
+    write_file(path, report_html(result, input_size, model, read).encode("utf-8", "backslashreplace"))
+
+
+def report_html(
+    result: EvaluationResult,
+    input_size: tuple[int, int] | None = None,
+    model: str = "",
+    read: Callable[[Path], np.ndarray] | None = None,
+) -> str:
+    """The page as text; see `write_report`."""
+    read = read or read_image
+    errors = analyse_errors(result.record, result.outcome)
+    threshold = FALLBACK_THRESHOLD if result.best_f1_threshold is None else result.best_f1_threshold
+    matrix = confusion_matrix(result.record, threshold)
+    calibration = calibrate(result.record.det_scores, result.outcome)
+    title = f"Evaluation of {model or 'detections'} on {result.index.name}"
+    sections = [
+        f"<h1>{_escape(title)}</h1><p class=note>{_escape(result.protocol)}{_left_out(result)}</p>",
+        _section("", _cards(result)),
+        _section("Most worth doing", _advice_list(advise(result, errors, input_size))),
+        _section(
+            "What costs mAP",
+            _plot(errors_figure(result, errors), "mAP lost by kind of mistake, object size and class"),
+            "Each kind mended alone, in the manner of TIDE: the parts overlap and need not add up.",
+        ),
+        _section("Curves", _plot(curves_figure(result), "precision, recall and F1 curves")),
+        _section(
+            "Classes", f'<div class="side">{_class_table(result)}{_plot(class_figure(result), "AP by class")}</div>'
+        ),
+        _section(
+            "Confusion and calibration",
+            f'<div class="side">{_plot(confusion_figure(matrix, result.record.class_names, threshold), "confusion")}'
+            f"{_plot(calibration_figure(calibration), 'calibration')}</div>",
+            f"Left: counts at the best-F1 threshold, shaded by share of the row, {MOST_CLASSES} classes at most. "
+            f"Right: detections with a score of {LEAST_SCORE} or more, with their number on each bar.",
+        ),
+        _section("COCO's figures, and time", _coco_and_time(result)),
+        _section(
+            "Worst images", _sheet(worst_images(result, threshold, read)), f"At score {threshold:.2f}:{_KEY}", raw=True
+        ),
+        _section(
+            "Most confident mistakes",
+            _sheet(confident_mistakes(result, errors, read)),
+            f"Objects that lack a label show up here, too.{_KEY}",
+            raw=True,
+        ),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_escape(title)}</title><style>{_CSS}</style></head>\n<body><main>\n"
+        + "\n".join(sections)
+        + "\n</main></body></html>\n"
+    )
+
+
+def _escape(text: Any) -> str:
+    return html.escape(str(text))
+
+
+def _section(title: str, content: str, note: str = "", raw: bool = False) -> str:
+    heading = f"<h2>{_escape(title)}</h2>" if title else ""
+    remark = f"<p class=note>{note if raw else _escape(note)}</p>" if note else ""
+    return f"<section>{heading}{remark}{content}</section>"
+
+
+def _plot(figure: Any, alt: str) -> str:
+    return f'<div><img alt="{_escape(alt)}" src="{data_uri(figure)}"></div>'
+
+
+def _left_out(result: EvaluationResult) -> str:
+    parts = []
+    if result.skips:
+        parts.append(f"{len(result.skips)} images could not be read and are left out")
+    if result.num_not_scored:
+        parts.append(f"{result.num_not_scored} objects of classes unknown to the model are not scored")
+    return "".join(f"<br>{_escape(part)}" for part in parts)
+
+
+def _cards(result: EvaluationResult) -> str:
+    figures = result.figures
+    values = [
+        (number(figures["voc10_mAP50"]), "mAP50, VOC 2010"),
+        (number(figures["voc07_mAP50"]), "mAP50, VOC 2007"),
+        (number(figures.get("coco_AP")), "AP, COCO"),
+        (number(figures.get("coco_AP75")), "AP75, COCO"),
+        (number(result.curves.best_f1), f"best F1, at score {number(result.best_f1_threshold, 2)}"),
+        (str(result.num_images), "images"),
+        (str(int(result.record.num_gt.sum())), "objects"),
+    ]
+    if result.images_per_second:
+        values.append((number(result.images_per_second, 1), "images a second"))
+    cards = (f'<div class="card"><b>{_escape(v)}</b><span>{_escape(name)}</span></div>' for v, name in values)
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _advice_list(advice: list[Any]) -> str:
+    items = (re.sub(r"(--[a-z][a-z-]*(?: \d+)*)", r"<code>\1</code>", _escape(each.text)) for each in advice)
+    return "<ol>" + "".join(f"<li>{item}</li>" for item in items) + "</ol>"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    heads = "".join(f"<th>{_escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _class_table(result: EvaluationResult) -> str:
+    head = ["class", "objects", "found", "VOC10", "VOC07", "COCO", "precision", "recall", "F1", "at score"]
+    rows = [
+        [
+            name,
+            str(row["num_gt"]),
+            str(row["num_detections"]),
+            *(number(row.get(key)) for key in ("voc10_AP50", "voc07_AP50", "coco_AP", "precision", "recall", "f1")),
+            number(row["threshold"], 2),
+        ]
+        for name, row in result.per_class().items()
+        if row["num_gt"] or row["num_detections"]
+    ]
+    return _table(head, rows)
+
+
+def _coco_and_time(result: EvaluationResult) -> str:
+    parts = []
+    if "coco_AP" in result.figures:
+        parts.append(_table(list(FIGURES), [[number(result.figures[f"coco_{name}"]) for name in FIGURES]]))
+    if result.timing:
+        head = [*(stage for stage in STAGES if stage in result.timing), "images a second"]
+        row = [f"{share:.0%}" for share in result.timing.values()]
+        parts.append(_table(head, [[*row, number(result.images_per_second, 1)]]))
+    return "".join(parts) or "<p>Detections from a file: there is no time to report.</p>"
+
+
+def _sheet(pictures: list[Picture]) -> str:
+    if not pictures:
+        return "<p>There are none.</p>"
+    return f'<div class="sheet">{"".join(map(_tile, pictures))}</div>'
+
+
+def _tile(picture: Picture) -> str:
+    if picture.source:
+        image = f'<img alt="{_escape(picture.caption)}" src="{picture.source}">'
+    else:
+        image = '<div class="absent">the picture is not there</div>'
+    return f"<figure>{image}<figcaption>{_escape(picture.caption)}</figcaption></figure>"

@@ -1,0 +1,143 @@
+"""The pictures of a report: the worst images and the most confident mistakes, with what was found and what is there."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from evaluation.evaluator import EvaluationResult
+from evaluation.metrics.errors import BACKGROUND, BOTH, CLASSIFICATION, DUPLICATE, LOCALISATION, ErrorAnalysis
+from evaluation.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE
+from utils.draw import line_width, put_text, text_height, text_size
+from utils.errors import UserError, printable
+
+WORST_IMAGES, WORST_MISTAKES = 12, 16
+TILE = 420  # longest side of a picture in the page, pixels
+JPEG_QUALITY = 82
+RIGHT, WRONG, MISSED = (22, 163, 74), (220, 38, 38), (245, 158, 11)  # RGB
+
+Mark = tuple[np.ndarray, tuple[int, int, int], str]  # box (4,) image pixels, colour, text
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the page: a `data:` address (empty where the file is not there) and what stands below it."""
+
+    source: str
+    caption: str
+
+
+def worst_images(
+    result: EvaluationResult, threshold: float, read: Callable[[Path], np.ndarray], limit: int = WORST_IMAGES
+) -> list[Picture]:
+    """The images with the most wrong and missed objects at a score threshold, as pictures with boxes."""
+    record = result.record
+    kept = record.det_scores >= threshold
+    found = np.zeros(len(record.gt_image), bool)
+    right = kept & (result.outcome == TRUE_POSITIVE)
+    found[result.matches.gt[right]] = True
+    missed = ~found & ~record.gt_ignored
+    wrong = kept & (result.outcome == FALSE_POSITIVE)
+    count_wrong, count_missed, count_right = (
+        np.bincount(images, minlength=record.num_images)
+        for images in (record.det_image[wrong], record.gt_image[missed], record.det_image[right])
+    )
+    mistakes = count_wrong + count_missed
+    order = np.lexsort((count_right, -mistakes))[:limit]
+    pictures = []
+    for i in order[mistakes[order] > 0]:
+        path = result.index.path(i)
+        marks: list[Mark] = []
+        for mask, colour in ((right, RIGHT), (wrong, WRONG)):
+            for d in np.flatnonzero(mask & (record.det_image == i)):
+                # what is right needs no words, which would cover what is wrong
+                text = f"{record.class_names[record.det_labels[d]]} {record.det_scores[d]:.2f}" if mask is wrong else ""
+                marks.append((record.det_boxes[d], colour, text))
+        for m in np.flatnonzero(missed & (record.gt_image == i)):
+            marks.append((record.gt_boxes[m], MISSED, record.class_names[record.gt_labels[m]]))
+        caption = f"{path.name}: {count_right[i]} right, {count_wrong[i]} wrong, {count_missed[i]} missed"
+        pictures.append(Picture(_tile(path, marks, None, read), printable(caption)))
+    return pictures
+
+
+def confident_mistakes(
+    result: EvaluationResult,
+    errors: ErrorAnalysis,
+    read: Callable[[Path], np.ndarray],
+    limit: int = WORST_MISTAKES,
+) -> list[Picture]:
+    """The wrong detections with the highest scores, cut out with some of what is around them."""
+    record = result.record
+    wrong = np.flatnonzero(errors.det_type >= 0)
+    pictures = []
+    for d in wrong[np.argsort(-record.det_scores[wrong], kind="stable")][:limit]:
+        path = result.index.path(record.det_image[d])
+        name = record.class_names[record.det_labels[d]]
+        marks: list[Mark] = []
+        if errors.det_gt[d] >= 0:
+            gt = errors.det_gt[d]
+            marks.append((record.gt_boxes[gt], MISSED, record.class_names[record.gt_labels[gt]]))
+        marks.append((record.det_boxes[d], WRONG, f"{name} {record.det_scores[d]:.2f}"))
+        caption = f"{name} {record.det_scores[d]:.2f}: {_reason(result, errors, d)} ({path.name})"
+        pictures.append(Picture(_tile(path, marks, record.det_boxes[d], read), printable(caption)))
+    return pictures
+
+
+def _reason(result: EvaluationResult, errors: ErrorAnalysis, detection: int) -> str:
+    gt = errors.det_gt[detection]
+    label = result.record.class_names[result.record.gt_labels[gt]] if gt >= 0 else ""
+    return {
+        CLASSIFICATION: f"is labelled {label}",
+        LOCALISATION: "does not fit the box of the label",
+        BOTH: f"overlaps a {label} a little",
+        DUPLICATE: "was found already",
+        BACKGROUND: "nothing is labelled there",
+    }[int(errors.det_type[detection])]
+
+
+def _tile(
+    path: Path,
+    marks: list[Mark],
+    around: np.ndarray | None,
+    read: Callable[[Path], np.ndarray],
+) -> str:
+    """A picture, or the part of it around a box, with marked boxes, as a JPEG in a `data:` address."""
+    try:
+        image = read(path)
+    except (UserError, OSError, ValueError):
+        return ""
+    height, width = image.shape[:2]
+    left, top, right, bottom = 0, 0, width, height
+    if around is not None:
+        margin = 0.5 * max(around[2] - around[0], around[3] - around[1], 0.2 * max(height, width))
+        low, high = np.floor(around[:2] - margin).astype(int), np.ceil(around[2:] + margin).astype(int)
+        left, top = np.clip(low, 0, [width - 1, height - 1]).tolist()
+        right, bottom = np.clip(high, [left + 1, top + 1], [width, height]).tolist()
+    part = image[top:bottom, left:right]
+    scale = min(TILE / max(part.shape[:2]), 4.0)
+    size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
+    canvas = cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    for box, colour, text in marks:
+        _mark(canvas, (box - [left, top, left, top]) * scale, colour, text)
+    _, data = cv2.imencode(".jpg", canvas[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def _mark(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], text: str) -> None:
+    """One box with its text, inside the top edge so that it stays in the picture."""
+    height, width = canvas.shape[:2]
+    x1, y1, x2, y2 = np.clip(np.rint(box), -1, [width, height, width, height]).astype(int).tolist()
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, max(2, line_width(canvas)))
+    if not text:
+        return
+    cap = text_height(canvas)
+    text_width, ascent, descent = text_size(text, cap)
+    left = max(0, min(x1, width - text_width - 4))
+    top = max(0, min(y1, height - ascent - descent - 4))
+    cv2.rectangle(canvas, (left, top), (left + text_width + 4, top + ascent + descent + 3), colour, cv2.FILLED)
+    put_text(canvas, text, left + 2, top + ascent + 2, cap, (255, 255, 255))

@@ -1,0 +1,135 @@
+"""An evaluation as one page of plain text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from evaluation.evaluator import STAGES, EvaluationResult
+from evaluation.metrics.calibration import calibrate
+from evaluation.metrics.coco import FIGURES
+from evaluation.metrics.errors import ERROR_TYPES, SIZES, ErrorAnalysis, analyse_errors
+from evaluation.report.advice import advise
+from utils.errors import printable
+
+if TYPE_CHECKING:
+    from evaluation.metrics.compare import Comparison
+
+MOST_CLASSES = 40  # of a table that is to stay one page
+
+
+def summary_text(result: EvaluationResult, input_size: tuple[int, int] | None = None) -> str:
+    """Figures, classes, time, what is lost and why, and what to do: one page that ends in three things to do."""
+    errors = analyse_errors(result.record, result.outcome)
+    parts = [
+        _head(result),
+        _figures(result),
+        class_table(result),
+        _losses(result, errors),
+        _scores(result),
+        _time(result),
+        _advice(result, errors, input_size),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A figure with fixed digits, `-` for None."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _head(result: EvaluationResult) -> str:
+    lines = [f"{printable(result.index.name)}: {result.num_images} images, {int(result.record.num_gt.sum())} objects"]
+    lines.append(f"  {printable(result.protocol)}")
+    if result.skips:
+        lines.append(f"  {len(result.skips)} images could not be read and are not in the figures")
+    if result.num_not_scored:
+        lines.append(f"  {result.num_not_scored} objects of classes that the model does not know are not scored")
+    return "\n".join(lines)
+
+
+def _figures(result: EvaluationResult) -> str:
+    f = result.figures
+    voc10, voc07 = number(f["voc10_mAP50"]), number(f["voc07_mAP50"])
+    lines = [f"VOC   mAP50 {voc10} (2010, all points)   {voc07} (2007, 11 points)"]
+    if "coco_AP" in f:
+        shown = [f"{key} {number(f[f'coco_{key}'])}" for key in FIGURES]
+        lines += [f"COCO  {'  '.join(shown[:6])}", f"      {'  '.join(shown[6:])}"]
+    return "\n".join(lines)
+
+
+def class_table(result: EvaluationResult) -> str:
+    """A line a class, AP and counts and the best it can do; the classes with objects, at most 40."""
+    names = [printable(name) for name in result.record.class_names]
+    width = max([len(name) for name in names] + [5])
+    lines = [
+        f"{'class':<{width}} {'objects':>7} {'found':>7} {'VOC10':>6} {'VOC07':>6} {'COCO':>6} {'prec.':>6} "
+        f"{'recall':>6} {'F1':>6} {'at':>5}"
+    ]
+    rows = [(name, row) for name, row in zip(names, result.per_class().values(), strict=True) if row["num_gt"]]
+    for name, row in rows[:MOST_CLASSES]:
+        lines.append(
+            f"{name:<{width}} {row['num_gt']:>7} {row['num_detections']:>7} {number(row['voc10_AP50']):>6} "
+            f"{number(row['voc07_AP50']):>6} {number(row.get('coco_AP')):>6} {number(row['precision']):>6} "
+            f"{number(row['recall']):>6} {number(row['f1']):>6} {number(row['threshold'], 2):>5}"
+        )
+    if len(rows) > MOST_CLASSES:
+        lines.append(f"... and {len(rows) - MOST_CLASSES} more classes (--json has them all)")
+    return "\n".join(lines)
+
+
+def _losses(result: EvaluationResult, errors: ErrorAnalysis) -> str:
+    if result.figures["voc10_mAP50"] is None:
+        return ""
+    lines = [f"{'mAP50 lost by':<16} {'points':>6} {'count':>7}   {'points by size of object':<24}"]
+    for kind, name in enumerate(ERROR_TYPES):
+        sizes = "  ".join(f"{s} {100 * errors.gain_by_size[kind, i]:.1f}" for i, s in enumerate(SIZES))
+        lines.append(f"{name:<16} {100 * errors.gain[kind]:>6.1f} {errors.counts[kind].sum():>7}   {sizes}")
+    return "\n".join(lines)
+
+
+def _scores(result: EvaluationResult) -> str:
+    threshold = result.best_f1_threshold
+    if threshold is None:
+        return "Nothing was found rightly: there is no best score threshold."
+    precision, recall, f1 = result.curves.overall.at(threshold)
+    calibration = calibrate(result.record.det_scores, result.outcome)
+    error = f"; scores are off by {calibration.error:.2f} on average" if calibration.error is not None else ""
+    return (
+        f"Best F1 over all classes {f1:.3f} at score {threshold:.3f} (precision {precision:.3f}, recall {recall:.3f})"
+        f"{error}"
+    )
+
+
+def _time(result: EvaluationResult) -> str:
+    if not result.seconds:
+        return ""
+    shares = ", ".join(f"{stage} {result.timing[stage]:.0%}" for stage in STAGES if stage in result.timing)
+    return f"{number(result.images_per_second, 1)} images/s; of the time over all threads: {shares}"
+
+
+def _advice(result: EvaluationResult, errors: ErrorAnalysis, input_size: tuple[int, int] | None) -> str:
+    lines = ["Most worth doing:"]
+    lines += [f"{i}. {printable(each.text)}" for i, each in enumerate(advise(result, errors, input_size), start=1)]
+    return "\n".join(lines)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """A comparison in words."""
+    c = comparison
+    lines = [
+        f"A {printable(c.name_a)}: mAP50 {number(c.a)}",
+        f"B {printable(c.name_b)}: mAP50 {number(c.b)}",
+        f"B - A: {c.difference:+.4f}, {c.confidence:.0%} interval {c.low:+.4f} to {c.high:+.4f} (bootstrap over "
+        f"{c.num_images} images, {c.repetitions} repetitions, VOC10 AP at IoU 0.5)",
+        f"Verdict: {c.verdict}",
+    ]
+    width = max([len(printable(name)) for name in c.per_class] + [5])
+    lines.append(f"\n{'class':<{width}} {'A':>6} {'B':>6} {'B - A':>7}  interval")
+    for name, (a, b, low, high) in c.per_class.items():
+        mark = " *" if low > 0 or high < 0 else ""
+        lines.append(
+            f"{printable(name):<{width}} {number(a):>6} {number(b):>6} {b - a:>+7.3f}  {low:+.3f} to {high:+.3f}{mark}"
+        )
+    expected = (1 - c.confidence) * len(c.per_class)
+    lines.append(f"* beyond noise for that class alone; about {expected:.0f} such marks would come by chance")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Weight files: checkpoints, pretrained backbones, transfer, and the import of reference weights."""

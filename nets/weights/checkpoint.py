@@ -1,0 +1,206 @@
+"""A model file that can rebuild its model, is written whole or not at all, and runs no code when read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nets.backbones.registry import TIMM_PREFIX
+from nets.model_config import ModelConfig
+from nets.weights.torch_file import open_model_file, read_torch_file, seal
+from nets.yolov4 import YOLOv4
+from utils.errors import RunError, UserError
+from utils.files import write_atomically
+
+FORMAT = "mobilenet-yolov4"
+FORMAT_VERSION = 1
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+USUAL_WIDTH, USUAL_CLASSES = 1.5, 1000  # up to here no network takes more than some hundred MB
+MAX_HEADER_BYTES = 8 << 20  # of a .safetensors file: names, shapes and our configuration
+
+
+@dataclass
+class Checkpoint:
+    """What a model file holds.
+
+    Args:
+        config: rebuilds the network.
+        weights: the network's state dict (of the EMA, where there is one).
+        metrics: the last evaluation's figures, plain numbers by name.
+        info: where it comes from: versions, dataset, epoch, options; plain types.
+        training: what resuming needs (optimiser, schedule, random states...); None in a file for use only.
+    """
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, half: bool = False) -> None:
+    """Write a checkpoint beside `path`, read it back, and only then give it the name.
+
+    Args:
+        path: `.safetensors` writes weights and configuration in that format (no training state); any other name a .pth.
+        checkpoint: what to write; it must hold plain types and tensors only.
+        half: floating-point weights as float16, half the size.
+
+    Raises:
+        RunError: if it cannot be written (full disk: says the size that is missing); the old file is then untouched.
+    """
+    path = Path(path)
+    weights = {strip_prefixes(name): _portable(tensor, half) for name, tensor in checkpoint.weights.items()}
+    bad = [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        raise RunError(path, f"not saved: {bad[0]} is not finite", "resume from the last checkpoint at a lower rate")
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": checkpoint.config.to_dict(),
+        "weights": weights,
+        "metrics": checkpoint.metrics,
+        "info": checkpoint.info,
+        "training": checkpoint.training,
+    }
+    if path.suffix.lower() == ".safetensors":
+        data = _safetensors_bytes(content)
+    else:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        data = seal(buffer.getvalue())
+    write_atomically(path, data)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint, on the CPU, weights as float32.
+
+    Raises:
+        UserError: naming the file and why it is no checkpoint of ours (empty, cut, damaged, HTML, another model...).
+    """
+    path = Path(path)
+    content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_torch_file(path, FORMAT)
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        raise UserError(
+            path,
+            "not a checkpoint of this platform",
+            "weights of the reference are imported by: python -m nets.weights.import_reference IN.pth OUT.pth",
+        )
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(path, f"has format version {version}, this is {FORMAT_VERSION}", "update this platform")
+    try:
+        config = ModelConfig.from_dict(content["config"])
+        weights = _check_weights(path, content["weights"])
+        metrics, info, training = content.get("metrics") or {}, content.get("info") or {}, content.get("training")
+        if not isinstance(metrics, dict) or not isinstance(info, dict) or not isinstance(training, dict | None):
+            raise ValueError("metrics, info or training is no table")
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(path, f"damaged: {error}", "use another copy") from error
+    _check_fit(path, config, weights)
+    return Checkpoint(config, weights, metrics, info, training)
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Read a .safetensors file: `weights`, and our configuration where its metadata holds one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    with open_model_file(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= MAX_HEADER_BYTES:
+            raise UserError(path, "is not a .safetensors file, or damaged", "use another copy")
+        header = file.read(length)
+        try:
+            entries = json.loads(header)
+            ends = (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+            if 8 + length + max(ends, default=0) != os.fstat(file.fileno()).st_size:  # before all of it is read
+                raise UserError(path, "cut or damaged: its size is not what it says", "use another copy")
+            metadata = entries.get("__metadata__") or {}
+            content = json.loads(metadata["checkpoint"]) if "checkpoint" in metadata else {}
+            file.seek(0)
+            weights = load(file.read())
+            if content and metadata.get("sha256") != _digest_of(weights, metadata["checkpoint"]):
+                raise UserError(path, "damaged: its tensors are not those that were written", "use another copy")
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(path, f"cut or damaged ({error})", "use another copy") from error
+    return {**content, "weights": weights}
+
+
+def strip_prefixes(name: str) -> str:
+    """A tensor's name without the prefixes of DataParallel and torch.compile."""
+    while name.startswith(WRAPPER_PREFIXES):
+        for prefix in WRAPPER_PREFIXES:
+            name = name.removeprefix(prefix)
+    return name
+
+
+def _check_weights(path: Path, weights: Any) -> dict[str, Tensor]:
+    if not isinstance(weights, Mapping) or not weights:
+        raise UserError(path, "holds no weights", "use another copy")
+    result = {}
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(path, f"{name!r} is not a tensor", "use another copy")
+        if tensor.is_floating_point():
+            tensor = tensor.float()
+            if not tensor.isfinite().all():
+                raise UserError(path, f"weights {name} hold NaN or infinity", "use an earlier checkpoint")
+        result[strip_prefixes(name)] = tensor
+    return result
+
+
+def _check_fit(path: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Hold the weights to a large network that the file describes, before memory is taken for what it only claims."""
+    is_known = not config.backbone.startswith(TIMM_PREFIX) and config.num_classes <= USUAL_CLASSES
+    if is_known and max(config.alpha, config.neck_width) <= USUAL_WIDTH:
+        return  # whoever loads the weights sees whether they fit
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in YOLOv4(config).state_dict().items()}
+    missing = [name for name in expected if name not in weights]
+    wrong = [name for name, shape in expected.items() if name in weights and weights[name].shape != shape]
+    what = ""
+    if missing:
+        what = f"{len(missing)} of {len(expected)} tensors are missing, {missing[0]} for one"
+    elif wrong:
+        what = f"{wrong[0]} is {tuple(weights[wrong[0]].shape)}, not {tuple(expected[wrong[0]])}"
+    elif len(weights) > len(expected):
+        what = f"{next(name for name in weights if name not in expected)} is none of its tensors"
+    if what:
+        raise UserError(path, f"its weights do not fit the network it describes: {what}", "use another copy")
+
+
+def _portable(tensor: Tensor, half: bool) -> Tensor:
+    """Contiguous, on the CPU, with a storage of its own (a view would save the whole storage behind it)."""
+    tensor = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return tensor.half() if half and tensor.is_floating_point() else tensor
+
+
+def _safetensors_bytes(content: dict[str, Any]) -> bytes:
+    from safetensors.torch import save
+
+    weights = content["weights"]
+    plain = {k: v for k, v in content.items() if k not in ("weights", "training")}
+    text = json.dumps(plain)
+    return save(weights, metadata={"checkpoint": text, "sha256": _digest_of(weights, text)})
+
+
+def _digest_of(weights: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(weights):
+        digest.update(f"{name} {weights[name].dtype} {tuple(weights[name].shape)}".encode())
+        digest.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

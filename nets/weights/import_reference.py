@@ -1,0 +1,228 @@
+"""Weights of bubbliiiing/mobilenet-yolov4-pytorch become a checkpoint of ours: the same boxes from the same image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.class_names import read_class_names
+from nets.model_config import ANCHORS_PER_LEVEL, YOLOV4_ANCHORS, ModelConfig
+from nets.weights.checkpoint import Checkpoint, save_checkpoint, strip_prefixes
+from nets.weights.pretrained import read_weights_file
+from nets.yolov4 import YOLOv4
+from utils.config import option, parse_options
+from utils.errors import UserError, run_command, warn
+from utils.output_rules import check_output_file
+
+MODEL_DATA = Path(__file__).resolve().parents[2] / "model_data"
+CLASS_LISTS = {20: MODEL_DATA / "voc_classes.txt", 80: MODEL_DATA / "coco_classes.txt"}
+WRITTEN = (".pth", ".pt", ".safetensors")
+PREDICTION = "yolo_head3.1.weight"  # (3 * (5 + classes), channels, 1, 1), of stride 8
+
+# a tensor that only the file of this backbone has
+_MARKS = {
+    "mobilenet_v1": "backbone.model.stage1.0.0.weight",
+    "mobilenet_v2": "backbone.model.features.1.conv.0.0.weight",
+    "mobilenet_v3_large": "backbone.model.features.1.conv.0.weight",
+}
+# the ImageNet classifier, which the files carry and detection does not use
+_CLASSIFIER = re.compile(r"backbone\.model\.(fc|classifier|conv|features\.18)\.")
+_BACKBONE = "backbone.model."
+_PARTS = {
+    "conv1.": "neck.before_spp.",
+    "conv2.": "neck.after_spp.",
+    "upsample1.upsample.0.": "neck.reduce5.",
+    "conv_for_P4.": "neck.lateral4.",
+    "make_five_conv1.": "neck.top_down4.",
+    "upsample2.upsample.0.": "neck.reduce4.",
+    "conv_for_P3.": "neck.lateral3.",
+    "make_five_conv2.": "neck.top_down3.",
+    "down_sample1.": "neck.downsample3.",
+    "make_five_conv3.": "neck.bottom_up4.",
+    "down_sample2.": "neck.downsample4.",
+    "make_five_conv4.": "neck.bottom_up5.",
+    "yolo_head3.": "head.levels.0.",
+    "yolo_head2.": "head.levels.1.",
+    "yolo_head1.": "head.levels.2.",
+}
+# a depthwise-separable convolution there is one flat Sequential: conv, norm, ReLU6, conv, norm, ReLU6
+_SEPARABLE = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1"}
+_V1_BLOCKS_BEFORE = {"1": 0, "2": 5, "3": 11}
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What `python -m nets.weights.import_reference` takes."""
+
+    input: str = option("", "the reference's weights, .pth", positional=True, metavar="IN.pth")
+    output: str = option("", "the checkpoint to write", positional=True, metavar="OUT.pth")
+    classes: str | None = option(None, "class names, one a line (20 and 80 classes: VOC's and COCO's unless given)")
+    overwrite: bool = option(False, "replace OUT.pth if it is there")
+
+
+def import_reference(weights: Mapping[str, Tensor], class_names: tuple[str, ...] | None = None) -> Checkpoint:
+    """Turn a reference state dict into a checkpoint.
+
+    Args:
+        weights: as the reference saves it; backbone and number of classes are read from it.
+        class_names: in the order of its training; None takes VOC's for 20 classes, COCO's for 80, else numbers.
+
+    Raises:
+        UserError: if it is not such a state dict, or the names are not as many as its classes.
+    """
+    weights = {strip_prefixes(name): tensor for name, tensor in weights.items()}
+    backbone = next((name for name, mark in _MARKS.items() if mark in weights), None)
+    if backbone is None or PREDICTION not in weights:
+        what = "not a weight file of mobilenet-yolov4-pytorch with MobileNetV1, V2 or V3"
+        raise UserError("import", what, "give a file that its train.py wrote")
+    outputs = len(weights[PREDICTION])
+    num_classes = outputs // ANCHORS_PER_LEVEL - 5
+    if outputs % ANCHORS_PER_LEVEL or num_classes < 1:
+        raise UserError("import", f"{outputs} outputs a cell are not 3 x (5 + classes)", "give the reference's file")
+    config = reference_config(backbone, class_names or default_class_names(num_classes))
+    if config.num_classes != num_classes:
+        what = f"{config.num_classes} names for the file's {num_classes} classes"
+        raise UserError("--classes", what, "give one name for each class")
+    renamed = {_rename(backbone, name, weights): t for name, t in weights.items() if not _CLASSIFIER.match(name)}
+    return Checkpoint(config, _fit(config, renamed), info={"source": "mobilenet-yolov4-pytorch"})
+
+
+def reference_config(backbone: str, class_names: tuple[str, ...]) -> ModelConfig:
+    """The reference's network and the way that it is given images and read (its yolo.py)."""
+    return ModelConfig(
+        class_names=class_names,
+        backbone=backbone,
+        se_order="before",
+        bn_eps=1e-5,
+        anchors=YOLOV4_ANCHORS,
+        scale_xy=(1.0, 1.0, 1.0),
+        input_size=(416, 416),
+        resize_mode="stretch",
+        interpolation="bicubic",
+        pad_value=128,
+        score_threshold=0.5,
+        score_threshold_source="the reference's default",
+        iou_threshold=0.3,
+        max_detections=100_000,  # it knows no limit
+    )
+
+
+def default_class_names(num_classes: int) -> tuple[str, ...]:
+    """VOC's 20, COCO's 80, or numbered ones with a warning."""
+    if num_classes in CLASS_LISTS:
+        return read_class_names(CLASS_LISTS[num_classes])
+    warn(
+        "import", f"the file does not name its {num_classes} classes", "they become class_0...; name them by --classes"
+    )
+    return tuple(f"class_{number}" for number in range(num_classes))
+
+
+def _rename(backbone: str, name: str, names: Collection[str]) -> str:
+    """A tensor's name there to its name here; a name that has no place stays, and is refused later."""
+    if name.startswith(_BACKBONE):
+        rest = name.removeprefix(_BACKBONE)
+        if backbone == "mobilenet_v1":
+            rest = _rename_v1(rest)
+        elif backbone == "mobilenet_v3_large":
+            rest = _rename_v3(rest, names)
+        return "backbone." + rest
+    for theirs, ours in _PARTS.items():
+        if name.startswith(theirs):
+            rest = name.removeprefix(theirs)
+            return ours + (rest if ours.startswith("head.") and rest.startswith("1.") else _rename_block(rest))
+    return name
+
+
+def _rename_block(rest: str) -> str:
+    """Inside a part, `conv` and `bn` are a plain convolution's; bare numbers a depthwise-separable one's."""
+    plain = re.fullmatch(r"(\d\.)?(conv|bn)\.(\w+)", rest)
+    if plain:
+        return f"{plain[1] or ''}{int(plain[2] == 'bn')}.{plain[3]}"
+    separable = re.fullmatch(r"(\d\.)?([0134])\.(\w+)", rest)
+    return f"{separable[1] or ''}{_SEPARABLE[separable[2]]}.{separable[3]}" if separable else rest
+
+
+def _rename_v1(rest: str) -> str:
+    match = re.fullmatch(r"stage([123])\.(\d)\.([0134])\.(\w+)", rest)
+    if match is None:
+        return rest
+    stage, block, layer, kind = match.groups()
+    if (stage, block) == ("1", "0"):  # the stem
+        return f"features.0.{layer}.{kind}"
+    number = _V1_BLOCKS_BEFORE[stage] + int(block) + (stage != "1")  # of the depthwise-separable block, from 1
+    convolution, part = _SEPARABLE[layer].split(".")
+    return f"features.{2 * number - 1 + int(convolution)}.{part}.{kind}"
+
+
+def _rename_v3(rest: str, names: Collection[str]) -> str:
+    match = re.fullmatch(r"features\.(\d+)\.conv\.(\d|5\.fc\.\d)\.(\w+)", rest)
+    if match is None:
+        return rest
+    block, layer, kind = match.groups()
+    if block == "1":  # the block that does not expand
+        places = {"0": "0.0", "1": "0.1", "4": "1.0", "5": "1.1"}
+    else:
+        last = 3 if f"{_BACKBONE}features.{block}.conv.5.fc.0.weight" in names else 2
+        places = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "7": f"{last}.0", "8": f"{last}.1"}
+        places |= {"5.fc.0": "2.fc1", "5.fc.2": "2.fc2"}
+    return f"features.{block}.block.{places[layer]}.{kind}" if layer in places else rest
+
+
+def _fit(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of `config`'s network, complete and of its shapes.
+
+    Raises:
+        UserError: for a tensor that is missing, or has no place, or another shape.
+    """
+    todo = "this file is not of the reference's own network"
+    with torch.device("meta"):
+        expected = YOLOv4(config).state_dict()
+    extra = next((name for name in weights if name not in expected), None)
+    if extra is not None:
+        raise UserError("import", f"tensor {extra} has no place in {config.backbone}", todo)
+    result = {}
+    for name, like in expected.items():
+        tensor = weights.get(name)
+        if tensor is None and name.endswith("num_batches_tracked"):  # torch before 0.4.1 had none
+            tensor = torch.zeros((), dtype=torch.int64)
+        if tensor is None:
+            raise UserError("import", f"tensor {name} is missing for {config.backbone}", todo)
+        if tensor.ndim == 2 and like.ndim == 4:  # squeeze-and-excitation is linear there, 1x1 convolution here
+            tensor = tensor[:, :, None, None]
+        if tensor.shape != like.shape:
+            what = f"tensor {name} is {tuple(tensor.shape)}, not {tuple(like.shape)}"
+            raise UserError("import", what, todo)
+        result[name] = tensor.to(like.dtype)
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read, convert, write, and say what was found."""
+    options = parse_options(
+        ImportOptions, argv, description=str(__doc__), prog="python -m nets.weights.import_reference"
+    )
+    output = check_output_file("OUT.pth", options.output, options.overwrite)
+    if output.suffix.lower() not in WRITTEN:
+        raise UserError("OUT.pth", f"{output.name} does not end in {' or '.join(WRITTEN)}", "name it so")
+    content = read_weights_file(Path(options.input))
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    class_names = read_class_names(Path(options.classes)) if options.classes else None
+    try:
+        checkpoint = import_reference(tensors, class_names)
+    except UserError as error:
+        where = options.input if error.where == "import" else error.where
+        raise UserError(where, error.what, error.todo) from error
+    save_checkpoint(options.output, checkpoint)
+    config = checkpoint.config
+    print(f"{options.output}: {config.backbone}, {config.num_classes} classes ({', '.join(config.class_names[:5])}...)")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,319 @@
+"""Backbone weights from elsewhere, renamed to ours, with a report of what was loaded and what was not."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nets.backbones.registry import TIMM_PREFIX
+from nets.weights.checkpoint import read_safetensors
+from nets.weights.torch_file import open_model_file, read_legacy_torch_file, read_torch_file
+from nets.yolov4 import YOLOv4
+from utils.download import download
+from utils.errors import RunError, UserError
+
+NONE, IMAGENET = "none", "imagenet"
+_MEAN_STD = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's, and most of timm's
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # TensorFlow's x / 127.5 - 1, and timm's mobilenetv1_100
+}
+_TENSORFLOW_EPS = {"mobilenet_v1": 1e-3, "mobilenet_v2": 1e-5, "mobilenet_v3_large": 1e-3, "mobilenet_v3_small": 1e-3}
+_TIMM_V1 = "mobilenetv1_100"
+_TIMM_V1_STAGES = (0, 1, 3, 5, 11)  # depthwise-separable blocks before each of timm's stages
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
+_SHOWN = 4  # names of each kind in the report
+
+
+@dataclass(frozen=True)
+class PretrainedReport:
+    """What became of a file's tensors; `print(report)` says it in a few lines.
+
+    Args:
+        source: `none`, `imagenet` or the file.
+        loaded, missing, unexpected, mismatched: names of the backbone's tensors that were taken, that the source
+            lacks, that the network has no place for, and whose shape differs (with both shapes).
+        total: tensors that the backbone has (counters of batches left out).
+    """
+
+    source: str
+    total: int = 0
+    loaded: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.source == NONE:
+            return "pretrained: none, the backbone starts at random"
+        lines = [f"pretrained: {len(self.loaded)} of the backbone's {self.total} tensors from {self.source}"]
+        kinds = {
+            "not in the source, left at random": self.missing,
+            "of another shape, left at random": self.mismatched,
+            "in the source, no place for them (classifier)": self.unexpected,
+        }
+        for text, names in kinds.items():
+            if names:
+                more = ", ..." if len(names) > _SHOWN else ""
+                lines.append(f"  {len(names)} {text}: {', '.join(names[:_SHOWN])}{more}")
+        return "\n".join(lines)
+
+
+def pretrained_settings(backbone: str, source: str) -> dict[str, Any]:
+    """What the weights of `source` expect of the network around them, to be known before it is built.
+
+    Args:
+        backbone: its name in the table, or `timm:NAME`.
+        source: `none`, `imagenet` or a file.
+
+    Returns:
+        Fields of `ModelConfig`: `mean`, `std`, `bn_eps`, `padding`; nothing for `none`. They are defaults: what the
+        user asks for wins.
+
+    Raises:
+        UserError: for a file that cannot be read.
+        MissingExtra: for `timm:NAME` without timm.
+    """
+    if source == NONE:
+        return {}
+    if source != IMAGENET and not backbone.startswith(TIMM_PREFIX):
+        content = read_weights_file(Path(source))
+        own = content.get("config") if isinstance(content, Mapping) else None
+        if isinstance(own, Mapping) and {"mean", "std", "bn_eps", "padding"} <= set(own):
+            return {name: own[name] for name in ("mean", "std", "bn_eps", "padding")}
+        weights = extract_state_dict(content, source)
+        if _is_tensorflow(weights):
+            return _settings("inception", _TENSORFLOW_EPS.get(backbone), "tf_same")
+        return _settings("inception" if "conv_stem.weight" in weights else "imagenet")
+    if backbone.startswith(TIMM_PREFIX):
+        from nets.backbones.timm_backbone import import_timm
+
+        cfg = import_timm().get_pretrained_cfg(backbone.removeprefix(TIMM_PREFIX))
+        return {"mean": cfg.mean, "std": cfg.std, "bn_eps": None, "padding": "symmetric"} if cfg else {}
+    return _settings("inception" if backbone == "mobilenet_v1" else "imagenet")
+
+
+def load_pretrained(model: YOLOv4, source: str) -> PretrainedReport:
+    """Load backbone weights into `model`.
+
+    Args:
+        model: built with the settings that `pretrained_settings` gives.
+        source: `none`; `imagenet`: torchvision's published weights for V2 and V3, timm's for V1 and `timm:NAME`; or a
+            file: torchvision's, timm's (V1, `timm:NAME`), dequantised TensorFlow ones, or a checkpoint of ours.
+
+    Raises:
+        UserError: for a file that cannot be read, or that matches less than half of the backbone.
+        RunError: if a download fails.
+        MissingExtra: where timm is needed and not installed.
+    """
+    if source == NONE:
+        return PretrainedReport(NONE)
+    backbone = model.config.backbone
+    if source == IMAGENET:
+        if model.config.alpha != 1.0:
+            what = f"no weights are published for {backbone} at alpha {model.config.alpha:g}"
+            raise UserError("--pretrained imagenet", what, "take alpha 1, or --pretrained FILE, or none")
+        return load_pretrained_state(model.backbone, _download(backbone), backbone, source)
+    weights = extract_state_dict(read_weights_file(Path(source)), source)
+    if backbone.startswith(TIMM_PREFIX):
+        weights = _timm_names(backbone, weights, model, source)
+    return load_pretrained_state(model.backbone, weights, backbone, source)
+
+
+def read_weights_file(path: Path) -> Any:
+    """The content of a .pth (new or old format) or .safetensors file: tensors and plain types, no code is run.
+
+    Raises:
+        UserError: naming the file and the reason.
+    """
+    if not os.path.lexists(path):
+        raise UserError(path, "no such file", "give none, imagenet, or a file of weights")
+    if path.suffix.lower() == ".safetensors":
+        return read_safetensors(path)
+    with open_model_file(path) as file:
+        is_legacy = file.read(2) == b"\x80\x02"
+    if not is_legacy:
+        return read_torch_file(path)
+    return read_legacy_torch_file(path)
+
+
+def extract_state_dict(content: Any, source: object) -> dict[str, Tensor]:
+    """The backbone's tensors of a file's content, by torchvision's or timm's bare names.
+
+    Looks inside `weights`, `state_dict` and `model`, drops the prefixes of wrappers, and keeps what stands under
+    `backbone.` alone where there is such a part.
+
+    Raises:
+        UserError: if there are no tensors.
+    """
+    for key in ("weights", "state_dict", "model", "model_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(source, "holds no tensors by name", "give a state dict")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    backbone_only = {name: tensor for name, tensor in tensors.items() if "backbone." in name}
+    return {_rename(_strip(name)): tensor for name, tensor in (backbone_only or tensors).items()}
+
+
+def _settings(normalization: str, bn_eps: float | None = None, padding: str = "symmetric") -> dict[str, Any]:
+    mean, std = _MEAN_STD[normalization]
+    return {"mean": mean, "std": std, "bn_eps": bn_eps, "padding": padding}
+
+
+def _is_tensorflow(weights: Mapping[str, Tensor]) -> bool:
+    """Whether they are dequantised TensorFlow weights: convolutions in half precision, norms in full, no classifier."""
+    conv, norm = weights.get("features.0.0.weight"), weights.get("features.0.1.weight")
+    if conv is None or norm is None or any(name.startswith("classifier.") for name in weights):
+        return False
+    return conv.dtype == torch.float16 and norm.dtype == torch.float32
+
+
+def _strip(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _rename(name: str) -> str:
+    """timm's and TensorFlow's names of MobileNetV1 to ours; any other name stays."""
+    name = re.sub(r"^(features\.\d+)\.conv\.(weight)$", r"\1.0.\2", name)
+    name = re.sub(r"^(features\.\d+)\.bn\.", r"\1.1.", name)
+    return name
+
+
+def _timm_v1_name(name: str) -> str:
+    name = re.sub(r"^conv_stem\.", "features.0.0.", re.sub(r"^bn1\.", "features.0.1.", name))
+    match = re.match(r"blocks\.(\d)\.(\d)\.(conv_dw|bn1|conv_pw|bn2)\.(.*)", name)
+    if match is None:
+        return name
+    stage, block, layer, rest = match.groups()
+    depthwise = 2 * (_TIMM_V1_STAGES[int(stage)] + int(block)) + 1
+    number = depthwise + (layer in ("conv_pw", "bn2"))
+    return f"features.{number}.{int(layer.startswith('bn'))}.{rest}"
+
+
+def _timm_names(backbone: str, weights: dict[str, Tensor], model: YOLOv4, source: str) -> dict[str, Tensor]:
+    """A timm file's tensors by the names of the feature extractor; timm itself converts the classifier's names."""
+    own = model.backbone.state_dict()
+    if sum(name in own for name in weights) * 2 >= len(own):
+        return weights
+    bare = {f"features.{name}": tensor for name, tensor in weights.items()}
+    if sum(name in own for name in bare) * 2 >= len(own):
+        return bare
+    from nets.backbones.timm_backbone import build_timm_features
+
+    features = build_timm_features(backbone, pretrained_file=source)
+    return {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
+
+
+def load_pretrained_state(
+    backbone: nn.Module, weights: Mapping[str, Tensor], name: str, source: str
+) -> PretrainedReport:
+    """Copy what fits into a backbone by name and shape, and say what does not.
+
+    Args:
+        backbone: the module, built from the table's `name`.
+        weights: a state dict with torchvision's names, timm's or ours.
+        source: what the report and errors call it.
+
+    Raises:
+        UserError: if less than half of the backbone's tensors fit, or one is not finite.
+    """
+    own = {key: tensor for key, tensor in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
+    if name == "mobilenet_v1":
+        weights = {_timm_v1_name(key): tensor for key, tensor in weights.items()}
+    weights = {key: tensor for key, tensor in weights.items() if not key.endswith("num_batches_tracked")}
+    common = [key for key in own if key in weights]
+    fits = [key for key in common if own[key].shape == weights[key].shape]
+    report = PretrainedReport(
+        source=source,
+        total=len(own),
+        loaded=tuple(fits),
+        missing=tuple(key for key in own if key not in weights),
+        unexpected=tuple(key for key in weights if key not in own),
+        mismatched=tuple(
+            f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
+            for key in common
+            if own[key].shape != weights[key].shape
+        ),
+    )
+    if 2 * len(fits) < len(own):
+        raise UserError(source, *_why_not(name, report))
+    _check_finite(weights, fits, source)
+    with torch.no_grad():
+        for key in fits:
+            own[key].copy_(weights[key])
+    return report
+
+
+def _why_not(name: str, report: PretrainedReport) -> tuple[str, str]:
+    what = f"only {len(report.loaded)} of the {report.total} tensors of {name} match"
+    if report.mismatched:
+        return f"{what}: {report.mismatched[0]}", "give the --alpha of these weights, or other weights"
+    first = f" (the file has {report.unexpected[0]})" if report.unexpected else ""
+    return what + first, "give weights of this backbone, or the --backbone of these weights"
+
+
+def _check_finite(weights: Mapping[str, Tensor], names: list[str], source: str) -> None:
+    for name in names:
+        if not weights[name].isfinite().all():
+            raise UserError(source, f"{name} holds NaN or infinity", "use another copy")
+
+
+def _download(backbone: str) -> Mapping[str, Tensor]:
+    """The published ImageNet weights of a backbone, by our names."""
+    if backbone == "mobilenet_v1":
+        features = _download_timm(TIMM_PREFIX + _TIMM_V1)
+        return features.state_dict()
+    if backbone.startswith(TIMM_PREFIX):
+        return {f"features.{name}": tensor for name, tensor in _download_timm(backbone).state_dict().items()}
+    return _download_torchvision(backbone)
+
+
+def _download_timm(backbone: str) -> nn.Module:
+    from nets.backbones.timm_backbone import build_timm_features
+
+    try:
+        return build_timm_features(backbone, pretrained=True)
+    except UserError:
+        raise
+    except Exception as error:  # Hugging Face's client has its own classes of errors, and changes them
+        name = backbone.removeprefix(TIMM_PREFIX)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        todo = f"fetch https://huggingface.co/timm (model {name}) elsewhere and give --pretrained FILE"
+        what = f"timm cannot get the weights of {name}: {reason[:160]}"
+        raise RunError("--pretrained imagenet", what, todo) from error
+
+
+def torchvision_weights(backbone: str) -> Any:
+    """torchvision's entry (`.url`, `.get_state_dict`) of a backbone's best weights. UserError if it has none."""
+    from torchvision.models import MobileNet_V2_Weights, MobileNet_V3_Large_Weights, MobileNet_V3_Small_Weights
+
+    entries = {
+        "mobilenet_v2": MobileNet_V2_Weights.DEFAULT,
+        "mobilenet_v3_large": MobileNet_V3_Large_Weights.DEFAULT,
+        "mobilenet_v3_small": MobileNet_V3_Small_Weights.DEFAULT,
+    }
+    if backbone not in entries:
+        raise UserError("--pretrained imagenet", f"no weights are published for {backbone}", "take none or a FILE")
+    return entries[backbone]
+
+
+def _download_torchvision(backbone: str) -> Mapping[str, Tensor]:
+    """torchvision's file, in torch's own cache; its name ends in the first digits of its sha256."""
+    entry = torchvision_weights(backbone)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[1]
+    try:
+        download(entry.url, cached, sha256=cached.stem.rpartition("-")[2])
+    except (RunError, OSError) as error:
+        reason = error.what if isinstance(error, RunError) else error.strerror
+        todo = f"fetch {entry.url} elsewhere, put it at {cached} or give it as --pretrained FILE"
+        raise RunError("--pretrained imagenet", f"cannot get {entry.url}: {reason}", todo) from error
+    return extract_state_dict(read_weights_file(cached), cached)

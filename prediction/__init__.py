@@ -1,0 +1,1 @@
+"""Running a detector on images, videos and streams, and writing what it detects."""

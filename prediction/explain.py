@@ -1,0 +1,122 @@
+"""Why the network answers as it does: where it sees objects at all, and what made it find a given one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert, box_iou
+
+from nets.anchors import decode_level
+from nets.model_config import STRIDES
+from nets.runtime import TorchRuntime
+from utils.errors import UserError
+
+
+def objectness_map(detector: Any, image: np.ndarray) -> np.ndarray:
+    """The highest objectness of all anchors and levels at each place.
+
+    Args:
+        detector: a `Detector` that runs on PyTorch.
+        image: (H, W, 3) uint8 RGB.
+
+    Returns:
+        (H, W) float32 in [0, 1].
+    """
+    _require_torch(detector, "--heatmap")
+    letterbox = detector.config.letterbox
+    outputs = detector.runtime.run(letterbox.apply(image)[None])
+    height, width = letterbox.input_size
+    heat = np.zeros((height, width), np.float32)
+    for raw in outputs:
+        level = raw[0, ..., 4].float().sigmoid().amax(dim=0).cpu().numpy()
+        heat = np.maximum(heat, cv2.resize(level, (width, height), interpolation=cv2.INTER_LINEAR))
+    return _to_image(heat, letterbox, image)
+
+
+def layer_cam(
+    detector: Any, image: np.ndarray, box: Sequence[float] | np.ndarray, label: int, layers: Sequence[str] | None = None
+) -> np.ndarray:
+    """Which pixels made the network find an object of this class in this box.
+
+    Args:
+        detector: a `Detector` that runs on PyTorch.
+        image: (H, W, 3) uint8 RGB.
+        box: x1, y1, x2, y2 of a detection, image pixels.
+        label: its class index.
+        layers: `c3`, `c4`, `c5`, the backbone's maps at strides 8, 16, 32; None takes all and keeps the strongest.
+
+    Returns:
+        (H, W) float32, 1 at the strongest place; all 0 if no prediction answers for the box.
+
+    Source: LayerCAM, Jiang et al. 2021, https://doi.org/10.1109/TIP.2021.3089943
+    """
+    _require_torch(detector, "--cam")
+    letterbox, model = detector.config.letterbox, detector.runtime.model
+    maps: dict[str, Tensor] = {}
+
+    def keep(_module: Any, _inputs: Any, outputs: Sequence[Tensor]) -> None:
+        maps.update(zip(("c3", "c4", "c5"), outputs, strict=True))
+
+    pixels = torch.from_numpy(letterbox.apply(image)[None]).permute(0, 3, 1, 2).to(detector.runtime.device)
+    pixels = (pixels.float() / 255).requires_grad_(True)  # weights are frozen: the input starts the graph
+    hook = model.backbone.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            predictions = model(pixels)
+            score = _answer(
+                predictions,
+                detector.config,
+                letterbox.boxes_to_input(np.asarray([box], np.float32), *image.shape[:2]),
+                label,
+            )
+            chosen = [maps[name] for name in (layers or maps)]
+            gradients = torch.autograd.grad(score, chosen, allow_unused=True)
+    finally:
+        hook.remove()
+    height, width = letterbox.input_size
+    heat = np.zeros((height, width), np.float32)
+    for values, gradient in zip(chosen, gradients, strict=True):
+        if gradient is None:  # a deeper map has no part in a shallower answer, or the other way round
+            continue
+        level = (values * gradient.relu()).sum(dim=1)[0].relu().detach().cpu().numpy()
+        # all levels in one unit, what they added to the score: to scale each by its own maximum, as the paper does for
+        # a classifier's layers, makes noise of a level that had no say as hot as the place that decided
+        heat = np.maximum(heat, cv2.resize(level, (width, height), interpolation=cv2.INTER_LINEAR))
+    heat = _to_image(heat, letterbox, image)
+    return heat / heat.max() if heat.max() > 0 else heat
+
+
+def _answer(predictions: Sequence[Tensor], config: Any, box: np.ndarray, label: int) -> Tensor:
+    """Objectness and class logit of the prediction that answers for a box (1, 4) xyxy, input pixels.
+
+    Of the predictions that overlap it at least nine tenths as well as the best one, the one with the highest score.
+    """
+    wanted = torch.from_numpy(box).to(predictions[0].device)
+    overlaps, logits = [], []
+    for raw, anchors, stride, scale in zip(predictions, config.anchors, STRIDES, config.scale_xy, strict=True):
+        with torch.no_grad():
+            boxes = decode_level(raw.float(), torch.tensor(anchors), stride, scale).reshape(-1, 4)
+            overlaps.append(box_iou(box_convert(boxes, "cxcywh", "xyxy"), wanted)[:, 0])
+        logits.append(torch.stack([raw[..., 4], raw[..., 5 + label]], dim=-1).reshape(-1, 2).float())
+    overlap, logit = torch.cat(overlaps), torch.cat(logits)
+    score = logit.detach().sigmoid().prod(dim=1)
+    near = overlap >= 0.9 * overlap.max()
+    return logit[int(torch.where(near, score, -1.0).argmax())].sum()
+
+
+def _to_image(heat: np.ndarray, letterbox: Any, image: np.ndarray) -> np.ndarray:
+    """A map of the network's input, cut to the image's part and resized to (H, W)."""
+    height, width = image.shape[:2]
+    new_height, new_width, top, left = letterbox.geometry(height, width)
+    part = heat[top : top + new_height, left : left + new_width]
+    return cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _require_torch(detector: Any, option: str) -> None:
+    if not isinstance(detector.runtime, TorchRuntime):
+        raise UserError(option, "needs the network's own weights, not an exported file", "give a .pth checkpoint")

@@ -1,0 +1,132 @@
+"""A detector with a user's wishes: thresholds of classes, chosen classes, other NMS, tiles, several views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nets.nms import SUPPRESSIONS, soft_nms
+from prediction.tiling import TiledDetector
+from prediction.tta import AugmentedDetector
+from utils.detections import Detections
+from utils.errors import UserError
+
+MOST_CANDIDATES = 1000  # detections asked for where some are left out afterwards
+
+
+class Finder:
+    """Detections by thresholds of classes, of some classes only, by another NMS, in tiles or several views.
+
+    Args:
+        detector: a `Detector`.
+        thresholds: `0.3` for all classes, `person=0.5` for one; empty takes the model's.
+        iou_threshold, max_detections: None takes the model's.
+        classes: names or numbers; empty takes all.
+        nms: a key of `SUPPRESSIONS`.
+        tile: None, or the side of tiles in pixels, 0 for the model's input size.
+        tile_overlap: share of a tile that its neighbour sees too.
+        tta: look several times, mirrored and at other sizes.
+        batch_size: tiles run at once.
+
+    Raises:
+        UserError: for a threshold that is none, and a class that the model does not have.
+    """
+
+    def __init__(
+        self,
+        detector: Any,
+        thresholds: Sequence[str] = (),
+        iou_threshold: float | None = None,
+        max_detections: int | None = None,
+        classes: Sequence[str] = (),
+        nms: str = "default",
+        tile: int | None = None,
+        tile_overlap: float = 0.25,
+        tta: bool = False,
+        batch_size: int = 8,
+    ) -> None:
+        self.detector, self.config = detector, detector.config
+        self.threshold, self.by_class = _thresholds(thresholds, self.config)
+        self.wanted = _class_mask(classes, self.config.class_names)
+        self.limit = max_detections or self.config.max_detections
+        self.least = np.full(self.config.num_classes, self.threshold)
+        for label, threshold in self.by_class.items():
+            self.least[label] = threshold
+        self._engine = detector
+        if tta:
+            self._engine = AugmentedDetector(self._engine)
+        if tile is not None:
+            self._engine = TiledDetector(self._engine, tile or None, tile_overlap, batch_size=batch_size)
+        self._suppress = SUPPRESSIONS[nms]
+        self._iou_threshold = iou_threshold
+
+    def find(self, images: Sequence[np.ndarray], least: float | None = None) -> list[Detections]:
+        """Objects of RGB images in their pixels; `least` lowers all thresholds to it, for the tracker."""
+        thresholds = self.least if least is None else np.minimum(self.least, least)
+        lowest = float(thresholds[self.wanted].min())
+        filtered = not self.wanted.all() or bool((thresholds > lowest).any())
+        suppress = partial(soft_nms, score_threshold=lowest) if self._suppress is soft_nms else self._suppress
+        extra = {} if suppress is None else {"suppress": suppress}
+        found = self._engine.detect_batch(
+            images,
+            score_threshold=lowest,
+            iou_threshold=self._iou_threshold,
+            max_detections=max(self.limit, MOST_CANDIDATES) if filtered else self.limit,
+            **extra,
+        )
+        return [
+            each[self.wanted[each.labels] & (each.scores >= thresholds[each.labels])][: self.limit] for each in found
+        ]
+
+    def threshold_text(self) -> str:
+        """Which threshold is used, and where it comes from."""
+        given = self.threshold != self.config.score_threshold
+        source = "as given" if given else f"the checkpoint's: {self.config.score_threshold_source}"
+        others = "".join(f", {self.config.class_names[c]} {t:g}" for c, t in sorted(self.by_class.items()))
+        return f"score threshold {self.threshold:g} ({source}){others}"
+
+
+def _thresholds(values: Sequence[str], config: Any) -> tuple[float, dict[int, float]]:
+    """The general threshold, and those of single classes, from `0.3 person=0.5`."""
+    general, by_class = config.score_threshold, {}
+    for value in values:
+        name, equals, number = value.rpartition("=")
+        threshold = read_threshold(number)
+        if equals:
+            by_class[_class_index("--score-threshold", name, config.class_names)] = threshold
+        else:
+            general = threshold
+    return general, by_class
+
+
+def read_threshold(text: str) -> float:
+    """A score from 0 to 1. Raises UserError."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise UserError("--score-threshold", f"{text!r} is not a number", "give 0 to 1, or NAME=T") from error
+    if not 0 <= value <= 1:
+        raise UserError("--score-threshold", f"{value:g} is out of range", "it must be at least 0 and at most 1")
+    return value
+
+
+def _class_index(where: str, name: str, class_names: Sequence[str]) -> int:
+    if name in class_names:
+        return class_names.index(name)
+    if name.isdigit() and int(name) < len(class_names):
+        return int(name)
+    folded = [known for known in class_names if known.casefold() == name.casefold()]
+    todo = f"did you mean {folded[0]}?" if folded else f"known: {', '.join(class_names[:20])}"
+    raise UserError(where, f"the model has no class {name!r}", todo)
+
+
+def _class_mask(names: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
+    """(C,) bool: the classes asked for; all if none is named."""
+    if not names:
+        return np.ones(len(class_names), bool)
+    mask = np.zeros(len(class_names), bool)
+    mask[[_class_index("--classes", name, class_names) for name in names]] = True
+    return mask

@@ -1,0 +1,437 @@
+"""Detections as files: JSON, JSON lines, CSV, COCO results, VOC XML, YOLO txt, crops, counts; and as tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from data.formats.writers import voc_xml
+from utils.detections import Detections
+from utils.errors import MissingExtra, UserError
+from utils.files import write_file
+from utils.images import write_image
+from utils.output_rules import check_output_folder
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found in one picture or in one frame of a video.
+
+    Args:
+        name: the picture or video as the user named it.
+        key: a name for files about it, unique in the output folder.
+        detections: in image pixels.
+        size: (height, width) of the picture, pixels.
+        image: (H, W, 3) uint8 RGB, without drawing.
+        frame: its number in the video, from 0; None for a picture.
+        time: seconds since the video began; None for a picture.
+    """
+
+    name: str
+    key: str
+    detections: Detections
+    size: tuple[int, int]
+    image: np.ndarray = field(repr=False)
+    frame: int | None = None
+    time: float | None = None
+
+    @property
+    def file_key(self) -> str:
+        """A name for files about this one frame."""
+        return self.key if self.frame is None else f"{self.key}_{self.frame:06d}"
+
+    def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """Plain types: image, width, height, detections; and frame and time for a video."""
+        row: dict[str, Any] = {"image": _text(self.name), "width": self.size[1], "height": self.size[0]}
+        if self.frame is not None:
+            row |= {"frame": self.frame, "time": round(self.time or 0.0, 3)}
+        return row | {"detections": self.detections.to_dicts(class_names)}
+
+
+class OutputFolder:
+    """A folder into which nothing is written twice and over nothing that was there.
+
+    Args:
+        path: made if it does not exist.
+        overwrite: whether files that were there before may be replaced.
+        sources: files that are never written over, whatever `overwrite` says.
+
+    Raises:
+        UserError: if it is not a folder.
+    """
+
+    def __init__(self, path: Path, overwrite: bool = False, sources: Sequence[Path] = ()) -> None:
+        self.path, self.overwrite = path, overwrite
+        self._sources = {source.resolve() for source in sources}
+        self._claimed: set[Path] = set()
+        if path.exists() and not path.is_dir():
+            raise UserError(path, "is not a folder", "choose another --output")
+        check_output_folder("--output", path)
+
+    def check(self, name: str) -> None:
+        """Raises UserError if a file of this name may not be written."""
+        path = self.path / name
+        if path.resolve() in self._sources:
+            raise UserError(path, "is one of the pictures to look at", "choose another --output")
+        if path not in self._claimed and not self.overwrite and (path.exists() or path.is_symlink()):
+            raise UserError(path, "exists and would be overwritten", "add --overwrite, or choose another --output")
+
+    def claim(self, name: str) -> Path:
+        """The path of an output, its folder made."""
+        self.check(name)
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            path.unlink()  # never write through a link to somewhere else
+        self._claimed.add(path)
+        return path
+
+
+def fresh_folder(root: Path, stem: str = "predict") -> Path:
+    """`root/stem-1`, or the first number that is not taken."""
+    taken = [int(match[1]) for path in root.glob(f"{stem}-*") if (match := re.fullmatch(rf"{stem}-(\d+)", path.name))]
+    return root / f"{stem}-{max(taken, default=0) + 1}"
+
+
+class ResultWriter:
+    """Takes results in their order and is whole on disk after each of them.
+
+    Args:
+        folder: where to write.
+        class_names: of the model.
+    """
+
+    def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
+        self.folder, self.class_names = folder, class_names
+
+    def add(self, result: Result) -> None:
+        """Write one picture's detections."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Finish; also called after an error or Ctrl-C."""
+
+
+class _JsonList(ResultWriter):
+    """A JSON list that is valid after every row: its closing bracket is written over by the next one."""
+
+    file_name = "detections.json"
+
+    def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
+        super().__init__(folder, class_names)
+        self._file = open(folder.claim(self.file_name), "wb")  # noqa: SIM115 -- closed in close()
+        self._empty = True
+        self._file.write(b"[\n]\n")
+        self._file.flush()
+
+    def add(self, result: Result) -> None:
+        rows = self.rows(result)
+        if rows:
+            text = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+            self._file.seek(-3 if not self._empty else -2, 2)  # over "\n]\n", or over the "]\n" of the empty list
+            self._file.write((("" if self._empty else ",\n") + text + "\n]\n").encode("utf-8", "backslashreplace"))
+            self._file.flush()
+            self._empty = False
+
+    def rows(self, result: Result) -> list[dict[str, Any]]:
+        return [result.to_dict(self.class_names)]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _CocoResults(_JsonList):
+    """COCO results: a list of image_id, category_id, bbox xywh, score.
+
+    image_id is the number that the file is named by, as COCO's pictures are (else the name); category_id is the
+    class index + 1. Source: https://cocodataset.org/#format-results
+    """
+
+    file_name = "coco_results.json"
+
+    def rows(self, result: Result) -> list[dict[str, Any]]:
+        stem = result.file_key
+        image_id: int | str = int(stem) if re.fullmatch(r"[0-9]{1,18}", stem) else _text(stem)
+        found = result.detections
+        xywh = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], axis=1)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(label) + 1,
+                "bbox": [round(float(v), 3) for v in box],
+                "score": round(float(score), 6),
+            }
+            for box, score, label in zip(xywh, found.scores, found.labels, strict=True)
+        ]
+
+
+class _Lines(ResultWriter):
+    file_name: str
+
+    def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
+        super().__init__(folder, class_names)
+        path = folder.claim(self.file_name)
+        self._file: IO[str] = open(path, "w", encoding="utf-8", errors="backslashreplace", newline="")  # noqa: SIM115
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _JsonLines(_Lines):
+    """One JSON object a line and picture."""
+
+    file_name = "detections.jsonl"
+
+    def add(self, result: Result) -> None:
+        self._file.write(json.dumps(result.to_dict(self.class_names), ensure_ascii=False) + "\n")
+        self._file.flush()
+
+
+CSV_COLUMNS = ("image", "frame", "time", "class_id", "class_name", "score", "x1", "y1", "x2", "y2", "track_id")
+
+
+class _Csv(_Lines):
+    """One line an object; x1, y1, x2, y2 in image pixels."""
+
+    file_name = "detections.csv"
+
+    def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
+        super().__init__(folder, class_names)
+        self._table = csv.DictWriter(self._file, CSV_COLUMNS, restval="")
+        self._table.writeheader()
+
+    def add(self, result: Result) -> None:
+        self._table.writerows(flat_rows(result, self.class_names))
+        self._file.flush()
+
+
+class _Counts(_Lines):
+    """Objects of each class in each picture, and in all of them."""
+
+    file_name = "counts.csv"
+
+    def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
+        super().__init__(folder, class_names)
+        self._table = csv.writer(self._file)
+        self._table.writerow(["image", "frame", *class_names])
+        self._total = np.zeros(len(class_names), np.int64)
+
+    def add(self, result: Result) -> None:
+        counts = np.bincount(result.detections.labels, minlength=len(self.class_names))
+        self._total += counts
+        self._table.writerow([_text(result.name), "" if result.frame is None else result.frame, *counts.tolist()])
+        self._file.flush()
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._table.writerow(["total", "", *self._total.tolist()])
+        super().close()
+
+
+class _VocXml(ResultWriter):
+    """One VOC annotation a picture, to be opened and corrected in labelImg or CVAT.
+
+    Coordinates are 1-based and inclusive, as the VOC devkit's.
+    """
+
+    def add(self, result: Result) -> None:
+        path = self.folder.claim(f"voc/{result.file_key}.xml")
+        write_file(path, annotation_xml(result, self.class_names).encode("utf-8", "backslashreplace"))
+
+
+class _YoloTxt(ResultWriter):
+    """One text file a picture: class index, centre x, y, width, height as shares of the picture, and the score."""
+
+    def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
+        super().__init__(folder, class_names)
+        names = "".join(f"{' '.join(name.split())}\n" for name in class_names)
+        write_file(folder.claim("yolo/classes.txt"), names.encode("utf-8", "backslashreplace"))
+
+    def add(self, result: Result) -> None:
+        height, width = result.size
+        found = result.detections
+        boxes = np.clip(found.boxes / [width, height, width, height], 0, 1)
+        centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+        lines = "".join(
+            f"{label} {x:.6f} {y:.6f} {w:.6f} {h:.6f} {score:.6f}\n"
+            for label, (x, y), (w, h), score in zip(found.labels, centres, sizes, found.scores, strict=True)
+        )
+        write_file(self.folder.claim(f"yolo/{result.file_key}.txt"), lines.encode())
+
+
+class _Crops(ResultWriter):
+    """Every object as a picture of its own, in a folder of its class."""
+
+    def add(self, result: Result) -> None:
+        height, width = result.size
+        found = result.detections
+        low, high = np.floor(found.boxes[:, :2]), np.ceil(found.boxes[:, 2:])
+        corners = np.clip(np.concatenate([low, high], axis=1), 0, [width, height, width, height]).astype(int)
+        for number, ((x1, y1, x2, y2), label) in enumerate(zip(corners, found.labels, strict=True)):
+            if x2 > x1 and y2 > y1:
+                folder = _folder_name(self.class_names[int(label)], int(label))
+                path = self.folder.claim(f"crops/{folder}/{result.file_key}_{number:03d}.jpg")
+                write_image(path, np.ascontiguousarray(result.image[y1:y2, x1:x2]))
+
+
+class _Frames(ResultWriter):
+    """The pictures and video frames as they are, so that VOC or YOLO labels of a video have something to lie on."""
+
+    def add(self, result: Result) -> None:
+        write_image(self.folder.claim(f"frames/{result.file_key}.jpg"), result.image)
+
+
+# --save NAME -> what writes it
+WRITERS: dict[str, Callable[[OutputFolder, Sequence[str]], ResultWriter]] = {
+    "json": _JsonList,
+    "jsonl": _JsonLines,
+    "csv": _Csv,
+    "coco": _CocoResults,
+    "voc": _VocXml,
+    "yolo": _YoloTxt,
+    "crops": _Crops,
+    "counts": _Counts,
+    "frames": _Frames,
+}
+
+
+class Postponed(ResultWriter):
+    """Keeps results, without their pictures, until they can be written beside those of other processes."""
+
+    def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
+        super().__init__(folder, class_names)
+        self.results: list[Result] = []
+
+    def add(self, result: Result) -> None:
+        self.results.append(replace(result, image=result.image[:0].copy()))  # a mere view would hold on to the whole
+
+
+# those that need the picture itself: each process writes its own
+OF_PICTURES = ("crops", "frames")
+
+
+def write_merged(
+    folder: OutputFolder,
+    class_names: Sequence[str],
+    kinds: Sequence[str],
+    results: Sequence[Result],
+    keys: Sequence[str],
+) -> None:
+    """Write the results of several processes as one would have, in the order of `keys`; frames stay in their own."""
+    place = {key: i for i, key in enumerate(keys)}
+    for kind in kinds:
+        writer = WRITERS[kind](folder, class_names)
+        try:
+            for result in sorted(results, key=lambda result: place[result.key]):
+                writer.add(result)
+        finally:
+            writer.close()
+
+
+def planned_files(kind: str, keys: Sequence[str]) -> list[str]:
+    """The files that a kind of output will write for pictures of these keys, as far as that is known beforehand."""
+    if kind == "voc":
+        return [f"voc/{key}.xml" for key in keys]
+    if kind == "yolo":
+        return ["yolo/classes.txt", *(f"yolo/{key}.txt" for key in keys)]
+    name = getattr(WRITERS[kind], "file_name", None)
+    return [name] if name else []
+
+
+def flat_rows(result: Result, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """One flat dict an object, with the keys of `CSV_COLUMNS` that are known."""
+    rows = []
+    for found in result.detections.to_dicts(class_names):
+        x1, y1, x2, y2 = found.pop("box_xyxy")
+        row = {"image": _text(result.name), **found, "x1": x1, "y1": y1, "x2": x2, "y2": y2}
+        if result.frame is not None:
+            row |= {"frame": result.frame, "time": round(result.time or 0.0, 3)}
+        rows.append(row)
+    return rows
+
+
+def annotation_xml(result: Result, class_names: Sequence[str]) -> str:
+    """A picture's detections as a VOC annotation; the score stands in an element that VOC's readers pass over."""
+    height, width = result.size
+    found = result.detections
+    low = np.clip(np.rint(found.boxes[:, :2]), 0, [width - 1, height - 1])
+    high = np.clip(np.rint(found.boxes[:, 2:]), low + 1, [width, height])  # a pixel at least, as VOC's boxes have
+    cut = (low <= 0).any(axis=1) | (high >= [width, height]).any(axis=1)
+    fields = [{"truncated": str(int(c)), "score": f"{s:.6f}"} for c, s in zip(cut, found.scores, strict=True)]
+    file_name = _text(Path(result.name).name if result.frame is None else f"{result.file_key}.jpg")
+    names = [_text(class_names[int(label)]) for label in found.labels]
+    return voc_xml(file_name, result.size, np.concatenate([low, high], axis=1), names, fields=fields)
+
+
+def count_text(labels: np.ndarray | Counter[int], class_names: Sequence[str]) -> str:
+    """`2 person, 1 dog`, the most frequent first; `nothing` if empty."""
+    counts = Counter(labels.tolist()) if isinstance(labels, np.ndarray) else labels
+    return (
+        ", ".join(f"{n} {class_names[c]}" for c, n in sorted(counts.items(), key=lambda i: (-i[1], i[0]))) or "nothing"
+    )
+
+
+def to_dataframe(detections: Detections, class_names: Sequence[str]) -> Any:
+    """A pandas table of one row an object: class_id, class_name, score, x1, y1, x2, y2 (image pixels), track_id.
+
+    Raises:
+        MissingExtra: without pandas.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingExtra("to_dataframe", "pandas") from error
+    columns = ["class_id", "class_name", "score", "x1", "y1", "x2", "y2"]
+    table = pandas.DataFrame(
+        {
+            "class_id": detections.labels,
+            "class_name": [class_names[int(label)] for label in detections.labels],
+            "score": detections.scores,
+            **{name: detections.boxes[:, i] for i, name in enumerate(columns[3:])},
+        },
+        columns=columns,
+    )
+    if detections.track_ids is not None:
+        table["track_id"] = detections.track_ids
+    return table
+
+
+def to_supervision(detections: Detections, class_names: Sequence[str] | None = None) -> Any:
+    """The same objects as `supervision.Detections`.
+
+    Raises:
+        MissingExtra: without supervision.
+    """
+    try:
+        import supervision
+    except ImportError as error:
+        raise MissingExtra("to_supervision", "supervision", "tracking") from error
+    names = (
+        None if class_names is None else np.array([class_names[int(label)] for label in detections.labels], dtype=str)
+    )
+    return supervision.Detections(
+        xyxy=detections.boxes.copy(),
+        confidence=detections.scores.copy(),
+        class_id=detections.labels.astype(int),
+        tracker_id=None if detections.track_ids is None else detections.track_ids.astype(int),
+        data={} if names is None else {"class_name": names},
+    )
+
+
+def _text(name: str) -> str:
+    """A name as text that can be written: bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _folder_name(class_name: str, label: int) -> str:
+    """A class name as the name of a folder on any system."""
+    name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", _text(class_name)).strip(" .")
+    return name or f"class_{label}"

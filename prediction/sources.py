@@ -1,0 +1,293 @@
+"""What a user names on the command line becomes a list of pictures, videos and streams, and a list of what is not."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+import stat
+import sys
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from data.index import Skip
+from prediction.video import VIDEO_SUFFIXES, LiveReader, VideoReader, is_video, is_video_content
+from utils.errors import UserError, printable
+from utils.images import IMAGE_SUFFIXES, decode_image, read_image
+
+LIST_SUFFIXES = (".txt", ".lst")
+LIST_BYTES = 64 << 20  # a list of a million paths has less
+DOWNLOAD_BYTES = 4 << 30
+IMAGE_BYTES = 400 << 20
+TIMEOUT = 30.0  # seconds without a byte
+STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "mms")
+STREAM_TYPES = ("multipart/x-mixed-replace", "application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/mpegurl")
+_ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture, video or stream.
+
+    Args:
+        kind: `image`, `video` or `stream`.
+        name: what the user calls it: the path or address.
+        path: the file, or None for a picture in memory and for streams.
+        data: the bytes of a picture that is not a file.
+        address: of a stream: a webcam's number or an address.
+    """
+
+    kind: str
+    name: str
+    path: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
+    address: int | str | None = None
+
+    @property
+    def file_name(self) -> str:
+        """The last part of its name, safe to be the name of a file."""
+        if self.kind == "stream" and isinstance(self.address, int):
+            return f"webcam{self.address}"
+        text = urllib.parse.urlsplit(self.name).path if _ADDRESS.match(self.name) else self.name
+        text = os.path.basename(text.rstrip("/\\")) or urllib.parse.urlsplit(self.name).netloc or "source"
+        text = printable(text).encode("utf-8", "backslashreplace").decode()
+        return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", text).lstrip(".")[:150] or "source"
+
+    def read_image(self) -> np.ndarray:
+        """The picture, (H, W, 3) uint8 RGB. Raises `ImageError` (a UserError)."""
+        if self.data is not None:
+            return decode_image(self.data, self.name)
+        assert self.path is not None
+        return read_image(self.path)
+
+    def open_video(self) -> VideoReader | LiveReader:
+        """The frames of a video or stream. Raises UserError."""
+        if self.kind == "stream":
+            assert self.address is not None
+            return LiveReader(self.address)
+        assert self.path is not None
+        return VideoReader(self.path)
+
+
+def list_sources(
+    names: Sequence[str],
+    recursive: bool = False,
+    stdin: BinaryIO | None = None,
+    download_folder: Path | None = None,
+) -> tuple[list[Source], list[Skip]]:
+    """Everything that the names stand for, in order, and what could not be found or fetched.
+
+    Args:
+        names: files, folders, globs, .txt lists of names, `-`, http(s) addresses, webcam numbers, stream addresses.
+        recursive: take the folders inside folders as well.
+        stdin: where `-` reads from: one picture's bytes, or a list of names.
+        download_folder: where videos behind http(s) are fetched to; a temporary folder if None.
+    """
+    finder = _Finder(recursive, stdin or sys.stdin.buffer, download_folder)
+    for name in names:
+        finder.find(name)
+    return finder.sources, finder.skips
+
+
+class _Finder:
+    def __init__(self, recursive: bool, stdin: BinaryIO, download_folder: Path | None) -> None:
+        self.recursive, self.stdin, self.download_folder = recursive, stdin, download_folder
+        self.sources: list[Source] = []
+        self.skips: list[Skip] = []
+
+    def find(self, name: str, base: Path | None = None) -> None:
+        """Add what `name` stands for; `base` is the folder of the list that names it."""
+        scheme = _ADDRESS.match(name)
+        if name == "-" and base is None:
+            self._stdin()
+        elif scheme and scheme[1].lower() in ("http", "https"):
+            self._address(name)
+        elif scheme and scheme[1].lower() in STREAM_SCHEMES:
+            self.sources.append(Source("stream", name, address=name))
+        elif scheme and scheme[1].lower() == "file":
+            self.find(urllib.request.url2pathname(urllib.parse.urlsplit(name).path))
+        elif re.fullmatch(r"[0-9]{1,2}", name) and not os.path.lexists(name):
+            self.sources.append(Source("stream", f"webcam {name}", address=int(name)))
+        else:
+            self._path(name, base)
+
+    def _path(self, name: str, base: Path | None) -> None:
+        path = Path(name).expanduser() if name.startswith("~") else Path(name)
+        if base is not None and not path.is_absolute() and not os.path.lexists(path):
+            path = base / path
+        if "\0" in name:
+            self._skip("missing_file", name, "holds a zero byte", "check the list")
+        elif os.path.lexists(path):
+            self._existing(path, listed=base is not None)
+        elif glob.has_magic(name):
+            found = sorted(glob.glob(str(path), recursive=True))
+            for each in found:
+                self._existing(Path(each), listed=True, quiet=not Path(each).suffix)
+            if not found:
+                self._skip("missing_file", name, "matches no file", "check the pattern, and quote it")
+        else:
+            self._skip("missing_file", path, "does not exist", "check the name")
+
+    def _existing(self, path: Path, listed: bool = False, quiet: bool = False) -> None:
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            what = "is a broken link" if path.is_symlink() else error.strerror or str(error)
+            return self._skip("missing_file", path, what, "check the name")
+        if stat.S_ISDIR(mode):
+            if not (listed and quiet):
+                self._folder(path)
+        elif stat.S_ISCHR(mode) and re.fullmatch(r"/dev/video\d+", str(path)):
+            self.sources.append(Source("stream", str(path), address=int(re.findall(r"\d+$", str(path))[0])))
+        elif not stat.S_ISREG(mode):
+            self._skip("not_a_file", path, "is not a regular file or folder", "give a picture, video or folder")
+        elif path.suffix.lower() in LIST_SUFFIXES and not listed:
+            self._list(path)
+        else:
+            kind = "video" if path.suffix.lower() not in IMAGE_SUFFIXES and is_video(path) else "image"
+            self.sources.append(Source(kind, str(path), path))
+
+    def _folder(self, folder: Path) -> None:
+        paths = list_media(folder, self.recursive, self._unreadable)
+        for path in paths:
+            self._existing(path, listed=True)
+        if not paths:
+            todo = "add --recursive to look into its folders" if not self.recursive else "check the folder"
+            self._skip("no_pictures", folder, "holds no pictures or videos", todo)
+
+    def _unreadable(self, error: OSError) -> None:
+        self._skip("unreadable_folder", error.filename, error.strerror or str(error), "check its permissions")
+
+    def _list(self, path: Path) -> None:
+        try:
+            with open(path, "rb") as file:
+                data = file.read(LIST_BYTES + 1)
+        except OSError as error:
+            return self._skip("unreadable_file", path, error.strerror or str(error), "check its permissions")
+        self._lines(data, path, path.parent)
+
+    def _lines(self, data: bytes, where: object, base: Path) -> None:
+        if len(data) > LIST_BYTES or b"\0" in data:
+            return self._skip("bad_list", where, "is not a list of names, one a line", "give a text file")
+        names = [os.fsdecode(line.strip()) for line in data.removeprefix(b"\xef\xbb\xbf").splitlines()]
+        names = [name for name in names if name and not name.startswith("#")]
+        for name in names:
+            self.find(name, base)
+        if not names:
+            self._skip("bad_list", where, "names no picture or video", "write one name a line")
+
+    def _stdin(self) -> None:
+        data = self.stdin.read(IMAGE_BYTES + 1)
+        if not data.strip():
+            self._skip("empty_file", "stdin", "is empty", "pipe a picture, or a list of names, into it")
+        elif len(data) <= IMAGE_BYTES and _is_binary(data):
+            self.sources.append(Source("image", "stdin", data=data))
+        else:
+            self._lines(data, "stdin", Path())
+
+    def _address(self, address: str) -> None:
+        try:
+            with _request(address) as response:
+                content = response.headers.get_content_type()
+                path = urllib.parse.urlsplit(address).path
+                if content in STREAM_TYPES or path.lower().endswith((".m3u8", ".mpd")):
+                    self.sources.append(Source("stream", address, address=address))
+                    return
+                head = response.read(16)
+                if content.startswith("video/") or is_video_content(head):
+                    self._fetch_video(address, response, head)
+                    return
+                data = head + response.read(IMAGE_BYTES + 1)
+                if len(data) > IMAGE_BYTES:
+                    raise UserError(address, f"is larger than {IMAGE_BYTES >> 20} MB", "fetch and shrink it by hand")
+                expected = response.headers.get("Content-Length", "")
+                if expected.isdigit() and int(expected) != len(data):
+                    raise UserError(address, f"broke off after {len(data)} of {expected} bytes", "try again")
+                self.sources.append(Source("image", address, data=data))
+        except UserError as error:
+            self._skip("download", error.where, error.what, error.todo)
+        except urllib.error.HTTPError as error:
+            self._skip("download", address, f"the server answers {error.code} {error.reason}", "check the address")
+        except (OSError, HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            self._skip("download", address, f"cannot be fetched ({reason})", "check the address and the network")
+
+    def _fetch_video(self, address: str, response: Any, head: bytes) -> None:
+        if self.download_folder is None:
+            self.download_folder = Path(tempfile.mkdtemp(prefix="predict-"))
+        suffix = Path(urllib.parse.urlsplit(address).path).suffix.lower()
+        suffix = suffix if suffix in VIDEO_SUFFIXES else ".mp4"
+        path = self.download_folder / f"download-{len(self.sources)}{suffix}"
+        size = len(head)
+        with open(path, "wb") as file:
+            file.write(head)
+            while chunk := response.read(1 << 20):
+                size += len(chunk)
+                if size > DOWNLOAD_BYTES:
+                    raise UserError(address, f"is larger than {DOWNLOAD_BYTES >> 30} GB", "fetch it by hand")
+                file.write(chunk)
+        expected = response.headers.get("Content-Length", "")
+        if expected.isdigit() and int(expected) != size:
+            raise UserError(address, f"broke off after {size} of {expected} bytes", "try again")
+        self.sources.append(Source("video", address, path))
+
+    def _skip(self, code: str, where: object, what: str, todo: str) -> None:
+        self.skips.append(Skip("image", code, str(where), what, todo))
+
+
+def list_media(folder: Path, recursive: bool = False, on_error: Callable[[OSError], None] | None = None) -> list[Path]:
+    """Pictures and videos in a folder, by suffix, in the order of their names; hidden ones are left out."""
+    found: list[Path] = []
+    for root, folders, files in os.walk(folder, onerror=on_error):
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        names = (name for name in files if not name.startswith("."))
+        found += [Path(root, name) for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
+    return found
+
+
+def unique_names(sources: Sequence[Source], suffix_of: Callable[[Source], str]) -> Iterator[tuple[str, str]]:
+    """A name for the outputs of each source, with no two alike, and that of its picture or video.
+
+    `a.jpg` gives `a`; `a.png` beside it `a.png`; an `a.jpg` from another folder `a-2`. Upper and lower case are one.
+
+    Args:
+        sources: in their order.
+        suffix_of: the suffix of the picture or video that is drawn of a source.
+    """
+    taken: set[str] = set()
+    numbers: dict[str, Iterator[int]] = {}
+    for source in sources:
+        suffix = suffix_of(source)
+        name = source.file_name
+        stem = name if source.kind == "stream" else os.path.splitext(name)[0] or name
+        counter = numbers.setdefault(
+            stem.lower(), itertools.count(2)
+        )  # goes on where the last one of this name stopped
+        for key in itertools.chain((stem, name), (f"{stem}-{number}" for number in counter)):
+            drawn = key if key.lower().endswith(suffix) else key + suffix
+            if not {key.lower(), drawn.lower()} & taken:
+                break
+        taken |= {key.lower(), drawn.lower()}
+        yield key, drawn
+
+
+def _request(address: str) -> Any:
+    request = urllib.request.Request(address, headers={"User-Agent": "yolov4-mobilenet", "Accept": "*/*"})
+    return urllib.request.urlopen(request, timeout=TIMEOUT)
+
+
+def _is_binary(data: bytes) -> bool:
+    """Whether bytes are a picture rather than a list of names."""
+    head = data[:1024]
+    return b"\0" in head or head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"P5", b"P6"))

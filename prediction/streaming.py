@@ -1,0 +1,92 @@
+"""Frame after frame of a video, camera or folder with what is in it, for Python programs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from data.index import Skip
+from prediction.sources import Source, list_sources
+from prediction.threads import parallel_map, prefetch
+from prediction.video import Frame
+from utils.detections import Detections
+from utils.errors import UserError, warn
+
+
+def stream(
+    detector: Any, source: str | os.PathLike[str] | int, batch_size: int = 4, **thresholds: Any
+) -> Iterator[tuple[Frame, Detections]]:
+    """What a detector sees in a source, in order; decoding runs beside the network.
+
+    Args:
+        detector: has `detect_batch`.
+        source: a video file, picture, folder, glob, list, address, or the number of a webcam (see `list_sources`).
+        batch_size: frames of files run at once; of a camera always the newest one.
+        thresholds: as `Detector.detect_batch` takes them.
+
+    Yields:
+        the frame (`image` RGB, `index`, `time` and `lag` in seconds) and its Detections in image pixels. Indices begin
+        anew with each video; pictures count as frames of one video at time 0.
+
+    Raises:
+        UserError: if the source is not there; RunError if a stream stays dead. A bad picture among many is a warning.
+    """
+    if batch_size < 1:
+        raise UserError("batch_size", f"{batch_size} is out of range", "it must be at least 1")
+    with TemporaryDirectory(prefix="stream-") as downloads:
+        sources, skips = _sources(source, Path(downloads))
+        if not sources and skips:
+            raise UserError(skips[0].where, skips[0].what, skips[0].todo)
+        for skip in skips:
+            warn(skip.where, skip.what, skip.todo)
+        for is_image, group in itertools.groupby(sources, key=lambda each: each.kind == "image"):
+            members = list(group)
+            for part in [members] if is_image else [[member] for member in members]:
+                yield from _watch(detector, part, batch_size, thresholds, alone=len(sources) == 1)
+
+
+def _sources(source: str | os.PathLike[str] | int, downloads: Path) -> tuple[list[Source], list[Skip]]:
+    if isinstance(source, int):
+        return [Source("stream", f"webcam {source}", address=source)], []
+    return list_sources([os.fspath(source)], download_folder=downloads)
+
+
+def _watch(
+    detector: Any, sources: list[Source], batch_size: int, thresholds: dict[str, Any], alone: bool
+) -> Iterator[tuple[Frame, Detections]]:
+    with contextlib.ExitStack() as stack:
+        frames: Any
+        if sources[0].kind == "image":
+            frames = _pictures(sources, 2 * batch_size, alone)
+        else:
+            reader: Any = stack.enter_context(sources[0].open_video())
+            batch_size = 1 if reader.live else batch_size
+            frames = iter(reader) if reader.live else prefetch(reader)
+        stack.callback(frames.close)  # before the reader that it reads from
+        while batch := list(itertools.islice(frames, batch_size)):
+            yield from zip(batch, detector.detect_batch([frame.image for frame in batch], **thresholds), strict=True)
+
+
+def _pictures(sources: list[Source], ahead: int, alone: bool) -> Iterator[Frame]:
+    index = 0
+    with contextlib.closing(parallel_map(_read, sources, ahead)) as images:
+        for image in images:
+            if not isinstance(image, UserError):
+                yield Frame(image, index, 0.0)
+                index += 1
+            elif alone:
+                raise image
+            else:
+                warn(image.where, image.what, image.todo)
+
+
+def _read(source: Source) -> Any:
+    try:
+        return source.read_image()
+    except UserError as error:
+        return error

@@ -1,0 +1,126 @@
+"""Large pictures and small objects: look at overlapping tiles, and join what they saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from nets.nms import Suppress, agnostic_nms, merge_cut_boxes
+from utils.detections import Detections
+
+EDGE = 0.01  # a box that ends within this share of a tile's side was probably cut there
+
+
+class TiledDetector:
+    """A detector that sees each image in tiles, and once as a whole for what is larger than a tile.
+
+    Args:
+        detector: has `config` and `detect_batch`.
+        tile: side of a tile in image pixels; None takes the model's input size, so that nothing is shrunk.
+        overlap: share of a tile that its neighbour sees too, 0 to 0.9: at least the size of the objects looked for.
+        whole: also look at the whole image.
+        batch_size: tiles run at once.
+
+    Source: SAHI, https://arxiv.org/abs/2202.06934
+    """
+
+    def __init__(
+        self, detector: Any, tile: int | None = None, overlap: float = 0.25, whole: bool = True, batch_size: int = 8
+    ) -> None:
+        self.detector, self.overlap, self.whole, self.batch_size = detector, overlap, whole, batch_size
+        self.tile = tile
+
+    @property
+    def config(self) -> Any:
+        return self.detector.config
+
+    @property
+    def timings(self) -> dict[str, float]:
+        return getattr(self.detector, "timings", {})
+
+    def detect_batch(self, images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
+        """As `Detector.detect_batch`."""
+        return [self._detect(image, thresholds) for image in images]
+
+    def _detect(self, image: np.ndarray, thresholds: dict[str, Any]) -> Detections:
+        height, width = image.shape[:2]
+        tile_height, tile_width = (self.tile, self.tile) if self.tile else self.config.input_size
+        windows = tile_windows(height, width, tile_height, tile_width, self.overlap)
+        if len(windows) == 1:
+            return self.detector.detect_batch([image], **thresholds)[0]
+        found: list[Detections] = []
+        cut: list[np.ndarray] = []
+        for start in range(0, len(windows), self.batch_size):
+            part = windows[start : start + self.batch_size]
+            crops = [np.ascontiguousarray(image[top:bottom, left:right]) for left, top, right, bottom in part]
+            for window, seen in zip(part, self.detector.detect_batch(crops, **thresholds), strict=True):
+                found.append(_moved(seen, window))
+                cut.append(cut_by_window(found[-1].boxes, window, height, width))
+        if self.whole:
+            found += self.detector.detect_batch([image], **thresholds)
+            cut.append(np.zeros(len(found[-1]), bool))
+        iou_threshold = thresholds.get("iou_threshold")
+        iou_threshold = self.config.iou_threshold if iou_threshold is None else iou_threshold
+        limit = thresholds.get("max_detections") or self.config.max_detections
+        suppress = agnostic_nms if thresholds.get("suppress") is agnostic_nms else None
+        return join_views(found, cut, iou_threshold, limit, suppress)
+
+
+def tile_windows(
+    height: int, width: int, tile_height: int, tile_width: int, overlap: float
+) -> list[tuple[int, int, int, int]]:
+    """Tiles (left, top, right, bottom) that cover an image evenly, each as large as the tile or the image."""
+    rows, columns = _starts(height, tile_height, overlap), _starts(width, tile_width, overlap)
+    return [
+        (left, top, min(left + tile_width, width), min(top + tile_height, height)) for top in rows for left in columns
+    ]
+
+
+def _starts(length: int, tile: int, overlap: float) -> list[int]:
+    if length <= tile:
+        return [0]
+    step = max(1.0, tile * (1 - overlap))
+    count = int(np.ceil((length - tile) / step)) + 1
+    return np.linspace(0, length - tile, count).round().astype(int).tolist()
+
+
+def cut_by_window(boxes: np.ndarray, window: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
+    """Which of (N, 4) boxes, image pixels, end at an edge of the tile that is not an edge of the image: (N,) bool."""
+    left, top, right, bottom = window
+    near_x, near_y = EDGE * (right - left), EDGE * (bottom - top)
+    x1, y1, x2, y2 = boxes.T
+    return (
+        ((x1 < left + near_x) & (left > 0))
+        | ((y1 < top + near_y) & (top > 0))
+        | ((x2 > right - near_x) & (right < width))
+        | ((y2 > bottom - near_y) & (bottom < height))
+    )
+
+
+def join_views(
+    views: Sequence[Detections],
+    cut: Sequence[np.ndarray],
+    iou_threshold: float,
+    max_detections: int,
+    suppress: Suppress | None = None,
+) -> Detections:
+    """Detections of tiles, all in image pixels, as one, best first: cut objects whole again, doubles dropped.
+
+    `suppress` is for what merging within a class leaves: doubles of other classes.
+    """
+    boxes, scores, labels = (
+        torch.from_numpy(np.concatenate([getattr(view, name) for view in views]))
+        for name in ("boxes", "scores", "labels")
+    )
+    found = merge_cut_boxes(boxes, scores, labels, torch.from_numpy(np.concatenate(cut)), iou_threshold)
+    if suppress is not None:
+        found = suppress(*found, iou_threshold)
+    return Detections(*(t.numpy() for t in found))[:max_detections]
+
+
+def _moved(found: Detections, window: tuple[int, int, int, int]) -> Detections:
+    left, top = window[:2]
+    return Detections(found.boxes + np.array([left, top, left, top], np.float32), found.scores, found.labels)

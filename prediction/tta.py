@@ -1,0 +1,89 @@
+"""Test-time augmentation: a detector that looks at an image several times and joins what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.ops import batched_nms
+
+from nets.nms import Suppress, weighted_box_fusion
+from utils.detections import Detections
+
+
+class AugmentedDetector:
+    """A detector that looks at each image several times, mirrored and at other sizes, and joins what it found.
+
+    Args:
+        detector: must let its input size be changed (`set_input_size`) if `scales` is more than 1.
+        flip: also mirror left to right.
+        scales: input sizes as multiples of the model's own, rounded to multiples of 32.
+
+    Views are joined by the same suppression as candidates are: by greedy NMS within each class the best score stays;
+    weighted box fusion averages, and lowers what not all views agree on.
+    """
+
+    def __init__(self, detector: Any, flip: bool = True, scales: Sequence[float] = (1.0, 0.83, 1.25)) -> None:
+        self.detector, self.flip = detector, flip
+        size = detector.config.input_size
+        sizes = [tuple(max(32, 32 * round(side * scale / 32)) for side in size) for scale in scales]
+        self.sizes = list(dict.fromkeys(sizes)) if hasattr(detector, "set_input_size") else [tuple(size)]
+
+    @property
+    def config(self) -> Any:
+        return self.detector.config
+
+    @property
+    def timings(self) -> dict[str, float]:
+        return getattr(self.detector, "timings", {})
+
+    def detect_batch(self, images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
+        """As `Detector.detect_batch`."""
+        own_size = self.config.input_size
+        views: list[list[Detections]] = []
+        try:
+            for size in self.sizes:
+                if size != tuple(self.config.input_size):
+                    self.detector.set_input_size(size)
+                views.append(self.detector.detect_batch(images, **thresholds))
+                if self.flip:
+                    mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in images]
+                    found = self.detector.detect_batch(mirrored, **thresholds)
+                    views.append([_mirrored(f, image.shape[1]) for f, image in zip(found, images, strict=True)])
+        finally:
+            if tuple(self.config.input_size) != tuple(own_size):
+                self.detector.set_input_size(own_size)
+        iou = thresholds.get("iou_threshold")
+        iou = self.config.iou_threshold if iou is None else iou
+        limit = thresholds.get("max_detections") or self.config.max_detections
+        suppress = thresholds.get("suppress")
+        if suppress is weighted_box_fusion:
+            suppress = partial(weighted_box_fusion, views=len(views))
+        return [_joined(list(each), iou, limit, suppress) for each in zip(*views, strict=True)]
+
+
+def _mirrored(found: Detections, width: int) -> Detections:
+    boxes = found.boxes.copy()
+    boxes[:, [0, 2]] = width - found.boxes[:, [2, 0]]
+    return replace(found, boxes=boxes)
+
+
+def _joined(
+    views: Sequence[Detections], iou_threshold: float, max_detections: int, suppress: Suppress | None
+) -> Detections:
+    """The views of one image as one, best first; by NMS within each class where `suppress` is None."""
+    boxes, scores, labels = (
+        torch.from_numpy(np.concatenate([getattr(v, name) for v in views])) for name in ("boxes", "scores", "labels")
+    )
+    order = scores.argsort(descending=True, stable=True)
+    boxes, scores, labels = boxes[order], scores[order], labels[order]
+    if suppress is None:
+        keep = batched_nms(boxes, scores, labels, iou_threshold)
+        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+    else:
+        boxes, scores, labels = suppress(boxes, scores, labels, iou_threshold)
+    return Detections(*(each[:max_detections].numpy() for each in (boxes, scores, labels)))

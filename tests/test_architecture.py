@@ -1,0 +1,96 @@
+"""Imports point one way: each room may import only the rooms below it, and no module imports an entry script."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENTRY_SCRIPTS = {"train", "eval", "predict", "export", "dataset", "serve", "benchmark"}
+MAY_IMPORT = {
+    "utils": {"utils"},
+    "data": {"data", "utils"},
+    "nets": {"nets", "data", "utils"},
+    "evaluation": {"evaluation", "data", "utils"},
+    "prediction": {"prediction", "evaluation", "nets", "data", "utils"},
+    "training": {"training", "evaluation", "nets", "data", "utils"},
+    "service": {"service", "prediction", "nets", "data", "utils"},
+    "benchmarks": {"benchmarks", "service", "prediction", "training", "evaluation", "nets", "data", "utils"},
+}
+# Imports that still point the wrong way. This list may only become shorter.
+KNOWN_ARROWS_BACK = {
+    ("nets.detector", "prediction.streaming"),
+    ("benchmarks.video", "predict"),
+    ("benchmarks.small_data_curve", "train"),
+    ("benchmarks.train_step", "train"),
+}
+KNOWN_CIRCLES = 11
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the rooms and scripts, by dotted name."""
+    paths = [p for room in MAY_IMPORT for p in (ROOT / room).rglob("*.py")]
+    paths += [ROOT / f"{name}.py" for name in ENTRY_SCRIPTS]
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Modules of this project that a file imports, and whether it does so at the top (not inside a function)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for top in tree.body:
+        for node in ast.walk(top):
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [
+                    f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module
+                    for a in node.names
+                ]
+            elif isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            is_top = not isinstance(top, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))
+            yield from ((name, is_top) for name in names if name in MODULES)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
+    back = {
+        (module, target)
+        for module, path in MODULES.items()
+        if module.split(".")[0] == room
+        for target, _ in imports(path)
+        if target.split(".")[0] not in MAY_IMPORT[room]
+    }
+    assert back <= KNOWN_ARROWS_BACK
+
+
+def test_no_module_and_no_tool_imports_an_entry_script() -> None:
+    tools = {f"scripts.{p.stem}": p for p in (ROOT / "scripts").glob("*.py")}
+    rooms = {m: p for m, p in MODULES.items() if m not in ENTRY_SCRIPTS}
+    found = {(m, t) for m, p in {**rooms, **tools}.items() for t, _ in imports(p) if t in ENTRY_SCRIPTS}
+    assert found <= KNOWN_ARROWS_BACK
+
+
+def test_imports_have_no_circle() -> None:
+    graph = {m: {t for t, is_top in imports(p) if t != m} for m, p in MODULES.items()}
+    graph = {m: {t for t in targets if t not in m.split(".")} for m, targets in graph.items()}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        if module in way:
+            circles.append(" -> ".join((*way[way.index(module) :], module)))
+            return
+        if module not in done:
+            for target in sorted(graph.get(module, ())):
+                visit(target, (*way, module))
+            done.add(module)
+
+    circles: list[str] = []
+    for module in sorted(graph):
+        visit(module, ())
+    assert len(circles) <= KNOWN_CIRCLES, circles

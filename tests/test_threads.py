@@ -1,0 +1,81 @@
+"""Threads keep the order of things, and pass on what goes wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from prediction.threads import Background, parallel_map, prefetch
+
+
+def test_prefetched_items_keep_their_order_and_are_never_far_ahead() -> None:
+    made = []
+
+    def produce() -> Iterator[int]:
+        for number in range(50):
+            made.append(number)
+            yield number
+
+    used = []
+    for item in prefetch(produce(), size=4):
+        used.append(item)
+        assert len(made) <= len(used) + 6
+    assert used == list(range(50))
+
+
+def test_an_error_while_prefetching_comes_after_what_was_made_before_it() -> None:
+    def produce() -> Iterator[int]:
+        yield from (1, 2)
+        raise ValueError("broken")
+
+    items = prefetch(produce())
+    assert [next(items), next(items)] == [1, 2]
+    with pytest.raises(ValueError, match="broken"):
+        next(items)
+
+
+def test_leaving_a_prefetch_early_ends_its_thread() -> None:
+    before = threading.active_count()
+    items = prefetch(iter(range(10**9)), size=2)
+    assert next(items) == 0
+    items.close()
+    assert threading.active_count() == before
+
+
+def test_parallel_map_keeps_order_and_does_not_run_ahead() -> None:
+    begun = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.001 * (number % 3))
+        return number * number
+
+    results = []
+    for result in parallel_map(work, range(40), ahead=5):
+        results.append(result)
+        assert len(begun) <= len(results) + 5
+    assert results == [number * number for number in range(40)]
+
+
+def test_background_work_is_done_in_order_and_its_error_comes_back() -> None:
+    done: list[int] = []
+    with Background(done.append, size=2) as background:
+        for number in range(20):
+            background.put(number)
+    assert done == list(range(20))
+
+    def fail(number: int) -> None:
+        if number == 3:
+            raise OSError("disk full")
+        done.append(number)
+
+    done.clear()
+    background = Background(fail, size=2)
+    with pytest.raises(OSError, match="disk full"):
+        for number in range(100):
+            background.put(number)
+        background.close()
+    assert done == [0, 1, 2]
