@@ -1,7 +1,7 @@
-"""Imported first by a command: while the rest is imported, Ctrl-C and SIGTERM end it in one line, with their exit code.
+"""Imported first by a command: sets up OpenMP, and ends the command in one line at a signal during the imports.
 
 Importing PyTorch takes seconds, in which Python would answer Ctrl-C with a traceback. `utils.errors.run_command` takes
-over when they have passed. Imported by anything but a command of this repository, it does nothing.
+over after that. Imported by anything but a command of this repository, it does nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 from types import FrameType
+
+from utils.cpus import prepare_environment
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -27,5 +29,6 @@ def is_command() -> bool:
 
 
 if is_command():
+    prepare_environment()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)

@@ -1,0 +1,110 @@
+"""Threads follow affinity and quota; OpenMP is set up before PyTorch is imported, never over the user's settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils import cpus
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        (  # the strictest of the whole way up
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/cpu.max": "200000 100000\n",
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000\n",
+            },
+            2.0,
+        ),
+        (  # the host's path, as version 1 shows it within a container
+            {
+                "proc/self/cgroup": "12:cpu,cpuacct:/docker/123\n3:memory:/docker/123\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            0.5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense"}, None),
+    ],
+)
+def test_the_quota_of_a_cgroup_is_read(files: dict[str, str], quota: float | None, tmp_path: Path) -> None:
+    assert cpus.cpu_quota(tree(tmp_path, files)) == quota
+
+
+def test_as_many_cpus_as_affinity_and_quota_allow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert cpus.usable_cpus(tmp_path) == 6
+    quota = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "230000 100000\n"}
+    assert cpus.usable_cpus(tree(tmp_path, quota)) == 3
+    quota["sys/fs/cgroup/cpu.max"] = "10000 100000\n"
+    assert cpus.usable_cpus(tree(tmp_path, quota)) == 1
+    quota["sys/fs/cgroup/cpu.max"] = "900000 100000\n"
+    assert cpus.usable_cpus(tree(tmp_path, quota)) == 6
+
+
+def test_what_the_user_has_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpus, "cpu_quota", lambda *_: 1.0)
+    monkeypatch.setattr(cpus, "usable_cpus", lambda *_: 1)
+    empty: dict[str, str] = {}
+    cpus.prepare_environment(empty)
+    assert empty["GOMP_SPINCOUNT"] == str(cpus.SPIN_COUNT) and empty["KMP_BLOCKTIME"] == str(cpus.BLOCK_TIME)
+    assert empty.get("OMP_NUM_THREADS", "1") == "1" and ("OMP_NUM_THREADS" in empty) == sys.platform.startswith("linux")
+    for name in cpus.SPIN_SETTINGS:
+        own = {name: "7", "OMP_NUM_THREADS": "3"}
+        cpus.prepare_environment(own)
+        assert own == {name: "7", "OMP_NUM_THREADS": "3"}
+    assert not cpus.may_spin({}) and cpus.may_spin({"OMP_WAIT_POLICY": "ACTIVE"})
+
+
+@pytest.mark.parametrize("script", ["train"])
+def test_every_script_prepares_openmp_before_it_imports_anything_else(script: str) -> None:
+    code = (
+        f"import sys, os, runpy; sys.argv = ['{script}.py', '--help']\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': print('torch sees', os.environ.get('GOMP_SPINCOUNT')); os._exit(0)\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        f"try: runpy.run_path('{script}.py', run_name='__main__')\n"
+        "finally: print('ends with', os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in cpus.SPIN_SETTINGS}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert f"with {cpus.SPIN_COUNT}" in done.stdout or f"sees {cpus.SPIN_COUNT}" in done.stdout, (
+        done.stdout + done.stderr
+    )

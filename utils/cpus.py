@@ -1,0 +1,86 @@
+"""How many CPUs this process may use, and how long its idle threads spin. Needs no package."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+# Iterations that an idle thread of GNU OpenMP spins before it sleeps. Its own default is about 30 billion, so that one
+# other busy process on the same cores stops a training almost completely: docs/EXPERIMENTS.md, section 14.
+SPIN_COUNT = 20_000
+BLOCK_TIME = 1  # milliseconds; the same for LLVM's and Intel's OpenMP, whose default is 200
+SPIN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """CPUs that this process may use: the fewest of those of its affinity and its cgroups' quota, rounded up.
+
+    Docker's `--cpuset-cpus` and `taskset` set the affinity, Docker's `--cpus` and Kubernetes' limits the quota.
+    `os.cpu_count()` knows neither.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota(root)
+    return max(1, cpus if quota is None else min(cpus, math.ceil(quota)))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """CPUs of the strictest quota of this process's cgroup and those above it; None without one.
+
+    Args:
+        root: the root of /proc and /sys, for tests.
+    """
+    quotas = [quota for folder in _cgroup_folders(root) if (quota := _quota(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what OpenMP reads once, when PyTorch loads it: threads that fit the quota, and little spinning.
+
+    Never changes what the user has set, in these variables or in others that mean the same.
+    """
+    if sys.platform.startswith("linux") and not any(name in environment for name in THREAD_SETTINGS):
+        if cpu_quota() is not None:  # OpenMP sees the affinity by itself, but not the quota
+            environment["OMP_NUM_THREADS"] = str(usable_cpus())
+    if not any(name in environment for name in SPIN_SETTINGS):
+        environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+        environment["KMP_BLOCKTIME"] = str(BLOCK_TIME)
+
+
+def may_spin(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether threads of other runtimes (ONNX Runtime) shall spin while they wait: only if OMP_WAIT_POLICY asks."""
+    return environment.get("OMP_WAIT_POLICY", "").lower() == "active"
+
+
+def _cgroup_folders(root: Path) -> Iterator[Path]:
+    """The folders of the process's CPU controllers, from its own cgroup up to the root, of version 2 and version 1."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        names = controllers.split(",")
+        if controllers and "cpu" not in names:
+            continue
+        mounts = ["sys/fs/cgroup"] if not controllers else ["sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"]
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for mount in mounts:
+            # a container may see its host's path but only its own part of the tree: a folder may be missing
+            for depth in range(len(parts), -1, -1):
+                yield root.joinpath(mount, *parts[:depth])
+
+
+def _quota(folder: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        quota, period = (folder / "cpu.max").read_text().split()[:2]
+        return None if quota == "max" or int(period) <= 0 else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        micros = int((folder / "cpu.cfs_quota_us").read_text())
+        period_micros = int((folder / "cpu.cfs_period_us").read_text())
+        return None if micros <= 0 or period_micros <= 0 else micros / period_micros
+    return None
