@@ -19,12 +19,14 @@ import torch
 from benchmarks.formats_table import draw_formats, fill_markers, formats_table
 from data.index import DatasetIndex
 from nets.detector import Detector, default_checkpoint
-from nets.export import EXPORTERS, check_export, export_and_check
+from nets.export.check import check_export, export_and_check
+from nets.export.formats import FORMATS, file_kind
 from nets.export.graph import Form
+from nets.export.load import load_runtime
 from nets.export.parity import Parity, drawn_photos
 from nets.model_config import ModelConfig, input_size_option
-from nets.runtime import Runtime, TorchRuntime, file_kind, load_model, load_runtime
-from nets.weights.checkpoint import write_atomically
+from nets.runtime import Runtime, TorchRuntime
+from nets.weights.checkpoint import load_model, write_atomically
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.draw import draw_detections
@@ -242,7 +244,7 @@ def checkpoint_entries(
                 if precision == "fp32":
                     entries.append(torch_entry(path, config))
                 continue
-            exporter = EXPORTERS[FORMAT_OF[runtime]]
+            exporter = FORMATS[FORMAT_OF[runtime]]
             exact = {"half": exporter.half or "fp32"}.get(precision, precision)
             if precision == "int8" and (not exporter.int8 or dynamic):
                 reason = "no int8 here" if not exporter.int8 else "int8 files take one image at a time"

@@ -12,11 +12,14 @@ import numpy as np
 
 from data.index import DatasetIndex
 from nets.detector import Detector, default_checkpoint
-from nets.export import EXPORTERS, Exporter, check_export, export_and_check
+from nets.export.check import check_export, export_and_check
+from nets.export.formats import FORMATS, Format
 from nets.export.graph import Form
+from nets.export.load import load_runtime
 from nets.export.parity import drawn_photos
 from nets.model_config import ModelConfig, input_size_option
-from nets.runtime import TorchRuntime, load_model, load_runtime
+from nets.runtime import TorchRuntime
+from nets.weights.checkpoint import load_model
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.errors import RunError, UserError, run_command, warn
@@ -32,7 +35,7 @@ class ExportOptions:
     """The options of export.py."""
 
     checkpoint: str | None = option(None, "the model; without it the built-in weights", metavar="FILE")
-    format: str = option("onnx", "what to write", choices=tuple(EXPORTERS))
+    format: str = option("onnx", "what to write", choices=tuple(FORMATS))
     output: str | None = option(None, "the file (default: beside the checkpoint, other suffix)", metavar="FILE")
     input_size: tuple[int, ...] | None = option(None, "height [and width] of the input (default: the checkpoint's)")
     dynamic: bool = option(False, "any batch and any size in multiples of 32")
@@ -57,7 +60,7 @@ class ExportOptions:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line `argv`."""
     options = parse_options(ExportOptions, argv, description=__doc__ or "", prog="export.py")
-    exporter = EXPORTERS[options.format]
+    exporter = FORMATS[options.format]
     form = choose_form(options, exporter)
     checkpoint = default_checkpoint() if options.checkpoint is None else Path(options.checkpoint)
     model = load_model(checkpoint)
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"parity with the checkpoint: {parity}")
 
 
-def choose_form(options: ExportOptions, exporter: Exporter) -> Form:
+def choose_form(options: ExportOptions, exporter: Format) -> Form:
     """What the file will take and give. Raises UserError for what the format does not have."""
     name = options.format
     for flag, has, instead in (
@@ -114,7 +117,7 @@ def adjusted(config: ModelConfig, options: ExportOptions) -> ModelConfig:
     return config.replace(**changes)
 
 
-def output_path(options: ExportOptions, checkpoint: Path, exporter: Exporter) -> Path:
+def output_path(options: ExportOptions, checkpoint: Path, exporter: Format) -> Path:
     """The file to write. Raises UserError if it is there, has another suffix, or its folder does not exist."""
     marks = "".join(f"-{flag}" for flag in ("int8", "half") if getattr(options, flag))
     default = checkpoint.with_name(f"{checkpoint.stem}{marks}{exporter.suffix}")

@@ -33,9 +33,8 @@ from benchmarks.peers import PEERS, export_peer
 from nets.export.graph import Form
 from nets.export.onnx_file import build_onnx, open_session
 from nets.model_config import ModelConfig, check_input_size
-from nets.runtime import load_model
 from nets.summary import count_layers
-from nets.weights.checkpoint import load_checkpoint, write_atomically
+from nets.weights.checkpoint import load_checkpoint, load_model, write_atomically
 from nets.weights.pretrained import pretrained_settings
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError, run_command

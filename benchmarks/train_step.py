@@ -30,9 +30,9 @@ from nets.losses import LossConfig, YOLOLoss
 from nets.model_config import ModelConfig, check_input_size
 from nets.neck import SPP
 from nets.yolov4 import YOLOv4
-from train import PRESETS, TrainOptions
 from training.engine import EpochProgress, train_epoch
 from training.optim import ModelEMA
+from training.options import PRESETS, TrainOptions
 from training.setup import build_trainer, choose_options, freeze
 from utils.allocator import keep_freed_memory
 from utils.config import parse_options

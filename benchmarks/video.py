@@ -24,7 +24,8 @@ import torch
 import predict
 from data.tools.demo import draw_scene
 from nets.detector import default_checkpoint
-from nets.runtime import RUNTIMES, load_runtime
+from nets.export.formats import RUNTIMES
+from nets.export.load import load_runtime
 from prediction.video import VideoReader, VideoWriter
 from utils.errors import run_command
 

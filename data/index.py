@@ -10,31 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.errors import format_problem
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Something left out, and why: an image, an annotation or a single box.
-
-    Args:
-        kind: `image` (left out whole), `box` (only the box is dropped) or `note` (nothing lost, but worth knowing).
-        code: a short stable name of the fault, e.g. `truncated_image`, `unknown_class` (data/tools/findings.py).
-        where: the file, or `file:line`.
-        what: what is wrong, in words.
-        todo: what to do about it.
-        count: how many of its kind it stands for (boxes of an unlisted COCO category come as one).
-    """
-
-    kind: str
-    code: str
-    where: str
-    what: str
-    todo: str = ""
-    count: int = 1
-
-    def __str__(self) -> str:
-        return format_problem(self.where, self.what, self.todo)
+from data.skips import Skip
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from data.index import DatasetIndex, Skip, map_array
+from data.index import DatasetIndex, map_array
+from data.skips import Skip
 
 VERSION = 2  # raise it when a reader or the index changes its meaning
 KEPT = 64  # indices; older ones are removed

@@ -32,8 +32,9 @@ from data.augment import (
     mirror,
     place_alone,
 )
-from data.index import DatasetIndex, Skip
+from data.index import DatasetIndex
 from data.mosaic import compose_mosaic, draw_centre, mix, paste_box
+from data.skips import Skip
 from utils.errors import RunError, UserError, warn
 from utils.images import read_image_and_size
 from utils.letterbox import Letterbox

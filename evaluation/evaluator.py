@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data.index import DatasetIndex, Skip
+from data.index import DatasetIndex
+from data.skips import Skip
 from evaluation.metrics.coco import coco_figures
 from evaluation.metrics.curves import ScoreCurves, score_curves
 from evaluation.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE, BestMatch, best_matches, outcomes

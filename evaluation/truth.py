@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data.index import DatasetIndex, Skip
+from data.index import DatasetIndex
+from data.skips import Skip
 from utils.errors import UserError, brief
 from utils.files import FileError, read_file, read_lines
 from utils.json_file import read_json

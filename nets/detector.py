@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from nets.export.load import load_runtime
 from nets.model_config import ModelConfig, input_size_option
-from nets.runtime import Runtime, TorchRuntime, load_runtime
+from nets.runtime import Runtime, TorchRuntime
 from nets.yolov4 import YOLOv4
 from utils.detections import Detections
 from utils.errors import UserError

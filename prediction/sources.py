@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data.index import Skip
+from data.skips import Skip
 from prediction.video import VIDEO_SUFFIXES, LiveReader, VideoReader, is_video, is_video_content
 from utils.errors import UserError, printable
 from utils.images import IMAGE_SUFFIXES, decode_image, read_image

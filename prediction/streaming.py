@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from data.index import Skip
+from data.skips import Skip
 from prediction.sources import Source, list_sources
 from prediction.threads import parallel_map, prefetch
 from prediction.video import Frame

@@ -25,8 +25,10 @@ import predict
 import train
 from nets.model_config import ModelConfig
 from nets.yolov4 import YOLOv4
+from training import options as training_options
+from training import run as training_run
 from training import setup
-from utils import distributed
+from utils import config, distributed
 from utils.errors import Interrupted, run_command
 
 TINY = ["--backbone", "mobilenet_v3_small", "--alpha", "0.35", "--neck-width", "0.1", "--input-size", "64"]
@@ -57,9 +59,9 @@ def predict_command(data: Path, run: Path, output: Path) -> list[str]:
 
 def first_step(arguments: list[str]) -> dict[str, Any]:
     """The gradients, batch-norm averages and losses of a run's first step."""
-    given = train.given_options(train.TrainOptions, arguments, description="")
+    given = config.given_options(training_options.TrainOptions, arguments, description="")
     with in_double():
-        run = train.Run(train.check_options(train.TrainOptions, given), "cpu", None)
+        run = training_run.Run(config.check_options(training_options.TrainOptions, given), "cpu", None)
     options = run.options
     run.loader.set_epoch(0)
     run.trainer.model.train()
@@ -79,34 +81,34 @@ def in_double() -> Iterator[None]:
 
     They are so before `DistributedDataParallel` sees them: a parameter whose type changes loses DDP's hooks, silently.
     """
-    before = setup.YOLOv4, train.YOLOv4
+    before = setup.YOLOv4, training_run.YOLOv4
 
     class InDouble(YOLOv4):
         def __init__(self, config: ModelConfig) -> None:
             super().__init__(config)
             self.double()
 
-    setup.YOLOv4 = train.YOLOv4 = InDouble  # type: ignore[misc,attr-defined]
+    setup.YOLOv4 = training_run.YOLOv4 = InDouble  # type: ignore[misc,attr-defined]
     try:
         yield
     finally:
-        setup.YOLOv4, train.YOLOv4 = before  # type: ignore[misc,attr-defined]
+        setup.YOLOv4, training_run.YOLOv4 = before  # type: ignore[misc,attr-defined]
 
 
 @contextlib.contextmanager
-def after_step(act: Callable[[train.Run, int], None]) -> Iterator[None]:
+def after_step(act: Callable[[training_run.Run, int], None]) -> Iterator[None]:
     """Do something after each step of a training, given its number."""
-    before = train.Run._log_step
+    before = training_run.Run._log_step
 
-    def log(run: train.Run, number: int, losses: dict[str, float]) -> None:
+    def log(run: training_run.Run, number: int, losses: dict[str, float]) -> None:
         before(run, number, losses)
         act(run, number)
 
-    train.Run._log_step = log
+    training_run.Run._log_step = log
     try:
         yield
     finally:
-        train.Run._log_step = before
+        training_run.Run._log_step = before
 
 
 # ---- forked: many starts in four processes, which meet at one store, as those of torchrun do after a restart
@@ -183,7 +185,7 @@ def _two(data: Path, folder: Path) -> None:
     train.main([*both, "--run-dir", str(folder / "whole")])
     resumed = [*both, "--run-dir", str(folder / "resumed"), "--resume", "auto"]
 
-    def leave(_run: train.Run, step: int) -> None:  # as a cluster may tell it that wants one machine back
+    def leave(_run: training_run.Run, step: int) -> None:  # as a cluster may tell it that wants one machine back
         if step == 1 and distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -231,7 +233,7 @@ def told_to_leave(argv: list[str]) -> int:
     Rank 1 goes no further before torchrun has passed that on: on a busy machine it takes longer than an epoch does.
     """
 
-    def leave(run: train.Run, step: int) -> None:
+    def leave(run: training_run.Run, step: int) -> None:
         if step == 1 and distributed.rank() == 1:
             os.kill(os.getppid(), signal.SIGTERM)
             until = time.monotonic() + PATIENCE_SECONDS
@@ -246,7 +248,7 @@ def failing(argv: list[str]) -> int:
     """train.main; rank 1 is killed in its second epoch, and fails in the third when torchrun has started all again."""
     place = Path(argv[argv.index("--run-dir") + 1]).with_name("failed_at")
 
-    def fail(run: train.Run, step: int) -> None:
+    def fail(run: training_run.Run, step: int) -> None:
         if distributed.rank() == 1 and run.progress.epoch == 1 and not distributed.is_restart():
             os.kill(os.getpid(), signal.SIGKILL)
         if distributed.rank() == 1 and run.progress.epoch == 2:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nets.export import EXPORTERS
+from nets.export.formats import FORMATS
 from nets.export.graph import Form
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
@@ -61,8 +61,8 @@ def checkpoint() -> Path:
 def exported(kind: str, form: Form) -> Path:
     """`small_model` in a format and form."""
     name = "".join(str(int(v)) if isinstance(v, bool) else v for v in vars(form).values())
-    path = folder() / f"{name}{EXPORTERS[kind].suffix}"
-    EXPORTERS[kind].export(small_model(), path, form, {"from": "a test"})
+    path = folder() / f"{name}{FORMATS[kind].suffix}"
+    FORMATS[kind].export(small_model(), path, form, {"from": "a test"})
     return path
 
 

@@ -14,7 +14,8 @@ import torchvision.models
 from torch import Tensor, nn
 
 from nets.backbones import registry
-from nets.backbones.registry import Backbone, build_backbone, list_backbones, register_backbone
+from nets.backbones.base import Backbone
+from nets.backbones.registry import build_backbone, list_backbones, register_backbone
 from nets.layers import Conv2dSamePadding, ConvBNAct, StridedConv2d, make_divisible
 from nets.model_config import STRIDES, ModelConfig
 from utils.errors import MissingExtra, UserError

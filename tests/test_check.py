@@ -19,7 +19,9 @@ from PIL import Image
 import dataset
 from data.formats.voc import read_voc
 from data.open import open_dataset
-from data.tools.check import check_dataset, main, quick_check, skips_summary, warn_skips, write_skips_csv
+from data.quick_check import quick_check
+from data.skips import skips_summary, warn_skips, write_skips_csv
+from data.tools.check import check_dataset, main
 from data.tools.findings import CODES, CheckReport
 from data.tools.fix import check_target
 from data.tools.look import look_at

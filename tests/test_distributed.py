@@ -22,11 +22,13 @@ from torch.distributed import TCPStore
 import eval as eval_command
 import predict
 import train
-from data.index import Skip
 from data.loader import TrainLoader
 from data.open import open_dataset
+from data.skips import Skip
 from data.tools.demo import write_demo
 from nets.weights.checkpoint import load_checkpoint
+from training import options as training_options
+from training import run as training_run
 from training.engine import EpochProgress
 from training.state import Progress, check_parts, epoch_parts, share_batch
 from utils import distributed
@@ -148,15 +150,15 @@ def test_an_image_that_any_process_could_not_read_is_counted_once() -> None:
 def test_two_processes_score_while_training_as_one_does(runs: Path, data: Path) -> None:
     row = _rows(runs / "whole")[-1]
     with distributed_run.in_double():
-        detector = train.Detector.from_model(_model(load_checkpoint(runs / "whole" / "last.pth")), "cpu")
-    result = train.evaluate(detector, open_dataset(str(data), "val"), batch_size=2, progress=False)
+        detector = training_run.Detector.from_model(_model(load_checkpoint(runs / "whole" / "last.pth")), "cpu")
+    result = training_run.evaluate(detector, open_dataset(str(data), "val"), batch_size=2, progress=False)
     assert result is not None
     for name in ("voc07_mAP50", "voc10_mAP50", "coco_AP", "coco_AP50"):
         assert row[name] == pytest.approx(result.figures[name], abs=1e-12)
 
 
 def _model(checkpoint: Any) -> Any:
-    model = train.YOLOv4(checkpoint.config)
+    model = training_run.YOLOv4(checkpoint.config)
     model.load_state_dict(checkpoint.weights)
     return model.eval()
 
@@ -202,9 +204,9 @@ def test_a_run_is_not_shared_by_processes_that_cannot_have_equal_parts(monkeypat
 
 def test_the_rest_of_an_epoch_of_shards_is_cut_as_its_beginning_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    parts = epoch_parts(train.TrainOptions(shards="shards", workers=3))
+    parts = epoch_parts(training_options.TrainOptions(shards="shards", workers=3))
     assert parts == 6
-    assert epoch_parts(train.TrainOptions(workers=3)) == 1
+    assert epoch_parts(training_options.TrainOptions(workers=3)) == 1
     checkpoint: Any = SimpleNamespace(info={"parts": 6})
     middle, between = Progress(batch=EpochProgress(5, 40, {})), Progress(epoch=2)
     check_parts(checkpoint, middle, 6)

@@ -12,12 +12,14 @@ import torch
 from export_makers import CONFIG, checkpoint, exported, pictures, small_model
 
 import export
-from nets.export import EXPORTERS, check_export, export_and_check
+from nets.export.check import check_export, export_and_check
+from nets.export.formats import FORMATS
 from nets.export.graph import DeployedNetwork, Form, read_metadata, write_metadata
+from nets.export.load import load_runtime
 from nets.export.parity import TOLERANCES, Parity, compare, count_changed
 from nets.export.quantize import QUANTIZERS, Node, choose_layers, group_nodes, output_error
 from nets.model_config import ModelConfig
-from nets.runtime import TorchRuntime, load_runtime
+from nets.runtime import TorchRuntime
 from nets.yolov4 import YOLOv4
 from utils.detections import Detections
 from utils.errors import MissingExtra, RunError, UserError
@@ -116,10 +118,10 @@ def test_an_export_that_answers_otherwise_is_removed(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", [name for name, exporter in EXPORTERS.items() if not exporter.runs])
+@pytest.mark.parametrize("kind", [name for name, exporter in FORMATS.items() if not exporter.runs])
 def test_a_format_without_its_tool_names_what_to_install(tmp_path, kind) -> None:
     with pytest.raises(MissingExtra, match="pip install"):
-        export_and_check(small_model(), tmp_path / f"a{EXPORTERS[kind].suffix}", kind, Form(decodes=False), [])
+        export_and_check(small_model(), tmp_path / f"a{FORMATS[kind].suffix}", kind, Form(decodes=False), [])
 
 
 def test_half_precision_stays_near(network) -> None:

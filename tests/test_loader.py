@@ -15,7 +15,7 @@ import torch
 
 from data.augment import AugmentConfig, Photo
 from data.image_cache import ImageCache, available_memory, build_image_cache
-from data.index import DatasetIndex, Skip
+from data.index import DatasetIndex
 from data.loader import (
     EpochSampler,
     SampleKey,
@@ -26,6 +26,7 @@ from data.loader import (
     prefetch_images,
     repeat_factors,
 )
+from data.skips import Skip
 from utils.errors import RunError, UserError
 
 FULL = AugmentConfig(mosaic=0.6, mixup=0.3, copy_paste=0.3, rotate=5)

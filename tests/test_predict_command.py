@@ -21,6 +21,7 @@ import predict
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
+from prediction import run as prediction_run
 from prediction import video
 from prediction.live_view import Page
 from prediction.streaming import stream
@@ -308,7 +309,7 @@ def test_tracking_without_its_package_says_how_to_install_it(
 def test_a_live_page_is_offered_where_there_is_no_window(
     detector: Painted, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "open_view", predict.Page)
+    monkeypatch.setattr(prediction_run, "open_view", prediction_run.Page)
     assert run(picture(tmp_path / "a.png"), "--output", tmp_path / "out", "--show") == 0
     assert "live view: http://127.0.0.1:" in capsys.readouterr().out
 

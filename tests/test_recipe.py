@@ -12,6 +12,7 @@ import train
 from data.open import open_dataset
 from nets.weights.checkpoint import load_checkpoint
 from training import budget
+from training import options as training_options
 from training.recipe import choose_recipe
 from training.setup import choose_options
 from utils.errors import UserError
@@ -43,8 +44,8 @@ def test_few_images_from_scratch_get_small_batches_and_a_large_rate() -> None:
     assert (few["batch_size"], few["learning_rate"]) == (8, 0.02)
     assert many["batch_size"] == 16 and "learning_rate" not in many and "learning_rate" not in chosen(200, True)
     index = open_dataset(str(demo_data()), "train")
-    assert choose_options(train.TrainOptions(data="x", auto=True), index).learning_rate == 0.02
-    other = train.TrainOptions(data="x", auto=True, optimizer="sgd")
+    assert choose_options(training_options.TrainOptions(data="x", auto=True), index).learning_rate == 0.02
+    other = training_options.TrainOptions(data="x", auto=True, optimizer="sgd")
     assert choose_options(other, index).learning_rate == other.learning_rate
 
 
@@ -57,7 +58,7 @@ def test_every_choice_says_why() -> None:
 
 def test_what_the_user_says_is_kept() -> None:
     index = open_dataset(str(demo_data()), "train")
-    options = train.TrainOptions(data="x", auto=True, epochs=7, weights="w.pth")
+    options = training_options.TrainOptions(data="x", auto=True, epochs=7, weights="w.pth")
     resolved = choose_options(options, index)
     assert resolved.epochs == 7 and resolved.batch_size != options.batch_size and not resolved.auto
     assert resolved.freeze_norms

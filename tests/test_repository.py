@@ -49,7 +49,7 @@ def test_the_tree_of_the_readme_is_current() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "model_data" / "presets").glob("*.json")), ids=lambda p: p.stem)
 def test_every_preset_is_made_of_options_that_exist(path: Path) -> None:
-    from train import PRESETS, TrainOptions
+    from training.options import PRESETS, TrainOptions
 
     assert json.loads(path.read_text())["_about"]
     options = parse_options(TrainOptions, ["--preset", path.stem], description="", presets=PRESETS)

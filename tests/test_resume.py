@@ -20,6 +20,8 @@ from train_makers import TINY, assert_same, assert_same_run, demo_data, resume, 
 import train
 import training.setup
 from nets.weights.checkpoint import load_checkpoint
+from training import options as training_options
+from training import run as training_run
 from training.engine import Trainer
 from training.interrupts import SignalWatch
 from training.state import read_run
@@ -69,10 +71,10 @@ def at_call(
         (Trainer, "_backward", 1, False, ()),  # in the very first step
         (Trainer, "_backward", 2, True, ("--workers", "2")),  # in the middle of an epoch, its gradient already made
         (Trainer, "update", 3, False, ()),  # in a step that must not be torn
-        (train, "evaluate", 1, False, ()),
-        (train, "write_metrics", 2, False, ()),  # with nothing left to do but figures
-        (train, "save_checkpoint", 2, False, ()),  # while last.pth is being written
-        (train, "save_checkpoint", 3, True, ("--workers", "2")),
+        (training_run, "evaluate", 1, False, ()),
+        (training_run, "write_metrics", 2, False, ()),  # with nothing left to do but figures
+        (training_run, "save_checkpoint", 2, False, ()),  # while last.pth is being written
+        (training_run, "save_checkpoint", 3, True, ("--workers", "2")),
     ],
 )
 def test_a_signal_anywhere_loses_nothing(
@@ -122,9 +124,11 @@ def test_the_state_of_everything_comes_back(tmp_path: Path, monkeypatch: pytest.
     at_call(Trainer, "_backward", 4, signal.SIGTERM, monkeypatch)
     break_off(tmp_path / "run")
     checkpoint = load_checkpoint(tmp_path / "run" / "last.pth")
-    options, again = read_run(dataclasses.replace(train.TrainOptions(), resume=str(tmp_path / "run")), frozenset())
+    options, again = read_run(
+        dataclasses.replace(training_options.TrainOptions(), resume=str(tmp_path / "run")), frozenset()
+    )
     assert again is not None
-    run = train.Run(options, "cpu", again)
+    run = training_run.Run(options, "cpu", again)
     state = run.state.state_dict()
     assert checkpoint.training is not None
     for name in ("model", "optimizer", "progress", "random", "ema_steps", "skips"):
@@ -232,7 +236,7 @@ def test_figures_that_a_killed_run_had_no_time_to_write_are_written(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        at_call(train, "write_metrics", 2, signal.SIGTERM, patch)
+        at_call(training_run, "write_metrics", 2, signal.SIGTERM, patch)
         break_off(run)
     (run / "metrics.csv").unlink()
     assert_same_run(resume(run), whole)

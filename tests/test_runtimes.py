@@ -15,8 +15,10 @@ from export_makers import CONFIG, checkpoint, exported, pictures, small_model
 
 from nets.detector import Detector, load_detector
 from nets.export import cache
+from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, RUNTIMES, file_kind, runtimes_of
 from nets.export.graph import Form
-from nets.runtime import FILE_RUNTIMES, LOADERS, RUNTIMES, TorchRuntime, file_kind, load_runtime
+from nets.export.load import load_runtime
+from nets.runtime import TorchRuntime
 from utils.errors import UserError
 
 PLAIN, ANY, RAW_ANY = Form(), Form(dynamic=True), Form(uint8_input=True, decodes=False, dynamic=True)
@@ -125,8 +127,8 @@ def test_a_cut_openvino_file_is_one_line(tmp_path) -> None:
 
 
 def test_the_tables_of_runtimes_agree() -> None:
-    assert set(RUNTIMES) == {"auto", "fastest", "torch", *LOADERS}
-    assert all(set(names) <= set(LOADERS) for names in FILE_RUNTIMES.values())
+    assert set(RUNTIMES) == {"auto", "fastest", "torch", *FORMAT_OF_RUNTIME}
+    assert all(set(runtimes_of(name)) <= set(FORMAT_OF_RUNTIME) for name in FORMATS)
 
 
 def test_a_checkpoint_is_exported_for_another_runtime_only_once(cache_folder, capsys) -> None:

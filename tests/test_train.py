@@ -25,6 +25,8 @@ from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import load_checkpoint
 from nets.yolov4 import YOLOv4
+from training import options as training_options
+from training import run as training_run
 from training.engine import Trainer
 from training.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
 from utils.errors import UserError
@@ -213,14 +215,14 @@ def test_starting_from_a_checkpoint_of_other_classes_keeps_what_is_shared(
 
 
 def test_float16_trains_with_a_scaler_that_is_saved(tmp_path: Path) -> None:
-    options = replace(train.TrainOptions(), **tiny_options(tmp_path / "run"), amp="fp16")
-    run = train.Run(options, "cpu", None)
+    options = replace(training_options.TrainOptions(), **tiny_options(tmp_path / "run"), amp="fp16")
+    run = training_run.Run(options, "cpu", None)
     assert run.trainer.scaler is not None
     run.trainer.scaler._init_scale = 4096.0
     run.save("last.pth")
     checkpoint = load_checkpoint(tmp_path / "run" / "last.pth")
     assert checkpoint.training is not None and checkpoint.training["scaler"]["scale"] == 4096.0
-    again = train.Run(replace(options, resume=str(tmp_path / "run")), "cpu", checkpoint)
+    again = training_run.Run(replace(options, resume=str(tmp_path / "run")), "cpu", checkpoint)
     assert again.trainer.scaler is not None and again.trainer.scaler.state_dict()["scale"] == 4096.0
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.formats.voc import annotation_path, find_voc_years, list_voc_splits, parse_voc_xml, read_voc
-from data.index import DatasetIndex, Skip
+from data.index import DatasetIndex
+from data.skips import Skip
 from utils.errors import UserError
 from utils.files import FileError
 from utils.images import write_image

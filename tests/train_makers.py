@@ -14,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
+import training.run
 from data.tools.demo import write_demo
 from nets.weights.checkpoint import load_checkpoint
 
@@ -35,7 +36,7 @@ def run_train(folder: Path, *options: str, data: Path | None = None, epochs: int
     arguments = ["--data", str(data or demo_data()), "--run-dir", str(folder), "--epochs", str(epochs)]
     with pytest.MonkeyPatch.context() as patch:
         if not curves:
-            patch.setattr(train, "draw_curves", lambda *_: None)
+            patch.setattr(training.run, "draw_curves", lambda *_: None)
         assert train.main([*TINY, *arguments, *options]) == 0
     return folder
 
@@ -43,7 +44,7 @@ def run_train(folder: Path, *options: str, data: Path | None = None, epochs: int
 def resume(folder: Path, *options: str) -> Path:
     """Go on with a run in this process, without curves; returns the folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_curves", lambda *_: None)
+        patch.setattr(training.run, "draw_curves", lambda *_: None)
         assert train.main(["--resume", str(folder), *options]) == 0
     return folder
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from data.augment import AugmentConfig
 from data.loader import SMALLEST
-from nets.backbones.registry import TIMM_PREFIX, list_backbones
+from nets.backbones.base import TIMM_PREFIX
+from nets.backbones.registry import list_backbones
 from nets.model_config import input_size_option
 from nets.weights.pretrained import IMAGENET, NONE
 from training.run_folder import RUNS, check_run_dir

@@ -14,10 +14,11 @@ from data.class_names import read_class_names
 from data.index import DatasetIndex
 from data.loader import TrainLoader, build_train_loader, multi_scale_sizes
 from data.open import default_splits, open_dataset
+from data.quick_check import quick_check
 from data.shards import ShardSet, build_shard_loader, open_shards
-from data.tools.check import quick_check, skips_summary, warn_skips
+from data.skips import skips_summary, warn_skips
 from data.tools.findings import INFO
-from nets.backbones.registry import TIMM_PREFIX
+from nets.backbones.base import TIMM_PREFIX
 from nets.losses import LossConfig, YOLOLoss
 from nets.model_config import ModelConfig, check_input_size, scale_anchors
 from nets.weights.checkpoint import Checkpoint, load_checkpoint

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import torchvision
 
-from data.index import DatasetIndex, Skip
+from data.index import DatasetIndex
 from data.loader import TrainLoader
+from data.skips import Skip
 from nets.weights.checkpoint import Checkpoint, load_checkpoint
 from nets.yolov4 import YOLOv4
 from training.engine import EpochProgress, NotFinite, Trainer

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.index import DatasetIndex, Skip
+from data.index import DatasetIndex
+from data.skips import Skip
 from utils.images import ImageError, ImageHeader, read_header, turn_boxes
 
 HUGE = 1e6  # pixels; no picture under the cap in megapixels is that wide and no box means it

@@ -15,7 +15,8 @@ import numpy as np
 
 from data.class_names import check_class_names, suggestions
 from data.formats.clean import RawSplit, build_index
-from data.index import DatasetIndex, Skip
+from data.index import DatasetIndex
+from data.skips import Skip
 from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_file
 from utils.images import MAX_MEGAPIXELS

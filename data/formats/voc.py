@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from data.class_names import MAX_NAME, VOC_CLASS_NAMES, suggestions
 from data.formats.clean import RawSplit, build_index
-from data.index import DatasetIndex, Skip
+from data.index import DatasetIndex
+from data.skips import Skip
 from utils.errors import UserError
 from utils.files import MEGABYTE, FileError, read_file, read_lines
 from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS

@@ -1,179 +1,34 @@
-"""Find what would spoil a training before it starts: `dataset.py check`, and the quick part of it for train.py."""
+"""Find faults of a data set before training: `dataset.py check`."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.class_names import read_class_names
-from data.index import DatasetIndex, Skip, classes_found
-from data.tools.findings import ERROR, INFO, WARNING, CheckReport, Finding, finding
-from data.tools.look import Look, heard_complaints, look_at_all
+from data.formats.voc import MAX_SPLIT_BYTES, VocFolder, annotation_path, find_voc_years, list_voc_splits
+from data.formats.yolo_txt import label_path
+from data.index import DatasetIndex
+from data.open import list_splits, match_split, open_dataset, recognise_format
+from data.quick_check import FEW, check_classes, check_overlap
+from data.tools.findings import ERROR, INFO, WARNING, CheckReport, Finding, finding, some_names
+from data.tools.fix import check_target, write_fixed_copy
+from data.tools.hashing import similar_pairs
+from data.tools.look import Look, look_at_all
 from utils.config import option, parse_options
-from utils.errors import UserError, printable, warn
-from utils.files import FileError, read_lines, write_atomically, write_file
-from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, read_image
+from utils.errors import UserError, printable
+from utils.files import FileError, read_lines, write_file
+from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 
 TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
-IMBALANCE = 100.0
-FEW = 10
 SUSPICIOUS = 0.3  # share of clipped boxes beyond which the boxes are probably of another format
-PROBED = 50  # pictures that are tried at most before all are taken for broken
-
-
-# --- what was left out while reading ---------------------------------------------------------------------------------
-
-
-def skips_summary(index: DatasetIndex, name: str | None = None) -> str:
-    """One line such as `train: 198 images used, 2 skipped, 4 boxes dropped`."""
-    counts: Counter[str] = Counter()
-    for skip in index.skips:
-        counts[skip.kind] += skip.count
-    line = f"{name or index.name}: {len(index)} images used, {counts['image']} skipped, {counts['box']} boxes dropped"
-    return line + (f", {counts['note']} notes" if counts["note"] else "")
-
-
-def used_summary(index: DatasetIndex, name: str, late: Sequence[Skip]) -> str:
-    """`skips_summary` at the end of a run, with the images that turned out unreadable on the way."""
-    unreadable = {skip.where for skip in late}
-    used = [i for i in range(len(index)) if str(index.path(i)) not in unreadable] if unreadable else range(len(index))
-    return skips_summary(replace(index.subset(used), skips=(*index.skips, *late)), name)
-
-
-def warn_skips(index: DatasetIndex, shown: int = 5) -> None:
-    """Name what was left out, at most `shown` of each kind of fault, then how many more there are."""
-    by_code: dict[tuple[str, str], list[Skip]] = {}
-    for skip in index.skips:
-        by_code.setdefault((skip.kind, skip.code), []).append(skip)
-    for (_, code), skips in sorted(by_code.items()):
-        for skip in skips[:shown]:
-            warn(skip.where, skip.what, skip.todo)
-        if len(skips) > shown:
-            warn(index.name, f"{len(skips) - shown} more of {code}", "see skipped.csv of the run, or: dataset.py check")
-
-
-def write_skips_csv(path: str | os.PathLike[str], skips: Iterable[Skip]) -> None:
-    """The full list as a table: kind, code, where, what, todo, count."""
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
-    table.writerow(["kind", "code", "where", "what", "todo", "count"])
-    for skip in skips:
-        words = (printable(each) for each in (skip.kind, skip.code, skip.where, skip.what, skip.todo))
-        table.writerow([*words, skip.count])
-    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
-
-
-# --- quick: from the index alone -------------------------------------------------------------------------------------
-
-
-def quick_check(train: DatasetIndex, val: DatasetIndex | None = None) -> list[Finding]:
-    """What can be said in a moment, without decoding more pictures than it takes to find a good one.
-
-    Args:
-        train: the training split.
-        val: the validation split, read with the same class names.
-
-    Returns:
-        The findings that do not prevent a training.
-
-    Raises:
-        UserError: if a split has no image, none that can be decoded, or no box of any class; names the classes that
-            were found.
-    """
-    findings = []
-    for index in (train, val):
-        if index is not None:
-            _refuse_hopeless(index)
-            _refuse_unreadable(index)
-            findings += check_classes(index, index.name, is_training=index is train)
-    if val is not None:
-        findings += check_overlap({train.name: train, val.name: val})
-    return findings
-
-
-def _refuse_hopeless(index: DatasetIndex) -> None:
-    if not len(index):
-        skipped = sum(skip.kind == "image" for skip in index.skips)
-        raise UserError(index.name, f"has no image that can be used, {skipped} were left out", "run: dataset.py check")
-    if not index.num_boxes:
-        sought = ", ".join(index.class_names[:20]) or "none"
-        what = f"has no box of any class: sought {sought}; found {classes_found(index)}"
-        raise UserError(index.name, what, "give the class file that belongs to this data, or run: dataset.py check")
-
-
-def _refuse_unreadable(index: DatasetIndex) -> None:
-    """Look for one picture that can be decoded: where there is none, training would find that out later and slowly."""
-    if "format" not in index.source:  # made in memory, or of shards
-        return
-    reasons = []
-    for i in np.unique(np.linspace(0, len(index) - 1, PROBED).round().astype(int)).tolist():
-        try:
-            with heard_complaints():
-                read_image(index.path(i), min_size=(64, 64))
-            return
-        except (UserError, OSError) as error:
-            reasons.append(str(error))
-    what = f"not one of {len(reasons)} pictures can be decoded, the first because {reasons[0]}"
-    raise UserError(index.name, f"{what}; found {classes_found(index)}", "run: dataset.py check")
-
-
-def check_classes(index: DatasetIndex, split: str, is_training: bool = True) -> list[Finding]:
-    """Classes that are rare, absent, or written in two ways."""
-    findings = []
-    counts = np.bincount(index.labels, minlength=len(index.class_names))
-    where = index.source.get("json") or index.source.get("root", index.name)
-    spelt: dict[str, str] = {}
-    for name in index.class_names:
-        near = spelt.setdefault(_letters(name) or name, name)
-        if near != name:
-            what = f"classes {near!r} and {name!r} differ only in case or punctuation"
-            findings.append(finding("similar_classes", where, what, "give both one name", split))
-    if not is_training or not index.num_boxes:
-        return findings
-    absent = [name for name, count in zip(index.class_names, counts, strict=True) if not count]
-    if absent:
-        what = f"no box of {_some(absent)} ({len(absent)} of {len(counts)} classes)"
-        findings.append(finding("class_without_boxes", where, what, "add some, or remove the class", split))
-    few = [f"{name} ({count})" for name, count in zip(index.class_names, counts, strict=True) if 0 < count < FEW]
-    if few:
-        what = f"fewer than {FEW} boxes of {_some(few)}"
-        findings.append(finding("few_boxes", where, what, "they will hardly be learnt", split))
-    most, least = int(counts.argmax()), int(np.where(counts > 0, counts, counts.max() + 1).argmin())
-    if counts[most] > IMBALANCE * counts[least]:
-        names = index.class_names
-        what = f"{names[most]} has {counts[most]} boxes, {names[least]} has {counts[least]}"
-        findings.append(finding("class_imbalance", where, what, "add pictures of the rare classes", split))
-    return findings
-
-
-def _letters(name: str) -> str:
-    return "".join(c for c in name.casefold() if c.isalnum())
-
-
-def _some(names: Sequence[str], shown: int = 10) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
-def check_overlap(indices: dict[str, DatasetIndex]) -> list[Finding]:
-    """The same file in two splits."""
-    findings = []
-    paths = {name: {os.path.realpath(index.path(i)): i for i in range(len(index))} for name, index in indices.items()}
-    names = list(indices)
-    for number, first in enumerate(names):
-        for second in names[number + 1 :]:
-            for path in sorted(paths[first].keys() & paths[second].keys()):
-                what = f"is in {first} and in {second}"
-                findings.append(finding("same_image", path, what, "leave it in one of them", f"{first}+{second}"))
-    return findings
 
 
 # --- boxes -----------------------------------------------------------------------------------------------------------
@@ -184,12 +39,8 @@ def box_where(index: DatasetIndex, image: int, box: int) -> str:
     kind, path = index.source.get("format"), index.path(image)
     reference = "" if index.box_refs is None else str(index.box_refs[box])
     if kind == "voc":
-        from data.formats.voc import annotation_path
-
         return f"{annotation_path(path)}:{reference}"
     if kind == "yolo":
-        from data.formats.yolo_txt import label_path
-
         return f"{label_path(path)}:{reference}"
     if kind == "coco":
         return f"{index.source['json']}: annotation id {reference}"
@@ -269,8 +120,6 @@ def check_looks(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) 
 
 def check_duplicates(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[Finding]:
     """Pictures with the same bytes, or nearly the same content, in one or two splits."""
-    from data.tools.hashing import similar_pairs
-
     places = [(split, i) for split, index in indices.items() for i in range(len(index))]
     files = [os.path.realpath(indices[split].path(i)) for split, i in places]
     seen = [looks[split][i] for split, i in places]
@@ -334,8 +183,6 @@ def check_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
 
 
 def _voc_strays(root: str) -> list[Finding]:
-    from data.formats.voc import MAX_SPLIT_BYTES, VocFolder, find_voc_years, list_voc_splits
-
     findings = []
     splits = list_voc_splits(root)
     for year, path in find_voc_years(root).items():
@@ -353,17 +200,15 @@ def _voc_strays(root: str) -> list[Finding]:
         spare = folder.images.keys() - used
         plain, annotated = sorted(spare - folder.annotations.keys()), sorted(spare & folder.annotations.keys())
         if plain:
-            what = f"{len(plain)} pictures have no annotation and are in no split: {_some(plain, 5)}"
+            what = f"{len(plain)} pictures have no annotation and are in no split: {some_names(plain, 5)}"
             findings.append(finding("image_without_annotation", path / "JPEGImages", what))
         if annotated:
-            what = f"{len(annotated)} annotated pictures are in no split: {_some(annotated, 5)}"
+            what = f"{len(annotated)} annotated pictures are in no split: {some_names(annotated, 5)}"
             findings.append(finding("not_in_a_split", path / "JPEGImages", what, "add them to a split"))
     return findings
 
 
 def _yolo_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
-    from data.formats.yolo_txt import label_path
-
     findings = []
     split_of: dict[str, str] = {}  # the first split that uses each folder of labels, for the message
     labels: set[str] = set()  # of all splits: list files let several share one folder
@@ -391,7 +236,8 @@ def _coco_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
         names = [e.path for e in os.scandir(folder)] if os.path.isdir(folder) else []
         spare = sorted(p for p in names if os.path.splitext(p)[1].lower() in IMAGE_SUFFIXES and p not in used)
         if spare:
-            what = f"{len(spare)} pictures are not in the JSON: {_some([os.path.basename(path) for path in spare], 5)}"
+            shown = some_names([os.path.basename(path) for path in spare], 5)
+            what = f"{len(spare)} images are not in the JSON: {shown}"
             findings.append(finding("image_without_annotation", folder, what))
     return findings
 
@@ -447,8 +293,6 @@ def check_dataset(
     Raises:
         UserError: if there is no data set or no such split.
     """
-    from data.open import match_split, open_dataset, recognise_format
-
     start = time.perf_counter()
     report = CheckReport(os.fspath(data), recognise_format(data))
     names = list(splits) or _splits_to_check(data, report)
@@ -477,8 +321,6 @@ def check_dataset(
 
 def _splits_to_check(data: str | os.PathLike[str], report: CheckReport) -> list[str]:
     """All splits but unions of others (trainval beside train and val) and years one by one."""
-    from data.open import list_splits
-
     names = [name for name in list_splits(data) if ":" not in name]
     if "train" in names and "val" in names:
         names = [name for name in names if name != "trainval"]
@@ -496,7 +338,7 @@ def _check_split(index: DatasetIndex, name: str, input_size: int, is_training: b
         findings.append(finding("empty_split", where, f"split {name} has no image that can be used", "", name))
     elif not index.num_boxes:
         found = index.source.get("found_classes", {})
-        what = f"split {name} has no box of any class; found {_some(list(found)) or 'no object at all'}"
+        what = f"split {name} has no box of any class; found {some_names(list(found)) or 'no object at all'}"
         findings.append(finding("no_boxes", where, what, "give the class file that belongs to this data", name))
     return findings + check_boxes(index, name, input_size) + check_classes(index, name, is_training)
 
@@ -548,8 +390,6 @@ def main(argv: list[str] | None = None) -> int:
     if options.json and os.path.lexists(options.json) and not options.overwrite:
         raise UserError("--json", f"{options.json} exists", "add --overwrite, or choose another name")
     if options.fix:
-        from data.tools.fix import check_target
-
         check_target(Path(options.fix), Path(options.data))
     if options.fix and not options.images:
         raise UserError("--fix", "needs to decode the pictures", "leave --no-images away")
@@ -560,8 +400,6 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         write_file(options.json, report.to_json().encode("utf-8", "backslashreplace"))
     if options.fix:
-        from data.tools.fix import write_fixed_copy
-
         for line in write_fixed_copy(Path(options.fix), indices, looks):
             print(line)
         again, _, _ = check_dataset(

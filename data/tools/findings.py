@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -132,3 +133,8 @@ class CheckReport:
 
 def finding(code: str, where: object, what: str, todo: str = "", split: str = "", count: int = 1) -> Finding:
     return Finding(CODES[code][0], code, str(where), what, todo, split, count)
+
+
+def some_names(names: Sequence[str], shown: int = 10) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from data.formats.voc import VocObject, annotation_path, parse_voc_xml, split_files
 from data.formats.writers import coco_annotation, voc_xml, write_coco_json, write_lines, write_yolo_yaml, yolo_txt
-from data.index import DatasetIndex, Skip
+from data.index import DatasetIndex
+from data.skips import Skip, write_skips_csv
 from data.tools.findings import CODES, ERROR
 from data.tools.look import Look
 from utils.errors import UserError
@@ -119,8 +120,6 @@ def _without_twins(index: DatasetIndex, removed: list[Skip]) -> DatasetIndex:
 
 
 def _write_list(path: Path, skips: Sequence[Skip]) -> None:
-    from data.tools.check import write_skips_csv
-
     write_skips_csv(path, skips)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nets.backbones.registry import Backbone, register_backbone
+from nets.backbones.base import Backbone
+from nets.backbones.registry import register_backbone
 from nets.layers import ConvBNAct, initialize, make_divisible
 from nets.model_config import ModelConfig
 

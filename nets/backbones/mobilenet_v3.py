@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torchvision.ops
 from torch import Tensor, nn
 
-from nets.backbones.registry import Backbone, register_backbone
+from nets.backbones.base import Backbone
+from nets.backbones.registry import register_backbone
 from nets.layers import ActivationType, ConvBNAct, initialize, make_divisible
 from nets.model_config import ModelConfig
 

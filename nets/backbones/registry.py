@@ -1,4 +1,4 @@
-"""What a backbone is, and the table of them."""
+"""The table of backbones: names, builders, and `timm:NAME`."""
 
 from __future__ import annotations
 
@@ -6,26 +6,10 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
-from torch import Tensor, nn
-
+from nets.backbones.base import TIMM_PREFIX, Backbone
+from nets.backbones.timm_backbone import TimmBackbone
 from nets.model_config import ModelConfig
 from utils.errors import UserError
-
-TIMM_PREFIX = "timm:"
-
-
-class Backbone(nn.Module):
-    """A network that gives three feature maps.
-
-    A subclass sets `out_channels` and its `forward` takes (B, 3, H, W) normalised images and returns (c3, c4, c5):
-    maps at strides 8, 16 and 32 with those channels.
-    """
-
-    out_channels: tuple[int, int, int]
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError
-
 
 Builder = Callable[[ModelConfig], Backbone]
 _BUILDERS: dict[str, Builder] = {}
@@ -53,8 +37,6 @@ def build_backbone(config: ModelConfig) -> Backbone:
     """
     _discover()
     if config.backbone.startswith(TIMM_PREFIX):
-        from nets.backbones.timm_backbone import TimmBackbone
-
         return TimmBackbone(config)
     if config.backbone not in _BUILDERS:
         known = ", ".join(list_backbones())

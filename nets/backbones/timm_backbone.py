@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nets.backbones.registry import TIMM_PREFIX, Backbone
+from nets.backbones.base import TIMM_PREFIX, Backbone
 from nets.layers import set_bn_eps
 from nets.model_config import STRIDES, ModelConfig
 from utils.errors import MissingExtra, UserError

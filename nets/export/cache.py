@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.index_cache import cache_folder
+from nets.export.check import export_and_check
+from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, are_installed, load_exported
 from nets.export.graph import METADATA_VERSION, Form
-from nets.runtime import LOADERS, Runtime, TorchRuntime, load_model
-from nets.weights.checkpoint import write_atomically
+from nets.export.parity import drawn_photos
+from nets.runtime import Runtime, TorchRuntime
+from nets.weights.checkpoint import load_model, write_atomically
 from nets.yolov4 import YOLOv4
 from utils.download import file_digest
 from utils.errors import UserError, warn
@@ -27,9 +29,8 @@ from utils.timing import interleave
 VERSION = 1  # raise it when an export of the same checkpoint would differ
 # what a checkpoint can do, an export of it must: any batch, any size, raw maps for heat maps and other suppressions
 CACHED_FORM = Form(uint8_input=True, decodes=False, dynamic=True)
-PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+CACHED_RUNTIMES = ("onnxruntime", "openvino")
 PREFERRED = ("openvino", "onnxruntime")  # the usually quicker one first (docs/DEPLOYMENT.md)
-SUFFIX_OF = {"onnxruntime": ".onnx", "openvino": ".xml", "torchscript": ".torchscript"}
 TRIALS = 15
 
 
@@ -43,24 +44,16 @@ def export_cached(path: Path, runtime: str) -> Path:
     target = _target(path, runtime)
     if target.is_file():
         return target
-    from nets.export import export_and_check
-    from nets.export.parity import drawn_photos
-
     print(f"exporting {path.name} for {runtime}, once (kept in {target.parent})", file=sys.stderr, flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     _prune(target.parent)
     model = load_model(path)
-    export_and_check(model, target, runtime_format(runtime), CACHED_FORM, drawn_photos(model.config, 2))
+    export_and_check(model, target, FORMAT_OF_RUNTIME[runtime], CACHED_FORM, drawn_photos(model.config, 2))
     return target
 
 
 def _target(path: Path, runtime: str) -> Path:
-    return _folder() / f"{_digest(path)}-{VERSION}.{METADATA_VERSION}{SUFFIX_OF[runtime]}"
-
-
-def runtime_format(runtime: str) -> str:
-    """The format that a runtime runs."""
-    return {"onnxruntime": "onnx"}.get(runtime, runtime)
+    return _folder() / f"{_digest(path)}-{VERSION}.{METADATA_VERSION}{FORMATS[FORMAT_OF_RUNTIME[runtime]].suffix}"
 
 
 def remembered(path: Path) -> str | None:
@@ -68,7 +61,7 @@ def remembered(path: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):
         found = json.loads(_memory().read_bytes())[_digest(path)][_machine()]
         runtime = found["runtime"]
-        if runtime == "torch" or (runtime in LOADERS and (_folder() / found["file"]).is_file()):
+        if runtime == "torch" or (runtime in FORMAT_OF_RUNTIME and (_folder() / found["file"]).is_file()):
             return runtime
     return None
 
@@ -86,14 +79,16 @@ def quickest(path: Path, exports: bool = False) -> str:
     """
     if runtime := remembered(path):
         return runtime
-    runtimes = [name for name in PREFERRED if _are_installed((name,))]
+    runtimes = [name for name in PREFERRED if are_installed((name,))]
     ready = [name for name in runtimes if _target(path, name).is_file()]
-    makeable = [name for name in runtimes if exports and _are_installed(PACKAGES[name])]
+    makeable = [name for name in runtimes if exports and _are_makeable(name)]
     return next(iter(ready + makeable), "torch")
 
 
-def _are_installed(packages: Iterable[str]) -> bool:
-    return all(importlib.util.find_spec(package) for package in packages)
+def _are_makeable(runtime: str) -> bool:
+    """Whether a checkpoint can be exported for this runtime and run on it here."""
+    form = FORMATS[FORMAT_OF_RUNTIME[runtime]]
+    return are_installed((*form.packages, *form.export_packages))
 
 
 def choose_fastest(path: Path) -> str:
@@ -107,10 +102,10 @@ def choose_fastest(path: Path) -> str:
     model = load_model(path)
     runtimes: dict[str, Runtime] = {"torch": TorchRuntime(model)}
     files = {"torch": ""}
-    for name, packages in PACKAGES.items():
-        if _are_installed(packages):
+    for name in CACHED_RUNTIMES:
+        if _are_makeable(name):
             file = export_cached(path, name)
-            runtimes[name], files[name] = LOADERS[name](file, "cpu"), file.name
+            runtimes[name], files[name] = load_exported(file, name, "cpu"), file.name
     times = measure(model, runtimes)
     best = min(times, key=lambda name: times[name])
     shown = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in times.items())
@@ -148,8 +143,6 @@ def _memory() -> Path:
 
 
 def _folder() -> Path:
-    from data.index_cache import cache_folder
-
     return cache_folder() / "exports"
 
 

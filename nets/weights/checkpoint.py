@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nets.backbones.registry import TIMM_PREFIX
+from nets.backbones.base import TIMM_PREFIX
 from nets.model_config import ModelConfig
 from nets.weights.torch_file import open_model_file, read_torch_file, seal
 from nets.yolov4 import YOLOv4
@@ -204,3 +204,20 @@ def _digest_of(weights: Mapping[str, Tensor], text: str) -> str:
         digest.update(f"{name} {weights[name].dtype} {tuple(weights[name].shape)}".encode())
         digest.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def load_model(path: str | Path) -> YOLOv4:
+    """The network of a checkpoint, with its weights, in eval mode.
+
+    Raises:
+        UserError: if the file is no checkpoint, or its weights are not those of the network it describes.
+    """
+    checkpoint = load_checkpoint(path)
+    model = YOLOv4(checkpoint.config)
+    try:
+        model.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        what = f"its weights do not fit the network it describes: {reason}"
+        raise UserError(path, what, "use another copy") from error
+    return model.eval()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nets.backbones.registry import TIMM_PREFIX
+from nets.backbones.base import TIMM_PREFIX
 from nets.weights.checkpoint import read_safetensors
 from nets.weights.torch_file import open_model_file, read_legacy_torch_file, read_torch_file
 from nets.yolov4 import YOLOv4

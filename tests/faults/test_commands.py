@@ -34,6 +34,8 @@ from nets.model_config import ModelConfig
 from nets.weights import import_reference
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
+from prediction.options import PredictOptions
+from training import options as training_options
 from utils.config import changed_options
 from utils.errors import run_command
 
@@ -48,9 +50,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "import": import_reference.main,
 }
 OPTIONS = {
-    "train": train.TrainOptions,
+    "train": training_options.TrainOptions,
     "eval": eval_command.EvalOptions,
-    "predict": predict.PredictOptions,
+    "predict": PredictOptions,
     "export": export.ExportOptions,
     "serve": serve.ServeOptions,
 }
@@ -351,7 +353,7 @@ def run_files() -> dict[str, bytes]:
     """config.json and last.pth of a run that was broken off in its second epoch."""
     folder = Path(tempfile.mkdtemp(prefix="run-")) / "run"
     values = {"data": str(ground() / "data"), "run_dir": str(folder), "input_size": [64], "epochs": 2}
-    options = dataclasses.replace(train.TrainOptions(), **values)
+    options = dataclasses.replace(training_options.TrainOptions(), **values)
     config = ModelConfig(("car",), "mobilenet_v3_small", alpha=0.35, neck_width=0.1, input_size=(64, 64))
     folder.mkdir()
     info = {"options": changed_options(options), "world_size": 1, "epoch": 1, "data": {}, "num_train_images": 8}

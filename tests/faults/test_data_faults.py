@@ -33,7 +33,7 @@ from data_makers import CAT, DOG, HEIGHT, WIDTH, make_coco, make_voc, make_yolo,
 from data.class_names import read_class_names
 from data.index import DatasetIndex
 from data.open import default_splits, open_dataset
-from data.tools.check import quick_check
+from data.quick_check import quick_check
 from data.tools.findings import CODES
 from utils.errors import UserError
 from utils.images import read_image, write_image

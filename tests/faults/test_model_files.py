@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 
 from nets.export.exported import ExportedRuntime
 from nets.export.graph import Form
+from nets.export.load import load_runtime
 from nets.model_config import ModelConfig
-from nets.runtime import load_model, load_runtime
-from nets.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nets.weights.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from nets.weights.pretrained import read_weights_file
 from nets.weights.torch_file import MAX_PICKLE_BYTES, read_torch_file, refuse_no_model, seal
 from nets.yolov4 import YOLOv4

@@ -27,6 +27,7 @@ import train
 import utils.files
 from nets.losses import YOLOLoss
 from nets.weights.checkpoint import load_checkpoint
+from training import run as training_run
 from training.engine import Trainer, train_epoch
 from training.run_folder import lock_run, unlock_runs
 from utils.errors import RunError, UserError, is_out_of_memory
@@ -351,13 +352,13 @@ def test_what_was_unreadable_before_a_break_is_counted_after_it(
     (data / "VOC2026/JPEGImages" / f"{names[0]}.jpg").write_bytes(b"\xff\xd8\xff")
     expected = run_train(tmp_path / "whole", data=data)
     with monkeypatch.context() as patch:
-        original = train.evaluate
+        original = training_run.evaluate
 
         def stop(*arguments: Any, **options: Any) -> Any:
             os.kill(os.getpid(), signal.SIGTERM)
             return original(*arguments, **options)
 
-        patch.setattr(train, "evaluate", stop)
+        patch.setattr(training_run, "evaluate", stop)
         with pytest.raises(BaseException, match="SIGTERM"):
             run_train(tmp_path / "run", data=data)
     resume(tmp_path / "run")

@@ -29,7 +29,7 @@ from data.class_names import read_class_names
 from data.formats.coco import read_coco
 from data.formats.voc import parse_voc_xml
 from data.formats.yolo_txt import read_data_yaml
-from nets.runtime import load_runtime
+from nets.export.load import load_runtime
 from nets.weights.checkpoint import load_checkpoint
 from nets.weights.pretrained import read_weights_file
 from nets.weights.torch_file import seal

@@ -36,7 +36,7 @@ from nets.model_config import ModelConfig
 from nets.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nets.weights.pretrained import read_weights_file
 from nets.weights.torch_file import SEAL_LENGTH, seal
-from train import TrainOptions
+from training.options import TrainOptions
 from utils.config import check_options, option, parse_options, read_config
 from utils.errors import UserError, run_command
 

@@ -38,6 +38,7 @@ import train
 import utils.files
 from data.tools.demo import write_demo
 from nets.weights.checkpoint import load_checkpoint
+from training import run as training_run
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command
 
@@ -252,10 +253,10 @@ def _leave_proof(writes: list[int]) -> None:
 
     Its curves are not drawn, which takes as long as all the rest; a file in their place is written all the same.
     """
-    train.draw_curves = lambda path, history: utils.files.write_atomically(path, b"curves" * 1000)
-    original = train.Run.train
+    training_run.draw_curves = lambda path, history: utils.files.write_atomically(path, b"curves" * 1000)
+    original = training_run.Run.train
 
-    def proven(run: train.Run) -> int:
+    def proven(run: training_run.Run) -> int:
         code = original(run)
         state = run.state.state_dict()
         proof = {name: _digest(state[name]) for name in ("model", "optimizer", "random", "progress")}
@@ -264,7 +265,7 @@ def _leave_proof(writes: list[int]) -> None:
         (run.folder / "proof.json").write_text(json.dumps(proof | {"writes": writes[0]}))
         return code
 
-    train.Run.train = proven  # type: ignore[method-assign]
+    training_run.Run.train = proven  # type: ignore[method-assign]
 
 
 def _death(number: int, stage: str) -> Strike:

@@ -1,0 +1,96 @@
+"""What was left out while reading a data set, and how it is reported."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from utils.errors import format_problem, printable, warn
+from utils.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something left out, and why: an image, an annotation or a single box.
+
+    Args:
+        kind: `image` (left out whole), `box` (only the box is dropped) or `note` (nothing lost, but worth knowing).
+        code: a short stable name of the fault, e.g. `truncated_image`, `unknown_class` (data/tools/findings.py).
+        where: the file, or `file:line`.
+        what: what is wrong, in words.
+        todo: what to do about it.
+        count: how many of its kind it stands for (boxes of an unlisted COCO category come as one).
+    """
+
+    kind: str
+    code: str
+    where: str
+    what: str
+    todo: str = ""
+    count: int = 1
+
+    def __str__(self) -> str:
+        return format_problem(self.where, self.what, self.todo)
+
+
+class ReadSplit(Protocol):
+    """A split as `data.index.DatasetIndex` holds it: its name, its images, and what was left out."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def skips(self) -> tuple[Skip, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def path(self, image: int, /) -> Path: ...
+
+
+def skips_summary(index: ReadSplit, name: str | None = None) -> str:
+    """One line such as `train: 198 images used, 2 skipped, 4 boxes dropped`."""
+    return _summary(name or index.name, len(index), index.skips)
+
+
+def _summary(name: str, used: int, skips: Iterable[Skip]) -> str:
+    counts: Counter[str] = Counter()
+    for skip in skips:
+        counts[skip.kind] += skip.count
+    line = f"{name}: {used} images used, {counts['image']} skipped, {counts['box']} boxes dropped"
+    return line + (f", {counts['note']} notes" if counts["note"] else "")
+
+
+def used_summary(index: ReadSplit, name: str, late: Sequence[Skip]) -> str:
+    """`skips_summary` at the end of a run, with the images that turned out unreadable on the way."""
+    unreadable = {skip.where for skip in late}
+    used = sum(str(index.path(i)) not in unreadable for i in range(len(index))) if unreadable else len(index)
+    return _summary(name, used, (*index.skips, *late))
+
+
+def warn_skips(index: ReadSplit, shown: int = 5) -> None:
+    """Name what was left out, at most `shown` of each kind of fault, then how many more there are."""
+    by_code: dict[tuple[str, str], list[Skip]] = {}
+    for skip in index.skips:
+        by_code.setdefault((skip.kind, skip.code), []).append(skip)
+    for (_, code), skips in sorted(by_code.items()):
+        for skip in skips[:shown]:
+            warn(skip.where, skip.what, skip.todo)
+        if len(skips) > shown:
+            warn(index.name, f"{len(skips) - shown} more of {code}", "see skipped.csv of the run, or: dataset.py check")
+
+
+def write_skips_csv(path: str | os.PathLike[str], skips: Iterable[Skip]) -> None:
+    """The full list as a table: kind, code, where, what, todo, count."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["kind", "code", "where", "what", "todo", "count"])
+    for skip in skips:
+        words = (printable(each) for each in (skip.kind, skip.code, skip.where, skip.what, skip.todo))
+        table.writerow([*words, skip.count])
+    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))

@@ -1,0 +1,93 @@
+"""Export a network and compare the file with it on images: a file that differs too much is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nets.export.formats import FORMATS, file_kind, load_exported, runtimes_of
+from nets.export.graph import Form
+from nets.export.parity import TOLERANCES, Parity, Tolerance, compare
+from nets.runtime import Runtime, TorchRuntime
+from nets.yolov4 import YOLOv4
+from utils.errors import RunError
+
+
+def export_and_check(
+    model: YOLOv4,
+    path: Path,
+    kind: str,
+    form: Form,
+    photos: Sequence[np.ndarray],
+    info: dict[str, Any] | None = None,
+) -> Parity | None:
+    """Write an exported file and compare it with the network; one that fails does not stay.
+
+    Args:
+        model: in eval mode.
+        path: the file.
+        kind: a key of `FORMATS`.
+        form: what the file takes and gives.
+        photos: RGB images (H, W, 3) uint8 to compare on.
+        info: what else the file should say, plain types.
+
+    Returns:
+        The comparison; None for a format that cannot be run here.
+
+    Raises:
+        RunError: if it differs by more than `TOLERANCES` allow.
+    """
+    exporter = FORMATS[kind]
+    exporter.export(model, path, form, info)
+    return check_export(TorchRuntime(model), path, form, photos) if exporter.runs else None
+
+
+def check_export(network: Runtime, path: Path, form: Form, photos: Sequence[np.ndarray]) -> Parity:
+    """Compare a file that was just written with the network; it is removed if it differs too much (RunError)."""
+    try:
+        exported = load_exported(path, runtimes_of(file_kind(path))[0], "cpu")
+        tolerance = _tolerance(exported, form)
+        parity = compare(network, exported, photos, form.nms, tolerance.margin)
+        if form.dynamic and parity.fits(tolerance):
+            parity = _compare_other_size(network, exported, photos, parity, form, tolerance)
+        if not parity.fits(tolerance):
+            what = f"the export does not answer as the network does: {parity}"
+            raise RunError(path, what, f"removed; allowed for {form.precision}: {tolerance}")
+    except BaseException:
+        remove_export(path)
+        raise
+    return parity
+
+
+def _tolerance(exported: Runtime, form: Form) -> Tolerance:
+    """OpenVINO computes a file of fp16 weights in bf16 where the CPU has it, which is coarser."""
+    is_bf16 = exported.name == "openvino" and form.precision == "fp16"
+    return TOLERANCES["bf16" if is_bf16 else form.precision]
+
+
+def _compare_other_size(
+    network: Runtime,
+    exported: Runtime,
+    photos: Sequence[np.ndarray],
+    parity: Parity,
+    form: Form,
+    tolerance: Tolerance,
+) -> Parity:
+    """A file for any size must be right at another one, too; the worse of the two comparisons."""
+    config = network.config
+    other = config.replace(input_size=(config.input_size[0] + 32, config.input_size[1] + 64))
+    network.config = exported.config = other
+    try:
+        second = compare(network, exported, photos[:1], form.nms, tolerance.margin)
+    finally:
+        network.config = exported.config = config
+    return parity if second.fits(tolerance) else second
+
+
+def remove_export(path: Path) -> None:
+    """Remove an exported file and what lies beside it."""
+    for file in (path, path.with_suffix(".bin") if path.suffix == ".xml" else path):
+        file.unlink(missing_ok=True)

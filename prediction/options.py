@@ -1,0 +1,116 @@
+"""Every option of predict.py, and the checks that need no model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nets.model_config import check_input_size
+from nets.nms import SUPPRESSIONS
+from prediction.finder import read_threshold
+from prediction.outputs import (
+    WRITERS,
+)
+from prediction.video import CODECS
+from utils.config import option
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    sources: tuple[str, ...] = option(
+        (),
+        "pictures, videos, folders, globs, .txt lists, http(s) addresses, webcam numbers, rtsp:// streams, - for stdin",
+        nargs="*",
+        positional=True,
+        metavar="SOURCE",
+    )
+    checkpoint: str | None = option(None, "the model's file; without it the built-in weights", metavar="FILE")
+    output: str | None = option(None, "folder of the results (default: a fresh output/predict-N)", metavar="DIR")
+    score_threshold: tuple[str, ...] = option(
+        (), "least score, 0 to 1, and NAME=T for single classes (default: the checkpoint's)", metavar="T"
+    )
+    iou_threshold: float | None = option(None, "overlap above which two boxes are one object", low=0, high=1)
+    max_detections: int | None = option(None, "most objects of one picture", low=1, high=100_000)
+    input_size: tuple[str, ...] = option((), "height and width of the network's input, multiples of 32", metavar="N")
+    classes: tuple[str, ...] = option((), "only these classes, by name or number", metavar="NAME")
+    nms: str = option("default", "how boxes of one object become one", choices=tuple(SUPPRESSIONS))
+    tile: int | None = option(None, "look at overlapping tiles of this many pixels; 0: of the input size", low=0)
+    tile_overlap: float = option(0.25, "share of a tile that its neighbour sees too", low=0, high=0.9)
+    tta: bool = option(False, "look several times, mirrored and at three sizes")
+    track: bool = option(False, "follow objects through videos (needs the extra `tracking`)")
+    line: tuple[str, ...] = option((), "count who crosses the line x1,y1,x2,y2 (pixels); turns on --track")
+    zone: tuple[str, ...] = option((), "count who is inside the polygon x1,y1,x2,y2,x3,y3,...; turns on --track")
+    heatmap: bool = option(False, "also draw where the network sees objects at all")
+    cam: bool = option(False, "also draw what made it find each of the best objects of a picture")
+    json: bool = option(False, "write detections.json")
+    save: tuple[str, ...] = option((), f"write {', '.join(WRITERS)}", metavar="KIND")
+    images: bool = option(True, "write drawn pictures and videos")
+    codec: str = option("mp4v", "of written videos", choices=tuple(CODECS))
+    show: bool = option(False, "show pictures as they come, in a window or on a local page")
+    recursive: bool = option(False, "take the folders inside folders as well")
+    overwrite: bool = option(False, "replace files in the output folder")
+    batch_size: int = option(8, "pictures run at once", low=1, high=1024)
+    max_frames: int | None = option(None, "stop a video or stream after this many frames", low=1)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    runtime: str = option("auto", "what to run an exported file on")
+
+
+def check_numbers(options: PredictOptions) -> None:
+    """Raises UserError, before anything is loaded, for values that the option's type does not rule out."""
+    for value in options.score_threshold:
+        read_threshold(value.rpartition("=")[2])
+    if options.input_size:
+        try:
+            check_input_size([int(size) for size in options.input_size])
+        except ValueError as error:
+            raise UserError("--input-size", str(error), "give one number or two, such as 416") from error
+
+
+# --- sources that an option before them swallowed: `--score-threshold 0.3 photo.jpg` ------------------------------
+
+
+def return_sources(options: PredictOptions) -> PredictOptions:
+    """Give back what stands behind an option's values and is none of them."""
+    tests: dict[str, Callable[[str], bool]] = {
+        "score_threshold": _is_threshold,
+        "input_size": str.isdigit,
+        "save": lambda value: value in WRITERS,
+        "line": _is_numbers,
+        "zone": _is_numbers,
+    }
+    for name, test in tests.items():
+        values = getattr(options, name)
+        kept = tuple(itertools.takewhile(test, values))
+        rest = values[len(kept) :]
+        if rest and not (kept and is_source(rest[0])):
+            raise UserError(f"--{name.replace('_', '-')}", f"{rest[0]!r} is not one of its values", "see --help")
+        changes: dict[str, Any] = {name: kept, "sources": (*rest, *options.sources)}
+        options = dataclasses.replace(options, **changes)
+    return options
+
+
+def return_class_sources(options: PredictOptions, class_names: Sequence[str]) -> PredictOptions:
+    known = {*class_names, *map(str, range(len(class_names)))}
+    kept = tuple(itertools.takewhile(lambda name: name in known or not is_source(name), options.classes))
+    return dataclasses.replace(options, classes=kept, sources=(*options.classes[len(kept) :], *options.sources))
+
+
+def _is_threshold(value: str) -> bool:
+    number = value.rpartition("=")[2]
+    with contextlib.suppress(ValueError):
+        return float(number) == float(number)
+    return False
+
+
+def _is_numbers(value: str) -> bool:
+    return "," in value and not os.path.lexists(value)
+
+
+def is_source(value: str) -> bool:
+    return os.path.lexists(value) or "://" in value or bool(os.path.splitext(value)[1]) or value == "-"

@@ -1,0 +1,330 @@
+"""One run of predict.py: detections of every source, drawn, written and counted."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from prediction.explain import layer_cam, objectness_map
+from prediction.finder import Finder
+from prediction.live_view import Page, open_view
+from prediction.options import PredictOptions
+from prediction.outputs import (
+    OF_PICTURES,
+    WRITERS,
+    OutputFolder,
+    Postponed,
+    Result,
+    ResultWriter,
+    count_text,
+    write_merged,
+)
+from prediction.sources import Source
+from prediction.threads import Background, parallel_map, prefetch
+from prediction.tracking import LOW_SCORE, LineCounter, Tracker, TrackLog, ZoneCounter
+from prediction.video import Frame, TimedWriter, VideoWriter
+from utils import distributed
+from utils.detections import Detections
+from utils.draw import draw_boxes, draw_detections, draw_heatmap
+from utils.errors import UserError, printable, warn
+from utils.images import write_image
+
+CAMS_PER_PICTURE = 5
+
+
+class Prediction:
+    """One run over all sources: finds, draws, writes, counts.
+
+    Attributes:
+        done, failed: sources so far.
+        counts: objects of each class index so far.
+    """
+
+    def __init__(
+        self,
+        finder: Finder,
+        options: PredictOptions,
+        folder: OutputFolder,
+        counters: Callable[[], list[LineCounter | ZoneCounter]],
+    ) -> None:
+        self.finder, self.options, self.folder, self.counters = finder, options, folder, counters
+        self.class_names = finder.config.class_names
+        self.done = self.failed = 0
+        self.counts: Counter[int] = Counter()
+        self.writers: list[ResultWriter] = []
+        self.postponed: Postponed | None = None
+        self.view: Any = None
+        self._bar: Any = None
+
+    def __enter__(self) -> Prediction:
+        try:
+            kinds = output_kinds(self.options)
+            if distributed.world_size() > 1:
+                self.postponed = Postponed(self.folder, self.class_names)
+                self.writers.append(self.postponed)
+                kinds = [kind for kind in kinds if kind in OF_PICTURES]
+            for kind in kinds:
+                self.writers.append(WRITERS[kind](self.folder, self.class_names))
+            if self.options.show:
+                self.view = open_view()
+                if isinstance(self.view, Page):
+                    print(f"live view: {self.view.address}", flush=True)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self.writers:
+            writer.close()
+        if self.view is not None:
+            self.view.close()
+
+    def run(self, items: Sequence[tuple[Source, tuple[str, str]]]) -> None:
+        """Look at every source, in order."""
+        hidden = None if len(items) > 1 and distributed.is_main() else True
+        with tqdm(total=len(items), unit="source", disable=hidden) as self._bar:
+            for is_image, group in itertools.groupby(items, key=lambda item: item[0].kind == "image"):
+                if is_image:
+                    self._run_images(list(group))
+                    continue
+                for source, (key, drawn) in group:
+                    try:
+                        self._run_video(source, key, drawn)
+                    except UserError as error:
+                        self._fail(error)
+                    self._bar.update()
+
+    def merge(self, keys: Sequence[str]) -> bool:
+        """Of several processes: write the results of all in the order of `keys`. False if this is not the main one."""
+        if self.postponed is None:
+            return True
+        parts = distributed.gather_to_main((self.postponed.results, self.done, self.failed, self.counts))
+        if parts is not None:
+            results = [result for part in parts for result in part[0]]
+            kinds = [kind for kind in output_kinds(self.options) if kind not in OF_PICTURES]
+            write_merged(self.folder, self.class_names, kinds, results, keys)
+            self.done, self.failed = sum(part[1] for part in parts), sum(part[2] for part in parts)
+            self.counts = sum((part[3] for part in parts), Counter())
+        distributed.barrier()  # torchrun takes one that has ended for the end of all, should it have failed
+        return parts is not None
+
+    def _run_images(self, items: Sequence[tuple[Source, tuple[str, str]]]) -> None:
+        loaded = parallel_map(_load, items, ahead=2 * self.options.batch_size)
+        with Background(self._finish_image) as background, contextlib.closing(loaded):
+            for batch in _batches(self._good(loaded), self.options.batch_size):
+                found = self.finder.find([image for _, _, image in batch])
+                for (source, (key, drawn), image), detections in zip(batch, found, strict=True):
+                    result = Result(source.name, key, detections, image.shape[:2], image)
+                    background.put((result, drawn, self._explain(result)))
+                if self.view is not None and self.view.closed:
+                    return
+
+    def _good(self, loaded: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Source, tuple[str, str], np.ndarray]]:
+        for (source, names), image in loaded:
+            if isinstance(image, UserError):
+                self._fail(image)
+                self._bar.update()
+            else:
+                yield source, names, image
+
+    def _finish_image(self, item: tuple[Result, str, dict[str, np.ndarray]]) -> None:
+        result, drawn, explanations = item
+        self._write(result)
+        if self.options.images or self.view is not None:
+            picture = draw_detections(result.image, result.detections, self.class_names)
+            if self.options.images:
+                write_image(self.folder.claim(drawn), picture)
+            if self.view is not None:
+                self.view.show(picture)
+        for suffix, picture in explanations.items():
+            write_image(self.folder.claim(f"{result.key}_{suffix}.jpg"), picture)
+        labels = result.detections.labels
+        self.counts.update(labels.tolist())
+        tqdm.write(f"{printable(result.name)}: {count_text(labels, self.class_names)}")
+        self.done += 1
+        self._bar.update()
+
+    def _explain(self, result: Result) -> dict[str, np.ndarray]:
+        """Heat maps of one picture: end of the file name -> drawn picture."""
+        drawn: dict[str, np.ndarray] = {}
+        if self.options.heatmap:
+            drawn["heatmap"] = draw_heatmap(result.image, objectness_map(self.finder.detector, result.image))
+        if self.options.cam:
+            for number, one in enumerate(result.detections[slice(i, i + 1)] for i in range(len(result.detections))):
+                if number == CAMS_PER_PICTURE:
+                    break
+                heat = layer_cam(self.finder.detector, result.image, one.boxes[0], int(one.labels[0]))
+                drawn[f"cam_{number:03d}"] = draw_detections(draw_heatmap(result.image, heat), one, self.class_names)
+        return drawn
+
+    def _run_video(self, source: Source, key: str, drawn: str) -> None:
+        with source.open_video() as reader, VideoOutput(self, source, key, drawn, reader) as output:
+            try:
+                self._watch(source, reader, output)
+            finally:  # also of a stream that died and after Ctrl-C
+                self._sum_up(source, reader, output)
+        cut = reader.cut if self.options.max_frames is None else ""
+        if cut or not output.frames:
+            raise UserError(source.name, f"gave {cut or 'no frames'}; the file is damaged or cut", "copy it again")
+        self.done += 1
+
+    def _watch(self, source: Source, reader: Any, output: VideoOutput) -> None:
+        source_frames: Any = iter(reader) if reader.live else prefetch(reader)
+        frames: Any = source_frames
+        total = min(reader.frame_count or sys.maxsize, self.options.max_frames or sys.maxsize)
+        bar = tqdm(
+            total=None if total == sys.maxsize else total,
+            desc=printable(source.file_name)[:30],
+            unit="frame",
+            leave=False,
+            disable=None,
+        )
+        frames = itertools.islice(frames, self.options.max_frames)
+        batches = _batches(frames, 1 if reader.live else self.options.batch_size)
+        least = LOW_SCORE if output.tracker else None
+
+        def find(batch: list[Frame]) -> tuple[list[Frame], list[Detections]]:
+            return batch, self.finder.find([frame.image for frame in batch], least)
+
+        # of a file two batches are on their way: one in the network, one being prepared or read
+        beside = not (reader.live or self.options.heatmap or self.options.tta)
+        looked: Any = parallel_map(find, batches, ahead=2, workers=2) if beside else (find(batch) for batch in batches)
+        # closed in this order: what is drawn, what is looked at, then the thread that reads from the file
+        with contextlib.closing(source_frames), contextlib.closing(looked), bar, Background(output.add) as background:
+            for batch, found in looked:
+                for frame, detections in zip(batch, found, strict=True):
+                    background.put((frame, detections, self._frame_heat(frame)))
+                    bar.update()
+                if reader.live:
+                    bar.set_postfix_str(f"lag {batch[-1].lag * 1000:.0f} ms")
+                if self.view is not None and self.view.closed:
+                    break
+
+    def _sum_up(self, source: Source, reader: Any, output: VideoOutput) -> None:
+        text = count_text(output.counts, self.class_names)
+        how = "tracks" if output.tracker else "detections"
+        live = f", {reader.dropped} dropped, lag {output.lag * 1000:.0f} ms at most" if reader.live else ""
+        tqdm.write(f"{printable(source.name)}: {output.frames} frames{live}, {how}: {text}")
+        for line in output.count_lines():
+            tqdm.write(f"  {line}")
+        self.counts.update(output.counts)
+
+    def _frame_heat(self, frame: Frame) -> np.ndarray | None:
+        return objectness_map(self.finder.detector, frame.image) if self.options.heatmap else None
+
+    def _write(self, result: Result) -> None:
+        for writer in self.writers:
+            writer.add(result)
+
+    def _fail(self, error: UserError) -> None:
+        self.failed += 1
+        warn(error.where, error.what, error.todo)
+
+
+class VideoOutput:
+    """What becomes of the frames of one video: tracks, files, a drawn video. `add` runs beside the network."""
+
+    def __init__(self, prediction: Prediction, source: Source, key: str, drawn: str, reader: Any) -> None:
+        self.prediction, self.source, self.key, self.drawn, self.reader = prediction, source, key, drawn, reader
+        self.options, self.class_names = prediction.options, prediction.class_names
+        self.frames = 0
+        self.lag = 0.0
+        self.counts: Counter[int] = Counter()
+        self._writer: VideoWriter | None = None
+        self._timed: TimedWriter | None = None
+        counters = prediction.counters()
+        self.tracker = Tracker(prediction.finder.threshold, reader.fps) if self.options.track or counters else None
+        self.log = TrackLog(self.class_names, counters)
+        self._seen: set[int] = set()
+
+    def __enter__(self) -> VideoOutput:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            if self.tracker is not None:
+                path = self.prediction.folder.claim(f"{self.key}_tracks.json")
+                self.log.save(path)
+
+    def add(self, item: tuple[Frame, Detections, np.ndarray | None]) -> None:
+        """Take the next frame."""
+        frame, detections, heat = item
+        if self.tracker is not None:
+            detections = self.tracker.update(detections)
+            self.log.update(frame.index, detections)
+            ids = detections.track_ids if detections.track_ids is not None else ()
+            fresh = [i for i, track in enumerate(ids) if track not in self._seen]
+            self._seen.update(int(track) for track in ids)
+            self.counts.update(detections.labels[fresh].tolist() if fresh else [])
+        else:
+            self.counts.update(detections.labels.tolist())
+        size = frame.image.shape[:2]
+        result = Result(self.source.name, self.key, detections, size, frame.image, frame.index, frame.time)
+        self.prediction._write(result)
+        self.frames += 1
+        self.lag = max(self.lag, frame.lag)
+        view = self.prediction.view
+        if self.options.images or view is not None:
+            picture = self._draw(frame, detections, heat)
+            if self.options.images:
+                self._save(frame, picture)
+            if view is not None:
+                view.show(picture)
+
+    def count_lines(self) -> list[str]:
+        return [counter.text() for counter in self.log.counters]
+
+    def _draw(self, frame: Frame, detections: Detections, heat: np.ndarray | None) -> np.ndarray:
+        image = frame.image if heat is None else draw_heatmap(frame.image, heat)
+        picture = draw_boxes(
+            image,
+            detections.boxes,
+            detections.labels,
+            self.class_names,
+            detections.scores,
+            track_ids=detections.track_ids,
+        )
+        if self.tracker is not None:
+            self.log.draw(picture)
+        return picture
+
+    def _save(self, frame: Frame, picture: np.ndarray) -> None:
+        if self._writer is None:
+            path = self.prediction.folder.claim(self.drawn)
+            if self.options.overwrite:
+                path.unlink(missing_ok=True)
+            self._writer = VideoWriter(path, self.reader.fps, picture.shape[:2], self.options.codec)
+            self._timed = TimedWriter(self._writer) if self.reader.live else None
+        if self._timed is not None:
+            self._timed.write(picture, frame.time)
+        else:
+            self._writer.write(picture)
+
+
+def _load(item: tuple[Source, tuple[str, str]]) -> tuple[tuple[Source, tuple[str, str]], np.ndarray | UserError]:
+    try:
+        return item, item[0].read_image()
+    except UserError as error:
+        return item, error
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def output_kinds(options: PredictOptions) -> list[str]:
+    kinds = (["json"] if options.json else []) + list(options.save)
+    return list(dict.fromkeys(kinds))
