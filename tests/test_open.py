@@ -103,7 +103,7 @@ def test_a_second_start_takes_the_index_from_the_cache(make, tmp_path: Path, mon
     make(tmp_path / "data")
     first = open_dataset(tmp_path / "data", "train")
     for module in ("voc", "coco", "yolo_txt"):
-        monkeypatch.setattr(f"utils.data.{module}.build_index", lambda *_: pytest.fail("read again"))
+        monkeypatch.setattr(f"data.formats.{module}.build_index", lambda *_: pytest.fail("read again"))
     second = open_dataset(tmp_path / "data", "train")
     assert same(first, second) and second.source == first.source
     assert second.target(0)["boxes"].flags.writeable and not second.boxes.flags.writeable

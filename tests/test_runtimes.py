@@ -141,7 +141,7 @@ def test_a_checkpoint_is_exported_for_another_runtime_only_once(cache_folder, ca
 
 
 def test_the_fastest_runtime_is_measured_once_and_then_taken_by_itself(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(cache, "PACKAGES", {"torchscript": ("torch",)})
+    monkeypatch.setattr(cache, "CACHED_RUNTIMES", ("torchscript",))
     assert load_runtime(checkpoint(), "cpu").name == "torch"  # nothing is remembered
     monkeypatch.setattr(cache, "measure", lambda model, runtimes: {"torch": 0.2, "torchscript": 0.1})
     assert load_runtime(checkpoint(), "cpu", "fastest").name == "torchscript"
@@ -153,7 +153,7 @@ def test_the_fastest_runtime_is_measured_once_and_then_taken_by_itself(monkeypat
 
 
 def test_what_is_remembered_is_not_believed_when_the_file_is_gone(monkeypatch, cache_folder) -> None:
-    monkeypatch.setattr(cache, "PACKAGES", {"torchscript": ("torch",)})
+    monkeypatch.setattr(cache, "CACHED_RUNTIMES", ("torchscript",))
     monkeypatch.setattr(cache, "measure", lambda model, runtimes: {"torch": 0.2, "torchscript": 0.1})
     load_runtime(checkpoint(), "cpu", "fastest")
     memory = cache_folder / "exports" / "fastest.json"
@@ -166,7 +166,8 @@ def test_what_is_remembered_is_not_believed_when_the_file_is_gone(monkeypatch, c
 
 
 def test_without_a_measurement_what_is_ready_is_taken_and_what_pays_is_made(monkeypatch) -> None:
-    monkeypatch.setattr(cache, "PACKAGES", {"openvino": ("no_such_package",), "onnxruntime": ("onnxruntime", "onnx")})
+    monkeypatch.setattr(cache, "_are_makeable", lambda name: name != "openvino")
+    monkeypatch.setattr(cache, "PREFERRED", ("onnxruntime",))
     assert cache.quickest(checkpoint()) == "torch"  # a picture or two are sooner done than an export
     assert cache.quickest(checkpoint(), exports=True) == "onnxruntime"
     load_runtime(checkpoint(), "cpu", "onnxruntime")
