@@ -108,11 +108,14 @@ class Photo(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One training image: (H, W, 3) uint8 RGB, boxes (N, 4) float32 xyxy input pixels, labels (N,) int64."""
+    """One training image: (H, W, 3) uint8 RGB; boxes (N, 4) float32 xyxy input pixels, labels (N,) int64, weights (N,)
+    float32.
+    """
 
     image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray
 
 
 class Geometry(NamedTuple):

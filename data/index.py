@@ -40,6 +40,7 @@ class DatasetIndex:
         category_ids: (C,) COCO category id of each class; None outside COCO (then class index + 1).
         source: what the reader was given, and extra facts that conversion needs (plain types).
         areas: (M,) float64 pixels, COCO's own area of each object (of its outline, not of its box); None elsewhere.
+        scores: (M,) float64, how sure the detector was that made each label, 1 where a person did; None: all of them.
         box_refs: (M,) int64, where each box stands: the line of its annotation file (VOC, YOLO) or its annotation id.
     """
 
@@ -59,6 +60,7 @@ class DatasetIndex:
     source: dict[str, Any] = field(default_factory=dict)
     areas: np.ndarray | None = None
     box_refs: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -100,12 +102,13 @@ class DatasetIndex:
             crowd=self.crowd[boxes],
             areas=None if self.areas is None else self.areas[boxes],
             box_refs=None if self.box_refs is None else self.box_refs[boxes],
+            scores=None if self.scores is None else self.scores[boxes],
         )
 
     def keep_boxes(self, keep: np.ndarray) -> DatasetIndex:
         """The same images with only the boxes of the (M,) bool mask."""
         before = np.concatenate([[0], np.cumsum(keep)])
-        names = ("boxes", "labels", "difficult", "crowd", "areas", "box_refs")
+        names = ("boxes", "labels", "difficult", "crowd", "areas", "box_refs", "scores")
         parts = {name: getattr(self, name)[keep] for name in names if getattr(self, name) is not None}
         return replace(self, offsets=before[self.offsets].astype(np.int64), **parts)
 

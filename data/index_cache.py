@@ -20,10 +20,10 @@ import numpy as np
 from data.index import DatasetIndex, map_array
 from data.skips import Skip
 
-VERSION = 2  # raise it when a reader or the index changes its meaning
+VERSION = 3  # raise it when a reader or the index changes its meaning
 KEPT = 64  # indices; older ones are removed
 _ARRAYS = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", "boxes", "labels", "difficult", "crowd")
-_OPTIONAL = ("areas", "box_refs")
+_OPTIONAL = ("areas", "box_refs", "scores")
 
 
 def cache_folder() -> Path:

@@ -41,6 +41,7 @@ from utils.letterbox import Letterbox
 
 Size = tuple[int, int]
 SMALLEST = (32, 32)  # one cell of the coarsest map: batch norm has nothing to average over if it is one image's
+SCORE_RANGE = (0.3, 0.6)  # of a detector's labels: in doubt below, sure above
 MAX_REPLACEMENTS = 20  # unreadable images in a row before the run is given up
 
 
@@ -100,6 +101,7 @@ class TrainDataset(Dataset):
         letterbox: resize mode and padding; its own input size is not used. None takes the defaults.
         image_cache: see `data.image_cache`.
         keep_difficult: whether VOC's difficult objects are learnt (they are seen, so calling them background is worse).
+        score_range: see `label_weights`.
         image_weights: (I,) how often each image is drawn as a partner of a mosaic; None is evenly.
     """
 
@@ -112,6 +114,7 @@ class TrainDataset(Dataset):
         letterbox: Letterbox | None = None,
         image_cache: Any = None,
         keep_difficult: bool = True,
+        score_range: tuple[float, float] = SCORE_RANGE,
         image_weights: np.ndarray | None = None,
     ) -> None:
         self.index, self.seed = index, seed
@@ -119,6 +122,7 @@ class TrainDataset(Dataset):
         self.letterbox = _with_size(letterbox or Letterbox(input_size), input_size)
         self.reader = PhotoReader(index, image_cache)
         self.keep_difficult = keep_difficult
+        self._weights = None if index.scores is None else label_weights(index.scores, score_range)
         self._cumulative = None if image_weights is None else np.cumsum(image_weights) / np.sum(image_weights)
         self._rare = _rare_images(index) if self.augment.copy_paste else None
 
@@ -132,18 +136,20 @@ class TrainDataset(Dataset):
             key: a `SampleKey`, or its first fields.
 
         Returns:
-            `image` (H, W, 3) uint8 RGB array, `boxes` (N, 4) float32 xyxy input pixels, `labels` (N,) int64,
-            `image_id`, and `skipped`, a list of (path, reason) of images that could not be read and were replaced.
+            `image` (H, W, 3) uint8 RGB array, `boxes` (N, 4) float32 xyxy input pixels, `labels` (N,) int64, `weights`
+            (N,) float32 (see `targets`), `image_id`, and `skipped`, a list of (path, reason) of images that could not
+            be read and were replaced.
         """
         return _SampleMaker(self, SampleKey(*key)).make()
 
-    def targets(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (N, 4) in image i's own pixels and labels (N,) to be learnt."""
+    def targets(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes (N, 4) in image i's own pixels, labels (N,) and weights (N,): 1 is sure, 0 in doubt (see YOLOLoss)."""
         part = slice(self.index.offsets[i], self.index.offsets[i + 1])
         keep = ~self.index.crowd[part]
         if not self.keep_difficult:
             keep &= ~self.index.difficult[part]
-        return self.index.boxes[part][keep], self.index.labels[part][keep].astype(np.int64)
+        weights = np.ones(keep.sum(), np.float32) if self._weights is None else self._weights[part][keep]
+        return self.index.boxes[part][keep], self.index.labels[part][keep].astype(np.int64), weights
 
 
 class _SampleMaker:
@@ -173,6 +179,7 @@ class _SampleMaker:
             "image": image,
             "boxes": boxes.astype(np.float32),
             "labels": sample.labels,
+            "weights": sample.weights,
             "image_id": self.dataset.index.image_ids[self.key.image].item(),
             "skipped": self.skipped,
         }
@@ -182,9 +189,9 @@ class _SampleMaker:
         photo, index = self._read(index, geometry)
         canvas = np.full((*self.letterbox.input_size, 3), self.letterbox.pad_value, np.uint8)
         matrix = place_alone(photo, canvas, self.letterbox, geometry)
-        boxes, labels = self.dataset.targets(index)
+        boxes, labels, weights = self.dataset.targets(index)
         clipped, keep = clip_boxes(map_boxes(boxes, matrix), (0, 0, *canvas.shape[1::-1]), self.config)
-        return Sample(canvas, clipped[keep], labels[keep])
+        return Sample(canvas, clipped[keep], labels[keep], weights[keep])
 
     def _mosaic(self, index: int) -> Sample:
         centre = draw_centre(self.rng, self.letterbox.input_size)
@@ -280,9 +287,16 @@ class EpochSampler(Sampler[list[SampleKey]]):
             self.epoch_images = round(float(np.sum(repeat_factors)))
             self._wanted = np.asarray(repeat_factors, np.float64) * self.epoch_images / np.sum(repeat_factors)
 
-    def set_epoch(self, epoch: int, mosaic: bool = True, first_batch: int = 0) -> None:
-        """Say which epoch comes next, whether its images are made of several, and at which batch to begin."""
+    def set_epoch(
+        self, epoch: int, mosaic: bool = True, first_batch: int = 0, sizes: Sequence[Size] | None = None
+    ) -> None:
+        """Say which epoch comes next, whether its images are made of several, and at which batch to begin.
+
+        `sizes` replaces those of multi-scale training from here on.
+        """
         self.epoch, self.mosaic, self.first_batch = epoch, mosaic, first_batch
+        if sizes is not None:
+            self.sizes = [tuple(size) for size in sizes]
 
     def __len__(self) -> int:
         return math.ceil(self.epoch_images / (self.batch_size * self.world_size))
@@ -343,8 +357,8 @@ def collate(samples: Sequence[dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
 
     Returns:
         images (B, 3, H, W) uint8 in channels_last order, and targets: `boxes` (M, 4) float32 xyxy input pixels,
-        `labels` (M,) int64, `image_index` (M,) int64 position in the batch, `image_ids` and `skipped` lists,
-        `num_images`.
+        `labels` (M,) int64, `weights` (M,) float32, `image_index` (M,) int64 position in the batch, `image_ids` and
+        `skipped` lists, `num_images`.
     """
     images = torch.empty((len(samples), *samples[0]["image"].shape), dtype=torch.uint8)
     for row, sample in zip(images.numpy(), samples, strict=True):
@@ -353,6 +367,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
     targets = {
         "boxes": torch.from_numpy(np.concatenate([sample["boxes"] for sample in samples])),
         "labels": torch.from_numpy(np.concatenate([sample["labels"] for sample in samples])),
+        "weights": torch.from_numpy(np.concatenate([sample["weights"] for sample in samples])),
         "image_index": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
         "image_ids": [sample["image_id"] for sample in samples],
         "num_images": len(samples),
@@ -390,9 +405,11 @@ class TrainLoader:
         """Images of this process's batches."""
         return self.sampler.batch_size
 
-    def set_epoch(self, epoch: int, mosaic: bool = True, first_batch: int = 0) -> None:
+    def set_epoch(
+        self, epoch: int, mosaic: bool = True, first_batch: int = 0, sizes: Sequence[Size] | None = None
+    ) -> None:
         """See `EpochSampler.set_epoch`."""
-        self.sampler.set_epoch(epoch, mosaic, first_batch)
+        self.sampler.set_epoch(epoch, mosaic, first_batch, sizes)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -469,6 +486,7 @@ def build_train_loader(
     world_size: int = 1,
     image_cache: Any = None,
     keep_difficult: bool = True,
+    score_range: tuple[float, float] = SCORE_RANGE,
     balance: float = 0.0,
     sizes: Sequence[Size] = (),
     pin_memory: bool | None = None,
@@ -479,7 +497,7 @@ def build_train_loader(
     """Everything between the index and the training loop.
 
     Args:
-        index, input_size, augment, letterbox, image_cache, keep_difficult, seed: see `TrainDataset`.
+        index, input_size, augment, letterbox, image_cache, keep_difficult, score_range, seed: see `TrainDataset`.
         batch_size: images a step for this process; a smaller last batch is given too.
         workers: processes that prepare images; 0 does it here.
         rank, world_size: this process among how many.
@@ -491,7 +509,9 @@ def build_train_loader(
         prefetch_factor: batches prepared ahead by each worker.
     """
     factors = repeat_factors(index, balance) if balance > 0 else None
-    dataset = TrainDataset(index, input_size, augment, seed, letterbox, image_cache, keep_difficult, factors)
+    dataset = TrainDataset(
+        index, input_size, augment, seed, letterbox, image_cache, keep_difficult, score_range, factors
+    )
     sampler = EpochSampler(len(index), batch_size, seed, rank, world_size, repeat_factors=factors, sizes=sizes)
     options: dict[str, Any] = {}
     if workers > 0:
@@ -532,6 +552,12 @@ def prefetch_images(
                 yield first, future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def label_weights(scores: np.ndarray, score_range: tuple[float, float]) -> np.ndarray:
+    """(M,) float32 weights of labels that a detector made: 0 below `score_range`, 1 above, linear between."""
+    low, high = score_range
+    return np.clip((scores - low) / max(high - low, 1e-9), 0, 1).astype(np.float32)
 
 
 def multi_scale_sizes(input_size: tuple[int, int], part: float) -> list[tuple[int, int]]:

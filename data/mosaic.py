@@ -32,7 +32,7 @@ def draw_centre(rng: np.random.Generator, input_size: tuple[int, int]) -> tuple[
 
 
 def compose_mosaic(
-    parts: Sequence[tuple[Photo, np.ndarray, np.ndarray, Geometry]],
+    parts: Sequence[tuple[Photo, np.ndarray, np.ndarray, np.ndarray, Geometry]],
     centre: tuple[int, int],
     letterbox: Letterbox,
     config: AugmentConfig,
@@ -42,7 +42,7 @@ def compose_mosaic(
     An image larger than its quarter shows a random crop; a smaller one touches the point where the tiles meet.
 
     Args:
-        parts: four times (photo, boxes (N, 4) xyxy in the photo's own pixels, labels (N,), geometry).
+        parts: four times (photo, boxes (N, 4) xyxy in the photo's own pixels, labels (N,), weights (N,), geometry).
         centre: (x, y), see `draw_centre`.
         letterbox: gives the input size, the padding and the scale 1.
         config: says which cut boxes stay.
@@ -51,8 +51,8 @@ def compose_mosaic(
     """
     height, width = letterbox.input_size
     canvas = np.full((height, width, 3), letterbox.pad_value, np.uint8)
-    all_boxes, all_labels = [], []
-    for number, (photo, boxes, labels, geometry) in enumerate(parts):
+    all_boxes, all_labels, all_weights = [], [], []
+    for number, (photo, boxes, labels, weights, geometry) in enumerate(parts):
         right, below = number % 2 == 1, number >= 2
         window: Window = (
             centre[0] if right else 0,
@@ -68,15 +68,15 @@ def compose_mosaic(
         clipped, keep = clip_boxes(map_boxes(boxes, matrix), window, config)
         all_boxes.append(clipped[keep])
         all_labels.append(labels[keep])
-    return Sample(canvas, np.concatenate(all_boxes), np.concatenate(all_labels))
+        all_weights.append(weights[keep])
+    return Sample(canvas, *(np.concatenate(each) for each in (all_boxes, all_labels, all_weights)))
 
 
 def mix(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
     """Blend two images of one size; the objects of both count in full (https://arxiv.org/abs/1902.04103)."""
     weight = rng.beta(MIXUP_BETA, MIXUP_BETA)
     image = cv2.addWeighted(first.image, weight, second.image, 1 - weight, 0)
-    boxes, labels = np.concatenate([first.boxes, second.boxes]), np.concatenate([first.labels, second.labels])
-    return Sample(image, boxes, labels)
+    return Sample(image, *(np.concatenate(pair) for pair in zip(first[1:], second[1:], strict=True)))
 
 
 def paste_box(
@@ -111,7 +111,8 @@ def paste_box(
             part = cv2.resize(photo.image[y1:y2, x1:x2], (new_width, new_height), interpolation=cv2.INTER_AREA)
             part = cv2.flip(part, 1) if mirrored else part
             sample.image[top : top + new_height, left : left + new_width] = part
-            return Sample(sample.image, np.vstack([sample.boxes, pasted]), np.append(sample.labels, label))
+            boxes, labels = np.vstack([sample.boxes, pasted]), np.append(sample.labels, label)
+            return Sample(sample.image, boxes, labels, np.append(sample.weights, np.float32(1)))
     return sample
 
 

@@ -423,8 +423,8 @@ class ShardLoader(TrainLoader):
         """Images of this process's batches."""
         return self.stream.batch_size
 
-    def set_epoch(self, epoch: int, mosaic: bool = True, first_batch: int = 0) -> None:
-        """See `EpochSampler.set_epoch`."""
+    def set_epoch(self, epoch: int, mosaic: bool = True, first_batch: int = 0, sizes: Any = None) -> None:
+        """See `EpochSampler.set_epoch`; shards know one size."""
         self.stream.state.copy_(torch.tensor([epoch, int(mosaic), first_batch]))
 
     def __len__(self) -> int:

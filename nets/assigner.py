@@ -51,6 +51,7 @@ class Scene:
     boxes: Tensor  # (M, 4) cxcywh, input pixels
     labels: Tensor  # (M,)
     images: Tensor  # (M,) position in the batch
+    weights: Tensor  # (M,) in [0, 1]
     grids: list[tuple[int, int]]  # (rows, columns) of each level
     predictions: Sequence[Tensor]
     config: ModelConfig

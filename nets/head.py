@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nets.layers import build_conv3x3, initialize
+from nets.layers import ResidualSeparable, build_conv3x3, initialize
 from nets.model_config import ANCHORS_PER_LEVEL, STRIDES, ModelConfig
 
 _PRIOR_OBJECTS = 8  # objects that an image of _PRIOR_SIZE pixels is taken to hold, at each level
@@ -27,9 +27,14 @@ class Head(nn.Module):
         super().__init__()
         self.outputs_per_anchor = 5 + config.num_classes
         out_channels = ANCHORS_PER_LEVEL * self.outputs_per_anchor
+        if config.neck == "slim":
+            blocks: list[nn.Module] = [ResidualSeparable(width) for width in in_channels]
+            widths = list(in_channels)
+        else:
+            blocks = [build_conv3x3(config.neck_conv, width, 2 * width) for width in in_channels]
+            widths = [2 * width for width in in_channels]
         self.levels = nn.ModuleList(
-            nn.Sequential(build_conv3x3(config.neck_conv, width, 2 * width), nn.Conv2d(2 * width, out_channels, 1))
-            for width in in_channels
+            nn.Sequential(block, nn.Conv2d(width, out_channels, 1)) for block, width in zip(blocks, widths, strict=True)
         )
         initialize(self, identity_depthwise=True)
         for level, stride in zip(self.levels, STRIDES, strict=True):

@@ -151,6 +151,16 @@ class SeparableConv(nn.Sequential):
         self.out_channels = out_channels
 
 
+class ResidualSeparable(SeparableConv):
+    """A separable convolution of as many outputs as inputs, added to its input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input + super().forward(input)
+
+
 def build_conv3x3(kind: str, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
     """The neck's and head's 3x3 convolution: `separable` or `standard`."""
     if kind == "separable":

@@ -109,7 +109,9 @@ class YOLOLoss:
 
         Args:
             predictions: three raw tensors (B, A, H, W, 5 + C), strides 8, 16, 32.
-            targets: `boxes` (M, 4) xyxy input pixels, `labels` (M,), `image_index` (M,) position in the batch.
+            targets: `boxes` (M, 4) xyxy input pixels, `labels` (M,), `image_index` (M,) position in the batch, and
+                perhaps `weights` (M,) in [0, 1]: what a label counts, and its objectness. The anchors that would answer
+                for a label of weight 0 are left alone: neither object nor background.
 
         Returns:
             `box`, `objectness`, `class`: scalars, weighted; the total is their sum. Finite for a batch without objects.
@@ -117,36 +119,49 @@ class YOLOLoss:
         predictions = [raw.float() for raw in predictions]
         scene = self._scene(predictions, targets)
         matches = assign(scene, self.settings.assigner)
+        weights = scene.weights[matches.target]
+        doubtful = matches[weights == 0]
+        matches, weights = matches[weights > 0], weights[weights > 0]
         rows = gather(predictions, matches)
-        count = self.total(torch.tensor(float(len(matches)), device=rows.device)).clamp(min=1) / self.world_size
+        count = self.total(weights.sum()).clamp(min=1) / self.world_size
 
         boxes = box_convert(decode_matches(rows[:, :4], matches, self.config), "cxcywh", "xyxy")
         wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[matches.target]
         box = BOX_LOSSES[self.settings.box_loss](boxes, wanted)
         quality = (1 - box.detach()).clamp(0, 1)
-        goodness = 1 - self.settings.objectness_target * (1 - quality)
+        goodness = weights * (1 - self.settings.objectness_target * (1 - quality))
+        classes = self._classes(rows[:, 5:], scene.labels[matches.target])
         return {
-            "box": self.settings.box_weight * box.sum() / count,
-            "objectness": self.settings.objectness_weight * self._objectness(scene, matches, goodness) / count,
-            "class": self.settings.class_weight * self._classes(rows[:, 5:], scene.labels[matches.target]) / count,
+            "box": self.settings.box_weight * (weights * box).sum() / count,
+            "objectness": self.settings.objectness_weight
+            * self._objectness(scene, matches, goodness, doubtful)
+            / count,
+            "class": self.settings.class_weight * (weights * classes).sum() / count,
         }
 
     def _scene(self, predictions: Sequence[Tensor], targets: Mapping[str, Any]) -> Scene:
         boxes = box_convert(targets["boxes"].to(predictions[0]), "xyxy", "cxcywh")
         whole = (boxes[:, 2:] > 0).all(dim=1)
         labels, images = targets["labels"].to(boxes.device), targets["image_index"].to(boxes.device)
+        weights = targets["weights"].to(boxes) if "weights" in targets else boxes.new_ones(len(boxes))
         grids = [(raw.shape[2], raw.shape[3]) for raw in predictions]
-        return Scene(boxes[whole], labels[whole], images[whole], grids, predictions, self.config)
+        return Scene(boxes[whole], labels[whole], images[whole], weights[whole], grids, predictions, self.config)
 
-    def _objectness(self, scene: Scene, matches: Matches, goodness: Tensor) -> Tensor:
+    def _objectness(self, scene: Scene, matches: Matches, goodness: Tensor, doubtful: Matches) -> Tensor:
         total = goodness.new_zeros(())
         sizes = [raw[..., 4].numel() for raw in scene.predictions]
         # where several boxes claim one place, the best of them says how good it is
         targets = goodness.new_zeros(sum(sizes)).scatter_reduce_(0, _places(scene, matches), goodness, "amax")
-        for level, (raw, target) in enumerate(zip(scene.predictions, targets.split(sizes), strict=True)):
+        counts = torch.ones_like(targets)
+        counts[_places(scene, doubtful)] = 0
+        counts[targets > 0] = 1
+        by_level = zip(scene.predictions, targets.split(sizes), counts.split(sizes), strict=True)
+        for level, (raw, target, counted) in enumerate(by_level):
             logits = raw[..., 4]
             target = target.view(logits.shape)
             loss = self._cross_entropy(logits, target)
+            if len(doubtful):
+                loss = loss * counted.view(logits.shape)
             if self.settings.ignore_iou < 1:
                 loss = loss * ~(self._overlapping(scene, level) & (target == 0))
             total = total + self.settings.level_weights[level] * loss.sum()
@@ -175,7 +190,7 @@ class YOLOLoss:
         loss = self._cross_entropy(logits, target)
         if self.settings.class_weights:
             loss = loss * torch.tensor(self.settings.class_weights, device=loss.device)[labels][:, None]
-        return loss.sum()
+        return loss.sum(1)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         loss: Tensor = _CrossEntropy.apply(logits, target)

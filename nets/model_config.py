@@ -14,6 +14,7 @@ from utils.letterbox import INTERPOLATIONS, PAD_VALUE, RESIZE_MODES, Letterbox
 STRIDES = (8, 16, 32)
 ANCHORS_PER_LEVEL = 3
 NECK_CONVS = ("separable", "standard")
+NECKS = ("panet", "slim")
 PADDINGS = ("symmetric", "tf_same")
 SE_ORDERS = ("after", "before")
 
@@ -39,6 +40,7 @@ class ModelConfig:
         se_order: squeeze-and-excitation `after` the activation (torchvision) or `before` it (the reference).
         padding: `symmetric`, or `tf_same`: stride-2 convolutions pad right and bottom only, as TensorFlow does.
         bn_eps: epsilon of the backbone's batch norms; None takes the architecture's own.
+        neck: `panet` (the reference's), or `slim`: a third of its convolutions (`nets.neck`).
         neck_conv: `separable` or `standard` 3x3 convolutions in neck and head.
         neck_width: width multiplier of neck and head.
         anchors: 3 levels x 3 anchors x (width, height), input pixels, strides ascending.
@@ -60,6 +62,7 @@ class ModelConfig:
     se_order: str = "after"
     padding: str = "symmetric"
     bn_eps: float | None = None
+    neck: str = "panet"
     neck_conv: str = "separable"
     neck_width: float = 1.0
     anchors: Anchors = YOLOV4_ANCHORS
@@ -92,6 +95,7 @@ class ModelConfig:
             raise ValueError("class_names: there must be at least one class")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class_names: a name stands twice")
+        _check_choice("neck", self.neck, NECKS)
         _check_choice("neck_conv", self.neck_conv, NECK_CONVS)
         _check_choice("padding", self.padding, PADDINGS)
         _check_choice("se_order", self.se_order, SE_ORDERS)
@@ -157,13 +161,13 @@ def check_input_size(size: Sequence[int] | int) -> tuple[int, int]:
     return sizes
 
 
-def input_size_option(size: Sequence[int] | int) -> tuple[int, int]:
+def input_size_option(size: Sequence[int] | int, option: str = "--input-size") -> tuple[int, int]:
     """`check_input_size` of what a user typed. Raises UserError."""
     try:
         return check_input_size(size)
     except ValueError as error:
         what = str(error).removeprefix("input size ")
-        raise UserError("--input-size", what, "give multiples of 32, such as 416") from error
+        raise UserError(option, what, "give multiples of 32, such as 416") from error
 
 
 def scale_anchors(input_size: tuple[int, int]) -> Anchors:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nets.layers import ConvBNAct, build_conv3x3, initialize, make_divisible
+from nets.layers import ConvBNAct, ResidualSeparable, SeparableConv, build_conv3x3, initialize, make_divisible
 from nets.model_config import ModelConfig
 
 _WIDTHS = (128, 256, 512)  # of the three levels at neck width 1, as in the reference
@@ -82,6 +82,43 @@ class Neck(nn.Module):
         p4 = self.bottom_up4(torch.cat((self.downsample3(p3), p4), dim=1))
         p5 = self.bottom_up5(torch.cat((self.downsample4(p4), p5), dim=1))
         return p3, p4, p5
+
+
+class SlimBlock(nn.Sequential):
+    """A 1x1 convolution that joins two maps, and a residual separable one, without the double widths of `ConvBlock`."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__(ConvBNAct(in_channels, width), ResidualSeparable(width))
+
+
+class SlimNeck(nn.Module):
+    """SPP and PANet as in `Neck`, with one `SlimBlock` where that has five or six convolutions.
+
+    The pyramid pools half of the deepest level's width (YOLOX's bottleneck), because a concatenation of four whole ones
+    is the widest map of the network.
+    """
+
+    def __init__(self, in_channels: tuple[int, int, int], config: ModelConfig) -> None:
+        super().__init__()
+        c3, c4, c5 = in_channels
+        w3, w4, w5 = (make_divisible(width * config.neck_width) for width in _WIDTHS)
+        self.out_channels = (w3, w4, w5)
+        self.before_spp = ConvBNAct(c5, w5 // 2)
+        self.spp = SPP()
+        self.after_spp = ConvBNAct(4 * (w5 // 2), w5)
+        self.reduce5 = ConvBNAct(w5, w4)
+        self.lateral4 = ConvBNAct(c4, w4)
+        self.top_down4 = SlimBlock(2 * w4, w4)
+        self.reduce4 = ConvBNAct(w4, w3)
+        self.lateral3 = ConvBNAct(c3, w3)
+        self.top_down3 = SlimBlock(2 * w3, w3)
+        self.downsample3 = SeparableConv(w3, w4, 3, 2)
+        self.bottom_up4 = SlimBlock(2 * w4, w4)
+        self.downsample4 = SeparableConv(w4, w5, 3, 2)
+        self.bottom_up5 = SlimBlock(2 * w5, w5)
+        initialize(self, identity_depthwise=True)
+
+    forward = Neck.forward
 
 
 def upsample(x: Tensor) -> Tensor:

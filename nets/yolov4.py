@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nets.backbones.registry import build_backbone
 from nets.head import Head
 from nets.model_config import ModelConfig
-from nets.neck import Neck
+from nets.neck import Neck, SlimNeck
 
 
 class YOLOv4(nn.Module):
@@ -31,7 +31,7 @@ class YOLOv4(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(config)
-        self.neck = Neck(self.backbone.out_channels, config)
+        self.neck = (SlimNeck if config.neck == "slim" else Neck)(self.backbone.out_channels, config)
         self.head = Head(self.neck.out_channels, config)
         self._is_normalized = any(config.mean) or any(std != 1 for std in config.std)
         # No weights, so not in the state dict; on the CPU even when the rest is built without memory on `meta`.

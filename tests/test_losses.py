@@ -37,7 +37,7 @@ def match(rule: str, targets: dict[str, Tensor] = SOME, maps: list[Tensor] | Non
     boxes = targets["boxes"]
     cxcywh = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
     grids = [(m.shape[2], m.shape[3]) for m in maps]
-    scene = Scene(cxcywh, targets["labels"], targets["image_index"], grids, maps, CONFIG)
+    scene = Scene(cxcywh, targets["labels"], targets["image_index"], torch.ones(len(boxes)), grids, maps, CONFIG)
     return scene, assign(scene, rule)
 
 
@@ -226,7 +226,7 @@ def test_places_of_matches_are_those_of_the_maps_laid_end_to_end() -> None:
     maps = [torch.zeros(2, 3, 64 // s, 96 // s, 6) for s in (8, 16, 32)]
     boxes = torch.tensor([[30.0, 20.0, 12.0, 9.0], [90.0, 60.0, 60.0, 40.0], [5.0, 5.0, 30.0, 70.0]])
     grids = [(m.shape[2], m.shape[3]) for m in maps]
-    scene = Scene(boxes, torch.zeros(3, dtype=torch.long), torch.tensor([0, 1, 1]), grids, maps, config)
+    scene = Scene(boxes, torch.zeros(3, dtype=torch.long), torch.tensor([0, 1, 1]), torch.ones(3), grids, maps, config)
     matches = assign(scene, "ratio")
     marked = torch.zeros(sum(m[..., 4].numel() for m in maps))
     marked[_places(scene, matches)] = 1

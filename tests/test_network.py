@@ -65,8 +65,21 @@ def test_predictions_are_views_of_the_convolutions_outputs(memory_format: torch.
         assert prediction[batch, anchor, row, column, value] == output[batch, anchor * 7 + value, row, column]
 
 
-def test_every_parameter_of_the_network_gets_a_gradient() -> None:
-    model = small(neck_conv="separable").train()
+@pytest.mark.parametrize("backbone", ["mobilenet_v1", "mobilenet_v2"])
+def test_the_slim_neck_predicts_at_the_same_places_with_fewer_parameters(backbone: str) -> None:
+    slim, full = (small(backbone=backbone, neck=neck, alpha=1.0) for neck in ("slim", "panet"))
+    images = torch.zeros(1, 3, 64, 96)
+    assert [p.shape for p in slim(images)] == [p.shape for p in full(images)]
+    sizes = [sum(p.numel() for part in (m.neck, m.head) for p in part.parameters()) for m in (slim, full)]
+    assert sizes[0] < sizes[1] / 2
+    assert ModelConfig.from_dict(slim.config.to_dict()) == slim.config
+    before = {name: value for name, value in full.config.to_dict().items() if name != "neck"}
+    assert ModelConfig.from_dict(before) == full.config  # files of before the choice hold the full one
+
+
+@pytest.mark.parametrize("neck", ["panet", "slim"])
+def test_every_parameter_of_the_network_gets_a_gradient(neck: str) -> None:
+    model = small(neck_conv="separable", neck=neck).train()
     sum(p.square().mean() for p in model(torch.rand(2, 3, 96, 64))).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 

@@ -15,7 +15,7 @@ from training.run_folder import RUNS, check_run_dir
 from utils.errors import UserError
 from utils.output_rules import check_output_folder
 
-NOT_WITH_SHARDS = ("limit", "repeat_rare", "multi_scale", "train_split", "classes")
+NOT_WITH_SHARDS = ("limit", "repeat_rare", "multi_scale", "train_split", "classes", "teacher", "grow_sizes")
 
 
 def check_before_loading(options: Any, is_resumed: bool = False) -> None:
@@ -40,6 +40,8 @@ def check_before_loading(options: Any, is_resumed: bool = False) -> None:
     if options.anchors not in ("yolov4", "auto"):
         raise UserError("--anchors", f"{options.anchors!r} is not known", "give yolov4 or auto")
     build_augment(options)
+    _check_sizes(options)
+    _check_labels(options)
     for name in NOT_WITH_SHARDS:
         if options.shards is not None and getattr(options, name):
             raise UserError(f"--{name.replace('_', '-')}", "cannot be had with --shards", "leave one of them out")
@@ -58,6 +60,31 @@ def check_before_loading(options: Any, is_resumed: bool = False) -> None:
         path = getattr(options, name)
         if path is not None and path not in (NONE, IMAGENET) and not os.path.exists(path):
             raise UserError(f"--{name.replace('_', '-')}", f"{path} is not there", "give the path of one that is")
+
+
+def _check_sizes(options: Any) -> None:
+    """`--grow-sizes` and `--grow-until` belong together, both ascending."""
+    sizes, ends = options.grow_sizes, options.grow_until
+    if len(sizes) != len(ends):
+        todo = "give each size the part of the run at which it ends"
+        raise UserError("--grow-until", f"{len(ends)} values for {len(sizes)} of --grow-sizes", todo)
+    for size in sizes:
+        input_size_option(size, "--grow-sizes")
+    if list(sizes) != sorted(set(sizes)) or any(size >= min(options.input_size) for size in sizes):
+        given, final = " ".join(map(str, sizes)), " ".join(map(str, options.input_size))
+        raise UserError("--grow-sizes", f"{given} must ascend and stay below --input-size {final}", "reorder them")
+    if list(ends) != sorted(set(ends)):
+        raise UserError("--grow-until", f"{' '.join(f'{end:g}' for end in ends)} must ascend", "reorder them")
+
+
+def _check_labels(options: Any) -> None:
+    """`--label-scores` is a range, and the teacher's files are there."""
+    low, high = options.label_scores
+    if low >= high:
+        raise UserError("--label-scores", f"{low:g} {high:g}: the first must be below the second", "swap them")
+    for path in options.teacher:
+        if not os.path.exists(path):
+            raise UserError("--teacher", f"{path} is not there", "give the path of a file of detections")
 
 
 def build_augment(options: Any) -> AugmentConfig:

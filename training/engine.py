@@ -290,7 +290,7 @@ def _pieces(images: Tensor, targets: Mapping[str, Any], parts: int) -> Iterator[
             piece,
             {
                 "boxes": targets["boxes"][own],
-                "labels": targets["labels"][own],
+                **{name: targets[name][own] for name in ("labels", "weights") if name in targets},
                 "image_index": targets["image_index"][own] - first,
                 "image_ids": targets["image_ids"][first:last],
             },

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.image_cache import MODES as CACHE_MODES
+from data.loader import SCORE_RANGE
 from nets.assigner import ASSIGNERS
 from nets.losses import BOX_LOSSES, LossConfig
-from nets.model_config import NECK_CONVS, PADDINGS, SE_ORDERS
+from nets.model_config import NECK_CONVS, NECKS, PADDINGS, SE_ORDERS
 from training.optim import OPTIMIZERS, SCHEDULES
 from training.setup import AMP
 from utils.config import option
@@ -28,6 +30,7 @@ class TrainOptions:
     classes: str | None = option(None, "file of class names, one a line; default: those of the annotations")
     backbone: str | None = option(None, "mobilenet_v1, mobilenet_v2 (default), mobilenet_v3_large, _small, timm:NAME")
     alpha: float | None = option(None, "width multiplier of the backbone (default: 1.0)", low=0.05, high=4)
+    neck: str | None = option(None, "panet (default), or slim: a third of its convolutions", choices=NECKS)
     neck_conv: str | None = option(None, "3x3 convolutions of neck and head (default: separable)", choices=NECK_CONVS)
     neck_width: float | None = option(None, "width multiplier of neck and head (default: 1.0)", low=0.05, high=4)
     se_order: str | None = option(None, "MobileNetV3: squeeze after or before the activation", choices=SE_ORDERS)
@@ -40,6 +43,14 @@ class TrainOptions:
     )
     pretrained: str = option("none", "none, imagenet (download), or a file of backbone weights")
     weights: str | None = option(None, "a checkpoint to start from; its classes may differ")
+    teacher: tuple[str, ...] = option((), "detections (JSON) of another detector as further labels", nargs="+")
+    label_scores: tuple[float, ...] = option(
+        SCORE_RANGE,
+        "labels of a detector: ignored below the first score, sure above the second",
+        low=0,
+        high=1,
+        nargs=2,
+    )
     run_dir: str | None = option(None, "folder of the run (default: logs/BACKBONE-N)")
     resume: str | None = option(None, "folder of a run to go on with; auto: --run-dir where a run is there, else anew")
 
@@ -84,6 +95,7 @@ class TrainOptions:
     seed: int = option(0, "of everything random", low=0, high=2**31 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:N")
     workers: int = option(2, "processes that load images; 0: none", low=0, high=256)
+    cache: str = option("off", "keep decoded images in memory (ram) or in a file (disk)", choices=CACHE_MODES)
     threads: int = option(0, "CPU threads of the network; 0: PyTorch's choice", low=0, high=1024)
     tensorboard: bool = option(True, "write TensorBoard events")
 
@@ -117,4 +129,6 @@ class TrainOptions:
     albumentations: float = option(0.0, "probability of blur, noise, grey, JPEG artefacts", low=0, high=1)
     repeat_rare: float = option(0.0, "classes in less than this part of the images are shown more often", low=0, high=1)
     multi_scale: float = option(0.0, "input size varies by this part, a step of 32", low=0, high=0.6)
+    grow_sizes: tuple[int, ...] = option((), "smaller input sizes to begin with, ascending", low=32, high=8192)
+    grow_until: tuple[float, ...] = option((), "part of the run at which each of --grow-sizes ends", low=0, high=1)
     limit: int = option(0, "use only so many training images, drawn by the seed; 0: all", low=0)

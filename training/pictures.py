@@ -27,7 +27,7 @@ def draw_first_batches(batches: Iterable[Batch], class_names: tuple[str, ...], f
         if number < PREVIEW_BATCHES:
             pictures = []
             for i in range(min(len(images), 2 * PREVIEW_IMAGES)):
-                own = targets["image_index"] == i
+                own = (targets["image_index"] == i) & (targets["weights"] > 0)
                 image = np.ascontiguousarray(images[i].permute(1, 2, 0).numpy())
                 boxes, labels = targets["boxes"][own].numpy(), targets["labels"][own].numpy()
                 pictures.append(draw_boxes(image, boxes, labels, class_names))

@@ -32,7 +32,15 @@ from training.run_folder import (
     write_json,
     write_metrics,
 )
-from training.setup import build_loader, build_model, build_trainer, choose_options, freeze, open_data
+from training.setup import (
+    build_loader,
+    build_model,
+    build_trainer,
+    choose_options,
+    epoch_sizes,
+    freeze,
+    open_data,
+)
 from training.state import (
     Progress,
     RunState,
@@ -199,7 +207,8 @@ class Run:
         """The rest of the present epoch and its evaluation; false if a signal came."""
         options, progress = self.options, self.progress
         mosaic = progress.epoch < options.epochs - round(options.close_mosaic * options.epochs)
-        self.loader.set_epoch(progress.epoch, mosaic, progress.batch.batch)
+        sizes = epoch_sizes(options, self.config.input_size, progress.epoch)
+        self.loader.set_epoch(progress.epoch, mosaic, progress.batch.batch, sizes)
         freeze(self.trainer, self.model.backbone, self.options, progress.epoch)
         title = f"epoch {progress.epoch + 1}/{options.epochs}"
         batches = self._batches()

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from data.class_names import read_class_names
+from data.image_cache import build_image_cache
 from data.index import DatasetIndex
+from data.index_cache import cache_folder
 from data.loader import TrainLoader, build_train_loader, multi_scale_sizes
 from data.open import default_splits, open_dataset
 from data.quick_check import quick_check
@@ -29,6 +31,7 @@ from training.checks import build_augment
 from training.engine import Trainer
 from training.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
 from training.recipe import choose_recipe
+from training.teacher import add_teacher
 from utils import distributed
 from utils.distributed import say
 from utils.errors import warn
@@ -54,6 +57,8 @@ def open_data(options: Any) -> tuple[DatasetIndex, DatasetIndex, ShardSet | None
     if options.limit and options.limit < len(train):
         chosen = np.random.default_rng(options.seed).permutation(len(train))[: options.limit]
         train = train.subset(np.sort(chosen))
+    if options.teacher:
+        train = add_teacher(train, options.teacher)
     findings = quick_check(train, val)
     if distributed.is_main():
         for finding in (each for each in findings if each.severity != INFO):
@@ -98,7 +103,23 @@ def build_loader(
     if shards is not None:
         return build_shard_loader(shards, config.input_size, augment, config.letterbox, **common)
     common |= {"balance": options.repeat_rare, "sizes": multi_scale_sizes(config.input_size, options.multi_scale)}
+    scale = max(*options.scale, *options.mosaic_scale)
+    cache = build_image_cache(index, config.input_size, options.cache, cache_folder() / "images", scale)
+    common |= {"image_cache": cache, "score_range": options.label_scores}
     return build_train_loader(index, config.input_size, augment, config.letterbox, **common)
+
+
+def epoch_sizes(options: Any, input_size: tuple[int, int], epoch: int) -> list[tuple[int, int]] | None:
+    """The input sizes of an epoch's steps where sizes grow; None leaves those of the loader."""
+    if not options.grow_sizes:
+        return None
+    size = input_size
+    for smaller, until in zip(options.grow_sizes, options.grow_until, strict=True):
+        if epoch < round(until * options.epochs):
+            factor = smaller / min(input_size)
+            size = tuple(max(round(side * factor / 32) * 32, 32) for side in input_size)  # type: ignore[assignment]
+            break
+    return multi_scale_sizes(size, options.multi_scale) or [size]
 
 
 # ---- model
@@ -123,7 +144,7 @@ def _model_config(options: Any, start: Checkpoint | None, index: DatasetIndex) -
     )
     fields |= {"class_names": index.class_names, "backbone": backbone}
     fields |= {"input_size": check_input_size(options.input_size)}
-    for name in ("alpha", "neck_conv", "neck_width", "se_order", "padding", "scale_xy", "resize_mode"):
+    for name in ("alpha", "neck", "neck_conv", "neck_width", "se_order", "padding", "scale_xy", "resize_mode"):
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
     if start is None:
@@ -165,7 +186,7 @@ def build_trainer(
     return Trainer(
         model=wrapped,
         loss=YOLOLoss(model.config, _loss_config(options, index), distributed.total, distributed.world_size()),
-        optimizer=build_optimizer(options.optimizer, groups, options.momentum, fused=is_fast),
+        optimizer=build_optimizer(options.optimizer, groups, options.momentum, fused=is_fast or device.type == "cpu"),
         factor=rate_factor(options.schedule, warmup, total_steps, options.final_rate),
         device=device,
         amp=amp,

@@ -37,6 +37,7 @@ class RawSplit:
         normalised: whether the boxes are fractions of the picture's width and height.
         areas: (M,) COCO's areas, or None.
         box_refs: (M,) the line or annotation id of each box, or None.
+        scores: (M,) how sure the detector was that made each label, or None.
         skips: what the reader itself left out.
     """
 
@@ -54,6 +55,7 @@ class RawSplit:
     normalised: bool = False
     areas: np.ndarray | None = None
     box_refs: np.ndarray | None = None
+    scores: np.ndarray | None = None
     category_ids: tuple[int, ...] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
@@ -99,6 +101,7 @@ def build_index(raw: RawSplit, max_megapixels: float) -> DatasetIndex:
         category_ids=raw.category_ids,
         source=raw.source,
         areas=None if raw.areas is None else raw.areas[order].astype(np.float64),
+        scores=None if raw.scores is None else raw.scores[order].astype(np.float64),
         box_refs=None if raw.box_refs is None else raw.box_refs[order].astype(np.int64),
     )
 

@@ -266,6 +266,7 @@ class _Reader:
         self.names: list[str] = []
         self.difficult: list[bool] = []
         self.lines: list[int] = []
+        self.scores: list[float] = []
         self.skips: list[Skip] = []
         self.facts: Counter[str] = Counter()
 
@@ -313,6 +314,8 @@ class _Reader:
         self.names.append(name)
         self.difficult.append(self._difficult(each.fields.get("difficult"), where))
         self.lines.append(each.line)
+        score = _number(each.fields.get("confidence", "1"))
+        self.scores.append(1.0 if score is None or not 0 <= score <= 1 else score)
 
     def _drop(self, code: str, where: str, what: str) -> None:
         self.skips.append(Skip("box", code, where, f"{what}; box dropped", "correct the annotation"))
@@ -421,6 +424,7 @@ def _finish(
         crowd=np.zeros(int(known.sum()), bool),
         box_where=lambda m: f"{reader.xml[owner[m]]}:{lines[m]}",
         box_refs=lines,
+        scores=None if min(reader.scores, default=1.0) == 1 else np.array(reader.scores, np.float64)[known],
         source=source | {"found_classes": dict(found), "facts": dict(reader.facts)},
         skips=reader.skips,
     )

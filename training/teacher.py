@@ -1,0 +1,77 @@
+"""Labels that another detector made: its boxes join those of the data set, with their scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.index import DatasetIndex
+from evaluation.detections_file import read_detections
+from utils.distributed import say
+
+SAME_OBJECT = 0.5  # IoU with a label of the same class from which a detection is that object again
+
+
+def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetIndex:
+    """The data set with the detections of `files` as further labels.
+
+    A label of the data set goes first: a detection of the same class that overlaps it is dropped. In an image that has
+    labels, what else was detected is in doubt (score 0: neither object nor background); in one that has none, the
+    detections are its labels, each with its score.
+
+    Args:
+        index: the split to learn from.
+        files: detections as `evaluation.detections_file.read_detections` takes them.
+
+    Raises:
+        UserError: for a file that is not such, or has nothing of this split.
+    """
+    labelled = np.diff(index.offsets) > 0
+    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    scores = np.ones(index.num_boxes) if index.scores is None else np.asarray(index.scores)
+    added_owner, added_boxes, added_labels, added_scores = [], [], [], []
+    for file in files:
+        found = read_detections(Path(file), index)
+        image, boxes, labels = np.asarray(found.image), np.asarray(found.boxes), np.asarray(found.labels)
+        bounds = np.searchsorted(image, np.arange(len(index) + 1))
+        new = np.ones(len(image), bool)
+        for i in np.unique(image):
+            mine = slice(bounds[i], bounds[i + 1])
+            own = slice(index.offsets[i], index.offsets[i + 1])
+            same = labels[mine][:, None] == index.labels[own][None]
+            new[mine] = ~((_iou(boxes[mine], index.boxes[own]) > SAME_OBJECT) & same).any(1)
+        doubt = labelled[image[new]]
+        say(f"{file}: {int((~doubt).sum())} labels of {len(np.unique(image))} images, {int(doubt.sum())} in doubt")
+        added_owner.append(image[new])
+        added_boxes.append(boxes[new])
+        added_labels.append(labels[new])
+        added_scores.append(np.where(doubt, 0.0, np.asarray(found.scores)[new]))
+    owner = np.concatenate([owner, *added_owner])
+    order = np.argsort(owner, kind="stable")
+    count = len(owner) - index.num_boxes
+
+    def join(old: np.ndarray, *more: np.ndarray) -> np.ndarray:
+        return np.concatenate([old, *more])[order].astype(old.dtype)
+
+    return dataclasses.replace(
+        index,
+        offsets=np.searchsorted(owner[order], np.arange(len(index) + 1)).astype(np.int64),
+        boxes=join(index.boxes, *added_boxes),
+        labels=join(index.labels, *added_labels),
+        scores=join(scores, *added_scores),
+        difficult=join(index.difficult, np.zeros(count, bool)),
+        crowd=join(index.crowd, np.zeros(count, bool)),
+        areas=None,
+        box_refs=None,
+    )
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, 4) and (M, 4) xyxy to (N, M) IoU."""
+    overlap = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
+    inter = overlap.clip(0).prod(-1)
+    areas = (a[:, 2:] - a[:, :2]).prod(-1)[:, None] + (b[:, 2:] - b[:, :2]).prod(-1)[None]
+    return inter / np.maximum(areas - inter, 1e-9)
