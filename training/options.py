@@ -12,6 +12,7 @@ from nets.losses import BOX_LOSSES, LossConfig
 from nets.model_config import NECK_CONVS, NECKS, PADDINGS, SE_ORDERS
 from training.optim import OPTIMIZERS, SCHEDULES
 from training.setup import AMP
+from training.state import BEST_BY
 from utils.config import option
 from utils.letterbox import RESIZE_MODES
 
@@ -85,6 +86,9 @@ class TrainOptions:
     fast: bool = option(False, "on a GPU: torch.compile, fused optimiser, cuDNN's quickest; minutes to start with")
     amp: str = option("auto", "mixed precision; auto: what the device does well", choices=("auto", *AMP))
     sync_bn: bool = option(False, "several processes: batch norm over all of them")
+    best_by: str = option(
+        "fitness", "what best.pth has most of; fitness: 0.9 COCO AP + 0.1 VOC10 mAP50", choices=tuple(BEST_BY)
+    )
     patience: int = option(0, "stop after so many evaluations without a better score; 0: never", low=0)
     eval_every: int = option(1, "epochs between evaluations; the last is always scored", low=1)
     nan: str = option(

@@ -44,6 +44,7 @@ from training.setup import (
 from training.state import (
     Progress,
     RunState,
+    best_score,
     check_data,
     check_parts,
     describe_data,
@@ -58,7 +59,6 @@ from utils.config import changed_options
 from utils.distributed import say
 from utils.errors import Interrupted, RunError, warn
 
-BEST_METRIC = "voc10_mAP50"
 MAX_ROLLBACKS = 3
 ROLLBACK_RATE = 0.5
 
@@ -191,7 +191,7 @@ class Run:
         say(used_summary(self.train_index, "train", self.loader.skips))
         say(used_summary(self.val_index, "val", self.scored_skips))
         best = self.progress
-        say(f"best: epoch {best.best_epoch + 1}, {BEST_METRIC} {best.best:.4f}: {self.folder / 'best.pth'}")
+        say(f"best: epoch {best.best_epoch + 1}, {options.best_by} {best.best:.4f}: {self.folder / 'best.pth'}")
 
     def _write_beginning(self) -> None:
         """What makes the run one that can be resumed, or what a run that was killed had no time to write."""
@@ -258,8 +258,8 @@ class Run:
         """Put the figures into the history, and keep the weights if they are the best."""
         progress = self.progress
         row = progress.history[-1]
-        score = result.figures[BEST_METRIC] or 0.0
-        row |= {name: result.figures[name] for name in ("voc07_mAP50", BEST_METRIC, "coco_AP", "coco_AP50")}
+        score = best_score(result.figures, self.options.best_by)
+        row |= {name: result.figures[name] for name in ("voc07_mAP50", "voc10_mAP50", "coco_AP", "coco_AP50")}
         self._take_threshold(result)
         self.scored_skips = result.skips
         progress.stale += 1
@@ -267,9 +267,9 @@ class Run:
             progress.best, progress.best_epoch, progress.stale = score, progress.epoch - 1, 0
             self.save("best.pth", finished=True)
         say(
-            f"epoch {progress.epoch}: {BEST_METRIC} {score:.4f} (best {progress.best:.4f}), voc07 "
-            f"{row['voc07_mAP50'] or 0:.4f}, COCO AP {row['coco_AP'] or 0:.4f}, best-F1 threshold "
-            f"{self.config.score_threshold:.3f}"
+            f"epoch {progress.epoch}: VOC10 mAP50 {row['voc10_mAP50'] or 0:.4f}, VOC07 {row['voc07_mAP50'] or 0:.4f}, "
+            f"COCO AP {row['coco_AP'] or 0:.4f}, {self.options.best_by} {score:.4f} (best {progress.best:.4f}), "
+            f"best-F1 threshold {self.config.score_threshold:.3f}"
         )
 
     def _write_figures(self) -> None:
@@ -347,6 +347,8 @@ class Run:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.state.restore(checkpoint, self.folder / "last.pth")
         check_parts(checkpoint, self.progress, epoch_parts(self.options))
+        if self.progress.best_epoch >= 0:  # a run of before --best-by was compared by another figure
+            self.progress.best = best_score(self.progress.history[self.progress.best_epoch], self.options.best_by)
         say(f"resumed: epoch {self.progress.epoch + 1}, batch {self.progress.batch.batch}")
 
     def _scored_model(self) -> YOLOv4:

@@ -32,7 +32,18 @@ AUTO = "auto"
 # what may differ when a run is resumed: where it runs, not what it computes
 FREE_ON_RESUME = frozenset({"resume", "device", "workers", "threads", "tensorboard", "patience", "auto"})
 
+# what makes a checkpoint the best, as weights of an evaluation's figures
+BEST_BY: dict[str, dict[str, float]] = {
+    "fitness": {"coco_AP": 0.9, "voc10_mAP50": 0.1},
+    "coco_AP": {"coco_AP": 1.0},
+    "voc10_mAP50": {"voc10_mAP50": 1.0},
+}
 Options = TypeVar("Options")  # train.TrainOptions
+
+
+def best_score(figures: Mapping[str, Any], best_by: str) -> float:
+    """The number that the best checkpoint has most of; a figure that is None counts as 0."""
+    return sum(weight * (figures.get(name) or 0.0) for name, weight in BEST_BY[best_by].items())
 
 
 @dataclass
