@@ -15,6 +15,7 @@ COMMANDS = {  # name: (module whose main(argv) does it, what it does)
     "split": ("data.tools.split", "divide into train, val and test: by class, near-duplicates together"),
     "convert": ("data.tools.convert", "write it as VOC, COCO or YOLO txt"),
     "shard": ("data.shards", "write tar shards to train from over http or a slow disk (train.py --shards)"),
+    "pseudo-label": ("training.pseudo_label", "let a detector label the images, for train.py --teacher"),
     "demo": ("data.tools.demo", "draw a small set with six classes; needs no download"),
     "download": ("data.tools.download", "fetch and unpack Pascal VOC or COCO"),
 }
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int | None:
 def usage() -> str:
     """The table of subcommands."""
     lines = ["usage: dataset.py COMMAND [options]   (dataset.py COMMAND --help says more)", ""]
-    return "\n".join([*lines, *(f"  {name:10s} {words}" for name, (_, words) in COMMANDS.items())])
+    return "\n".join([*lines, *(f"  {name:13s} {words}" for name, (_, words) in COMMANDS.items())])
 
 
 if __name__ == "__main__":

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+import dataset
 from data.formats.voc import read_voc
 from data.index import DatasetIndex
 from data.loader import TrainDataset, label_weights
 from nets.losses import LossConfig, YOLOLoss
 from nets.model_config import ModelConfig
 from training.teacher import add_teacher
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 ANCHORS = (((12, 12),) * 3, ((36, 36),) * 3, ((80, 80),) * 3)
 CONFIG = ModelConfig(class_names=("a", "b"), input_size=(96, 96), anchors=ANCHORS)
@@ -111,17 +115,54 @@ def test_a_half_sure_label_wants_half_the_objectness() -> None:
         assert torch.equal(level.grad[0, :, 2, 2, 4].sign(), sign)
 
 
-def test_scores_of_xml_labels_reach_the_index(tmp_path: Path) -> None:
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (tmp_path / "VOC2007" / folder).mkdir(parents=True)
-    cv2.imwrite(str(tmp_path / "VOC2007/JPEGImages/1.jpg"), np.zeros((60, 60, 3), np.uint8))
+def make_voc(folder: Path) -> Path:
+    """One image with a cat, of which a detector was 40 % sure, and a dog."""
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / "VOC2007" / name).mkdir(parents=True)
+    image = np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)
+    cv2.imwrite(str(folder / "VOC2007/JPEGImages/1.jpg"), image)
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>30</xmax><ymax>30</ymax></bndbox>"
-    objects = (
-        f"<object><name>cat</name><confidence>0.4</confidence>{box}</object><object><name>dog</name>{box}</object>"
-    )
-    (tmp_path / "VOC2007/Annotations/1.xml").write_text(
+    cat, dog = f"<name>cat</name><confidence>0.4</confidence>{box}", f"<name>dog</name>{box}"
+    objects = f"<object>{cat}</object><object>{dog}</object>"
+    (folder / "VOC2007/Annotations/1.xml").write_text(
         f"<annotation><size><width>60</width><height>60</height></size>{objects}</annotation>"
     )
-    (tmp_path / "VOC2007/ImageSets/Main/train.txt").write_text("1\n")
-    index = read_voc(tmp_path, "train")
+    (folder / "VOC2007/ImageSets/Main/train.txt").write_text("1\n")
+    return folder
+
+
+def test_scores_of_xml_labels_reach_the_index(tmp_path: Path) -> None:
+    index = read_voc(make_voc(tmp_path), "train")
     assert index.scores is not None and index.scores.tolist() == [0.4, 1.0]
+
+
+def test_pseudo_label_writes_what_teacher_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_voc(tmp_path / "set")
+    out = tmp_path / "pseudo.json"
+    checkpoint = ROOT / "model_data" / "nano.pth"
+    command = ["pseudo-label", str(data), "--output", str(out), "--checkpoint", str(checkpoint), "--threshold", "0.001"]
+    dataset.main(command)
+    assert "detections of 1 images" in capsys.readouterr().out
+    rows = json.loads(out.read_text())
+    assert [row["image"] for row in rows] == ["1"] and rows[0]["detections"]
+    index = read_voc(data, "train")
+    by_file, by_model = add_teacher(index, [out]), add_teacher(index, [checkpoint])
+    assert by_file.num_boxes == len(rows[0]["detections"]) + 2 - dropped(index, rows[0]["detections"])
+    assert by_model.num_boxes >= index.num_boxes
+    with pytest.raises(UserError, match="exists"):
+        dataset.main(command)
+
+
+def dropped(index: DatasetIndex, found: list[dict]) -> int:
+    """Detections that are a labelled object again."""
+    count = 0
+    for each in found:
+        x1, y1, x2, y2 = each["box_xyxy"]
+        for box, label in zip(index.boxes, index.labels, strict=True):
+            width, height = min(x2, box[2]) - max(x1, box[0]), min(y2, box[3]) - max(y1, box[1])
+            inter = max(width, 0) * max(height, 0)
+            union = (x2 - x1) * (y2 - y1) + (box[2] - box[0]) * (box[3] - box[1]) - inter
+            if index.class_names[label] == each["class_name"] and inter > 0.5 * union:
+                count += 1
+                break
+    return count

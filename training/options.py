@@ -44,7 +44,7 @@ class TrainOptions:
     )
     pretrained: str = option("none", "none, imagenet (download), or a file of backbone weights")
     weights: str | None = option(None, "a checkpoint to start from; its classes may differ")
-    teacher: tuple[str, ...] = option((), "detections (JSON) of another detector as further labels", nargs="+")
+    teacher: tuple[str, ...] = option((), "detections (JSON) or checkpoints of detectors, as more labels", nargs="+")
     label_scores: tuple[float, ...] = option(
         SCORE_RANGE,
         "labels of a detector: ignored below the first score, sure above the second",

@@ -10,6 +10,9 @@ import numpy as np
 
 from data.index import DatasetIndex
 from evaluation.detections_file import read_detections
+from nets.detector import load_detector
+from nets.export.formats import CHECKPOINT_SUFFIXES
+from training.pseudo_label import find_labels
 from utils.distributed import say
 
 SAME_OBJECT = 0.5  # IoU with a label of the same class from which a detection is that object again
@@ -24,7 +27,8 @@ def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetInde
 
     Args:
         index: the split to learn from.
-        files: detections as `evaluation.detections_file.read_detections` takes them.
+        files: detections as `evaluation.detections_file.read_detections` takes them, or a checkpoint of
+            ours, which then detects in all images.
 
     Raises:
         UserError: for a file that is not such, or has nothing of this split.
@@ -34,7 +38,8 @@ def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetInde
     scores = np.ones(index.num_boxes) if index.scores is None else np.asarray(index.scores)
     added_owner, added_boxes, added_labels, added_scores = [], [], [], []
     for file in files:
-        found = read_detections(Path(file), index)
+        is_model = Path(file).suffix in CHECKPOINT_SUFFIXES
+        found = find_labels(load_detector(file), index) if is_model else read_detections(Path(file), index)
         image, boxes, labels = np.asarray(found.image), np.asarray(found.boxes), np.asarray(found.labels)
         bounds = np.searchsorted(image, np.arange(len(index) + 1))
         new = np.ones(len(image), bool)

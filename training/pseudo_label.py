@@ -1,0 +1,76 @@
+"""Let a detector label the images of a data set, for `train.py --teacher`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.class_names import read_class_names
+from data.index import DatasetIndex
+from data.open import open_dataset, training_split
+from evaluation.evaluator import EvalSettings, FoundDetections, match_classes, run_detector
+from nets.detector import Detector, load_detector
+from utils.config import option, parse_options
+from utils.files import write_file
+from utils.output_rules import check_output_file
+
+THRESHOLD = 0.1  # below it a detection tells nothing, not even doubt
+
+
+@dataclass(frozen=True)
+class PseudoLabelOptions:
+    """What `dataset.py pseudo-label` takes."""
+
+    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a data.yaml", positional=True, metavar="DATA")
+    output: str = option("pseudo.json", "the file of detections to write")
+    split: str | None = option(None, "split to label (default: the one to train on)")
+    classes: str | None = option(None, "file of class names, one a line; default: those of the annotations")
+    checkpoint: str | None = option(None, "the detector (default: the bundled one)")
+    input_size: tuple[int, ...] | None = option(None, "height [width] of the detector's input, multiples of 32")
+    threshold: float = option(THRESHOLD, "lowest score that is written", low=0, high=1)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N")
+    overwrite: bool = option(False, "replace a file that is there")
+
+
+def find_labels(detector: Detector, index: DatasetIndex, threshold: float = THRESHOLD) -> FoundDetections:
+    """Detections of all images of a split, as classes of the data; classes that the data lacks are left out."""
+    settings = EvalSettings(score_threshold=threshold, multi_label=False)
+    found = run_detector(detector, index, np.arange(len(index)), batch_size=1, settings=settings)
+    mapped = match_classes(index.class_names, detector.config.class_names, index.name)[found.labels]
+    known = mapped >= 0
+    return FoundDetections(
+        found.image[known], found.boxes[known], found.scores[known], mapped[known], found.images, skips=found.skips
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`dataset.py pseudo-label DATA`."""
+    options = parse_options(PseudoLabelOptions, argv, prog="dataset.py pseudo-label", description=__doc__ or "")
+    path = check_output_file("--output", options.output, options.overwrite, [options.data])
+    names = read_class_names(Path(options.classes)) if options.classes else None
+    index = open_dataset(options.data, options.split or training_split(options.data), class_names=names)
+    detector = load_detector(options.checkpoint, options.device)
+    if options.input_size:
+        detector.set_input_size(options.input_size)
+    found = find_labels(detector, index, options.threshold)
+    write_file(path, json.dumps(_rows(found, index)).encode())
+    print(f"{path}: {len(found.image)} detections of {len(found.images)} images; train.py --teacher {path}")
+
+
+def _rows(found: FoundDetections, index: DatasetIndex) -> list[dict[str, Any]]:
+    """predict.py's list, one object an image."""
+    bounds = np.searchsorted(found.image, np.arange(len(index) + 1))
+    rows = []
+    for i in found.images.tolist():
+        part = slice(bounds[i], bounds[i + 1])
+        columns = (found.labels[part].tolist(), found.scores[part].tolist(), found.boxes[part].round(2).tolist())
+        detections = [
+            {"class_name": index.class_names[label], "score": round(score, 4), "box_xyxy": box}
+            for label, score, box in zip(*columns, strict=True)
+        ]
+        rows.append({"image": index.image_ids[i].item(), "detections": detections})
+    return rows
