@@ -26,8 +26,8 @@ from prediction.outputs import (
 )
 from prediction.run import Prediction, output_kinds
 from prediction.sources import Source, list_sources, unique_names
-from prediction.tracking import LineCounter, Tracker, ZoneCounter, read_line, read_zone
-from prediction.video import DEFAULT_FPS, video_suffix
+from prediction.tracking import LineCounter, ZoneCounter, read_line, read_zone
+from prediction.video import video_suffix
 from utils import distributed
 from utils.config import parse_options
 from utils.errors import Interrupted, RunError, UserError, printable, run_command, warn
@@ -66,8 +66,6 @@ def main(argv: list[str] | None = None) -> int:
         tta=options.tta,
         batch_size=options.batch_size,
     )
-    if options.track or options.line or options.zone:
-        Tracker(finder.threshold, DEFAULT_FPS)  # says at once if the package is missing
     with TemporaryDirectory(prefix="predict-") as downloads, _signals(), _processes():
         names = [os.fspath(name) for name in options.sources]
         if "-" in names and distributed.world_size() > 1:

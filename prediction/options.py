@@ -43,7 +43,7 @@ class PredictOptions:
     tile: int | None = option(None, "look at overlapping tiles of this many pixels; 0: of the input size", low=0)
     tile_overlap: float = option(0.25, "share of a tile that its neighbour sees too", low=0, high=0.9)
     tta: bool = option(False, "look several times, mirrored and at three sizes")
-    track: bool = option(False, "follow objects through videos (needs the extra `tracking`)")
+    track: bool = option(False, "follow objects through videos (ByteTrack)")
     line: tuple[str, ...] = option((), "count who crosses the line x1,y1,x2,y2 (pixels); turns on --track")
     zone: tuple[str, ...] = option((), "count who is inside the polygon x1,y1,x2,y2,x3,y3,...; turns on --track")
     heatmap: bool = option(False, "also draw where the network sees objects at all")

@@ -413,7 +413,7 @@ def to_supervision(detections: Detections, class_names: Sequence[str] | None = N
     try:
         import supervision
     except ImportError as error:
-        raise MissingExtra("to_supervision", "supervision", "tracking") from error
+        raise MissingExtra("to_supervision", "supervision") from error
     names = (
         None if class_names is None else np.array([class_names[int(label)] for label in detections.labels], dtype=str)
     )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from prediction.byte_track import LOW_SCORE, ByteTracker
 from prediction.explain import layer_cam, objectness_map
 from prediction.finder import Finder
 from prediction.live_view import Page, open_view
@@ -28,7 +29,7 @@ from prediction.outputs import (
 )
 from prediction.sources import Source
 from prediction.threads import Background, parallel_map, prefetch
-from prediction.tracking import LOW_SCORE, LineCounter, Tracker, TrackLog, ZoneCounter
+from prediction.tracking import LineCounter, TrackLog, ZoneCounter
 from prediction.video import Frame, TimedWriter, VideoWriter
 from utils import distributed
 from utils.detections import Detections
@@ -241,7 +242,7 @@ class VideoOutput:
         self._writer: VideoWriter | None = None
         self._timed: TimedWriter | None = None
         counters = prediction.counters()
-        self.tracker = Tracker(prediction.finder.threshold, reader.fps) if self.options.track or counters else None
+        self.tracker = ByteTracker(prediction.finder.threshold, reader.fps) if self.options.track or counters else None
         self.log = TrackLog(self.class_names, counters)
         self._seen: set[int] = set()
 

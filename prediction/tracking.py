@@ -1,4 +1,4 @@
-"""Identities of objects over the frames of a video: ByteTrack, trails, lines that are crossed, zones."""
+"""What is counted of tracked objects: trails, lines that are crossed, zones, and the log of all tracks."""
 
 from __future__ import annotations
 
@@ -13,63 +13,12 @@ import numpy as np
 
 from utils.detections import Detections
 from utils.draw import class_colour, draw_caption, draw_polygon, draw_trail
-from utils.errors import MissingExtra, UserError
+from utils.errors import UserError
 from utils.files import write_file
 
-LOW_SCORE = 0.1  # ByteTrack follows known objects through scores as low as this (section 3)
-LOST_FRAMES = 30  # frames of a 30 Hz video for which a lost object is remembered
 TRAIL_FRAMES = 30
 
 Point = tuple[float, float]
-
-
-class Tracker:
-    """ByteTrack of the package `trackers`, on our Detections.
-
-    Args:
-        score_threshold: an object begins with at least this score; weaker ones only continue what is known.
-        fps: frames a second.
-
-    Raises:
-        MissingExtra: if the package is not installed.
-
-    Source: Zhang et al. 2022, https://arxiv.org/abs/2110.06864
-    """
-
-    def __init__(self, score_threshold: float, fps: float) -> None:
-        try:
-            import supervision
-            from trackers import ByteTrackTracker
-        except ImportError as error:
-            raise MissingExtra("--track", "trackers", "tracking") from error
-        self._supervision = supervision
-        self._tracker = ByteTrackTracker(
-            lost_track_buffer=LOST_FRAMES,
-            frame_rate=fps,
-            track_activation_threshold=score_threshold,
-            high_conf_det_threshold=score_threshold,
-            minimum_consecutive_frames=2,
-        )
-
-    def update(self, detections: Detections) -> Detections:
-        """The next frame's objects, with their identities (from 0).
-
-        An object gets its identity when it is seen for the second time in a row; what has none is left out.
-        """
-        given = self._supervision.Detections(
-            xyxy=detections.boxes.astype(float),
-            confidence=detections.scores.astype(float),
-            class_id=detections.labels.astype(int),
-            data={"place": np.arange(len(detections))},
-        )
-        tracked = self._tracker.update(given)
-        if tracked.tracker_id is None or not len(tracked):
-            return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0), np.zeros(0))
-        ids = np.asarray(tracked.tracker_id)
-        known = ids >= 0
-        places = np.asarray(tracked.data["place"])[known]
-        kept = Detections(detections.boxes[places], detections.scores[places], detections.labels[places], ids[known])
-        return kept[np.argsort(-kept.scores, kind="stable")]
 
 
 class LineCounter:

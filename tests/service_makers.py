@@ -18,9 +18,9 @@ import pytest
 from nets.model_config import ModelConfig
 from utils.detections import Detections
 
-pytest.importorskip("fastapi", reason="fastapi is not installed: pip install '.[serve]'")
-uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install '.[serve]'")
-pytest.importorskip("python_multipart", reason="python-multipart is not installed: pip install '.[serve]'")
+pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[serve]'")
+uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[serve]'")
+pytest.importorskip("python_multipart", reason="python-multipart is not installed: pip install -e '.[serve]'")
 
 RED, GREEN, BLUE = (230, 20, 20), (20, 200, 20), (20, 20, 230)
 SCORES = (0.9, 0.6, 0.2)

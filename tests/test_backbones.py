@@ -264,5 +264,5 @@ def test_a_misspelt_timm_name_gets_a_suggestion() -> None:
 
 def test_without_timm_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(MissingExtra, match=r"pip install '\.\[timm\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[timm\]'"):
         build_backbone(config("timm:resnet18"))

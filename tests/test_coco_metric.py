@@ -115,7 +115,7 @@ def test_the_faster_evaluator_says_how_to_install_itself(monkeypatch: pytest.Mon
     import sys
 
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(MissingExtra, match=r"pip install '\.\[faster\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[faster\]'"):
         compute(*scene(1), evaluator="faster")
 
 

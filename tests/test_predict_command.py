@@ -27,7 +27,7 @@ from prediction.live_view import Page
 from prediction.streaming import stream
 from prediction.video import VideoReader, VideoWriter
 from utils.detections import Detections
-from utils.errors import MissingExtra, UserError
+from utils.errors import UserError
 from utils.images import read_image, write_image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -284,7 +284,6 @@ def test_tiles_and_augmentation_find_the_same_objects(detector: Painted, tmp_pat
 
 
 def test_tracks_lines_and_zones_count(detector: Painted, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("trackers")
     source = clip(tmp_path / "v.mp4")
     arguments = ["--line", "60,0,60,120", "--zone", "90,80,160,80,160,120,90,120", "--classes", "red", "blue"]
     assert run(source, "--output", tmp_path / "out", "--json", *arguments) == 0
@@ -296,14 +295,6 @@ def test_tracks_lines_and_zones_count(detector: Painted, tmp_path: Path, capsys:
     ids = {each["track_id"] for row in rows(tmp_path / "out") for each in row["detections"]}
     assert len(ids) == 2
     assert "24 frames, tracks: 1 red, 1 blue" in capsys.readouterr().out
-
-
-def test_tracking_without_its_package_says_how_to_install_it(
-    detector: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "trackers", None)
-    with pytest.raises(MissingExtra, match=r"pip install '\.\[tracking\]'"):
-        run(picture(tmp_path / "a.png"), "--output", tmp_path / "out", "--track")
 
 
 def test_a_live_page_is_offered_where_there_is_no_window(

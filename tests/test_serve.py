@@ -463,7 +463,7 @@ def test_a_taken_port_a_missing_file_and_bad_options_are_one_line(
     assert "--browser-model" in str(refused("--checkpoint", checkpoint, "--ort-web", tmp_path))
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     missing = refused("--checkpoint", checkpoint)
-    assert isinstance(missing, MissingExtra) and "pip install '.[serve]'" in str(missing)
+    assert isinstance(missing, MissingExtra) and "pip install -e '.[serve]'" in str(missing)
 
 
 def test_options_become_limits() -> None:

@@ -372,7 +372,7 @@ def cell_model(path: Path, uint8_input: bool) -> Path:
 def test_in_the_browser_the_same_is_found_and_no_picture_leaves_it(
     browser: webdriver.Chrome, tmp_path: Path, uint8_input: bool
 ) -> None:
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[onnx]'")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
     from nets.export.onnx_file import OnnxRuntime
     from service.browser import load_browser_model
 

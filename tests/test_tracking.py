@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prediction.tracking import LineCounter, Tracker, TrackLog, ZoneCounter, read_line, read_zone
+from prediction.byte_track import ByteTracker
+from prediction.tracking import LineCounter, TrackLog, ZoneCounter, read_line, read_zone
 from utils.detections import Detections
 from utils.errors import UserError
 
@@ -21,8 +22,7 @@ def tracked(*rows: tuple[float, float, int]) -> Detections:
 
 
 def test_objects_that_move_keep_their_identity_even_with_a_weak_score_between() -> None:
-    pytest.importorskip("trackers")
-    tracker = Tracker(score_threshold=0.5, fps=25)
+    tracker = ByteTracker(score_threshold=0.5, fps=25)
     seen: list[dict[int, int]] = []
     for frame in range(12):
         boxes = np.array([[10 + 3 * frame, 10, 50 + 3 * frame, 60], [200 - 3 * frame, 100, 260 - 3 * frame, 170]])
@@ -35,8 +35,7 @@ def test_objects_that_move_keep_their_identity_even_with_a_weak_score_between() 
 
 
 def test_frames_without_objects_and_weak_ones_alone_give_no_tracks() -> None:
-    pytest.importorskip("trackers")
-    tracker = Tracker(score_threshold=0.5, fps=25)
+    tracker = ByteTracker(score_threshold=0.5, fps=25)
     for _ in range(3):
         assert len(tracker.update(Detections.empty())) == 0
         weak = Detections(np.array([[0, 0, 9, 9]]), np.array([0.3]), np.array([0]))

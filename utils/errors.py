@@ -49,7 +49,7 @@ class MissingExtra(RunError):
     """An optional package that is not installed; the line names the command that installs it."""
 
     def __init__(self, feature: str, package: str, extra: str | None = None) -> None:
-        install = f"pip install '.[{extra}]'" if extra else f"pip install {package}"
+        install = f"pip install -e '.[{extra}]'" if extra else f"pip install {package}"
         super().__init__(feature, f"needs the package {package}, which is not installed", f"run: {install}")
         self.args = (feature, package, extra)
 
