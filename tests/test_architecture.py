@@ -24,7 +24,6 @@ MAY_IMPORT = {
 KNOWN_ARROWS_BACK = {
     ("nets.detector", "prediction.streaming"),
     ("benchmarks.video", "predict"),
-    ("benchmarks.small_data_curve", "train"),
     ("benchmarks.train_step", "train"),
 }
 KNOWN_CIRCLES = 11
