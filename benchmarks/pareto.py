@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers import PEERS, export_peer
+from nets.detector import weights_path
 from nets.export.graph import Form
 from nets.export.onnx_file import build_onnx, open_session
 from nets.model_config import ModelConfig, check_input_size
@@ -92,10 +93,13 @@ def preset_config(name: str, classes: int) -> ModelConfig:
         raise UserError("--point", f"{name} is no file and no preset", f"presets: {known}")
     values = read_json(path, "a preset")
     known_fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    fields = pretrained_settings(values.get("backbone", "mobilenet_v2"), values.get("pretrained", "none"))
+    if "weights" in values:
+        fields = load_checkpoint(weights_path(values["weights"])).config.to_dict()
+    else:
+        fields = pretrained_settings(values.get("backbone", "mobilenet_v2"), values.get("pretrained", "none"))
     fields |= {key: value for key, value in values.items() if key in known_fields - {"anchors"}}
     fields["input_size"] = check_input_size(fields.get("input_size", 416))
-    return ModelConfig(class_names=tuple(f"class {number}" for number in range(classes)), **fields)
+    return ModelConfig(**fields | {"class_names": tuple(f"class {number}" for number in range(classes))})
 
 
 def make_point(name: str, source: str, score: str, classes: int) -> Point:

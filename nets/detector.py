@@ -139,6 +139,12 @@ def load_detector(path: str | os.PathLike[str] | None = None, device: str = "aut
     return Detector(load_runtime(default_checkpoint() if path is None else Path(path), device, runtime))
 
 
+def weights_path(name: str) -> Path:
+    """The file of that name, or the bundled weights: `small` is model_data/small.pth."""
+    bundled = MODEL_DATA / f"{name}.pth"
+    return bundled if bundled.name in BUILT_IN and not os.path.exists(name) else Path(name)
+
+
 def default_checkpoint() -> Path:
     """The built-in weights. Raises UserError where this copy has none."""
     for name in BUILT_IN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from train_makers import TINY, demo_data, run_train
 
 import train
 from data.open import open_dataset
+from nets.detector import weights_path
 from nets.weights.checkpoint import load_checkpoint
 from training import budget
 from training import options as training_options
 from training.recipe import choose_recipe
-from training.setup import choose_options
+from training.setup import build_model, choose_options
 from utils.errors import UserError
 
 
@@ -44,9 +46,30 @@ def test_few_images_from_scratch_get_small_batches_and_a_large_rate() -> None:
     assert (few["batch_size"], few["learning_rate"]) == (8, 0.02)
     assert many["batch_size"] == 16 and "learning_rate" not in many and "learning_rate" not in chosen(200, True)
     index = open_dataset(str(demo_data()), "train")
-    assert choose_options(training_options.TrainOptions(data="x", auto=True), index).learning_rate == 0.02
-    other = training_options.TrainOptions(data="x", auto=True, optimizer="sgd")
+    scratch = training_options.TrainOptions(data="x", auto=True, backbone="mobilenet_v2")
+    assert choose_options(scratch, index).learning_rate == 0.02
+    other = dataclasses.replace(scratch, optimizer="sgd")
     assert choose_options(other, index).learning_rate == other.learning_rate
+
+
+def test_auto_alone_starts_from_the_bundled_detector(capsys: pytest.CaptureFixture[str]) -> None:
+    index = open_dataset(str(demo_data()), "train")
+    bundled = load_checkpoint(weights_path("small")).config
+    resolved = choose_options(training_options.TrainOptions(data="x", auto=True), index)
+    assert resolved.weights == "small"
+    assert resolved.freeze_norms and "--weights small: " in capsys.readouterr().out
+    model = build_model(resolved, index)
+    for name in ("backbone", "alpha", "neck", "neck_width", "input_size", "anchors"):
+        assert getattr(model.config, name) == getattr(bundled, name)
+    larger = choose_options(training_options.TrainOptions(data="x", auto=True, input_size=(416,)), index)
+    assert larger.weights == "small" and build_model(larger, index).config.input_size == (416, 416)
+
+
+def test_a_file_goes_before_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert weights_path("small").name == "small.pth" and weights_path("other") == Path("other")
+    Path("small").touch()
+    assert weights_path("small") == Path("small")
 
 
 def test_every_choice_says_why() -> None:

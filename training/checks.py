@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from data.augment import AugmentConfig
 from data.loader import SMALLEST
 from nets.backbones.base import TIMM_PREFIX
 from nets.backbones.registry import list_backbones
+from nets.detector import weights_path
 from nets.model_config import input_size_option
 from nets.weights.pretrained import IMAGENET, NONE
 from training.run_folder import RUNS, check_run_dir
@@ -30,7 +32,7 @@ def check_before_loading(options: Any, is_resumed: bool = False) -> None:
     """
     if options.data is None:
         raise UserError("--data", "is missing", "give a VOCdevkit folder, a COCO folder or JSON, or a data.yaml")
-    if input_size_option(options.input_size) == SMALLEST:
+    if options.input_size is not None and input_size_option(options.input_size) == SMALLEST:
         what = "32 32: batch norm needs more than one cell of the coarsest map"
         raise UserError("--input-size", what, "give multiples of 32, such as 416")
     backbone = options.backbone
@@ -58,7 +60,8 @@ def check_before_loading(options: Any, is_resumed: bool = False) -> None:
         check_output_folder("--run-dir", options.run_dir or RUNS, [options.data, options.val_data])
     for name in ("data", "val_data", "classes", *(() if is_resumed else ("weights", "pretrained"))):
         path = getattr(options, name)
-        if path is not None and path not in (NONE, IMAGENET) and not os.path.exists(path):
+        is_file = path is not None and path not in (NONE, IMAGENET)
+        if is_file and not (weights_path(path) if name == "weights" else Path(path)).exists():
             raise UserError(f"--{name.replace('_', '-')}", f"{path} is not there", "give the path of one that is")
 
 
@@ -70,6 +73,8 @@ def _check_sizes(options: Any) -> None:
         raise UserError("--grow-until", f"{len(ends)} values for {len(sizes)} of --grow-sizes", todo)
     for size in sizes:
         input_size_option(size, "--grow-sizes")
+    if sizes and options.input_size is None:
+        raise UserError("--grow-sizes", "needs the size to grow to", "give --input-size, too")
     if list(sizes) != sorted(set(sizes)) or any(size >= min(options.input_size) for size in sizes):
         given, final = " ".join(map(str, sizes)), " ".join(map(str, options.input_size))
         raise UserError("--grow-sizes", f"{given} must ascend and stay below --input-size {final}", "reorder them")

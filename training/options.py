@@ -38,12 +38,14 @@ class TrainOptions:
     padding: str | None = option(None, "of stride 2; default: the pretrained weights' own", choices=PADDINGS)
     scale_xy: tuple[float, ...] | None = option(None, "grid sensitivity of strides 8, 16, 32", low=1, high=4, nargs=3)
     anchors: str = option("yolov4", "yolov4, auto (k-means on the data, taken if they fit better)")
-    input_size: tuple[int, ...] = option((416,), "height [width], multiples of 32", low=32, high=8192)
+    input_size: tuple[int, ...] | None = option(
+        None, "height [width], multiples of 32 (default: that of --weights, else 416)", low=32, high=8192
+    )
     resize_mode: str | None = option(
         None, "letterbox (default) keeps proportions, stretch does not", choices=RESIZE_MODES
     )
     pretrained: str = option("none", "none, imagenet (download), or a file of backbone weights")
-    weights: str | None = option(None, "a checkpoint to start from; its classes may differ")
+    weights: str | None = option(None, "a checkpoint to start from, or small, nano (bundled); classes may differ")
     teacher: tuple[str, ...] = option((), "detections (JSON) or checkpoints of detectors, as more labels", nargs="+")
     label_scores: tuple[float, ...] = option(
         SCORE_RANGE,

@@ -21,6 +21,7 @@ from data.shards import ShardSet, build_shard_loader, open_shards
 from data.skips import skips_summary, warn_skips
 from data.tools.findings import INFO
 from nets.backbones.base import TIMM_PREFIX
+from nets.detector import MODEL_DATA, weights_path
 from nets.losses import LossConfig, YOLOLoss
 from nets.model_config import ModelConfig, check_input_size, scale_anchors
 from nets.weights.checkpoint import Checkpoint, load_checkpoint
@@ -30,13 +31,15 @@ from nets.yolov4 import YOLOv4
 from training.checks import build_augment
 from training.engine import Trainer
 from training.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
-from training.recipe import choose_recipe
+from training.recipe import Choice, choose_recipe
 from training.teacher import add_teacher
 from utils import distributed
 from utils.distributed import say
 from utils.errors import warn
 
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_SIZE = (416, 416)
+START = "small"  # of the bundled weights, where --auto chooses the network
 PRETRAINED_RATE = 0.1  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
 
 # `options` is train.TrainOptions everywhere here
@@ -79,13 +82,25 @@ def choose_options(options: Any, index: DatasetIndex) -> Any:
     boxes = np.bincount(index.labels, minlength=classes)
     is_ours = not (options.backbone or "").startswith(TIMM_PREFIX)
     epochs = None if options.epochs == defaults.epochs else options.epochs
-    choices = choose_recipe(len(index), boxes, images, _is_pretrained(options), is_ours, epochs)
+    network = _choose_network(options, defaults)
+    is_pretrained = _is_pretrained(options) or bool(network)
+    choices = [*network, *choose_recipe(len(index), boxes, images, is_pretrained, is_ours, epochs)]
     fixed = ("epochs", "eval_every") if options.minutes else ()  # these are for `fit_epochs` to choose
     if options.optimizer != defaults.optimizer:
         fixed = (*fixed, "learning_rate")  # another's rate
     free = [c for c in choices if getattr(options, c.option) == getattr(defaults, c.option) and c.option not in fixed]
     say("\n".join([f"preset auto, for {len(index)} images and {index.num_boxes} boxes:", *map(str, free)]))
     return dataclasses.replace(options, auto=False, **{c.option: c.value for c in free})
+
+
+def _choose_network(options: Any, defaults: Any) -> list[Choice]:
+    """The bundled detector as the start, where neither a network nor a start was asked for."""
+    names = ("weights", "pretrained", "backbone", "alpha", "neck", "neck_conv", "neck_width", "se_order", "padding")
+    if any(getattr(options, name) != getattr(defaults, name) for name in (*names, "scale_xy", "anchors")):
+        return []
+    if not (MODEL_DATA / f"{START}.pth").is_file():
+        return []
+    return [Choice("weights", START, "a bundled detector needs fewer images and steps, and is quick on a CPU, too")]
 
 
 def build_loader(
@@ -127,7 +142,7 @@ def epoch_sizes(options: Any, input_size: tuple[int, int], epoch: int) -> list[t
 
 def build_model(options: Any, index: DatasetIndex) -> YOLOv4:
     """A new run's network: of random, of pretrained, or of weights that another run has learnt."""
-    start = load_checkpoint(options.weights) if options.weights else None
+    start = load_checkpoint(weights_path(options.weights)) if options.weights else None
     model = YOLOv4(_model_config(options, start, index))
     report = (
         load_pretrained(model, options.pretrained) if start is None else transfer_weights(model, start, options.weights)
@@ -143,12 +158,13 @@ def _model_config(options: Any, start: Checkpoint | None, index: DatasetIndex) -
         pretrained_settings(backbone, options.pretrained) if start is None else start.config.to_dict()
     )
     fields |= {"class_names": index.class_names, "backbone": backbone}
-    fields |= {"input_size": check_input_size(options.input_size)}
+    if options.input_size is not None:
+        fields["input_size"] = check_input_size(options.input_size)
     for name in ("alpha", "neck", "neck_conv", "neck_width", "se_order", "padding", "scale_xy", "resize_mode"):
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
     if start is None:
-        fields["anchors"] = scale_anchors(fields["input_size"])
+        fields["anchors"] = scale_anchors(fields.setdefault("input_size", DEFAULT_SIZE))
     config = ModelConfig(**fields)
     if options.anchors == "auto":
         from data.tools.anchors import propose_anchors
