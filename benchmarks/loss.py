@@ -9,7 +9,8 @@ import time
 import torch
 
 from nets.assigner import ASSIGNERS
-from nets.losses import LossConfig, YOLOLoss
+from nets.loss_config import LossConfig
+from nets.losses import YOLOLoss
 from nets.model_config import STRIDES, ModelConfig
 from utils.errors import run_command
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from data.index import DatasetIndex
 from nets.layers import StridedConv2d
-from nets.losses import LossConfig, YOLOLoss
+from nets.loss_config import LossConfig
+from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig, check_input_size
 from nets.neck import SPP
 from nets.yolov4 import YOLOv4

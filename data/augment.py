@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from utils.config import check_fields, option
 from utils.letterbox import Letterbox
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom of a part of the canvas, pixels
@@ -23,65 +24,50 @@ ALBUMENTATIONS = ("blur", "median_blur", "clahe", "to_gray", "jpeg")
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How strongly training images are changed; plain types, so that it can be saved and shown.
+    """How training images are changed. A field here is an option of train.py.
 
-    Probabilities lie in [0, 1]. What the caller switches off for the last epochs (mosaic, mixup, copy-paste) is a flag
-    of the sample's key, not of this configuration.
-
-    Args:
-        mosaic: probability that an image becomes a mosaic of four (YOLOv4, section 3.3).
-        mixup: probability that a mosaic is blended with a second image (YOLOX's order: mixup goes with mosaic).
-        copy_paste: probability that boxes cut from images of rare classes are pasted in.
-        flip: probability of mirroring left to right.
-        flip_vertical: probability of mirroring top to bottom (aerial pictures; wrong for ordinary photographs).
-        scale: (low, high) size relative to the letterboxed one, of an image alone.
-        mosaic_scale: the same for each of the four tiles.
-        aspect: the width over the height changes by at most 1 + `aspect`, either way.
-        translate: how far beyond its own free margin an image may be moved, as a part of the input's size; 0 keeps it
-            in the middle.
-        rotate: largest rotation, degrees. Boxes become the upright boxes around the turned ones, so they loosen.
-        shear: largest shear, degrees.
-        hue: largest turn of the hue, as a part of the circle (YOLOv5: 0.015; the reference: 0.1).
-        saturation, value: largest relative change (YOLOv5 and the reference: 0.7, 0.4).
-        albumentations: probability of one of `ALBUMENTATIONS`, from the package of that name.
-        min_visible: a box that keeps less than this part of its area is dropped (YOLOv5: 0.1).
-        min_box_size: a box narrower or lower than this is dropped, input pixels (YOLOv5: 2).
+    Mosaic, mixup and copy-paste are off in the last epochs; the sample's key says so, not this configuration.
 
     Raises:
         ValueError: for a value outside its range, naming it.
     """
 
-    mosaic: float = 0.5
-    mixup: float = 0.0
-    copy_paste: float = 0.0
-    flip: float = 0.5
-    flip_vertical: float = 0.0
-    scale: tuple[float, float] = (0.5, 1.5)
-    mosaic_scale: tuple[float, float] = (0.4, 1.6)
-    aspect: float = 0.2
-    translate: float = 0.1
-    rotate: float = 0.0
-    shear: float = 0.0
-    hue: float = 0.015
-    saturation: float = 0.7
-    value: float = 0.4
-    albumentations: float = 0.0
-    min_visible: float = 0.1
-    min_box_size: float = 2.0
+    mosaic: float = option(0.5, "probability of a mosaic of four images (YOLOv4)", low=0, high=1)
+    mixup: float = option(0.0, "probability that a mosaic is blended with another (YOLOX)", low=0, high=1)
+    copy_paste: float = option(
+        0.0, "probability that objects are pasted in, those of rare classes more often", low=0, high=1
+    )
+    flip: float = option(0.5, "probability of mirroring left to right", low=0, high=1)
+    flip_vertical: float = option(
+        0.0, "probability of mirroring top to bottom: for aerial images, wrong for ordinary photographs", low=0, high=1
+    )
+    scale: tuple[float, ...] = option(
+        (0.5, 1.5), "range of the random scale of an image outside of a mosaic", low=0.05, high=10, nargs=2
+    )
+    mosaic_scale: tuple[float, ...] = option(
+        (0.4, 1.6), "range of the random scale of each image of a mosaic", low=0.05, high=10, nargs=2
+    )
+    aspect: float = option(0.2, "largest change of the aspect ratio: by a factor of 1 + this", low=0, high=4)
+    translate: float = option(
+        0.1, "largest shift beyond the image's free margin, as a share of the input size; 0 = centred", low=0, high=1
+    )
+    rotate: float = option(0.0, "largest rotation, degrees; boxes become upright and looser", low=0, high=180)
+    shear: float = option(0.0, "largest shear, degrees; boxes become upright and looser", low=0, high=60)
+    hue: float = option(0.015, "largest shift of the hue, as a share of the circle", low=0, high=1)
+    saturation: float = option(0.7, "largest relative change of the saturation", low=0, high=1)
+    value: float = option(0.4, "largest relative change of the brightness", low=0, high=1)
+    albumentations: float = option(
+        0.0, "probability of blur, median blur, CLAHE, grey or JPEG artefacts (package albumentations)", low=0, high=1
+    )
+    min_visible: float = option(0.1, "drop a box that keeps less than this share of its area", low=0, high=1)
+    min_box_size: float = option(2.0, "drop a box narrower or lower than this, input pixels", low=0, high=1e4)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", tuple(self.scale))
-        object.__setattr__(self, "mosaic_scale", tuple(self.mosaic_scale))
-        for name in ("mosaic", "mixup", "copy_paste", "flip", "flip_vertical", "albumentations", "min_visible"):
-            _check_range(name, getattr(self, name), 0, 1)
-        for name in ("hue", "saturation", "value", "translate"):
-            _check_range(name, getattr(self, name), 0, 1)
-        for name, high in (("aspect", 4), ("rotate", 180), ("shear", 60), ("min_box_size", 1e4)):
-            _check_range(name, getattr(self, name), 0, high)
+        check_fields(self)
         for name in ("scale", "mosaic_scale"):
-            pair = getattr(self, name)
-            if len(pair) != 2 or not 0.05 <= pair[0] <= pair[1] <= 10:
-                raise ValueError(f"{name}: {pair!r} must be two numbers, low <= high, between 0.05 and 10")
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: {low:g} {high:g} must be two numbers, low <= high")
 
     @classmethod
     def none(cls) -> AugmentConfig:
@@ -351,8 +337,3 @@ def _place_turned(
     )
     part[:] = warped
     return matrix
-
-
-def _check_range(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name}: {value!r} must lie between {low} and {high}")

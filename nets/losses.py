@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from torchvision.ops import (
 )
 
 from nets.anchors import decode_level
-from nets.assigner import ASSIGNERS, Matches, Scene, assign, decode_matches, gather
+from nets.assigner import Matches, Scene, assign, decode_matches, gather
+from nets.loss_config import LossConfig
 from nets.model_config import STRIDES, ModelConfig
 
 # (P, 4) and (P, 4) xyxy -> (P,) losses, 0 for identical boxes
@@ -47,45 +47,19 @@ class _CrossEntropy(torch.autograd.Function):
         return logits.sigmoid().sub_(target).mul_(gradients[0]), None
 
 
-@dataclass(frozen=True)
-class LossConfig:
-    """How predictions are judged.
-
-    Args:
-        assigner: a name of `nets.assigner.ASSIGNERS`.
-        box_loss: a name of BOX_LOSSES.
-        box_weight, objectness_weight, class_weight: of the three sums, each divided by the number of matches.
-        level_weights: weight of the objectness of strides 8, 16, 32.
-        objectness_target: 1.0: the match's IoU (as YOLOv5); 0.0: one; between: a mixture.
-        ignore_iou: a place without a match whose box overlaps some object more than this is not told that it is
-            wrong (YOLOv3, section 2.1); 1 turns it off, and its cost too.
-        label_smoothing: 0 to 1; class targets become eps / C .. 1 - eps + eps / C.
-        focal_gamma: above 0, objectness and classes use the focal loss (1708.02002) with this gamma.
-        class_weights: one factor for each class, or empty for all alike.
-    """
-
-    assigner: str = "ratio"
-    box_loss: str = "ciou"
-    box_weight: float = 3.0
-    objectness_weight: float = 1.0
-    class_weight: float = 0.5
-    level_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    objectness_target: float = 1.0
-    ignore_iou: float = 1.0
-    label_smoothing: float = 0.0
-    focal_gamma: float = 0.0
-    class_weights: tuple[float, ...] = ()
-
-
 class YOLOLoss:
     """The loss of a batch.
 
     Args:
         config: anchors and grid sensitivity of the model.
-        settings: how to judge.
+        settings: weights, rules and targets.
         total: adds a number up over all processes (identity for one), so that N processes with a part of the batch
             each divide by what one process with the whole batch would.
         world_size: number of processes; gradients are averaged over them, so each loss is multiplied by it.
+        class_weights: (C,) one factor for each class; empty for all alike.
+
+    Raises:
+        ValueError: for another number of class weights than classes.
     """
 
     def __init__(
@@ -94,14 +68,11 @@ class YOLOLoss:
         settings: LossConfig | None = None,
         total: Callable[[Tensor], Tensor] | None = None,
         world_size: int = 1,
+        class_weights: Sequence[float] = (),
     ) -> None:
-        self.config, self.settings = config, settings or LossConfig()
-        if self.settings.assigner not in ASSIGNERS:
-            raise ValueError(f"assigner {self.settings.assigner!r}: choose from {', '.join(ASSIGNERS)}")
-        if self.settings.box_loss not in BOX_LOSSES:
-            raise ValueError(f"box loss {self.settings.box_loss!r}: choose from {', '.join(BOX_LOSSES)}")
-        if self.settings.class_weights and len(self.settings.class_weights) != config.num_classes:
-            raise ValueError(f"class_weights: {len(self.settings.class_weights)} for {config.num_classes} classes")
+        self.config, self.settings, self.class_weights = config, settings or LossConfig(), tuple(class_weights)
+        if class_weights and len(class_weights) != config.num_classes:
+            raise ValueError(f"class_weights: {len(class_weights)} for {config.num_classes} classes")
         self.total, self.world_size = total or (lambda value: value), world_size
 
     def __call__(self, predictions: Sequence[Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -188,8 +159,8 @@ class YOLOLoss:
         eps = self.settings.label_smoothing
         target = F.one_hot(labels, self.config.num_classes).to(logits) * (1 - eps) + eps / self.config.num_classes
         loss = self._cross_entropy(logits, target)
-        if self.settings.class_weights:
-            loss = loss * torch.tensor(self.settings.class_weights, device=loss.device)[labels][:, None]
+        if self.class_weights:
+            loss = loss * torch.tensor(self.class_weights, device=loss.device)[labels][:, None]
         return loss.sum(1)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:

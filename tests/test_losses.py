@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nets import loss_config
 from nets.anchors import encode
 from nets.assigner import ASSIGNERS, Matches, Scene, assign, decode_matches
-from nets.losses import BOX_LOSSES, LossConfig, YOLOLoss, _CrossEntropy, _places
+from nets.loss_config import LossConfig
+from nets.losses import BOX_LOSSES, YOLOLoss, _CrossEntropy, _places
 from nets.model_config import STRIDES, ModelConfig
 
 CONFIG = ModelConfig(class_names=("cat", "dog", "owl"))
@@ -176,7 +178,7 @@ def test_perfect_predictions_lose_next_to_nothing() -> None:
 
 def test_class_weights_scale_the_class_loss_of_their_objects() -> None:
     plain = YOLOLoss(CONFIG)(random_maps(), SOME)["class"]
-    doubled = YOLOLoss(CONFIG, LossConfig(class_weights=(2.0, 2.0, 2.0)))(random_maps(), SOME)["class"]
+    doubled = YOLOLoss(CONFIG, class_weights=(2.0, 2.0, 2.0))(random_maps(), SOME)["class"]
     assert doubled.item() == pytest.approx(2 * plain.item())
 
 
@@ -204,10 +206,16 @@ def _part(image: int) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("settings", [{"assigner": "nearest"}, {"box_loss": "l2"}, {"class_weights": (1.0,)}])
+@pytest.mark.parametrize("settings", [{"assigner": "nearest"}, {"box_loss": "l2"}, {"box_weight": -1.0}])
 def test_a_setting_that_does_not_exist_is_named(settings: dict) -> None:
-    with pytest.raises(ValueError, match=r"choose from|for 3 classes"):
-        YOLOLoss(CONFIG, LossConfig(**settings))
+    with pytest.raises(ValueError, match=r"choose from|must be at least 0"):
+        LossConfig(**settings)
+    with pytest.raises(ValueError, match="for 3 classes"):
+        YOLOLoss(CONFIG, class_weights=(1.0,))
+
+
+def test_every_rule_and_loss_that_can_be_chosen_is_there() -> None:
+    assert set(ASSIGNERS) == set(loss_config.ASSIGNERS) and set(BOX_LOSSES) == set(loss_config.BOX_LOSSES)
 
 
 def test_cross_entropy_is_pytorchs_in_value_and_gradient() -> None:

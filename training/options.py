@@ -8,7 +8,8 @@ from pathlib import Path
 from data.image_cache import MODES as CACHE_MODES
 from data.loader import SCORE_RANGE
 from nets.assigner import ASSIGNERS
-from nets.losses import BOX_LOSSES, LossConfig
+from nets.loss_config import LossConfig
+from nets.losses import BOX_LOSSES
 from nets.model_config import NECK_CONVS, NECKS, PADDINGS, SE_ORDERS
 from training.optim import OPTIMIZERS, SCHEDULES
 from training.setup import AMP

@@ -22,7 +22,8 @@ from data.skips import skips_summary, warn_skips
 from data.tools.findings import INFO
 from nets.backbones.base import TIMM_PREFIX
 from nets.detector import MODEL_DATA, weights_path
-from nets.losses import LossConfig, YOLOLoss
+from nets.loss_config import LossConfig
+from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig, check_input_size, scale_anchors
 from nets.weights.checkpoint import Checkpoint, load_checkpoint
 from nets.weights.pretrained import NONE, load_pretrained, pretrained_settings
@@ -201,7 +202,13 @@ def build_trainer(
     warmup = min(round(options.warmup_epochs * steps_per_epoch), total_steps // 2)
     return Trainer(
         model=wrapped,
-        loss=YOLOLoss(model.config, _loss_config(options, index), distributed.total, distributed.world_size()),
+        loss=YOLOLoss(
+            model.config,
+            _loss_config(options),
+            distributed.total,
+            distributed.world_size(),
+            class_weights(index, options.class_balance),
+        ),
         optimizer=build_optimizer(options.optimizer, groups, options.momentum, fused=is_fast or device.type == "cpu"),
         factor=rate_factor(options.schedule, warmup, total_steps, options.final_rate),
         device=device,
@@ -237,14 +244,17 @@ def resolve_amp(amp: str, device: torch.device) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "none"
 
 
-def _loss_config(options: Any, index: DatasetIndex) -> LossConfig:
-    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(LossConfig) if hasattr(options, f.name)}
-    weights: tuple[float, ...] = ()
-    if options.class_balance:
-        counts = np.bincount(index.labels, minlength=len(index.class_names)).clip(1)
-        raw = (counts.mean() / counts) ** options.class_balance
-        weights = tuple(float(w) for w in raw / np.average(raw, weights=counts))
-    return LossConfig(**values | {"class_weights": weights})
+def _loss_config(options: Any) -> LossConfig:
+    return LossConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(LossConfig)})
+
+
+def class_weights(index: DatasetIndex, power: float) -> tuple[float, ...]:
+    """One factor a class, 1 / frequency to a power, whose mean over all boxes is 1; empty for power 0."""
+    if not power:
+        return ()
+    counts = np.bincount(index.labels, minlength=len(index.class_names)).clip(1)
+    raw = (counts.mean() / counts) ** power
+    return tuple(float(w) for w in raw / np.average(raw, weights=counts))
 
 
 def _join_processes(options: Any, model: nn.Module, device: torch.device) -> nn.Module:

@@ -1,24 +1,30 @@
-"""A frozen dataclass becomes a command line: defaults, then `--config FILE`, then what is typed."""
+"""A frozen dataclass becomes a command line; every value keeps its origin: default, preset, config file or typed."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
-from utils.errors import UserError
+from utils.errors import UserError, warn
 from utils.files import FileError, read_file
 
 Options = TypeVar("Options")
 
 CONFIG_SIZE_LIMIT = 1 << 20  # bytes; a configuration is a page of text
 HUGE = 1e300  # nothing is so large; a number beyond may not even be a float
+ORIGINS, REASONS = "_origins", "_reasons"  # keys of a run's config.json
+# what a value can come from, the weakest first; `preset`, `config` and `checkpoint` are followed by a name
+DEFAULT, AUTO, CHECKPOINT, PRESET, CONFIG, TYPED = "default", "auto", "checkpoint", "preset", "config", "typed"
+_RANKS = {DEFAULT: 0, AUTO: 0, CHECKPOINT: 0, PRESET: 1, CONFIG: 2, TYPED: 3}
 
 
 def option(
@@ -32,6 +38,8 @@ def option(
     nargs: str | int | None = None,
     positional: bool = False,
     metavar: str | tuple[str, ...] | None = None,
+    common: bool = False,
+    old: str | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
@@ -41,20 +49,186 @@ def option(
         choices: the allowed values.
         low, high: the allowed range, both ends included. `above`: a lower end that is not included.
         nargs, positional, metavar: as argparse's.
+        common: shown by --help; a command that has such options shows the others with --help-all only.
+        old: an earlier name, accepted with a warning.
     """
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "help": help,
-            "choices": choices,
-            "low": low,
-            "high": high,
-            "above": above,
-            "nargs": nargs,
-            "positional": positional,
-            "metavar": metavar,
-        },
-    )
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "low": low,
+        "high": high,
+        "above": above,
+        "nargs": nargs,
+        "positional": positional,
+        "metavar": metavar,
+        "common": common,
+        "old": old,
+    }
+    return field(default=default, metadata=metadata)
+
+
+def group(cls: type, title: str) -> Any:
+    """A dataclass field that holds a dataclass of options; on the command line they are one group under `title`."""
+    return field(default_factory=cls, metadata={"group": title})
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One option of a dataclass of options or of its groups.
+
+    Args:
+        name: of the field; unique among all groups, as it is the option's name on the command line and in files.
+        path: attribute names from the dataclass to the value.
+        hint: the annotation.
+        field: the dataclass field, its metadata as of `option`.
+        title: of the group; empty outside of groups.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    hint: Any
+    field: Any
+    title: str
+
+
+@functools.cache
+def leaves(cls: type) -> dict[str, Leaf]:
+    """All options of a dataclass, those of its groups included, by name.
+
+    Raises:
+        TypeError: if two groups have an option of one name, or a field is no option.
+    """
+    found: dict[str, Leaf] = {}
+    for leaf in _walk(cls, (), ""):
+        if leaf.name in found:
+            raise TypeError(f"{cls.__name__}: two options are called {leaf.name}")
+        if "help" not in leaf.field.metadata:
+            raise TypeError(f"{cls.__name__}: {leaf.name} is not declared with option() or group()")
+        found[leaf.name] = leaf
+    return found
+
+
+def _walk(cls: type, path: tuple[str, ...], title: str) -> Iterator[Leaf]:
+    hints = typing.get_type_hints(cls)
+    for each in dataclasses.fields(cls):
+        if "group" in each.metadata:
+            yield from _walk(hints[each.name], (*path, each.name), each.metadata["group"])
+        else:
+            yield Leaf(each.name, (*path, each.name), hints[each.name], each, title)
+
+
+def get_option(options: Any, name: str) -> Any:
+    """The value of an option, wherever its group is."""
+    return functools.reduce(getattr, leaves(type(options))[name].path, options)
+
+
+def replace_options(options: Options, values: Mapping[str, Any]) -> Options:
+    """A copy with some options changed, by name, wherever their groups are; values are not checked."""
+    for name, value in values.items():
+        options = _replace(options, leaves(type(options))[name].path, value)
+    return options
+
+
+def _replace(options: Any, path: tuple[str, ...], value: Any) -> Any:
+    if len(path) > 1:
+        value = _replace(getattr(options, path[0]), path[1:], value)
+    return dataclasses.replace(options, **{path[0]: value})
+
+
+def options_to_dict(options: Any) -> dict[str, Any]:
+    """All options by name as plain JSON values, without their groups."""
+    return {name: _plain(get_option(options, name)) for name in leaves(type(options))}
+
+
+changed_options = options_to_dict
+
+
+def typed_form(name: str, value: Any) -> str:
+    """An option and its value as they are typed: `--scale 0.5 1.5`, `--no-ema`."""
+    if isinstance(value, bool):
+        return flag(name) if value else "--no-" + name.replace("_", "-")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return " ".join([flag(name), *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)])
+
+
+def flag(name: str) -> str:
+    """The command-line form of an option's name."""
+    return "--" + name.replace("_", "-")
+
+
+# ---- values and their origins
+
+
+@dataclass(frozen=True)
+class Settings(Generic[Options]):
+    """Options with the origin of each value.
+
+    Args:
+        options: the dataclass.
+        origins: by option: `default`, `auto`, `typed`, or `preset`, `config` or `checkpoint` with its name behind it.
+        reasons: by option, for what was chosen: why.
+    """
+
+    options: Options
+    origins: Mapping[str, str]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: Options) -> Settings[Options]:
+        """Settings made in Python: what differs from the default counts as typed."""
+        values, usual = options_to_dict(options), options_to_dict(type(options)())
+        return cls(options, {name: DEFAULT if value == usual[name] else TYPED for name, value in values.items()})
+
+    def rank(self, name: str) -> int:
+        """How strong the origin is: 3 typed, 2 config file, 1 preset, 0 default or chosen."""
+        return _RANKS[self.origins[name].split()[0]]
+
+    def is_given(self, *names: str) -> bool:
+        """Whether the user gave one of these options, typed, by a config file or by a preset."""
+        return any(self.rank(name) > 0 for name in names)
+
+    def choose(self, origin: str, values: Mapping[str, Any], reasons: Mapping[str, str] | None = None) -> Settings:
+        """These settings with other values, whatever their present origin."""
+        origins = {**self.origins, **dict.fromkeys(values, origin)}
+        kept = {name: why for name, why in self.reasons.items() if name not in values}
+        return Settings(replace_options(self.options, values), origins, {**kept, **(reasons or {})})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds: each option's value, and under keys for comments the origins and reasons."""
+        return {**options_to_dict(self.options), ORIGINS: dict(self.origins), REASONS: dict(self.reasons)}
+
+    def table(self, everything: bool = True) -> str:
+        """One line an option, by group: name, value, origin and reason; without `everything` no defaults."""
+        shown = [
+            leaf for leaf in leaves(type(self.options)).values() if everything or self.origins[leaf.name] != DEFAULT
+        ]
+        cells = [(leaf, _words(get_option(self.options, leaf.name)), self.origins[leaf.name]) for leaf in shown]
+        widths = [max((len(text) for text in column), default=0) for column in zip(*_columns(cells), strict=True)]
+        lines: list[str] = []
+        title = ""
+        for leaf, value, origin in cells:
+            if everything and leaf.title != title:
+                title = leaf.title
+                lines.append(f"{title}:")
+            why = self.reasons.get(leaf.name, "")
+            line = f"  {flag(leaf.name):{widths[0]}}  {value:{widths[1]}}  {origin:{widths[2]}}  {why}"
+            lines.append(line.rstrip())
+        return "\n".join(lines)
+
+
+def _columns(cells: list[tuple[Leaf, str, str]]) -> list[tuple[str, str, str]]:
+    return [(flag(leaf.name), value, origin) for leaf, value, origin in cells]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(_words, value))
+    return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+# ---- reading
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,6 +240,18 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(where, what, f"see {self.prog} --help")
 
 
+class _ShowHelp(argparse.Action):
+    """Print the help of the parser that `make` gives, and leave."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, make: Any, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+        self.make = make
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        self.make().print_help()
+        parser.exit()
+
+
 def parse_options(
     cls: type[Options],
     argv: Sequence[str] | None = None,
@@ -73,75 +259,121 @@ def parse_options(
     description: str,
     prog: str | None = None,
     presets: Path | None = None,
+    example: str | None = None,
 ) -> Options:
     """Read a command line into `cls`.
 
     Args:
-        cls: a frozen dataclass whose fields come from `option`.
+        cls: a frozen dataclass whose fields come from `option` or `group`.
         argv: the arguments; None takes the process's.
         description: the script's sentence, shown by --help.
         presets: a folder of NAME.json files that `--preset NAME` may name (as `--config` does by path).
+        example: a command line to show at the end of --help.
 
     Raises:
         UserError: for an unknown option, a value of the wrong type or outside its range, an unreadable config file.
     """
-    values = given_options(cls, argv, description=description, prog=prog, presets=presets)
-    return check_options(cls, values)
+    return parse_settings(cls, argv, description=description, prog=prog, presets=presets, example=example).options
 
 
-def given_options(
+def parse_settings(
     cls: type[Options],
     argv: Sequence[str] | None = None,
     *,
     description: str,
     prog: str | None = None,
     presets: Path | None = None,
-) -> dict[str, Any]:
-    """The options that the user gave, typed or by a file, by name, not checked yet; arguments as of `parse_options`."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        _add(parser, field, hints[field.name])
-    parser.add_argument("--config", metavar="FILE.json", help="take defaults from this file; the command line wins")
-    if presets is not None:
-        parser.add_argument("--preset", metavar="NAME", help=f"a named recipe: {', '.join(_presets(presets))}")
-    parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
-    typed = vars(parser.parse_intermixed_args(argv))
+    example: str | None = None,
+) -> Settings[Options]:
+    """As `parse_options`, with the origin of each value; a typed value counts as typed if it equals the default too."""
+    parser = _build_parser(cls, description, prog, presets, example, show_all=True)
+    typed = _new_names(cls, vars(parser.parse_intermixed_args(argv)), "command line")
     typed.pop("debug", None)
     values: dict[str, Any] = {}
+    origins = dict.fromkeys(leaves(cls), DEFAULT)
     preset = typed.pop("preset", None)
     config = typed.pop("config", None)
     if preset is not None and presets is not None:
         if preset not in _presets(presets):
             raise UserError("--preset", f"no preset {preset!r}", f"choose from {', '.join(_presets(presets))}")
-        values |= read_config(presets / f"{preset}.json")
+        given = _known(cls, read_config(presets / f"{preset}.json"), preset)
+        values |= given
+        origins |= dict.fromkeys(given, f"{PRESET} {preset}")
     if config is not None:
-        values |= read_config(Path(config))
+        given = _known(cls, read_config(Path(config)), config)
+        values |= given
+        origins |= dict.fromkeys(given, f"{CONFIG} {config}")
     values |= typed  # argparse.SUPPRESS leaves out what was not typed
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            raise UserError(config or preset, f"unknown option {name!r}", f"known: {', '.join(sorted(known))}")
-    return values
+    origins |= dict.fromkeys(typed, TYPED)
+    return Settings(check_options(cls, values), origins)
 
 
-def check_options(cls: type[Options], values: dict[str, Any]) -> Options:
-    """Build `cls` from plain values (of JSON, say), with each value's type and range checked."""
+def given_options(cls: type, argv: Sequence[str] | None = None, *, description: str, presets: Path) -> dict[str, Any]:
+    """The options that the user gave, by name."""
+    settings = parse_settings(cls, argv, description=description, presets=presets)
+    return {name: get_option(settings.options, name) for name in settings.origins if settings.is_given(name)}
+
+
+def check_options(cls: type[Options], values: Mapping[str, Any]) -> Options:
+    """Build `cls` from plain values (of JSON, say), with each value's type and range checked.
+
+    Raises:
+        UserError: naming the option, its value and what is allowed.
+    """
+    known = leaves(cls)
+    checked = {name: _check(known[name], value) for name, value in values.items() if name in known}
+    return _build(cls, checked)
+
+
+def _build(cls: type[Options], values: Mapping[str, Any]) -> Options:
     hints = typing.get_type_hints(cls)
-    checked = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if field.name in values:
-            checked[field.name] = _check(field, hints[field.name], values[field.name])
-    return cls(**checked)
+    given: dict[str, Any] = {}
+    for each in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if "group" in each.metadata:
+            given[each.name] = _build(hints[each.name], values)
+        elif each.name in values:
+            given[each.name] = values[each.name]
+    try:
+        return cls(**given)
+    except UserError:
+        raise
+    except ValueError as error:  # of values that do not go together
+        name, _, what = str(error).partition(": ")
+        raise UserError(flag(name), what, "see --help-all") from error
 
 
-def changed_options(options: Any) -> dict[str, Any]:
-    """All fields as plain JSON values."""
-    return {f.name: _plain(getattr(options, f.name)) for f in dataclasses.fields(options)}
+def check_fields(options: Any) -> None:
+    """Check the type and range of each option of a dataclass that was made in Python. Raises ValueError naming it."""
+    for each in dataclasses.fields(options):
+        leaf = Leaf(each.name, (each.name,), typing.get_type_hints(type(options))[each.name], each, "")
+        try:
+            object.__setattr__(options, each.name, _check(leaf, getattr(options, each.name)))
+        except UserError as error:
+            raise ValueError(f"{each.name}: {error.what}; {error.todo}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Keys starting with an underscore are comments."""
+    return {name: value for name, value in read_json_object(path).items() if not name.startswith("_")}
+
+
+def read_settings(cls: type[Options], path: Path) -> Settings[Options]:
+    """What `Settings.to_dict` gave, from a file. Origins that it does not say count as typed."""
+    content = read_json_object(path)
+    values = _known(cls, {name: value for name, value in content.items() if not name.startswith("_")}, path)
+    origins = dict.fromkeys(leaves(cls), DEFAULT) | dict.fromkeys(values, TYPED)
+    for key, into in ((ORIGINS, origins), (REASONS, reasons := {})):
+        said = content.get(key, {})
+        if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
+            raise UserError(path, f"{key} is no table of texts", "leave it as the run wrote it")
+        into |= {name: text for name, text in said.items() if name in values}
+    if unknown := [text for text in origins.values() if text.split(" ")[0] not in _RANKS]:
+        raise UserError(path, f"{unknown[0]!r} is no origin of a value", f"one of {', '.join(_RANKS)}")
+    return Settings(check_options(cls, values), origins, reasons)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of at most a megabyte. Raises UserError naming file and line."""
     try:
         values = json.loads(read_file(path, CONFIG_SIZE_LIMIT).decode("utf-8-sig"))
     except FileError as error:
@@ -153,15 +385,61 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}:{line}", f"not JSON: {getattr(error, 'msg', error)}", "correct the file") from error
     if not isinstance(values, dict):
         raise UserError(path, "must hold one JSON object of options", "see the files in model_data/")
-    return {name: value for name, value in values.items() if not name.startswith("_")}
+    return values
+
+
+def _known(cls: type, values: dict[str, Any], where: object) -> dict[str, Any]:
+    """The values under their present names. Raises UserError for one that is no option."""
+    values = _new_names(cls, values, where)
+    for name in values:
+        if name not in leaves(cls):
+            raise UserError(where, f"unknown option {name!r}", f"known: {', '.join(sorted(leaves(cls)))}")
+    return values
+
+
+def _new_names(cls: type, values: dict[str, Any], where: object) -> dict[str, Any]:
+    old = {leaf.field.metadata["old"]: name for name, leaf in leaves(cls).items() if leaf.field.metadata["old"]}
+    renamed = {}
+    for name, value in values.items():
+        if name in old:
+            warn(where, f"{flag(name)} is now called {flag(old[name])}", "use the new name")
+        renamed[old.get(name, name)] = value
+    return renamed
 
 
 def _presets(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.json"))
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _build_parser(
+    cls: type, description: str, prog: str | None, presets: Path | None, example: str | None, show_all: bool
+) -> _Parser:
+    known = leaves(cls).values()
+    has_short = any(leaf.field.metadata["common"] for leaf in known)
+    epilog = None if example is None else f"example: {example}"
+    parser = _Parser(prog=prog, description=description, epilog=epilog, allow_abbrev=False, add_help=False)
+    if has_short:
+        parser.usage = "%(prog)s [options]"
+    make = functools.partial(_build_parser, cls, description, prog or parser.prog, presets, example)
+    groups: dict[str, Any] = {"": parser}
+    if presets is not None:
+        text = f"a named recipe: {', '.join(_presets(presets))}"
+        groups[""].add_argument("--preset", metavar="NAME", help=text)
+    for leaf in known:
+        if leaf.title not in groups:
+            groups[leaf.title] = parser.add_argument_group(leaf.title)
+        _add(groups[leaf.title], leaf, hidden=has_short and not show_all and not leaf.field.metadata["common"])
+        if old := leaf.field.metadata["old"]:
+            _add(parser, dataclasses.replace(leaf, name=old), hidden=True)
+    config_help = "take defaults from this file; the command line wins"
+    parser.add_argument("--config", metavar="FILE.json", help=config_help)
+    parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
+    short = functools.partial(make, show_all=not has_short)
+    parser.add_argument("-h", "--help", action=_ShowHelp, make=short, help="show this help and exit")
+    if has_short:
+        every = functools.partial(make, show_all=True)
+        parser.add_argument("--help-all", action=_ShowHelp, make=every, help="show all options and exit")
+    return parser
 
 
 def _inner(hint: Any) -> tuple[Any, bool]:
@@ -173,52 +451,56 @@ def _inner(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def _add(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
-    kind, several = _inner(hint)
-    meta = field.metadata
+def _add(parser: Any, leaf: Leaf, hidden: bool) -> None:
+    kind, several = _inner(leaf.hint)
+    meta, default = leaf.field.metadata, leaf.field.default
     text = meta["help"].replace("%", "%%")
-    if field.default is not None and field.default != () and not meta["positional"]:
-        shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        text += f" (default: {shown})".replace("%", "%%")
-    settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+    if default is not None and default != () and not meta["positional"]:
+        text += f" (default: {_words(default)})".replace("%", "%%")
+    settings: dict[str, Any] = {"help": argparse.SUPPRESS if hidden else text, "default": argparse.SUPPRESS}
     if kind is bool:
-        parser.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, **settings)
+        parser.add_argument(flag(leaf.name), action=argparse.BooleanOptionalAction, **settings)
         return
-    settings |= {"type": kind, "choices": meta["choices"], "metavar": meta["metavar"]}
+    settings |= {"type": kind, "choices": meta["choices"], "metavar": meta["metavar"] or _metavar(kind, meta)}
     if several or meta["nargs"]:
         settings["nargs"] = meta["nargs"] or "+"
     if meta["positional"]:
-        parser.add_argument(field.name, **settings)
-    else:
-        parser.add_argument(_flag(field.name), **settings)
+        settings["metavar"] = meta["metavar"]
+    parser.add_argument(leaf.name if meta["positional"] else flag(leaf.name), **settings)
 
 
-def _check(field: Any, hint: Any, value: Any) -> Any:
-    kind, several = _inner(hint)
-    flag = field.name if field.metadata["positional"] else _flag(field.name)
+def _metavar(kind: Any, meta: Mapping[str, Any]) -> str | None:
+    """What stands for the value in the help: its kind, rather than the option's name again."""
+    return None if meta["choices"] else {int: "N", float: "X"}.get(kind)
+
+
+def _check(leaf: Leaf, value: Any) -> Any:
+    kind, several = _inner(leaf.hint)
+    meta = leaf.field.metadata
+    name = leaf.name if meta["positional"] else flag(leaf.name)
     if value is None:
-        if field.default is None:
+        if type(None) in typing.get_args(leaf.hint):
             return None
-        raise UserError(flag, "has no value", f"give a {kind.__name__}")
+        raise UserError(name, "has no value", f"give a {kind.__name__}")
     if several:
         if not isinstance(value, (list, tuple)):
             value = [value]
-        count = field.metadata["nargs"]
+        count = meta["nargs"]
         if isinstance(count, int) and len(value) != count:
-            raise UserError(flag, f"{len(value)} values", f"give {count}")
-        return tuple(_check_one(flag, field.metadata, kind, v) for v in value)
-    return _check_one(flag, field.metadata, kind, value)
+            raise UserError(name, f"{len(value)} values", f"give {count}")
+        return tuple(_check_one(name, meta, kind, v) for v in value)
+    return _check_one(name, meta, kind, value)
 
 
-def _check_one(flag: str, meta: Any, kind: Any, value: Any) -> Any:
+def _check_one(name: str, meta: Any, kind: Any, value: Any) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < HUGE else (math.inf if value > 0 else -math.inf)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(flag, f"{value!r} is not a {kind.__name__}", f"give a {kind.__name__}")
+        raise UserError(name, f"{value!r} is not a {kind.__name__}", f"give a {kind.__name__}")
     if kind is str and "\0" in value:
-        raise UserError(flag, f"{value!r} holds a zero byte", "give a name without")
+        raise UserError(name, f"{value!r} holds a zero byte", "give a name without")
     if meta["choices"] is not None and value not in meta["choices"]:
-        raise UserError(flag, f"{value!r} is not known", f"choose from {', '.join(map(str, meta['choices']))}")
+        raise UserError(name, f"{value!r} is not known", f"choose from {', '.join(map(str, meta['choices']))}")
     if kind in (int, float):
         low, high, above = meta["low"], meta["high"], meta["above"]
         fits = abs(value) < HUGE and (low is None or value >= low) and (high is None or value <= high)
@@ -227,7 +509,7 @@ def _check_one(flag: str, meta: Any, kind: Any, value: Any) -> Any:
             bounds += [f"above {above:g}"] if above is not None else []
             bounds += [f"at most {high:g}"] if high is not None else []
             shown = str(value) if abs(value) < HUGE or kind is float else "a number of many digits"
-            raise UserError(flag, f"{shown} is out of range", f"it must be {' and '.join(bounds) or 'a finite number'}")
+            raise UserError(name, f"{shown} is out of range", f"it must be {' and '.join(bounds) or 'a finite number'}")
     return value
 
 
