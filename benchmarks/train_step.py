@@ -25,11 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.index import DatasetIndex
+from nets.detector import weights_path
 from nets.layers import StridedConv2d
 from nets.loss_config import LossConfig
 from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig, check_input_size
 from nets.neck import SPP
+from nets.weights.checkpoint import load_checkpoint
 from nets.yolov4 import YOLOv4
 from training.engine import EpochProgress, train_epoch
 from training.optim import ModelEMA
@@ -115,9 +117,11 @@ def our_step(preset: str, size: int, batch: int, classes: int, all_layers: bool)
     options = dataclasses.replace(options, batch_size=batch, pretrained=options.pretrained)
     if all_layers:
         options = dataclasses.replace(options, freeze_layers=0, freeze_norms=False)
-    names = ("backbone", "alpha", "neck_conv", "neck_width")
-    fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    config = ModelConfig(index.class_names, input_size=check_input_size(size), **fields)
+    names = ("backbone", "alpha", "neck", "neck_conv", "neck_width")
+    start = load_checkpoint(weights_path(options.weights)).config.to_dict() if options.weights else {}
+    fields = start | {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    fields |= {"class_names": index.class_names, "input_size": check_input_size(size)}
+    config = ModelConfig(**fields)
     model = YOLOv4(config).to(memory_format=torch.channels_last)
     ema = ModelEMA(model, 0.999) if options.ema else None
     trainer = build_trainer(options, model, ema, batch, 100, index)
