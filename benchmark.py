@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.formats_table import draw_formats, fill_markers, formats_table
 from data.index import DatasetIndex
-from nets.detector import Detector, default_checkpoint
+from nets.detector import Detector
 from nets.export.check import check_export, export_and_check
 from nets.export.formats import FORMATS, file_kind
 from nets.export.graph import Form
@@ -26,12 +26,14 @@ from nets.export.load import load_runtime
 from nets.export.parity import Parity, drawn_photos
 from nets.model_config import ModelConfig, input_size_option
 from nets.runtime import Runtime, TorchRuntime
+from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_model, write_atomically
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.draw import draw_detections
 from utils.errors import MissingExtra, RunError, UserError, run_command, warn
 from utils.images import IMAGE_SUFFIXES, read_image, write_image
+from utils.thresholds import Thresholds
 from utils.timing import (
     CONTROL,
     Sample,
@@ -217,7 +219,7 @@ def build_entries(options: BenchmarkOptions, folder: Path, result: Result) -> li
     entries += [other_entry(Path(name)) for name in options.compare]
     if options.reference:
         entries.append(reference_entry())
-    for name in options.models or (str(default_checkpoint()),):
+    for name in options.models or (str(find_model()),):
         path = Path(name)
         if path.is_dir() or file_kind(path) != "checkpoint":
             entries.append(load_entry(path.stem, path, load_runtime(path, "cpu").config))
@@ -494,10 +496,10 @@ def score(detector: Detector, index: DatasetIndex) -> float:
 
 def index_digest(index: DatasetIndex) -> str:
     """Which images and boxes these are, and by which rules they are scored."""
-    from evaluation.evaluator import EvalSettings
+    from evaluation.evaluator import EVAL_THRESHOLDS
 
-    content = index.image_ids.tobytes() + index.boxes.tobytes() + index.labels.tobytes() + repr(EvalSettings()).encode()
-    return hashlib.sha256(content).hexdigest()[:8]
+    content = index.image_ids.tobytes() + index.boxes.tobytes() + index.labels.tobytes()
+    return hashlib.sha256(content + repr(EVAL_THRESHOLDS).encode()).hexdigest()[:8]
 
 
 def open_split(options: BenchmarkOptions, which: int) -> DatasetIndex:
@@ -515,7 +517,7 @@ def measure_stages(result: Result, options: BenchmarkOptions) -> None:
 
     A network that has learned nothing gives most candidates; it is measured too, where the model is a checkpoint.
     """
-    path = Path(options.models[0]) if options.models else default_checkpoint()
+    path = find_model(options.models[0] if options.models else None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -564,14 +566,14 @@ def time_stages(detector: Detector, photo: Path, threshold: float) -> dict[str, 
     batch = np.empty((1, *config.input_size, 3), np.uint8)
     config.letterbox.apply(image, out=batch[0])
     outputs = runtime.run(batch)
-    settings = {"score_threshold": threshold, "multi_label": threshold <= LOW_THRESHOLD}
-    found = detector([image], **settings)[0]
+    thresholds = Thresholds(threshold, multi_label=threshold <= LOW_THRESHOLD)
+    found = detector.detect_batch([image], thresholds)[0]
     confident = found[found.scores >= config.score_threshold]
     calls: dict[str, Callable[[], Any]] = {
         "decode": lambda: read_image(photo),
         "preprocess": lambda: config.letterbox.apply(image, out=batch[0]),
         "network": lambda: runtime.run(batch),
-        "postprocess": lambda: runtime.read(outputs, **settings),
+        "postprocess": lambda: runtime.read(outputs, thresholds),
         "draw": lambda: draw_detections(image, confident, config.class_names),
     }
     samples = interleave(calls, STAGE_REPETITIONS, clock=time.thread_time)

@@ -12,13 +12,14 @@ import numpy as np
 
 from data.index import DatasetIndex
 from evaluation.detections_file import detection_lists, read_detections, write_voc_results
-from evaluation.evaluator import EVAL_SETTINGS, EvalSettings, EvaluationResult, evaluate, score
+from evaluation.evaluator import EVAL_THRESHOLDS, EvaluationResult, evaluate, score
 from evaluation.metrics.coco import EVALUATORS
 from evaluation.report.text import comparison_text, summary_text
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command, warn
 from utils.files import write_file
 from utils.output_rules import check_output_file, check_output_folder
+from utils.thresholds import Thresholds
 
 SKIPS_SHOWN = 10
 
@@ -46,10 +47,10 @@ class EvalOptions:
     voc_submission: str | None = option(None, "write the VOC server's files into this folder", metavar="DIR")
     tta: bool = option(False, "test-time augmentation: look at each image mirrored and at three sizes, too")
     evaluator: str = option("pycocotools", "who computes COCO's figures", choices=EVALUATORS)
-    score_threshold: float = option(EVAL_SETTINGS.score_threshold, "least score of a detection", low=0.0, high=1.0)
-    iou_threshold: float = option(EVAL_SETTINGS.iou_threshold, "IoU from which NMS drops a box", low=0.0, high=1.0)
-    max_detections: int = option(EVAL_SETTINGS.max_detections, "most detections of an image", low=1, high=100_000)
-    multi_label: bool = option(EVAL_SETTINGS.multi_label, "a box may answer for several classes")
+    score_threshold: float = option(EVAL_THRESHOLDS.score_threshold, "least score of a detection", low=0.0, high=1.0)
+    iou_threshold: float = option(EVAL_THRESHOLDS.iou_threshold, "IoU from which NMS drops a box", low=0.0, high=1.0)
+    max_detections: int = option(EVAL_THRESHOLDS.max_detections, "most detections of an image", low=1, high=100_000)
+    multi_label: bool = option(EVAL_THRESHOLDS.multi_label, "a box may answer for several classes")
     input_size: tuple[int, ...] | None = option(None, "height [and width] of the network's input, multiples of 32")
     batch_size: int = option(8, "images given to the network at once", low=1, high=4096)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
@@ -91,14 +92,14 @@ def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, 
     device = distributed.start(resolve_device(options.device))
     try:
         detector = _load(options, device)
-        settings = EvalSettings(
+        thresholds = Thresholds(
             options.score_threshold, options.iou_threshold, options.max_detections, options.multi_label
         )
         result = evaluate(
             detector,
             open_index(options, quiet=not distributed.is_main()),
             batch_size=options.batch_size,
-            settings=settings,
+            thresholds=thresholds,
             coco=options.evaluator,
             progress=options.progress,
             workers=options.workers,
@@ -115,11 +116,12 @@ def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, 
 
 def _load(options: EvalOptions, device: str) -> Any:
     """The detector that the options name."""
-    from nets.detector import default_checkpoint, load_detector
+    from nets.weights.bundled import find_model
+    from prediction.detector import load_detector
     from utils import distributed
 
     if options.checkpoint is None and distributed.is_main():
-        print(f"no --checkpoint given: scoring the built-in model {default_checkpoint()}")
+        print(f"no --checkpoint given: scoring the built-in model {find_model()}")
     detector = load_detector(options.checkpoint, device=device, runtime=options.runtime)
     if options.input_size is not None:
         detector.set_input_size(options.input_size)

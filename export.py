@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.index import DatasetIndex
-from nets.detector import Detector, default_checkpoint
+from nets.detector import Detector
 from nets.export.check import check_export, export_and_check
 from nets.export.formats import FORMATS, Format
 from nets.export.graph import Form
@@ -19,6 +19,7 @@ from nets.export.load import load_runtime
 from nets.export.parity import drawn_photos
 from nets.model_config import ModelConfig, input_size_option
 from nets.runtime import TorchRuntime
+from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_model
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(ExportOptions, argv, description=__doc__ or "", prog="export.py")
     exporter = FORMATS[options.format]
     form = choose_form(options, exporter)
-    checkpoint = default_checkpoint() if options.checkpoint is None else Path(options.checkpoint)
+    checkpoint = find_model(options.checkpoint)
     model = load_model(checkpoint)
     model.config = adjusted(model.config, options)
     path = output_path(options, checkpoint, exporter)

@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 
 from data.skips import Skip
-from nets.detector import Detector, default_checkpoint, load_detector
 from nets.export.formats import file_kind
 from nets.export.load import load_runtime
 from nets.runtime import TorchRuntime
+from nets.weights.bundled import find_model
+from prediction.detector import Detector, load_detector
 from prediction.finder import Finder
 from prediction.options import PredictOptions, check_numbers, return_class_sources, return_sources
 from prediction.outputs import (
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _needs_gradients(options: PredictOptions) -> bool:
     """Whether only PyTorch will do (and the user has not named another, which is told where it fails)."""
-    path = Path(options.checkpoint or default_checkpoint())
+    path = find_model(options.checkpoint)
     return options.cam and options.runtime == "auto" and path.is_file() and file_kind(path) == "checkpoint"
 
 
@@ -121,7 +122,7 @@ def _quicken(detector: Detector, options: PredictOptions, sources: Sequence[Sour
         for each in sources
     )
     is_much = is_long or len(sources) >= MANY_PICTURES
-    path = Path(options.checkpoint or default_checkpoint())
+    path = find_model(options.checkpoint)
     name = quickest(path, exports=is_much and distributed.world_size() == 1)
     if name == "torch":
         return

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from nets.detector import Detector, default_checkpoint, load_detector
+from nets.weights.bundled import find_model
+from prediction.detector import Detector, load_detector
 from service.limits import MEGABYTE, Limits
 from utils.config import option, parse_options
 from utils.errors import Interrupted, MissingExtra, UserError, printable, run_command, warn
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         import torch
 
         torch.set_num_threads(options.threads)
-    path = Path(options.checkpoint) if options.checkpoint else default_checkpoint()
+    path = find_model(options.checkpoint)
     detector = load_detector(path, options.device, options.runtime)
     if options.input_size:
         detector.set_input_size([_whole(size) for size in options.input_size])

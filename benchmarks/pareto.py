@@ -30,11 +30,11 @@ import numpy as np
 import torch
 
 from benchmarks.peers import PEERS, export_peer
-from nets.detector import weights_path
 from nets.export.graph import Form
 from nets.export.onnx_file import build_onnx, open_session
 from nets.model_config import ModelConfig, check_input_size
 from nets.summary import count_layers
+from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_checkpoint, load_model, write_atomically
 from nets.weights.pretrained import pretrained_settings
 from nets.yolov4 import YOLOv4
@@ -94,7 +94,7 @@ def preset_config(name: str, classes: int) -> ModelConfig:
     values = read_json(path, "a preset")
     known_fields = {field.name for field in dataclasses.fields(ModelConfig)}
     if "weights" in values:
-        fields = load_checkpoint(weights_path(values["weights"])).config.to_dict()
+        fields = load_checkpoint(find_model(values["weights"])).config.to_dict()
     else:
         fields = pretrained_settings(values.get("backbone", "mobilenet_v2"), values.get("pretrained", "none"))
     fields |= {key: value for key, value in values.items() if key in known_fields - {"anchors"}}

@@ -25,7 +25,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from nets.detector import Detector, load_detector
+from prediction.detector import Detector, load_detector
 from utils.config import option, parse_options
 from utils.errors import Interrupted, RunError, UserError, run_command
 

@@ -23,9 +23,9 @@ import torch
 
 import predict
 from data.tools.demo import draw_scene
-from nets.detector import default_checkpoint
 from nets.export.formats import RUNTIMES
 from nets.export.load import load_runtime
+from nets.weights.bundled import find_model
 from prediction.video import VideoReader, VideoWriter
 from utils.errors import run_command
 
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--frames: at least {4 * BATCH}")
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)
-    checkpoint = options.checkpoint or default_checkpoint()
+    checkpoint = find_model(options.checkpoint)
     with tempfile.TemporaryDirectory() as temporary:
         video = Path(temporary) / "clip.mp4"
         write_video(video, options.frames, *options.size)

@@ -78,6 +78,23 @@ def decode_text(data: bytes, where: object) -> str:
     return text
 
 
+def class_index(name: str | int, known: Sequence[str], where: object) -> int:
+    """The index of a class that a user names by its name or its index.
+
+    Raises:
+        UserError: if there is none, with the one that was probably meant.
+    """
+    if isinstance(name, str) and name in known:
+        return known.index(name)
+    text = str(name)
+    if text.isascii() and text.isdigit() and int(text[:9]) < len(known):
+        return int(text[:9])
+    near = nearest_name(text[:MAX_NAME], known)
+    shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    todo = f"did you mean {near!r}?" if near is not None else f"known: {shown}"
+    raise UserError(where, f"the model has no class {brief(name)}", todo)
+
+
 def nearest_name(name: str, known: Sequence[str]) -> str | None:
     """The known name that `name` was probably meant to be (other case, a typing error), or None."""
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from evaluation.metrics.voc import IOU_THRESHOLD, voc_figures
 from utils.detections import Detections
 from utils.errors import UserError, warn
 from utils.images import read_image
+from utils.thresholds import Thresholds
 
 STAGES = ("decode", "preprocess", "network", "postprocess")
 READ_AHEAD_BATCHES = 2  # decoded batches waiting for the network: bounds memory
@@ -37,24 +38,10 @@ CLASS_ALIASES = {
 }
 
 
-@dataclass(frozen=True)
-class EvalSettings:
-    """What a detector is asked for when it is scored.
-
-    Args:
-        score_threshold: low, so that the whole precision-recall curve is seen.
-        iou_threshold: of NMS within a class, prediction's own.
-        max_detections: of an image, COCO's limit (https://cocodataset.org/#detection-eval).
-        multi_label: a box may answer for several classes: what is doubtful then counts at its second class, too.
-    """
-
-    score_threshold: float = 0.001
-    iou_threshold: float = 0.5
-    max_detections: int = 100
-    multi_label: bool = True
-
-
-EVAL_SETTINGS = EvalSettings()
+# What a detector is asked for when it is scored: a low score threshold, so that the whole precision-recall curve is
+# seen; NMS as in prediction; COCO's limit of detections (https://cocodataset.org/#detection-eval); several classes a
+# box, so that a doubtful box also counts at its second class.
+EVAL_THRESHOLDS = Thresholds(score_threshold=0.001, iou_threshold=0.5, max_detections=100, multi_label=True)
 
 
 class DetectorLike(Protocol):
@@ -63,7 +50,7 @@ class DetectorLike(Protocol):
     @property
     def config(self) -> Any: ...
 
-    def detect_batch(self, images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]: ...
+    def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]: ...
 
 
 @dataclass(frozen=True)
@@ -254,7 +241,7 @@ def evaluate(
     index: DatasetIndex,
     *,
     batch_size: int = 8,
-    settings: EvalSettings = EVAL_SETTINGS,
+    thresholds: Thresholds = EVAL_THRESHOLDS,
     coco: str | None = "pycocotools",
     progress: bool = True,
     workers: int = 2,
@@ -269,7 +256,7 @@ def evaluate(
         detector: its `config.class_names` are the classes that are scored; objects of others are left out and counted.
         index: the split.
         batch_size: images given to the network at once; it does not change the figures.
-        settings: thresholds.
+        thresholds: which detections are kept.
         coco: `pycocotools`, `faster`, or None to leave COCO's figures out.
         progress: show a bar.
         workers: threads that decode images ahead.
@@ -287,14 +274,14 @@ def evaluate(
     class_map = match_classes(class_names, index.class_names, index.name)
     positions = np.arange(rank, len(index), world_size)
     found: FoundDetections | None = run_detector(
-        detector, index, positions, batch_size, settings, progress and rank == 0, workers, read
+        detector, index, positions, batch_size, thresholds, progress and rank == 0, workers, read
     )
     if gather is not None and found is not None:
         parts = gather(found)
         found = None if parts is None else FoundDetections.merged(parts)
     if found is None:
         return None
-    return score(index, class_names, class_map, found, coco, describe(settings))
+    return score(index, class_names, class_map, found, coco, describe(thresholds))
 
 
 def score(
@@ -337,12 +324,12 @@ def score(
     return EvaluationResult(record, part, figures, protocol, found.seconds, found.skips, not_scored)
 
 
-def describe(settings: EvalSettings) -> str:
+def describe(thresholds: Thresholds) -> str:
     """The thresholds in words."""
-    labels = "several classes a box" if settings.multi_label else "the best class of a box"
+    labels = "several classes a box" if thresholds.multi_label else "the best class of a box"
     return (
-        f"score >= {settings.score_threshold:g}, NMS at IoU {settings.iou_threshold:g} within a class, "
-        f"at most {settings.max_detections} detections an image, {labels}"
+        f"score >= {thresholds.score_threshold:g}, NMS at IoU {thresholds.iou_threshold:g} within a class, "
+        f"at most {thresholds.max_detections} detections an image, {labels}"
     )
 
 
@@ -351,7 +338,7 @@ def run_detector(
     index: DatasetIndex,
     positions: Sequence[int] | np.ndarray,
     batch_size: int = 8,
-    settings: EvalSettings = EVAL_SETTINGS,
+    thresholds: Thresholds = EVAL_THRESHOLDS,
     progress: bool = True,
     workers: int = 2,
     read: Callable[[Path], np.ndarray] | None = None,
@@ -360,7 +347,6 @@ def run_detector(
     from tqdm import tqdm
 
     started, before = time.perf_counter(), dict(getattr(detector, "timings", {}))
-    thresholds = asdict(settings)
     seen: list[int] = []
     found: list[Detections] = []
     skips: list[Skip] = []
@@ -369,7 +355,7 @@ def run_detector(
 
     def detect() -> None:
         if waiting:
-            found.extend(detector.detect_batch([image for _, image in waiting], **thresholds))
+            found.extend(detector.detect_batch([image for _, image in waiting], thresholds))
             seen.extend(position for position, _ in waiting)
             waiting.clear()
 

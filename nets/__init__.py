@@ -1,13 +1,13 @@
 """Everything that knows YOLO: backbones, neck, head, boxes, losses, checkpoints, the detector."""
 
+from importlib import import_module
 from typing import Any
 
-__all__ = ["Detector", "load_detector"]
+__all__ = ["Detections", "Detector", "Thresholds", "load_detector"]
 
 
-def __getattr__(name: str) -> Any:  # the inside imports from defining modules; this is the door for users
+def __getattr__(name: str) -> Any:
+    """What users import, resolved on demand: no module of `nets` knows `prediction`, where the Python API is."""
     if name in __all__:
-        from nets import detector
-
-        return getattr(detector, name)
+        return getattr(import_module("prediction"), name)
     raise AttributeError(f"module 'nets' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Image in, detections in its own pixels out."""
+"""RGB images in, detections in their own pixels out; `prediction.detector` is this for people."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from nets.export.load import load_runtime
 from nets.model_config import ModelConfig, input_size_option
 from nets.runtime import Runtime, TorchRuntime
+from nets.weights.bundled import find_model
 from nets.yolov4 import YOLOv4
 from utils.detections import Detections
 from utils.errors import UserError
-from utils.images import read_image
+from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
-# the weights in the box, best first: what runs where no checkpoint is named
-BUILT_IN = ("small.pth", "nano.pth")
-MODEL_DATA = Path(__file__).resolve().parent.parent / "model_data"
+Own = TypeVar("Own", bound="Detector")
 
 
 class Detector:
-    """A network with everything around it that turns pictures into objects.
+    """A network with everything around it that turns images into objects.
 
     Args:
         runtime: the network (see `nets.runtime`).
@@ -43,9 +41,16 @@ class Detector:
         self._turn = threading.Lock()
 
     @classmethod
-    def from_model(cls, model: YOLOv4, device: str = "cpu") -> Detector:
+    def from_model(cls: type[Own], model: YOLOv4, device: str = "cpu") -> Own:
         """A detector on a copy of a network's present weights."""
         return cls(TorchRuntime(model, device))
+
+    @classmethod
+    def open(
+        cls: type[Own], model: str | os.PathLike[str] | None = None, device: str = "auto", runtime: str = "auto"
+    ) -> Own:
+        """A detector from a model file, the name of bundled weights, or a run's folder (see `find_model`)."""
+        return cls(load_runtime(find_model(model), device, runtime))
 
     @property
     def config(self) -> ModelConfig:
@@ -62,27 +67,12 @@ class Detector:
             )
         self.runtime.config = self.config.replace(input_size=size)
 
-    def __call__(self, images: Any, **thresholds: Any) -> Any:
-        """Find the objects of one image or of several.
-
-        Args:
-            images: a path, an RGB array (H, W, 3) uint8, a list of either, or an array (B, H, W, 3).
-            thresholds: `score_threshold`, `iou_threshold`, `max_detections`, `multi_label`, as in `postprocess`.
-
-        Returns:
-            `Detections` in image pixels, or a list of them for a list or batch.
-        """
-        single = isinstance(images, (str, os.PathLike)) or (isinstance(images, np.ndarray) and images.ndim == 3)
-        batch = [_as_image(image) for image in ([images] if single else images)]
-        found = self.detect_batch(batch, **thresholds)
-        return found[0] if single else found
-
-    def detect_batch(self, images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
-        """Objects of RGB images (H, W, 3) uint8 of any sizes, each in its own pixels; thresholds as in `__call__`."""
+    def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
+        """Objects of RGB images (H, W, 3) uint8 of any sizes, each in its own pixels."""
         if not images:
             return []
         started = time.perf_counter()
-        letterbox = self.config.letterbox
+        letterbox, names = self.config.letterbox, self.config.class_names
         batch = np.empty((len(images), *self.config.input_size, 3), np.uint8)
         for image, place in zip(images, batch, strict=True):
             letterbox.apply(image, out=place)
@@ -94,23 +84,17 @@ class Detector:
                 before = time.perf_counter()
                 outputs = self.runtime.run(part)
                 after = time.perf_counter()
-            results += self.runtime.read(outputs, **thresholds)
+            results += self.runtime.read(outputs, thresholds)
             spent["network"] += after - before
             spent["postprocess"] += time.perf_counter() - after
         results = results[: len(images)]
         for number, (image, found) in enumerate(zip(images, results, strict=True)):
             boxes = letterbox.boxes_to_image(found.boxes, *image.shape[:2])
-            results[number] = Detections(boxes, found.scores, found.labels)
+            results[number] = Detections(boxes, found.scores, found.labels, names=names)
         with self._turn:
             for name, seconds in spent.items():
                 self.timings[name] += seconds
         return results
-
-    def stream(self, source: Any, **options: Any) -> Iterator[Any]:
-        """Objects of a video, frame by frame: yields (frame, `Detections`); see `prediction.streaming.stream`."""
-        from prediction.streaming import stream  # streaming knows the detector, so not the other way round at import
-
-        return stream(self, source, **options)
 
     def _parts(self, batch: np.ndarray) -> Iterator[np.ndarray]:
         """The batch in the sizes that the runtime takes; the last part is filled up with zeros."""
@@ -123,48 +107,3 @@ class Detector:
             if len(part) < size:
                 part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
             yield part
-
-
-def load_detector(path: str | os.PathLike[str] | None = None, device: str = "auto", runtime: str = "auto") -> Detector:
-    """A detector from a checkpoint or an exported file.
-
-    Args:
-        path: the file; None takes the weights that come with this platform.
-        device: `auto`, `cpu`, `cuda`, `cuda:N`.
-        runtime: `auto`, or what to run on (see `nets.runtime`).
-
-    Example:
-        detections = load_detector("best.pth")("photo.jpg")
-    """
-    return Detector(load_runtime(default_checkpoint() if path is None else Path(path), device, runtime))
-
-
-def weights_path(name: str) -> Path:
-    """The file of that name, or the bundled weights: `small` is model_data/small.pth."""
-    bundled = MODEL_DATA / f"{name}.pth"
-    return bundled if bundled.name in BUILT_IN and not os.path.exists(name) else Path(name)
-
-
-def default_checkpoint() -> Path:
-    """The built-in weights. Raises UserError where this copy has none."""
-    for name in BUILT_IN:
-        if (MODEL_DATA / name).is_file():
-            return MODEL_DATA / name
-    raise UserError("--checkpoint", "none named, and there are no built-in weights", "give --checkpoint FILE")
-
-
-def _as_image(image: Any) -> np.ndarray:
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
-        raise UserError(
-            "image", f"an array of {image.dtype} and shape {image.shape}", "give RGB, uint8, (height, width, 3)"
-        )
-    if not image.size:
-        raise UserError(
-            "image", f"an array of shape {image.shape} has no pixels", "give RGB, uint8, (height, width, 3)"
-        )
-    if image.ndim == 2 or image.shape[2] == 1:
-        image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-    return image

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torchvision.ops import box_convert, nms
 from nets.anchors import decode
 from nets.model_config import STRIDES, ModelConfig
 from utils.detections import Detections
+from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 # The most candidates of one image that suppression looks at, best first: bounds its cost whatever the scores are.
 MAX_CANDIDATES = 1000
@@ -23,50 +23,33 @@ Suppress = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tenso
 
 
 def postprocess(
-    predictions: Sequence[Tensor],
-    config: ModelConfig,
-    score_threshold: float | None = None,
-    iou_threshold: float | None = None,
-    max_detections: int | None = None,
-    multi_label: bool | None = None,
-    suppress: Suppress | None = None,
+    predictions: Sequence[Tensor], config: ModelConfig, thresholds: Thresholds = OWN_THRESHOLDS
 ) -> list[Detections]:
     """Read the network's answer.
 
     Args:
         predictions: three raw tensors (B, A, H, W, 5 + C), strides 8, 16, 32.
-        config: anchors, grid sensitivity, and the defaults of what follows.
-        score_threshold: the least objectness x class probability, 0 to 1.
-        iou_threshold: boxes of one class that overlap more than this are one object.
-        max_detections: the most objects of one image.
-        multi_label: whether a box may answer for several classes.
-        suppress: another suppression than greedy NMS within each class (see `nets.nms`).
+        config: anchors, grid sensitivity, and the default thresholds.
+        thresholds: which detections are kept.
 
     Returns:
         Detections of each image, best first, in input pixels.
     """
-    rules = _Rules.of(config, score_threshold, iou_threshold, max_detections, multi_label, suppress)
+    rules = thresholds.resolved(config)
     return [_read_maps([raw[image] for raw in predictions], config, rules) for image in range(len(predictions[0]))]
 
 
 def postprocess_decoded(
-    boxes: Tensor,
-    scores: Tensor,
-    config: ModelConfig,
-    score_threshold: float | None = None,
-    iou_threshold: float | None = None,
-    max_detections: int | None = None,
-    multi_label: bool | None = None,
-    suppress: Suppress | None = None,
+    boxes: Tensor, scores: Tensor, config: ModelConfig, thresholds: Thresholds = OWN_THRESHOLDS
 ) -> list[Detections]:
     """The same for a network that decodes by itself (an exported file).
 
     Args:
         boxes: (B, N, 4) xyxy, input pixels.
         scores: (B, N, C) objectness x class probability.
-        others: as in `postprocess`.
+        config, thresholds: as in `postprocess`.
     """
-    rules = _Rules.of(config, score_threshold, iou_threshold, max_detections, multi_label, suppress)
+    rules = thresholds.resolved(config)
     results = []
     for image_boxes, image_scores in zip(boxes, scores, strict=True):
         places, best, labels = _best_candidates(image_scores, rules)
@@ -74,36 +57,7 @@ def postprocess_decoded(
     return results
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """What counts, and how boxes of one object become one; see `postprocess`."""
-
-    score_threshold: float
-    iou_threshold: float
-    max_detections: int
-    multi_label: bool
-    suppress: Suppress
-
-    @classmethod
-    def of(
-        cls,
-        config: ModelConfig,
-        score_threshold: float | None,
-        iou_threshold: float | None,
-        max_detections: int | None,
-        multi_label: bool | None,
-        suppress: Suppress | None,
-    ) -> _Rules:
-        return cls(
-            config.score_threshold if score_threshold is None else score_threshold,
-            config.iou_threshold if iou_threshold is None else iou_threshold,
-            config.max_detections if max_detections is None else max_detections,
-            config.multi_label if multi_label is None else multi_label,
-            suppress or suppress_by_class,
-        )
-
-
-def _read_maps(maps: Sequence[Tensor], config: ModelConfig, rules: _Rules) -> Detections:
+def _read_maps(maps: Sequence[Tensor], config: ModelConfig, rules: Thresholds) -> Detections:
     """Detections of one image from its three maps (A, H, W, 5 + C)."""
     threshold = rules.score_threshold
     # a score is at most its objectness, so that most places are dismissed by one comparison of logits
@@ -120,7 +74,7 @@ def _read_maps(maps: Sequence[Tensor], config: ModelConfig, rules: _Rules) -> De
     return _suppress(box_convert(boxes, "cxcywh", "xyxy"), scores, labels, rules)
 
 
-def _best_candidates(scores: Tensor, rules: _Rules) -> tuple[Tensor, Tensor, Tensor]:
+def _best_candidates(scores: Tensor, rules: Thresholds) -> tuple[Tensor, Tensor, Tensor]:
     """The (box, class) pairs that reach the threshold, best first, as many as suppression looks at.
 
     Args:
@@ -144,18 +98,18 @@ def _best_candidates(scores: Tensor, rules: _Rules) -> tuple[Tensor, Tensor, Ten
     return kept, best[kept], labels[kept]
 
 
-def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rules: _Rules) -> Detections:
+def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rules: Thresholds) -> Detections:
     finite = boxes.isfinite().all(dim=1)
     if not finite.all():
         boxes, scores, labels = boxes[finite], scores[finite], labels[finite]
     candidates = boxes, scores, labels
-    few = FIRST_LOOK * rules.max_detections
-    if rules.suppress is suppress_by_class and len(boxes) > few:
+    few, suppress = FIRST_LOOK * rules.max_detections, rules.suppress or suppress_by_class
+    if suppress is suppress_by_class and len(boxes) > few:
         # what greedy suppression keeps of the best does not depend on the rest: often they are enough
         candidates = boxes[:few], scores[:few], labels[:few]
-    kept = rules.suppress(*candidates, rules.iou_threshold)
+    kept = suppress(*candidates, rules.iou_threshold)
     if len(candidates[0]) < len(boxes) and len(kept[0]) < rules.max_detections:
-        kept = rules.suppress(boxes, scores, labels, rules.iou_threshold)
+        kept = suppress(boxes, scores, labels, rules.iou_threshold)
     return Detections(*(each[: rules.max_detections].cpu().numpy() for each in kept))
 
 

@@ -16,6 +16,7 @@ from nets.postprocess import postprocess, postprocess_decoded
 from nets.yolov4 import YOLOv4
 from utils.detections import Detections
 from utils.errors import UserError
+from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 
 class Runtime(ABC):
@@ -44,11 +45,11 @@ class Runtime(ABC):
         height, width = self.config.input_size
         self.run(np.full((self.fixed_batch or batch, height, width, 3), 127, np.uint8))
 
-    def read(self, outputs: Sequence[Tensor], **thresholds: object) -> list[Detections]:
-        """Detections of each image, in input pixels; thresholds as in `postprocess`."""
+    def read(self, outputs: Sequence[Tensor], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
+        """Detections of each image, in input pixels."""
         if self.decodes:
-            return postprocess_decoded(*outputs, self.config, **thresholds)  # type: ignore[arg-type]
-        return postprocess(outputs, self.config, **thresholds)  # type: ignore[arg-type]
+            return postprocess_decoded(*outputs, self.config, thresholds)
+        return postprocess(outputs, self.config, thresholds)
 
 
 class TorchRuntime(Runtime):

@@ -1,1 +1,19 @@
 """Running a detector on images, videos and streams, and writing what it detects."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Detections": "utils.detections",
+    "Detector": "prediction.detector",
+    "Thresholds": "utils.thresholds",
+    "load_detector": "prediction.detector",
+}
+__all__ = list(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    """What users import, resolved on demand: the modules inside import from the module that defines a name."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'prediction' has no attribute {name!r}")

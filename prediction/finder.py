@@ -1,18 +1,21 @@
-"""A detector with a user's wishes: thresholds of classes, chosen classes, other NMS, tiles, several views."""
+"""Detector with user-set thresholds and classes, another NMS, tiles or test-time augmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from data.class_names import class_index
 from nets.nms import SUPPRESSIONS, soft_nms
 from prediction.tiling import TiledDetector
 from prediction.tta import AugmentedDetector
 from utils.detections import Detections
 from utils.errors import UserError
+from utils.thresholds import Thresholds
 
 MOST_CANDIDATES = 1000  # detections asked for where some are left out afterwards
 
@@ -50,7 +53,7 @@ class Finder:
     ) -> None:
         self.detector, self.config = detector, detector.config
         self.threshold, self.by_class = _thresholds(thresholds, self.config)
-        self.wanted = _class_mask(classes, self.config.class_names)
+        self.wanted = class_mask(classes or None, self.config.class_names, "--classes")
         self.limit = max_detections or self.config.max_detections
         self.least = np.full(self.config.num_classes, self.threshold)
         for label, threshold in self.by_class.items():
@@ -67,19 +70,9 @@ class Finder:
         """Objects of RGB images in their pixels; `least` lowers all thresholds to it, for the tracker."""
         thresholds = self.least if least is None else np.minimum(self.least, least)
         lowest = float(thresholds[self.wanted].min())
-        filtered = not self.wanted.all() or bool((thresholds > lowest).any())
         suppress = partial(soft_nms, score_threshold=lowest) if self._suppress is soft_nms else self._suppress
-        extra = {} if suppress is None else {"suppress": suppress}
-        found = self._engine.detect_batch(
-            images,
-            score_threshold=lowest,
-            iou_threshold=self._iou_threshold,
-            max_detections=max(self.limit, MOST_CANDIDATES) if filtered else self.limit,
-            **extra,
-        )
-        return [
-            each[self.wanted[each.labels] & (each.scores >= thresholds[each.labels])][: self.limit] for each in found
-        ]
+        asked = Thresholds(lowest, self._iou_threshold, self.limit, suppress=suppress)
+        return detect_filtered(self._engine.detect_batch, images, asked, self.wanted, thresholds)
 
     def threshold_text(self) -> str:
         """Which threshold is used, and where it comes from."""
@@ -96,7 +89,7 @@ def _thresholds(values: Sequence[str], config: Any) -> tuple[float, dict[int, fl
         name, equals, number = value.rpartition("=")
         threshold = read_threshold(number)
         if equals:
-            by_class[_class_index("--score-threshold", name, config.class_names)] = threshold
+            by_class[class_index(name, config.class_names, "--score-threshold")] = threshold
         else:
             general = threshold
     return general, by_class
@@ -113,20 +106,38 @@ def read_threshold(text: str) -> float:
     return value
 
 
-def _class_index(where: str, name: str, class_names: Sequence[str]) -> int:
-    if name in class_names:
-        return class_names.index(name)
-    if name.isdigit() and int(name) < len(class_names):
-        return int(name)
-    folded = [known for known in class_names if known.casefold() == name.casefold()]
-    todo = f"did you mean {folded[0]}?" if folded else f"known: {', '.join(class_names[:20])}"
-    raise UserError(where, f"the model has no class {name!r}", todo)
-
-
-def _class_mask(names: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
-    """(C,) bool: the classes asked for; all if none is named."""
-    if not names:
+def class_mask(names: Sequence[str | int] | str | int | None, class_names: Sequence[str], where: str) -> np.ndarray:
+    """(C,) bool: the classes that are named; all for None. Raises UserError for a class that the model lacks."""
+    if names is None:
         return np.ones(len(class_names), bool)
     mask = np.zeros(len(class_names), bool)
-    mask[[_class_index("--classes", name, class_names) for name in names]] = True
+    for name in [names] if isinstance(names, (str, int)) else names:
+        mask[class_index(name, class_names, where)] = True
     return mask
+
+
+def detect_filtered(
+    detect: Callable[[Sequence[np.ndarray], Thresholds], list[Detections]],
+    images: Sequence[np.ndarray],
+    thresholds: Thresholds,
+    wanted: np.ndarray,
+    least: np.ndarray | None = None,
+) -> list[Detections]:
+    """Detections of some classes only, or with a threshold of their own for some.
+
+    Args:
+        detect: as `Detector.detect_batch`.
+        thresholds: with `score_threshold` and `max_detections`, for all classes.
+        wanted: (C,) bool, the classes to keep.
+        least: (C,) least score of each class; None takes `thresholds.score_threshold`.
+    """
+    limit, lowest = thresholds.max_detections, thresholds.score_threshold
+    if least is not None:
+        lowest = float(least[wanted].min(initial=1.0))
+    is_filtered = not wanted.all() or (least is not None and bool((least > lowest).any()))
+    many = max(limit or 0, MOST_CANDIDATES) if is_filtered else limit  # what is left out must not use up the limit
+    found = detect(images, replace(thresholds, score_threshold=lowest, max_detections=many))
+    if is_filtered:
+        least = np.zeros(len(wanted)) if least is None else least
+        found = [each[wanted[each.labels] & (each.scores >= least[each.labels])] for each in found]
+    return [each[:limit] for each in found]

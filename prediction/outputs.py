@@ -15,7 +15,7 @@ import numpy as np
 
 from data.formats.writers import voc_xml
 from utils.detections import Detections
-from utils.errors import MissingExtra, UserError
+from utils.errors import UserError
 from utils.files import write_file
 from utils.images import write_image
 from utils.output_rules import check_output_folder
@@ -160,17 +160,7 @@ class _CocoResults(_JsonList):
     def rows(self, result: Result) -> list[dict[str, Any]]:
         stem = result.file_key
         image_id: int | str = int(stem) if re.fullmatch(r"[0-9]{1,18}", stem) else _text(stem)
-        found = result.detections
-        xywh = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], axis=1)
-        return [
-            {
-                "image_id": image_id,
-                "category_id": int(label) + 1,
-                "bbox": [round(float(v), 3) for v in box],
-                "score": round(float(score), 6),
-            }
-            for box, score, label in zip(xywh, found.scores, found.labels, strict=True)
-        ]
+        return result.detections.to_coco(image_id)
 
 
 class _Lines(ResultWriter):
@@ -271,15 +261,12 @@ class _Crops(ResultWriter):
     """Every object as a picture of its own, in a folder of its class."""
 
     def add(self, result: Result) -> None:
-        height, width = result.size
         found = result.detections
-        low, high = np.floor(found.boxes[:, :2]), np.ceil(found.boxes[:, 2:])
-        corners = np.clip(np.concatenate([low, high], axis=1), 0, [width, height, width, height]).astype(int)
-        for number, ((x1, y1, x2, y2), label) in enumerate(zip(corners, found.labels, strict=True)):
-            if x2 > x1 and y2 > y1:
+        for number, (crop, label) in enumerate(zip(found.crops(result.image), found.labels, strict=True)):
+            if crop.size:
                 folder = _folder_name(self.class_names[int(label)], int(label))
                 path = self.folder.claim(f"crops/{folder}/{result.file_key}_{number:03d}.jpg")
-                write_image(path, np.ascontiguousarray(result.image[y1:y2, x1:x2]))
+                write_image(path, crop)
 
 
 class _Frames(ResultWriter):
@@ -376,53 +363,6 @@ def count_text(labels: np.ndarray | Counter[int], class_names: Sequence[str]) ->
     counts = Counter(labels.tolist()) if isinstance(labels, np.ndarray) else labels
     return (
         ", ".join(f"{n} {class_names[c]}" for c, n in sorted(counts.items(), key=lambda i: (-i[1], i[0]))) or "nothing"
-    )
-
-
-def to_dataframe(detections: Detections, class_names: Sequence[str]) -> Any:
-    """A pandas table of one row an object: class_id, class_name, score, x1, y1, x2, y2 (image pixels), track_id.
-
-    Raises:
-        MissingExtra: without pandas.
-    """
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingExtra("to_dataframe", "pandas") from error
-    columns = ["class_id", "class_name", "score", "x1", "y1", "x2", "y2"]
-    table = pandas.DataFrame(
-        {
-            "class_id": detections.labels,
-            "class_name": [class_names[int(label)] for label in detections.labels],
-            "score": detections.scores,
-            **{name: detections.boxes[:, i] for i, name in enumerate(columns[3:])},
-        },
-        columns=columns,
-    )
-    if detections.track_ids is not None:
-        table["track_id"] = detections.track_ids
-    return table
-
-
-def to_supervision(detections: Detections, class_names: Sequence[str] | None = None) -> Any:
-    """The same objects as `supervision.Detections`.
-
-    Raises:
-        MissingExtra: without supervision.
-    """
-    try:
-        import supervision
-    except ImportError as error:
-        raise MissingExtra("to_supervision", "supervision") from error
-    names = (
-        None if class_names is None else np.array([class_names[int(label)] for label in detections.labels], dtype=str)
-    )
-    return supervision.Detections(
-        xyxy=detections.boxes.copy(),
-        confidence=detections.scores.copy(),
-        class_id=detections.labels.astype(int),
-        tracker_id=None if detections.track_ids is None else detections.track_ids.astype(int),
-        data={} if names is None else {"class_name": names},
     )
 
 

@@ -5,29 +5,32 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
 
 from data.skips import Skip
 from prediction.sources import Source, list_sources
 from prediction.threads import parallel_map, prefetch
 from prediction.video import Frame
 from utils.detections import Detections
-from utils.errors import UserError, warn
+from utils.errors import MissingFileError, UserError, warn
+
+Detect = Callable[[Sequence[np.ndarray]], list[Detections]]
 
 
 def stream(
-    detector: Any, source: str | os.PathLike[str] | int, batch_size: int = 4, **thresholds: Any
+    detect: Detect, source: str | os.PathLike[str] | int | Sequence[str | os.PathLike[str]], batch_size: int = 4
 ) -> Iterator[tuple[Frame, Detections]]:
-    """What a detector sees in a source, in order; decoding runs beside the network.
+    """Detections in a source, in order; decoding runs beside the network.
 
     Args:
-        detector: has `detect_batch`.
+        detect: detections of RGB images (H, W, 3) uint8.
         source: a video file, picture, folder, glob, list, address, or the number of a webcam (see `list_sources`).
         batch_size: frames of files run at once; of a camera always the newest one.
-        thresholds: as `Detector.detect_batch` takes them.
 
     Yields:
         the frame (`image` RGB, `index`, `time` and `lag` in seconds) and its Detections in image pixels. Indices begin
@@ -41,24 +44,24 @@ def stream(
     with TemporaryDirectory(prefix="stream-") as downloads:
         sources, skips = _sources(source, Path(downloads))
         if not sources and skips:
-            raise UserError(skips[0].where, skips[0].what, skips[0].todo)
+            kind = MissingFileError if skips[0].code == "missing_file" else UserError
+            raise kind(skips[0].where, skips[0].what, skips[0].todo)
         for skip in skips:
             warn(skip.where, skip.what, skip.todo)
         for is_image, group in itertools.groupby(sources, key=lambda each: each.kind == "image"):
             members = list(group)
             for part in [members] if is_image else [[member] for member in members]:
-                yield from _watch(detector, part, batch_size, thresholds, alone=len(sources) == 1)
+                yield from _watch(detect, part, batch_size, alone=len(sources) == 1)
 
 
-def _sources(source: str | os.PathLike[str] | int, downloads: Path) -> tuple[list[Source], list[Skip]]:
+def _sources(source: Any, downloads: Path) -> tuple[list[Source], list[Skip]]:
     if isinstance(source, int):
         return [Source("stream", f"webcam {source}", address=source)], []
-    return list_sources([os.fspath(source)], download_folder=downloads)
+    names = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    return list_sources([os.fspath(name) for name in names], download_folder=downloads)
 
 
-def _watch(
-    detector: Any, sources: list[Source], batch_size: int, thresholds: dict[str, Any], alone: bool
-) -> Iterator[tuple[Frame, Detections]]:
+def _watch(detect: Detect, sources: list[Source], batch_size: int, alone: bool) -> Iterator[tuple[Frame, Detections]]:
     with contextlib.ExitStack() as stack:
         frames: Any
         if sources[0].kind == "image":
@@ -69,7 +72,7 @@ def _watch(
             frames = iter(reader) if reader.live else prefetch(reader)
         stack.callback(frames.close)  # before the reader that it reads from
         while batch := list(itertools.islice(frames, batch_size)):
-            yield from zip(batch, detector.detect_batch([frame.image for frame in batch], **thresholds), strict=True)
+            yield from zip(batch, detect([frame.image for frame in batch]), strict=True)
 
 
 def _pictures(sources: list[Source], ahead: int, alone: bool) -> Iterator[Frame]:

@@ -10,6 +10,7 @@ import torch
 
 from nets.nms import Suppress, agnostic_nms, merge_cut_boxes
 from utils.detections import Detections
+from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 EDGE = 0.01  # a box that ends within this share of a tile's side was probably cut there
 
@@ -41,31 +42,30 @@ class TiledDetector:
     def timings(self) -> dict[str, float]:
         return getattr(self.detector, "timings", {})
 
-    def detect_batch(self, images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
+    def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
         """As `Detector.detect_batch`."""
         return [self._detect(image, thresholds) for image in images]
 
-    def _detect(self, image: np.ndarray, thresholds: dict[str, Any]) -> Detections:
+    def _detect(self, image: np.ndarray, thresholds: Thresholds) -> Detections:
         height, width = image.shape[:2]
         tile_height, tile_width = (self.tile, self.tile) if self.tile else self.config.input_size
         windows = tile_windows(height, width, tile_height, tile_width, self.overlap)
         if len(windows) == 1:
-            return self.detector.detect_batch([image], **thresholds)[0]
+            return self.detector.detect_batch([image], thresholds)[0]
         found: list[Detections] = []
         cut: list[np.ndarray] = []
         for start in range(0, len(windows), self.batch_size):
             part = windows[start : start + self.batch_size]
             crops = [np.ascontiguousarray(image[top:bottom, left:right]) for left, top, right, bottom in part]
-            for window, seen in zip(part, self.detector.detect_batch(crops, **thresholds), strict=True):
+            for window, seen in zip(part, self.detector.detect_batch(crops, thresholds), strict=True):
                 found.append(_moved(seen, window))
                 cut.append(cut_by_window(found[-1].boxes, window, height, width))
         if self.whole:
-            found += self.detector.detect_batch([image], **thresholds)
+            found += self.detector.detect_batch([image], thresholds)
             cut.append(np.zeros(len(found[-1]), bool))
-        iou_threshold = thresholds.get("iou_threshold")
-        iou_threshold = self.config.iou_threshold if iou_threshold is None else iou_threshold
-        limit = thresholds.get("max_detections") or self.config.max_detections
-        suppress = agnostic_nms if thresholds.get("suppress") is agnostic_nms else None
+        iou_threshold = self.config.iou_threshold if thresholds.iou_threshold is None else thresholds.iou_threshold
+        limit = thresholds.max_detections or self.config.max_detections
+        suppress = agnostic_nms if thresholds.suppress is agnostic_nms else None
         return join_views(found, cut, iou_threshold, limit, suppress)
 
 

@@ -13,6 +13,7 @@ from torchvision.ops import batched_nms
 
 from nets.nms import Suppress, weighted_box_fusion
 from utils.detections import Detections
+from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 
 class AugmentedDetector:
@@ -41,7 +42,7 @@ class AugmentedDetector:
     def timings(self) -> dict[str, float]:
         return getattr(self.detector, "timings", {})
 
-    def detect_batch(self, images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
+    def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
         """As `Detector.detect_batch`."""
         own_size = self.config.input_size
         views: list[list[Detections]] = []
@@ -49,18 +50,17 @@ class AugmentedDetector:
             for size in self.sizes:
                 if size != tuple(self.config.input_size):
                     self.detector.set_input_size(size)
-                views.append(self.detector.detect_batch(images, **thresholds))
+                views.append(self.detector.detect_batch(images, thresholds))
                 if self.flip:
                     mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in images]
-                    found = self.detector.detect_batch(mirrored, **thresholds)
+                    found = self.detector.detect_batch(mirrored, thresholds)
                     views.append([_mirrored(f, image.shape[1]) for f, image in zip(found, images, strict=True)])
         finally:
             if tuple(self.config.input_size) != tuple(own_size):
                 self.detector.set_input_size(own_size)
-        iou = thresholds.get("iou_threshold")
-        iou = self.config.iou_threshold if iou is None else iou
-        limit = thresholds.get("max_detections") or self.config.max_detections
-        suppress = thresholds.get("suppress")
+        iou = self.config.iou_threshold if thresholds.iou_threshold is None else thresholds.iou_threshold
+        limit = thresholds.max_detections or self.config.max_detections
+        suppress = thresholds.suppress
         if suppress is weighted_box_fusion:
             suppress = partial(weighted_box_fusion, views=len(views))
         return [_joined(list(each), iou, limit, suppress) for each in zip(*views, strict=True)]

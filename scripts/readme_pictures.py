@@ -16,7 +16,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from data.open import open_dataset
 from data.tools.demo import Scene, street
-from nets.detector import Detector, load_detector
+from prediction.detector import Detector, load_detector
 from prediction.explain import layer_cam, objectness_map
 from prediction.tiling import TiledDetector
 from prediction.video import VideoReader, VideoWriter

@@ -20,6 +20,7 @@ from service.metrics import Gauge, Metrics
 from utils.detections import Detections
 from utils.errors import warn
 from utils.images import ImageError, ImageHeader, decode_image, read_header_bytes
+from utils.thresholds import Thresholds
 
 LOWEST_SCORE = 0.01  # no request may ask for less: below is noise, and noise is slow
 MOST_DETECTIONS = 1000  # no request may ask for more
@@ -176,9 +177,7 @@ class Pipeline:
         # greedy suppression never lets a worse box touch a better one: a higher threshold can be applied afterwards
         found = self.detector.detect_batch(
             [each.image for each in batch],
-            score_threshold=min(each.score_threshold for each in batch),
-            iou_threshold=self._iou_threshold,
-            max_detections=MOST_DETECTIONS,
+            Thresholds(min(each.score_threshold for each in batch), self._iou_threshold, MOST_DETECTIONS),
         )
         self.metrics.network.observe(time.perf_counter() - started)
         self.metrics.batch.observe(len(batch))

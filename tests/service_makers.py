@@ -17,6 +17,7 @@ import pytest
 
 from nets.model_config import ModelConfig
 from utils.detections import Detections
+from utils.thresholds import Thresholds
 
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[serve]'")
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[serve]'")
@@ -41,13 +42,13 @@ class Painted:
         self.gate.set()
         self.broken = False
 
-    def detect_batch(self, images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
+    def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
         self.batches.append(len(images))
         assert self.gate.wait(20)
         if self.broken:
             raise RuntimeError("out of memory")
         assert all(image.shape == (96, 96, 3) for image in images), "the batch holds inputs, not pictures"
-        return [self._detect(image, thresholds["score_threshold"]) for image in images]
+        return [self._detect(image, thresholds.score_threshold) for image in images]
 
     def _detect(self, image: np.ndarray, threshold: float) -> Detections:
         rows = []

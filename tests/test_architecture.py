@@ -22,7 +22,6 @@ MAY_IMPORT = {
 }
 # Imports that still point the wrong way. This list may only become shorter.
 KNOWN_ARROWS_BACK = {
-    ("nets.detector", "prediction.streaming"),
     ("benchmarks.video", "predict"),
     ("benchmarks.train_step", "train"),
 }

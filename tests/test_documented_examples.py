@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_python_example_runs(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nets.detector.default_checkpoint", lambda: folder / "best.pth")
+    monkeypatch.setattr("nets.detector.find_model", lambda name: folder / "best.pth")
     found = blocks(page)
     assert found
     names: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.index import DatasetIndex
-from evaluation.evaluator import EVAL_SETTINGS, FoundDetections, evaluate, match_classes, score
+from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, evaluate, match_classes, score
 from evaluation.metrics.calibration import calibrate
 from evaluation.metrics.coco import COCOMetric
 from evaluation.metrics.compare import compare_rows
@@ -60,8 +60,8 @@ class FakeDetector:
             scores = rng.integers(1, 20, len(labels)) / 20
             self.found.append(Detections(np.concatenate([near, wild]), scores, labels))
 
-    def detect_batch(self, images: Any, **thresholds: Any) -> list[Detections]:
-        assert thresholds["score_threshold"] == EVAL_SETTINGS.score_threshold
+    def detect_batch(self, images: Any, thresholds: Any) -> list[Detections]:
+        assert thresholds == EVAL_THRESHOLDS
         self.batches.append(len(images))
         self.timings["network"] += 0.5
         return [self.found[int(image[0, 0, 0])] for image in images]

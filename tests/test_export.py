@@ -24,6 +24,7 @@ from nets.yolov4 import YOLOv4
 from utils.detections import Detections
 from utils.errors import MissingExtra, RunError, UserError
 from utils.images import write_image
+from utils.thresholds import Thresholds
 
 PLAIN, EVERYTHING = Form(), Form(uint8_input=True, nms=True, dynamic=True)
 RAW_ANY = Form(uint8_input=True, decodes=False, dynamic=True)
@@ -95,8 +96,8 @@ def test_an_exported_file_says_what_it_is(kind, form) -> None:
 def test_a_dynamic_file_takes_several_images_of_another_size(network, kind, form) -> None:
     images = pictures(3, 96, 160)
     runtime = load_runtime(exported(kind, form), "cpu")
-    expected = network.read(network.run(images), score_threshold=0.3)
-    found = runtime.read(runtime.run(images), score_threshold=0.3)
+    expected = network.read(network.run(images), Thresholds(0.3))
+    found = runtime.read(runtime.run(images), Thresholds(0.3))
     assert [len(each) for each in found] == [len(each) for each in expected]
     assert sum(count_changed(a, b, 0.301) for a, b in zip(expected, found, strict=True)) == 0
 
@@ -104,9 +105,9 @@ def test_a_dynamic_file_takes_several_images_of_another_size(network, kind, form
 def test_a_file_with_suppression_inside_says_that_its_thresholds_stand(capsys) -> None:
     runtime = load_runtime(exported("onnx", EVERYTHING), "cpu")
     outputs = runtime.run(pictures(1))
-    all_of_them = runtime.read(outputs, score_threshold=0.001)[0]
+    all_of_them = runtime.read(outputs, Thresholds(0.001))[0]
     assert "export it without --nms" in capsys.readouterr().err
-    fewer = runtime.read(outputs, score_threshold=float(np.median(all_of_them.scores)), max_detections=2)[0]
+    fewer = runtime.read(outputs, Thresholds(float(np.median(all_of_them.scores)), max_detections=2))[0]
     assert len(fewer) == 2 and fewer.scores[0] >= fewer.scores[1]
 
 

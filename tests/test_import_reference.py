@@ -19,6 +19,7 @@ from nets.weights.checkpoint import Checkpoint, load_checkpoint
 from nets.weights.import_reference import import_reference, main, read_class_names
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError
+from utils.thresholds import Thresholds
 
 NAMES = {1: "mobilenet_v1", 2: "mobilenet_v2", 3: "mobilenet_v3_large"}
 
@@ -79,7 +80,7 @@ def imported(request: pytest.FixtureRequest, shared: Path) -> Imported:
 def detections_of(imported: Imported, predictions: list[Tensor]) -> np.ndarray:
     """(N, 6) x1, y1, x2, y2, score, class in the pixels of the 500 x 375 image, in one order."""
     config = imported.checkpoint.config
-    found = postprocess(predictions, config, score_threshold=0.3)[0]
+    found = postprocess(predictions, config, Thresholds(score_threshold=0.3))[0]
     boxes = config.letterbox.boxes_to_image(found.boxes, 375, 500, clip=False)
     return in_order(np.column_stack((boxes, found.scores, found.labels)))
 

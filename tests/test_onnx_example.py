@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from export_makers import checkpoint, exported, pictures
 
-from nets.detector import load_detector
 from nets.export.graph import Form
+from prediction.detector import load_detector
 from utils.images import write_image
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "onnx_only.py"

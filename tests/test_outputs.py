@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,8 +18,6 @@ from prediction.outputs import (
     count_text,
     fresh_folder,
     planned_files,
-    to_dataframe,
-    to_supervision,
 )
 from utils.detections import Detections
 from utils.errors import UserError
@@ -201,17 +200,17 @@ def test_counts_as_text_begin_with_the_most_frequent() -> None:
 
 def test_detections_become_a_pandas_table() -> None:
     pytest.importorskip("pandas")
-    table = to_dataframe(result().detections, NAMES)
+    table = replace(result().detections, names=NAMES).to_dataframe()
     assert list(table.columns) == ["class_id", "class_name", "score", "x1", "y1", "x2", "y2"]
     assert table.class_name.tolist() == ["person", "猫/x", "dog & cat"] and table.x2[0] == pytest.approx(50.6)
-    assert len(to_dataframe(Detections.empty(), NAMES)) == 0
+    assert len(Detections.empty().to_dataframe()) == 0
 
 
 def test_detections_become_those_of_supervision() -> None:
     pytest.importorskip("supervision")
-    converted = to_supervision(result().detections, NAMES)
+    converted = replace(result().detections, names=NAMES).to_supervision()
     assert len(converted) == 3 and converted.class_id.tolist() == [0, 2, 1]
-    assert len(to_supervision(Detections.empty(), NAMES)) == 0
+    assert len(Detections.empty().to_supervision()) == 0
 
 
 def test_names_that_are_not_utf8_can_be_written_everywhere(tmp_path: Path) -> None:

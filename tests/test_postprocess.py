@@ -9,6 +9,7 @@ from torch import Tensor
 from nets.anchors import encode
 from nets.model_config import STRIDES, ModelConfig
 from nets.postprocess import MAX_CANDIDATES, postprocess, postprocess_decoded
+from utils.thresholds import Thresholds
 
 CONFIG = ModelConfig(class_names=("cat", "dog"), input_size=(128, 128))
 
@@ -55,8 +56,8 @@ def test_boxes_of_one_class_that_overlap_are_one_object_and_of_two_classes_two()
 def test_multi_label_lets_a_box_answer_for_several_classes() -> None:
     maps = silent()
     put(maps, (40.0, 56.0, 30.0, 20.0), [5.0, 2.0, 1.0])
-    assert len(postprocess(maps, CONFIG, multi_label=False)[0]) == 1
-    assert postprocess(maps, CONFIG, multi_label=True)[0].labels.tolist() == [0, 1]
+    assert len(postprocess(maps, CONFIG, Thresholds(multi_label=False))[0]) == 1
+    assert postprocess(maps, CONFIG, Thresholds(multi_label=True))[0].labels.tolist() == [0, 1]
 
 
 def test_images_of_a_batch_do_not_mix() -> None:
@@ -69,7 +70,7 @@ def test_images_of_a_batch_do_not_mix() -> None:
 
 def test_detections_come_best_first_and_no_more_than_asked_for() -> None:
     maps = [torch.randn(1, 3, 128 // s, 128 // s, 7, generator=torch.Generator().manual_seed(1)) for s in STRIDES]
-    (found,) = postprocess(maps, CONFIG, score_threshold=0.001, max_detections=17)
+    (found,) = postprocess(maps, CONFIG, Thresholds(score_threshold=0.001, max_detections=17))
     assert len(found) == 17 and (found.scores[:-1] >= found.scores[1:]).all()
 
 
@@ -81,7 +82,7 @@ def test_suppression_looks_at_a_bounded_number_of_candidates() -> None:
         seen.append(len(boxes))
         return boxes, scores, labels
 
-    postprocess(maps, CONFIG, score_threshold=0.0, suppress=count, multi_label=True)
+    postprocess(maps, CONFIG, Thresholds(score_threshold=0.0, suppress=count, multi_label=True))
     assert seen == [MAX_CANDIDATES]
 
 
@@ -102,5 +103,5 @@ def test_a_network_that_decodes_by_itself_gives_the_same_detections() -> None:
 
 def test_thresholds_of_nought_and_one_are_allowed() -> None:
     maps = silent()
-    assert len(postprocess(maps, CONFIG, score_threshold=1.0)[0]) == 0
-    assert len(postprocess(maps, CONFIG, score_threshold=0.0)[0]) == CONFIG.max_detections
+    assert len(postprocess(maps, CONFIG, Thresholds(score_threshold=1.0))[0]) == 0
+    assert len(postprocess(maps, CONFIG, Thresholds(score_threshold=0.0))[0]) == CONFIG.max_detections

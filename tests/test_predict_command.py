@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from prediction.video import VideoReader, VideoWriter
 from utils.detections import Detections
 from utils.errors import UserError
 from utils.images import read_image, write_image
+from utils.thresholds import Thresholds
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RED, BLUE = (230, 20, 20), (20, 20, 230)
@@ -49,9 +52,9 @@ class Painted:
     def set_input_size(self, size: Sequence[int]) -> None:
         self.config = self.config.replace(input_size=tuple(size) * (2 // len(size)))
 
-    def detect_batch(self, images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
-        self.asked.append({"images": len(images), **thresholds})
-        return [self._detect(image, thresholds["score_threshold"]) for image in images]
+    def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
+        self.asked.append({"images": len(images), **asdict(thresholds)})
+        return [self._detect(image, thresholds.score_threshold) for image in images]
 
     def _detect(self, image: np.ndarray, threshold: float) -> Detections:
         rows = []
@@ -142,9 +145,9 @@ def test_two_batches_of_a_video_are_on_their_way_at_once(detector: Painted, tmp_
     meet = threading.Barrier(2, timeout=60)  # broken, and an error, if the second batch waits for the first
     found = detector.detect_batch
 
-    def detect_batch(images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
+    def detect_batch(images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
         meet.wait()
-        return found(images, **thresholds)
+        return found(images, thresholds)
 
     monkeypatch.setattr(detector, "detect_batch", detect_batch)
     assert run(clip(tmp_path / "a.mp4", 16), "--output", tmp_path / "out", "--batch-size", "4", "--json") == 0
@@ -229,7 +232,7 @@ def test_options_that_swallowed_a_source_give_it_back(detector: Painted, tmp_pat
         (["--score-threshold", "2"], "--score-threshold: 2 is out of range"),
         (["--score-threshold", "high"], "--score-threshold: 'high'"),
         (["--score-threshold", "nothing=0.5"], "no class 'nothing'"),
-        (["--classes", "Red"], "did you mean red"),
+        (["--classes", "Red"], "did you mean 'red'"),
         (["--iou-threshold", "-1"], "--iou-threshold: -1.0 is out of range"),
         (["--batch-size", "0"], "--batch-size: 0 is out of range"),
         (["--save", "exe"], "--save: 'exe'"),
@@ -306,12 +309,12 @@ def test_a_live_page_is_offered_where_there_is_no_window(
 
 
 def test_frames_of_a_source_can_be_streamed_from_python(detector: Painted, tmp_path: Path) -> None:
-    seen = list(stream(detector, clip(tmp_path / "v.mp4", frames=7), score_threshold=0.4))
+    seen = list(stream(partial(detector.detect_batch, thresholds=Thresholds(0.4)), clip(tmp_path / "v.mp4", frames=7)))
     assert [frame.index for frame, _ in seen] == list(range(7))
     assert all(len(found) == 2 for _, found in seen)
     picture(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").write_bytes(b"broken")
-    assert len(list(stream(detector, tmp_path / "in", score_threshold=0.4))) == 1
+    assert len(list(stream(partial(detector.detect_batch, thresholds=Thresholds(0.4)), tmp_path / "in"))) == 1
     with pytest.raises(UserError):
         list(stream(detector, tmp_path / "none.mp4"))
 
@@ -369,10 +372,10 @@ def check_stopped(out: Path, frames: int) -> None:
 def test_ctrl_c_leaves_whole_files(detector: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = detector.detect_batch
 
-    def interrupted(images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
+    def interrupted(images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
         if len(detector.asked) == 3:
             raise KeyboardInterrupt
-        return find(images, **thresholds)
+        return find(images, thresholds)
 
     monkeypatch.setattr(detector, "detect_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -399,11 +402,11 @@ def test_a_camera_that_dies_is_an_error_after_its_frames_are_written(
     assert len(rows(tmp_path / "out")[0]["detections"]) == 2
     find = detector.detect_batch
 
-    def unplug(images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
+    def unplug(images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
         if not stop.is_set():
             stop.set()
             served.close()
-        return find(images, **thresholds)
+        return find(images, thresholds)
 
     monkeypatch.setattr(detector, "detect_batch", unplug)
     assert run(address, "--output", tmp_path / "out2", "--json") == 1

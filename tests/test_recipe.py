@@ -11,7 +11,7 @@ from train_makers import TINY, demo_data, run_train
 
 import train
 from data.open import open_dataset
-from nets.detector import weights_path
+from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_checkpoint
 from training import budget
 from training import options as training_options
@@ -54,7 +54,7 @@ def test_few_images_from_scratch_get_small_batches_and_a_large_rate() -> None:
 
 def test_auto_alone_starts_from_the_bundled_detector(capsys: pytest.CaptureFixture[str]) -> None:
     index = open_dataset(str(demo_data()), "train")
-    bundled = load_checkpoint(weights_path("small")).config
+    bundled = load_checkpoint(find_model("small")).config
     resolved = choose_options(training_options.TrainOptions(data="x", auto=True), index)
     assert resolved.weights == "small"
     assert resolved.freeze_norms and "--weights small: " in capsys.readouterr().out
@@ -67,9 +67,9 @@ def test_auto_alone_starts_from_the_bundled_detector(capsys: pytest.CaptureFixtu
 
 def test_a_file_goes_before_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert weights_path("small").name == "small.pth" and weights_path("other") == Path("other")
+    assert find_model("small").name == "small.pth"
     Path("small").touch()
-    assert weights_path("small") == Path("small")
+    assert find_model("small") == Path("small")
 
 
 def test_every_choice_says_why() -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from export_makers import CONFIG, checkpoint, exported, pictures, small_model
 
-from nets.detector import Detector, load_detector
 from nets.export import cache
 from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, RUNTIMES, file_kind, runtimes_of
 from nets.export.graph import Form
 from nets.export.load import load_runtime
 from nets.runtime import TorchRuntime
+from prediction.detector import Detector, load_detector
 from utils.errors import UserError
 
 PLAIN, ANY, RAW_ANY = Form(), Form(dynamic=True), Form(uint8_input=True, decodes=False, dynamic=True)

@@ -22,10 +22,10 @@ import torch
 from service_makers import Address, Painted, encoded, running, scene, until
 
 import serve
-from nets.detector import Detector
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
+from prediction.detector import Detector
 from service.app import build_app
 from service.limits import CLIENTS_REMEMBERED, Limits, RateLimit, Refused, client_of
 from utils.errors import MissingExtra, UserError

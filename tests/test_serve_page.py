@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from service_makers import Address, Painted, encoded, running, scene, until
 
-from nets.detector import Detector
 from nets.model_config import ModelConfig
+from prediction.detector import Detector
 from service.app import build_app
 from utils.images import decode_image, read_image
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +13,7 @@ from nets.model_config import ModelConfig
 from nets.nms import agnostic_nms
 from prediction.tiling import TiledDetector, tile_windows
 from utils.detections import Detections
+from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 
 class Painted:
@@ -23,7 +23,7 @@ class Painted:
         self.config = ModelConfig(class_names=("red", "blue"), input_size=(96, 96))
         self.calls: list[int] = []
 
-    def detect_batch(self, images: Sequence[np.ndarray], **thresholds: Any) -> list[Detections]:
+    def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
         self.calls.append(len(images))
         return [self._detect(image) for image in images]
 
@@ -61,14 +61,14 @@ def test_small_objects_are_found_by_tiles_that_the_whole_picture_hides() -> None
         image[y : y + 8, x : x + 8] = (255, 0, 0)
     detector = Painted()
     assert len(detector.detect_batch([image])[0]) == 0
-    found = TiledDetector(detector).detect_batch([image], iou_threshold=0.5)[0]
+    found = TiledDetector(detector).detect_batch([image], Thresholds(iou_threshold=0.5))[0]
     assert sorted(found.boxes.tolist()) == [[100, 100, 108, 108], [500, 700, 508, 708], [900, 40, 908, 48]]
 
 
 def test_objects_larger_than_a_tile_are_one_box() -> None:
     image = np.full((400, 400, 3), 90, np.uint8)
     image[60:340, 40:360] = (0, 0, 255)
-    found = TiledDetector(Painted()).detect_batch([image], iou_threshold=0.5)[0]
+    found = TiledDetector(Painted()).detect_batch([image], Thresholds(iou_threshold=0.5))[0]
     assert len(found) == 1 and found.labels.tolist() == [1]
     assert np.abs(found.boxes[0] - [40, 60, 360, 340]).max() < 6
 
@@ -76,7 +76,7 @@ def test_objects_larger_than_a_tile_are_one_box() -> None:
 def test_an_object_that_crosses_tiles_is_one_box_even_without_the_whole_picture() -> None:
     image = np.full((96, 300, 3), 90, np.uint8)
     image[30:60, 60:140] = (255, 0, 0)
-    found = TiledDetector(Painted(), overlap=0.5, whole=False).detect_batch([image], iou_threshold=0.5)[0]
+    found = TiledDetector(Painted(), overlap=0.5, whole=False).detect_batch([image], Thresholds(iou_threshold=0.5))[0]
     assert found.boxes.tolist() == [[60, 30, 140, 60]]
 
 
@@ -93,7 +93,9 @@ def test_tiles_run_in_batches_and_the_limit_holds() -> None:
     for shift in (1, 2):
         image[:, shift::20] = image[:, ::20]
     detector = Painted()
-    found = TiledDetector(detector, batch_size=4).detect_batch([image], max_detections=7, iou_threshold=0.5)[0]
+    found = TiledDetector(detector, batch_size=4).detect_batch(
+        [image], Thresholds(max_detections=7, iou_threshold=0.5)
+    )[0]
     assert len(found) == 7 and max(detector.calls) == 4
 
 
@@ -108,5 +110,5 @@ def test_one_place_holds_one_object_also_across_tiles_where_that_was_asked() -> 
     image = np.full((96, 180, 3), 90, np.uint8)
     image[30:60, 20:60] = (255, 0, 0)
     detector = TiledDetector(Doubtful(), overlap=0.1)
-    assert len(detector.detect_batch([image], iou_threshold=0.5)[0]) == 2
-    assert len(detector.detect_batch([image], iou_threshold=0.5, suppress=agnostic_nms)[0]) == 1
+    assert len(detector.detect_batch([image], Thresholds(iou_threshold=0.5))[0]) == 2
+    assert len(detector.detect_batch([image], Thresholds(iou_threshold=0.5, suppress=agnostic_nms))[0]) == 1

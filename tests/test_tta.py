@@ -11,6 +11,7 @@ import pytest
 from nets.nms import agnostic_nms, weighted_box_fusion
 from prediction.tta import AugmentedDetector
 from utils.detections import Detections
+from utils.thresholds import Thresholds
 
 PICTURE = np.zeros((50, 100, 3), np.uint8)
 
@@ -26,7 +27,7 @@ class MirrorDetector:
     def set_input_size(self, size: tuple[int, int]) -> None:
         self.config.input_size = size
 
-    def detect_batch(self, images: Any, **thresholds: Any) -> list[Detections]:
+    def detect_batch(self, images: Any, thresholds: Thresholds) -> list[Detections]:
         box, score, label = self.answers[len(self.sizes) % len(self.answers)]
         self.sizes.append(self.config.input_size)
         return [Detections([box], [score], [label]) for _ in images]
@@ -46,21 +47,23 @@ def test_views_that_disagree_on_the_class_are_one_object_where_that_was_asked() 
     inner = MirrorDetector([[10, 10, 30, 30], [70, 10, 90, 30]], [1, 0], [0.5, 0.7])
     detector = AugmentedDetector(inner, scales=(1.0,))
     assert detector.detect_batch([PICTURE])[0].labels.tolist() == [0, 1]
-    assert detector.detect_batch([PICTURE], suppress=agnostic_nms)[0].labels.tolist() == [0]
+    assert detector.detect_batch([PICTURE], Thresholds(suppress=agnostic_nms))[0].labels.tolist() == [0]
 
 
 def test_fusion_averages_the_views_and_lowers_what_one_alone_saw() -> None:
     inner = MirrorDetector([[10, 10, 30, 30], [70, 10, 90, 30]], [1, 1], [0.5, 0.7])
     detector = AugmentedDetector(inner, scales=(1.0,))
-    assert detector.detect_batch([PICTURE], suppress=weighted_box_fusion)[0].scores.tolist() == pytest.approx([0.6])
+    assert detector.detect_batch([PICTURE], Thresholds(suppress=weighted_box_fusion))[
+        0
+    ].scores.tolist() == pytest.approx([0.6])
     inner.answers[1] = ([0.0, 10.0, 20.0, 30.0], 0.7, 1)
-    assert detector.detect_batch([PICTURE], suppress=weighted_box_fusion)[0].scores.tolist() == pytest.approx(
-        [0.35, 0.25]
-    )
+    assert detector.detect_batch([PICTURE], Thresholds(suppress=weighted_box_fusion))[
+        0
+    ].scores.tolist() == pytest.approx([0.35, 0.25])
 
 
 def test_the_iou_threshold_holds_between_views_and_may_be_0() -> None:
     inner = MirrorDetector([[10, 10, 30, 30], [55, 10, 75, 30]], [1, 1], [0.5, 0.7])  # turned back: 25 to 45
     detector = AugmentedDetector(inner, scales=(1.0,))
     assert len(detector.detect_batch([PICTURE])[0]) == 2
-    assert len(detector.detect_batch([PICTURE], iou_threshold=0.0)[0]) == 1
+    assert len(detector.detect_batch([PICTURE], Thresholds(iou_threshold=0.0))[0]) == 1

@@ -10,8 +10,8 @@ from data.augment import AugmentConfig
 from data.loader import SMALLEST
 from nets.backbones.base import TIMM_PREFIX
 from nets.backbones.registry import list_backbones
-from nets.detector import weights_path
 from nets.model_config import input_size_option
+from nets.weights.bundled import find_model
 from nets.weights.pretrained import IMAGENET, NONE
 from training.run_folder import RUNS, check_run_dir
 from utils.errors import UserError
@@ -58,10 +58,12 @@ def check_before_loading(options: Any, is_resumed: bool = False) -> None:
     if options.resume is None:
         check_run_dir(options.run_dir)
         check_output_folder("--run-dir", options.run_dir or RUNS, [options.data, options.val_data])
-    for name in ("data", "val_data", "classes", *(() if is_resumed else ("weights", "pretrained"))):
+    if options.weights is not None and not is_resumed:
+        find_model(options.weights, "--weights")
+    for name in ("data", "val_data", "classes", *(() if is_resumed else ("pretrained",))):
         path = getattr(options, name)
         is_file = path is not None and path not in (NONE, IMAGENET)
-        if is_file and not (weights_path(path) if name == "weights" else Path(path)).exists():
+        if is_file and not Path(path).exists():
             raise UserError(f"--{name.replace('_', '-')}", f"{path} is not there", "give the path of one that is")
 
 

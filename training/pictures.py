@@ -44,7 +44,7 @@ def draw_validation(detector: Detector, index: DatasetIndex, path: Path) -> None
         except (UserError, OSError):
             continue  # the evaluation has named it
         pictures.append(draw_targets(image, index.target(i), index.class_names))
-        pictures.append(draw_detections(image, detector(image), detector.config.class_names))
+        pictures.append(draw_detections(image, detector.detect_batch([image])[0], detector.config.class_names))
     if pictures:
         captions = ["ground truth", "detections"] * (len(pictures) // 2)
         write_image(path, contact_sheet(pictures, captions=captions))

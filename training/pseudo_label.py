@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 from data.class_names import read_class_names
 from data.index import DatasetIndex
 from data.open import open_dataset, training_split
-from evaluation.evaluator import EvalSettings, FoundDetections, match_classes, run_detector
-from nets.detector import Detector, load_detector
+from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, run_detector
+from nets.detector import Detector
 from utils.config import option, parse_options
 from utils.files import write_file
 from utils.output_rules import check_output_file
@@ -38,8 +38,8 @@ class PseudoLabelOptions:
 
 def find_labels(detector: Detector, index: DatasetIndex, threshold: float = THRESHOLD) -> FoundDetections:
     """Detections of all images of a split, as classes of the data; classes that the data lacks are left out."""
-    settings = EvalSettings(score_threshold=threshold, multi_label=False)
-    found = run_detector(detector, index, np.arange(len(index)), batch_size=1, settings=settings)
+    thresholds = replace(EVAL_THRESHOLDS, score_threshold=threshold, multi_label=False)
+    found = run_detector(detector, index, np.arange(len(index)), batch_size=1, thresholds=thresholds)
     mapped = match_classes(index.class_names, detector.config.class_names, index.name)[found.labels]
     known = mapped >= 0
     return FoundDetections(
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     path = check_output_file("--output", options.output, options.overwrite, [options.data])
     names = read_class_names(Path(options.classes)) if options.classes else None
     index = open_dataset(options.data, options.split or training_split(options.data), class_names=names)
-    detector = load_detector(options.checkpoint, options.device)
+    detector = Detector.open(options.checkpoint, options.device)
     if options.input_size:
         detector.set_input_size(options.input_size)
     found = find_labels(detector, index, options.threshold)

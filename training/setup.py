@@ -21,10 +21,10 @@ from data.shards import ShardSet, build_shard_loader, open_shards
 from data.skips import skips_summary, warn_skips
 from data.tools.findings import INFO
 from nets.backbones.base import TIMM_PREFIX
-from nets.detector import MODEL_DATA, weights_path
 from nets.loss_config import LossConfig
 from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig, check_input_size, scale_anchors
+from nets.weights.bundled import bundled_names, find_model
 from nets.weights.checkpoint import Checkpoint, load_checkpoint
 from nets.weights.pretrained import NONE, load_pretrained, pretrained_settings
 from nets.weights.transfer import transfer_weights
@@ -99,7 +99,7 @@ def _choose_network(options: Any, defaults: Any) -> list[Choice]:
     names = ("weights", "pretrained", "backbone", "alpha", "neck", "neck_conv", "neck_width", "se_order", "padding")
     if any(getattr(options, name) != getattr(defaults, name) for name in (*names, "scale_xy", "anchors")):
         return []
-    if not (MODEL_DATA / f"{START}.pth").is_file():
+    if START not in bundled_names():
         return []
     return [Choice("weights", START, "a bundled detector needs fewer images and steps, and is quick on a CPU, too")]
 
@@ -143,7 +143,7 @@ def epoch_sizes(options: Any, input_size: tuple[int, int], epoch: int) -> list[t
 
 def build_model(options: Any, index: DatasetIndex) -> YOLOv4:
     """A new run's network: of random, of pretrained, or of weights that another run has learnt."""
-    start = load_checkpoint(weights_path(options.weights)) if options.weights else None
+    start = load_checkpoint(find_model(options.weights)) if options.weights else None
     model = YOLOv4(_model_config(options, start, index))
     report = (
         load_pretrained(model, options.pretrained) if start is None else transfer_weights(model, start, options.weights)

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.index import DatasetIndex
 from evaluation.detections_file import read_detections
-from nets.detector import load_detector
+from nets.detector import Detector
 from nets.export.formats import CHECKPOINT_SUFFIXES
 from training.pseudo_label import find_labels
 from utils.distributed import say
@@ -39,7 +39,7 @@ def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetInde
     added_owner, added_boxes, added_labels, added_scores = [], [], [], []
     for file in files:
         is_model = Path(file).suffix in CHECKPOINT_SUFFIXES
-        found = find_labels(load_detector(file), index) if is_model else read_detections(Path(file), index)
+        found = find_labels(Detector.open(file), index) if is_model else read_detections(Path(file), index)
         image, boxes, labels = np.asarray(found.image), np.asarray(found.boxes), np.asarray(found.labels)
         bounds = np.searchsorted(image, np.arange(len(index) + 1))
         new = np.ones(len(image), bool)

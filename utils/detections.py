@@ -2,33 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import html
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from utils.errors import MissingExtra, RunError, UserError
+
+SHOWN_OBJECTS = 8  # in `repr`
+SHOWN_ROWS = 50  # in a notebook
+SHOWN_SIDE = 900  # longer side of a notebook's picture, pixels
+
 
 @dataclass(frozen=True)
+class Detection:
+    """One object.
+
+    Args:
+        box: (4,) float32, xyxy, image pixels.
+        score: in [0, 1].
+        label: index of the class.
+        name: the class name; `class 7` where names are unknown.
+        track_id: its identity over the frames of a video, or None.
+    """
+
+    box: np.ndarray
+    score: float
+    label: int
+    name: str
+    track_id: int | None = None
+
+    def __repr__(self) -> str:
+        track = "" if self.track_id is None else f", track_id={self.track_id}"
+        return f"Detection({self.name} {self.score:.2f}, box={[round(float(v), 1) for v in self.box]}{track})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Detections:
     """The objects found in one image.
 
     Args:
         boxes: (N, 4) float32, xyxy, pixels of the image (0-based, continuous: x2 - x1 is the width).
         scores: (N,) float32 in [0, 1].
-        labels: (N,) int64, index into the model's class names.
+        labels: (N,) int64, index into `names`.
         track_ids: (N,) int64 or None, the identity of each object over the frames of a video.
+        names: the model's class names, or None where they are unknown.
+        source: the image, (H, W, 3) uint8 RGB, or the path that it was read from; None where it was not kept.
 
     Raises:
         ValueError: if the shapes do not agree.
 
-    `detections[mask_or_index]` keeps a part; `len()` is N; `Detections.empty()` is the image without objects.
+    `len(detections)` is N. `for each in detections` gives `Detection` objects. `detections[mask, index or slice]` keeps
+    a part, such as `detections[detections.scores > 0.5]`. `Detections.empty()` is the image without objects.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
     track_ids: np.ndarray | None = None
+    names: Sequence[str] | None = None
+    source: Any = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         boxes = np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)
@@ -54,17 +94,131 @@ class Detections:
         return len(self.boxes)
 
     def __getitem__(self, index: Any) -> Detections:
-        index = np.atleast_1d(np.asarray(index)) if not isinstance(index, slice) else index
+        if not isinstance(index, slice):
+            index = np.atleast_1d(np.asarray(index))
+            index = index.astype(np.int64) if not index.size else index  # an empty list is of floats
         track_ids = None if self.track_ids is None else self.track_ids[index]
-        return Detections(self.boxes[index], self.scores[index], self.labels[index], track_ids)
+        return replace(
+            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], track_ids=track_ids
+        )
 
-    def to_dicts(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Detection]:
+        for number, (box, score, label) in enumerate(zip(self.boxes, self.scores, self.labels, strict=True)):
+            track_id = None if self.track_ids is None else int(self.track_ids[number])
+            yield Detection(box, float(score), int(label), self.name_of(label), track_id)
+
+    def name_of(self, label: Any, names: Sequence[str] | None = None) -> str:
+        """The name of class `label`; `class 7` where it is unknown."""
+        names = self.names if names is None else names
+        return names[int(label)] if names is not None and 0 <= int(label) < len(names) else f"class {int(label)}"
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{each.name} {each.score:.2f}" for each in self[:SHOWN_OBJECTS])
+        more = f", {len(self) - SHOWN_OBJECTS} more" if len(self) > SHOWN_OBJECTS else ""
+        return f"Detections({len(self)}: {shown}{more})" if len(self) else "Detections(0)"
+
+    def _repr_html_(self) -> str:
+        """The picture with its boxes and a table of the objects, for notebooks."""
+        counts = Counter(self.name_of(label) for label in self.labels)
+        title = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "no objects"
+        rows = "".join(
+            f"<tr><td>{html.escape(each.name)}</td><td>{each.score:.2f}</td>"
+            f"<td>{', '.join(f'{v:.0f}' for v in each.box)}</td></tr>"
+            for each in self[:SHOWN_ROWS]
+        )
+        table = f"<table><tr><th>class</th><th>score</th><th>x1, y1, x2, y2</th></tr>{rows}</table>" if rows else ""
+        picture = ""
+        if self.source is not None:
+            from PIL import Image  # only a notebook needs it
+
+            data = io.BytesIO()
+            Image.fromarray(self.draw(max_side=SHOWN_SIDE)).save(data, "JPEG", quality=90)
+            encoded = base64.b64encode(data.getvalue()).decode("ascii")
+            picture = f'<img alt="{html.escape(title)}" src="data:image/jpeg;base64,{encoded}">'
+        return f"<div><p>{html.escape(title)}</p>{picture}{table}</div>"
+
+    # --- pictures ----------------------------------------------------------------------------------------------------
+
+    @property
+    def image(self) -> np.ndarray:
+        """The image, (H, W, 3) uint8 RGB; read again where only its path was kept. Raises UserError without one."""
+        return self._image(None)
+
+    def draw(self, image: np.ndarray | None = None, max_side: int | None = None) -> np.ndarray:
+        """The boxes on a copy of the image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB; None takes the image in which they were found.
+            max_side: shrink the picture before drawing, so that its longer side has at most this many pixels.
+
+        Returns:
+            (H, W, 3) uint8 RGB.
+        """
+        from utils.draw import draw_boxes, shrink  # OpenCV is slow to import, and detections without pictures need none
+
+        picture = self._image(image)
+        small, scale = shrink(picture, max_side)
+        names = self.names if self.names is not None else ()
+        return draw_boxes(small, self.boxes * scale, self.labels, names, self.scores, self.track_ids)
+
+    def save(self, path: str | os.PathLike[str], image: np.ndarray | None = None) -> Path:
+        """Write the drawn picture in the format of the path's suffix, and return the path.
+
+        Raises:
+            UserError: for a suffix that cannot be written, and where the path is that of the image itself.
+        """
+        from utils.images import write_image
+
+        path = Path(path)
+        if isinstance(self.source, (str, os.PathLike)) and path.exists() and os.path.samefile(path, self.source):
+            raise UserError("path", f"{path} is the image itself", "give another name; nothing was written")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, self.draw(image))
+        return path
+
+    def show(self, image: np.ndarray | None = None) -> None:
+        """Show the drawn picture: in the notebook, or in the system's picture viewer."""
+        from PIL import Image  # only this needs it
+
+        picture = Image.fromarray(self.draw(image))
+        try:
+            from IPython import get_ipython
+            from IPython.display import display
+        except ImportError:
+            get_ipython = None
+        if get_ipython is not None and get_ipython() is not None:
+            display(picture)
+        elif not _open_viewer(picture):
+            raise RunError("show", "no picture viewer was found", "use detections.save('drawn.jpg')")
+
+    def crops(self, image: np.ndarray | None = None) -> list[np.ndarray]:
+        """The image in each box, rounded outwards: N arrays (h, w, 3) uint8 RGB; empty for a box off the image."""
+        picture = self._image(image)
+        height, width = picture.shape[:2]
+        edges = np.concatenate([np.floor(self.boxes[:, :2]), np.ceil(self.boxes[:, 2:])], axis=1)
+        corners = np.clip(np.nan_to_num(edges), 0, [width, height, width, height]).astype(int)
+        return [np.ascontiguousarray(picture[y1 : max(y1, y2), x1 : max(x1, x2)]) for x1, y1, x2, y2 in corners]
+
+    def _image(self, image: np.ndarray | None) -> np.ndarray:
+        if image is not None:
+            return image
+        if self.source is None:
+            raise UserError("image", "these detections do not know their image", "pass it: detections.draw(image)")
+        if isinstance(self.source, np.ndarray):
+            return self.source
+        from utils.images import read_image
+
+        return read_image(self.source)
+
+    # --- other forms -------------------------------------------------------------------------------------------------
+
+    def to_dicts(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """One plain dict an object: class_id, class_name, score, box_xyxy (image pixels), and track_id if known."""
         rows: list[dict[str, Any]] = []
         for number, (box, score, label) in enumerate(zip(self.boxes, self.scores, self.labels, strict=True)):
             row: dict[str, Any] = {
                 "class_id": int(label),
-                "class_name": class_names[int(label)],
+                "class_name": self.name_of(label, names),
                 "score": round(float(score), 6),
                 "box_xyxy": [round(float(v), 3) for v in box],
             }
@@ -72,3 +226,69 @@ class Detections:
                 row["track_id"] = int(self.track_ids[number])
             rows.append(row)
         return rows
+
+    def to_coco(self, image_id: int | str = 0, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """COCO results: image_id, category_id, bbox xywh in image pixels, score.
+
+        Args:
+            image_id: of the image in the annotation file.
+            category_ids: the id of each class; None takes label + 1.
+
+        Source: https://cocodataset.org/#format-results
+        """
+        xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(label) + 1 if category_ids is None else int(category_ids[int(label)]),
+                "bbox": [round(float(v), 3) for v in box],
+                "score": round(float(score), 6),
+            }
+            for box, score, label in zip(xywh, self.scores, self.labels, strict=True)
+        ]
+
+    def to_dataframe(self) -> Any:
+        """A pandas table, one row an object: class_id, class_name, score, x1, y1, x2, y2 (image pixels), track_id.
+
+        Raises:
+            MissingExtra: without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtra("to_dataframe", "pandas") from error
+        columns: dict[str, Any] = {
+            "class_id": self.labels,
+            "class_name": [self.name_of(label) for label in self.labels],
+            "score": self.scores,
+            **{name: self.boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))},
+        }
+        if self.track_ids is not None:
+            columns["track_id"] = self.track_ids
+        return pandas.DataFrame(columns)
+
+    def to_supervision(self) -> Any:
+        """The same objects as `supervision.Detections`, with the class names in `data["class_name"]`.
+
+        Raises:
+            MissingExtra: without supervision.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise MissingExtra("to_supervision", "supervision") from error
+        names = np.array([self.name_of(label) for label in self.labels], dtype=str)
+        return supervision.Detections(
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.astype(int),
+            tracker_id=None if self.track_ids is None else self.track_ids.astype(int),
+            data={} if self.names is None else {"class_name": names},
+        )
+
+
+def _open_viewer(picture: Any) -> bool:
+    """Whether a picture viewer was found and started."""
+    from PIL import ImageShow  # only this needs it
+
+    return bool(ImageShow.show(picture))

@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from utils.detections import Detections
 from utils.errors import printable, warn
 from utils.letterbox import PAD_VALUE, Letterbox
 
@@ -63,6 +62,15 @@ def text_height(image: np.ndarray) -> int:
     return max(8, round((image.shape[0] + image.shape[1]) / 2 * 0.02))
 
 
+def shrink(image: np.ndarray, max_side: int | None) -> tuple[np.ndarray, float]:
+    """The image with its longer side at most `max_side` pixels (None: any), and the scale, at most 1."""
+    scale = 1.0 if max_side is None else min(1.0, max_side / max(image.shape[:2]))
+    if scale == 1.0:
+        return image, scale
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), scale
+
+
 def draw_boxes(
     image: np.ndarray,
     boxes: np.ndarray,
@@ -72,7 +80,7 @@ def draw_boxes(
     track_ids: np.ndarray | None = None,
     notes: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Draw boxes with their class names.
+    """Draw boxes with their class names. Each line has an outline, dark or bright, so that it is seen on any picture.
 
     Args:
         image: (H, W, 3) uint8 RGB; left as it is.
@@ -92,9 +100,11 @@ def draw_boxes(
     corners = np.rint(np.clip(boxes, 0, [width - 1, height - 1] * 2)).astype(int)
     order = np.arange(len(boxes)) if scores is None else np.argsort(np.asarray(scores), kind="stable")
     thickness = line_width(canvas)
+    outline = thickness + 2 * max(1, thickness // 3)
     for i in order:
-        colour = class_colour(int(labels[i]))
-        cv2.rectangle(canvas, tuple(map(int, corners[i, :2])), tuple(map(int, corners[i, 2:])), colour, thickness)
+        colour, x1y1, x2y2 = class_colour(int(labels[i])), corners[i, :2].tolist(), corners[i, 2:].tolist()
+        cv2.rectangle(canvas, x1y1, x2y2, contrast_colour(colour), outline)
+        cv2.rectangle(canvas, x1y1, x2y2, colour, thickness)
     places: list[Place] = []
     marks: list[Label] = []
     for i in order[::-1]:  # the best score chooses the place of its label first, and is painted last
@@ -114,8 +124,8 @@ def draw_boxes(
     return canvas
 
 
-def draw_detections(image: np.ndarray, detections: Detections, class_names: Sequence[str]) -> np.ndarray:
-    """`Detections` on a copy of the (H, W, 3) uint8 RGB image."""
+def draw_detections(image: np.ndarray, detections: Any, class_names: Sequence[str]) -> np.ndarray:
+    """`utils.detections.Detections` on a copy of the (H, W, 3) uint8 RGB image."""
     return draw_boxes(
         image, detections.boxes, detections.labels, class_names, detections.scores, track_ids=detections.track_ids
     )

@@ -45,6 +45,14 @@ class RunError(UserError):
     exit_code = EXIT_FAILURE
 
 
+class MissingFileError(UserError, FileNotFoundError):
+    """A file that is not there, for those who wait for a FileNotFoundError."""
+
+    def __init__(self, where: object, what: str = "does not exist", todo: str = "check the name") -> None:
+        super().__init__(where, what, todo)
+        self.args = (str(where), what, todo)  # OSError would keep two of three
+
+
 class MissingExtra(RunError):
     """An optional package that is not installed; the line names the command that installs it."""
 

@@ -139,6 +139,24 @@ def decode_held(held: list[bytes], where: object = "image", max_megapixels: floa
     return _decode(held, read_header_bytes(held[0], where, max_megapixels), where, 1)
 
 
+def rgb_of_pillow(image: Image.Image, where: object = "image") -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a Pillow image, upright by its EXIF orientation: what `read_image` gives of its file.
+
+    Raises:
+        ImageError: if it has no pixels, or its file cannot be decoded.
+    """
+    if not all(image.size):
+        raise ImageError("not_an_image", where, f"a PIL image of size {image.size} has no pixels", "give a picture")
+    try:
+        with _without_warnings():
+            image.load()
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (OSError, SyntaxError, ValueError) as error:
+        what = f"the PIL image cannot be decoded ({str(error)[:80]})"
+        raise ImageError("corrupt_image", where, what, "give another copy") from None
+    return _turn(_to_rgb(image), orientation if orientation in range(1, 9) else 1)
+
+
 def read_image_size(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
     """(height, width) of the upright picture, from its header alone."""
     return read_header(path, max_megapixels).size

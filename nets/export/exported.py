@@ -6,7 +6,6 @@ import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from nets.model_config import ANCHORS_PER_LEVEL, ModelConfig
 from nets.runtime import Runtime
 from utils.detections import Detections
 from utils.errors import RunError, UserError, warn
+from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 
 class ExportedRuntime(Runtime):
@@ -71,24 +71,24 @@ class ExportedRuntime(Runtime):
             raise RunError(self.path, "answers NaN: its weights are damaged", "export it again, or use another copy")
         self._checked = True
 
-    def read(self, outputs: Sequence[Tensor], **thresholds: Any) -> list[Detections]:
+    def read(self, outputs: Sequence[Tensor], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
         """See `Runtime.read`. What a file with suppression inside has dropped cannot come back."""
         if not self.form.nms:
-            return super().read(outputs, **thresholds)
-        asked = {name: value for name, value in thresholds.items() if value is not None}
-        config = self.config
+            return super().read(outputs, thresholds)
+        config, asked = self.config, thresholds.resolved(self.config)
         if not self._warned and (
-            asked.get("score_threshold", 1.0) < config.score_threshold
-            or any(asked.get(n, getattr(config, n)) != getattr(config, n) for n in ("iou_threshold", "multi_label"))
+            asked.score_threshold < config.score_threshold
+            or any(getattr(asked, n) != getattr(config, n) for n in ("iou_threshold", "multi_label"))
         ):
             self._warned = True
             what = f"suppression is in the file: score {config.score_threshold:g}, IoU {config.iou_threshold:g}"
             warn(self.path, f"{what}; other thresholds have no effect", "export it without --nms to score it")
         boxes, scores, labels, images = (output.numpy() for output in outputs)
         # how many images this thread ran last: the outputs of suppression do not tell
-        keep = scores >= asked.get("score_threshold", 0.0)
-        limit = asked.get("max_detections", config.max_detections)
-        parts = [np.flatnonzero(keep & (images == number))[:limit] for number in range(self._last.batch)]
+        keep = scores >= asked.score_threshold
+        parts = [
+            np.flatnonzero(keep & (images == number))[: asked.max_detections] for number in range(self._last.batch)
+        ]
         return [Detections(boxes[part], scores[part], labels[part]) for part in parts]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from nets.export.cache import choose_fastest, export_cached, remembered
 from nets.export.formats import RUNTIMES, file_kind, load_exported, runtimes_of
 from nets.runtime import Runtime, TorchRuntime, resolve_device
+from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_model
 from nets.weights.torch_file import refuse_no_model
 from utils.errors import UserError
@@ -28,7 +29,7 @@ def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") 
     """
     if runtime not in RUNTIMES:
         raise UserError("--runtime", f"{runtime!r} is not known", f"choose from {', '.join(RUNTIMES)}")
-    path = _file_of(Path(path))
+    path = find_model(path)
     kind = file_kind(path)
     device = resolve_device(device)
     if kind == "checkpoint":
@@ -50,15 +51,3 @@ def _load_checkpoint(path: Path, device: str, runtime: str) -> Runtime:
     if runtime == "torch":
         return TorchRuntime(load_model(path))
     return load_exported(export_cached(path, runtime), runtime, device)
-
-
-def _file_of(path: Path) -> Path:
-    """A folder stands for the one OpenVINO file in it."""
-    if not path.is_dir():
-        if not path.exists():
-            raise UserError(path, "is not there", "give a checkpoint or an exported file")
-        return path
-    files = sorted(path.glob("*.xml"))
-    if len(files) != 1:
-        raise UserError(path, f"is a folder with {len(files)} OpenVINO files (.xml), not one", "name the file")
-    return files[0]

@@ -14,6 +14,7 @@ from nets.anchors import decode_level
 from nets.model_config import STRIDES, ModelConfig
 from nets.runtime import Runtime
 from utils.detections import Detections
+from utils.thresholds import Thresholds
 
 BEST_BOXES = 100  # of an image: those whose coordinates are compared; the rest is never seen
 WANTED = 5  # detections of an image below which a lower threshold is taken, so that there is something to compare
@@ -108,9 +109,9 @@ def compare(
             score, box = _differences(_dense(answer, config), _dense(other, config), config)
             scores.append(score)
             boxes.append(box)
-        found = network.read(answer, score_threshold=threshold)[0]
+        found = network.read(answer, Thresholds(threshold))[0]
         detections += len(found)
-        there = exported.read(other, score_threshold=threshold)[0]
+        there = exported.read(other, Thresholds(threshold))[0]
         least = max(threshold, *(_cut(each, config) for each in (found, there))) + margin
         changed += count_changed(_clipped(found, config), _clipped(there, config), least)
     largest = (None, None) if has_nms else (max(scores), max(boxes))

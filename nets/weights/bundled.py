@@ -1,0 +1,62 @@
+"""Which model file a name means: a path, the name of bundled weights, a run's folder, or nothing."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from utils.errors import MissingFileError, UserError
+
+MODEL_DATA = Path(__file__).resolve().parents[2] / "model_data"
+DEFAULTS = ("small", "nano")  # what runs where no model is named: the first that is there
+OF_A_RUN = ("best.pth", "last.pth")
+
+
+def bundled_names() -> list[str]:
+    """The names of the weights in model_data/, the default first."""
+    names = sorted(path.stem for path in MODEL_DATA.glob("*.pth"))
+    return [name for name in DEFAULTS if name in names] + [name for name in names if name not in DEFAULTS]
+
+
+def find_model(name: str | os.PathLike[str] | None = None, where: object = None) -> Path:
+    """The model file that `name` means.
+
+    Args:
+        name: a checkpoint or exported file; the name of bundled weights (`small`, `nano`); the folder of a training
+            run (its best.pth, else last.pth) or of an OpenVINO export (its .xml); None takes the default weights.
+        where: what an error calls it; None for the name itself.
+
+    Raises:
+        MissingFileError: if there is no such file. UserError: for a folder without a model, or with several.
+    """
+    bundled = bundled_names()
+    if name is None:
+        if not bundled:
+            raise MissingFileError("--checkpoint", "none named, and there are no bundled weights", "name a model file")
+        return MODEL_DATA / f"{bundled[0]}.pth"
+    path = Path(name)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        return path
+    stem = str(name).removesuffix(".pth")
+    if stem in bundled:
+        return MODEL_DATA / f"{stem}.pth"
+    near = difflib.get_close_matches(stem, bundled, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"give a file, a run's folder, or one of {', '.join(bundled)}"
+    raise MissingFileError(where or path, f"{name} is not there" if where else "is not there", hint)
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in OF_A_RUN:
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(folder.glob("*.xml"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise UserError(folder, f"is a folder with {len(files)} OpenVINO files (.xml)", "name the file")
+    runs = sorted(path.parent.name for path in folder.glob("*/best.pth"))
+    todo = f"name the run: {folder / runs[-1]}" if runs else "name the file"
+    raise UserError(folder, "is a folder without best.pth or an OpenVINO file (.xml)", todo)

@@ -1,0 +1,95 @@
+"""Which detections a detector keeps: one dataclass for the Python API, the commands, the service and scoring."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from utils.errors import UserError
+
+MAX_DETECTIONS = 100_000
+# What the same thing is called elsewhere (Ultralytics, torchvision, supervision, MMDetection), and what it is here.
+OTHER_NAMES = {
+    "conf": "score_threshold",
+    "conf_thres": "score_threshold",
+    "confidence": "score_threshold",
+    "threshold": "score_threshold",
+    "score": "score_threshold",
+    "score_thr": "score_threshold",
+    "iou": "iou_threshold",
+    "iou_thres": "iou_threshold",
+    "nms": "iou_threshold",
+    "nms_thresh": "iou_threshold",
+    "overlap": "iou_threshold",
+    "max_det": "max_detections",
+    "limit": "max_detections",
+    "imgsz": "input_size",
+    "img_size": "input_size",
+    "size": "input_size",
+    "class_filter": "classes",
+    "names": "classes",
+    "bgr": "color",
+    "colour": "color",
+    "batch": "batch_size",
+}
+
+
+class UnknownArgumentError(UserError, TypeError):
+    """A keyword argument that a function does not have."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Which detections are kept. None takes the model's own value.
+
+    Args:
+        score_threshold: least objectness x class probability, 0 to 1.
+        iou_threshold: boxes of one class whose IoU exceeds this are one object, 0 to 1.
+        max_detections: most detections of one image.
+        multi_label: whether a box may have several classes.
+        suppress: another suppression than greedy NMS within each class (see `nets.nms`).
+
+    Raises:
+        UserError (a ValueError): for a value out of its range.
+    """
+
+    score_threshold: float | None = None
+    iou_threshold: float | None = None
+    max_detections: int | None = None
+    multi_label: bool | None = None
+    suppress: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, high in (("score_threshold", 1), ("iou_threshold", 1), ("max_detections", MAX_DETECTIONS)):
+            value, low = getattr(self, name), int(name == "max_detections")
+            if value is None:
+                continue
+            try:
+                fits = not isinstance(value, (bool, str)) and low <= value <= high and (not low or value == int(value))
+            except (TypeError, ValueError):
+                fits = False
+            if not fits:
+                kind = "a whole number" if low else "a number"
+                raise UserError(name, f"{value!r} is out of range", f"give {kind} from {low} to {high}")
+
+    def resolved(self, config: Any) -> Thresholds:
+        """The same with the values of `config` (a `ModelConfig`) where there is None."""
+        names = ("score_threshold", "iou_threshold", "max_detections", "multi_label")
+        return dataclasses.replace(self, **{n: getattr(config, n) for n in names if getattr(self, n) is None})
+
+
+OWN_THRESHOLDS = Thresholds()  # the model's own
+
+
+def unknown_argument(name: str, known: Iterable[str], where: str) -> UnknownArgumentError:
+    """The error for a keyword that `where` does not take, with the one that was probably meant."""
+    known = list(known)
+    near = [OTHER_NAMES[name]] if name in OTHER_NAMES else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near and near[0] not in known:
+        todo = f"did you mean {near[0]}? It is an argument of load_detector and of detector.set_input_size"
+    else:
+        todo = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return UnknownArgumentError(where, f"has no argument {name!r}", todo)
