@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import scoreboard
 from data.index import DatasetIndex
 from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, evaluate, match_classes, score
 from evaluation.metrics.calibration import calibrate
 from evaluation.metrics.coco import COCOMetric
-from evaluation.metrics.compare import compare_rows
+from evaluation.metrics.compare import compare_rows, score_interval
 from evaluation.metrics.confusion import confusion_matrix
 from evaluation.metrics.errors import ERROR_TYPES, analyse_errors
 from evaluation.metrics.voc import VOCMetric
@@ -89,7 +91,6 @@ def test_the_figures_are_those_of_the_metrics() -> None:
 
 
 def test_json_holds_the_promised_keys_and_only_plain_values() -> None:
-    import json
 
     index = make_index()
     values = json.loads(json.dumps(run(index, FakeDetector(index)).to_json(per_image=True), allow_nan=False))
@@ -276,6 +277,20 @@ def test_the_bootstrap_interval_holds_the_difference_and_its_ends_are_reproducib
     assert first.low <= first.difference <= first.high
     assert "noise" in first.verdict
     assert first.difference == pytest.approx(b["voc10_mAP50"] - a["voc10_mAP50"], abs=1e-6)
+
+
+def test_a_score_alone_has_an_interval_over_images_and_a_line_in_the_scoreboard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = make_index(images=40)
+    path = tmp_path / "a.json"
+    values = run(index, FakeDetector(index, seed=1)).to_json(per_image=True)
+    path.write_text(json.dumps(values))
+    score, low, high = score_interval(path, repetitions=100)
+    assert low < score < high and score == pytest.approx(values["voc10_mAP50"], abs=1e-6)
+    scoreboard.main([f"ours={path}", "--repetitions", "100"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"| ours | 40 | {score:.3f} ({low:.3f} to {high:.3f}) | {values['coco_AP']:.3f} |"
 
 
 def test_comparing_files_of_different_images_is_an_error() -> None:

@@ -94,6 +94,17 @@ def _read_result(path: Path) -> dict[str, Any]:
     return value
 
 
+def score_interval(path: Path, repetitions: int = REPETITIONS) -> tuple[float, float, float]:
+    """VOC10 mAP50 of a file of `eval.py --json`, and the ends of its interval over images.
+
+    It is the difference to a detector that finds nothing.
+    """
+    result = _read_result(path)
+    nothing = {**result, "per_image": [{**row, "detections": []} for row in result["per_image"]]}
+    found = compare_rows(nothing, result, "nothing", str(path), repetitions)
+    return found.b, found.low, found.high
+
+
 def compare_rows(
     result_a: Mapping[str, Any],
     result_b: Mapping[str, Any],

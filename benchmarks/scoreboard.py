@@ -1,0 +1,48 @@
+"""Scores side by side, with the interval over images: detectors of ours and of others on the same photographs.
+
+python -m benchmarks.scoreboard small=small.json yolox_nano=yolox_nano.json --table scores.md
+
+The files are those of `eval.py --json`; for a detector of others from `eval.py --detections FILE --json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from evaluation.metrics.compare import CONFIDENCE, REPETITIONS, score_interval
+from utils.errors import UserError, run_command
+from utils.files import write_file
+from utils.json_file import read_json
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table, best COCO AP first, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", metavar="NAME=FILE.json")
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of the bootstrap")
+    parser.add_argument("--table", type=Path, help="write the Markdown table to this file")
+    options = parser.parse_args(argv)
+    rows = []
+    for text in options.results:
+        name, _, file = text.rpartition("=")
+        if not name:
+            raise UserError(text, "is not NAME=FILE.json", "name each file")
+        figures = read_json(Path(file), "a file of eval.py --json")
+        rows.append((name, figures["num_images"], figures["coco_AP"], *score_interval(Path(file), options.repetitions)))
+    table = markdown_table(rows)
+    print(table, end="")
+    if options.table:
+        write_file(options.table, table.encode())
+
+
+def markdown_table(rows: list[tuple[str, int, float, float, float, float]]) -> str:
+    """Rows of (name, images, COCO AP, mAP50 and the ends of its interval)."""
+    lines = [f"| detector | images | VOC10 mAP50 ({CONFIDENCE:.0%} interval) | COCO AP |", "| --- | --- | --- | --- |"]
+    for name, images, ap, score, low, high in sorted(rows, key=lambda row: -row[2]):
+        lines.append(f"| {name} | {images} | {score:.3f} ({low:.3f} to {high:.3f}) | {ap:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_command(main)
