@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from data.class_names import read_class_names
+from data.formats.coco import find_coco_files
 from data.index import DatasetIndex
-from evaluation.detections_file import detection_lists, read_detections, write_voc_results
-from evaluation.evaluator import EVAL_THRESHOLDS, EvaluationResult, evaluate, score
+from data.open import default_splits, list_splits, open_dataset, recognise_format
+from evaluation.detections_file import MISSING, detection_lists, read_detections, write_voc_results
+from evaluation.evaluator import EVAL_THRESHOLDS, EvaluationResult, FoundDetections, evaluate, score
 from evaluation.metrics.coco import EVALUATORS
 from evaluation.report.text import comparison_text, summary_text
 from utils.config import option, parse_options
@@ -30,6 +33,8 @@ class EvalOptions:
 
     checkpoint: str | None = option(None, "the model: a checkpoint or an exported file", metavar="FILE")
     data: str | None = option(None, "the data: a VOCdevkit, a COCO JSON file, or another data set", metavar="PATH")
+    classes: str | None = option(None, "class names of the data's labels: a file, voc or coco", metavar="FILE")
+    image_folder: str | None = option(None, "where the pictures of a COCO JSON are", metavar="DIR")
     split: str | None = option(
         None, "the part of the data to score on; without it val (or test, where that is all there is)"
     )
@@ -37,6 +42,14 @@ class EvalOptions:
     report: str | None = option(None, "write a report with curves and pictures, one HTML file", metavar="FILE")
     detections: str | None = option(
         None, "score these instead of a model: COCO results, or predict.py's detections.json", metavar="FILE"
+    )
+    detection_classes: str | None = option(
+        None, "class names of the category numbers of --detections: a file, voc or coco", metavar="FILE"
+    )
+    missing_images: str = option(
+        "refuse",
+        "images that --detections does not list: refuse (if more than half), empty (nothing found), skip (leave out)",
+        choices=MISSING,
     )
     compare: tuple[str, ...] | None = option(
         None, "compare two files of --json: is the difference more than noise?", nargs=2, metavar=("A.json", "B.json")
@@ -134,40 +147,46 @@ def _load(options: EvalOptions, device: str) -> Any:
 
 def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, None]:
     """The figures of a file of detections."""
-    index = open_index(options)
-    found = read_detections(Path(options.detections or ""), index)
+    index = open_index(options, whole=True)
+    classes = read_class_names(options.detection_classes) if options.detection_classes else None
+    read = read_detections(Path(options.detections or ""), index, classes, options.missing_images)
+    for note in read.notes:
+        print(note)
+    found = read.found
+    if options.limit is not None:
+        keep = found.image < options.limit
+        found = FoundDetections(found.image[keep], found.boxes[keep], found.scores[keep], found.labels[keep],
+                                found.images[found.images < options.limit])  # fmt: skip
     class_map = np.arange(len(index.class_names))
     return score(index, index.class_names, class_map, found, options.evaluator, f"from {options.detections}"), None
 
 
-def open_index(options: EvalOptions, quiet: bool = False) -> DatasetIndex:
-    """The split that the options name; `quiet` where another process says what was left out of it."""
-    from data.open import open_dataset
-    from evaluation.truth import open_truth
+def open_index(options: EvalOptions, quiet: bool = False, whole: bool = False) -> DatasetIndex:
+    """The split that the options name; `quiet` where another process says what was left out of it.
 
-    index = (open_truth if options.detections else open_dataset)(options.data or "", choose_split(options))
-    if not len(index):
-        raise UserError(options.data, f"{index.name} has no images", "name another --split")
+    With `whole`, --limit is left for later, and a set of which not one picture is there is read from its annotations.
+    """
+    names = read_class_names(options.classes) if options.classes else None
+    index = open_dataset(
+        options.data or "", choose_split(options), names, need_pictures=not whole, image_folder=options.image_folder
+    )
     lost = [skip for skip in index.skips if skip.kind != "note" and not quiet]
     for skip in lost[:SKIPS_SHOWN]:
         warn(skip.where, skip.what, skip.todo)
     if len(lost) > SKIPS_SHOWN:
         warn(options.data, f"{len(lost) - SKIPS_SHOWN} more images or boxes were left out", "see dataset.py check")
-    if not index.num_boxes and not quiet:
-        warn(options.data, f"{index.name} has no objects: there is nothing to score against")
-    return index if options.limit is None else index.subset(np.arange(min(options.limit, len(index))))
+    if not index.num_boxes:
+        what = f"{index.name} has no object: there is nothing to score against"
+        raise UserError(options.data, what, "name another --split, or run: dataset.py check")
+    return index if options.limit is None or whole else index.subset(np.arange(min(options.limit, len(index))))
 
 
 def choose_split(options: EvalOptions) -> str:
     """The split that is asked for; else that of the file that was given; else the one for validation."""
-    from data.open import default_splits, list_splits, recognise_format
-
     data = options.data or ""
     if options.split is not None:
         return options.split
-    if recognise_format(data) == "coco" and Path(data).is_file():
-        from data.formats.coco import find_coco_files
-
+    if Path(data).is_file() and recognise_format(data) == "coco":
         return next(name for name, file in find_coco_files(data).items() if file == Path(data))
     names = list_splits(data)
     return next((name for name in ("val", "test") if name in names), None) or default_splits(data)[1]

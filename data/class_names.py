@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_file
@@ -14,6 +15,8 @@ VOC_CLASS_NAMES = (  # the order of the devkit, http://host.robots.ox.ac.uk/pasc
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 
+_LISTS = Path(__file__).resolve().parents[1] / "model_data"
+KNOWN_LISTS = {"voc": str(_LISTS / "voc_classes.txt"), "coco": str(_LISTS / "coco_classes.txt")}
 MAX_NAME = 200  # characters; what is longer is not the name of a class
 MAX_GUESSES = 20  # unknown names for which the one that was meant is sought: each is compared with all known ones
 
@@ -21,9 +24,13 @@ MAX_GUESSES = 20  # unknown names for which the one that was meant is sought: ea
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """One class name a line, in the order of the labels; blank lines at the end are allowed.
 
+    `voc` and `coco`, where no file is called so, are the 20 and 80 classes of these sets.
+
     Raises:
         UserError: if the file cannot be read, is empty, is not text, has a blank line or a name twice (with the line).
     """
+    if os.fspath(path) in KNOWN_LISTS and not os.path.lexists(path):
+        path = KNOWN_LISTS[os.fspath(path)]
     text = decode_text(read_file(path, MEGABYTE), path)
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if not any(lines):

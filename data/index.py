@@ -168,6 +168,51 @@ def classes_found(index: DatasetIndex, shown: int = 20) -> str:
     return ", ".join(f"{name} ({count})" for name, count in ordered[:shown]) or "no object at all"
 
 
+def join_indices(parts: Sequence[DatasetIndex]) -> DatasetIndex:
+    """Several splits of the same classes as one; a picture that is in two of them is taken from the first."""
+    first = parts[0]
+    seen: set[str] = set()
+    kept = []
+    for part in parts:
+        own = [i for i in range(len(part)) if (path := str(part.path(i))) not in seen and not seen.add(path)]  # type: ignore[func-returns-value]
+        kept.append(part.subset(own))
+    ids = [identity for part in kept for identity in part.image_ids.tolist()]
+    if len(set(ids)) < len(ids):
+        ids = list(range(1, len(ids) + 1)) if all(isinstance(each, int) for each in ids) else [
+            f"{number}/{identity}" for number, part in enumerate(kept) for identity in part.image_ids.tolist()
+        ]  # fmt: skip
+    counts = np.concatenate([np.diff(part.offsets) for part in kept])
+    lengths = np.concatenate([np.diff(part.path_offsets) for part in kept])
+    source = dict(first.source)
+    for key in ("files", "folders"):
+        merged = sorted({each for part in parts for each in part.source["dependencies"][key]})
+        source["dependencies"] = source["dependencies"] | {key: merged}
+    for key in ("found_classes", "facts", "label_files"):
+        if key in source:
+            source[key] = _merged([part.source.get(key, {}) for part in parts])
+    has = {name: all(getattr(part, name) is not None for part in kept) for name in ("areas", "box_refs")}
+    arrays = ("path_bytes", "sizes", "boxes", "labels", "difficult", "crowd", *(name for name in has if has[name]))
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in kept]) for name in arrays}
+    return replace(
+        first,
+        **(joined | {name: None for name in has if not has[name]}),
+        image_ids=np.asarray(ids) if ids else np.zeros(0, np.int64),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        path_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        skips=tuple(dict.fromkeys(skip for part in parts for skip in part.skips)),
+        source=source,
+    )
+
+
+def _merged(tables: Sequence[dict]) -> dict:
+    """Counts added, everything else of the first that has it."""
+    merged: dict = {}
+    for table in tables:
+        for key, value in table.items():
+            merged[key] = merged[key] + value if isinstance(value, int) and key in merged else merged.get(key, value)
+    return merged
+
+
 def map_array(path: str) -> np.ndarray:
     """The array of a .npy file, mapped from it (read-only): processes that map the same file share its memory."""
     return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)

@@ -4,81 +4,264 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.index import DatasetIndex, classes_found
+from data.division import auto_division
+from data.formats import (
+    box_list,
+    coco,
+    createml,
+    csv_table,
+    cvat_xml,
+    kitti,
+    label_studio,
+    labelme,
+    pascal_xml,
+    supervisely,
+    via,
+    voc,
+    vott,
+    yolo_txt,
+)
+from data.formats.folder import Folder, split_of, suffix_of
+from data.formats.labels import ALL, Labels
+from data.index import DatasetIndex, classes_found, join_indices
+from data.index_cache import cached_index
 from utils.errors import UserError
 from utils.images import MAX_MEGAPIXELS
 
-ACCEPTED = "a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml (or its folder)"
+ACCEPTED = "a data set: pictures with VOC XML, COCO JSON, YOLO txt or another layout of docs/DATA.md"
+AUTO_TRAIN, AUTO_VAL = "auto-train", "auto-val"  # the division of a set that has none
+MAX_UNPACKED = 3  # folders that hold nothing but the next one, as archives are unpacked
 
 
-def recognise_format(data: str | os.PathLike[str]) -> str:
-    """`voc`, `coco` or `yolo`.
+@dataclass(frozen=True)
+class Format:
+    """How one format is recognised and read.
+
+    Args:
+        name: as `DatasetIndex.source["format"]` has it.
+        title: what people call it.
+        sniff: what in the folder (or file) says that it is this format, None if nothing does.
+        splits: the names of its splits; None for a format that is read as a whole.
+        read: (place, split, class names, megapixels, need pictures, picture folder) to one split; None likewise.
+        fill: of a format that is read as a whole, what fills `Labels`.
+    """
+
+    name: str
+    title: str
+    sniff: Callable[[Folder], str | None]
+    splits: Callable[[Path], list[str]] | None = None
+    read: Callable[..., DatasetIndex] | None = None
+    fill: Callable[[Folder, Labels, Sequence[str] | None], None] | None = None
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A data set whose format is known.
+
+    Args:
+        format: what it is.
+        place: what to read: the folder or file that was given, or the folder that it holds alone.
+        why: what was found that says so.
+    """
+
+    format: Format
+    place: Path
+    why: str
+
+
+# --- the formats -----------------------------------------------------------------------------------------------------
+
+
+def _sniff_voc(folder: Folder) -> str | None:
+    years = voc.find_voc_years(folder.root) if folder.only is None else {}
+    if not years:
+        return None
+    lists = sum(len(names) for names in voc.list_voc_splits(folder.root).values())
+    return f"{', '.join(years)} with Annotations and {lists} lists in ImageSets/Main"
+
+
+def _sniff_yolo(folder: Folder) -> str | None:
+    path = folder.only or yolo_txt.find_data_yaml(folder.root)
+    is_ours = path is not None and path.suffix.lower() in (".yaml", ".yml", ".data")
+    return f"{path.name} names class names and splits" if is_ours and path is not None else None
+
+
+def _sniff_coco(folder: Folder) -> str | None:
+    files = coco.find_coco_files(folder.only or folder.root)
+    files = {name: path for name, path in files.items() if folder.only is None or coco.looks_like_coco(path)}
+    shown = ", ".join(path.name for path in list(files.values())[:3])
+    return f"{shown} with images, annotations and categories" if files else None
+
+
+def _voc_splits(place: Path) -> list[str]:
+    splits = voc.list_voc_splits(place)
+    names = dict.fromkeys(name for of_year in splits.values() for name in of_year)
+    return [*names, *(f"{year}:{name}" for year, of_year in splits.items() for name in of_year if len(splits) > 1)]
+
+
+def _read_voc(
+    place: Path, split: str, names: Sequence[str] | None, limit: float, needed: bool, _: object
+) -> DatasetIndex:
+    return voc.read_voc(place, split, names, limit, needed)
+
+
+def _read_coco(
+    place: Path, split: str, names: Sequence[str] | None, limit: float, needed: bool, pictures: str | None
+) -> DatasetIndex:
+    return coco.read_coco(place, split, names, pictures, limit, needed)
+
+
+def _read_yolo(place: Path, split: str, names: Sequence[str] | None, limit: float, *_: object) -> DatasetIndex:
+    return yolo_txt.read_yolo(place, split, names, limit)
+
+
+def _plain_splits(place: Path) -> list[str]:
+    folder = Folder(place)
+    return sorted({split_of(folder.relative(path)) or ALL for path in folder.pictures})
+
+
+def _read_plain(place: Path, split: str, names: Sequence[str] | None, limit: float, *_: object) -> DatasetIndex:
+    return yolo_txt.read_plain_yolo(Folder(place), split, names, limit)
+
+
+FORMATS = (  # in this order: the first that recognises a folder reads it
+    Format("voc", "Pascal VOC", _sniff_voc, _voc_splits, _read_voc),
+    Format("yolo", "YOLO txt", _sniff_yolo, yolo_txt.list_yolo_splits, _read_yolo),
+    Format("coco", "COCO", _sniff_coco, lambda place: list(coco.find_coco_files(place)), _read_coco),
+    Format("xml", "Pascal XML without lists", pascal_xml.sniff),
+    Format("plain_yolo", "YOLO txt without data.yaml", yolo_txt.sniff_plain, _plain_splits, _read_plain),
+    Format("kitti", "KITTI", kitti.sniff, fill=kitti.read),
+    Format("box_list", "list of boxes", box_list.sniff, fill=box_list.read),
+    Format("via", "VGG Image Annotator", via.sniff, fill=via.read),
+    Format("labelme", "LabelMe", labelme.sniff, fill=labelme.read),
+    Format("supervisely", "Supervisely", supervisely.sniff, fill=supervisely.read),
+    Format("vott", "VoTT", vott.sniff, fill=vott.read),
+    Format("createml", "CreateML", createml.sniff, fill=createml.read),
+    Format("label_studio", "Label Studio JSON", label_studio.sniff, fill=label_studio.read),
+    Format("cvat_xml", "CVAT XML", cvat_xml.sniff, fill=cvat_xml.read),
+    Format("csv", "CSV", csv_table.sniff, fill=csv_table.read),
+)
+_WITHOUT_LISTING = ("voc", "yolo", "coco")  # recognised by a few names, however many files there are
+
+
+# --- recognising -----------------------------------------------------------------------------------------------------
+
+
+def recognise(data: str | os.PathLike[str]) -> Recognised:
+    """Which format a folder or file is of, and why.
 
     Raises:
-        UserError: if it is none of them; says what was found and what is accepted.
+        UserError: if it is none; says what was found, what it looks like, and what would be read.
     """
-    from data.formats.coco import find_coco_files
-    from data.formats.voc import find_voc_years
-    from data.formats.yolo_txt import find_data_yaml
-
     path = Path(data)
     if not os.path.lexists(path):
         raise UserError(data, "does not exist", f"give {ACCEPTED}")
-    if path.is_file():
-        kind = {".yaml": "yolo", ".yml": "yolo", ".json": "coco"}.get(path.suffix.lower())
-        if kind is None:
-            raise UserError(data, f"is a {path.suffix or 'nameless'} file, not a data set", f"give {ACCEPTED}")
-        return kind
-    if not path.is_dir():
+    if not path.is_dir() and not path.is_file():
         raise UserError(data, "is neither a folder nor a file", f"give {ACCEPTED}")
-    if find_voc_years(path):
-        return "voc"
-    if find_data_yaml(path) is not None:
-        return "yolo"
-    if find_coco_files(path):
-        return "coco"
-    raise UserError(data, f"is no data set: {_contents(path)}", f"give {ACCEPTED}")
+    place = path
+    for _ in range(MAX_UNPACKED):
+        found = _recognise_quickly(place)
+        if found is not None:
+            return found
+        inner = _only_folder(place)
+        if inner is None:
+            break
+        place = inner
+    folder = Folder(path)
+    for each in FORMATS:
+        if each.name not in _WITHOUT_LISTING and (why := each.sniff(folder)) is not None:
+            return Recognised(each, path, why)
+    raise _unrecognised(folder)
+
+
+def _recognise_quickly(place: Path) -> Recognised | None:
+    folder = Folder.unlisted(place)
+    for each in FORMATS:
+        if each.name in _WITHOUT_LISTING and (why := each.sniff(folder)) is not None:
+            return Recognised(each, place, why)
+    return None
+
+
+def _only_folder(place: Path) -> Path | None:
+    """The one folder that a folder holds and nothing else of interest."""
+    if not place.is_dir():
+        return None
+    inner = [each for each in place.iterdir() if each.is_dir() and not each.name.startswith((".", "__MACOSX"))]
+    files = [each for each in place.iterdir() if each.is_file() and not each.name.startswith(".")]
+    is_alone = len(inner) == 1 and all(suffix_of(each) in ("", ".txt", ".md", ".zip", ".pdf") for each in files)
+    return inner[0] if is_alone else None
+
+
+def recognise_format(data: str | os.PathLike[str]) -> str:
+    """The name of the format; raises UserError as `recognise`."""
+    return recognise(data).format.name
+
+
+def _unrecognised(folder: Folder) -> UserError:
+    """What a folder holds that is no data set, what that looks like, and what to do."""
+    where = folder.only or folder.root
+    kinds = Counter(suffix_of(path) or "files without suffix" for path in folder.files)
+    if folder.only is not None:
+        return UserError(where, f"is a {where.suffix or 'nameless'} file, not a data set", f"give {ACCEPTED}")
+    held = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
+    pictures = len(folder.pictures)
+    what, todo = f"is no data set: it holds {held}", f"give {ACCEPTED}"
+    if pictures and pictures == len(folder.files):
+        what += ", and no annotations"
+        todo = f"label the pictures (any tool that writes VOC XML, COCO JSON or YOLO txt), or give {ACCEPTED}"
+    elif pictures and kinds.get(".txt"):
+        todo = "give labels of rows `class cx cy width height` and a classes.txt, or another layout of docs/DATA.md"
+    elif any(kinds.get(suffix) for suffix in (".tfrecord", ".record", ".parquet", ".mat", ".zip", ".tar")):
+        todo = "unpack it, or export it as VOC, COCO or YOLO from the tool that wrote it"
+    elif not pictures and kinds:
+        what += ", and no picture"
+        todo = "put the pictures into the same folder"
+    return UserError(where, what, todo)
+
+
+# --- splits ----------------------------------------------------------------------------------------------------------
 
 
 def list_splits(data: str | os.PathLike[str]) -> list[str]:
     """The names of the splits that `open_dataset` takes for this data set.
 
     Raises:
-        UserError: as `recognise_format`.
+        UserError: as `recognise`.
     """
-    kind = recognise_format(data)
-    if kind == "voc":
-        from data.formats.voc import list_voc_splits
+    return _splits(recognise(data))
 
-        splits = list_voc_splits(data)
-        names = dict.fromkeys(name for of_year in splits.values() for name in of_year)
-        return [*names, *(f"{year}:{name}" for year, of_year in splits.items() for name in of_year if len(splits) > 1)]
-    if kind == "yolo":
-        from data.formats.yolo_txt import list_yolo_splits
 
-        return list_yolo_splits(data)
-    from data.formats.coco import find_coco_files
+def _splits(found: Recognised) -> list[str]:
+    if found.format.splits is not None:
+        return found.format.splits(found.place)
+    try:
+        whole = _whole(found, None, True, MAX_MEGAPIXELS)
+    except UserError:  # class numbers without names: their splits are known all the same
+        whole = _whole(found, [str(number) for number in range(1000)], True, MAX_MEGAPIXELS)
+    names = dict.fromkeys(whole.source["split_of"])
+    return [*(name for name in ("train", "val", "test") if name in names), *sorted(names.keys() - _USUAL)] or [ALL]
 
-    return list(find_coco_files(data))
+
+_USUAL = {"train", "val", "test"}
 
 
 def default_splits(data: str | os.PathLike[str]) -> tuple[str, str]:
     """(training split, validation split): train and val, else trainval and test, else train and test.
 
-    Raises:
-        UserError: if there is no such pair; names the splits that are there and the command that makes them.
+    A data set without such a pair is divided: `auto-train` and `auto-val` are all its images, by seed, every class in
+    both, near-duplicates together.
     """
     names = list_splits(data)
     for train, val in (("train", "val"), ("trainval", "test"), ("train", "test")):
         pair = (_match(train, names), _match(val, names))
         if pair[0] is not None and pair[1] is not None:
             return pair[0], pair[1]
-    there = f"has only the splits {', '.join(names)}" if names else "has no splits"
-    todo = f"name them with --train-split and --val-split, or make them: python dataset.py split {data}"
-    raise UserError(data, f"{there}; training needs train and val", todo)
+    return AUTO_TRAIN, AUTO_VAL
 
 
 def training_split(data: str | os.PathLike[str]) -> str:
@@ -97,6 +280,44 @@ def training_split(data: str | os.PathLike[str]) -> str:
     return names[0]
 
 
+def match_split(data: str | os.PathLike[str], split: str) -> str:
+    """The data set's own name of a split: `val` also means `valid`, `val2017`, `Validation`.
+
+    Raises:
+        UserError: if there is none; names those that are there.
+    """
+    return _matched(data, split, list_splits(data))
+
+
+def _matched(data: str | os.PathLike[str], split: str, names: Sequence[str]) -> str:
+    if split in (AUTO_TRAIN, AUTO_VAL):
+        return split
+    match = _match(split, names)
+    if match is None and split == "train" and not _match("trainval", names):
+        return AUTO_TRAIN
+    if match is None and split == "val" and not _match("test", names):
+        return AUTO_VAL
+    if match is None and split == ALL:
+        return ALL
+    if match is None:
+        raise UserError(data, f"has no split {split!r}", f"choose from {', '.join(names) or 'none'}")
+    return match
+
+
+def _match(split: str, names: Sequence[str]) -> str | None:
+    if split in names:
+        return split
+    aliases = {"val": ("valid", "validation"), "valid": ("val", "validation"), "validation": ("val", "valid")}
+    wanted = {split.casefold(), *aliases.get(split.casefold(), ())}
+    if split == "train":
+        wanted.add("training")
+    matches = [name for name in names if re.sub(r"(19|20)\d\d$", "", name).casefold() in wanted]
+    return matches[0] if len(matches) == 1 else None
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
 def open_dataset(
     data: str | os.PathLike[str],
     split: str,
@@ -104,42 +325,45 @@ def open_dataset(
     use_cache: bool = True,
     max_megapixels: float = MAX_MEGAPIXELS,
     allow_empty: bool = False,
+    need_pictures: bool = True,
+    image_folder: str | os.PathLike[str] | None = None,
 ) -> DatasetIndex:
     """Read one split of a data set of any known format.
 
     Args:
-        data: a VOCdevkit (or year folder), a COCO folder or JSON, a YOLO data.yaml or its folder.
-        split: its name; for VOC also several years, `VOC2007:trainval+VOC2012:trainval`.
+        data: a folder or file of any layout of docs/DATA.md.
+        split: its name; for VOC also several years, `VOC2007:trainval+VOC2012:trainval`; `auto-train` and `auto-val`
+            are the division of all images that training makes where there is none.
         class_names: the classes in the order of the labels; None takes those of the data set.
         use_cache: keep the index in the user's cache folder and take it from there while the files are the same.
         max_megapixels: leave out pictures that claim more.
         allow_empty: give an index without images back instead of raising.
+        need_pictures: if false, VOC and COCO are read from their annotations alone where not one picture is there.
+        image_folder: where the pictures of a COCO JSON are.
 
     Raises:
         UserError: if the data set or split is not there, or not one of its images can be used.
     """
-    kind = recognise_format(data)
+    found = recognise(data)
+    own = _splits(found)
+    name = split if found.format.name == "voc" and _has_voc_years(split) else _matched(data, split, own)
+    names = None if class_names is None else list(class_names)
+    folder = None if image_folder is None else os.fspath(image_folder)
 
     def read() -> DatasetIndex:
-        if kind == "voc":
-            from data.formats.voc import read_voc
+        if name in (AUTO_TRAIN, AUTO_VAL):
+            whole = _joined(found, own, names, max_megapixels, use_cache, folder)
+            part = auto_division(whole)[name == AUTO_VAL]
+            title = f"{whole.source['set_name']} {name}"
+            return replace(whole.subset(part), name=title, source=whole.source | {"split": name})
+        if found.format.read is None:
+            return _part_of_whole(_whole(found, names, use_cache, max_megapixels), name)
+        if name not in own and name == ALL:
+            return _joined(found, own, names, max_megapixels, use_cache, folder)
+        return found.format.read(found.place, name, names, max_megapixels, need_pictures, folder)
 
-            return read_voc(data, split, class_names, max_megapixels)
-        if kind == "coco":
-            from data.formats.coco import read_coco
-
-            return read_coco(data, match_split(data, split), class_names, max_megapixels=max_megapixels)
-        from data.formats.yolo_txt import read_yolo
-
-        return read_yolo(data, match_split(data, split), class_names, max_megapixels)
-
-    if use_cache:
-        from data.index_cache import cached_index
-
-        names = None if class_names is None else list(class_names)
-        index = cached_index([kind, os.path.abspath(data), split, names, max_megapixels], read)
-    else:
-        index = read()
+    request = [found.format.name, os.path.abspath(data), name, names, max_megapixels, need_pictures, folder]
+    index = cached_index(request, read) if use_cache else read()
     if not len(index) and not allow_empty:
         reasons = [skip for skip in index.skips if skip.kind == "image"]
         why = f": {len(reasons)} left out, the first because {reasons[0]}" if reasons else ", its list is empty"
@@ -150,33 +374,55 @@ def open_dataset(
     return index
 
 
-def match_split(data: str | os.PathLike[str], split: str) -> str:
-    """The data set's own name of a split: `val` also means `valid`, `val2017`, `validation`.
-
-    Raises:
-        UserError: if there is none; names those that are there.
-    """
-    names = list_splits(data)
-    match = _match(split, names)
-    if match is None:
-        raise UserError(data, f"has no split {split!r}", f"choose from {', '.join(names) or 'none'}")
-    return match
+def _has_voc_years(split: str) -> bool:
+    return ":" in split or "+" in split
 
 
-def _match(split: str, names: Sequence[str]) -> str | None:
-    if split in names:
-        return split
-    aliases = {"val": ("valid", "validation"), "valid": ("val",), "validation": ("val", "valid")}.get(split, ())
-    wanted = [name for name in names if name in aliases or re.fullmatch(re.escape(split) + r"(19|20)\d\d", name)]
-    return wanted[0] if len(wanted) == 1 else None
+def _whole(found: Recognised, names: Sequence[str] | None, use_cache: bool, max_megapixels: float) -> DatasetIndex:
+    """All images of a format that is read as a whole."""
+
+    def read() -> DatasetIndex:
+        folder = Folder(found.place)
+        if found.format.fill is None:
+            return pascal_xml.read(folder, names, max_megapixels)
+        labels = Labels(folder)
+        found.format.fill(folder, labels, names)
+        return labels.finish(found.format.name, names, max_megapixels)
+
+    request = [found.format.name, os.path.abspath(found.place), "whole", names and list(names), max_megapixels]
+    return cached_index(request, read) if use_cache else read()
 
 
-def _contents(folder: Path) -> str:
-    """What lies in a folder, in a few words."""
-    try:
-        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in os.scandir(folder))
-    except OSError as error:
-        return f"it cannot be listed ({error.strerror})"
-    if not names:
-        return "it is empty"
-    return f"it holds {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def _part_of_whole(whole: DatasetIndex, split: str) -> DatasetIndex:
+    """The images of one split; what was left out of all of them is told with each."""
+    split_of = whole.source["split_of"]
+    chosen = [i for i, name in enumerate(split_of) if name == split or split == ALL]
+    source = {**whole.source, "split": split, "split_of": [split_of[i] for i in chosen]}
+    return replace(whole.subset(chosen), name=f"{whole.name} {split}", source=source)
+
+
+def _joined(
+    found: Recognised,
+    splits: Sequence[str],
+    names: Sequence[str] | None,
+    max_megapixels: float,
+    use_cache: bool,
+    image_folder: str | None,
+) -> DatasetIndex:
+    """All images of all splits, each once."""
+    if found.format.read is None:
+        index = _part_of_whole(_whole(found, names, use_cache, max_megapixels), ALL)
+        return replace(index, source=index.source | {"set_name": index.name.removesuffix(f" {ALL}")})
+    own = [name for name in splits if ":" not in name]
+
+    def read(name: str, classes: Sequence[str] | None) -> DatasetIndex:
+        assert found.format.read is not None
+        return found.format.read(found.place, name, classes, max_megapixels, True, image_folder)
+
+    parts = [read(name, names) for name in own]
+    if names is None and len({part.class_names for part in parts}) > 1:
+        union = dict.fromkeys(name for part in parts for name in part.class_names)
+        classes = sorted(union) if found.format.name == "voc" else list(union)
+        parts = [read(name, classes) for name in own]
+    index = join_indices(parts)
+    return replace(index, source=index.source | {"set_name": found.place.resolve().name, "split": ALL})

@@ -6,20 +6,41 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from data.index import DatasetIndex
-from evaluation.evaluator import EvaluationResult, FoundDetections
+from evaluation.evaluator import EvaluationResult, FoundDetections, plain_class_name
 from utils.errors import UserError, warn
 from utils.json_file import read_json
 
+MAX_MISSING = 0.5  # share of the split's images that a file may lack before it is refused
+MISSING = ("refuse", "empty", "skip")
+# https://github.com/cocodataset/cocoapi: 80 of the numbers 1 to 90
+COCO_CATEGORY_IDS = tuple(k for k in range(1, 91) if k not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+_Row = tuple[Any, list[float], float, int | None]  # image, box xyxy, score, label (-1: a class that the data lacks)
 _FORMATS = "a COCO results list, or the list that predict.py --json writes"
 
 
-def read_detections(path: Path, index: DatasetIndex) -> FoundDetections:
+@dataclass(frozen=True)
+class ReadDetections:
+    """What a file of detections holds.
+
+    Args:
+        found: the detections; `found.images` are the images that they are scored on.
+        notes: what was assumed, in words, to be told.
+    """
+
+    found: FoundDetections
+    notes: tuple[str, ...] = ()
+
+
+def read_detections(
+    path: Path, index: DatasetIndex, classes: Sequence[str] | None = None, missing: str = "refuse"
+) -> ReadDetections:
     """Detections of a JSON file, for the images of an index.
 
     Args:
@@ -27,51 +48,79 @@ def read_detections(path: Path, index: DatasetIndex) -> FoundDetections:
             list in `annotations`), or predict.py's list of `image` and `detections` (`class_name`, `score`,
             `box_xyxy`).
         index: the split. Images are found by id, by file name, or by file name without folder and suffix; numbers
-            also with other leading zeros. An image without detections is scored as such.
+            also with other leading zeros.
+        classes: the names of the file's category numbers, in their order.
+        missing: what images are that the file does not list: `empty` (nothing was found on them), `skip` (they were
+            not looked at), or `refuse`: an error if they are more than half, else `skip` for predict.py's lists,
+            which name every image, and `empty` for COCO results, which cannot.
 
     Returns:
         labels index `index.class_names`, boxes are float64.
 
     Raises:
-        UserError: if the file cannot be read, is of neither form, or has nothing of this split.
+        UserError: if the file cannot be read, is of neither form, holds impossible boxes or scores, or images that
+            the split does not have; the row is named.
     """
-    rows = _read_rows(path)
+    values = read_json(path, _FORMATS)
+    rows = _rows(path, values)
     is_ours = bool(rows) and "detections" in rows[0]
-    lookup = _ImageLookup(index)
-    table = _our_rows(path, rows, index) if is_ours else _coco_rows(path, rows, index)
-    images, boxes, scores, labels = [], [], [], []
-    elsewhere: Counter[str] = Counter()
+    lookup, notes = _ImageLookup(index), []
+    if is_ours:
+        table = list(_our_rows(path, rows, index))
+    else:
+        labels, note = _category_labels(path, values, rows, index, classes)
+        notes += [note] if note else []
+        table = list(_coco_rows(path, rows, index, labels))
+    images, boxes, scores, labels_found = [], [], [], []
+    listed: set[int] = set()
+    elsewhere: dict[str, None] = {}
     for image_key, box, score, label in table:
         position = lookup.find(path, image_key)
         if position is None:
-            elsewhere[str(image_key)] += 1
-        elif label >= 0:
+            elsewhere[str(image_key)] = None
+            continue
+        listed.add(position)
+        if label is not None and label >= 0:
             images.append(position)
             boxes.append(box)
             scores.append(score)
-            labels.append(label)
-    if rows and elsewhere and not images:
-        example = next(iter(elsewhere))
-        raise UserError(
-            path,
-            f"none of its images (e.g. {example}) is in {index.name} (e.g. {_example(index)})",
-            "name the split that the detections are of",
-        )
+            labels_found.append(label)
     if elsewhere:
-        what = f"{sum(elsewhere.values())} detections are of {len(elsewhere)} images outside of {index.name}"
-        warn(path, what, "they are left out")
+        few = ", ".join(list(elsewhere)[:5]) + (", ..." if len(elsewhere) > 5 else "")
+        what = f"{len(elsewhere)} images ({few}) are not in {index.name} (e.g. {_example(index)})"
+        raise UserError(path, what, "name the split that the detections are of, or remove these images")
+    if isinstance(values, dict) and isinstance(values.get("images"), list):
+        keys = (each["id"] for each in values["images"] if isinstance(each, dict) and "id" in each)
+        listed |= {place for key in keys if (place := lookup.find(path, key)) is not None}
+    scored = _scored_images(path, index, listed, missing, is_ours, notes)
     order = np.argsort(np.asarray(images, np.int64), kind="stable")
-    return FoundDetections(
+    found = FoundDetections(
         np.asarray(images, np.int64)[order],
         np.asarray(boxes, np.float64).reshape(-1, 4)[order],
         np.asarray(scores, np.float64)[order],
-        np.asarray(labels, np.int64)[order],
-        np.arange(len(index)),
+        np.asarray(labels_found, np.int64)[order],
+        scored,
     )
+    return ReadDetections(found, tuple(notes))
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    values = read_json(path, _FORMATS)
+def _scored_images(
+    path: Path, index: DatasetIndex, listed: set[int], missing: str, is_ours: bool, notes: list[str]
+) -> np.ndarray:
+    """Positions of the images that the detections are scored on."""
+    absent = len(index) - len(listed)
+    if absent and missing == "refuse" and absent > MAX_MISSING * len(index):
+        what = f"{absent} of the {len(index)} images of {index.name} are not in it"
+        todo = "was it made with --limit, or of another split? If it is right: --missing-images skip (they were not "
+        raise UserError(path, what, f"{todo}looked at) or empty (nothing was found on them)")
+    skip = missing == "skip" or (missing == "refuse" and is_ours)
+    if absent:
+        how = "left out of the figures" if skip else "scored as images without detections"
+        notes.append(f"{absent} of the {len(index)} images of {index.name} are not in {path}: {how}")
+    return np.array(sorted(listed), np.int64) if skip else np.arange(len(index))
+
+
+def _rows(path: Path, values: Any) -> list[dict[str, Any]]:
     if isinstance(values, dict):
         values = values.get("annotations")
     if not isinstance(values, list) or not all(isinstance(row, dict) for row in values):
@@ -79,32 +128,34 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return values
 
 
-def _our_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex) -> Iterable[tuple[Any, list, float, int]]:
-    """(image, box xyxy, score, label) of predict.py's list; label -1 for a class that the data does not have."""
+def _our_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex) -> Iterable[_Row]:
+    """The detections of predict.py's list, and a row without a label for each image."""
     labels = {name: i for i, name in enumerate(index.class_names)}
     unknown: Counter[str] = Counter()
     known = 0
     for number, row in enumerate(rows):
         where = f"{path}, item {number}"
-        image, found = row.get("image"), row.get("detections")
+        image, found = row.get("image_id", row.get("image")), row.get("detections")
+        image = row.get("image") if isinstance(row.get("image"), str) else image
         if not isinstance(image, (str, int)) or not isinstance(found, list):
             raise UserError(where, "has no `image` and `detections`", f"give {_FORMATS}")
-        for each in found:
+        yield image, [], 0.0, None
+        for place, each in enumerate(found):
             name = each.get("class_name") if isinstance(each, dict) else None
             if not isinstance(name, str):
                 raise UserError(where, "has a detection without `class_name`", f"give {_FORMATS}")
-            box = _numbers(where, each.get("box_xyxy"), 4, "box_xyxy")
+            within = f"{where}, detection {place}"
+            box = _numbers(within, each.get("box_xyxy"), 4, "box_xyxy")
+            _check_box(within, "box_xyxy", box, box[2] - box[0], box[3] - box[1])
             label = labels.get(name, -1)
             known += label >= 0
             unknown[name] += label < 0
-            yield image, box, _numbers(where, [each.get("score")], 1, "score")[0], label
+            yield image, box, _score(within, each), label
     _report_unknown(path, +unknown, known, index)
 
 
-def _coco_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex) -> Iterable[tuple[Any, list, float, int]]:
-    """(image id, box xyxy, score, label) of COCO results; label -1 for a category that the data does not have."""
-    ids = index.category_ids or tuple(range(1, len(index.class_names) + 1))
-    labels = {category: i for i, category in enumerate(ids)}
+def _coco_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex, labels: dict[int, int]) -> Iterable[_Row]:
+    """The detections of COCO results; label -1 for a category that the data does not have."""
     unknown: Counter[str] = Counter()
     known = 0
     for number, row in enumerate(rows):
@@ -113,12 +164,52 @@ def _coco_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex) -> I
         if not isinstance(image, (str, int)) or isinstance(category, bool) or not isinstance(category, int):
             raise UserError(where, "has no `image_id` and whole `category_id`", f"give {_FORMATS}")
         x, y, width, height = _numbers(where, row.get("bbox"), 4, "bbox")
+        _check_box(where, "bbox", [x, y, width, height], width, height)
         label = labels.get(category, -1)
         known += label >= 0
         unknown[str(category)] += label < 0
-        score = _numbers(where, [row.get("score")], 1, "score")[0]
-        yield image, [x, y, x + width, y + height], score, label
+        yield image, [x, y, x + width, y + height], _score(where, row), label
     _report_unknown(path, +unknown, known, index)
+
+
+def _category_labels(
+    path: Path, values: Any, rows: list[dict[str, Any]], index: DatasetIndex, classes: Sequence[str] | None
+) -> tuple[dict[int, int], str]:
+    """The label of each category number, and how that was found out, in words.
+
+    By name where `classes` or a `categories` list of the file names the numbers; else the data set's own COCO numbers;
+    else 1, 2, ... in the order of the classes.
+    """
+    numbers = {row["category_id"] for row in rows if type(row.get("category_id")) is int}
+    categories = values.get("categories") if isinstance(values, dict) else None
+    if classes is not None:
+        names, source = _numbered(classes, numbers), "--detection-classes"
+    elif isinstance(categories, list):
+        names = {each["id"]: str(each.get("name")) for each in categories
+                 if isinstance(each, dict) and type(each.get("id")) is int}  # fmt: skip
+        source = f"the categories of {path.name}"
+    elif index.category_ids is not None:
+        return {category: i for i, category in enumerate(index.category_ids)}, ""
+    else:
+        names = dict(enumerate(index.class_names, 1))
+        source = f"{index.name}, which has no category numbers of its own, in alphabetical order"
+        if numbers - names.keys():
+            few = ", ".join(map(str, sorted(numbers - names.keys())[:8]))
+            what = f"category numbers ({few}) are not 1 to {len(names)}, as the classes of {index.name} would be"
+            raise UserError(path, what, "name the classes of the numbers with --detection-classes FILE (or voc, coco)")
+    label_of = {name: label for label, name in reversed(list(enumerate(index.class_names)))}
+    plain = {plain_class_name(name): label for name, label in label_of.items()}
+    labels = {k: label_of.get(name, plain.get(plain_class_name(name), -1)) for k, name in names.items()}
+    used = [f"{k} = {names[k]}" for k in sorted(numbers) if labels.get(k, -1) >= 0]
+    more = f" and {len(used) - 8} more" if len(used) > 8 else ""
+    return labels, f"category numbers by {source}: {', '.join(used[:8])}{more}"
+
+
+def _numbered(classes: Sequence[str], numbers: set[int]) -> dict[int, str]:
+    """Names by category number: counted from 1 (0 if that occurs); of COCO's 80, its own numbers, which have gaps."""
+    if len(classes) == len(COCO_CATEGORY_IDS) and not numbers - set(COCO_CATEGORY_IDS):
+        return dict(zip(COCO_CATEGORY_IDS, classes, strict=True))
+    return dict(enumerate(classes, 0 if 0 in numbers else 1))
 
 
 def _report_unknown(path: Path, unknown: Counter[str], known: int, index: DatasetIndex) -> None:
@@ -132,6 +223,19 @@ def _report_unknown(path: Path, unknown: Counter[str], known: int, index: Datase
             "score it on the data it was made for",
         )
     warn(path, f"{sum(unknown.values())} detections are of classes that {index.name} lacks: {names}", "left out")
+
+
+def _check_box(where: str, name: str, box: list[float], width: float, height: float) -> None:
+    if width <= 0 or height <= 0:
+        what = f"`{name}` {[round(value, 3) for value in box]} has the width {width:g} and the height {height:g}"
+        raise UserError(where, what, "both must be above 0; correct the file")
+
+
+def _score(where: str, row: dict[str, Any]) -> float:
+    score = _numbers(where, [row.get("score")], 1, "score")[0]
+    if not 0 <= score <= 1:
+        raise UserError(where, f"`score` is {score:g}, not between 0 and 1", "divide percentages by 100")
+    return score
 
 
 def _numbers(where: str, value: Any, count: int, name: str) -> list[float]:
@@ -202,17 +306,27 @@ def detection_lists(result: EvaluationResult) -> list[dict[str, Any]]:
                 "width": width,
                 "height": height,
                 "detections": [
-                    {"class_id": c, "class_name": record.class_names[c], "score": round(s, 6), "box_xyxy": box}
+                    {
+                        "class_id": c,
+                        "class_name": record.class_names[c],
+                        "score": _exact(s),
+                        "box_xyxy": list(map(_exact, box)),
+                    }
                     for c, s, box in zip(
                         record.det_labels[part].tolist(),
                         record.det_scores[part].tolist(),
-                        record.det_boxes[part].round(3).tolist(),
+                        record.det_boxes[part].tolist(),
                         strict=True,
                     )
                 ],
             }
         )
     return rows
+
+
+def _exact(value: float) -> float:
+    """A float32 in as few digits as give it back, so that a saved file scores as the model did."""
+    return float(f"{value:.9g}")
 
 
 def write_voc_results(folder: Path, result: EvaluationResult, split: str, entry: str = "comp4") -> Path:

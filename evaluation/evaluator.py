@@ -303,9 +303,9 @@ def score(
         origin: how the detections came about, for `protocol`.
     """
     part = index.subset(found.images)
-    record = record_from_index(
-        index, class_names, class_map, found.images, found.image, found.boxes, found.scores, found.labels
-    )
+    has_area = (found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)  # clipping leaves nothing of a box in the padding
+    detections = (each[has_area] for each in (found.image, found.boxes, found.scores, found.labels))
+    record = record_from_index(index, class_names, class_map, found.images, *detections)
     figures = voc_figures(record)
     if coco is not None:
         theirs = coco_figures(record, coco)
@@ -429,8 +429,8 @@ def match_classes(model_classes: Sequence[str], data_classes: Sequence[str], nam
         UserError: if none is known.
     """
     exact = {each: i for i, each in enumerate(model_classes)}
-    loose = {_plain_name(each): i for i, each in reversed(list(enumerate(model_classes)))}
-    mapped = np.array([exact.get(each, loose.get(_plain_name(each), -1)) for each in data_classes], np.int64)
+    loose = {plain_class_name(each): i for i, each in reversed(list(enumerate(model_classes)))}
+    mapped = np.array([exact.get(each, loose.get(plain_class_name(each), -1)) for each in data_classes], np.int64)
     unknown = [each for each, label in zip(data_classes, mapped, strict=True) if label < 0]
     if len(data_classes) and (mapped < 0).all():
         near = [(each, m) for each in unknown for m in difflib.get_close_matches(each, model_classes, 1)]
@@ -448,7 +448,8 @@ def match_classes(model_classes: Sequence[str], data_classes: Sequence[str], nam
     return mapped
 
 
-def _plain_name(name: str) -> str:
+def plain_class_name(name: str) -> str:
+    """A class name without case, spaces and punctuation, VOC's name changed for COCO's."""
     plain = "".join(letter for letter in name.casefold() if letter not in " -_")
     return CLASS_ALIASES.get(plain, plain)
 

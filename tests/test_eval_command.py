@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -18,9 +19,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import eval as eval_command
+from data.class_names import read_class_names
+from data.open import open_dataset
 from evaluation.detections_file import read_detections
 from evaluation.metrics.coco import FIGURES
-from evaluation.truth import open_truth
 from utils.errors import MissingExtra, UserError
 
 OBJECTS = {  # image id: (name, xmin, ymin, xmax, ymax as in the file, difficult)
@@ -85,6 +87,7 @@ def write(path: Path, values: Any) -> str:
 def test_perfect_detections_of_either_form_score_one(devkit: Path, tmp_path: Path, make: Any, capsys: Any) -> None:
     file, out = write(tmp_path / "found.json", make()), tmp_path / "deep" / "figures.json"
     arguments = ["--detections", file, "--data", str(devkit), "--split", "test", "--json", str(out)]
+    arguments += ["--detection-classes", "voc"]
     assert not eval_command.main(arguments)
     figures = json.loads(out.read_text())
     assert figures["voc10_mAP50"] == 1.0
@@ -116,28 +119,30 @@ def test_published_coco_figures_come_out_of_the_command(shared: Path, tmp_path: 
 
 def test_a_plain_results_list_scores_as_one_inside_an_object(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data/eval_cases/coco_100"
-    index = open_truth(folder / "ground_truth.json", "val")
+    index = open_dataset(folder / "ground_truth.json", "ground_truth", need_pictures=False)
     rows = json.loads((folder / "detections.json").read_text())["annotations"]
-    inside = read_detections(folder / "detections.json", index)
-    plain = read_detections(Path(write(tmp_path / "plain.json", rows)), index)
+    inside = read_detections(folder / "detections.json", index).found
+    plain = read_detections(Path(write(tmp_path / "plain.json", rows)), index).found
     assert np.array_equal(inside.boxes, plain.boxes)
     assert np.array_equal(inside.image, plain.image)
 
 
-def test_detections_outside_of_the_split_are_left_out_with_a_warning(devkit: Path, tmp_path: Path, capsys: Any) -> None:
+def test_detections_of_images_outside_of_the_split_are_refused_by_name(devkit: Path, tmp_path: Path) -> None:
     rows = coco_results()
     rows.append({**rows[0], "image_id": 777})
-    index = open_truth(devkit, "test")
-    assert len(read_detections(Path(write(tmp_path / "found.json", rows)), index).scores) == len(rows) - 1
-    assert "1 detections are of 1 images outside" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"1 images \(777\) are not in VOC2007 test"):
+        read_detections(
+            Path(write(tmp_path / "found.json", rows)), open_dataset(devkit, "test"), read_class_names("voc")
+        )
 
 
 def test_numbers_that_may_be_two_images_are_an_error(devkit: Path, tmp_path: Path) -> None:
     (devkit / "VOC2007/ImageSets/Main/test.txt").write_text("000001\n01\n")
     (devkit / "VOC2007/Annotations/01.xml").write_text("<annotation></annotation>")
-    index = open_truth(devkit, "test")
+    shutil.copy(devkit / "VOC2007/JPEGImages/000001.jpg", devkit / "VOC2007/JPEGImages/01.jpg")
+    index = open_dataset(devkit, "test")
     with pytest.raises(UserError, match="image 1 may be 000001 and 01"):
-        read_detections(Path(write(tmp_path / "found.json", coco_results())), index)
+        read_detections(Path(write(tmp_path / "found.json", coco_results())), index, read_class_names("voc"))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,21 @@ def test_numbers_that_may_be_two_images_are_an_error(devkit: Path, tmp_path: Pat
         ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, NaN], "score": 1}]', "`bbox` is not 4 finite numbers"),
         ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, 4], "score": null}]', "`score` is not 1 finite number"),
         ('[{"image_id": 1, "category_id": 99, "bbox": [1, 2, 3, 4], "score": 1}]', r"none of its classes \(99\)"),
-        ('[{"image_id": 5, "category_id": 8, "bbox": [1, 2, 3, 4], "score": 1}]', r"none of its images \(e.g. 5\)"),
+        ('[{"image_id": 5, "category_id": 8, "bbox": [1, 2, 3, 4], "score": 1}]', r"1 images \(5\) are not in"),
+        ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, -3, 4], "score": 1}]', "item 0: `bbox` .* width -3"),
+        ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, 0], "score": 1}]', "item 0: `bbox` .* height 0"),
+        (
+            '[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, 4], "score": 87}]',
+            "`score` is 87, not between 0 and 1",
+        ),
+        (
+            '[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, 4], "score": -1}]',
+            "`score` is -1, not between 0 and 1",
+        ),
+        (
+            '[{"image": "000001.jpg", "detections": [{"class_name": "cat", "score": 1, "box_xyxy": [5, 1, 5, 9]}]}]',
+            "item 0, detection 0: `box_xyxy` .* width 0",
+        ),
         ('[{"image": "000001.jpg", "detections": [{"class_id": 1}]}]', "detection without `class_name`"),
         ("[1, 2]", "holds no list of detections"),
         ('{"images": []}', "holds no list of detections"),
@@ -159,13 +178,18 @@ def test_numbers_that_may_be_two_images_are_an_error(devkit: Path, tmp_path: Pat
 def test_a_bad_detections_file_is_one_line(devkit: Path, tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "found.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        eval_command.main(["--detections", str(tmp_path / "found.json"), "--data", str(devkit), "--split", "test"])
+        file = str(tmp_path / "found.json")
+        common = ["--data", str(devkit), "--split", "test", "--detection-classes", "voc", "--missing-images", "empty"]
+        eval_command.main(["--detections", file, *common])
 
 
 def test_no_detections_at_all_score_zero(devkit: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     file = write(tmp_path / "found.json", [])
-    eval_command.main(["--detections", file, "--data", str(devkit), "--split", "test", "--json", str(out)])
+    arguments = ["--detections", file, "--data", str(devkit), "--split", "test", "--json", str(out)]
+    with pytest.raises(UserError, match="4 of the 4 images of VOC2007 test are not in it"):
+        eval_command.main(arguments)
+    eval_command.main([*arguments, "--missing-images", "empty"])
     figures = json.loads(out.read_text())
     assert figures["voc10_mAP50"] == 0.0
     assert figures["best_f1_threshold"] is None
@@ -186,6 +210,45 @@ def test_saved_detections_score_as_before_and_the_voc_files_are_the_servers(devk
     lines = (voc / "results/VOC2007/Main/comp4_det_test_cat.txt").read_text().splitlines()
     assert lines[0] == "000001 0.900000 16.500000 13.250000 44.000000 41.000000"
     assert (voc / "results/VOC2007/Main/comp4_det_test_dog.txt").exists()
+
+
+def test_a_file_of_half_of_the_images_says_so_and_fewer_are_refused(devkit: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "figures.json"
+    common = ["--data", str(devkit), "--split", "test", "--json", str(out), "--overwrite"]
+    half = write(tmp_path / "half.json", perfect()[:2])
+    eval_command.main(["--detections", half, *common])
+    assert "2 of the 4 images of VOC2007 test are not in" in capsys.readouterr().out
+    assert json.loads(out.read_text())["num_images"] == 2
+    eval_command.main(["--detections", half, *common, "--missing-images", "empty"])
+    assert json.loads(out.read_text())["num_images"] == 4
+    few = write(tmp_path / "few.json", perfect()[:1])
+    with pytest.raises(UserError, match="3 of the 4 images"):
+        eval_command.main(["--detections", few, *common])
+
+
+def test_category_numbers_are_mapped_by_name_and_the_mapping_is_said(devkit: Path, tmp_path: Path, capsys: Any) -> None:
+    """COCO calls the cat 17 and the dog 18; alphabetical numbers are taken only where they fit."""
+    rows = [row | {"category_id": {8: 17, 12: 18}[row["category_id"]]} for row in coco_results()]
+    common = ["--data", str(devkit), "--split", "test", "--json", str(tmp_path / "out.json"), "--overwrite"]
+    plain = write(tmp_path / "plain.json", rows)
+    with pytest.raises(UserError, match=r"category numbers \(17, 18\) are not 1 to 2.*--detection-classes"):
+        eval_command.main(["--detections", plain, *common])
+    categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "Dog"}]
+    named = write(tmp_path / "named.json", {"annotations": rows, "categories": categories})
+    for arguments in (["--detections", plain, "--detection-classes", "coco"], ["--detections", named]):
+        eval_command.main([*arguments, *common])
+        assert "17 = cat, 18 = " in capsys.readouterr().out
+        assert json.loads((tmp_path / "out.json").read_text())["voc10_mAP50"] == 1.0
+    first = write(tmp_path / "first.json", [row | {"category_id": row["category_id"] - 16} for row in rows])
+    eval_command.main(["--detections", first, *common])
+    assert "in alphabetical order: 1 = cat, 2 = dog" in capsys.readouterr().out
+
+
+def test_a_truth_without_any_object_gives_no_figures(devkit: Path, tmp_path: Path) -> None:
+    for path in (devkit / "VOC2007/Annotations").iterdir():
+        path.write_text("<annotation></annotation>")
+    with pytest.raises(UserError, match="has no object: there is nothing to score against"):
+        eval_command.main(["--detections", write(tmp_path / "found.json", perfect()), "--data", str(devkit)])
 
 
 def test_comparing_a_result_with_itself_says_that_there_is_no_difference(

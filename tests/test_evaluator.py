@@ -60,7 +60,9 @@ class FakeDetector:
             wild = rng.uniform(0, 90, (2, 4)) + np.array([0, 0, 100, 100])
             labels = np.concatenate([target["labels"].repeat(2), rng.integers(0, len(names), 2)])
             scores = rng.integers(1, 20, len(labels)) / 20
-            self.found.append(Detections(np.concatenate([near, wild]), scores, labels))
+            boxes = np.concatenate([near, wild])
+            boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+            self.found.append(Detections(boxes, scores, labels))
 
     def detect_batch(self, images: Any, thresholds: Any) -> list[Detections]:
         assert thresholds == EVAL_THRESHOLDS

@@ -66,7 +66,7 @@ def test_what_is_no_data_set_is_told_what_would_be_one(name: str, tmp_path: Path
     (tmp_path / "photos/a").mkdir(parents=True)
     (tmp_path / "file.txt").write_text("x")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match=r"give a VOCdevkit, a COCO folder or JSON, or a YOLO data\.yaml") as caught:
+    with pytest.raises(UserError, match=r"give a data set: pictures with VOC XML") as caught:
         open_dataset(tmp_path / name, "train")
     assert str(caught.value).startswith(str(tmp_path / name))
 
@@ -77,14 +77,17 @@ def test_an_unknown_split_is_told_the_known_ones(tmp_path: Path) -> None:
         open_dataset(tmp_path, "test")
 
 
-def test_a_set_without_splits_for_training_names_the_command_that_makes_them(tmp_path: Path) -> None:
+def test_a_set_without_a_split_is_divided_by_seed(tmp_path: Path) -> None:
     folder = make_voc(tmp_path)
-    (folder / "ImageSets/Main/val.txt").unlink()
-    with pytest.raises(UserError, match=r"has only the splits train; .*dataset\.py split"):
-        default_splits(tmp_path)
-    (folder / "ImageSets/Main/train.txt").unlink()
-    with pytest.raises(UserError, match=r"dataset\.py split"):
-        open_dataset(tmp_path, "train")
+    for name in ("val", "train"):
+        (folder / f"ImageSets/Main/{name}.txt").unlink()
+        assert default_splits(tmp_path) == ("auto-train", "auto-val")
+        train, val = (open_dataset(tmp_path, split) for split in ("auto-train", "auto-val"))
+        count = 4 if name == "val" else 6  # the pictures of the list that is left, or all that are annotated
+        assert (len(train), len(val)) == (count - 1, 1)
+        assert not {train.path(i) for i in range(len(train))} & {val.path(0)}
+        assert same(val, open_dataset(tmp_path, "val", use_cache=False))
+    assert list_splits(tmp_path) == ["all"] and len(open_dataset(tmp_path, "all")) == 6
 
 
 def test_a_split_of_which_nothing_can_be_used_is_an_error_unless_one_asks_for_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from data.skips import Skip
 from utils.images import ImageError, ImageHeader, read_header, turn_boxes
 
 HUGE = 1e6  # pixels; no picture under the cap in megapixels is that wide and no box means it
-TOLERANCE = 0.5  # pixels; rounding in a file puts boxes this far outside, which is clipped without a word
+TOLERANCE = 1.0  # pixels; rounding, and counting from 0 or 1, put boxes this far outside: clipped without a note
+_EPSILON = 1e-6
 
 
 @dataclass
@@ -35,6 +37,7 @@ class RawSplit:
         crowd: (M,) bool.
         box_where: names the place of box m for a message: `file:line`.
         normalised: whether the boxes are fractions of the picture's width and height.
+        numbers: how the file states a box: `corners` or `xywh`; None if it cannot be taken for the other.
         areas: (M,) COCO's areas, or None.
         box_refs: (M,) the line or annotation id of each box, or None.
         scores: (M,) how sure the detector was that made each label, or None.
@@ -53,6 +56,7 @@ class RawSplit:
     crowd: np.ndarray
     box_where: Callable[[int], str]
     normalised: bool = False
+    numbers: str | None = None
     areas: np.ndarray | None = None
     box_refs: np.ndarray | None = None
     scores: np.ndarray | None = None
@@ -61,12 +65,21 @@ class RawSplit:
     skips: list[Skip] = field(default_factory=list)
 
 
-def build_index(raw: RawSplit, max_megapixels: float) -> DatasetIndex:
-    """The index of a split: pictures without a readable header left out, boxes upright, inside and not degenerate."""
+def build_index(raw: RawSplit, max_megapixels: float, need_pictures: bool = True) -> DatasetIndex:
+    """The index of a split: pictures without a readable header left out, boxes upright, inside and not degenerate.
+
+    Args:
+        raw: the split.
+        max_megapixels: leave out pictures that claim more.
+        need_pictures: if false and not one of the pictures is there, the sizes that the annotations state are taken.
+    """
     skips = list(raw.skips)
     headers = _read_headers(raw, skips, max_megapixels)
     good = np.array([header is not None for header in headers], bool)
     stored = np.array([(h.height, h.width) if h else (1, 1) for h in headers], np.float64).reshape(-1, 2)
+    if not need_pictures and not raw.normalised and not any(map(os.path.lexists, raw.paths)):
+        skips, good = list(raw.skips), np.ones(len(headers), bool)
+        stored = np.where(raw.declared > 0, raw.declared, HUGE)
     orientation = np.array([h.orientation if h else 1 for h in headers], np.int64)
     sizes = np.where((orientation >= 5)[:, None], stored[:, ::-1], stored)
 
@@ -78,12 +91,14 @@ def build_index(raw: RawSplit, max_megapixels: float) -> DatasetIndex:
     else:
         _turn_where_annotated_lying(raw, boxes, owner, stored, orientation, skips)
         _note_sizes(raw, sizes, good, skips)
+        _compare_readings(raw, boxes, sizes[owner])
     boxes, keep = _clean(raw, boxes, order, sizes[owner], skips)
     order, owner = order[keep], owner[keep]
 
     paths = [path for path, is_good in zip(raw.paths, good, strict=True) if is_good]
     ids = [identity for identity, is_good in zip(raw.image_ids, good, strict=True) if is_good]
     counts = np.bincount(owner, minlength=len(good))[good]
+    sizes = np.where(sizes == HUGE, 0, sizes)
     index = DatasetIndex.build(raw.name, raw.class_names, paths, ids, sizes[good].astype(np.int32), [], [])
     return DatasetIndex(
         name=raw.name,
@@ -151,6 +166,29 @@ def _note_sizes(raw: RawSplit, sizes: np.ndarray, good: np.ndarray, skips: list[
             skips.append(Skip("note", "size_mismatch", str(raw.paths[i]), what, "check that both belong together"))
 
 
+def _compare_readings(raw: RawSplit, boxes: np.ndarray, sizes: np.ndarray) -> None:
+    """Count the boxes that do not fit into their pictures as they were read, and as the other usual form of a box.
+
+    The counts are facts of the index, for `dataset.py check`: which form a file has is never guessed.
+    """
+    facts = raw.source.setdefault("facts", {})
+    limit = sizes[:, ::-1]
+
+    def misfits(first: np.ndarray, second: np.ndarray) -> int:
+        with np.errstate(invalid="ignore"):
+            fits = (first >= -TOLERANCE - _EPSILON) & (second <= limit + TOLERANCE + _EPSILON) & (second > first)
+        return int((~fits.all(1)).sum())
+
+    if raw.numbers is not None and len(boxes) and (outside := misfits(boxes[:, :2], boxes[:, 2:])):
+        with np.errstate(all="ignore"):
+            other = boxes[:, 2:] + boxes[:, :2] * (1 if raw.numbers == "corners" else -1)
+        facts |= {"misfits": outside, "misfits_otherwise": misfits(boxes[:, :2], other), "numbers": raw.numbers}
+    if raw.source.get("format") in ("voc", "xml") and len(boxes):
+        facts["begin_at_0"] = int((boxes[:, :2] == -1).any(1).sum())
+        facts["begin_at_1"] = int((boxes[:, :2] == 0).any(1).sum())
+        facts["end_at_size"] = int((boxes[:, 2:] == limit).any(1).sum())
+
+
 def _clean(
     raw: RawSplit, boxes: np.ndarray, order: np.ndarray, sizes: np.ndarray, skips: list[Skip]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +204,7 @@ def _clean(
             ("zero_box", (wide == 0).any(1), "has no area"),
             ("outside_box", (inside <= 0).any(1), "lies outside the picture"),
         ]
-        strays = (np.abs(clipped - boxes) > TOLERANCE).any(1)
+        strays = (np.abs(clipped - boxes) > TOLERANCE + _EPSILON).any(1)
     keep = np.ones(len(boxes), bool)
     for code, mask, what in faults:
         for m in np.flatnonzero(mask & keep):
@@ -180,6 +218,6 @@ def _clean(
 
 
 def _box(box: np.ndarray, raw: RawSplit) -> str:
-    one_based = raw.source.get("format") == "voc"  # say the numbers that stand in the file
+    one_based = raw.source.get("format") in ("voc", "xml")  # say the numbers that stand in the file
     values = box + np.array([1, 1, 0, 0]) if one_based else box
     return "the box (" + ", ".join(f"{value:g}" for value in values) + ")"

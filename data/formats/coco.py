@@ -15,13 +15,17 @@ import numpy as np
 
 from data.class_names import check_class_names, suggestions
 from data.formats.clean import RawSplit, build_index
+from data.formats.folder import Folder
 from data.index import DatasetIndex
 from data.skips import Skip
 from utils.errors import UserError, brief
-from utils.files import MEGABYTE, read_file
+from utils.files import MEGABYTE, read_ends, read_file
 from utils.images import MAX_MEGAPIXELS
 
 MAX_JSON_BYTES = 2048 * MEGABYTE
+SNIFFED_BYTES = 1 << 20
+MAX_FILES = 50  # annotation files of a folder
+MAX_ID = 1000  # characters of an id that is text
 _INT64 = 2**63 - 1
 
 
@@ -37,11 +41,23 @@ def find_coco_files(data: str | os.PathLike[str]) -> dict[str, Path]:
         return siblings | {_split_of(path): path}
     found = _instances(path / "annotations") or _instances(path)
     if not found:
-        found = {each.parent.name: each for each in sorted(path.glob("*/_annotations.coco.json"))}
+        roboflow = [*sorted(path.glob("_annotations.coco.json")), *sorted(path.glob("*/_annotations.coco.json"))]
+        found = {each.resolve().parent.name: each for each in roboflow}
     if not found:
-        files = [*sorted((path / "annotations").glob("*.json")), *sorted(path.glob("*.json"))]
-        found = {_split_of(each): each for each in files if _looks_like_coco(each)}
+        for where in ("[aA]nnotations/*.json", "*.json", "*/*.json"):
+            files = sorted(path.glob(where))
+            if len(files) <= MAX_FILES:  # a JSON a picture is another tool's
+                files = [each for each in files if each.is_file() and looks_like_coco(each)]
+                found |= _named(files, {path, *path.glob("[aA]nnotations")})
     return found
+
+
+def _named(files: Sequence[Path], plain: set[Path]) -> dict[str, Path]:
+    """Files by split: in `plain` folders their own name says it, elsewhere their folder's (`valid/a.json`)."""
+    names = [_split_of(each) if each.parent in plain else each.parent.name for each in files]
+    times = Counter(names)
+    return {name if times[name] == 1 else f"{each.parent.name}/{each.stem}": each
+            for name, each in zip(names, files, strict=True)}  # fmt: skip
 
 
 def _instances(folder: Path) -> dict[str, Path]:
@@ -50,16 +66,18 @@ def _instances(folder: Path) -> dict[str, Path]:
 
 def _split_of(path: Path) -> str:
     if path.name == "_annotations.coco.json":
-        return path.parent.name
+        return path.resolve().parent.name
     return re.sub(r"^instances_|^annotations_|_annotations$|[._]coco$", "", path.stem) or path.stem
 
 
-def _looks_like_coco(path: Path) -> bool:
+def looks_like_coco(path: Path) -> bool:
+    """Whether a JSON has COCO's three lists, by its first and last bytes; `categories` alone are another tool's."""
     try:
-        head = read_file(path, MAX_JSON_BYTES, 1 << 16)
+        head, tail, size = read_ends(path, MAX_JSON_BYTES, SNIFFED_BYTES, SNIFFED_BYTES)
     except UserError:
         return False
-    return any(key in head for key in (b'"images"', b'"annotations"', b'"categories"'))
+    keys = sum(key in head or key in tail for key in (b'"images"', b'"annotations"', b'"categories"'))
+    return keys == 3 or (keys == 2 and size > 2 * SNIFFED_BYTES)
 
 
 class _Rows:
@@ -77,7 +95,7 @@ class _Rows:
         self.crowd = array("b")
         self.difficult = array("b")
         self.faults: dict[int, tuple[str, str]] = {}
-        self.text_images: dict[int, str] = {}
+        self.numbers: dict[str, int] = {}  # what stands for an id that is text
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,18 +116,25 @@ class _Rows:
             self.faults[row] = ("no_box" if box is None else "bad_number", reason)
             box = (0.0, 0.0, 0.0, 0.0)
         for key in ("category_id", "image_id"):
-            if not _is_integer(item.get(key)):
+            if _id(item.get(key)) is None:
                 reason = f"{key} is {brief(item[key])}" if key in item else f"has no {key}"
                 self.faults.setdefault(row, ("bad_reference", reason))
         area = item.get("area")
         self.ids.append(item["id"] if _is_integer(item.get("id")) else -1)
-        self.images.append(item["image_id"] if _is_integer(item.get("image_id")) else -1)
-        self.categories.append(item["category_id"] if _is_integer(item.get("category_id")) else -1)
+        self.images.append(self.number(item.get("image_id")))
+        self.categories.append(self.number(item.get("category_id")))
         self.boxes.extend(_floats(box))
         self.areas.append(_floats([area])[0] if _is_number(area) else -1.0)
         self.crowd.append(_truth(item.get("iscrowd")))
         self.difficult.append(_truth(item.get("difficult")) or _truth(item.get("ignore")))
         return _Row(row)
+
+    def number(self, identity: Any) -> int:
+        """The id as a number: itself, a negative one that stands for a text, or -1 for what is no id."""
+        identity = _id(identity)
+        if isinstance(identity, str):
+            return self.numbers.setdefault(identity, -2 - len(self.numbers))
+        return -1 if identity is None else identity
 
 
 class _Row(int):
@@ -118,6 +143,13 @@ class _Row(int):
 
 def _is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value <= _INT64
+
+
+def _id(value: Any) -> int | str | None:
+    """An id: a whole number, also one written as text, or another text; None for anything else."""
+    if isinstance(value, str) and 0 < len(value) <= MAX_ID:
+        return int(value) if re.fullmatch(r"0|[1-9][0-9]{0,17}", value) else value
+    return value if _is_integer(value) else None
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
@@ -138,6 +170,7 @@ def read_coco(
     class_names: Sequence[str] | None = None,
     image_folder: str | os.PathLike[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    need_pictures: bool = True,
 ) -> DatasetIndex:
     """Read a COCO annotation file.
 
@@ -147,6 +180,7 @@ def read_coco(
         class_names: the classes in the order of the labels; None takes the categories by rising id.
         image_folder: where the pictures are; None looks in the usual places.
         max_megapixels: leave out pictures that claim more.
+        need_pictures: if false, a set without any picture is read from its annotations alone.
 
     Returns:
         The split, with images that have no annotation as negatives; crowds are marked, `ignore` and `difficult` too.
@@ -165,15 +199,21 @@ def read_coco(
     rows = _Rows()
     content = _load(path, rows)
     skips: list[Skip] = []
-    categories = _categories(content["categories"], path)
-    names = tuple(class_names) if class_names is not None else tuple(categories.values())
+    categories = _categories(content["categories"], path, rows)
+    roots, looked_at = _empty_roots(content["categories"], categories, rows, path, list(files.values()), skips)
+    names = tuple(each for each in categories.values() if each not in roots)
+    names = tuple(class_names) if class_names is not None else names
+    if image_folder is not None and not Path(image_folder).is_dir():
+        raise UserError("--image-folder", f"{image_folder} is no folder", "name the folder of the pictures")
     folder = Path(image_folder) if image_folder else _image_folder(path, split, content["images"])
-    images, ids, declared = _images(content["images"], path, folder, skips)
+    pictures = _Pictures(path, folder, _home(data, path, image_folder))
+    images, texts, declared = _images(content["images"], pictures, skips)
+    ids = [rows.number(each) for each in texts]
     raw = RawSplit(
         name=f"{path.parent.resolve().parent.name if path.parent.name == 'annotations' else path.stem} {split}",
         class_names=names,
         paths=images,
-        image_ids=ids,
+        image_ids=ids if all(type(each) is int for each in texts) else [str(each) for each in texts],
         declared=declared,
         box_image=np.zeros(0, np.int64),
         boxes=np.zeros((0, 4)),
@@ -183,8 +223,8 @@ def read_coco(
         box_where=str,
         skips=skips,
     )
-    found = _add_boxes(raw, rows, content["annotations"], categories, path)
-    id_of = {name: number for number, name in categories.items()}
+    found = _add_boxes(raw, np.array(ids, np.int64), rows, content["annotations"], categories, path)
+    id_of = {name: number for number, name in categories.items() if number >= 0}
     spare = iter(range(max([0, *categories]) + 1, _INT64))
     raw.category_ids = tuple(id_of[name] if name in id_of else next(spare) for name in names)
     raw.source = {
@@ -192,11 +232,15 @@ def read_coco(
         "root": os.path.abspath(data),
         "split": split,
         "json": os.path.abspath(path),
-        "dependencies": {"files": [os.path.abspath(path)], "folders": [os.path.abspath(folder)]},
+        "dependencies": {
+            "files": [os.path.abspath(each) for each in (path, *looked_at)],
+            "folders": sorted({os.path.abspath(folder), *(os.path.dirname(os.path.abspath(each)) for each in images)}),
+        },
         "found_classes": found,
         "facts": {},
     }
-    return build_index(raw, max_megapixels)
+    raw.numbers = "xywh"
+    return build_index(raw, max_megapixels, need_pictures)
 
 
 def _load(path: Path, rows: _Rows) -> dict[str, Any]:
@@ -221,26 +265,61 @@ def _load(path: Path, rows: _Rows) -> dict[str, Any]:
     return content
 
 
-def _categories(items: list[Any], path: Path) -> dict[int, str]:
-    """Category id to name, by rising id; the ids may have holes.
+def _categories(items: list[Any], path: Path, rows: _Rows) -> dict[int, str]:
+    """Category number to name, by rising id; the ids may have holes, or be text.
 
     Raises:
         UserError: if one has no id or name, or an id or name is there twice.
     """
     categories: dict[int, str] = {}
     for number, item in enumerate(items):
-        if not isinstance(item, dict) or not _is_integer(item.get("id")):
+        if not isinstance(item, dict) or _id(item.get("id")) is None:
             raise UserError(path, f"categories[{number}] is {brief(item)}", "give every category an id and a name")
-        if item["id"] in categories:
+        identity = rows.number(item["id"])
+        if identity in categories:
             raise UserError(path, f"category id {item['id']} is there twice", "give every category its own id")
-        categories[item["id"]] = item.get("name", "")
-    ordered = dict(sorted(categories.items()))
+        categories[identity] = item.get("name", "")
+    are_numbers = all(type(_id(item["id"])) is int for item in items)
+    ordered = dict(sorted(categories.items())) if are_numbers else categories
     return dict(zip(ordered, check_class_names(ordered.values(), path), strict=True))
+
+
+def _empty_roots(
+    items: list[Any], categories: dict[int, str], rows: _Rows, path: Path, files: Sequence[Path], skips: list[Skip]
+) -> tuple[set[str], list[Path]]:
+    """Names of categories that only group others: the supercategory of another one, without a box in any split.
+
+    Roboflow writes one as category 0 of every export. Also returns the other splits' files, if they had to be read.
+    """
+    parents = {str(each.get("supercategory")) for each in items if str(each.get("supercategory")) != each.get("name")}
+    used = set(rows.categories)
+    roots = {name: number for number, name in categories.items() if name in parents and number not in used}
+    looked_at = [other for other in files if roots and other != path]  # rare
+    for other in looked_at:
+        theirs = _Rows()
+        content = _load(other, theirs)["categories"]
+        used_there = {name for k, name in _categories(content, other, theirs).items() if k in theirs.categories}
+        roots = {name: number for name, number in roots.items() if name not in used_there}
+    if len(roots) == len(categories):
+        return set(), looked_at
+    for name in roots:
+        what = f"category {name!r} only groups others and has no box; it is not a class"
+        skips.append(Skip("note", "root_category", str(path), what))
+    return set(roots), looked_at
+
+
+def _home(data: str | os.PathLike[str], path: Path, image_folder: str | os.PathLike[str] | None) -> Path:
+    """The folder whose pictures may be meant by a name that leads nowhere."""
+    if image_folder is not None:
+        return Path(image_folder)
+    if os.path.isdir(data):
+        return Path(data)
+    return path.parent.parent if path.parent.name.casefold() == "annotations" else path.parent
 
 
 def _image_folder(path: Path, split: str, items: list[Any]) -> Path:
     """The usual place that holds the first pictures of the file, else the one that exists."""
-    root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    root = path.parent.parent if path.parent.name.casefold() == "annotations" else path.parent
     places = [root / split, root / "images" / split, root / "images", root / split / "images", path.parent, root]
     places += [root / re.sub(r"\d{4}$", "", split), root / "images" / re.sub(r"\d{4}$", "", split)]
     firsts = [each.get("file_name") for each in items[:50] if isinstance(each, dict)]
@@ -251,38 +330,76 @@ def _image_folder(path: Path, split: str, items: list[Any]) -> Path:
     return next((place for place in places if place.is_dir()), root)
 
 
-def _images(items: list[Any], path: Path, folder: Path, skips: list[Skip]) -> tuple[list[str], list[int], np.ndarray]:
+class _Pictures:
+    """Finds the picture that an entry names: as a path, else by what the name has in common with one picture only.
+
+    Args:
+        path: the JSON.
+        base: where its names usually start from.
+        home: the folder to look through for names that lead nowhere.
+    """
+
+    def __init__(self, path: Path, base: Path, home: Path) -> None:
+        self.path, self.base, self.home = path, base, home
+        self._folder: Folder | None = None
+        self._inside = os.path.realpath(base) + os.sep
+
+    def find(self, name: str, where: str, skips: list[Skip]) -> str | None:
+        """The path; None if it leads out of the data set or is several pictures' name, which becomes a skip."""
+        exact = os.path.join(self.base, name)
+        if "\0" in name:
+            skips.append(self._outside(where, name))
+            return None
+        if not os.path.isabs(name) and ".." not in name and os.path.lexists(exact):
+            is_link_outside = os.path.islink(exact) and os.path.exists(exact)
+            if is_link_outside and not os.path.realpath(exact).startswith(self._inside):
+                skips.append(self._outside(where, name))
+                return None
+            return exact
+        if self._folder is None:
+            self._folder = Folder(self.home)
+        found, several = self._folder.find(name, self.base)
+        if found is not None:
+            return found
+        if several:
+            what = f"file_name {name[-80:]!r} may be {' or '.join(self._folder.relative(each) for each in several[:3])}"
+            skips.append(Skip("image", "ambiguous_image", where, what, "write the path within the data set"))
+            return None
+        if os.path.isabs(name) or ".." in re.split(r"[/\\]", name):
+            skips.append(self._outside(where, name))
+            return None
+        return exact
+
+    def _outside(self, where: str, name: str) -> Skip:
+        what = f"file_name {name[-80:]!r} leads out of {self.base}"
+        return Skip("image", "leads_outside", where, what, "keep pictures inside the data set")
+
+    def notes(self, total: int) -> list[Skip]:
+        """How many pictures were found by less than their path, with an example."""
+        return [] if self._folder is None else self._folder.notes(str(self.path), total)
+
+
+def _images(items: list[Any], pictures: _Pictures, skips: list[Skip]) -> tuple[list[str], list[Any], np.ndarray]:
     """Paths, ids and declared sizes of the usable entries of `images`."""
-    home = os.path.realpath(folder) + os.sep
-    base = os.fspath(folder)
     paths: list[str] = []
-    ids: dict[int, None] = {}
+    ids: dict[Any, None] = {}
     sizes: list[tuple[int, int]] = []
     for number, item in enumerate(items):
-        where = f"{path}: images[{number}]"
-        identity = item.get("id") if isinstance(item, dict) else None
+        where = f"{pictures.path}: images[{number}]"
+        identity = _id(item.get("id")) if isinstance(item, dict) else None
         name = item.get("file_name") if isinstance(item, dict) else None
-        if not _is_integer(identity) or not isinstance(name, str) or not name:
+        if identity is None or not isinstance(name, str) or not name:
             what = f"has no usable id and file_name: {brief(item)}"
             skips.append(Skip("image", "bad_image_entry", where, what, "give it both"))
         elif identity in ids:
             what = f"image id {identity} is there twice; the first counts"
             skips.append(Skip("image", "duplicate_id", where, what, "give every image its own id"))
-        elif _leads_outside(name, base, home):
-            what = f"file_name {name[-80:]!r} leads out of {folder}"
-            skips.append(Skip("image", "leads_outside", where, what, "keep pictures inside the data set"))
-        else:
+        elif (path := pictures.find(name, where, skips)) is not None:
             ids[identity] = None
-            paths.append(os.path.join(base, name))
+            paths.append(path)
             sizes.append(_size(item, where, skips))
+    skips += pictures.notes(len(paths))
     return paths, list(ids), np.array(sizes, np.float64).reshape(-1, 2)
-
-
-def _leads_outside(name: str, base: str, home: str) -> bool:
-    if os.path.isabs(name) or "\0" in name or ".." in re.split(r"[/\\]", name):
-        return True
-    path = os.path.join(base, name)
-    return os.path.islink(path) and os.path.exists(path) and not os.path.realpath(path).startswith(home)
 
 
 def _size(item: dict[str, Any], where: str, skips: list[Skip]) -> tuple[int, int]:
@@ -295,7 +412,7 @@ def _size(item: dict[str, Any], where: str, skips: list[Skip]) -> tuple[int, int
 
 
 def _add_boxes(
-    raw: RawSplit, rows: _Rows, annotations: list[Any], categories: dict[int, str], path: Path
+    raw: RawSplit, image_ids: np.ndarray, rows: _Rows, annotations: list[Any], categories: dict[int, str], path: Path
 ) -> dict[str, int]:
     """Fill the boxes of `raw`; returns how often each class is in the file."""
     skips = raw.skips
@@ -316,15 +433,18 @@ def _add_boxes(
         if row in position:
             keep[position[row]] = False
             skips.append(Skip("box", code, where(position[row]), f"{reason}; box dropped", "correct the annotation"))
-    owner, has_owner = _lookup(images, np.array(raw.image_ids, np.int64))
+    text_of = {number: text for text, number in rows.numbers.items()}
+    owner, has_owner = _lookup(images, image_ids)
     left_out = Counter(images[keep & ~has_owner].tolist())
     for image, count in left_out.items():
-        what = f"image id {image} of {count} annotations is not among the usable images; boxes dropped"
+        what = (
+            f"image id {text_of.get(image, image)} of {count} annotations is not among the usable images; boxes dropped"
+        )
         skips.append(Skip("box", "unknown_image", str(path), what, "add the image or remove them", count))
     keep &= has_owner
     _, is_listed = _lookup(category, np.array(list(categories), np.int64))
     for number, count in Counter(category[keep & ~is_listed].tolist()).items():
-        what = f"category id {number} is not in `categories`; {count} boxes dropped"
+        what = f"category id {text_of.get(number, number)} is not in `categories`; {count} boxes dropped"
         skips.append(Skip("box", "unknown_class", str(path), what, f"add it to {len(categories)} categories", count))
     keep &= is_listed
     found = {categories[number]: count for number, count in sorted(Counter(category[keep].tolist()).items())}

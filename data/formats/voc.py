@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,21 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser, ParseError
 from tqdm import tqdm
 
-from data.class_names import MAX_NAME, VOC_CLASS_NAMES, suggestions
+from data.class_names import MAX_NAME, suggestions
 from data.formats.clean import RawSplit, build_index
+from data.formats.folder import suffix_of
 from data.index import DatasetIndex
 from data.skips import Skip
 from utils.errors import UserError
 from utils.files import MEGABYTE, FileError, read_file, read_lines
 from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS
+from utils.walk import walk_files
 
 MAX_XML_BYTES = 10 * MEGABYTE
 MAX_SPLIT_BYTES = 256 * MEGABYTE
 MAX_DEPTH = 64
+ALL = "all"  # the split of a set without lists: every annotated picture
+_ANNOTATION_SUFFIXES = (".xml", ".txt", ".json", ".csv")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -143,13 +147,16 @@ def find_voc_years(root: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def list_voc_splits(root: str | os.PathLike[str]) -> dict[str, list[str]]:
-    """The splits of each year folder; the devkit's lists of single classes (`dog_train`) are not splits."""
+    """The splits of each year folder; the devkit's lists of single classes (`dog_train`) are not splits.
+
+    Where no year has a list, `all` is the one split: every annotated picture.
+    """
     splits = {}
     for year, folder in find_voc_years(root).items():
         main = folder / "ImageSets" / "Main"
         names = {file.stem for file in main.glob("*.txt")} if main.is_dir() else set()
         splits[year] = sorted(name for name in names if not ("_" in name and name.rsplit("_", 1)[1] in names))
-    return splits
+    return splits if any(splits.values()) else {year: [ALL] for year in splits}
 
 
 def _is_year(folder: Path) -> bool:
@@ -178,7 +185,8 @@ def split_files(root: str | os.PathLike[str], split: str) -> list[tuple[str, Pat
         if not chosen:
             raise UserError(root, f"has no year {year!r}", f"choose from {', '.join(years)}")
         found = [(key, folder / "ImageSets" / "Main" / f"{name}.txt") for key, folder in chosen.items()]
-        found = [(key, path) for key, path in found if os.path.lexists(path)]
+        has_lists = name != ALL or ALL not in list_voc_splits(root)[next(iter(chosen))]
+        found = [(key, path) for key, path in found if os.path.lexists(path) or not has_lists]
         if not found or not name or os.sep in name or "\0" in name:
             there = "; ".join(f"{key}: {', '.join(names) or 'none'}" for key, names in list_voc_splits(root).items())
             todo = f"choose from {there}" if any(list_voc_splits(root).values()) else "run: python dataset.py split"
@@ -192,34 +200,31 @@ class VocFolder:
 
     def __init__(self, folder: Path, home: str) -> None:
         self.folder = folder
-        self.strangers: set[str] = set()  # ids whose file is a link that leads out of the data set
-        self.images, self.extra = self._scan(folder / "JPEGImages", home, None)
-        self.annotations, _ = self._scan(folder / "Annotations", home, (".xml",))
+        self.outside: set[str] = set()  # ids whose file is a link that leads out of the data set
+        self.images, self.extra = self._scan(folder / "JPEGImages", home, is_xml=False)
+        self.annotations, _ = self._scan(folder / "Annotations", home, is_xml=True)
         self._composed = {unicodedata.normalize("NFC", name): name for name in self.images if not name.isascii()}
 
-    def _scan(
-        self, folder: Path, home: str, suffixes: tuple[str, ...] | None
-    ) -> tuple[dict[str, str], dict[str, list[str]]]:
-        allowed = (home + os.sep, os.path.realpath(folder) + os.sep)
+    def _scan(self, folder: Path, home: str, is_xml: bool) -> tuple[dict[str, str], dict[str, list[str]]]:
+        files, outside = walk_files(folder, [home, os.path.realpath(folder)])
+
+        def identity(path: str) -> str:
+            return os.path.splitext(os.path.relpath(path, folder).replace(os.sep, "/"))[0]
+
+        self.outside |= {identity(path) for path in outside}
         found: dict[str, list[str]] = {}
-        for name, path, is_link in _walk(os.fspath(folder), ""):
-            stem, suffix = os.path.splitext(name)
-            if suffixes is not None and suffix.lower() not in suffixes:
-                continue
-            if is_link and os.path.exists(path) and not os.path.realpath(path).startswith(allowed):
-                self.strangers.add(stem)
-                continue
-            found.setdefault(stem, []).append(path)
-        for paths in found.values():
-            paths.sort(key=lambda path: (os.path.splitext(path)[1].lower() not in IMAGE_SUFFIXES, path))
+        for path in files:
+            suffix = suffix_of(path)
+            if suffix == ".xml" if is_xml else suffix not in _ANNOTATION_SUFFIXES:
+                found.setdefault(identity(path), []).append(path)
+        for stem, paths in found.items():  # a file of another suffix is a picture only where there is no other
+            pictures = [path for path in paths if suffix_of(path) in IMAGE_SUFFIXES]
+            found[stem] = sorted(pictures or paths)
         return {stem: paths[0] for stem, paths in found.items()}, {s: p for s, p in found.items() if len(p) > 1}
 
-    def identify(self, line: str, known: Container[str] | None = None) -> str | None:
-        """The id that a line of a split means, or None: whole, with a suffix, or with a class list's second column.
-
-        `known` ids are those of the pictures, if not given.
-        """
-        known = self.images if known is None else known
+    def identify(self, line: str) -> str | None:
+        """The id that a line of a split means, or None: whole, with a suffix, or with a class list's second column."""
+        known = self.images
         bare = line.strip()
         stem, suffix = os.path.splitext(bare)
         column = re.fullmatch(r"(.*\S)\s+(?:-?1|0)", bare)
@@ -231,29 +236,15 @@ class VocFolder:
             column and column[1],
             composed,
         ):
-            if candidate is not None and (candidate in known or candidate in self.strangers):
+            if candidate is not None and (candidate in known or candidate in self.outside):
                 return candidate
         return None
-
-
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, str, bool]]:
-    """(name within the folder, path, whether it is a link) of every file below; links to folders are not followed."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return
-    for entry in entries:
-        name = f"{prefix}{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, f"{name}/")
-        else:
-            yield name, entry.path, entry.is_symlink()
 
 
 # --- the reader ------------------------------------------------------------------------------------------------------
 
 
-class _Reader:
+class XmlReader:
     """Gathers images and boxes in plain lists while it goes through the files."""
 
     def __init__(self) -> None:
@@ -307,7 +298,8 @@ class _Reader:
             if number is None:
                 return self._drop("bad_number", where, f"<{edge}> of the {name} is {each.edges.get(edge, '')[:40]!r}")
         xmin, ymin, xmax, ymax = (float(number) for number in numbers if number is not None)
-        self.facts["zero_based"] += xmin == 0 or ymin == 0
+        if xmin == xmax or ymin == ymax:  # one pixel wide by the letter of the format; in fact a click
+            return self._drop("zero_box", where, f"the {name} ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) has no area")
         self.facts["decimal"] += any(number % 1 != 0 for number in (xmin, ymin, xmax, ymax) if np.isfinite(number))
         self.owner.append(len(self.paths) - 1)
         self.boxes.append([xmin - 1, ymin - 1, xmax, ymax])
@@ -343,15 +335,16 @@ def read_voc(
     split: str,
     class_names: Sequence[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    need_pictures: bool = True,
 ) -> DatasetIndex:
     """Read a split of a VOCdevkit (or of one year folder).
 
     Args:
         root: the devkit, the folder around it, or one year folder.
         split: a file of ImageSets/Main without `.txt`; several with `+`, of one year with `VOC2007:`.
-        class_names: the classes in the order of the labels; None takes those of the annotations, in the devkit's order
-            if they are the devkit's.
+        class_names: the classes in the order of the labels; None takes those of the annotations, in alphabetical order.
         max_megapixels: leave out pictures that claim more.
+        need_pictures: if false, a set without any picture is read from its annotations alone.
 
     Returns:
         The split; image ids are the VOC ids, with `VOC2007/` before them where several years are joined.
@@ -366,9 +359,12 @@ def read_voc(
     home = os.path.realpath(root)
     folders = {year: VocFolder(years[year], home) for year in {year for year, _ in files}}
     joined = len(folders) > 1
-    reader = _Reader()
+    reader = XmlReader()
     name = " + ".join(f"{year} {path.stem}" for year, path in files)
-    lines = [(year, path, number, line) for year, path in files for number, line in read_lines(path, MAX_SPLIT_BYTES)]
+    if not need_pictures and not any(folder.images for folder in folders.values()):
+        for folder in folders.values():
+            folder.images = {each: str(folder.folder / "JPEGImages" / f"{each}.jpg") for each in folder.annotations}
+    lines = [(year, path, number, line) for year, path in files for number, line in _lines(path, folders[year])]
     seen: dict[tuple[str, str], str] = {}
     for year, path, number, line in tqdm(lines, desc=name, delay=2, leave=False):
         where = f"{path}:{number}"
@@ -388,21 +384,26 @@ def read_voc(
         "folders": [os.path.abspath(years[y] / f) for y in sorted(folders) for f in ("Annotations", "JPEGImages")],
     }
     source = {"format": "voc", "root": os.path.abspath(root), "split": split, "dependencies": dependencies}
-    return _finish(reader, name, class_names, years, source, max_megapixels)
+    return finish_xml(reader, name, class_names, source, max_megapixels, need_pictures)
 
 
-def _finish(
-    reader: _Reader,
+def _lines(path: Path, folder: VocFolder) -> list[tuple[int, str]]:
+    """The lines of a split with their numbers; of `all`, which has no file, the annotated pictures."""
+    if path.stem == ALL and not os.path.lexists(path):
+        return list(enumerate(sorted(folder.images.keys() & folder.annotations.keys()), 1))
+    return read_lines(path, MAX_SPLIT_BYTES)
+
+
+def finish_xml(
+    reader: XmlReader,
     name: str,
     class_names: Sequence[str] | None,
-    years: dict[str, Path],
     source: dict[str, Any],
     max_megapixels: float,
+    need_pictures: bool,
 ) -> DatasetIndex:
     found = Counter(reader.names)
-    if class_names is None:
-        official = set(found) <= set(VOC_CLASS_NAMES) and any(re.fullmatch(r"(VOC)?20\d\d", year) for year in years)
-        class_names = VOC_CLASS_NAMES if official else sorted(found)
+    class_names = sorted(found) if class_names is None else class_names
     number_of = {each: number for number, each in enumerate(class_names)}
     known = np.array([each in number_of for each in reader.names], bool)
     todo = suggestions(found, class_names)
@@ -427,8 +428,9 @@ def _finish(
         scores=None if min(reader.scores, default=1.0) == 1 else np.array(reader.scores, np.float64)[known],
         source=source | {"found_classes": dict(found), "facts": dict(reader.facts)},
         skips=reader.skips,
+        numbers="corners",
     )
-    return build_index(raw, max_megapixels)
+    return build_index(raw, max_megapixels, need_pictures)
 
 
 def annotation_path(image_path: str | os.PathLike[str]) -> Path:
@@ -452,7 +454,7 @@ def _use(line: str, where: str, folder: VocFolder, skips: list[Skip]) -> str | N
     """The id of a line of a split if its picture and annotation are there, else None and the reason in `skips`."""
     bare = line.strip()
     identity = folder.identify(line)
-    if identity in folder.strangers or (identity is None and leads_outside(line)):
+    if identity in folder.outside or (identity is None and leads_outside(line)):
         what = f"id {bare[:80]!r} leads out of {folder.folder}"
         skips.append(Skip("image", "leads_outside", where, what, "keep pictures and annotations inside the data set"))
     elif identity is None:

@@ -1,12 +1,14 @@
-"""Read YOLO text labels, as a data.yaml names them, as a DatasetIndex."""
+"""Read YOLO text labels as a DatasetIndex: with a data.yaml, a darknet obj.data, or nothing but a list of names."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +16,84 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from data.class_names import check_class_names, decode_text, suggestions
+from data.class_names import check_class_names, decode_text, read_class_names, suggestions
 from data.formats.clean import RawSplit, build_index
+from data.formats.folder import Folder, plain_name, split_of, stem_of, suffix_of
+from data.formats.yolo_rows import ROW, LabelFiles, Rows, boxes_array, class_numbers, label_path
 from data.index import DatasetIndex
 from data.skips import Skip
 from utils.errors import UserError, brief
-from utils.files import MEGABYTE, FileError, read_file, read_lines
+from utils.files import MEGABYTE, read_file, read_lines
 from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS
+from utils.walk import walk_files
 
 MAX_YAML_BYTES = MEGABYTE // 4  # the parser takes seconds for a megabyte; a thousand classes need 30 KB
-MAX_LABEL_BYTES = 10 * MEGABYTE
 MAX_LIST_BYTES = 256 * MEGABYTE
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "minival", "trainval")
-NOT_NORMALISED = 2.0  # a fraction beyond this is not a rounding error but a pixel
+NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "_classes.txt", "names.txt", "class_names.txt")
+YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
+ALL = "all"  # the split of a set that is not divided
+_SETTINGS = ("path", "names", "nc", "download", "task", "kpt_shape", "flip_idx", "roboflow")
 
 
 @dataclass
 class DataYaml:
-    """A data.yaml that was understood.
+    """What a data.yaml, an obj.data or the folder itself says of a data set.
 
     Args:
-        path: the file.
+        path: the file, or the folder where there is none.
         root: what its relative paths start from.
-        splits: name to the folders and lists it names.
+        splits: name to the folders, lists or pictures it names.
         class_names: in the order of the labels.
+        key_points: number and size of the key points of a row (`kpt_shape`).
+        are_polygons: `task` is `segment` or `obb`: rows of more than five columns are polygons.
+        found_by_hand: there is no file: the names of classes without a box are left out.
+        notes: what was put right, to be told.
     """
 
     path: Path
     root: Path
     splits: dict[str, list[str]]
     class_names: tuple[str, ...]
+    key_points: tuple[int, int] | None = None
+    are_polygons: bool = False
+    found_by_hand: bool = False
+    notes: list[Skip] = field(default_factory=list)
+
+
+# --- data.yaml and obj.data ------------------------------------------------------------------------------------------
 
 
 def find_data_yaml(folder: Path) -> Path | None:
-    """The data.yaml of a folder: that name, else the only YAML file that has `names` and a split."""
-    for name in ("data.yaml", "data.yml", "dataset.yaml"):
+    """The data.yaml of a folder: that name, else the only YAML file that has `names` and a split, else an obj.data."""
+    for name in YAML_NAMES:
         if (folder / name).is_file():
             return folder / name
-    others = [each for each in sorted(folder.glob("*.y*ml")) if each.is_file() and _looks_like_data_yaml(each)]
+    others = [each for each in sorted(folder.glob("*.[yY]*[mM][lL]")) if each.is_file() and _looks_like_data_yaml(each)]
+    others = others or [each for each in sorted(folder.glob("*.data")) if each.is_file() and _looks_like_obj_data(each)]
     return others[0] if len(others) == 1 else None
 
 
 def _looks_like_data_yaml(path: Path) -> bool:
+    text = _small_text(path)
+    return bool(
+        re.search(r"^names\s*:", text, re.M) and re.search(r"^(train|val\w*|test)\s*:", text, re.M | re.IGNORECASE)
+    )
+
+
+def _looks_like_obj_data(path: Path) -> bool:
+    return bool(re.search(r"^\s*names\s*=", _small_text(path), re.M))
+
+
+def _small_text(path: Path) -> str:
     try:
-        text = decode_text(read_file(path, MAX_YAML_BYTES), path)
+        return decode_text(read_file(path, MAX_YAML_BYTES), path)
     except UserError:
-        return False
-    return bool(re.search(r"^names\s*:", text, re.M) and re.search(r"^(train|val|valid|test)\s*:", text, re.M))
+        return ""
 
 
 def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
-    """Read a data.yaml (or the one of a folder).
+    """Read a data.yaml or obj.data (or the one of a folder).
 
     Raises:
         UserError: if it is not there, bigger than 256 KB, no YAML, or its names or splits are not what they should be.
@@ -76,6 +105,8 @@ def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
             raise UserError(path, "has no data.yaml", "write one with train, val and names")
         path = found
     text = decode_text(read_file(path, MAX_YAML_BYTES), path)
+    if path.suffix.lower() == ".data":
+        return _from_obj_data(text, path)
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -86,14 +117,46 @@ def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
     if not isinstance(content, dict):
         raise UserError(path, "holds no settings", "write train, val and names into it")
     class_names = _names(content, path)
-    splits = {str(key): _strings(content[key], key, path) for key in SPLIT_KEYS if content.get(key)}
-    if not splits:
-        raise UserError(path, "names no train, val or test", "add `train: images/train` and `val: images/val`")
     root = content.get("path") or "."
     if not isinstance(root, str) or "\0" in root:
         raise UserError(path, f"path is {brief(root)}", "give a folder")
     base = path.parent / os.path.expanduser(root)
-    return DataYaml(path, base if base.is_dir() else path.parent, splits, class_names)
+    config = DataYaml(path, base if base.is_dir() else path.parent, {}, class_names)
+    if not base.is_dir() and (moved := _tail_in(root, [path.parent])) and os.path.isdir(moved):
+        config.root = Path(moved)
+    config.splits = _splits(content, config)
+    if not config.splits:
+        raise UserError(path, "names no train, val or test", "add `train: images/train` and `val: images/val`")
+    config.key_points = _key_points(content.get("kpt_shape"), path)
+    config.are_polygons = content.get("task") in ("segment", "obb")
+    config.notes = _check_class_files(config)
+    return config
+
+
+def _splits(content: dict[Any, Any], config: DataYaml) -> dict[str, list[str]]:
+    """The entries that name pictures: `train`, `val`, `test` in any case, and others that lead to a folder or list."""
+    splits = {}
+    for key, value in content.items():
+        name = str(key).lower()
+        if name in SPLIT_KEYS and value:
+            splits[name] = _strings(value, name, config.path)
+        elif name not in _SETTINGS and isinstance(value, str) and "\0" not in value and _resolve(config, value)[0]:
+            splits[str(key)] = [value]
+    return splits
+
+
+def _from_obj_data(text: str, path: Path) -> DataYaml:
+    """Darknet's `key = value` lines; its paths start from where darknet was run (`data/train.txt`)."""
+    rows = (line.split("=", 1) for line in text.splitlines() if "=" in line and not line.lstrip().startswith("#"))
+    content = {key.strip().lower(): value.strip() for key, value in rows}
+    names = _tail_in(content.get("names", ""), [path.parent])
+    if names is None:
+        raise UserError(path, f"names the class file {content.get('names', '')!r}, which is not there", "put it back")
+    config = DataYaml(path, path.parent, {}, read_class_names(names))
+    config.splits = {key: [content[key]] for key in SPLIT_KEYS if content.get(key)}
+    if not config.splits:
+        raise UserError(path, "names no train or valid", "add `train = train.txt`")
+    return config
 
 
 def list_yolo_splits(data: str | os.PathLike[str]) -> list[str]:
@@ -103,6 +166,8 @@ def list_yolo_splits(data: str | os.PathLike[str]) -> list[str]:
 
 def _names(content: dict[Any, Any], path: Path) -> tuple[str, ...]:
     names = content.get("names")
+    if isinstance(names, str) and (file := _tail_in(names, [path.parent])):
+        return read_class_names(file)
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise UserError(path, f"the keys of names are {brief(list(names))}", "number the classes from 0 on")
@@ -123,6 +188,82 @@ def _strings(value: Any, key: str, path: Path) -> list[str]:
     return values
 
 
+def _key_points(value: Any, path: Path) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    is_shape = isinstance(value, list) and len(value) == 2 and all(type(each) is int for each in value)
+    if not is_shape or value[0] < 1 or value[1] not in (2, 3):
+        raise UserError(path, f"kpt_shape is {brief(value)}", "give number and size of the key points, as in [17, 3]")
+    return value[0], value[1]
+
+
+def _check_class_files(config: DataYaml) -> list[Skip]:
+    """Compare the names with every classes.txt that a labelling tool left in the data set.
+
+    Raises:
+        UserError: if one gives other names to the same numbers: the labels follow one of the two orders.
+    """
+    files = [config.path.parent / "classes.txt"]
+    files += [Path(path) for pattern in ("[lL]abels", "[lL]abels/*", "*/[lL]abels")
+              for path in sorted(config.root.glob(f"{pattern}/classes.txt"))]  # fmt: skip
+    for file in files:
+        if not file.is_file():
+            continue
+        theirs, ours = read_class_names(file), config.class_names
+        if any(one != other for one, other in zip(theirs, ours, strict=False)):
+            what = f"has the classes {_order(ours)}, but {file} has {_order(theirs)}"
+            raise UserError(config.path, what, "find out which order the labels follow and correct the other file")
+        if len(theirs) > len(ours):
+            what = (
+                f"names {len(theirs)} classes, {config.path.name} only {len(ours)}: not {_order(theirs[len(ours) :])}"
+            )
+            return [Skip("note", "more_names", str(file), what, f"add them to {config.path.name} if they have boxes")]
+    return []
+
+
+def _order(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+# --- paths of another machine ----------------------------------------------------------------------------------------
+
+
+def _tail_in(name: str, bases: Iterable[str | os.PathLike[str]]) -> str | None:
+    """The longest end of a path that exists in one of the folders, whatever the case and the slashes of its parts."""
+    parts = [part for part in re.split(r"[/\\]", re.sub(r"^[A-Za-z]:", "", name)) if part not in ("", ".", "..")]
+    folders = list(dict.fromkeys(os.fspath(base) for base in bases))
+    for start in range(len(parts)):
+        for base in folders:
+            if (found := _descend(base, parts[start:])) is not None:
+                return found
+    return None
+
+
+def _descend(base: str, parts: Sequence[str]) -> str | None:
+    for part in parts:
+        exact = os.path.join(base, part)
+        if not os.path.lexists(exact):
+            try:
+                names = {plain_name(name): name for name in os.listdir(base)}
+            except OSError:
+                return None
+            if plain_name(part) not in names:
+                return None
+            exact = os.path.join(base, names[plain_name(part)])
+        base = exact
+    return base
+
+
+def _resolve(config: DataYaml, entry: str) -> tuple[Path | None, bool]:
+    """The place of an entry, and whether it had to be looked for: another machine's path, or another case."""
+    trimmed = re.sub(r"^(\.\.[/\\])+", "", entry)  # Roboflow's ../train/images
+    for candidate in (config.root / entry, config.path.parent / entry, config.path.parent / trimmed):
+        if candidate.exists():
+            return candidate, False
+    found = _tail_in(entry, [config.root, config.path.parent])
+    return (None if found is None else Path(found)), True
+
+
 # --- which images ----------------------------------------------------------------------------------------------------
 
 
@@ -137,11 +278,16 @@ class _Files:
 
 
 def _gather(config: DataYaml, split: str) -> _Files:
-    gathered = _Files(files=[os.path.abspath(config.path)])
-    for entry in config.splits[split]:
-        place = _resolve(config, entry)
+    gathered = _Files(files=[os.path.abspath(config.path)], skips=list(config.notes))
+    if config.found_by_hand:
+        gathered.images, gathered.files = list(config.splits[split]), []
+    for entry in () if config.found_by_hand else config.splits[split]:
+        place, was_moved = _resolve(config, entry)
         if place is None:
             raise UserError(config.path, f"{split}: {entry} does not exist in {config.root}", "correct the path")
+        if was_moved and not entry.startswith("data/"):  # darknet's folder
+            what = f"{split}: {entry} is not there; {place} is used"
+            gathered.skips.append(Skip("note", "moved_path", str(config.path), what, "correct the path"))
         if place.is_dir():
             gathered.folders.append(os.path.abspath(place))
             gathered.images += _images_below(place, config, gathered.skips)
@@ -153,51 +299,40 @@ def _gather(config: DataYaml, split: str) -> _Files:
         what = f"{split} names {len(gathered.images) - len(unique)} pictures twice; each is used once"
         gathered.skips.append(Skip("note", "duplicate_id", str(config.path), what))
     gathered.images = list(unique)
-    folders = {os.path.dirname(path) for path in gathered.images}
-    gathered.folders = sorted({*folders, *(os.path.dirname(label_path(os.path.join(f, "x"))) for f in folders)})
     return gathered
 
 
-def _resolve(config: DataYaml, entry: str) -> Path | None:
-    """An entry of the yaml: from `path`, from the yaml's folder, or (Roboflow's `../train/images`) without the `..`."""
-    trimmed = re.sub(r"^(\.\./)+", "", entry)
-    for candidate in (config.root / entry, config.path.parent / entry, config.path.parent / trimmed):
-        if candidate.exists():
-            return candidate
-    return None
+def _homes(config: DataYaml, folder: Path) -> list[str]:
+    return [os.path.realpath(each) for each in (config.root, config.path.parent, folder)]
 
 
 def _images_below(folder: Path, config: DataYaml, skips: list[Skip]) -> list[str]:
-    if not any(True for _ in os.scandir(folder)):
-        return []
-    found: list[str] = []
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = os.path.join(parent, name)
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                if os.path.islink(path) and _leads_outside(path, folder, config):
-                    skips.append(_outside(path, path, config))
-                else:
-                    found.append(path)
-    return found
+    files, outside = walk_files(folder, _homes(config, folder))
+    skips += [_outside(path, path, config) for path in outside]
+    return [path for path in files if suffix_of(path) in IMAGE_SUFFIXES]
 
 
 def _images_of_list(file: Path, config: DataYaml, skips: list[Skip]) -> list[str]:
-    found = []
+    found, moved = [], []
+    homes = _homes(config, file.parent)
     for number, line in read_lines(file, MAX_LIST_BYTES):
         line = line.strip()
         candidates = [os.path.join(config.root, line), os.path.join(file.parent, line)]
-        path = next((each for each in candidates if "\0" not in each and os.path.lexists(each)), candidates[0])
-        if _leads_outside(path, file.parent, config):
+        path = next((each for each in candidates if "\0" not in each and os.path.lexists(each)), None)
+        if path is None and "\0" not in line and (path := _tail_in(line, [config.root, file.parent])):
+            moved.append(line)
+        path = path or candidates[0]
+        if _leads_outside(path, homes):
             skips.append(_outside(f"{file}:{number}", line, config))
         else:
             found.append(os.path.normpath(path))
+    if moved and not any("\\" in line or line.startswith("data/") for line in moved[:1]):  # Windows', darknet's
+        what = f"{len(moved)} paths, such as {moved[0][-80:]!r}, are not there as written; found by their last parts"
+        skips.append(Skip("note", "moved_path", str(file), what))
     return found
 
 
-def _leads_outside(path: str, folder: Path, config: DataYaml) -> bool:
-    homes = [os.path.realpath(each) for each in (config.root, config.path.parent, folder)]
+def _leads_outside(path: str, homes: Sequence[str]) -> bool:
     try:
         real = os.path.realpath(path)
     except ValueError:
@@ -210,75 +345,91 @@ def _outside(where: str, path: str, config: DataYaml) -> Skip:
     return Skip("image", "leads_outside", where, f"{path[-80:]!r} leads out of {config.root}", todo)
 
 
-def label_path(image: str | os.PathLike[str]) -> str:
-    """The label file of a picture: the last folder `images` becomes `labels`, the suffix `.txt`."""
-    head, separator, tail = os.fspath(image).rpartition(f"{os.sep}images{os.sep}")
-    stem = os.path.splitext(tail if separator else os.fspath(image))[0]
-    return f"{head}{os.sep}labels{os.sep}{stem}.txt" if separator else f"{stem}.txt"
+# --- a folder without a data.yaml ------------------------------------------------------------------------------------
 
 
-# --- the labels ------------------------------------------------------------------------------------------------------
+def sniff_plain(folder: Folder) -> str | None:
+    """What says that a folder holds pictures and YOLO labels without a data.yaml, or None."""
+    labels = _pair(folder)
+    seen = [path for path in labels.values() if os.path.getsize(path)][:20]
+    rows = [folder.head(path).splitlines()[0] for path in seen if folder.head(path).strip()]
+    if not rows or sum(bool(ROW.match(row)) for row in rows) < 0.5 * len(rows):
+        return None
+    return f"{len(labels)} pictures have a .txt file with rows of `class cx cy width height`"
 
 
-class _Reader:
-    """Gathers boxes in plain lists while it goes through the label files."""
+def _pair(folder: Folder) -> dict[str, str]:
+    """The label file of each picture that has one: where the format has it, else the only .txt of its name."""
+    finder = LabelFiles()
+    by_stem: dict[str, list[str]] = {}
+    for path in folder.having(".txt"):
+        by_stem.setdefault(plain_name(stem_of(path)), []).append(path)
+    pairs = {}
+    for image in folder.pictures:
+        label = finder.find(image)
+        same = by_stem.get(plain_name(stem_of(image)), [])
+        if not os.path.lexists(label) and len(same) > 1:
+            same = [path for path in same if split_of(folder.relative(path)) == split_of(folder.relative(image))]
+        if os.path.lexists(label):
+            pairs[image] = label
+        elif len(same) == 1:
+            pairs[image] = same[0]
+    return pairs
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-        self.owner: list[int] = []
-        self.boxes: list[tuple[float, float, float, float]] = []
-        self.classes: list[int] = []
-        self.lines: list[int] = []
-        self.skips: list[Skip] = []
-        self.facts: Counter[str] = Counter()
 
-    def add(self, image: int, path: str) -> bool:
-        """Read the labels of an image; False if there is a file and it cannot be read."""
-        try:
-            text = decode_text(read_file(path, MAX_LABEL_BYTES), path)
-        except UserError as error:
-            if isinstance(error, FileError) and error.code == "missing_file":
-                self.facts["no_label_file"] += 1
-                return True
-            self.skips.append(Skip("image", "bad_labels", error.where, error.what, error.todo))
-            return False
-        for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
-            if line.strip():
-                self._add_line(image, line.split(), path, number)
-        return True
+def plain_config(folder: Folder, class_names: Sequence[str] | None) -> tuple[DataYaml, dict[str, str]]:
+    """What a folder without a data.yaml holds, and the label file of each picture.
 
-    def _add_line(self, image: int, words: list[str], path: str, number: int) -> None:
-        try:
-            if "_" in "".join(words):  # Python's 1_000 is nobody else's number
-                raise ValueError
-            values = [float(word) for word in words]
-        except ValueError:
-            return self._drop("bad_number", path, number, f"{' '.join(words)[:60]!r} is not a row of numbers")
-        polygon = len(values) >= 7 and len(values) % 2 == 1
-        if len(values) != 5 and not polygon:
-            what = f"{len(values)} numbers, not `class cx cy width height` nor a polygon"
-            return self._drop("bad_columns", path, number, what)
-        label = values[0]
-        if not (label % 1 == 0 and 0 <= label < len(self.names)):
-            what = f"class {words[0][:20]} is not one of 0 to {len(self.names) - 1}"
-            return self._drop("unknown_class", path, number, what)
-        if any(abs(value) > NOT_NORMALISED for value in values[1:]):
-            what = f"{' '.join(words[1:5])[:60]} are not fractions of the picture"
-            return self._drop("not_normalised", path, number, what)
-        if polygon:
-            xs, ys = values[1::2], values[2::2]
-            box = (min(xs), min(ys), max(xs), max(ys))
-            self.facts["polygons"] += 1
-        else:
-            _, cx, cy, width, height = values
-            box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-        self.owner.append(image)
-        self.boxes.append(box)
-        self.classes.append(int(label))
-        self.lines.append(number)
+    Raises:
+        UserError: if no file gives the class names and `class_names` does not either.
+    """
+    names = names_of_folder(folder)
+    if names is None and class_names is None:
+        raise names_needed(folder)
+    splits: dict[str, list[str]] = {}
+    for picture in folder.pictures:
+        splits.setdefault(split_of(folder.relative(picture)) or ALL, []).append(picture)
+    config = DataYaml(folder.root, folder.root, splits, tuple(names or class_names or ()), found_by_hand=True)
+    return config, _pair(folder)
 
-    def _drop(self, code: str, path: str, number: int, what: str) -> None:
-        self.skips.append(Skip("box", code, f"{path}:{number}", f"{what}; box dropped", "correct the label"))
+
+def names_needed(folder: Folder) -> UserError:
+    """What to say of labels whose class numbers no file explains."""
+    return UserError(
+        folder.root,
+        f"has labels with class numbers, but no class names (looked for {', '.join(NAME_FILES)} and data.yaml)",
+        "write classes.txt with one name a line in the order of the numbers, or give --classes FILE",
+    )
+
+
+def names_of_folder(folder: Folder) -> tuple[str, ...] | None:
+    """The class names that a file of the folder gives; several files must agree.
+
+    Raises:
+        UserError: if two files give other names to the same numbers.
+    """
+    ranks = {name: rank for rank, name in enumerate(NAME_FILES)}
+    files = [path for path in folder.files if os.path.basename(path).casefold() in ranks
+             or path.endswith((".names", "_classes.txt"))]  # fmt: skip
+    files.sort(key=lambda path: (folder.relative(path).count("/"), ranks.get(os.path.basename(path).casefold(), 99)))
+    lists = {path: read_class_names(path) for path in files if not ROW.match(folder.head(path).split(b"\n")[0])}
+    for first, second in zip(lists, list(lists)[1:], strict=False):
+        if any(one != other for one, other in zip(lists[first], lists[second], strict=False)):
+            what = f"has the classes {_order(lists[first])}, but {second} has {_order(lists[second])}"
+            raise UserError(first, what, "find out which order the labels follow and remove the other file")
+    if lists:
+        return max(lists.values(), key=len)
+    for path in folder.files:
+        if os.path.basename(path) == "notes.json":  # Label Studio
+            try:
+                content = json.loads(read_file(path, MEGABYTE))["categories"]
+                return check_class_names([each["name"] for each in sorted(content, key=lambda each: each["id"])], path)
+            except (ValueError, KeyError, TypeError):
+                continue
+    return None
+
+
+# --- the reader ------------------------------------------------------------------------------------------------------
 
 
 def read_yolo(
@@ -290,7 +441,7 @@ def read_yolo(
     """Read a split that a data.yaml names.
 
     Args:
-        data: the data.yaml, or the folder that holds it.
+        data: the data.yaml or obj.data, or the folder that holds it.
         split: `train`, `val` or `test`, as the file names it.
         class_names: the classes in the order of the labels; None takes the file's. They are matched by name.
         max_megapixels: leave out pictures that claim more.
@@ -300,44 +451,77 @@ def read_yolo(
         file is one without objects, as the format has it; a polygon becomes its box.
 
     Raises:
-        UserError: if the yaml, the split or its folder is not there. Bad images and boxes are skips of the result.
+        UserError: if the yaml, the split or its folder is not there, or rows can be read in two ways. Bad images and
+            boxes are skips of the result.
 
     Source: https://docs.ultralytics.com/datasets/detect/
     """
-    config = read_data_yaml(data)
+    return _read(read_data_yaml(data), data, split, class_names, max_megapixels, {})
+
+
+def read_plain_yolo(
+    folder: Folder, split: str, class_names: Sequence[str] | None, max_megapixels: float
+) -> DatasetIndex:
+    """Like `read_yolo` of a folder without a data.yaml; its splits are `train`, `val`, `test` folders, else `all`."""
+    config, labels = plain_config(folder, class_names)
+    names = class_names
+    if names is None:  # labelImg's classes.txt lists what the tool knows, not what was labelled
+        used = Counter(class_numbers(labels.values()))
+        start = int(0 not in used and max(used, default=0) == len(config.class_names))
+        names = [name for number, name in enumerate(config.class_names, start) if used[number]] or config.class_names
+        if len(names) < len(config.class_names):
+            what = f"{len(config.class_names) - len(names)} of {len(config.class_names)} class names have no box"
+            todo = "they are left out; give --classes FILE to keep them"
+            config.notes.append(Skip("note", "names_without_boxes", str(folder.root), what, todo))
+    return _read(config, folder.only or folder.root, split, names, max_megapixels, labels)
+
+
+def _read(
+    config: DataYaml,
+    data: str | os.PathLike[str],
+    split: str,
+    class_names: Sequence[str] | None,
+    max_megapixels: float,
+    paired: dict[str, str],
+) -> DatasetIndex:
     if split not in config.splits:
         raise UserError(config.path, f"has no split {split!r}", f"choose from {', '.join(config.splits)}")
-    gathered = _gather(config, split)
-    reader = _Reader(config.class_names)
-    labels = [label_path(image) for image in gathered.images]
-    name = f"{config.path.parent.resolve().name} {split}"
+    gathered, finder = _gather(config, split), LabelFiles()
+    rows = Rows(config.key_points, config.are_polygons)
+    labels = [paired.get(image) or finder.find(image) for image in gathered.images]
+    name = f"{(config.root if config.found_by_hand else config.path.parent).resolve().name} {split}"
     bar = tqdm(labels, desc=name, delay=2, leave=False)
-    read = [reader.add(number, path) for number, path in enumerate(bar)]
+    read = [rows.add(number, path) for number, path in enumerate(bar)]
+    rows.check_columns(config.path / "data.yaml" if config.found_by_hand else config.path)
 
-    names = tuple(class_names) if class_names is not None else config.class_names
-    found = Counter(config.class_names[number] for number in reader.classes)
-    label_of = {each: label for label, each in enumerate(names)}
-    translate = np.array([label_of.get(each, -1) for each in config.class_names], np.int32)
-    classes = translate[np.array(reader.classes, np.int64)]
-    used = np.array(read, bool)
-    owner, lines = np.array(reader.owner, np.int64), np.array(reader.lines, np.int64)
-    skips = gathered.skips + reader.skips + _unlisted(found, names, config.path)
-    if reader.facts["no_label_file"]:
-        what = f"{reader.facts['no_label_file']} pictures of {split} have no label file; taken as without objects"
-        skips.append(Skip("note", "no_label_file", str(config.path), what, "label them if they hold objects"))
-    known = classes >= 0
-    owner, lines = (np.cumsum(used) - 1)[owner[known]], lines[known]
     images = [each for each, is_used in zip(gathered.images, read, strict=True) if is_used]
     label_files = [each for each, is_used in zip(labels, read, strict=True) if is_used]
-    dependencies = {"files": gathered.files, "folders": [os.path.abspath(each) for each in gathered.folders]}
+    skips = gathered.skips + rows.skips
+    looked_at: list[str] = []
+    labelled, keep = _labelled_names(config, split, rows, labels, finder, paired, skips, looked_at)
+    names = tuple(class_names) if class_names is not None else config.class_names
+    found = Counter(each for each, is_known in zip(labelled, keep, strict=True) if is_known)
+    label_of = {each: label for label, each in enumerate(names)}
+    classes = np.array([label_of.get(each, -1) for each in labelled], np.int32)
+    owner = np.array(rows.owner, np.int64)
+    owner = (np.cumsum(np.array(read, bool)) - 1)[owner] if len(owner) else owner
+    skips += _unlisted(found, names, config.path)
+    if rows.facts["no_label_file"]:
+        looked = sorted({os.path.dirname(path) for path in labels if not os.path.lexists(path)})[:2]
+        what = f"{rows.facts['no_label_file']} of {len(labels)} pictures of {split} have no label file in "
+        what += f"{' or '.join(looked)}; taken as without objects"
+        skips.append(Skip("note", "no_label_file", str(config.path), what, "label them if they hold objects"))
+    known = keep & (classes >= 0)
+    owner, lines = owner[known], np.array(rows.lines, np.int64)[known]
+    folders = {os.path.dirname(each) for each in chain(gathered.images, labels, looked_at)}
     raw = RawSplit(
         name=name,
         class_names=names,
         paths=images,
-        image_ids=_ids(images, config.root),
+        image_ids=unique_ids(images, config.root),
         declared=np.zeros((len(images), 2)),
         box_image=owner,
-        boxes=np.array(reader.boxes, np.float64).reshape(-1, 4)[known],
+        boxes=boxes_array(rows)[known],
         labels=classes[known],
         difficult=np.zeros(int(known.sum()), bool),
         crowd=np.zeros(int(known.sum()), bool),
@@ -348,13 +532,55 @@ def read_yolo(
             "format": "yolo",
             "root": os.path.abspath(data),
             "split": split,
-            "dependencies": dependencies,
+            "dependencies": {"files": gathered.files, "folders": sorted(map(os.path.abspath, folders))},
             "found_classes": dict(found),
-            "facts": dict(reader.facts),
+            "facts": dict(rows.facts),
+            "label_files": {i: f for i, f in zip(images, label_files, strict=True) if f != label_path(i)},
+            "no_label": [i for i, f in zip(gathered.images, labels, strict=True) if not os.path.lexists(f)],
         },
         skips=skips,
     )
     return build_index(raw, max_megapixels)
+
+
+def _labelled_names(
+    config: DataYaml,
+    split: str,
+    rows: Rows,
+    labels: Sequence[str],
+    finder: LabelFiles,
+    paired: dict[str, str],
+    skips: list[Skip],
+    looked_at: list[str],
+) -> tuple[list[str], np.ndarray]:
+    """The class name of each row, and whether it has one; numbers beyond the list are told with what they may be.
+
+    `looked_at` gets the label files of the other splits if they had to be read.
+    """
+
+    def others() -> Iterator[int]:
+        rest = (name for name in config.splits if name != split)
+        pictures = chain.from_iterable(_gather(config, name).images for name in rest)
+        looked_at.extend(paired.get(image) or finder.find(image) for image in pictures)
+        yield from class_numbers(looked_at)
+
+    known, count = config.class_names, len(config.class_names)
+    first = rows.first_class(count, others)
+    if first:
+        what = f"class numbers run from 1 to {count}, and none is 0: they are read as starting at 1"
+        skips.append(Skip("note", "ids_from_one", str(config.path), what, f"the first is {known[0]!r}; check it"))
+    extra = next((note.where for note in config.notes if note.code == "more_names"), None)
+    theirs = read_class_names(extra) if extra else ()
+    names, keep = [], []
+    for number, owner, line in zip(rows.classes, rows.owner, rows.lines, strict=True):
+        names.append(known[number - first] if number - first < count else "")
+        keep.append(bool(names[-1]))
+        if not keep[-1]:
+            what = f"class {number} is not one of {first} to {count - 1 + first}"
+            what += f"; {extra} calls it {theirs[number]!r}" if number < len(theirs) else ""
+            skips.append(Skip("box", "unknown_class", f"{labels[owner]}:{line}", f"{what}; box dropped",
+                              "correct the label, or add the class name"))  # fmt: skip
+    return names, np.array(keep, bool)
 
 
 def _unlisted(found: Counter[str], names: Sequence[str], path: Path) -> list[Skip]:
@@ -371,7 +597,7 @@ def _unlisted(found: Counter[str], names: Sequence[str], path: Path) -> list[Ski
     ]
 
 
-def _ids(images: list[str], root: Path) -> list[str]:
+def unique_ids(images: Sequence[str], root: str | os.PathLike[str]) -> list[str]:
     """Unique names: the path within the data set without suffix, with it where two pictures share that."""
     names = [os.path.relpath(image, root).replace(os.sep, "/") for image in images]
     stems = [os.path.splitext(name)[0] for name in names]

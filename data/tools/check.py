@@ -38,6 +38,8 @@ def box_where(index: DatasetIndex, image: int, box: int) -> str:
     """The place of a box in its annotation: `file:line`, or `file: annotation id`."""
     kind, path = index.source.get("format"), index.path(image)
     reference = "" if index.box_refs is None else str(index.box_refs[box])
+    if (file := index.source.get("label_files", {}).get(str(path))) is not None:
+        return f"{file}{index.source.get('unit', ':')}{reference}"
     if kind == "voc":
         return f"{annotation_path(path)}:{reference}"
     if kind == "yolo":
@@ -84,21 +86,24 @@ def _check_format(index: DatasetIndex, split: str) -> list[Finding]:
     """Signs that all boxes were written in another format than the one they are read in."""
     kind, facts = index.source.get("format"), index.source.get("facts", {})
     where, findings = index.source.get("json") or index.source.get("root", index.name), []
-    strays = sum(skip.code in ("clipped_box", "outside_box") for skip in index.skips)
-    total = max(index.num_boxes + sum(skip.count for skip in index.skips if skip.code == "outside_box"), 1)
-    if kind == "coco" and total >= FEW and strays > SUSPICIOUS * total:
-        what = f"{strays} of {total} boxes reach out of their pictures"
-        todo = "write bbox as x, y, width, height"
-        findings.append(finding("looks_like_corners", where, what, todo, split))
+    total = max(index.num_boxes + sum(skip.count for skip in index.skips if skip.kind == "box"), 1)
+    misfits, otherwise = facts.get("misfits", 0), facts.get("misfits_otherwise", 0)
+    if misfits > SUSPICIOUS * total and total >= FEW and otherwise < misfits / 2:
+        forms = {"xywh": "x, y, width, height", "corners": "x1, y1, x2, y2"}
+        here, other = forms[facts["numbers"]], forms["corners" if facts["numbers"] == "xywh" else "xywh"]
+        what = f"{misfits} of {total} boxes do not fit in their pictures as {here}; as {other} {otherwise} do not"
+        code = "looks_like_corners" if facts["numbers"] == "xywh" else "looks_like_sizes"
+        findings.append(finding(code, where, what, f"the numbers are probably {other}: write {here}", split))
     fractions = (index.boxes.max(1) <= 1 if index.num_boxes else np.zeros(0, bool)).sum()
-    if kind in ("voc", "coco") and fractions > SUSPICIOUS * total:
+    if kind != "yolo" and fractions > SUSPICIOUS * total:
         what = f"{fractions} of {total} boxes are smaller than a pixel"
         findings.append(finding("looks_normalised", where, what, "write the boxes in pixels", split))
-    if facts.get("zero_based"):
-        what = f"{facts['zero_based']} boxes begin at 0; VOC counts pixels from 1"
-        findings.append(
-            finding("zero_based_box", where, what, "add 1 to all of them, or take it: it is one pixel", split)
-        )
+    if facts.get("begin_at_0"):
+        what = f"{facts['begin_at_0']} boxes begin at 0 and {facts['begin_at_1']} at 1; VOC counts pixels from 1"
+        todo = "from 0 fits better: every box is read 1 pixel too far to the left and the top"
+        if facts["begin_at_0"] < facts["begin_at_1"]:
+            todo = "from 1 fits better; correct the few"
+        findings.append(finding("zero_based_box", where, what, todo, split, facts["begin_at_0"]))
     if facts.get("decimal"):
         what = f"{facts['decimal']} boxes have coordinates that are not whole; they are used as they are"
         findings.append(finding("decimal_box", where, what, "", split))
@@ -187,7 +192,7 @@ def _voc_strays(root: str) -> list[Finding]:
     splits = list_voc_splits(root)
     for year, path in find_voc_years(root).items():
         folder = VocFolder(path, os.path.realpath(root))
-        for name in sorted(folder.annotations.keys() - folder.images.keys() - folder.strangers):
+        for name in sorted(folder.annotations.keys() - folder.images.keys() - folder.outside):
             what = "belongs to no picture in JPEGImages"
             findings.append(
                 finding("annotation_without_image", folder.annotations[name], what, "add it or remove this")

@@ -1,0 +1,148 @@
+"""Read tables of boxes: TensorFlow's and Kaggle's CSV in any order of columns, Open Images, RetinaNet, AutoML.
+
+Sources: https://storage.googleapis.com/openimages/web/download_v7.html (Open Images),
+https://github.com/fizyr/keras-retinanet#csv-datasets, https://cloud.google.com/vertex-ai/docs (AutoML).
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from data.class_names import decode_text
+from data.formats.folder import Folder, suffix_of
+from data.formats.labels import Labels, number_of
+from data.skips import Skip
+from utils.errors import UserError
+from utils.files import MEGABYTE, read_file
+from utils.images import IMAGE_SUFFIXES
+
+MAX_CSV_BYTES = 1024 * MEGABYTE
+_COLUMNS = {  # what a column means: how it may be called, in small letters without punctuation
+    "file": ("filename", "file", "image", "imagename", "imagepath", "imageid", "img", "imgname", "imgpath", "filepath",
+             "path", "externalid", "imagefilename", "imagefile"),
+    "class": ("class", "label", "labelname", "classname", "category", "categoryname", "name", "tag", "objectclass",
+              "object", "species", "type"),
+    "x1": ("xmin", "x1", "xtl", "left", "bboxxmin", "boxxmin", "minx", "xminimum", "x0"),
+    "y1": ("ymin", "y1", "ytl", "top", "bboxymin", "boxymin", "miny", "yminimum", "y0", "upper"),
+    "x2": ("xmax", "x2", "xbr", "right", "bboxxmax", "boxxmax", "maxx", "xmaximum"),
+    "y2": ("ymax", "y2", "ybr", "bottom", "bboxymax", "boxymax", "maxy", "ymaximum", "lower"),
+    "x": ("x", "bboxx", "boxx", "bbx"),
+    "y": ("y", "bboxy", "boxy", "bby"),
+    "w": ("w", "bboxwidth", "boxwidth", "bboxw", "boxw", "bbw"),
+    "h": ("h", "bboxheight", "boxheight", "bboxh", "boxh", "bbh"),
+    "box": ("bbox", "box", "boundingbox"),
+    "width": ("width", "imagewidth", "imgwidth"),
+    "height": ("height", "imageheight", "imgheight"),
+    "split": ("split", "set", "subset", "dataset", "usage"),
+    "crowd": ("isgroupof",),
+}  # fmt: skip
+_AUTOML_SETS = ("TRAIN", "VALIDATION", "TEST", "UNASSIGNED")
+ONE_CLASS = "object"
+
+
+def sniff(folder: Folder) -> str | None:
+    files = [path for path in folder.having(".csv", ".tsv") if _columns_of(folder, path)]
+    return f"{len(folder.pictures)} pictures and {os.path.basename(files[0])} with columns of boxes" if files else None
+
+
+def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
+    labels.numbers = "corners"
+    descriptions = _descriptions(folder)
+    largest, is_whole, has_class = 0.0, True, False
+    tables = [path for path in folder.having(".csv", ".tsv") if _columns_of(folder, path)]
+    for path in tables:
+        columns = _columns_of(folder, path) or {}
+        has_header = "header" in columns
+        for number, row in _rows(path):
+            if (has_header and number == 1) or not any(row):
+                continue
+            cell = {key: row[at].strip() if at < len(row) else "" for key, at in columns.items() if key != "header"}
+            size = (cell.get("height"), cell.get("width"))
+            image = labels.image(cell["file"], path, number, size, cell.get("split", "").lower() or None)
+            box = _box(cell, labels)
+            if image is None or not any(box):
+                continue  # a picture without objects
+            has_class = has_class or "class" in cell
+            name = descriptions.get(cell.get("class", ONE_CLASS), cell.get("class", ONE_CLASS))
+            numbers = [abs(value) for each in box if (value := number_of(each)) is not None]
+            largest = max([largest, *numbers])
+            is_whole = is_whole and all(value % 1 == 0 for value in numbers)
+            labels.box(image, name, box, path, number, crowd=cell.get("crowd") == "1")
+    if not has_class:
+        what = f"no column names a class: every box is taken as {ONE_CLASS!r}"
+        labels.skips.append(Skip("note", "one_class", tables[0], what, "add a column `class` if there are several"))
+    if largest <= 1.0 and not is_whole:
+        labels.normalised = True
+        what = "no coordinate is above 1: they are read as fractions of width and height"
+        labels.skips.append(Skip("note", "fractions", tables[0], what))
+
+
+def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
+    text = decode_text(read_file(path, MAX_CSV_BYTES), path)
+    first = text.split("\n", 1)[0]
+    delimiter = max(",;\t|", key=first.count)
+    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}", f"is not CSV ({error})", "correct the line") from None
+
+
+def _columns_of(folder: Folder, path: str) -> dict[str, int] | None:
+    """Where each column is, with `header` if the first line names them; None if the table is not one of boxes."""
+    lines = folder.head(path).decode("utf-16" if folder.head(path)[:2] == b"\xff\xfe" else "utf-8-sig", "replace")
+    rows = list(csv.reader(lines.splitlines()[:2], delimiter=max(",;\t|", key=lines.split("\n")[0].count)))
+    if not rows or not rows[0]:
+        return None
+    names = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in rows[0]]
+    columns = {}
+    for key, aliases in _COLUMNS.items():
+        column = next((names.index(alias) for alias in aliases if alias in names), None)
+        if column is not None:
+            columns[key] = column
+    if {"x", "y"} <= columns.keys() and "w" not in columns and "x1" not in columns:  # x, y, width, height of the box
+        columns |= {"w": columns.pop("width", -1), "h": columns.pop("height", -1)}
+        columns = columns if min(columns["w"], columns["h"]) >= 0 else {}
+    has_box = {"x1", "y1", "x2", "y2"} <= columns.keys() or {"x", "y", "w", "h"} <= columns.keys() or "box" in columns
+    if "file" in columns and has_box:
+        return columns | {"header": 0}
+    return _without_header(rows[0])
+
+
+def _without_header(row: Sequence[str]) -> dict[str, int] | None:
+    """RetinaNet's `path,x1,y1,x2,y2,class` and AutoML's `SET,path,label,x1,y1,,,x2,y2,,`."""
+    has_box = not any(row[1:5]) or all(number_of(value) is not None for value in row[1:5])
+    if len(row) == 6 and suffix_of(row[0].strip()) in IMAGE_SUFFIXES and has_box:
+        return {"file": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}
+    if len(row) >= 9 and row[0].strip().upper() in _AUTOML_SETS and suffix_of(row[1].strip()) in IMAGE_SUFFIXES:
+        return {"split": 0, "file": 1, "class": 2, "x1": 3, "y1": 4, "x2": 7, "y2": 8}
+    return None
+
+
+def _box(cell: dict[str, str], labels: Labels) -> list[object]:
+    """xyxy of a row; texts where they are no numbers."""
+    if "x1" in cell:
+        return [cell[key] for key in ("x1", "y1", "x2", "y2")]
+    if "box" in cell:  # Kaggle's "[834.0, 222.0, 56.0, 36.0]" is x, y, width, height
+        labels.numbers = "xywh"
+        values: list[object] = list(re.findall(r"-?[\d.]+(?:e-?\d+)?", cell["box"]))
+    else:
+        values = [cell[key] for key in ("x", "y", "w", "h")]
+    numbers = [number_of(value) for value in values]
+    if len(numbers) != 4 or any(number is None for number in numbers):
+        return values
+    x, y, width, height = (number for number in numbers if number is not None)
+    return [x, y, x + width, y + height]
+
+
+def _descriptions(folder: Folder) -> dict[str, str]:
+    """Open Images' `/m/0jbk,Animal` lines."""
+    names: dict[str, str] = {}
+    for path in folder.files:
+        if re.search(r"class.?descriptions", os.path.basename(path)) and suffix_of(path) == ".csv":
+            names |= {row[0]: row[1].strip() for _, row in _rows(path) if len(row) == 2}
+    return names

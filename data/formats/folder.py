@@ -1,0 +1,211 @@
+"""The files of a data set's folder, listed once, and the picture that an annotation means by a name."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote
+
+from data.skips import Skip
+from utils.files import FileError, read_file
+from utils.images import IMAGE_SUFFIXES
+from utils.walk import walk_files
+
+MAX_FILES = 1_000_000
+HEAD_BYTES = 1 << 16  # what is read of a file to find out what it is
+UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}[-_](?=.)")  # Label Studio puts one before every uploaded name
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+    "trainval": "trainval",
+}
+
+
+def plain_name(text: str) -> str:
+    """A name as two file systems would agree on it: composed Unicode, `/` between folders, no difference of case."""
+    return unicodedata.normalize("NFC", text.replace("\\", "/")).casefold()
+
+
+def split_of(name: str) -> str | None:
+    """The split that a path names in one of its folders or its last part (`train/a.jpg`, `2007_val.txt`), or None."""
+    for part in name.replace("\\", "/").split("/"):
+        for word in re.split(r"[^a-z]+", part.casefold()):
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    return None
+
+
+class Folder:
+    """What lies in a folder, through links that stay inside it.
+
+    Args:
+        root: the folder, or one annotation file, which then stands for all annotations in its folder.
+
+    Attributes:
+        root: the folder.
+        files: paths of all files below it, sorted.
+        pictures: those that are pictures by their suffix.
+        outside: links that lead out of the folder; they are not followed.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.only = Path(root) if not os.path.isdir(root) else None
+        self.root = Path(root).parent if self.only is not None else Path(root)
+        self.files, self.outside = walk_files(self.root, [os.path.realpath(self.root)], limit=MAX_FILES)
+        self.pictures = [path for path in self.files if suffix_of(path) in IMAGE_SUFFIXES]
+        self.matched: Counter[str] = Counter()
+        self.example: dict[str, tuple[str, str]] = {}
+
+    @classmethod
+    def unlisted(cls, root: str | os.PathLike[str]) -> Folder:
+        """The folder or file without a look at what is in it."""
+        folder = cls.__new__(cls)
+        folder.only = Path(root) if not os.path.isdir(root) else None
+        folder.root = Path(root).parent if folder.only is not None else Path(root)
+        folder.files, folder.pictures, folder.outside = [], [], []
+        return folder
+
+    def having(self, *suffixes: str) -> list[str]:
+        """The annotation files with one of these suffixes (small letters, with the dot)."""
+        if self.only is not None:
+            return [str(self.only)] if suffix_of(self.only) in suffixes else []
+        return [path for path in self.files if suffix_of(path) in suffixes]
+
+    def relative(self, path: str | os.PathLike[str]) -> str:
+        """The path within the folder, with `/`."""
+        return os.path.relpath(path, self.root).replace(os.sep, "/")
+
+    @cached_property
+    def _by_path(self) -> dict[str, str]:
+        return {plain_name(self.relative(path)): path for path in reversed(self.pictures)}
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        return _grouped((plain_name(os.path.basename(path)), path) for path in self.pictures)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        return _grouped((plain_name(stem_of(path)), path) for path in self.pictures)
+
+    @cached_property
+    def _by_upload(self) -> dict[str, list[str]]:
+        return _grouped((UPLOAD_PREFIX.sub("", plain_name(os.path.basename(path))), path) for path in self.pictures)
+
+    def find(self, name: str, base: str | os.PathLike[str] | None = None) -> tuple[str | None, list[str]]:
+        """The picture that an annotation calls `name`.
+
+        It is looked for as a path from `base` and from the root, then by the only picture with that base name, that
+        name without its suffix, or that name without Label Studio's upload prefix. What was not found as a path is
+        counted in `matched`.
+
+        Args:
+            name: as it stands in the annotation: any slashes, absolute paths and addresses included.
+            base: the folder of the annotation file.
+
+        Returns:
+            The path, or None and the pictures that could be meant (none, or several).
+        """
+        name = re.sub(r"^.*[?&]d=", "", name.strip())  # Label Studio: /data/local-files/?d=images/a.jpg
+        name = name.removeprefix("file://")
+        if os.path.isabs(name) and not (inside := self.relative(name)).startswith(".."):
+            name = inside
+        wanted = plain_name(name)
+        for folder in (base, self.root):
+            if folder is not None:
+                path = plain_name(self.relative(os.path.normpath(os.path.join(folder, wanted.lstrip("/")))))
+                if (found := self._by_path.get(path)) is not None:
+                    if "\\" in name:
+                        self._count("path with backslashes", name, found)
+                    return found, []
+        ambiguous: list[str] = []
+        for text in dict.fromkeys((wanted, plain_name(unquote(name)))):
+            last = text.rsplit("/", 1)[-1]
+            stem = os.path.splitext(last)[0] if os.path.splitext(last)[1] in IMAGE_SUFFIXES else last
+            for how, table, key in (
+                ("base name", self._by_name, last),
+                ("name without suffix", self._by_stem, stem),
+                ("name without upload prefix", self._by_name, UPLOAD_PREFIX.sub("", last)),
+                ("name without upload prefix", self._by_upload, last),
+            ):
+                candidates = table.get(key, [])
+                best = _nearest(text, candidates, base) if len(candidates) > 1 else candidates
+                if len(best) == 1:
+                    self._count(how, name, best[0])
+                    return best[0], []
+                ambiguous = ambiguous or best
+        return None, ambiguous
+
+    def _count(self, how: str, name: str, path: str) -> None:
+        self.matched[how] += 1
+        self.example.setdefault(how, (name, self.relative(path)))
+
+    def same_stem(self, annotation: str) -> tuple[str | None, list[str]]:
+        """The picture that an annotation file is named after; None and the candidates if it is not just one.
+
+        Of several, the one beside it, of its split, or in a folder of the same name is meant.
+        """
+        candidates = self._by_stem.get(plain_name(stem_of(annotation)), [])
+        folder = os.path.dirname(annotation)
+        own = self.relative(annotation)
+        for choose in (
+            lambda path: os.path.dirname(path) == folder,
+            lambda path: split_of(self.relative(path)) == split_of(own),
+            lambda path: os.path.basename(os.path.dirname(path)) == os.path.basename(folder),
+        ):
+            if len(candidates) > 1:
+                candidates = [path for path in candidates if choose(path)] or candidates
+        beside = len({os.path.dirname(path) for path in candidates}) == 1  # a.jpg and a.png: the first counts
+        return (candidates[0], []) if candidates and beside else (None, candidates)
+
+    def notes(self, where: str, total: int) -> list[Skip]:
+        """How many pictures were found by less than their path, with an example of each way."""
+        notes = []
+        for how, count in self.matched.items():
+            name, path = self.example[how]
+            what = f"{count} of {total} pictures are found by their {how}, such as {name[-80:]!r} as {path}"
+            notes.append(Skip("note", "found_by_name", where, what))
+        return notes
+
+    def head(self, path: str) -> bytes:
+        """The first bytes of a file; none if it cannot be read."""
+        try:
+            return read_file(path, 1 << 40, HEAD_BYTES)
+        except FileError:
+            return b""
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for key, path in pairs:
+        groups.setdefault(key, []).append(path)
+    return groups
+
+
+def _nearest(name: str, candidates: list[str], base: str | os.PathLike[str] | None) -> list[str]:
+    """Of several pictures with one base name, those whose folders agree best with `name`, or that lie beside `base`."""
+    parts = name.split("/")[::-1]
+
+    def shared(path: str) -> int:
+        own = plain_name(path).split("/")[::-1]
+        return next((n for n, (a, b) in enumerate(zip(parts, own, strict=False)) if a != b), min(len(parts), len(own)))
+
+    most = max(shared(path) for path in candidates)
+    best = [path for path in candidates if shared(path) == most]
+    beside = [path for path in best if base is not None and os.path.dirname(path) == os.fspath(base)]
+    return beside if len(beside) == 1 else best
+
+
+def suffix_of(path: str | os.PathLike[str]) -> str:
+    """The suffix in small letters, with its dot."""
+    return os.path.splitext(os.fspath(path))[1].lower()
+
+
+def stem_of(path: str | os.PathLike[str]) -> str:
+    """The name without folder and suffix."""
+    return os.path.splitext(os.path.basename(os.fspath(path)))[0]

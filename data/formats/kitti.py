@@ -1,0 +1,55 @@
+"""Read KITTI's label files: a line an object, of its type, three numbers, and the box in pixels.
+
+Source: https://www.cvlibs.net/datasets/kitti/eval_object.php
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from data.class_names import decode_text
+from data.formats.folder import Folder
+from data.formats.labels import Labels
+from data.skips import Skip
+from utils.errors import UserError
+from utils.files import MEGABYTE, read_file
+
+MAX_LABEL_BYTES = 10 * MEGABYTE
+_ROW = re.compile(rb"^\s*[^\s\d,]\S*(\s+-?\d+\.?\d*(e-?\d+)?){14,15}\s*$", re.IGNORECASE)
+IGNORED = "DontCare"
+
+
+def sniff(folder: Folder) -> str | None:
+    files = _files(folder)
+    return f"{len(files)} .txt files with KITTI's lines of 15 columns" if files else None
+
+
+def _files(folder: Folder) -> list[str]:
+    return [path for path in folder.having(".txt") if _ROW.match(folder.head(path).split(b"\n")[0])]
+
+
+def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
+    labels.numbers = "corners"
+    homes = {path.rsplit("/", 1)[0] for path in _files(folder)}
+    ignored = 0
+    for path in folder.having(".txt"):  # an empty file beside the others is a picture without objects
+        if path.rsplit("/", 1)[0] not in homes:
+            continue
+        picture, _ = folder.same_stem(path)
+        try:
+            lines = decode_text(read_file(path, MAX_LABEL_BYTES), path).splitlines()
+        except UserError as error:
+            labels.refuse(path, error.what)
+            continue
+        image = labels.image(picture or folder.relative(path), path)
+        for number, line in enumerate(lines if image is not None else [], 1):
+            words = line.split()
+            name, values = "".join(words[:1]), words[4:8]
+            if name == IGNORED:
+                ignored += 1
+            elif words and image is not None:
+                labels.box(image, name, values, path, number)
+    if ignored:
+        what = f"{ignored} regions {IGNORED} are left out"
+        labels.skips.append(Skip("note", "ignored_regions", str(folder.root), what))

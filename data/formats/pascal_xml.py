@@ -1,0 +1,104 @@
+"""Read Pascal VOC's XML files wherever they lie: beside the pictures (labelImg), or in any two folders.
+
+Source: VOC2012 development kit, section 2.3, http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from data.formats.folder import Folder, plain_name, split_of, stem_of
+from data.formats.labels import ALL
+from data.formats.voc import MAX_SPLIT_BYTES, XmlReader, finish_xml
+from data.formats.yolo_txt import unique_ids
+from data.index import DatasetIndex
+from data.skips import Skip
+from utils.files import FileError, read_lines
+
+_ANNOTATION = re.compile(rb"<annotation[\s>]")
+
+
+def sniff(folder: Folder) -> str | None:
+    files = folder.having(".xml")
+    found = sum(bool(_ANNOTATION.search(folder.head(path)[:4096])) for path in files[:100])
+    if not found or found < 0.5 * len(files[:100]):
+        return None
+    return f"{len(folder.pictures)} pictures and {len(files)} .xml files with <annotation>"
+
+
+def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: float) -> DatasetIndex:
+    """All annotated pictures; their splits are those of lists (`ImageSets/Main/train.txt`) or folders (`valid/`)."""
+    reader = XmlReader()
+    label_files: dict[str, str] = {}
+    skips: list[Skip] = []
+    pairs: list[tuple[str, str]] = []
+    for xml in folder.having(".xml"):
+        picture, several = folder.same_stem(xml)
+        if picture is None and not several:  # its own name has changed
+            head = re.search(rb"<filename>([^<]+)</filename>", folder.head(xml))
+            picture, several = (
+                folder.find(head[1].decode("utf-8", "replace"), os.path.dirname(xml)) if head else (None, [])
+            )
+        if picture is not None:
+            pairs.append((picture, xml))
+            continue
+        if several:
+            what = f"may belong to {' or '.join(folder.relative(path) for path in several[:3])}"
+            skips.append(Skip("image", "ambiguous_image", xml, what, "give every picture its own name"))
+        elif _ANNOTATION.search(folder.head(xml)[:4096]):
+            what = f"there is no picture {stem_of(xml)!r} in {folder.root}"
+            skips.append(Skip("image", "missing_image", xml, what, "add the picture or remove the annotation"))
+    ids = unique_ids([picture for picture, _ in pairs], folder.root)
+    for (picture, xml), identity in zip(tqdm(pairs, desc=folder.root.name, delay=2, leave=False), ids, strict=True):
+        if picture in label_files:
+            what = f"{xml} is a second annotation of it; {label_files[picture]} is used"
+            skips.append(Skip("note", "two_annotations", picture, what, "remove one of them"))
+            continue
+        label_files[picture] = xml
+        reader.add(identity, picture, xml)
+    skips += [
+        Skip("image", "leads_outside", path, f"leads to {os.path.realpath(path)}, out of {folder.root}",
+             "keep pictures inside the data set")
+        for path in folder.outside
+    ]  # fmt: skip
+    reader.skips += [*skips, *folder.notes(str(folder.root), len(reader.paths))]
+    folders = {os.path.dirname(path) for pair in pairs for path in pair} | {str(folder.root)}
+    source = {
+        "format": "xml",
+        "root": os.path.abspath(folder.root),
+        "split": ALL,
+        "dependencies": {"files": [], "folders": sorted(map(os.path.abspath, folders))},
+        "label_files": label_files,
+    }
+    index = finish_xml(reader, folder.root.resolve().name, class_names, source, max_megapixels, True)
+    lists = _split_lists(folder)
+    paths = [str(index.path(i)) for i in range(len(index))]
+    index.source["split_of"] = [
+        lists.get(plain_name(stem_of(path))) or split_of(folder.relative(path))
+        or split_of(folder.relative(label_files[path])) or ALL
+        for path in paths
+    ]  # fmt: skip
+    return index
+
+
+def _split_lists(folder: Folder) -> dict[str, str]:
+    """The split of each base name that a list of one name a line gives (`ImageSets/Main/train.txt`, `val.txt`)."""
+    known = {plain_name(stem_of(path)) for path in folder.pictures}
+    split_by_stem: dict[str, str] = {}
+    for path in folder.files:
+        split = split_of(stem_of(path)) if path.endswith(".txt") else None
+        if split in (None, "trainval"):
+            continue
+        try:
+            lines = [line.split()[0].replace("\\", "/") for _, line in read_lines(path, MAX_SPLIT_BYTES)]
+        except FileError:
+            continue
+        stems = [plain_name(line.rsplit("/", 1)[-1]) for line in lines]
+        stems = [stem if stem in known else os.path.splitext(stem)[0] for stem in stems]
+        if stems and sum(stem in known for stem in stems) >= 0.5 * len(stems):
+            split_by_stem |= {stem: str(split) for stem in stems}
+    return split_by_stem

@@ -1,0 +1,228 @@
+"""The rows of YOLO label files: `class cx cy width height`, a polygon, or a box with key points."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from data.class_names import decode_text
+from data.formats.folder import plain_name, stem_of, suffix_of
+from data.skips import Skip
+from utils.errors import UserError
+from utils.files import MEGABYTE, FileError, read_file
+
+MAX_LABEL_BYTES = 10 * MEGABYTE
+NOT_NORMALISED = 2.0  # a fraction beyond this is not a rounding error but a pixel
+LIKELY_KEY_POINTS = 0.8  # share of the rows that can be key points from which on a set is not taken for polygons
+ROW = re.compile(rb"^\s*\d+(\.0*)?(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*$", re.IGNORECASE)
+_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "obj_train_data")
+_LABEL_FOLDERS = ("labels", "label", "annotations", "annotation", "annots", "txt")
+
+Box = tuple[float, float, float, float]
+
+
+class Rows:
+    """Gathers the rows of label files in plain lists.
+
+    Args:
+        key_points: number and size of the key points of each row (`kpt_shape`), so that columns 2 to 5 are its box.
+        are_polygons: rows of more than five columns are polygons; without either it is found out, or an error.
+    """
+
+    def __init__(self, key_points: tuple[int, int] | None = None, are_polygons: bool = False) -> None:
+        self.key_points, self.are_polygons = key_points, are_polygons
+        self.owner: list[int] = []
+        self.boxes: list[Box] = []
+        self.classes: list[int] = []
+        self.lines: list[int] = []
+        self.skips: list[Skip] = []
+        self.facts: Counter[str] = Counter()
+        self._columns: Counter[int] = Counter()
+        self._likely = self._with_flags = 0
+        self._first_wide = ""
+
+    def add(self, image: int, path: str) -> bool:
+        """Read the labels of an image; False if there is a file and it cannot be read."""
+        try:
+            text = decode_text(read_file(path, MAX_LABEL_BYTES), path)
+        except UserError as error:
+            if isinstance(error, FileError) and error.code == "missing_file":
+                self.facts["no_label_file"] += 1
+                return True
+            self.skips.append(Skip("image", "bad_labels", error.where, error.what, error.todo))
+            return False
+        for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
+            if line.strip():
+                self._add_line(image, line.split(), path, number)
+        return True
+
+    def _add_line(self, image: int, words: list[str], path: str, number: int) -> None:
+        try:
+            if "_" in "".join(words):  # Python's 1_000 is nobody else's number
+                raise ValueError
+            values = [float(word) for word in words]
+        except ValueError:
+            what = f"{' '.join(words)[:60]!r} is not a row of numbers"
+            return self._drop("bad_number", path, number, what)
+        count = len(values)
+        self._columns[count] += 1
+        if count > 5:
+            size = 0 if self.key_points else _key_point_size(values)
+            self._likely += size > 0
+            self._with_flags += size == 3
+            self._first_wide = self._first_wide or f"{path}:{number}"
+        is_polygon = count >= 7 and count % 2 == 1 and not self.key_points
+        columns = 5 + self.key_points[0] * self.key_points[1] if self.key_points else 5
+        if count not in (5, columns) and not is_polygon:
+            what = f"{count} numbers, not `class cx cy width height` nor a polygon"
+            if self.key_points:
+                what = f"{count} numbers, not {columns} as kpt_shape says"
+            what += ": is the last one a score?" if count == 6 else ""
+            return self._drop("bad_columns", path, number, what)
+        label = values[0]
+        if not (label % 1 == 0 and label >= 0):
+            return self._drop("unknown_class", path, number, f"class {words[0][:20]} is not a whole number from 0 on")
+        if any(abs(value) > NOT_NORMALISED for value in (values[1:] if is_polygon else values[1:5])):
+            what = f"{' '.join(words[1:5])[:60]} are not fractions of the picture"
+            return self._drop("not_normalised", path, number, what)
+        if is_polygon:
+            xs, ys = values[1::2], values[2::2]
+            box = (min(xs), min(ys), max(xs), max(ys))
+            self.facts["polygons"] += 1
+        else:
+            _, cx, cy, width, height = values[:5]
+            box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
+            self.facts["key_points"] += count > 5
+        self.owner.append(image)
+        self.boxes.append(box)
+        self.classes.append(min(int(label), 1 << 31))
+        self.lines.append(number)
+
+    def _drop(self, code: str, path: str, number: int, what: str) -> None:
+        self.skips.append(Skip("box", code, f"{path}:{number}", f"{what}; box dropped", "correct the label"))
+
+    def check_columns(self, config: object) -> None:
+        """Refuse rows that can be polygons as well as boxes with key points.
+
+        Args:
+            config: the data.yaml that should say what they are.
+
+        Raises:
+            UserError: if all rows have the same number of columns, and most of them make sense with key points.
+        """
+        total = sum(self._columns.values())
+        if self.are_polygons or self.key_points or len(self._columns) != 1 or not total:
+            return
+        (count,) = self._columns
+        if self._likely < LIKELY_KEY_POINTS * total:
+            return
+        size = 3 if self._with_flags == self._likely else 2
+        shape = [(count - 5) // size, size]
+        what = f"all rows have {count} columns: a box and {shape[0]} key points, or a polygon"
+        todo = f"write `kpt_shape: {shape}` into {config} for key points, or `task: segment` for polygons"
+        raise UserError(self._first_wide, what, todo)
+
+    def first_class(self, count: int, others: Callable[[], Iterable[int]]) -> int:
+        """The number of the first class: 1 if all numbers of the data set are 1 to `count`, else 0.
+
+        Args:
+            count: of the class names.
+            others: the class numbers of the other splits; asked only where these rows leave the question open.
+        """
+        own = set(self.classes)
+        if not own or 0 in own or max(own) > count:
+            return 0
+        own |= set(others())
+        return int(0 not in own and max(own) == count)
+
+
+def _key_point_size(values: Sequence[float]) -> int:
+    """2 or 3 if a row can be a box with key points of so many numbers, else 0: the points lie in the box."""
+    _, cx, cy, width, height, *rest = values
+    if not (0 < width <= 1.02 and 0 < height <= 1.02):
+        return 0
+    edges = (cx - width / 2, cx + width / 2, cy - height / 2, cy + height / 2)
+    if not all(-0.02 <= edge <= 1.02 for edge in edges):
+        return 0
+    for size in (3, 2):
+        if len(rest) % size or (size == 3 and not set(rest[2::3]) <= {0.0, 1.0, 2.0}):
+            continue
+        points = [(x, y) for x, y in zip(rest[::size], rest[1::size], strict=True) if (x, y) != (0, 0)]
+        slack_x, slack_y = 0.02 + 0.1 * width, 0.02 + 0.1 * height
+        if points and all(
+            abs(x - cx) <= width / 2 + slack_x and abs(y - cy) <= height / 2 + slack_y for x, y in points
+        ):
+            return size
+    return 0
+
+
+def class_numbers(paths: Iterable[str]) -> Iterable[int]:
+    """The class of every row of label files, without a look at the rest."""
+    for path in paths:
+        try:
+            data = read_file(path, MAX_LABEL_BYTES)
+        except FileError:
+            continue
+        yield from (int(word) for word in re.findall(rb"^\s*(\d{1,6})\s", data, re.MULTILINE))
+
+
+def label_path(image: str | os.PathLike[str]) -> str:
+    """Where the format has a picture's label file: the last folder `images` becomes `labels`, the suffix `.txt`."""
+    head, separator, tail = os.fspath(image).rpartition(f"{os.sep}images{os.sep}")
+    stem = os.path.splitext(tail if separator else os.fspath(image))[0]
+    return f"{head}{os.sep}labels{os.sep}{stem}.txt" if separator else f"{stem}.txt"
+
+
+class LabelFiles:
+    """Finds the label files of pictures: where the format has them, whatever the case and Unicode form of the names."""
+
+    def __init__(self) -> None:
+        self._listings: dict[str, dict[str, str]] = {}
+        self._folders: dict[str, list[str]] = {}
+
+    def find(self, image: str) -> str:
+        """The label file of a picture; if there is none, the path that the format has for it."""
+        key = plain_name(stem_of(image))
+        for folder in self._folders_for(os.path.dirname(image)):
+            if (name := self._listing(folder).get(key)) is not None:
+                return os.path.join(folder, name)
+        return label_path(image)
+
+    def _folders_for(self, folder: str) -> list[str]:
+        if folder not in self._folders:
+            parts = folder.split(os.sep)
+            found = []
+            for i in reversed(range(len(parts))):
+                if parts[i].casefold() in _IMAGE_FOLDERS:
+                    base = os.sep.join(parts[:i]) or os.sep
+                    found += [os.path.join(base, name, *parts[i + 1 :]) for name in _subfolders(base, _LABEL_FOLDERS)]
+            found.append(folder)
+            found += [os.path.join(folder, name) for name in _subfolders(folder, _LABEL_FOLDERS)]
+            self._folders[folder] = [each for each in found if os.path.isdir(each)]
+        return self._folders[folder]
+
+    def _listing(self, folder: str) -> dict[str, str]:
+        if folder not in self._listings:
+            names = sorted(os.listdir(folder), key=lambda name: not name.endswith(".txt"))
+            self._listings[folder] = {
+                plain_name(stem_of(name)): name for name in reversed(names) if suffix_of(name) == ".txt"
+            }
+        return self._listings[folder]
+
+
+def _subfolders(base: str, names: Sequence[str]) -> list[str]:
+    """The folders in `base` with one of these names in any case, in the order of `names`."""
+    try:
+        found = {entry.name.casefold(): entry.name for entry in os.scandir(base) if entry.is_dir()}
+    except OSError:
+        return []
+    return [found[name] for name in names if name in found]
+
+
+def boxes_array(rows: Rows) -> np.ndarray:
+    """(M, 4) xyxy fractions."""
+    return np.array(rows.boxes, np.float64).reshape(-1, 4)

@@ -1,0 +1,322 @@
+"""Every layout that people have is recognised, read, divided and converted, and never misread in silence."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_makers import DOG, HEIGHT, WIDTH, make_coco, make_voc, make_yolo, picture, voc_xml_text
+from layout_makers import (
+    CAT_BOX,
+    CLASSES,
+    DOG_BOX,
+    LAYOUTS,
+    NAMES,
+    coco_content,
+    put,
+    put_pictures,
+    put_xml,
+    put_yolo,
+    yolo_text,
+)
+
+from data.index import DatasetIndex
+from data.open import default_splits, list_splits, open_dataset, recognise
+from data.tools.check import check_dataset
+from utils.errors import UserError
+from utils.images import write_image
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOBILENET_YOLO_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def codes(index: DatasetIndex) -> set[str]:
+    return {skip.code for skip in index.skips}
+
+
+def boxes_by_class(index: DatasetIndex, image: int) -> dict[str, list[float]]:
+    target = index.target(image)
+    pairs = zip(target["labels"], target["boxes"].tolist(), strict=True)
+    return {index.class_names[label]: [round(v, 3) for v in box] for label, box in pairs}
+
+
+def everything(data: Path) -> DatasetIndex:
+    return open_dataset(data, "all", use_cache=False)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_is_recognised_and_read(name: str, tmp_path: Path) -> None:
+    make, kind, splits = LAYOUTS[name]
+    root = tmp_path / "my pets v1.2"
+    make(root)
+    found = recognise(root)
+    assert found.format.name == kind and found.why
+    assert tuple(list_splits(root)) == splits
+    index = everything(root)
+    assert set(index.class_names) == {"dog", "cat"} and len(index) == 8 and index.num_boxes == 16
+    for i in range(8):
+        assert boxes_by_class(index, i) == {"dog": list(DOG_BOX), "cat": list(CAT_BOX)}
+    assert not [str(skip) for skip in index.skips if skip.kind != "note"]
+    train, val = (open_dataset(root, split, index.class_names) for split in default_splits(root))
+    assert len(train) >= 5 and len(val) >= 1
+    assert not {train.path(i) for i in range(len(train))} & {val.path(i) for i in range(len(val))}
+
+
+def test_a_folder_in_a_folder_is_unpacked(tmp_path: Path) -> None:
+    make_yolo(tmp_path / "archive/pets")
+    put(tmp_path / "archive/README.txt", "by me")
+    assert recognise(tmp_path).place == tmp_path / "archive/pets"
+    assert len(open_dataset(tmp_path, "train")) == 4
+
+
+# --- key points ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "points"), [((4, 2), "0.2 0.3 0.4 0.3 0.4 0.7 0.2 0.7"), ((2, 3), "0.2 0.3 2 0.4 0.7 1")]
+)
+def test_rows_with_key_points_are_boxes_where_the_yaml_says_so_and_an_error_elsewhere(
+    tmp_path: Path, shape: tuple[int, int], points: str
+) -> None:
+    data = make_yolo(tmp_path)
+    for path in (tmp_path / "labels").rglob("*.txt"):
+        path.write_text(f"0 0.3 0.5 0.25 0.5 {points}\n")
+    with pytest.raises(UserError, match=rf"kpt_shape: \[{shape[0]}, {shape[1]}\].*task: segment"):
+        open_dataset(tmp_path, "train")
+    text = data.read_text()
+    data.write_text(f"{text}kpt_shape: [{shape[0]}, {shape[1]}]\n")
+    assert open_dataset(tmp_path, "train").target(0)["boxes"].round(3).tolist() == [[28, 30, 68, 90]]
+    data.write_text(f"{text}task: segment\n")
+    assert open_dataset(tmp_path, "train").target(0)["boxes"].round(3).tolist() != [[28, 30, 68, 90]]
+
+
+def test_polygons_of_different_lengths_are_polygons(tmp_path: Path) -> None:
+    make_yolo(tmp_path)
+    (tmp_path / "labels/train/p0.txt").write_text("0 0.3 0.5 0.25 0.5 0.3 0.4\n0 0.25 0.25 0.5 0.25 0.5 0.75 0.3 0.5\n")
+    assert open_dataset(tmp_path, "train").target(0)["boxes"][1].tolist() == [40, 30, 80, 90]
+
+
+# --- class names and numbers -----------------------------------------------------------------------------------------
+
+
+def test_a_devkit_named_after_a_year_has_the_classes_that_are_labelled(tmp_path: Path) -> None:
+    make_voc(tmp_path, year="VOC2012")
+    assert open_dataset(tmp_path, "train").class_names == ("cat", "dog")
+
+
+def test_a_classes_txt_that_contradicts_the_yaml_is_an_error_with_both_orders(tmp_path: Path) -> None:
+    data = make_yolo(tmp_path)
+    put(tmp_path / "labels/train/classes.txt", "cat\ndog\n")
+    with pytest.raises(UserError) as caught:
+        open_dataset(tmp_path, "train")
+    text = str(caught.value)
+    assert str(data) in text and "labels/train/classes.txt" in text and "dog, cat" in text and "cat, dog" in text
+    put(tmp_path / "labels/train/classes.txt", "dog\ncat\nbird\n")
+    (tmp_path / "labels/train/p0.txt").write_text("2 0.5 0.5 0.2 0.2\n")
+    index = open_dataset(tmp_path, "train")
+    assert codes(index) == {"more_names", "unknown_class"}
+    assert any("calls it 'bird'" in skip.what for skip in index.skips)
+
+
+def test_class_numbers_that_start_at_one_are_recognised_over_all_splits(tmp_path: Path) -> None:
+    make_yolo(tmp_path)
+    for path in (tmp_path / "labels").rglob("*.txt"):
+        path.write_text("1 0.25 0.5 0.25 0.5\n2 0.75 0.5 0.25 0.25\n")
+    (tmp_path / "labels/val/p100.txt").write_text("1 0.25 0.5 0.25 0.5\n")
+    for split in ("train", "val"):
+        index = open_dataset(tmp_path, split)
+        assert "ids_from_one" in codes(index) and boxes_by_class(index, 0)["dog"] == [20, 30, 60, 90]
+    (tmp_path / "labels/val/p101.txt").write_text("0 0.25 0.5 0.25 0.5\n")
+    index = open_dataset(tmp_path, "train")
+    assert codes(index) == {"unknown_class"} and set(boxes_by_class(index, 0)) == {"cat"}
+
+
+def test_labels_without_names_ask_for_them(tmp_path: Path) -> None:
+    put_pictures(tmp_path / "images")
+    put_yolo(tmp_path / "labels")
+    with pytest.raises(UserError, match=r"no class names .*classes\.txt.*--classes"):
+        everything(tmp_path)
+    assert open_dataset(tmp_path, "all", ["dog", "cat"]).num_boxes == 16
+
+
+def test_names_that_no_box_uses_are_left_out_of_a_tools_list(tmp_path: Path) -> None:
+    LAYOUTS["labelimg_yolo"][0](tmp_path)
+    index = everything(tmp_path)
+    assert index.class_names == ("dog", "cat") and "names_without_boxes" in codes(index)
+    assert open_dataset(tmp_path, "all", ["person", "car", "dog", "cat", "bird"]).num_boxes == 16
+
+
+def test_a_root_category_is_no_class_unless_it_has_boxes(tmp_path: Path) -> None:
+    LAYOUTS["roboflow_coco"][0](tmp_path)
+    index = open_dataset(tmp_path, "train")
+    assert index.class_names == ("dog", "cat") and codes(index) == {"root_category"}
+    path = tmp_path / "valid/_annotations.coco.json"
+    content = json.loads(path.read_text())
+    content["annotations"].append({"id": 900, "image_id": 0, "category_id": 0, "bbox": [1, 1, 20, 20]})
+    path.write_text(json.dumps(content))
+    assert open_dataset(tmp_path, "train").class_names == ("pets", "dog", "cat")
+
+
+# --- links, names ----------------------------------------------------------------------------------------------------
+
+
+def test_linked_folders_are_followed_inside_the_data_set_and_named_outside(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    make_yolo(root)
+    put_pictures(root / "store", NAMES[:2])
+    put_yolo(root / "labels/train/day1", NAMES[:2])
+    (root / "images/train/day1").symlink_to(root / "store")
+    (root / "images/train/loop").symlink_to(root / "images")
+    assert len(open_dataset(root, "train")) == 4 + 2 + 2  # through the loop, val's two are below train as well
+    (root / "images/train/loop").unlink()
+    put_pictures(tmp_path / "elsewhere", NAMES[2:4])
+    (root / "images/train/day2").symlink_to(tmp_path / "elsewhere")
+    index = open_dataset(root, "train")
+    assert len(index) == 6 and [skip.where for skip in index.skips] == [str(root / "images/train/day2")]
+    assert codes(index) == {"leads_outside"}
+
+
+@pytest.mark.parametrize(("on_disk", "listed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_in_either_unicode_form_are_found(tmp_path: Path, on_disk: str, listed: str) -> None:
+    name = "Gänseblümchen"
+    disk, text = (unicodedata.normalize(form, name) for form in (on_disk, listed))  # type: ignore[arg-type]
+    coco, yolo = tmp_path / "coco", tmp_path / "yolo"
+    (coco / "images").mkdir(parents=True)
+    write_image(coco / "images" / f"{disk}.jpg", picture(1))
+    put(coco / "annotations/instances_train.json", json.dumps(coco_content([f"{text}.jpg"])))
+    assert len(open_dataset(coco, "train")) == 1
+    for split in ("train", "val"):
+        (yolo / "images" / split).mkdir(parents=True)
+        write_image(yolo / "images" / split / f"{disk}.jpg", picture(1))
+        put(yolo / "labels" / split / f"{text}.txt", yolo_text())
+    put(yolo / "data.yaml", "train: images/train\nval: list.txt\nnames: [dog, cat]\n")
+    put(yolo / "list.txt", f"images/val/{text}.jpg\n")
+    assert [open_dataset(yolo, split).num_boxes for split in ("train", "val")] == [2, 2]
+
+
+def test_pictures_are_matched_by_a_base_name_that_is_the_only_one(tmp_path: Path) -> None:
+    LAYOUTS["label_studio_coco"][0](tmp_path)
+    index = everything(tmp_path)
+    assert "found_by_name" in codes(index) and "8 of 8 pictures" in index.skips[0].what
+    (tmp_path / "images").rename(tmp_path / "some")
+    put_pictures(tmp_path / "other", NAMES[:1])
+    index = everything(tmp_path)
+    assert "ambiguous_image" in codes(index) and len(index) == 7
+
+
+def test_an_image_folder_may_be_named(tmp_path: Path) -> None:
+    put(tmp_path / "set/result.json", json.dumps(coco_content([f"{name}.jpg" for name in NAMES])))
+    put_pictures(tmp_path / "pictures")
+    with pytest.raises(UserError, match="no image that can be used"):
+        open_dataset(tmp_path / "set", "all")
+    assert len(open_dataset(tmp_path / "set", "all", image_folder=tmp_path / "pictures")) == 8
+
+
+def test_a_path_of_another_machine_is_said(tmp_path: Path) -> None:
+    LAYOUTS["yolo_of_another_machine"][0](tmp_path)
+    assert codes(open_dataset(tmp_path, "train")) == {"moved_path"}
+
+
+def test_two_annotations_of_a_picture_and_pictures_of_one_name_are_said(tmp_path: Path) -> None:
+    put_pictures(tmp_path / "a", NAMES[:2])
+    put_xml(tmp_path / "a", NAMES[:2])
+    put_xml(tmp_path / "copy", NAMES[:1])
+    index = everything(tmp_path)
+    assert codes(index) == {"two_annotations"} and index.num_boxes == 4
+    put_pictures(tmp_path / "b", NAMES[:1])
+    put_xml(tmp_path / "c", [NAMES[1]])
+    assert "ambiguous_image" in codes(everything(tmp_path))
+
+
+# --- boxes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_box_of_no_width_is_dropped_counted_and_named(tmp_path: Path) -> None:
+    folder = make_voc(tmp_path)
+    (folder / "Annotations/a0.xml").write_text(voc_xml_text("a0", [DOG, ("dog", 5, 5, 5, 60), ("cat", 7, 9, 40, 9)]))
+    index = open_dataset(tmp_path, "train")
+    drops = [skip for skip in index.skips if skip.code == "zero_box"]
+    assert len(drops) == 2 and index.num_boxes == 7 and "(5, 5, 5, 60) has no area" in drops[0].what
+
+
+def test_a_list_that_counts_from_0_does_not_reach_out_of_the_picture(tmp_path: Path) -> None:
+    folder = make_voc(tmp_path)
+    (folder / "Annotations/a0.xml").write_text(voc_xml_text("a0", [("dog", 0, 0, WIDTH, HEIGHT)]))
+    index = open_dataset(tmp_path, "train")
+    assert not index.skips and index.target(0)["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT]]
+
+
+def test_sizes_where_corners_are_expected_are_found_by_the_borders_of_the_pictures(tmp_path: Path) -> None:
+    put_pictures(tmp_path)
+    rows = [f"{name}.jpg,80,60,40,30,dog" for name in NAMES] + [f"{name}.jpg,90,70,50,40,cat" for name in NAMES]
+    put(tmp_path / "boxes.csv", "\n".join(["file,xmin,ymin,xmax,ymax,class", *rows]))
+    report, _, _ = check_dataset(tmp_path, ["all"], images=False, use_cache=False)
+    found = [each for each in report.findings if each.code == "looks_like_sizes"]
+    assert (
+        len(found) == 1 and "16 of 16 boxes do not fit" in found[0].what and "as x, y, width, height 0" in found[0].what
+    )
+
+
+def test_a_table_without_classes_and_with_fractions_says_what_was_taken(tmp_path: Path) -> None:
+    put_pictures(tmp_path)
+    rows = [f"{name}.jpg,0.1,0.2,0.5,0.75" for name in NAMES]
+    put(tmp_path / "boxes.csv", "\n".join(["file,x1,y1,x2,y2", *rows]))
+    index = everything(tmp_path)
+    assert codes(index) == {"one_class", "fractions"} and index.class_names == ("object",)
+    assert np.allclose(index.target(0)["boxes"], [[0.1 * WIDTH, 0.2 * HEIGHT, 0.5 * WIDTH, 0.75 * HEIGHT]])
+
+
+def test_regions_to_ignore_are_counted(tmp_path: Path) -> None:
+    LAYOUTS["kitti"][0](tmp_path)
+    assert [skip.what for skip in everything(tmp_path).skips if skip.code == "ignored_regions"] == [
+        "8 regions DontCare are left out"
+    ]
+
+
+def test_a_broken_annotation_file_costs_its_picture_alone(tmp_path: Path) -> None:
+    LAYOUTS["labelme"][0](tmp_path)
+    put(tmp_path / "json" / f"{NAMES[0]}.json", '{"shapes": [')
+    index = everything(tmp_path)
+    assert len(index) == 7 and codes(index) >= {"bad_annotation_file"}
+
+
+# --- what is no data set ---------------------------------------------------------------------------------------------
+
+
+def test_a_json_with_categories_alone_is_not_coco(tmp_path: Path) -> None:
+    put(tmp_path / "notes.json", json.dumps({"categories": [{"id": 0, "name": "dog"}], "info": {}}))
+    with pytest.raises(UserError, match=r"is no data set: it holds 1 \.json"):
+        recognise(tmp_path)
+
+
+def test_what_is_not_recognised_is_told_what_was_found(tmp_path: Path) -> None:
+    put_pictures(tmp_path)
+    with pytest.raises(UserError, match=r"it holds 8 \.jpg, and no annotations; label the pictures"):
+        recognise(tmp_path)
+    for name in NAMES:
+        put(tmp_path / f"{name}.txt", "a dog\n")
+    with pytest.raises(UserError, match=r"8 \.jpg, 8 \.txt; give labels of rows `class cx cy width height`"):
+        recognise(tmp_path)
+
+
+@pytest.mark.parametrize("make", [make_voc, make_coco, make_yolo])
+def test_an_empty_list_of_a_known_format_is_no_other_format(make, tmp_path: Path) -> None:
+    make(tmp_path / "set")
+    assert recognise(tmp_path / "set").format.name in ("voc", "coco", "yolo")
+    assert os.listdir(tmp_path) == ["set"]
+
+
+def test_classes_of_a_list_may_be_anywhere_in_the_folder(tmp_path: Path) -> None:
+    LAYOUTS["box_list"][0](tmp_path)
+    (tmp_path / "voc_classes.txt").unlink()
+    with pytest.raises(UserError, match="no class names"):
+        everything(tmp_path)
+    assert default_splits(tmp_path) == ("auto-train", "auto-val")
+    put(tmp_path / "model_data/pet_classes.txt", CLASSES)
+    assert everything(tmp_path).num_boxes == 16

@@ -1,0 +1,75 @@
+"""All files below a folder, through links to folders, without following a loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from utils.errors import UserError
+
+MAX_DEPTH = 32
+_IGNORED = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"})
+
+
+def walk_files(
+    root: str | os.PathLike[str],
+    homes: Sequence[str] | None = None,
+    on_error: Callable[[OSError], None] | None = None,
+    limit: int | None = None,
+    recursive: bool = True,
+) -> tuple[list[str], list[str]]:
+    """Paths of the files below a folder, in the order of their names, and the links that were not followed.
+
+    Hidden files and the ones that file managers leave behind (`Thumbs.db`, `__MACOSX`) are left out.
+
+    Args:
+        root: the folder.
+        homes: real paths of folders; a link that leads out of all of them is not followed. None follows every link.
+        on_error: called for a folder that cannot be listed.
+        limit: how many files there may be.
+        recursive: also look into the folders inside.
+
+    Raises:
+        UserError: if there are more than `limit` files.
+    """
+    files: list[str] = []
+    outside: list[str] = []
+    prefixes = None if homes is None else tuple(home.rstrip(os.sep) + os.sep for home in homes)
+    seen: set[str] = set()
+
+    def is_outside(path: str) -> bool:
+        real = os.path.realpath(path)
+        return prefixes is not None and os.path.exists(real) and not (real + os.sep).startswith(prefixes)
+
+    def visit(folder: str, depth: int) -> None:
+        real = os.path.realpath(folder)
+        if real in seen or depth > MAX_DEPTH:
+            return
+        seen.add(real)
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            if on_error is not None:
+                on_error(error)
+            return
+        folders = []
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.casefold() in _IGNORED:
+                continue
+            if entry.is_symlink() and is_outside(entry.path):
+                outside.append(entry.path)
+            elif not entry.is_dir():
+                files.append(entry.path)
+            elif recursive and entry.is_symlink():
+                folders.append(entry.path)
+            elif recursive:
+                visit(entry.path, depth + 1)
+        for each in folders:  # links last: what lies in the folder itself keeps its own name
+            visit(each, depth + 1)
+        if limit is not None and len(files) > limit:
+            raise UserError(Path(root), f"holds more than {limit} files", "name the folder of the data set itself")
+
+    visit(os.fspath(root), 0)
+    return files, outside
