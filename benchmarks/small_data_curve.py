@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nets.detector import MODEL_DATA
 from nets.weights.checkpoint import load_checkpoint
 from utils.errors import RunError, UserError, run_command
 from utils.files import write_file
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
     parser.add_argument("--pretrained", default="none", help="weights of a MobileNetV1 0.75")
-    parser.add_argument("--bundled", default=str(MODEL_DATA / "small.pth"), help="the detector to start from")
+    parser.add_argument("--bundled", default="small", help="the detector to start from")
     parser.add_argument("--runs", nargs="+", choices=tuple(RUNS), default=["bundled", "backbone", "scratch"])
     parser.add_argument("--images", type=int, nargs="+", default=[20, 50, 100, 300])
     parser.add_argument("--steps", type=int, default=300)

@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.index import DatasetIndex
-from nets.detector import weights_path
 from nets.layers import StridedConv2d
 from nets.loss_config import LossConfig
 from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig, check_input_size
 from nets.neck import SPP
+from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_checkpoint
 from nets.yolov4 import YOLOv4
 from training.engine import EpochProgress, train_epoch
@@ -118,7 +118,7 @@ def our_step(preset: str, size: int, batch: int, classes: int, all_layers: bool)
     if all_layers:
         options = dataclasses.replace(options, freeze_layers=0, freeze_norms=False)
     names = ("backbone", "alpha", "neck", "neck_conv", "neck_width")
-    start = load_checkpoint(weights_path(options.weights)).config.to_dict() if options.weights else {}
+    start = load_checkpoint(find_model(options.weights)).config.to_dict() if options.weights else {}
     fields = start | {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     fields |= {"class_names": index.class_names, "input_size": check_input_size(size)}
     config = ModelConfig(**fields)
