@@ -1,14 +1,15 @@
-# Two commands: `make demo` runs the whole platform on data it makes itself; `make test` runs the tests.
+# `make demo` runs the whole platform on a drawn data set; `make test` runs the tests.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup setup-dev demo test lint audit clean
+.PHONY: help setup setup-dev demo test lint docs audit clean
 
 help:
 	@echo "make demo   set up, draw a data set, train, evaluate, predict (about ten minutes on two cores)"
 	@echo "make test   set up with the tools for tests, and run them"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   build the documentation into docs/_build/html"
 	@echo "make audit  ask the index for known vulnerabilities of what is installed"
 	@echo "make clean  remove what make demo made"
 
@@ -43,6 +44,10 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 audit: setup
 	@$(BIN)/python -m pip install --disable-pip-version-check -q pip-audit || echo "pip-audit cannot be installed here"

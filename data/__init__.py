@@ -1,1 +1,1 @@
-"""From files of any format to images and targets."""
+"""From files of any format to training batches."""

@@ -1,4 +1,4 @@
-"""From a DatasetIndex to training batches: the same pictures for any number of workers, processes and restarts."""
+"""From a DatasetIndex to training batches, the same for any number of workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a data set of any known format: which one it is, which splits it has, and one of them as a DatasetIndex."""
+"""Open a data set of any known format: recognise it, list its splits, read one as a DatasetIndex."""
 
 from __future__ import annotations
 

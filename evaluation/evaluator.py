@@ -1,4 +1,4 @@
-"""One pass over a split and its figures: the only scoring there is, in training and in eval.py."""
+"""Score a split: the one evaluator of training and eval.py."""
 
 from __future__ import annotations
 

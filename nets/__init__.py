@@ -1,4 +1,4 @@
-"""Everything that knows YOLO: backbones, neck, head, boxes, losses, checkpoints, the detector."""
+"""The network: backbones, neck, head, boxes, losses, checkpoints, exports, the detector."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""The only place that turns raw predictions into boxes and back."""
+"""Encode and decode boxes: the only place that turns raw predictions into boxes."""
 
 from __future__ import annotations
 

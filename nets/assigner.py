@@ -1,4 +1,4 @@
-"""Which anchors answer for which ground-truth box: all rules at once for a whole batch, without a loop over objects."""
+"""Which anchors are responsible for which ground-truth box, for a whole batch at once."""
 
 from __future__ import annotations
 

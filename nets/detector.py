@@ -1,4 +1,4 @@
-"""RGB images in, detections in their own pixels out; `prediction.detector` is this for people."""
+"""Image in, detections in its own pixels out."""
 
 from __future__ import annotations
 

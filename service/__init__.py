@@ -1,1 +1,1 @@
-"""The detector behind HTTP: batches, limits, metrics and the page; `serve.py` starts it."""
+"""The HTTP service, its page and the labelling page; `serve.py` starts it."""

@@ -1,1 +1,1 @@
-"""What train.py needs besides its options and its loop: checks of options, saving and resuming, pictures of a run."""
+"""One training run: options, loop, optimiser, state to resume from, run folder."""

@@ -1,1 +1,1 @@
-"""What would serve any detector: data, drawing, metrics, the training engine. Never imports `nets`."""
+"""What several folders use: errors, options, files, images, drawing, detections."""
