@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--input-size", default="192")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--limit", type=int, default=0, help="training images, 0 for all")
+    parser.add_argument("--backbone-rate", default="0.05", help="of a pretrained backbone, beside the rest")
     parser.add_argument("--repetitions", type=int, default=30)
     arguments, others = parser.parse_known_args(argv)
     rows, files = [], {}
@@ -115,7 +116,7 @@ def _train_row(name: str, arguments: argparse.Namespace, others: list[str]) -> t
             command += ["--input-size", arguments.input_size, "--epochs", str(arguments.epochs)]
             command += ["--eval-every", str(arguments.epochs), "--limit", str(arguments.limit)]
             if start == PRETRAINED:
-                command += ["--pretrained", str(source), "--freeze-norms"]
+                command += ["--pretrained", str(source), "--freeze-norms", "--backbone-rate", arguments.backbone_rate]
             done = subprocess.run(
                 [sys.executable, str(TRAIN), *command, *others], capture_output=True, text=True, check=False
             )

@@ -16,7 +16,7 @@ from utils.errors import run_command
 from utils.json_file import read_json
 
 # paths of the machine that trained say nothing to whoever gets the file
-PRIVATE_OPTIONS = ("data", "val_data", "classes", "run_dir", "resume", "weights", "device")
+PRIVATE_OPTIONS = ("data", "val_data", "classes", "run_dir", "resume", "weights", "device", "pretrained", "teacher")
 
 
 def main(argv: list[str] | None = None) -> None:
