@@ -1,4 +1,4 @@
-"""Answer over HTTP: a REST service that joins requests into batches, and a page to try the detector on."""
+"""Serve a detector over HTTP: a REST service that runs requests in batches, and a page to try it."""
 
 from __future__ import annotations
 
@@ -20,25 +20,31 @@ from service.limits import MEGABYTE, Limits
 from utils.config import option, parse_options
 from utils.errors import Interrupted, MissingExtra, UserError, printable, run_command, warn
 
-SHUTDOWN_SECONDS = 10  # for requests under way when the service is told to end
-
 
 @dataclass(frozen=True)
 class ServeOptions:
-    checkpoint: str | None = option(None, "the model's file; without it the built-in weights", metavar="FILE")
-    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in")
-    port: int = option(8000, "0 takes any that is free", low=0, high=65535)
+    checkpoint: str | None = option(None, "model file; without it the bundled weights", metavar="FILE")
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 accepts other machines")
+    port: int = option(8000, "0 takes any free port", low=0, high=65535)
+    allow_host: tuple[str, ...] = option(
+        (),
+        "host names under which clients reach the service, besides localhost; *.NAME for all below NAME, * for any",
+        metavar="NAME",
+    )
     input_size: tuple[str, ...] = option((), "height and width of the network's input, multiples of 32", metavar="N")
     iou_threshold: float | None = option(None, "overlap above which two boxes are one object", low=0, high=1)
     batch_size: int = option(8, "pictures run together at most", low=1, high=256)
-    batch_wait: float = option(2.0, "milliseconds that a batch waits for requests on their way", low=0, high=1000)
-    queue: int = option(64, "requests under way at most; more are answered with 503", low=1, high=10_000)
+    batch_wait: float = option(2.0, "milliseconds that a batch waits for requests being decoded", low=0, high=1000)
+    queue: int = option(64, "requests under way at most; others get 503", low=1, high=10_000)
     max_body: float = option(20.0, "megabytes of one request at most", above=0, high=1024)
-    max_megapixels: float = option(50.0, "of one picture at most, checked before it is decoded", above=0, high=1000)
-    read_timeout: float = option(20.0, "seconds in which a request must have arrived", above=0, high=3600)
+    max_megapixels: float = option(50.0, "megapixels of one picture, checked before decoding", above=0, high=1000)
+    read_timeout: float = option(20.0, "seconds in which a request must arrive", above=0, high=3600)
     answer_timeout: float = option(30.0, "seconds in which it must be answered", above=0, high=3600)
-    per_minute: int = option(0, "requests of one client in a minute, more are answered with 429; 0: no limit", low=0)
-    behind_proxy: bool = option(False, "take clients' addresses from X-Forwarded-For of a proxy on this machine")
+    per_minute: int = option(0, "requests of one client a minute, others get 429; 0 = no limit", low=0)
+    connections: int = option(128, "open connections of one client at most; others get 503", low=1, high=512)
+    behind_proxy: bool = option(
+        False, "take clients' addresses from X-Forwarded-For of a proxy on this machine; no limit of --connections"
+    )
     browser_model: str | None = option(
         None, "an ONNX file of export.py that the page runs in the visitor's own browser", metavar="FILE.onnx"
     )
@@ -58,6 +64,7 @@ class ServeOptions:
             queue=self.queue,
             bodies=max(Limits.bodies, 4 * body),
             per_minute=self.per_minute,
+            connections=self.connections,
             batch_size=self.batch_size,
             batch_wait=self.batch_wait / 1000,
         )
@@ -65,7 +72,7 @@ class ServeOptions:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(ServeOptions, argv, description=__doc__ or "", prog="serve.py")
-    server = _import_server()
+    server_class = _import_server()
     if options.threads is not None:
         import torch
 
@@ -74,38 +81,33 @@ def main(argv: list[str] | None = None) -> int:
     detector = load_detector(path, options.device, options.runtime)
     if options.input_size:
         detector.set_input_size([_whole(size) for size in options.input_size])
-    detector(np.zeros((32, 32, 3), np.uint8))  # what cannot run is said now, in one line
-    app = _build(options, detector, path.name)
-    with _listen(options.host, options.port) as listener, _signals():
+    detector(np.zeros((32, 32, 3), np.uint8))  # a file that cannot run fails here
+    with _listen(options.host, options.port) as (listener, is_local), _signals():
+        app = _build(options, detector, path.name, is_local)
         print(f"serving {printable(path)} on {_address(listener)} (Ctrl-C ends it)", flush=True)
-        server(app, listener, options)
+        server_class(app, options.limits, options.behind_proxy).run(sockets=[listener])
     return 0
 
 
 def _import_server() -> Any:
-    """A function that serves an app on a socket until a signal comes."""
+    """`service.server.Server`; MissingExtra where its packages are not installed."""
     try:
-        import fastapi  # noqa: F401 -- the two others fail late and in their own words
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
-        import uvicorn
-
-        from service.protocol import server_settings
+        import uvicorn  # noqa: F401
     except ImportError as error:
-        raise MissingExtra("serve.py", "fastapi, uvicorn and python-multipart", "serve") from error
+        packages = "fastapi, uvicorn, python-multipart and prometheus-client"
+        raise MissingExtra("serve.py", packages, "serve") from error
+    from service.server import Server
 
-    def serve(app: Any, listener: socket.socket, options: ServeOptions) -> None:
-        settings = server_settings(options.read_timeout, options.answer_timeout)
-        config = uvicorn.Config(
-            app, proxy_headers=options.behind_proxy, timeout_graceful_shutdown=SHUTDOWN_SECONDS, **settings
-        )
-        uvicorn.Server(config).run(sockets=[listener])
-
-    return serve
+    return Server
 
 
-def _build(options: ServeOptions, detector: Detector, name: str) -> Any:
+def _build(options: ServeOptions, detector: Detector, name: str, is_local: bool) -> Any:
     from service.app import build_app
     from service.browser import load_browser_model
+    from service.hosts import Hosts
 
     browser_model = None
     if options.browser_model is not None:
@@ -114,12 +116,18 @@ def _build(options: ServeOptions, detector: Detector, name: str) -> Any:
     elif options.ort_web is not None:
         raise UserError("--ort-web", "does nothing without --browser-model", "give --browser-model FILE.onnx as well")
     return build_app(
-        detector, options.limits, name=name, iou_threshold=options.iou_threshold, browser_model=browser_model
+        detector,
+        options.limits,
+        name=name,
+        iou_threshold=options.iou_threshold,
+        browser_model=browser_model,
+        hosts=Hosts((*options.allow_host, options.host), any_address=not is_local),
     )
 
 
 @contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
+def _listen(host: str, port: int) -> Iterator[tuple[socket.socket, bool]]:
+    """The listening socket, and whether this machine alone can reach it."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address, family=family, backlog=256)
@@ -127,10 +135,11 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         what = f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}"
         raise UserError("--port", what, "choose another --port or --host") from error
     with listener:
-        if not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
-            what = "other machines can reach it, and nobody is asked who they are"
-            warn(f"--host {host}", what, "put a proxy with a login before it")
-        yield listener
+        is_local = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+        if not is_local:
+            what = "other machines can reach the service, which has no login"
+            warn(f"--host {host}", what, "put a proxy with a login in front of it")
+        yield listener, is_local
 
 
 def _address(listener: socket.socket) -> str:
@@ -140,7 +149,7 @@ def _address(listener: socket.socket) -> str:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Uvicorn ends in good order on a signal and then raises it again: let it be the exit code, not a sudden end."""
+    """Uvicorn stops on a signal and then raises it again, which becomes the exit code."""
 
     def stop(signum: int, _: FrameType | None) -> None:
         raise Interrupted(signum)

@@ -17,6 +17,8 @@ from starlette.exceptions import HTTPException
 
 from service.body import FORM, read_picture
 from service.browser import ORT_FILES, BrowserModel
+from service.drain import Drain, Waiting
+from service.hosts import Hosts
 from service.limits import ByteBudget, Limits, RateLimit, Refused
 from service.metrics import CONTENT_TYPE, Metrics
 from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, Pipeline, Question
@@ -26,7 +28,7 @@ from utils.errors import warn
 PAGE_LOWEST_SCORE = 0.05  # what the page asks for, so that its slider need not ask again
 STATIC = Path(__file__).resolve().parent / "static"
 STATIC_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
-# Nothing from elsewhere; scripts of WebAssembly's kind; cross-origin isolation gives the visitor's browser threads.
+# Nothing from other addresses; WebAssembly is allowed; cross-origin isolation allows threads in the visitor's browser.
 HEADERS = (
     (
         b"content-security-policy",
@@ -89,13 +91,14 @@ _BODY = {
 }
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "A form without a file"},
-    408: {"model": Problem, "description": "The body did not come in time"},
+    403: {"model": Problem, "description": "A host name or origin that is not allowed"},
+    408: {"model": Problem, "description": "The body did not arrive in time"},
     413: {"model": Problem, "description": "The body or the picture is too big"},
     415: {"model": Problem, "description": "Not a picture"},
     422: {"model": Problem, "description": "A damaged picture or a wrong parameter"},
     429: {"model": Problem, "description": "Too many requests of one client; see Retry-After"},
     500: {"model": Problem, "description": "The network failed"},
-    503: {"model": Problem, "description": "The queue is full; see Retry-After"},
+    503: {"model": Problem, "description": "The queue is full, or the service is shutting down; see Retry-After"},
 }
 
 
@@ -106,18 +109,20 @@ def build_app(
     name: str = "detector",
     iou_threshold: float | None = None,
     browser_model: BrowserModel | None = None,
+    hosts: Hosts | None = None,
 ) -> FastAPI:
     """The application.
 
     Args:
         detector: a `nets.detector.Detector`.
-        limits: bounds of every request.
+        limits: limits of every request.
         name: what the page calls the model.
         iou_threshold: overlap above which two boxes are one object; None takes the checkpoint's.
         browser_model: what visitors may run in their own browsers.
+        hosts: host names that requests may name; by default those of this machine alone.
     """
     limits = limits or Limits()
-    metrics = Metrics()
+    metrics, drain = Metrics(), Drain()
     pipeline = Pipeline(detector, limits, metrics, iou_threshold)
 
     @asynccontextmanager
@@ -128,18 +133,18 @@ def build_app(
         finally:
             await pipeline.close()
 
-    # FastAPI's own documentation pages load scripts from elsewhere; /openapi.json says the same
+    # FastAPI's own documentation pages load scripts from other addresses; /openapi.json has the same content
     app = FastAPI(
         title="Detector", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    app.state.pipeline, app.state.metrics = pipeline, metrics
+    app.state.pipeline, app.state.metrics, app.state.drain = pipeline, metrics, drain
     _add_detection(app, pipeline, limits)
     _add_status(app, pipeline, metrics)
     _add_page(app, _describe(pipeline, limits, name, browser_model))
     if browser_model is not None:
         _add_browser_model(app, browser_model)
     _add_problems(app, metrics)
-    app.add_middleware(_Observed, metrics=metrics)
+    app.add_middleware(_Outermost, metrics=metrics, hosts=hosts or Hosts(), drain=drain)
     return app
 
 
@@ -160,7 +165,7 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
     ) -> Response:
         """Find the objects of one picture."""
         rate.check(request.client.host if request.client else "")
-        pipeline.batcher.check()  # before megabytes are read in vain
+        pipeline.batcher.check()  # before the body is read
         question = Question(score_threshold, max_detections, _labels(classes, config.class_names))
         with budget.account() as take:
             data, name = await read_picture(request, limits, take)
@@ -178,9 +183,15 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
 def _add_status(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
     @app.get("/health", responses={503: {"description": "It cannot answer"}})
     async def health() -> Response:
-        """Whether the service can answer."""
+        """Whether the service can answer, the requests under way, and the decoders that are stuck."""
         problem = pipeline.problem
-        return JSONResponse({"status": problem or "ok", "waiting": pipeline.batcher.taken}, 503 if problem else 200)
+        state = {
+            "status": problem or "ok",
+            "waiting": pipeline.batcher.taken,
+            "decoders_busy": pipeline.decoders.busy,
+            "decoders_stuck": pipeline.decoders.stuck,
+        }
+        return JSONResponse(state, 503 if problem else 200)
 
     @app.get("/metrics", response_class=Response)
     async def show_metrics() -> Response:
@@ -206,7 +217,7 @@ def _add_page(app: FastAPI, description: dict[str, Any]) -> None:
 
 
 def _static(files: dict[str, bytes], name: str) -> Response:
-    if name not in files:  # a name is looked up among what was read at the start; no path is ever made of it
+    if name not in files:  # looked up among the files read at the start; no path is made of it
         raise HTTPException(404)
     content_type = STATIC_TYPES[Path(name).suffix]
     return Response(files[name], headers={"Content-Type": content_type, "Cache-Control": "no-cache"})
@@ -258,52 +269,60 @@ def _labels(classes: Sequence[str], class_names: Sequence[str]) -> frozenset[int
 
 
 def _add_problems(app: FastAPI, metrics: Metrics) -> None:
-    def answer(status: int, code: str, error: str, headers: dict[str, str] | None = None) -> Response:
-        metrics.refused.add(label=code)
-        return JSONResponse({"code": code, "error": error}, status, headers)
-
     @app.exception_handler(Refused)
     async def refused(_: Request, problem: Refused) -> Response:
-        headers = {"Retry-After": str(problem.retry_after)} if problem.retry_after else None
-        return answer(problem.status, problem.code, problem.message, headers)
+        return _answer(problem, metrics)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "request"
-        return answer(422, "bad_parameter", f"{where}: {first['msg']}; see /openapi.json")
+        return _answer(Refused(422, "bad_parameter", f"{where}: {first['msg']}; see /openapi.json"), metrics)
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> Response:
         phrase = http.HTTPStatus(error.status_code).phrase.lower()
-        headers = dict(error.headers) if error.headers else None
-        return answer(error.status_code, phrase.replace(" ", "_"), f"request: {phrase}; see /openapi.json", headers)
+        problem = Refused(error.status_code, phrase.replace(" ", "_"), f"request: {phrase}; see /openapi.json")
+        return _answer(problem, metrics, dict(error.headers or {}))
 
 
-class _Observed:
-    """Counts answers, adds `HEADERS` to them, and makes of what nobody foresaw an answer in the same form."""
+def _answer(problem: Refused, metrics: Metrics, headers: dict[str, str] | None = None) -> Response:
+    metrics.refused.labels(problem.code).inc()
+    retry = {"Retry-After": str(problem.retry_after)} if problem.retry_after else {}
+    return JSONResponse({"code": problem.code, "error": problem.message}, problem.status, {**retry, **(headers or {})})
 
-    def __init__(self, app: Callable[..., Awaitable[None]], metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+
+class _Outermost:
+    """Around every request: checks its host, counts its answer, adds `HEADERS`, and answers unexpected errors as JSON.
+
+    A request that the service cannot finish before it stops is answered with 503 (`service.drain`).
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], metrics: Metrics, hosts: Hosts, drain: Drain) -> None:
+        self.app, self.metrics, self.hosts, self.drain = app, metrics, hosts, drain
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun = False
+        request = Waiting()
 
         async def send_on(message: Any) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
-                self.metrics.requests.add(label=str(message["status"]))
+                request.is_answered = True
+                self.metrics.requests.labels(str(message["status"])).inc()
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
         try:
-            await self.app(scope, receive, send_on)
+            with self.drain.watch(request):
+                self.hosts.check(scope["method"], scope["headers"])
+                await self.app(scope, receive, send_on)
+            return
+        except Refused as error:
+            problem = error
         except Exception as error:
             warn("service", f"unexpected {type(error).__name__}: {str(error)[:200]}", "report it")
-            if not begun:
-                problem = {"code": "internal", "error": "service: unexpected failure; see its log"}
-                await JSONResponse(problem, 500)(scope, receive, send_on)
+            problem = Refused(500, "internal", "service: unexpected failure; see its log")
+        if not request.is_answered:
+            await _answer(problem, self.metrics)(scope, receive, send_on)

@@ -1,4 +1,4 @@
-"""What the service grants: sizes, times, places, and how often one client may ask."""
+"""Limits of the service: sizes, times, number of requests and connections, and requests of one client a minute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 MEGABYTE = 1 << 20
-CLIENTS_REMEMBERED = 10_000  # the one that asked longest ago is forgotten first: no growth with the number of clients
+CLIENTS_REMEMBERED = 10_000  # the least recent is dropped first, so memory does not grow with the number of clients
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,14 @@ class Limits:
     Args:
         max_body: bytes of one request's body.
         max_megapixels: of one picture, checked in its header before it is decoded.
-        read_timeout: seconds in which a request's head, and then its body, must have come.
-        answer_timeout: seconds from the whole body to the answer.
+        read_timeout: seconds in which a request's head, and then its body, must arrive.
+        answer_timeout: seconds from the whole body to the answer; half of it for decoding.
         queue: requests that may wait for the network or be in it.
         bodies: bytes that all bodies together may hold in memory.
         per_minute: requests of one client in a minute; 0 for no limit.
+        connections: open connections of one client.
         batch_size: pictures that are run together at most.
-        batch_wait: seconds that a batch waits for others that are on their way.
+        batch_wait: seconds that a batch waits for requests that are being decoded.
     """
 
     max_body: int = 20 * MEGABYTE
@@ -36,18 +37,19 @@ class Limits:
     queue: int = 64
     bodies: int = 320 * MEGABYTE
     per_minute: int = 0
+    connections: int = 128
     batch_size: int = 8
     batch_wait: float = 0.002
 
 
 class Refused(Exception):
-    """A request that is answered with an error, in one line as everywhere: `where: what; what to do`.
+    """A request that is answered with an error, in the form of all errors: `where: what; what to do`.
 
     Args:
         status: of HTTP.
         code: a short stable name of the reason.
-        message: the line.
-        retry_after: seconds after which it may be tried again, if that helps.
+        message: the error in one line.
+        retry_after: seconds after which the client may try again, if that helps.
     """
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
@@ -67,7 +69,7 @@ class ByteBudget:
 
     @contextmanager
     def account(self) -> Iterator[Callable[[int], None]]:
-        """Gives a function that takes bytes; they are given back at the end. It raises `Refused` when none are left."""
+        """Yields a function that reserves bytes until the end of the block; it raises `Refused` when none are left."""
         taken = 0
 
         def take(count: int) -> None:
@@ -84,7 +86,7 @@ class ByteBudget:
 
 
 class RateLimit:
-    """A token bucket for each client: bursts up to a minute's worth, then as many as come back with time.
+    """A token bucket for each client: bursts up to a minute's worth, refilled at a constant rate.
 
     Args:
         per_minute: requests of one client; 0 for no limit.
@@ -96,7 +98,7 @@ class RateLimit:
         self._clients: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client: tokens, when they were counted
 
     def check(self, address: str) -> None:
-        """Count one request of this client. Raises `Refused` if it had its share."""
+        """Count one request of this client. Raises `Refused` above the limit."""
         if not self.per_minute:
             return
         client, now = client_of(address), self._clock()
@@ -112,7 +114,7 @@ class RateLimit:
 
 
 def client_of(address: str) -> str:
-    """Who an address stands for: IPv6 hands out networks of 64 bits, whose addresses are one client."""
+    """The client behind an address: all addresses of an IPv6 /64 network count as one client."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

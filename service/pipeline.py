@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,19 +13,16 @@ import numpy as np
 
 from nets.model_config import ModelConfig
 from service.batcher import Batcher
+from service.decoders import DECODERS, Decoders
 from service.limits import Limits, Refused
-from service.metrics import Gauge, Metrics
+from service.metrics import Metrics
 from utils.detections import Detections
 from utils.errors import warn
-from utils.images import ImageError, ImageHeader, decode_image, read_header_bytes
 from utils.thresholds import Thresholds
 
 LOWEST_SCORE = 0.01  # no request may ask for less: below is noise, and noise is slow
 MOST_DETECTIONS = 1000  # no request may ask for more
-BIG_MEGAPIXELS = 12.0  # pictures above are decoded one at a time, which bounds memory
-DECODERS = max(2, min(4, os.cpu_count() or 1))
 STUCK_SECONDS = 60.0  # a batch that runs longer will not end
-IMAGE_STATUS = {"image_too_big": 413, "not_an_image": 415}  # of ImageError codes; others are 422
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class _Prepared:
 
 
 class Pipeline:
-    """A detector for many askers.
+    """A detector for many clients.
 
     Pictures are fitted to the network's input where they are decoded: a batch holds inputs, not photographs, and the
     network's thread does nothing but run the network.
@@ -84,10 +79,10 @@ class Pipeline:
     def __init__(self, detector: Any, limits: Limits, metrics: Metrics, iou_threshold: float | None = None) -> None:
         self.detector, self.limits, self.metrics = detector, limits, metrics
         self._iou_threshold = iou_threshold
-        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-        self._one_big = asyncio.Lock()
+        timeout = limits.answer_timeout / 2
+        self.decoders = Decoders(detector.config.letterbox, limits.max_megapixels, timeout, metrics)
         self.batcher = Batcher(self._run, limits.batch_size, limits.batch_wait, limits.queue)
-        metrics.gauges.append(Gauge("detector_waiting", "Requests under way.", lambda: self.batcher.taken))
+        metrics.waiting.set_function(lambda: self.batcher.taken)
 
     @property
     def config(self) -> ModelConfig:
@@ -98,16 +93,25 @@ class Pipeline:
         """Why it cannot answer; empty if it can."""
         if not self.batcher.alive:
             return "not running"
-        return f"the network has been busy for {self.batcher.busy:.0f} s" if self.batcher.busy > STUCK_SECONDS else ""
+        if self.batcher.busy > STUCK_SECONDS:
+            return f"the network has been busy for {self.batcher.busy:.0f} s"
+        return "all decoders are stuck" if self.decoders.stuck >= DECODERS else ""
 
     async def start(self) -> None:
-        """Begin, with one picture to warm up, so that the first visitor does not wait for it."""
-        blank = _Prepared(np.zeros((*self.config.input_size, 3), np.uint8), 0.5)
-        await self.batcher.start(lambda: self._run([blank]))
+        """Begin, with the network and one decoder warm."""
+        await self.decoders.start()
+        height, width = self.config.input_size
+        grey = np.full((height, width, 3), 127, np.uint8)
+        await self.batcher.start(lambda: self._run([_Prepared(grey, 1.0)]))
 
     async def close(self) -> None:
+        """End; what has not begun is cancelled."""
         await self.batcher.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        await self.decoders.close()
+
+    def kill(self) -> None:
+        """End the decoder processes, from any thread."""
+        self.decoders.kill()
 
     async def find(self, data: bytes, where: str, question: Question) -> Found:
         """The objects of one picture.
@@ -124,8 +128,8 @@ class Pipeline:
         try:
             with anyio.fail_after(self.limits.answer_timeout):
                 with self.batcher.place():
-                    image, size, decoding = await self._decode(data, where)
-                    answer = await self.batcher.submit(_Prepared(image, question.score_threshold))
+                    picture = await self.decoders.decode(data, where)
+                    answer = await self.batcher.submit(_Prepared(picture.image, question.score_threshold))
         except TimeoutError:
             what = f"service: no answer within {self.limits.answer_timeout:g} s; try again later"
             raise Refused(503, "too_slow", what, retry_after=5) from None
@@ -134,43 +138,15 @@ class Pipeline:
         except Exception as error:  # of the network: ours, not the client's
             warn("network", f"{type(error).__name__}: {str(error)[:200]}")
             raise Refused(500, "network_failed", "service: the network failed on this batch; see its log") from error
-        found = self.config.letterbox.boxes_to_image(answer.value.boxes, *size)
+        found = self.config.letterbox.boxes_to_image(answer.value.boxes, *picture.size)
         detections = _filter(Detections(found, answer.value.scores, answer.value.labels), question)
         total = time.perf_counter() - started
-        self.metrics.decode.observe(decoding)
+        self.metrics.decode.observe(picture.seconds)
         self.metrics.queue.observe(answer.waited)
         self.metrics.answer.observe(total)
-        self.metrics.objects.add(len(detections))
-        seconds = {"decode": decoding, "queue": answer.waited, "network": answer.ran, "total": total}
-        return Found(detections, size, {name: 1000 * value for name, value in seconds.items()}, answer.batch)
-
-    async def _decode(self, data: bytes, where: str) -> tuple[np.ndarray, tuple[int, int], float]:
-        """The network's input, the picture's (height, width), and the seconds it took."""
-        loop = asyncio.get_running_loop()
-
-        def prepare(big: bool) -> asyncio.Future[tuple[ImageHeader, np.ndarray | None, float]]:
-            return loop.run_in_executor(self._decoders, self._prepare, data, where, big)
-
-        try:
-            header, image, seconds = await prepare(False)
-            if image is None:
-                async with self._one_big:
-                    header, image, seconds = await loop.run_in_executor(
-                        self._decoders, self._prepare, data, where, True
-                    )
-        except ImageError as error:
-            raise Refused(IMAGE_STATUS.get(error.code, 422), error.code, str(error)) from None
-        assert image is not None
-        return image, header.size, seconds
-
-    def _prepare(self, data: bytes, where: str, big: bool) -> tuple[ImageHeader, np.ndarray | None, float]:
-        """Header, input and seconds; the input is None where the picture is big and that is not yet allowed."""
-        started = time.perf_counter()
-        header = read_header_bytes(data, where, self.limits.max_megapixels)
-        if not big and header.height * header.width > BIG_MEGAPIXELS * 1e6:
-            return header, None, 0.0
-        image = self.config.letterbox.apply(decode_image(data, where, self.limits.max_megapixels))
-        return header, image, time.perf_counter() - started
+        self.metrics.objects.inc(len(detections))
+        seconds = {"decode": picture.seconds, "queue": answer.waited, "network": answer.ran, "total": total}
+        return Found(detections, picture.size, {name: 1000 * value for name, value in seconds.items()}, answer.batch)
 
     def _run(self, batch: list[_Prepared]) -> Sequence[Detections]:
         started = time.perf_counter()

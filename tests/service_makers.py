@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import threading
@@ -16,12 +17,14 @@ import numpy as np
 import pytest
 
 from nets.model_config import ModelConfig
+from service.limits import Limits
 from utils.detections import Detections
 from utils.thresholds import Thresholds
 
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[serve]'")
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[serve]'")
 pytest.importorskip("python_multipart", reason="python-multipart is not installed: pip install -e '.[serve]'")
+pytest.importorskip("prometheus_client", reason="prometheus-client is not installed: pip install -e '.[serve]'")
 
 RED, GREEN, BLUE = (230, 20, 20), (20, 200, 20), (20, 20, 230)
 SCORES = (0.9, 0.6, 0.2)
@@ -113,15 +116,15 @@ class Address:
 
 
 @contextmanager
-def running(app: Any, read_timeout: float = 20.0, write_timeout: float = 20.0) -> Iterator[Address]:
+def running(app: Any, limits: Limits | None = None, **changes: Any) -> Iterator[Address]:
     """The app behind the real server, in a thread."""
     import socket
 
-    from service.protocol import server_settings
+    from service.server import Server
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, timeout_graceful_shutdown=2, **server_settings(read_timeout, write_timeout))
-        server = uvicorn.Server(config)
+        server = Server(app, dataclasses.replace(limits or Limits(), **changes))
+        server.config.timeout_graceful_shutdown = 2
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         until(lambda: server.started)
@@ -136,5 +139,5 @@ def until(condition: Any, seconds: float = 60.0) -> None:
     """Wait for something that another thread or process brings about."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)

@@ -1,0 +1,79 @@
+"""A decoder in a process of its own, which the service can kill: pictures come on stdin, network inputs go to stdout.
+
+A frame is two lengths (8 bytes), a JSON object and raw bytes. The parent sends the picture, the answer holds the
+network's input. Nothing is unpickled on either side: a picture may have taken over the decoder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import struct
+import sys
+import time
+from typing import Any
+
+import cv2
+
+from utils.images import ImageError, decode_image, read_header_bytes
+from utils.letterbox import Letterbox
+
+LENGTHS = struct.Struct("<II")
+PIPE_BYTES = 1 << 20
+
+
+def frame(head: dict[str, Any], data: bytes | memoryview = b"") -> list[bytes | memoryview]:
+    """The parts of one message."""
+    text = json.dumps(head).encode()
+    return [LENGTHS.pack(len(text), len(data)) + text, data]
+
+
+def main() -> None:
+    """Decode until stdin ends, which it does when the service has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
+    cv2.setNumThreads(1)
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever a library prints must not come between two frames
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(sink.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    with contextlib.suppress(BrokenPipeError):
+        _send(sink, {"ready": True})
+        while True:
+            lengths = source.read(LENGTHS.size)
+            if len(lengths) < LENGTHS.size:
+                return
+            head_length, data_length = LENGTHS.unpack(lengths)
+            head, data = json.loads(source.read(head_length)), source.read(data_length)
+            _send(sink, *_answer(head, data))
+
+
+def _answer(head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes | memoryview]:
+    """The JSON object and the bytes that answer one picture."""
+    started = time.perf_counter()
+    where, limit = head["where"], head["max_megapixels"]
+    try:
+        header = read_header_bytes(data, where, limit)
+        if header.height * header.width > head["most_pixels"]:
+            return {"is_big": True}, b""
+        image = Letterbox(**head["letterbox"]).apply(decode_image(data, where, limit))
+    except ImageError as error:
+        return {"code": error.code, "error": str(error)}, b""
+    except MemoryError:
+        return {"code": "image_too_big", "error": f"{where}: not enough memory to decode it; shrink it"}, b""
+    answer = {"size": header.size, "shape": image.shape, "seconds": time.perf_counter() - started}
+    return answer, memoryview(image).cast("B")
+
+
+def _send(sink: Any, head: dict[str, Any], data: bytes | memoryview = b"") -> None:
+    for part in frame(head, data):
+        view = memoryview(part)
+        while len(view):
+            view = view[sink.write(view) :]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Decoding in processes that are killed when they take too long: no picture can keep the service busy for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+
+from service.decode_process import LENGTHS, frame
+from service.limits import Refused
+from service.metrics import Metrics
+from utils.letterbox import Letterbox
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DECODERS = max(2, min(4, os.cpu_count() or 1))
+BIG_MEGAPIXELS = 12.0  # pictures above are decoded one at a time, which bounds memory
+SLOW_SECONDS = 5.0  # a decoder that works longer on one picture counts as stuck
+START_SECONDS = 60.0
+CLOSE_SECONDS = 1.0
+READ_BYTES = 4 << 20  # buffered of an answer
+IMAGE_STATUS = {"image_too_big": 413, "not_an_image": 415}  # of ImageError codes; others are 422
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """A picture fitted to the network's input.
+
+    Args:
+        image: (input height, input width, 3) uint8 RGB.
+        size: (height, width) of the upright picture.
+        seconds: of decoding and resizing.
+    """
+
+    image: np.ndarray
+    size: tuple[int, int]
+    seconds: float
+
+
+class Decoders:
+    """Processes that decode, started when they are needed.
+
+    Args:
+        letterbox: fits pictures to the network's input.
+        max_megapixels: of one picture at most.
+        timeout: seconds for one picture; its process is then killed.
+        metrics: told of busy, stuck and killed decoders.
+    """
+
+    def __init__(self, letterbox: Letterbox, max_megapixels: float, timeout: float, metrics: Metrics) -> None:
+        self._task = {"max_megapixels": max_megapixels, "letterbox": dataclasses.asdict(letterbox)}
+        self._timeout, self._metrics = timeout, metrics
+        self._one_big = asyncio.Lock()
+        self._idle: asyncio.Queue[_Process | Refused] = asyncio.Queue()
+        self._all: set[_Process] = set()
+        self._starting: set[_Process] = set()
+        self._num_waiting = self._num_starting = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        metrics.decoders_busy.set_function(lambda: self.busy)
+        metrics.decoders_stuck.set_function(lambda: self.stuck)
+
+    @property
+    def busy(self) -> int:
+        """Processes that decode now, or were killed and have not ended yet."""
+        return sum(process.since is not None for process in self._all)
+
+    @property
+    def stuck(self) -> int:
+        """Those of them that have worked on one picture for more than `SLOW_SECONDS`."""
+        limit = time.monotonic() - SLOW_SECONDS
+        return sum(process.since is not None and process.since < limit for process in self._all)
+
+    async def start(self) -> None:
+        """Start the first process, so that the first picture need not wait for it."""
+        self._idle.put_nowait(await self._take())
+
+    def kill(self) -> None:
+        """Kill all processes, from any thread."""
+        for process in [*self._all, *self._starting]:
+            process.kill()
+
+    async def close(self) -> None:
+        """Kill all processes and wait a moment for their end."""
+        for task in self._tasks:
+            task.cancel()
+        self.kill()
+        with anyio.move_on_after(CLOSE_SECONDS):
+            await asyncio.gather(*self._tasks, *(process.ended() for process in self._all), return_exceptions=True)
+
+    async def decode(self, data: bytes, where: str) -> Decoded:
+        """Decode one picture.
+
+        Args:
+            data: the file's content.
+            where: what an error calls it.
+
+        Raises:
+            Refused: 413, 415 or 422 for a picture that cannot or must not be decoded, 503 without a process.
+        """
+        found = await self._decode(data, where, BIG_MEGAPIXELS * 1e6, None)
+        if found is None:
+            await self._one_big.acquire()
+            found = await self._decode(data, where, float("inf"), self._one_big)
+            assert found is not None
+        return found
+
+    async def _decode(self, data: bytes, where: str, most_pixels: float, held: asyncio.Lock | None) -> Decoded | None:
+        """None for a picture of more than `most_pixels`; `held` is released when nothing decodes the picture."""
+        process = None
+        is_whole = False
+        try:
+            process = await self._take()
+            process.since = time.monotonic()
+            with anyio.fail_after(self._timeout):
+                head, pixels = await process.ask({**self._task, "where": where, "most_pixels": most_pixels}, data)
+            is_whole = True
+        except TimeoutError:
+            what = f"{where}: its pixels take more than {self._timeout:g} s to decode; save it as a plain JPEG or PNG"
+            raise Refused(422, "decode_too_slow", what) from None
+        except (OSError, EOFError, ValueError):
+            what = f"{where}: its decoder failed; save it as a plain JPEG or PNG"
+            raise Refused(422, "corrupt_image", what) from None
+        finally:
+            if process is not None and not is_whole:  # also at the deadline of the whole request
+                self._in_background(self._end(process, held))
+            else:
+                if process is not None:
+                    process.since = None
+                    self._idle.put_nowait(process)
+                if held is not None:
+                    held.release()
+        if "code" in head:
+            raise Refused(IMAGE_STATUS.get(head["code"], 422), head["code"], head["error"])
+        if "is_big" in head:
+            return None
+        return Decoded(np.frombuffer(pixels, np.uint8).reshape(head["shape"]), tuple(head["size"]), head["seconds"])
+
+    async def _take(self) -> _Process:
+        """The first process that is idle, or that has started meanwhile."""
+        self._num_waiting += 1
+        try:
+            while True:
+                self._start_enough()
+                process = await self._idle.get()
+                if isinstance(process, Refused):
+                    raise process
+                if process.is_alive:
+                    return process
+                self._all.discard(process)  # killed from outside while it was idle
+        finally:
+            self._num_waiting -= 1
+
+    def _start_enough(self) -> None:
+        while (
+            self._num_waiting > self._idle.qsize() + self._num_starting
+            and len(self._all) + self._num_starting < DECODERS
+        ):
+            self._num_starting += 1
+            self._in_background(self._start_one())
+
+    async def _start_one(self) -> None:
+        process = None
+        try:
+            process = await _Process.start()
+            self._starting.add(process)
+            with anyio.fail_after(START_SECONDS):
+                await process.ready()
+            self._all.add(process)
+            self._idle.put_nowait(process)
+        except (OSError, EOFError, TimeoutError) as error:
+            what = f"service: cannot start a decoder ({error or type(error).__name__}); try again later"
+            self._idle.put_nowait(Refused(503, "no_decoder", what, retry_after=5))
+        finally:
+            self._num_starting -= 1
+            if process is not None:
+                self._starting.discard(process)
+                if process not in self._all:
+                    process.kill()
+                    await process.ended()
+
+    async def _end(self, process: _Process, held: asyncio.Lock | None) -> None:
+        """Kill a process and free its place when it has ended, not before: its memory is in use until then."""
+        self._metrics.decoders_killed.inc()
+        process.kill()
+        await process.ended()
+        self._all.discard(process)
+        if held is not None:
+            held.release()
+        self._start_enough()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Process:
+    """One decoder process.
+
+    Attributes:
+        since: when it began with its present picture (time.monotonic); None when idle.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.since: float | None = None
+
+    @classmethod
+    async def start(cls) -> _Process:
+        command = [sys.executable, "-m", "service.decode_process"]
+        pipe, environment = asyncio.subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
+        return cls(
+            await asyncio.create_subprocess_exec(
+                *command, stdin=pipe, stdout=pipe, cwd=REPOSITORY, env=environment, limit=READ_BYTES
+            )
+        )
+
+    async def ready(self) -> None:
+        """Wait until it can decode."""
+        await self._receive()
+
+    async def ask(self, head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        """Send one message and wait for its answer."""
+        sink = self._process.stdin
+        assert sink is not None
+        sink.writelines(frame(head, data))
+        await sink.drain()
+        return await self._receive()
+
+    async def _receive(self) -> tuple[dict[str, Any], bytes]:
+        source = self._process.stdout
+        assert source is not None
+        head_length, data_length = LENGTHS.unpack(await source.readexactly(LENGTHS.size))
+        return json.loads(await source.readexactly(head_length)), await source.readexactly(data_length)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
+
+    def kill(self) -> None:
+        """By its number, from any thread; a process that has ended is left alone."""
+        if self.is_alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    async def ended(self) -> None:
+        """Wait for its end."""
+        await self._process.wait()

@@ -1,0 +1,89 @@
+"""The server process: uvicorn with our limits, which ends in time whatever is stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from service.app import HEADERS
+from service.drain import ANSWER_SECONDS, CLOSE_SECONDS, EXIT_SECONDS
+from service.limits import Limits
+from service.protocol import HEAD_BYTES, limited_protocol
+
+
+class Server(uvicorn.Server):
+    """Serves an application of `service.app.build_app`.
+
+    Args:
+        app: the application.
+        limits: its limits.
+        behind_proxy: take clients' addresses from X-Forwarded-For of a proxy on this machine.
+    """
+
+    def __init__(self, app: Any, limits: Limits, behind_proxy: bool = False) -> None:
+        per_client = None if behind_proxy else limits.connections
+        protocol = limited_protocol(limits.read_timeout, limits.answer_timeout, per_client, HEADERS)
+        config = uvicorn.Config(
+            app,
+            http=protocol,
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            h11_max_incomplete_event_size=HEAD_BYTES,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=int(EXIT_SECONDS),
+            server_header=False,
+            proxy_headers=behind_proxy,
+            log_level="error",
+        )
+        super().__init__(config)
+        self._drain = app.state.drain
+        self._release: Callable[[], None] = app.state.pipeline.kill
+        self._is_stopping = self._has_stopped = False
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal comes."""
+        try:
+            super().run(sockets)
+        finally:
+            self._has_stopped = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; a thread of its own ends the process if the rest cannot, for example a stuck network."""
+        if not self._is_stopping:
+            self._is_stopping = True
+            watchdog = threading.Timer(EXIT_SECONDS, self._leave, [sig])
+            watchdog.daemon = True
+            watchdog.start()
+        super().handle_exit(sig, frame)
+
+    def _leave(self, sig: int) -> None:
+        self._release()
+        if not self._has_stopped:  # the command has not said it
+            with contextlib.suppress(OSError):
+                os.write(2, f"interrupted by {signal.Signals(sig).name}\n".encode())
+        os._exit(128 + sig)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests under way finish for some seconds, answer the rest with 503, close what is left."""
+        loop = asyncio.get_running_loop()
+        timers = [
+            loop.call_later(ANSWER_SECONDS, self._drain.refuse_all),
+            loop.call_later(CLOSE_SECONDS, self._close_connections),
+        ]
+        await super().shutdown(sockets)
+        for timer in timers:
+            timer.cancel()
+
+    def _close_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # type: ignore[union-attr]
