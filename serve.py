@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from nets.weights.bundled import find_model
 from prediction.detector import Detector, load_detector
 from service.limits import MEGABYTE, Limits
 from utils.config import option, parse_options
-from utils.errors import Interrupted, MissingExtra, UserError, printable, run_command, warn
+from utils.errors import MissingExtra, UserError, printable, run_command, warn
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.input_size:
         detector.set_input_size([_whole(size) for size in options.input_size])
     detector(np.zeros((32, 32, 3), np.uint8))  # a file that cannot run fails here
-    with _listen(options.host, options.port) as (listener, is_local), _signals():
+    with _listen(options.host, options.port) as (listener, is_local):
         app = _build(options, detector, path.name, is_local)
         print(f"serving {printable(path)} on {_address(listener)} (Ctrl-C ends it)", flush=True)
         server_class(app, options.limits, options.behind_proxy).run(sockets=[listener])
@@ -145,20 +143,6 @@ def _listen(host: str, port: int) -> Iterator[tuple[socket.socket, bool]]:
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Uvicorn stops on a signal and then raises it again, which becomes the exit code."""
-
-    def stop(signum: int, _: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _whole(text: str) -> int:

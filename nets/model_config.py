@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, brief
 from utils.letterbox import INTERPOLATIONS, PAD_VALUE, RESIZE_MODES, Letterbox
 
 STRIDES = (8, 16, 32)
@@ -84,11 +84,14 @@ class ModelConfig:
         if isinstance(self.class_names, str) or not all(isinstance(name, str) for name in self.class_names):
             raise ValueError("class_names: must be a list of names")
         set_(self, "class_names", tuple(self.class_names))
+        for name, kind in (("backbone", str), ("score_threshold_source", str), ("multi_label", bool)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name}: {brief(getattr(self, name))} is not a {kind.__name__}")
         set_(self, "anchors", _anchors(self.anchors))
         for name in ("scale_xy", "mean", "std"):
             values = tuple(float(v) for v in getattr(self, name))
             if len(values) != 3 or not all(math.isfinite(v) for v in values):
-                raise ValueError(f"{name}: {values} must be 3 finite numbers")
+                raise ValueError(f"{name}: {brief(values)} must be 3 finite numbers")
             set_(self, name, values)
         set_(self, "input_size", check_input_size(self.input_size))
         if not self.class_names:
@@ -102,6 +105,8 @@ class ModelConfig:
         _check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
         _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         _check_range("alpha", self.alpha, 0.05, 4.0)
+        if self.bn_eps is not None:
+            _check_range("bn_eps", self.bn_eps, 0.0, 1.0)
         _check_range("neck_width", self.neck_width, 0.05, 4.0)
         _check_range("score_threshold", self.score_threshold, 0.0, 1.0)
         _check_range("iou_threshold", self.iou_threshold, 0.0, 1.0)
@@ -139,7 +144,7 @@ class ModelConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ValueError(f"unknown field {unknown[0]!r}: written by a newer version?")
+            raise ValueError(f"unknown field {brief(unknown[0])}: written by a newer version?")
         if "class_names" not in values:
             raise ValueError("class_names: missing")
         try:
@@ -156,7 +161,7 @@ def check_input_size(size: Sequence[int] | int) -> tuple[int, int]:
     if len(sizes) == 1:
         sizes = sizes * 2
     if len(sizes) != 2 or any(not isinstance(s, int) or s % STRIDES[-1] or not 32 <= s <= 8192 for s in sizes):
-        text = " ".join(str(s) for s in sizes)
+        text = " ".join(brief(s) for s in sizes[:4])
         raise ValueError(f"input size {text}: height and width must be multiples of {STRIDES[-1]}, from 32 to 8192")
     return sizes
 
@@ -190,12 +195,12 @@ def _anchors(value: Any) -> Anchors:
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
+        raise ValueError(f"{name}: {brief(value)} is not one of {', '.join(allowed)}")
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name}: {value!r} must lie between {low} and {high}")
+        raise ValueError(f"{name}: {brief(value)} must lie between {low} and {high}")
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -48,30 +49,34 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._drain = app.state.drain
         self._release: Callable[[], None] = app.state.pipeline.kill
-        self._is_stopping = self._has_stopped = False
+        self._signal: int | None = None
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until a signal comes."""
+        """Serve until a signal comes, which ends the process."""
         try:
             super().run(sockets)
         finally:
-            self._has_stopped = True
+            if self._signal is not None:
+                self._leave()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; a thread of its own ends the process if the rest cannot, for example a stuck network."""
-        if not self._is_stopping:
-            self._is_stopping = True
-            watchdog = threading.Timer(EXIT_SECONDS, self._leave, [sig])
+        """Begin to stop; a thread of its own ends the process if the rest cannot."""
+        if self._signal is None:
+            self._signal = sig
+            watchdog = threading.Timer(EXIT_SECONDS, self._leave)
             watchdog.daemon = True
             watchdog.start()
         super().handle_exit(sig, frame)
 
-    def _leave(self, sig: int) -> None:
+    def _leave(self) -> None:
+        """End the process at once: Python's own end waits for the network's thread, and frees PyTorch for seconds."""
+        assert self._signal is not None
         self._release()
-        if not self._has_stopped:  # the command has not said it
-            with contextlib.suppress(OSError):
-                os.write(2, f"interrupted by {signal.Signals(sig).name}\n".encode())
-        os._exit(128 + sig)
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            os.write(2, f"interrupted by {signal.Signals(self._signal).name}\n".encode())
+        os._exit(128 + self._signal)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let requests under way finish for some seconds, answer the rest with 503, close what is left."""

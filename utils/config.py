@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
-from utils.errors import UserError, warn
+from utils.errors import UserError, brief, warn
 from utils.files import FileError, read_file
 
 Options = TypeVar("Options")
@@ -496,11 +496,11 @@ def _check_one(name: str, meta: Any, kind: Any, value: Any) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < HUGE else (math.inf if value > 0 else -math.inf)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(name, f"{value!r} is not a {kind.__name__}", f"give a {kind.__name__}")
+        raise UserError(name, f"{brief(value)} is not a {kind.__name__}", f"give a {kind.__name__}")
     if kind is str and "\0" in value:
-        raise UserError(name, f"{value!r} holds a zero byte", "give a name without")
+        raise UserError(name, f"{brief(value)} holds a zero byte", "give a name without")
     if meta["choices"] is not None and value not in meta["choices"]:
-        raise UserError(name, f"{value!r} is not known", f"choose from {', '.join(map(str, meta['choices']))}")
+        raise UserError(name, f"{brief(value)} is not known", f"choose from {', '.join(map(str, meta['choices']))}")
     if kind in (int, float):
         low, high, above = meta["low"], meta["high"], meta["above"]
         fits = abs(value) < HUGE and (low is None or value >= low) and (high is None or value <= high)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+MAX_MESSAGE = 4000  # characters of one error; what a file holds is to go through `brief` before
 # a name that leads to nothing that can be used, wherever it is noticed
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
 # what torch says on the CPU, CUDA's libraries of their own workspaces, and OpenCV
@@ -81,7 +82,7 @@ _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 2, 60, 60, 
 
 
 def brief(value: object) -> str:
-    """`repr` of a value that a file brought, at most some 60 characters and in no time, whatever is nested in it."""
+    """`repr` of a value from a file, at most 60 characters and in constant time, whatever is nested in it."""
     try:
         text = _BRIEF.repr(value)
     except ValueError:  # an int of more digits than Python prints
@@ -91,8 +92,12 @@ def brief(value: object) -> str:
 
 def format_problem(where: object, what: str, todo: str = "") -> str:
     """`where: what; todo` in one line."""
-    line = f"{printable(where)}: {printable(what)}"
+    line = f"{printable(where)}: {_shortened(printable(what))}"
     return f"{line}; {printable(todo)}" if todo else line
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
 
 
 def warn(where: object, what: str, todo: str = "") -> None:

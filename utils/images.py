@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -38,6 +40,9 @@ _STRIP_PIXELS = 1 << 20
 # Of the cap, the part for decoders that take more than 10 bytes a pixel: it is there to keep below 1 GB. Measured:
 # JPEG 2000 19, animated WebP 16, progressive CMYK 12, AVIF 11 bytes (docs/RELIABILITY.md).
 _SHARE = {"jpeg2000": 0.5, "animation": 0.5, "progressive": 0.75, "avif": 0.8}
+# A progressive JPEG is decoded whole for each of its scans, of which 174 kB hold thousands. Encoders write 10 or so.
+MAX_SCANS = 100
+MAX_SCANNED_MEGAPIXELS = 2000.0  # pixels x scans: about a second of decoding above that of the pixels
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _REDUCED = {  # OpenCV's reduced flags with BGR exchanged for RGB
     1: _RGB,
@@ -175,6 +180,8 @@ def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPI
         raise ImageError(error.code, error.where, error.what, error.todo) from None
     if start[:3] == _JPEG_MAGIC and size > len(start):
         header = _jpeg_header(start)  # all but a few say all of it in the first bytes
+        if header is not None and not _has_one_scan(start, header.frame):
+            header = None
     held = [start if header is not None or size <= len(start) else _read(path, max_megapixels)]
     header = _checked(header or read_header_bytes(held[0], where, max_megapixels), where, max_megapixels)
     if not _looks_whole(header, start, end, size):
@@ -195,7 +202,10 @@ def read_header_bytes(data: bytes, where: object = "image", max_megapixels: floa
         header = _png_header(data, where)
     elif data[:2] == b"#?":
         header = _hdr_header(data)
-    return _checked(header or _pillow_header(data, where), where, max_megapixels)
+    header = _checked(header or _pillow_header(data, where), where, max_megapixels)
+    if data[:3] == _JPEG_MAGIC:
+        _check_scans(data, header, where)
+    return header
 
 
 def write_image(path: str | os.PathLike[str], image: np.ndarray, quality: int = 95) -> None:
@@ -225,7 +235,7 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION_TAG = 0x0112
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END_OF_IMAGE, _PROGRESSIVE = 0xDA, 0xD9, 0xC2
-_WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])
+_WITHOUT_LENGTH = frozenset([0x00, 0x01, *range(0xD0, 0xD9)])  # FF 00 is no marker, and skipped as libjpeg does
 
 
 def _jpeg_header(data: bytes) -> ImageHeader | None:
@@ -251,6 +261,47 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
             orientation = _exif_orientation(data[position + 10 : position + 2 + length])
         position += 2 + length
     return None
+
+
+# the next marker between two segments, and in entropy-coded data, where FF is followed by 00 or a restart marker
+_MARKER, _MARKER_IN_SCAN = re.compile(rb"\xff+([^\x00\xff])"), re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
+_SEQUENTIAL = (0xC0, 0xC1, 0xC9)
+
+
+def _scans(data: bytes, frame: int) -> Iterator[int]:
+    """Where each scan of a JPEG begins, behind its marker, from its frame on."""
+    position, pattern = frame, _MARKER
+    while match := pattern.search(data, position):
+        marker, position, pattern = match[1][0], match.end(), _MARKER
+        if marker == _START_OF_SCAN:
+            yield position
+            pattern = _MARKER_IN_SCAN
+        if marker == _END_OF_IMAGE:
+            return
+        if marker not in _WITHOUT_LENGTH:
+            position += int.from_bytes(data[position : position + 2], "big")
+
+
+def _has_one_scan(data: bytes, frame: int) -> bool:
+    """Whether the first scan of a JPEG, if it is in `data`, holds all there is."""
+    first = next(_scans(data, frame), None)
+    return (
+        first is not None
+        and data[frame + 1] in _SEQUENTIAL
+        and data[first + 2 : first + 3] == data[frame + 9 : frame + 10]
+    )
+
+
+def _check_scans(data: bytes, header: ImageHeader, where: object) -> None:
+    """Raises ImageError for a JPEG of more scans than `MAX_SCANS`, or that are too many for its number of pixels."""
+    limit = int(min(MAX_SCANS, MAX_SCANNED_MEGAPIXELS * 1e6 / (header.height * header.width)))
+    start = header.frame or len(_JPEG_MAGIC) - 1
+    if data.count(b"\xff\xda", start) <= limit:  # those in thumbnails count too
+        return
+    if sum(1 for _ in itertools.islice(_scans(data, start), limit + 1)) <= limit:
+        return
+    what = f"has more than {limit} scans, the limit for {header.width}x{header.height} pixels"
+    raise ImageError("image_too_big", where, what, "save it again as a baseline JPEG")
 
 
 def _png_header(data: bytes, where: object) -> ImageHeader:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from nets.backbones.base import TIMM_PREFIX, Backbone
 from nets.backbones.timm_backbone import TimmBackbone
 from nets.model_config import ModelConfig
-from utils.errors import UserError
+from utils.errors import UserError, brief
 
 Builder = Callable[[ModelConfig], Backbone]
 _BUILDERS: dict[str, Builder] = {}
@@ -40,7 +40,7 @@ def build_backbone(config: ModelConfig) -> Backbone:
         return TimmBackbone(config)
     if config.backbone not in _BUILDERS:
         known = ", ".join(list_backbones())
-        raise UserError("backbone", f"unknown name {config.backbone!r}", f"choose from {known} or timm:NAME")
+        raise UserError("backbone", f"unknown name {brief(config.backbone)}", f"choose from {known} or timm:NAME")
     return _BUILDERS[config.backbone](config)
 
 

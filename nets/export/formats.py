@@ -110,7 +110,7 @@ def load_exported(path: Path, runtime: str, device: str) -> Runtime:
 def file_kind(path: Path) -> str:
     """`checkpoint` or a key of `FORMATS`. Raises UserError for an unknown suffix."""
     suffix = path.suffix.lower()
-    if suffix == ".pt" and _resolve("nets.export.torchscript_file:is_torchscript")(path):  # PyTorch's name for anything
+    if suffix == ".pt" and _resolve("nets.export.torchscript_file:is_export")(path):  # PyTorch's name for anything
         return "torchscript"
     if suffix in CHECKPOINT_SUFFIXES:
         return "checkpoint"

@@ -17,7 +17,7 @@ def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") 
     """Make a model file ready to run.
 
     Args:
-        path: a checkpoint, an exported file, or the folder that holds an OpenVINO file.
+        path: a checkpoint, an exported file, or a folder: of a run (its best.pth), or of one OpenVINO file.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`...
         runtime: `auto`, or a name of `RUNTIMES`. A checkpoint is exported for another runtime than torch, once, into
             the cache folder. `fastest` measures those that are installed, once, and remembers; from then on `auto`

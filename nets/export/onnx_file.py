@@ -222,8 +222,11 @@ def open_session(path: Path | bytes, device: str = "cpu", threads: int | None = 
     try:
         return ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime has a dozen exceptions of its own without a common base
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(where, f"ONNX Runtime cannot load it: {reason}", "export it again") from error
+        reason = " ".join(str(error).split())
+        if any(words in reason for words in ("is under development", "model IR version", "till opset")):
+            what = f"was written for a newer ONNX opset than ONNX Runtime {ort.__version__} knows"
+            raise UserError(where, what, "update onnxruntime, or export the checkpoint here") from error
+        raise UserError(where, f"ONNX Runtime cannot load it: {reason[:200]}", "export it again") from error
 
 
 class OnnxRuntime(ExportedRuntime):

@@ -6,6 +6,7 @@ import io
 import json
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 from nets.export.exported import ExportedRuntime
 from nets.export.graph import DeployedNetwork, Form, read_metadata, write_metadata
-from nets.weights.checkpoint import write_atomically
+from nets.weights.checkpoint import FORMAT, write_atomically
 from nets.weights.torch_file import open_model_file
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError
 
 METADATA_FILE = "metadata.json"
+MAX_METADATA_BYTES = 4 << 20
 
 
 def export_torchscript(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
@@ -48,13 +50,38 @@ def trace_torchscript(network: nn.Module, example: Tensor) -> torch.jit.ScriptMo
         return torch.jit.trace(network, example, check_trace=False)
 
 
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is TorchScript, by its content: .pt may be that or a checkpoint."""
+def is_export(path: Path) -> bool:
+    """Whether a file is TorchScript of `export_torchscript`, by the metadata in it; nothing in it is run."""
+    try:
+        return _read_metadata(path).get("format") == FORMAT
+    except UserError:
+        return False
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a TorchScript file, read from its archive. Raises UserError."""
     try:
         with open_model_file(path) as file, zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):  # a UserError is a ValueError
-        return False
+            names = {name.partition("/")[2]: name for name in archive.namelist()}
+            entry = archive.getinfo(names[f"extra/{METADATA_FILE}"])
+            if "constants.pkl" not in names or entry.file_size > MAX_METADATA_BYTES:
+                raise KeyError(METADATA_FILE)
+            values = json.loads(archive.read(entry))
+    except UserError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        LookupError,
+        RecursionError,
+        ValueError,
+        zlib.error,
+    ) as error:
+        what = f"is no TorchScript file of export.py: it has no readable {METADATA_FILE}"
+        raise UserError(path, what, "refused, as it could run code: export the checkpoint again") from error
+    return values if isinstance(values, dict) else {}
 
 
 class TorchScriptRuntime(ExportedRuntime):
@@ -63,15 +90,14 @@ class TorchScriptRuntime(ExportedRuntime):
     name = "torchscript"
 
     def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
-        extra = {METADATA_FILE: ""}
+        config, form = read_metadata(path, _read_metadata(path))  # before the program in it is loaded
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+                module = torch.jit.load(str(path), map_location=device)
             except (RuntimeError, ValueError, OSError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(path, f"is no TorchScript file: {reason}", "export it again") from error
-            config, form = read_metadata(path, _texts(path, extra[METADATA_FILE]))
             self.module = torch.jit.freeze(module.eval())
         self.device = torch.device(device)
         super().__init__(path, config, form)
@@ -79,11 +105,3 @@ class TorchScriptRuntime(ExportedRuntime):
     @torch.inference_mode()
     def call(self, images: np.ndarray) -> list[Tensor]:
         return list(self.module(torch.from_numpy(images).to(self.device)))
-
-
-def _texts(path: Path, text: str | bytes) -> dict[str, str]:
-    try:
-        values = json.loads(text or "{}")
-    except ValueError as error:
-        raise UserError(path, f"its metadata is damaged: {error}", "export it again") from error
-    return values if isinstance(values, dict) else {}

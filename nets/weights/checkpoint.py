@@ -18,7 +18,7 @@ from nets.backbones.base import TIMM_PREFIX
 from nets.model_config import ModelConfig
 from nets.weights.torch_file import open_model_file, read_torch_file, seal
 from nets.yolov4 import YOLOv4
-from utils.errors import RunError, UserError
+from utils.errors import RunError, UserError, brief
 from utils.files import write_atomically
 
 FORMAT = "mobilenet-yolov4"
@@ -89,7 +89,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_torch_file(path, FORMAT)
-    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+    return parse_checkpoint(path, content)
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether the content of a file is that of a checkpoint of this platform."""
+    return isinstance(content, Mapping) and content.get("format") == FORMAT
+
+
+def parse_checkpoint(path: Path, content: Any) -> Checkpoint:
+    """The checkpoint in the content of a file, which errors name. Raises UserError."""
+    if not is_checkpoint(content):
         raise UserError(
             path,
             "not a checkpoint of this platform",
@@ -97,7 +107,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     version = content.get("format_version")
     if version != FORMAT_VERSION:
-        raise UserError(path, f"has format version {version}, this is {FORMAT_VERSION}", "update this platform")
+        what = f"has format version {brief(version)}, this is {FORMAT_VERSION}"
+        raise UserError(path, what, "update this platform")
     try:
         config = ModelConfig.from_dict(content["config"])
         weights = _check_weights(path, content["weights"])
@@ -154,7 +165,7 @@ def _check_weights(path: Path, weights: Any) -> dict[str, Tensor]:
     result = {}
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(path, f"{name!r} is not a tensor", "use another copy")
+            raise UserError(path, f"{brief(name)} is not a tensor", "use another copy")
         if tensor.is_floating_point():
             tensor = tensor.float()
             if not tensor.isfinite().all():

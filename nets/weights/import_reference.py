@@ -1,4 +1,7 @@
-"""Weights of bubbliiiing/mobilenet-yolov4-pytorch become a checkpoint of ours: the same boxes from the same image."""
+"""Import weights of bubbliiiing/mobilenet-yolov4-pytorch as a checkpoint that gives the same boxes.
+
+A checkpoint of this platform that another program saved again, without the digest at its end, is imported too.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,21 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.class_names import read_class_names
 from nets.model_config import ANCHORS_PER_LEVEL, YOLOV4_ANCHORS, ModelConfig
-from nets.weights.checkpoint import Checkpoint, save_checkpoint, strip_prefixes
+from nets.weights.checkpoint import (
+    Checkpoint,
+    is_checkpoint,
+    load_checkpoint,
+    parse_checkpoint,
+    save_checkpoint,
+    strip_prefixes,
+)
 from nets.weights.pretrained import read_weights_file
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
@@ -201,6 +212,18 @@ def _fit(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor
     return result
 
 
+def _import_resaved(path: str, content: Any, output: Path) -> None:
+    """Write the content of a checkpoint that has lost its digest as a new one."""
+    try:
+        load_checkpoint(path)
+    except UserError:
+        pass
+    else:
+        raise UserError(path, "is a checkpoint of this platform already", "use it as it is")
+    save_checkpoint(output, parse_checkpoint(Path(path), content))
+    print(f"{output}: the checkpoint of {path}, with its digest")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Read, convert, write, and say what was found."""
     options = parse_options(
@@ -210,6 +233,9 @@ def main(argv: list[str] | None = None) -> None:
     if output.suffix.lower() not in WRITTEN:
         raise UserError("OUT.pth", f"{output.name} does not end in {' or '.join(WRITTEN)}", "name it so")
     content = read_weights_file(Path(options.input))
+    if is_checkpoint(content):
+        _import_resaved(options.input, content, output)
+        return
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nets.backbones.base import TIMM_PREFIX
+from nets.weights.bundled import find_model
 from nets.weights.checkpoint import read_safetensors
 from nets.weights.torch_file import open_model_file, read_legacy_torch_file, read_torch_file
 from nets.yolov4 import YOLOv4
@@ -132,6 +133,7 @@ def read_weights_file(path: Path) -> Any:
     Raises:
         UserError: naming the file and the reason.
     """
+    path = find_model(path) if path.is_dir() else path
     if not os.path.lexists(path):
         raise UserError(path, "no such file", "give none, imagenet, or a file of weights")
     if path.suffix.lower() == ".safetensors":

@@ -1,8 +1,10 @@
-"""Read a .pth that anybody may have written: tensors and plain values only, all of it checked before it is unpacked.
+"""Read a .pth from an untrusted source: tensors and plain values only, all of it checked before it is unpacked.
 
-torch.load(weights_only=True) runs no code, but it believes what a file says of itself: a zip of 4 MB that unpacks to
+torch.load(weights_only=True) runs no code, but trusts what a file says about itself: a zip of 4 MB that unpacks to
 gigabytes, a tensor larger than its bytes, a `bytearray` of any length, a flipped bit. So the archive's structure and
-its pickle are gone through first, with stand-ins in place of everything that would take memory.
+its pickle are checked first, with stand-ins in place of everything that would take memory. torch.load then gets an
+archive that is built anew from the checked entries, because its reader and Python's may find different entries in one
+file (two central directories).
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ MAX_PICKLE_BYTES = 4 << 20  # names, shapes and plain values; a pickle can ask f
 MAX_DIRECTORY_BYTES = 16 << 20
 MAX_XML_BYTES = 64 << 20  # OpenVINO's .xml holds no weights
 MAX_CALLS = 200_000  # tensors and tables in one file
-SHARING = 4  # tensors may together claim so many times the file's bytes, as weights may be shared
+MAX_VALUES = 1_000_000  # values in one file, a shared one counted as often as it is reached
+MAX_DEPTH = 100  # tables and lists inside each other
+SHARING = 4  # tensors may together claim this many times the file's bytes, as weights may be shared
 
-# The last bytes of a file of ours, held in the zip archive's comment: a digest of all bytes before them.
+# The last bytes of a file of this platform, held in the zip archive's comment: a digest of all bytes before them.
 _SEAL = b"sha256:"
 SEAL_LENGTH = len(_SEAL) + 64
 _CHUNK = 1 << 20
@@ -45,7 +49,7 @@ _ITEM_BYTES = {
     **dict.fromkeys(("LongStorage", "DoubleStorage", "ComplexFloatStorage"), 8),
 }
 _DTYPES = frozenset(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))
-# what torch.save writes, in its pickle protocol 2; every other operation is refused
+# the operations that torch.save writes, in its pickle protocol 2; all others are refused
 _OPERATIONS = (
     b"\x80.(Nc}])t\x85\x86\x87\x88\x89KMJG\x8aXUQRbqrhjaeus\x81"  # PROTO STOP MARK NONE GLOBAL ... SETITEM NEWOBJ
 )
@@ -56,8 +60,8 @@ def read_torch_file(path: Path, our_format: str | None = None) -> Any:
 
     Args:
         path: the file.
-        our_format: the `format` of files that must end in a digest of all their bytes, as ours do; foreign ones have
-            only the checksums of zip.
+        our_format: the `format` of files that must end in a digest of all their bytes, as those of this platform do;
+            other files have only the checksums of zip.
 
     Raises:
         UserError: naming the file and why it is refused.
@@ -68,7 +72,7 @@ def read_torch_file(path: Path, our_format: str | None = None) -> Any:
             _refuse_other_content(path, head)
         is_sealed = _check_seal(path, file)
         try:
-            _check_archive(path, file, is_sealed)
+            archive = _checked_archive(path, file, is_sealed)
         except (
             zipfile.BadZipFile,
             EOFError,
@@ -81,14 +85,15 @@ def read_torch_file(path: Path, our_format: str | None = None) -> Any:
             if isinstance(error, UserError):
                 raise
             raise UserError(path, f"cut or damaged ({error})", "use another copy") from error
-        content = _load(path, file)
+    content = _load(path, archive)
     if not is_sealed and our_format is not None and isinstance(content, dict) and content.get("format") == our_format:
-        raise UserError(path, "damaged: the digest at its end is missing", "use another copy")
+        what = "was written by another program: the digest that this platform puts at the end is missing"
+        raise UserError(path, what, "if you trust it: python -m nets.weights.import_reference IN.pth OUT.pth")
     return content
 
 
 def read_legacy_torch_file(path: Path) -> Any:
-    """The content of a .pth written by torch before 1.6: a plain pickle, much of which is still published.
+    """The content of a .pth written by torch before 1.6: a plain pickle, as many published weights still are.
 
     Raises:
         UserError: naming the file and why it is refused.
@@ -108,6 +113,7 @@ def read_legacy_torch_file(path: Path) -> Any:
                 raise pickle.UnpicklingError(f"its tensors claim {total} bytes of a file of {size}")
 
         _dry_run(path, pickles, 5, size, check_storage)  # magic number, protocol, system, content, keys
+        file.seek(0)
         return _load(path, file)
 
 
@@ -195,17 +201,17 @@ def _check_seal(path: Path, file: BinaryIO) -> bool:
     return True
 
 
-def _check_archive(path: Path, file: BinaryIO, is_sealed: bool) -> None:
-    """Refuse what torch.save does not write: compression, entries that overlap or stand twice, broken checksums."""
+def _checked_archive(path: Path, file: BinaryIO, is_sealed: bool) -> BinaryIO:
+    """A new archive of the file's entries, without what torch.save does not write.
+
+    Refused are compression, entries that overlap or stand twice, a second central directory, and broken checksums.
+    """
     size = os.fstat(file.fileno()).st_size
-    _check_directory_size(file, size)
+    _check_directory(file, size)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if archive.comment and not is_sealed:
             raise UserError(path, "has a comment, which no model file has", "use another copy")
-        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-        if not stored or sum(entry.file_size for entry in entries) > size:
-            raise UserError(path, "is compressed, which no model file is", "refused: it could fill the memory")
         sizes = {entry.filename: entry.file_size for entry in entries}
         tops = {name.partition("/")[0] for name in sizes}
         top = next(iter(tops), "")
@@ -213,42 +219,94 @@ def _check_archive(path: Path, file: BinaryIO, is_sealed: bool) -> None:
             what = "is a zip archive, but not one of torch"
             raise UserError(path, what, "give a model file (.pth, .safetensors, .onnx...)")
         if f"{top}/constants.pkl" in sizes:
-            raise UserError(path, "is TorchScript, which is a program", "give its checkpoint, or name it .torchscript")
+            todo = "give its checkpoint, or name it .torchscript if export.py wrote it"
+            raise UserError(path, "is TorchScript, which is a program, not a checkpoint", todo)
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or sum(entry.file_size for entry in entries) > size:
+            raise UserError(path, "is compressed, which no model file is", "refused: it could fill the memory")
         if sizes[f"{top}/data.pkl"] > MAX_PICKLE_BYTES:
             raise UserError(path, "has a table of contents of many megabytes", "refused: it could fill the memory")
-        broken = None if is_sealed else archive.testzip()
-        if broken:
-            raise UserError(path, f"damaged: {broken} fails its checksum", "use another copy")
 
         def check_storage(key: str, claimed: int) -> None:
             if sizes.get(f"{top}/data/{key}") != claimed:
                 raise pickle.UnpicklingError(f"tensor {key} claims {claimed} bytes that are not there")
 
         _dry_run(path, io.BytesIO(archive.read(f"{top}/data.pkl")), 1, size, check_storage)
+        return _copied(path, archive)
 
 
-def _check_directory_size(file: BinaryIO, size: int) -> None:
-    """Look at how long the list of entries is, before zipfile reads it."""
+def _copied(path: Path, archive: zipfile.ZipFile) -> BinaryIO:
+    """The entries of an archive, their checksums compared, in a new one in memory."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as copy:
+        for entry in archive.infolist():
+            try:
+                data = archive.read(entry)
+            except zipfile.BadZipFile as error:
+                what = f"damaged: {entry.filename} fails its checksum ({error})"
+                raise UserError(path, what, "use another copy") from error
+            copy.writestr(zipfile.ZipInfo(entry.filename), data)
+    buffer.seek(0)
+    return buffer
+
+
+def _check_directory(file: BinaryIO, size: int) -> None:
+    """Raises BadZipFile unless the list of entries is short and ends where its end record begins.
+
+    Python's zipfile reads the list that stands before the record, PyTorch the one at the offset that the record names.
+    """
     start = max(size - _END_LENGTH - 0xFFFF, 0)
     file.seek(start)
     tail = file.read()
     end = tail.rfind(_END)
     if end < 0 or len(tail) - end < _END_LENGTH:
         raise zipfile.BadZipFile("the list of its entries is missing")
-    length = struct.unpack_from("<L", tail, end + 12)[0]
+    length, offset, comment = struct.unpack_from("<LLH", tail, end + 12)
+    if len(tail) - end != _END_LENGTH + comment:
+        raise zipfile.BadZipFile("its end record is not at its end")
     record = end - _LOCATOR64_LENGTH - _END64_LENGTH
-    if record >= 0 and tail[end - _LOCATOR64_LENGTH :][:4] == b"PK\x06\x07" and tail[record:][:4] == b"PK\x06\x06":
-        length = max(length, struct.unpack_from("<Q", tail, record + 40)[0])
+    place = start + end
+    if end >= _LOCATOR64_LENGTH and tail[end - _LOCATOR64_LENGTH :][:4] == b"PK\x06\x07":
+        if record < 0 or tail[record:][:4] != b"PK\x06\x06":
+            raise zipfile.BadZipFile("its 64-bit end record is missing")
+        if struct.unpack_from("<Q", tail, end - _LOCATOR64_LENGTH + 8)[0] != start + record:
+            raise zipfile.BadZipFile("it has two 64-bit end records")
+        length, offset = struct.unpack_from("<QQ", tail, record + 40)
+        place = start + record
     if length > MAX_DIRECTORY_BYTES:
         raise zipfile.BadZipFile(f"its list of entries would have {length} bytes")
+    if offset + length != place:
+        raise zipfile.BadZipFile("it has two lists of entries")
 
 
 def _load(path: Path, file: BinaryIO) -> Any:
-    file.seek(0)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise _refusal(path, error) from error
+    if not is_small_tree(content):
+        raise UserError(path, "holds lists inside lists without end", "refused: it could fill the memory")
+    return content
+
+
+def is_small_tree(content: Any) -> bool:
+    """Whether tables and lists hold no more than `MAX_VALUES` values, to a depth of `MAX_DEPTH`, written out.
+
+    A list that holds another one twice, which holds a third one twice and so on takes no memory, until it is printed.
+    """
+    left, count = [(content, 0)], 0
+    while left:
+        value, depth = left.pop()
+        count += 1
+        if depth > MAX_DEPTH or count > MAX_VALUES:
+            return False
+        if isinstance(value, dict):
+            left += [(each, depth + 1) for each in value.values()]
+        elif isinstance(value, list | tuple | set):
+            left += [(each, depth + 1) for each in value]
+        if len(left) > MAX_VALUES:
+            return False
+    return True
 
 
 def _dry_run(path: Path, file: BinaryIO, pickles: int, size: int, check_storage: Callable[[str, int], None]) -> None:
@@ -283,7 +341,7 @@ class _Storage:
 
 
 class _DryRun(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    """Goes through a pickle without making a tensor.
+    """Unpickles without making a tensor.
 
     Args:
         file: where the pickle begins.
@@ -339,10 +397,10 @@ class _DryRun(pickle._Unpickler):  # type: ignore[name-defined,misc]
         return data
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> None:
-        """Hold a tensor to the bytes it has: one that repeats them (stride 0) would grow when it is converted."""
+        """Refuse a tensor larger than its bytes: one that repeats them (stride 0) would grow when it is converted."""
         self._count()
         if not isinstance(storage, _Storage) or len(shape) != len(stride):
-            raise pickle.UnpicklingError("a tensor that is none")
+            raise pickle.UnpicklingError("a tensor without bytes of its own")
         _require_counts([offset, *shape, *stride])
         num_items = math.prod(shape)
         reach = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) + 1 if num_items else 0
@@ -351,7 +409,7 @@ class _DryRun(pickle._Unpickler):  # type: ignore[name-defined,misc]
             raise pickle.UnpicklingError(f"a tensor of shape {tuple(shape)} is larger than its bytes")
 
     def load_build(self) -> None:
-        """Leave out what is set on a table (torch.save keeps its versions there), and refuse it on all else."""
+        """Ignore the state of a table (torch.save keeps versions there), and refuse that of anything else."""
         self.stack.pop()
         if not isinstance(self.stack[-1], _Table):
             raise pickle.UnpicklingError("the state of an object")
@@ -376,7 +434,7 @@ class _DryRun(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
 def _require_counts(values: Sequence[Any]) -> None:
     if any(not isinstance(value, int) or isinstance(value, bool) or value < 0 for value in values):
-        raise pickle.UnpicklingError("a size that is no number of things")
+        raise pickle.UnpicklingError("a size that is no whole number")
 
 
 def _require_plain_keys(keys: Sequence[Any]) -> None:

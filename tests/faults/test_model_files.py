@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -9,6 +11,7 @@ import pickle
 import random
 import resource
 import struct
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,11 +27,12 @@ from nets.export.exported import ExportedRuntime
 from nets.export.graph import Form
 from nets.export.load import load_runtime
 from nets.model_config import ModelConfig
+from nets.weights import import_reference
 from nets.weights.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from nets.weights.pretrained import read_weights_file
 from nets.weights.torch_file import MAX_PICKLE_BYTES, read_torch_file, refuse_no_model, seal
 from nets.yolov4 import YOLOv4
-from utils.errors import RunError, UserError
+from utils.errors import RunError, UserError, brief
 
 CONFIG = ModelConfig(("cat", "dog"), "mobilenet_v3_small", alpha=0.35, neck_width=0.1, input_size=(64, 64))
 EXTRA_BYTES = 1 << 30
@@ -261,7 +265,7 @@ def test_a_flipped_bit_of_a_foreign_file_is_refused_by_its_checksum(tmp_path: Pa
 
 def test_a_checkpoint_without_its_digest_is_refused(tmp_path: Path) -> None:
     content = {"format": "mobilenet-yolov4", "format_version": 1, "config": {}, "weights": {}}
-    refuse(tmp_path / "a.pth", torch_bytes(content), "the digest at its end is missing")
+    refuse(tmp_path / "a.pth", torch_bytes(content), "written by another program")
 
 
 # ---- bombs
@@ -370,6 +374,119 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path, header: Any) 
     refuse(tmp_path / "a.safetensors", struct.pack("<Q", len(text)) + text + bytes(4), "a.safetensors: ")
 
 
+def with_two_directories(good: bytes, evil: bytes, wide: bool = False) -> bytes:
+    """An archive whose end record leads PyTorch to the entries of `evil`, and zipfile to those of `good`.
+
+    zipfile reads the directory that stands before the end record; PyTorch the one at the record's offset.
+    """
+    evil_at, evil_end = evil.find(b"PK\x01\x02"), evil.rfind(b"PK\x05\x06")
+    good_at, good_end = good.find(b"PK\x01\x02"), good.rfind(b"PK\x05\x06")
+    evil_directory, good_directory = evil[evil_at:evil_end], bytearray(good[good_at:good_end])
+    good_directory += bytes(len(evil_directory) - len(good_directory))  # both have the size that the record says
+    body = evil[:evil_at] + evil_directory
+    shift, start = len(body), len(evil[:evil_at])
+    # the entries of `good` follow; zipfile adds what it takes for prepended bytes to their offsets
+    moved = good[:good_at]
+    directory_at = shift + len(moved)
+    concat = directory_at - start
+    position = 0
+    while good_directory[position : position + 4] == b"PK\x01\x02":
+        offset = struct.unpack_from("<L", good_directory, position + 42)[0]
+        struct.pack_into("<L", good_directory, position + 42, (offset + shift - concat) % 2**32)
+        lengths = struct.unpack_from("<HHH", good_directory, position + 28)
+        position += 46 + sum(lengths)
+    entries = good.count(b"PK\x01\x02")
+    end = b"PK\x05\x06" + struct.pack("<HHHHLLH", 0, 0, entries, entries, len(evil_directory), start, 0)
+    return body + moved + bytes(good_directory) + end
+
+
+def plain_zip(data: bytes) -> bytes:
+    """An archive of the same entries, without torch's 64-bit records."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(buffer, "w") as copy:
+        for name in source.namelist():
+            copy.writestr(name, source.read(name))
+    return buffer.getvalue()
+
+
+def test_an_archive_with_two_lists_of_entries_is_refused(tmp_path: Path) -> None:
+    good, evil = plain_zip(torch_bytes({"a": torch.ones(1)})), plain_zip(torch_bytes({"a": torch.zeros(1), "evil": 1}))
+    path = tmp_path / "a.pth"
+    path.write_bytes(with_two_directories(good, evil))
+    assert torch.load(path, weights_only=True).get("evil") == 1, "PyTorch reads the other one"
+    with pytest.raises(UserError, match="two lists of entries"):
+        read_torch_file(path)
+
+
+def test_torch_is_given_only_what_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+    real = torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda file, **options: loaded.append(file.read()) or real(io.BytesIO(loaded[-1]), **options)
+    )
+    data = torch_bytes({"a": torch.ones(3)})
+    (tmp_path / "a.pth").write_bytes(data)
+    assert torch.equal(read_torch_file(tmp_path / "a.pth")["a"], torch.ones(3))
+    assert loaded[0] != data
+    with zipfile.ZipFile(io.BytesIO(loaded[0])) as copy, zipfile.ZipFile(io.BytesIO(data)) as original:
+        assert {n: copy.read(n) for n in copy.namelist()} == {n: original.read(n) for n in original.namelist()}
+
+
+# ---- values that grow when they are printed
+
+
+def shared_lists(levels: int = 40) -> Any:
+    """A list of two references to a list of two references...: 2 ** levels values when written out."""
+    value: Any = ["x"]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def deep_list(levels: int = 300) -> Any:
+    value: Any = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+WHOLE_FIELDS = ["format", "format_version", "config", "weights", "metrics", "info", "training"]
+CONFIG_FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]
+GROWING = {"shared lists": shared_lists, "few shared lists": lambda: shared_lists(12), "deep list": deep_list}
+
+
+@pytest.mark.parametrize("kind", GROWING)
+@pytest.mark.parametrize("field", [*WHOLE_FIELDS, *(f"config.{name}" for name in CONFIG_FIELDS), "metrics.a", "info.a"])
+def test_lists_inside_lists_in_any_field_are_refused_in_a_short_line(tmp_path: Path, field: str, kind: str) -> None:
+    value, (whole, _, part) = GROWING[kind](), field.partition(".")
+    inner = CONFIG.to_dict() if whole == "config" else {}
+    content = {"weights": {"a": torch.ones(1)}, whole: {**inner, part: value} if part else value}
+    path = tmp_path / "a.pth"
+    path.write_bytes(checkpoint_bytes(**content))
+    started = time.process_time()
+    try:
+        load_checkpoint(path)
+    except UserError as error:
+        assert len(str(error)) < 600 and "internal" not in str(error)
+    else:
+        assert kind == "few shared lists" and whole in ("metrics", "info", "training"), "it was taken"
+    assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize("field", CONFIG_FIELDS)
+@pytest.mark.parametrize(
+    "value", [[[1], [2]], {"a": [1]}, "x" * 100_000, -1, 10**400, float("nan"), True, None], ids=brief
+)
+def test_a_value_of_the_wrong_kind_in_any_field_is_one_short_line(tmp_path: Path, field: str, value: Any) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(checkpoint_bytes(config=CONFIG.to_dict() | {field: value}, weights={"a": torch.ones(1)}))
+    with contextlib.suppress(UserError):
+        load_model(path)  # never another error
+    with pytest.raises(UserError) as caught:
+        load_model(path)
+    assert len(str(caught.value)) < 600, str(caught.value)[:300]
+
+
 # ---- nothing is run
 
 
@@ -414,7 +531,66 @@ def test_state_cannot_be_set_on_an_object(tmp_path: Path) -> None:
     refuse(tmp_path / "a.pth", data, "the state of an object")
 
 
+def test_a_pt_file_that_holds_a_program_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.jit.script(torch.nn.Linear(2, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("a program was loaded"))
+        for name in ("best.pt", "best.torchscript", "best.pth"):
+            for extra in (
+                {},
+                {"metadata.json": "{}"},
+                {"metadata.json": "[" * 100_000},
+                {"metadata.json": '{"format": 1}'},
+            ):
+                torch.jit.save(module, str(tmp_path / "a"), _extra_files=extra)
+                os.replace(tmp_path / "a", tmp_path / name)
+                with pytest.raises(UserError, match=r"TorchScript|was not exported by this platform"):
+                    load_runtime(tmp_path / name, "cpu")
+
+
 # ---- what is honest still loads
+
+
+def test_a_checkpoint_that_was_saved_again_says_so_and_can_be_imported(
+    tmp_path: Path, good: bytes, capsys: Any
+) -> None:
+    (tmp_path / "good.pth").write_bytes(good)
+    content = torch.load(io.BytesIO(good), weights_only=True)
+    torch.save(content, tmp_path / "again.pth")
+    with pytest.raises(UserError, match=r"written by another program.*python -m nets\.weights\.import_reference"):
+        load_checkpoint(tmp_path / "again.pth")
+    import_reference.main([str(tmp_path / "again.pth"), str(tmp_path / "new.pth")])
+    assert load_checkpoint(tmp_path / "new.pth").config == CONFIG
+    with pytest.raises(UserError, match="already"):
+        import_reference.main([str(tmp_path / "good.pth"), str(tmp_path / "other.pth")])
+
+
+def test_the_folder_of_a_run_stands_for_its_best_checkpoint(tmp_path: Path, good: bytes) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(UserError, match=r"without best\.pth"):
+        load_runtime(run, "cpu")
+    (run / "best.pth").write_bytes(good)
+    assert load_runtime(run, "cpu", "torch").config == CONFIG
+    assert "weights" in read_weights_file(run)
+
+
+@pytest.mark.parametrize(("ir", "opset"), [(99, 18), (10, 99)])
+def test_an_onnx_file_of_a_newer_opset_says_so(tmp_path: Path, ir: int, opset: int) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [1])],
+        [helper.make_tensor_value_info("y", 1, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = ir
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match=r"newer ONNX opset.*update onnxruntime"):
+        load_runtime(tmp_path / "a.onnx", "cpu")
 
 
 def test_what_others_save_still_loads(tmp_path: Path) -> None:

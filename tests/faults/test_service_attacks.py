@@ -179,7 +179,6 @@ from service.app import build_app
 from service.limits import Limits
 from service.server import Server
 from utils.errors import run_command
-import serve
 
 class Slow(Painted):
     def detect_batch(self, images, **thresholds):
@@ -188,7 +187,7 @@ class Slow(Painted):
         return super().detect_batch(images, **thresholds)
 
 def main(argv):
-    with socket.create_server(("127.0.0.1", 0)) as listener, serve._signals():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
         Server(build_app(Slow(), Limits()), Limits()).run(sockets=[listener])
 
