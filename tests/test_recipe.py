@@ -37,7 +37,7 @@ def test_a_backbone_from_scratch_is_never_frozen_and_gets_more_steps() -> None:
     scratch, pretrained = chosen(1000, False), chosen(1000, True)
     assert "freeze_layers" not in scratch and "freeze_norms" not in scratch
     assert pretrained["freeze_layers"] == 4 and pretrained["freeze_norms"] is True
-    assert scratch["epochs"] > pretrained["epochs"]  # type: ignore[operator]
+    assert scratch["epochs"] > pretrained["epochs"] > chosen(1000, True, is_detector=True)["epochs"]  # type: ignore
     assert "freeze_layers" not in chosen(1000, True, layers_are_known=False)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-# Optimiser steps of a run, whatever the number of images. A backbone that starts at random needs more.
-STEPS_PRETRAINED, STEPS_FROM_SCRATCH = 6000, 12000
+# Optimiser steps of a run, whatever the number of images. A backbone that starts at random needs more, and a whole
+# detector fewer: 60 steps on 50 images of another class took it to 0.96 (docs/EXPERIMENTS.md, section 13).
+STEPS_OF_A_DETECTOR, STEPS_PRETRAINED, STEPS_FROM_SCRATCH = 2000, 6000, 12000
 EPOCHS_RANGE = (30, 500)
 USUAL_BATCH = 16
 # From scratch on few images steps are what is short: docs/EXPERIMENTS.md, section 12. More images were not tried.
@@ -40,6 +41,7 @@ def choose_recipe(
     pretrained: bool,
     layers_are_known: bool = True,
     given_epochs: int | None = None,
+    is_detector: bool = False,
 ) -> list[Choice]:
     """Options for a data set.
 
@@ -49,15 +51,19 @@ def choose_recipe(
         pretrained: whether the backbone starts from weights.
         layers_are_known: whether the backbone is one of ours, whose first layers are the first.
         given_epochs: where the user has said how many.
+        is_detector: whether neck and head start from weights, too.
     """
     quick = not pretrained and num_images < FEW_IMAGES
     batch = SCRATCH_BATCH if quick else USUAL_BATCH
     while batch > 2 and num_images / batch < LEAST_STEPS_PER_EPOCH:
         batch //= 2
     steps = -(-num_images // batch)
-    goal = STEPS_PRETRAINED if pretrained else STEPS_FROM_SCRATCH
+    goal, start = STEPS_FROM_SCRATCH, "a backbone from scratch"
+    if is_detector:
+        goal, start = STEPS_OF_A_DETECTOR, "a detector that is trained further"
+    elif pretrained:
+        goal, start = STEPS_PRETRAINED, "a pretrained backbone"
     epochs = int(np.clip(round(goal / steps), *EPOCHS_RANGE))
-    start = "a pretrained backbone" if pretrained else "a backbone from scratch"
     choices = [
         Choice("batch_size", batch, f"{num_images} images make {steps} steps an epoch"),
         Choice("epochs", epochs, f"about {epochs * steps} steps, for {start}"),

@@ -84,8 +84,9 @@ def choose_options(options: Any, index: DatasetIndex) -> Any:
     is_ours = not (options.backbone or "").startswith(TIMM_PREFIX)
     epochs = None if options.epochs == defaults.epochs else options.epochs
     network = _choose_network(options, defaults)
-    is_pretrained = _is_pretrained(options) or bool(network)
-    choices = [*network, *choose_recipe(len(index), boxes, images, is_pretrained, is_ours, epochs)]
+    is_detector = options.weights is not None or bool(network)
+    is_pretrained = _is_pretrained(options) or is_detector
+    choices = [*network, *choose_recipe(len(index), boxes, images, is_pretrained, is_ours, epochs, is_detector)]
     fixed = ("epochs", "eval_every") if options.minutes else ()  # these are for `fit_epochs` to choose
     if options.optimizer != defaults.optimizer:
         fixed = (*fixed, "learning_rate")  # another's rate
