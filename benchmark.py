@@ -20,12 +20,13 @@ from benchmarks.formats_table import draw_formats, fill_markers, formats_table
 from data.index import DatasetIndex
 from nets.detector import Detector
 from nets.export.check import check_export, export_and_check
+from nets.export.form import Form
 from nets.export.formats import FORMATS, file_kind
-from nets.export.graph import Form
 from nets.export.load import load_runtime
 from nets.export.parity import Parity, drawn_photos
 from nets.model_config import ModelConfig, input_size_option
-from nets.runtime import Runtime, TorchRuntime
+from nets.runtime import Runtime
+from nets.torch_runtime import TorchRuntime
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_model, write_atomically
 from nets.yolov4 import YOLOv4
@@ -372,7 +373,7 @@ def peer_entry(name: str, folder: Path) -> Entry:
 
 def other_entry(path: Path) -> Entry:
     """Any detector's ONNX file: noise in the shape that it wants."""
-    from nets.export.onnx_file import open_session
+    from nets.export.onnx_runtime import open_session
 
     if not path.is_file():
         raise UserError("--compare", f"{path} is not there", "give an ONNX file")

@@ -59,13 +59,13 @@ class EvalOptions:
     )
     voc_submission: str | None = option(None, "write the VOC server's files into this folder", metavar="DIR")
     tta: bool = option(False, "test-time augmentation: look at each image mirrored and at three sizes, too")
-    evaluator: str = option("pycocotools", "who computes COCO's figures", choices=EVALUATORS)
+    evaluator: str = option("auto", "computes COCO's figures; auto: faster where it is installed", choices=EVALUATORS)
     score_threshold: float = option(EVAL_THRESHOLDS.score_threshold, "least score of a detection", low=0.0, high=1.0)
     iou_threshold: float = option(EVAL_THRESHOLDS.iou_threshold, "IoU from which NMS drops a box", low=0.0, high=1.0)
     max_detections: int = option(EVAL_THRESHOLDS.max_detections, "most detections of an image", low=1, high=100_000)
     multi_label: bool = option(EVAL_THRESHOLDS.multi_label, "a box may answer for several classes")
     input_size: tuple[int, ...] | None = option(None, "height [and width] of the network's input, multiples of 32")
-    batch_size: int = option(8, "images given to the network at once", low=1, high=4096)
+    batch_size: int | None = option(None, "images run at once (default: 1 on a CPU, 8 on a GPU)", low=1, high=4096)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     runtime: str = option("auto", "what to run the model on; auto chooses by the file")
     workers: int = option(2, "threads that decode images", low=1, high=256)
@@ -111,7 +111,7 @@ def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, 
         result = evaluate(
             detector,
             open_index(options, quiet=not distributed.is_main()),
-            batch_size=options.batch_size,
+            batch_size=options.batch_size or 0,
             thresholds=thresholds,
             coco=options.evaluator,
             progress=options.progress,

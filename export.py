@@ -13,12 +13,12 @@ import numpy as np
 from data.index import DatasetIndex
 from nets.detector import Detector
 from nets.export.check import check_export, export_and_check
+from nets.export.form import Form
 from nets.export.formats import FORMATS, Format
-from nets.export.graph import Form
 from nets.export.load import load_runtime
 from nets.export.parity import drawn_photos
 from nets.model_config import ModelConfig, input_size_option
-from nets.runtime import TorchRuntime
+from nets.torch_runtime import TorchRuntime
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_model
 from nets.yolov4 import YOLOv4

@@ -2,215 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import FrameType
+import utils.startup  # noqa: F401 -- first: Ctrl-C while the rest is imported
 
-from data.skips import Skip
-from nets.export.formats import file_kind
-from nets.export.load import load_runtime
-from nets.runtime import TorchRuntime
-from nets.weights.bundled import find_model
-from prediction.detector import Detector, load_detector
-from prediction.finder import Finder
-from prediction.options import PredictOptions, check_numbers, return_class_sources, return_sources
-from prediction.outputs import (
-    OutputFolder,
-    count_text,
-    fresh_folder,
-    planned_files,
-)
-from prediction.run import Prediction, output_kinds
-from prediction.sources import Source, list_sources, unique_names
-from prediction.tracking import LineCounter, ZoneCounter, read_line, read_zone
-from prediction.video import video_suffix
+# isort: split
+
+from prediction.options import PredictOptions, check_numbers, check_sources
 from utils import distributed
 from utils.config import parse_options
-from utils.errors import Interrupted, RunError, UserError, printable, run_command, warn
-from utils.images import IMAGE_SUFFIXES
-from utils.output_rules import check_output_folder
-
-MANY_PICTURES = 300  # from here on it pays to export the network first
-LONG_VIDEO_BYTES = 4 << 20
-PATIENCE_SECONDS = 7 * 24 * 3600  # one of several processes may have the longest video
-KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # a drawn picture keeps these; others become .jpg
+from utils.errors import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parse_options(PredictOptions, argv, description=__doc__ or "", prog="predict.py")
-    options = return_sources(options)
-    if not options.sources and not options.classes:  # the last names after --classes may be sources
-        raise _no_source()
-    counters = _counters(options)
+    """Run the command line `argv`; returns the exit code."""
+    options = check_sources(parse_options(PredictOptions, argv, description=__doc__ or "", prog="predict.py"))
     check_numbers(options)
-    runtime = "torch" if _needs_gradients(options) else options.runtime
-    detector = load_detector(options.checkpoint, distributed.own_device(options.device), runtime)
-    if options.input_size:
-        detector.set_input_size([int(size) for size in options.input_size])
-    options = return_class_sources(options, detector.config.class_names)
-    if not options.sources:
-        raise _no_source()
-    finder = Finder(
-        detector,
-        thresholds=options.score_threshold,
-        iou_threshold=options.iou_threshold,
-        max_detections=options.max_detections,
-        classes=options.classes,
-        nms=options.nms,
-        tile=options.tile,
-        tile_overlap=options.tile_overlap,
-        tta=options.tta,
-        batch_size=options.batch_size,
-    )
-    with TemporaryDirectory(prefix="predict-") as downloads, _signals(), _processes():
-        names = [os.fspath(name) for name in options.sources]
-        if "-" in names and distributed.world_size() > 1:
-            raise UserError("-", "is read by one process only", "write a list of names to a .txt file, and name that")
-        sources, skips = list_sources(names, options.recursive, download_folder=Path(downloads))
-        _report(skips, nothing_else=not sources)
-        _quicken(detector, options, sources)
-        folder = _output_folder(options, sources)
-        names_of = list(unique_names(sources, lambda source: _drawn_suffix(source, options)))
-        _check_outputs(options, folder, sources, names_of)
-        listed = hashlib.sha256(repr(names_of).encode("utf-8", "surrogatepass")).digest()
-        if len(set(distributed.gather(listed))) > 1:  # and nobody writes before all have looked at what is there
-            raise RunError("SOURCE", "is not the same in every process", "keep what is looked at on a shared disk")
-        if distributed.is_main():
-            print(finder.threshold_text(), flush=True)
-        with Prediction(finder, options, folder, counters) as prediction:
-            try:
-                items = list(zip(sources, names_of, strict=True))
-                prediction.run(items[distributed.rank() :: distributed.world_size()])
-                if not prediction.merge([key for key, _ in names_of]):
-                    return 0  # the main process sums up
-            finally:
-                done, failed = prediction.done, prediction.failed + len(skips)
-                if distributed.is_main():
-                    print(f"total: {count_text(prediction.counts, detector.config.class_names)}")
-                    if folder.path.is_dir():
-                        print(f"results: {printable(folder.path)}")
-                    tail = f", {failed} failed" if failed else ""
-                    print(f"predict: {done} of {len(sources) + len(skips)} sources done{tail}", flush=True)
-    return 1 if failed else 0
+    from prediction.command import predict  # late: --help and usage errors come without OpenCV and runtimes
 
-
-def _needs_gradients(options: PredictOptions) -> bool:
-    """Whether only PyTorch will do (and the user has not named another, which is told where it fails)."""
-    path = find_model(options.checkpoint)
-    return options.cam and options.runtime == "auto" and path.is_file() and file_kind(path) == "checkpoint"
-
-
-def _quicken(detector: Detector, options: PredictOptions, sources: Sequence[Source]) -> None:
-    """Change from PyTorch to what runs the same network quicker on this CPU, if it is ready or there is much to do."""
-    runtime = getattr(detector, "runtime", None)
-    if (
-        options.runtime != "auto"
-        or options.cam
-        or not isinstance(runtime, TorchRuntime)
-        or runtime.device.type != "cpu"
-    ):
-        return
-    from nets.export.cache import quickest
-
-    is_long = any(
-        each.kind == "stream" or (each.kind == "video" and each.path and each.path.stat().st_size > LONG_VIDEO_BYTES)
-        for each in sources
-    )
-    is_much = is_long or len(sources) >= MANY_PICTURES
-    path = find_model(options.checkpoint)
-    name = quickest(path, exports=is_much and distributed.world_size() == 1)
-    if name == "torch":
-        return
-    try:
-        detector.runtime = load_runtime(path, "cpu", name)
-    except (UserError, RunError) as error:  # PyTorch does it, too
-        warn(error.where, error.what, "it runs on PyTorch instead")
-        return
-    detector.runtime.config = runtime.config
-
-
-def _no_source() -> UserError:
-    return UserError("SOURCE", "nothing to look at", "name pictures, folders or videos; see predict.py --help")
-
-
-def _report(skips: Sequence[Skip], nothing_else: bool) -> None:
-    """Name what could not be found. Raises UserError if nothing could."""
-    if nothing_else and len(skips) == 1:
-        raise UserError(skips[0].where, skips[0].what, skips[0].todo)
-    for skip in skips if distributed.is_main() else ():
-        warn(skip.where, skip.what, skip.todo)
-    if nothing_else:
-        raise UserError("SOURCE", f"none of the {len(skips)} can be looked at", "see the warnings above")
-
-
-@contextlib.contextmanager
-def _processes() -> Iterator[None]:
-    """Share the sources out over torchrun's processes, if it started this one. They meet at the end only: no limit."""
-    distributed.start("cpu", timeout_seconds=PATIENCE_SECONDS)
-    try:
-        yield
-    finally:
-        distributed.stop()
-
-
-def _output_folder(options: PredictOptions, sources: Sequence[Source]) -> OutputFolder:
-    fresh = fresh_folder(Path("output")) if options.output is None and distributed.is_main() else None
-    path = distributed.gather(fresh)[0] if options.output is None else Path(options.output)
-    check_output_folder("--output", path, [name for name in options.sources if os.path.isdir(name)])
-    return OutputFolder(path, options.overwrite, [source.path for source in sources if source.path is not None])
-
-
-def _drawn_suffix(source: Source, options: PredictOptions) -> str:
-    if source.kind != "image":
-        return video_suffix(options.codec)
-    suffix = os.path.splitext(source.file_name)[1].lower()
-    return suffix if suffix in KEPT_SUFFIXES and suffix in IMAGE_SUFFIXES else ".jpg"
-
-
-def _check_outputs(
-    options: PredictOptions, folder: OutputFolder, sources: Sequence[Source], names: Sequence[tuple[str, str]]
-) -> None:
-    """Raises UserError before any work if a file that will be written is there already."""
-    pictures = [key for source, (key, _) in zip(sources, names, strict=True) if source.kind == "image"]
-    planned = [drawn for _, drawn in names] if options.images else []
-    planned += [f"{key}_heatmap.jpg" for key in pictures] if options.heatmap else []
-    for kind in output_kinds(options):
-        planned += planned_files(kind, pictures)
-    for name in planned:
-        folder.check(name)
-
-
-def _counters(options: PredictOptions) -> Callable[[], list[LineCounter | ZoneCounter]]:
-    """A maker of fresh counters for each video; what is typed wrongly is said at once."""
-
-    def make() -> list[LineCounter | ZoneCounter]:
-        return [*map(read_line, options.line), *map(read_zone, options.zone)]
-
-    make()
-    return make
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM leaves as Ctrl-C does: what was written so far is closed and whole."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted(number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return predict(options)
 
 
 if __name__ == "__main__":

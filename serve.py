@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from nets.weights.bundled import find_model
-from prediction.detector import Detector, load_detector
 from service.limits import MEGABYTE, Limits
 from utils.config import option, parse_options
+from utils.cpus import set_num_threads
 from utils.errors import MissingExtra, UserError, printable, run_command, warn
 
 
@@ -72,10 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(ServeOptions, argv, description=__doc__ or "", prog="serve.py")
     server_class = _import_server()
     if options.threads is not None:
-        import torch
-
-        torch.set_num_threads(options.threads)
+        set_num_threads(options.threads)
     path = find_model(options.checkpoint)
+    from prediction.detector import load_detector  # late: OpenCV and the runtimes, which --help does not need
+
     detector = load_detector(path, options.device, options.runtime)
     if options.input_size:
         detector.set_input_size([_whole(size) for size in options.input_size])
@@ -102,7 +102,7 @@ def _import_server() -> Any:
     return Server
 
 
-def _build(options: ServeOptions, detector: Detector, name: str, is_local: bool) -> Any:
+def _build(options: ServeOptions, detector: Any, name: str, is_local: bool) -> Any:
     from service.app import build_app
     from service.browser import load_browser_model
     from service.hosts import Hosts

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.pareto import runner
 from data.open import open_dataset
-from nets.export.graph import Form
+from nets.export.form import Form
 from nets.export.onnx_file import build_onnx
 from nets.export.quantize import quantize_onnx
 from nets.summary import summarize

@@ -73,6 +73,14 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name:<32} {row['cpu']:7.2f} s of CPU {row['wall']:7.2f} s of the clock{extra}")
 
 
+def record_of_scenes(images: int, classes: int, detections: int, objects: int) -> EvalRecord:
+    """Random detections and objects as every metric takes them."""
+    metric = VOCMetric([f"class {c}" for c in range(classes)])
+    for found, target in make_scenes(BenchmarkOptions(images, classes, detections, objects)):
+        metric.update(found, target)
+    return metric._builder.build()
+
+
 def make_scenes(options: BenchmarkOptions) -> list[tuple[Detections, dict[str, Any]]]:
     """Random objects, and detections of which about a third lie near one of them."""
     rng = np.random.default_rng(options.seed)

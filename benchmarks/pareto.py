@@ -30,8 +30,9 @@ import numpy as np
 import torch
 
 from benchmarks.peers import PEERS, export_peer
-from nets.export.graph import Form
-from nets.export.onnx_file import build_onnx, open_session
+from nets.export.form import Form
+from nets.export.onnx_file import build_onnx
+from nets.export.onnx_runtime import open_session
 from nets.model_config import ModelConfig, check_input_size
 from nets.summary import count_layers
 from nets.weights.bundled import find_model

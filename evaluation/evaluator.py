@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +15,14 @@ import numpy as np
 
 from data.index import DatasetIndex
 from data.skips import Skip
-from evaluation.metrics.coco import coco_figures
+from evaluation.metrics.coco import TOOLS, choose_evaluator, coco_figures
 from evaluation.metrics.curves import ScoreCurves, score_curves
 from evaluation.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE, BestMatch, best_matches, outcomes
 from evaluation.metrics.record import EvalRecord, record_from_index
 from evaluation.metrics.voc import IOU_THRESHOLD, voc_figures
 from utils.detections import Detections
 from utils.errors import UserError, warn
-from utils.images import read_image
+from utils.threads import parallel_map
 from utils.thresholds import Thresholds
 
 STAGES = ("decode", "preprocess", "network", "postprocess")
@@ -240,9 +239,9 @@ def evaluate(
     detector: DetectorLike,
     index: DatasetIndex,
     *,
-    batch_size: int = 8,
+    batch_size: int = 0,
     thresholds: Thresholds = EVAL_THRESHOLDS,
-    coco: str | None = "pycocotools",
+    coco: str | None = "auto",
     progress: bool = True,
     workers: int = 2,
     rank: int = 0,
@@ -255,14 +254,15 @@ def evaluate(
     Args:
         detector: its `config.class_names` are the classes that are scored; objects of others are left out and counted.
         index: the split.
-        batch_size: images given to the network at once; it does not change the figures.
+        batch_size: images given to the network at once; 0 takes what is usual for the runtime. It does not change the
+            figures.
         thresholds: which detections are kept.
-        coco: `pycocotools`, `faster`, or None to leave COCO's figures out.
+        coco: `auto`, `pycocotools`, `faster`, or None to leave COCO's figures out.
         progress: show a bar.
         workers: threads that decode images ahead.
         rank, world_size: this process looks at the images rank, rank + world_size, ...
         gather: given an object, the list of all processes' objects by rank (or None where only others need it).
-        read: path to (H, W, 3) uint8 RGB; `utils.images.read_image` by default.
+        read: path to (H, W, 3) uint8 RGB; by default from the file, a large JPEG at a fraction of its size.
 
     Returns:
         The result of all images, the same in every process; None where `gather` gave None.
@@ -289,7 +289,7 @@ def score(
     class_names: Sequence[str],
     class_map: np.ndarray,
     found: FoundDetections,
-    coco: str | None = "pycocotools",
+    coco: str | None = "auto",
     origin: str = "",
 ) -> EvaluationResult:
     """Figures of detections that are there already.
@@ -299,7 +299,7 @@ def score(
         class_names: the scored classes, which the detections' labels index.
         class_map: (C_index,) the index's labels as labels of `class_names`, -1 for those not scored.
         found: detections, and which images they are of.
-        coco: `pycocotools`, `faster`, or None to leave COCO's figures out.
+        coco: `auto`, `pycocotools`, `faster`, or None to leave COCO's figures out.
         origin: how the detections came about, for `protocol`.
     """
     part = index.subset(found.images)
@@ -313,7 +313,7 @@ def score(
             figures["per_class"][name] |= row
         figures |= theirs
     num_scored = int((record.num_gt > 0).sum())
-    tool = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}.get(coco or "", "")
+    tool = "" if coco is None else TOOLS[choose_evaluator(coco)]
     protocol = (
         f"{index.name}; VOC2007 11-point and VOC2010 all-point AP at IoU 0.5, difficult objects ignored; "
         + (f"COCO AP at IoU 0.50:0.95 by {tool}; " if tool else "")
@@ -337,7 +337,7 @@ def run_detector(
     detector: DetectorLike,
     index: DatasetIndex,
     positions: Sequence[int] | np.ndarray,
-    batch_size: int = 8,
+    batch_size: int = 0,
     thresholds: Thresholds = EVAL_THRESHOLDS,
     progress: bool = True,
     workers: int = 2,
@@ -346,27 +346,53 @@ def run_detector(
     """Detections of the images at `positions`; an image that cannot be read is skipped, with a warning."""
     from tqdm import tqdm
 
+    from utils.images import decoded_bytes, read_image_and_size, read_start  # late: OpenCV, which --help does not need
+
     started, before = time.perf_counter(), dict(getattr(detector, "timings", {}))
     seen: list[int] = []
     found: list[Detections] = []
     skips: list[Skip] = []
-    waiting: list[tuple[int, np.ndarray]] = []
+    waiting: list[_Loaded] = []
     decode_seconds = 0.0
+    batch_size = batch_size or getattr(getattr(detector, "runtime", None), "usual_batch", 1)
+    decoded_size = getattr(detector, "decoded_size", None) if read is None else None
 
     def detect() -> None:
         if waiting:
-            found.extend(detector.detect_batch([image for _, image in waiting], thresholds))
-            seen.extend(position for position, _ in waiting)
+            sizes = {} if decoded_size is None else {"sizes": [each.size for each in waiting]}
+            found.extend(detector.detect_batch([each.image for each in waiting], thresholds, **sizes))
+            seen.extend(each.position for each in waiting)
             waiting.clear()
 
-    with tqdm(total=len(positions), desc="evaluating", unit="image", disable=not progress, leave=False) as bar:
-        for position, image, seconds in _read_ahead(index, positions, batch_size * READ_AHEAD_BATCHES, workers, read):
-            decode_seconds += seconds
-            if isinstance(image, Skip):
-                warn(image.where, image.what, image.todo)
-                skips.append(image)
+    def load(position: int) -> _Loaded | Skip:
+        begin, path = time.perf_counter(), index.path(position)
+        try:
+            image, size = read_image_and_size(path, min_size=decoded_size) if read is None else (read(path), (0, 0))
+        except UserError as error:
+            return Skip("image", "unreadable_image", error.where, error.what, "it is left out of the score")
+        except (OSError, ValueError) as error:
+            return Skip("image", "unreadable_image", str(path), str(error), "it is left out of the score")
+        return _Loaded(position, image, size, time.perf_counter() - begin)
+
+    def cost(position: int) -> int:
+        try:
+            return decoded_bytes(read_start(index.path(position)), decoded_size)
+        except UserError:  # `load` says why
+            return 0
+
+    ahead = max(2 * workers, READ_AHEAD_BATCHES * batch_size)
+    loaded = parallel_map(load, map(int, positions), ahead, workers, cost)
+    with (
+        tqdm(total=len(positions), desc="evaluating", unit="image", disable=not progress, leave=False) as bar,
+        contextlib.closing(loaded),
+    ):
+        for each in loaded:
+            if isinstance(each, Skip):
+                warn(each.where, each.what, each.todo)
+                skips.append(each)
             else:
-                waiting.append((position, image))
+                decode_seconds += each.seconds
+                waiting.append(each)
             if len(waiting) == batch_size:
                 detect()
             bar.update()
@@ -377,38 +403,14 @@ def run_detector(
     return FoundDetections.from_list(seen, found, seconds=spent, skips=tuple(skips))
 
 
-def _read_ahead(
-    index: DatasetIndex,
-    positions: Sequence[int] | np.ndarray,
-    ahead: int,
-    workers: int,
-    read: Callable[[Path], np.ndarray] | None,
-) -> Iterator[tuple[int, np.ndarray | Skip, float]]:
-    """(position, image or why there is none, seconds it took) in order, decoded by threads while others are used."""
-    read = read or read_image
+@dataclass(frozen=True)
+class _Loaded:
+    """An image of an index, (height, width) of the whole one where it was decoded at a fraction, seconds it took."""
 
-    def load(position: int) -> tuple[int, np.ndarray | Skip, float]:
-        begin, path = time.perf_counter(), index.path(position)
-        result: np.ndarray | Skip
-        try:
-            result = read(path)
-        except UserError as error:
-            result = Skip("image", "unreadable_image", error.where, error.what, "it is left out of the score")
-        except (OSError, ValueError) as error:
-            result = Skip("image", "unreadable_image", str(path), str(error), "it is left out of the score")
-        return position, result, time.perf_counter() - begin
-
-    queue: deque[Future[tuple[int, np.ndarray | Skip, float]]] = deque()
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode") as pool:
-        try:
-            for position in positions:
-                queue.append(pool.submit(load, int(position)))
-                if len(queue) > ahead:
-                    yield queue.popleft().result()
-            while queue:
-                yield queue.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    position: int
+    image: np.ndarray
+    size: tuple[int, int]
+    seconds: float
 
 
 def match_classes(model_classes: Sequence[str], data_classes: Sequence[str], name: str) -> np.ndarray:

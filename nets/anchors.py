@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# exp() of a raw size is cut here: e^8 = 2981 anchors is wider than any image, and areas stay far inside float32.
-# (The reference does not cut; the boxes of its test answers reach e^6.2.)
-MAX_LOG_SIZE = 8.0
+from nets.model_config import MAX_LOG_SIZE
 
 
 def decode(offsets: Tensor, anchors: Tensor, cells: Tensor, stride: int | Tensor, scale_xy: float | Tensor) -> Tensor:

@@ -6,18 +6,20 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from nets.export.load import load_runtime
 from nets.model_config import ModelConfig, input_size_option
-from nets.runtime import Runtime, TorchRuntime
+from nets.runtime import Runtime
 from nets.weights.bundled import find_model
-from nets.yolov4 import YOLOv4
 from utils.detections import Detections
 from utils.errors import UserError
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
+
+if TYPE_CHECKING:
+    from nets.yolov4 import YOLOv4
 
 Own = TypeVar("Own", bound="Detector")
 
@@ -43,6 +45,8 @@ class Detector:
     @classmethod
     def from_model(cls: type[Own], model: YOLOv4, device: str = "cpu") -> Own:
         """A detector on a copy of a network's present weights."""
+        from nets.torch_runtime import TorchRuntime  # late: an exported file runs without PyTorch
+
         return cls(TorchRuntime(model, device))
 
     @classmethod
@@ -67,15 +71,29 @@ class Detector:
             )
         self.runtime.config = self.config.replace(input_size=size)
 
-    def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
-        """Objects of RGB images (H, W, 3) uint8 of any sizes, each in its own pixels."""
+    def decoded_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) at which an image of this size loses nothing: see `Letterbox.decoded_size`."""
+        return self.config.letterbox.decoded_size(height, width)
+
+    def detect_batch(
+        self,
+        images: Sequence[np.ndarray],
+        thresholds: Thresholds = OWN_THRESHOLDS,
+        sizes: Sequence[tuple[int, ...]] | None = None,
+    ) -> list[Detections]:
+        """Objects of RGB images (H, W, 3) uint8 of any sizes, each in its own pixels.
+
+        `sizes` are the (height, width) of the whole images, where they were decoded at a fraction (`decoded_size`):
+        boxes are in their pixels.
+        """
         if not images:
             return []
         started = time.perf_counter()
         letterbox, names = self.config.letterbox, self.config.class_names
         batch = np.empty((len(images), *self.config.input_size, 3), np.uint8)
-        for image, place in zip(images, batch, strict=True):
-            letterbox.apply(image, out=place)
+        sizes = [image.shape[:2] for image in images] if sizes is None else sizes
+        for image, size, place in zip(images, sizes, batch, strict=True):
+            letterbox.apply(image, place, size)
         prepared = time.perf_counter()
         results: list[Detections] = []
         spent = {"preprocess": prepared - started, "network": 0.0, "postprocess": 0.0}
@@ -88,8 +106,8 @@ class Detector:
             spent["network"] += after - before
             spent["postprocess"] += time.perf_counter() - after
         results = results[: len(images)]
-        for number, (image, found) in enumerate(zip(images, results, strict=True)):
-            boxes = letterbox.boxes_to_image(found.boxes, *image.shape[:2])
+        for number, (size, found) in enumerate(zip(sizes, results, strict=True)):
+            boxes = letterbox.boxes_to_image(found.boxes, *size)
             results[number] = Detections(boxes, found.scores, found.labels, names=names)
         with self._turn:
             for name, seconds in spent.items():

@@ -11,8 +11,12 @@ from typing import Any
 from utils.errors import UserError, brief
 from utils.letterbox import INTERPOLATIONS, PAD_VALUE, RESIZE_MODES, Letterbox
 
+FORMAT = "mobilenet-yolov4"  # what our checkpoints and exported files call themselves
 STRIDES = (8, 16, 32)
 ANCHORS_PER_LEVEL = 3
+# exp() of a raw size is cut here: e^8 = 2981 anchors is wider than any image, and areas stay far inside float32.
+# (The reference does not cut; the boxes of its test answers reach e^6.2.)
+MAX_LOG_SIZE = 8.0
 NECK_CONVS = ("separable", "standard")
 NECKS = ("panet", "slim")
 PADDINGS = ("symmetric", "tf_same")

@@ -1,48 +1,95 @@
-"""Other ways than greedy NMS within a class to make one box of many that show the same object.
+"""Non-maximum suppression (NMS) and its relatives in NumPy: one box for each object.
 
-Each function takes boxes (N, 4) xyxy, scores (N,), labels (N,), best first, and an IoU threshold, and gives the same
-three of what remains, best first: it fits `suppress` of `nets.postprocess.postprocess`. N is at most a thousand there.
+Each function takes boxes (N, 4) xyxy float32, scores (N,) and labels (N,), best first, and an IoU threshold, and
+returns the same three of what remains, best first: it can be the `suppress` of `nets.postprocess.postprocess`. N is at
+most 1000 there. NumPy, so that an exported file is read without importing PyTorch; the tests compare with torchvision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-from torchvision.ops import box_area, box_iou, distance_box_iou, nms
+import numpy as np
 
-Found = tuple[Tensor, Tensor, Tensor]
-Suppress = Callable[[Tensor, Tensor, Tensor, float], Found]
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+Suppress = Callable[[np.ndarray, np.ndarray, np.ndarray, float], Found]
+
+BLOCK = 128  # boxes whose overlaps are computed at once
 
 
-def agnostic_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Found:
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M) IoU of boxes (N, 4) and (M, 4), xyxy; NaN where neither has an area, as in torchvision."""
+    intersection, union = _intersection_and_union(a, b)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return intersection / union
+
+
+def _intersection_and_union(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x1, y1, x2, y2 = np.ascontiguousarray(a.T)[:, :, None]
+    left, top, right, bottom = np.ascontiguousarray(b.T)
+    with np.errstate(over="ignore", invalid="ignore"):
+        width = np.maximum(np.minimum(x2, right) - np.maximum(x1, left), 0)
+        intersection = width * np.maximum(np.minimum(y2, bottom) - np.maximum(y1, top), 0)
+        return intersection, (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top) - intersection
+
+
+def nms(boxes: np.ndarray, labels: np.ndarray | None, iou_threshold: float, limit: int | None = None) -> np.ndarray:
+    """Greedy NMS: indices of the boxes that overlap no better one by more than `iou_threshold`.
+
+    Args:
+        boxes: (N, 4) xyxy, best first.
+        labels: (N,) only boxes of the same class suppress each other; None compares all.
+        iou_threshold: 0 to 1.
+        limit: stop after this many; greedy NMS decides about the best boxes without looking at the others.
+    """
+    threshold = np.float64(iou_threshold)  # torchvision compares a float32 IoU with a double
+    rest = np.arange(len(boxes))
+    kept: list[int] = []
+    while len(rest) and (limit is None or len(kept) < limit):
+        head = rest[:BLOCK]
+        overlaps = box_iou(boxes[head], boxes[rest]) > threshold
+        if labels is not None:
+            overlaps &= labels[head, None] == labels[rest]
+        chosen = _greedy(overlaps[:, : len(head)])
+        kept += head[chosen].tolist()
+        rest = rest[BLOCK:][~overlaps[chosen, BLOCK:].any(axis=0)]
+    return np.array(kept[:limit], np.int64)
+
+
+def _greedy(overlaps: np.ndarray) -> list[int]:
+    """Rows that no earlier kept row overlaps, of a square table of booleans; a row is an integer of as many bits."""
+    rows = np.packbits(overlaps, axis=1, bitorder="little")
+    kept, suppressed = [], 0
+    for i, row in enumerate(rows):
+        if not suppressed >> i & 1:
+            kept.append(i)
+            suppressed |= int.from_bytes(row.tobytes(), "little")
+    return kept
+
+
+def agnostic_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float) -> Found:
     """Greedy NMS over all classes together: one place holds one object."""
-    keep = nms(boxes, scores, iou_threshold)
+    keep = nms(boxes, None, iou_threshold)
     return boxes[keep], scores[keep], labels[keep]
 
 
-def diou_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Found:
+def diou_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float) -> Found:
     """Greedy NMS within a class by IoU less the distance of the centres: neighbours that overlap are kept apart.
 
     Source: Zheng et al. 2020, section 3.4, https://arxiv.org/abs/1911.08287
     """
-    near = (distance_box_iou(boxes, boxes) > iou_threshold) & (labels[:, None] == labels[None])
-    near = near.cpu()
-    kept: list[int] = []
-    alive = torch.ones(len(boxes), dtype=torch.bool)
-    for i in scores.argsort(descending=True, stable=True).tolist():
-        if alive[i]:
-            kept.append(i)
-            alive &= ~near[i]
-    keep = torch.tensor(kept, dtype=torch.long, device=boxes.device)
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    hull = np.maximum(high, boxes[:, 2:]) - np.minimum(low, boxes[:, :2])
+    distance = ((low + high) - (boxes[:, :2] + boxes[:, 2:])) / 2
+    diou = box_iou(boxes, boxes) - (distance**2).sum(-1) / ((hull**2).sum(-1) + 1e-7)
+    keep = _greedy((diou > iou_threshold) & (labels[:, None] == labels))
     return boxes[keep], scores[keep], labels[keep]
 
 
 def soft_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
     iou_threshold: float = 0.5,
     sigma: float = 0.5,
     score_threshold: float = 0.001,
@@ -51,29 +98,28 @@ def soft_nms(
 
     Args:
         iou_threshold: not used by the Gaussian form; here so that all functions are called alike.
-        sigma: the smaller, the harder the decay.
-        score_threshold: what falls below is dropped.
+        sigma: the smaller, the stronger the decay.
+        score_threshold: boxes below it are dropped.
 
     Source: Bodla et al. 2017, section 3, https://arxiv.org/abs/1704.04503
     """
-    overlaps = box_iou(boxes, boxes) * (labels[:, None] == labels[None])
-    decay = torch.exp(-(overlaps**2) / sigma)
-    scores = scores.clone()
-    waiting = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    overlaps = np.nan_to_num(box_iou(boxes, boxes)) * (labels[:, None] == labels)
+    decay = np.exp(-(overlaps**2) / sigma)
+    scores = scores.copy()
+    waiting = np.ones(len(scores), bool)
     kept: list[int] = []
     while waiting.any():
-        best = int(torch.where(waiting, scores, -1.0).argmax())
+        best = int(np.where(waiting, scores, -1.0).argmax())
         if scores[best] < score_threshold:
             break
         kept.append(best)
         waiting[best] = False
-        scores = torch.where(waiting, scores * decay[best], scores)
-    keep = torch.tensor(kept, dtype=torch.long, device=boxes.device)
-    return boxes[keep], scores[keep], labels[keep]
+        scores[waiting] *= decay[best, waiting]
+    return boxes[kept], scores[kept], labels[kept]
 
 
 def weighted_box_fusion(
-    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float = 0.55, views: int = 1
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float = 0.55, views: int = 1
 ) -> Found:
     """Average the boxes of a cluster, weighted by their scores.
 
@@ -85,28 +131,32 @@ def weighted_box_fusion(
 
     Source: Solovyev et al. 2021, section 3, https://arxiv.org/abs/1910.13302
     """
-    fused = torch.empty_like(boxes)
-    weights, best, counts = torch.zeros_like(scores), torch.zeros_like(scores), torch.zeros_like(scores)
-    classes = torch.empty_like(labels)
+    fused, classes = np.empty_like(boxes), np.empty_like(labels)
+    weights, best, counts = np.zeros_like(scores), np.zeros_like(scores), np.zeros_like(scores)
     clusters = 0
-    for i in scores.argsort(descending=True, stable=True).tolist():
-        overlap = box_iou(boxes[i : i + 1], fused[:clusters])[0] * (classes[:clusters] == labels[i])
+    for i in np.argsort(-scores, kind="stable"):
+        overlap = np.nan_to_num(box_iou(boxes[i : i + 1], fused[:clusters])[0]) * (classes[:clusters] == labels[i])
         place = int(overlap.argmax()) if clusters else 0
         if not clusters or overlap[place] <= iou_threshold:
             place, clusters = clusters, clusters + 1
             fused[place], classes[place], best[place] = boxes[i], labels[i], scores[i]
         total = weights[place] + scores[i]
-        fused[place] += (boxes[i] - fused[place]) * (scores[i] / total.clamp(min=1e-12))
+        fused[place] += (boxes[i] - fused[place]) * (scores[i] / max(total, 1e-12))
         weights[place] = total
         counts[place] += 1
-    fused, weights, best, counts, classes = (t[:clusters] for t in (fused, weights, best, counts, classes))
-    confidence = best if views == 1 else weights / counts * counts.clamp(max=views) / views
-    order = confidence.argsort(descending=True, stable=True)
+    fused, weights, best, counts, classes = (each[:clusters] for each in (fused, weights, best, counts, classes))
+    confidence = best if views == 1 else weights / counts * counts.clip(max=views) / views
+    order = np.argsort(-confidence, kind="stable")
     return fused[order], confidence[order], classes[order]
 
 
 def merge_cut_boxes(
-    boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor, iou_threshold: float, share_threshold: float = 0.5
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    cut: np.ndarray,
+    iou_threshold: float,
+    share_threshold: float = 0.5,
 ) -> Found:
     """Join what several tiles saw of one object.
 
@@ -121,34 +171,32 @@ def merge_cut_boxes(
     Source: after the greedy non-maximum merging of SAHI, https://arxiv.org/abs/2202.06934, which also joins a small
     object with a large one of its class behind it; asking for a cut box spares those.
     """
-    waiting = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    areas = box_area(boxes)
+    waiting = np.ones(len(boxes), bool)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept: list[int] = []
-    merged = boxes.clone()
-    for i in scores.argsort(descending=True, stable=True).tolist():
+    merged = boxes.copy()
+    for i in np.argsort(-scores, kind="stable"):
         if not waiting[i]:
             continue
-        kept.append(i)
+        kept.append(int(i))
         waiting[i] = False
         is_cut = bool(cut[i])
         while True:  # the box around both may hold parts that neither held
-            box = merged[i]
-            sides = torch.minimum(boxes[:, 2:], box[2:]) - torch.maximum(boxes[:, :2], box[:2])
-            intersection, area = sides.clamp(min=0).prod(dim=-1), (box[2:] - box[:2]).prod()
-            double = intersection > iou_threshold * (areas + area - intersection)
-            part = (cut | is_cut) & (intersection > share_threshold * torch.minimum(areas, area))
-            part &= waiting & (labels == labels[i])
-            waiting &= ~(double & (labels == labels[i])) & ~part
+            intersection, union = (each[0] for each in _intersection_and_union(merged[i : i + 1], boxes))
+            area = (merged[i, 2] - merged[i, 0]) * (merged[i, 3] - merged[i, 1])
+            same = labels == labels[i]
+            double = (intersection > iou_threshold * union) & same
+            part = (cut | is_cut) & (intersection > share_threshold * np.minimum(areas, area)) & waiting & same
+            waiting &= ~double & ~part
             if not part.any():
                 break
-            low, high = boxes[part, :2].amin(dim=0), boxes[part, 2:].amax(dim=0)
             is_cut = is_cut and bool(cut[part].all())  # together with a whole one it is whole
-            merged[i] = torch.cat([torch.minimum(box[:2], low), torch.maximum(box[2:], high)])
-    keep = torch.tensor(kept, dtype=torch.long, device=boxes.device)
-    return merged[keep], scores[keep], labels[keep]
+            merged[i, :2] = np.minimum(merged[i, :2], boxes[part, :2].min(axis=0))
+            merged[i, 2:] = np.maximum(merged[i, 2:], boxes[part, 2:].max(axis=0))
+    return merged[kept], scores[kept], labels[kept]
 
 
-# --nms NAME; None is the detector's own greedy NMS within each class
+# --nms NAME; None is greedy NMS within each class
 SUPPRESSIONS: dict[str, Suppress | None] = {
     "default": None,
     "agnostic": agnostic_nms,

@@ -1,34 +1,32 @@
-"""From predictions to Detections: threshold, decode what survives, suppress what overlaps."""
+"""From predictions to Detections: threshold, decode what remains, suppress what overlaps.
+
+NumPy throughout: exported files run without importing PyTorch, and the arrays of one image are too small for a GPU.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
-from torchvision.ops import box_convert, nms
+import numpy as np
 
-from nets.anchors import decode
-from nets.model_config import STRIDES, ModelConfig
+from nets.model_config import MAX_LOG_SIZE, STRIDES, ModelConfig
+from nets.nms import nms
 from utils.detections import Detections
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 # The most candidates of one image that suppression looks at, best first: bounds its cost whatever the scores are.
 MAX_CANDIDATES = 1000
-FIRST_LOOK = 3  # times the detections wanted: how many candidates suppression looks at before it looks at all
-
-# (boxes (N, 4) xyxy, scores (N,), labels (N,), iou_threshold) -> the same three, of what is kept, best first
-Suppress = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
 
 
 def postprocess(
-    predictions: Sequence[Tensor], config: ModelConfig, thresholds: Thresholds = OWN_THRESHOLDS
+    predictions: Sequence[Any], config: ModelConfig, thresholds: Thresholds = OWN_THRESHOLDS
 ) -> list[Detections]:
-    """Read the network's answer.
+    """Turn raw predictions into detections.
 
     Args:
-        predictions: three raw tensors (B, A, H, W, 5 + C), strides 8, 16, 32.
+        predictions: three raw maps (B, A, H, W, 5 + C), strides 8, 16, 32; arrays, or tensors in CPU memory.
         config: anchors, grid sensitivity, and the default thresholds.
         thresholds: which detections are kept.
 
@@ -36,11 +34,12 @@ def postprocess(
         Detections of each image, best first, in input pixels.
     """
     rules = thresholds.resolved(config)
-    return [_read_maps([raw[image] for raw in predictions], config, rules) for image in range(len(predictions[0]))]
+    maps = [np.asarray(raw) for raw in predictions]
+    return [_read_maps([raw[image] for raw in maps], config, rules) for image in range(len(maps[0]))]
 
 
 def postprocess_decoded(
-    boxes: Tensor, scores: Tensor, config: ModelConfig, thresholds: Thresholds = OWN_THRESHOLDS
+    boxes: Any, scores: Any, config: ModelConfig, thresholds: Thresholds = OWN_THRESHOLDS
 ) -> list[Detections]:
     """The same for a network that decodes by itself (an exported file).
 
@@ -51,30 +50,47 @@ def postprocess_decoded(
     """
     rules = thresholds.resolved(config)
     results = []
-    for image_boxes, image_scores in zip(boxes, scores, strict=True):
+    for image_boxes, image_scores in zip(np.asarray(boxes), np.asarray(scores), strict=True):
         places, best, labels = _best_candidates(image_scores, rules)
-        results.append(_suppress(image_boxes[places].float(), best.float(), labels, rules))
+        results.append(_suppress(image_boxes[places], best, labels, rules))
     return results
 
 
-def _read_maps(maps: Sequence[Tensor], config: ModelConfig, rules: Thresholds) -> Detections:
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), float32; 0 and 1 beyond the range of exp."""
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x.astype(np.float32, copy=False)))
+
+
+def _read_maps(maps: Sequence[np.ndarray], config: ModelConfig, rules: Thresholds) -> Detections:
     """Detections of one image from its three maps (A, H, W, 5 + C)."""
     threshold = rules.score_threshold
     # a score is at most its objectness, so that most places are dismissed by one comparison of logits
     least = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-math.inf if threshold <= 0 else math.inf)
-    found = [(raw[..., 4] >= least).nonzero(as_tuple=True) for raw in maps]
-    rows = torch.cat([raw[place] for raw, place in zip(maps, found, strict=True)]).float()
-    places, scores, labels = _best_candidates(rows[:, 4:5].sigmoid() * rows[:, 5:].sigmoid(), rules)
-    # only what is left is decoded
-    anchor, row, column = (torch.cat(index)[places] for index in zip(*found, strict=True))
-    level = torch.repeat_interleave(torch.tensor([len(place[0]) for place in found], device=rows.device))[places]
-    anchors = torch.tensor(config.anchors, device=rows.device)[level, anchor]
-    strides, scales = (torch.tensor(v, device=rows.device)[level][:, None] for v in (STRIDES, config.scale_xy))
-    boxes = decode(rows[places, :4], anchors, torch.stack([column, row], dim=-1).float(), strides, scales)
-    return _suppress(box_convert(boxes, "cxcywh", "xyxy"), scores, labels, rules)
+    found = [np.nonzero(raw[..., 4] >= least) for raw in maps]
+    rows = np.concatenate([raw[place] for raw, place in zip(maps, found, strict=True)]).astype(np.float32, copy=False)
+    level = np.repeat(np.arange(len(maps)), [len(place[0]) for place in found])
+    anchor, row, column = (np.concatenate(index) for index in zip(*found, strict=True))
+    places, scores, labels = _best_candidates(sigmoid(rows[:, 4:5]) * sigmoid(rows[:, 5:]), rules)
+    # only what remains is decoded
+    level, anchor, row, column = level[places], anchor[places], row[places], column[places]
+    anchors = np.array(config.anchors, np.float32)[level, anchor]
+    strides, scales = (np.array(values, np.float32)[level][:, None] for values in (STRIDES, config.scale_xy))
+    cells = np.stack([column, row], axis=1).astype(np.float32)
+    return _suppress(decode_boxes(rows[places, :4], anchors, cells, strides, scales), scores, labels, rules)
 
 
-def _best_candidates(scores: Tensor, rules: Thresholds) -> tuple[Tensor, Tensor, Tensor]:
+def decode_boxes(
+    offsets: np.ndarray, anchors: np.ndarray, cells: np.ndarray, strides: np.ndarray, scale_xy: np.ndarray
+) -> np.ndarray:
+    """Boxes (N, 4) xyxy, input pixels, from raw offsets (N, 4): `nets.anchors.decode` in NumPy, with its arguments."""
+    with np.errstate(invalid="ignore"):
+        centres = (sigmoid(offsets[:, :2]) * scale_xy - (scale_xy - 1) / 2 + cells) * strides
+        half = np.exp(np.minimum(offsets[:, 2:4], MAX_LOG_SIZE)) * anchors / 2
+        return np.concatenate([centres - half, centres + half], axis=1)
+
+
+def _best_candidates(scores: np.ndarray, rules: Thresholds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The (box, class) pairs that reach the threshold, best first, as many as suppression looks at.
 
     Args:
@@ -83,42 +99,35 @@ def _best_candidates(scores: Tensor, rules: Thresholds) -> tuple[Tensor, Tensor,
     Returns:
         places (N,) in K, scores (N,), labels (N,).
     """
+    scores = scores.astype(np.float32, copy=False)
     classes = scores.shape[1]
-    best, labels = scores.max(dim=1)
+    labels = scores.argmax(axis=1)
+    best = scores[np.arange(len(scores)), labels]
     limit = max(MAX_CANDIDATES, rules.max_detections)
-    least = torch.as_tensor(rules.score_threshold, device=scores.device)
-    if len(best) > limit:  # the best of `limit` boxes are as many pairs: no pair below the least of them is wanted
-        least = torch.maximum(least, best.nan_to_num(-1.0).topk(limit, sorted=False).values.min())
+    least = np.float32(rules.score_threshold)
+    if len(best) > limit:  # the best of `limit` boxes are as many pairs: a pair below the least of them is not needed
+        least = max(least, _least_of_best(best, limit))
     several = rules.multi_label and classes > 1
-    pairs = scores.flatten() if several else best
-    kept = (pairs >= least).nonzero().squeeze(1)
-    kept = kept[pairs[kept].argsort(descending=True, stable=True)[:limit]]
+    pairs = scores.ravel() if several else best
+    kept = np.flatnonzero(pairs >= least)
+    kept = kept[np.argsort(-pairs[kept], kind="stable")[:limit]]
     if several:
-        return torch.div(kept, classes, rounding_mode="floor"), pairs[kept], kept % classes
+        return kept // classes, pairs[kept], kept % classes
     return kept, best[kept], labels[kept]
 
 
-def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rules: Thresholds) -> Detections:
-    finite = boxes.isfinite().all(dim=1)
+def _least_of_best(scores: np.ndarray, count: int) -> np.float32:
+    """The lowest of the `count` highest scores; NaN counts as the lowest."""
+    return np.partition(np.nan_to_num(scores, nan=-1.0), len(scores) - count)[len(scores) - count]
+
+
+def _suppress(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, rules: Thresholds) -> Detections:
+    boxes = boxes.astype(np.float32, copy=False)
+    finite = np.isfinite(boxes).all(axis=1)
     if not finite.all():
         boxes, scores, labels = boxes[finite], scores[finite], labels[finite]
-    candidates = boxes, scores, labels
-    few, suppress = FIRST_LOOK * rules.max_detections, rules.suppress or suppress_by_class
-    if suppress is suppress_by_class and len(boxes) > few:
-        # what greedy suppression keeps of the best does not depend on the rest: often they are enough
-        candidates = boxes[:few], scores[:few], labels[:few]
-    kept = suppress(*candidates, rules.iou_threshold)
-    if len(candidates[0]) < len(boxes) and len(kept[0]) < rules.max_detections:
-        kept = suppress(boxes, scores, labels, rules.iou_threshold)
-    return Detections(*(each[: rules.max_detections].cpu().numpy() for each in kept))
-
-
-def suppress_by_class(
-    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Greedy NMS within each class; `boxes` (N, 4) xyxy come best first."""
-    order = labels.argsort(stable=True)
-    parts = order.split(torch.bincount(labels).tolist())
-    kept = [part[nms(boxes[part], scores[part], iou_threshold)] if len(part) > 1 else part for part in parts]
-    keep = torch.cat(kept).sort().values if kept else order
-    return boxes[keep], scores[keep], labels[keep]
+    if rules.suppress is None:
+        keep = nms(boxes, labels, rules.iou_threshold, rules.max_detections)
+        return Detections(boxes[keep], scores[keep], labels[keep])
+    found = rules.suppress(boxes, scores, labels, rules.iou_threshold)
+    return Detections(*(each[: rules.max_detections] for each in found))

@@ -1,19 +1,16 @@
-"""What a runtime is: uint8 images in, outputs of the network out; and the network itself on PyTorch."""
+"""What a runtime is: uint8 images in, outputs of the network out."""
 
 from __future__ import annotations
 
-import copy
+import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from nets.fuse import fuse_batch_norms
 from nets.model_config import ModelConfig
 from nets.postprocess import postprocess, postprocess_decoded
-from nets.yolov4 import YOLOv4
 from utils.detections import Detections
 from utils.errors import UserError
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
@@ -28,6 +25,7 @@ class Runtime(ABC):
         decodes: whether `run` gives [boxes (B, N, 4) xyxy input pixels, scores (B, N, C)] instead of three raw maps.
         fixed_batch: the only batch size it takes, or None for any.
         fixed_size: whether it takes no other input size than the configuration's.
+        usual_batch: images to run at once where nobody says: larger batches are slower on a CPU (docs/SPEED.md).
     """
 
     name: str
@@ -35,9 +33,10 @@ class Runtime(ABC):
     decodes: bool = False
     fixed_batch: int | None = None
     fixed_size: bool = False
+    usual_batch: int = 1
 
     @abstractmethod
-    def run(self, images: np.ndarray) -> list[Tensor]:
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
         """The outputs for images (B, H, W, 3) uint8 RGB of the input size."""
 
     def warm_up(self, batch: int = 1) -> None:
@@ -45,35 +44,24 @@ class Runtime(ABC):
         height, width = self.config.input_size
         self.run(np.full((self.fixed_batch or batch, height, width, 3), 127, np.uint8))
 
-    def read(self, outputs: Sequence[Tensor], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
+    def read(self, outputs: Sequence[np.ndarray], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
         """Detections of each image, in input pixels."""
         if self.decodes:
             return postprocess_decoded(*outputs, self.config, thresholds)
         return postprocess(outputs, self.config, thresholds)
 
 
-class TorchRuntime(Runtime):
-    """The network itself: batch norms folded, channels last."""
-
-    name = "torch"
-
-    def __init__(self, model: YOLOv4, device: torch.device | str = "cpu") -> None:
-        self.config = model.config
-        self.device = torch.device(device)
-        fused = fuse_batch_norms(copy.deepcopy(model)).to(self.device, memory_format=torch.channels_last)
-        self.model = fused.requires_grad_(False)
-
-    @torch.inference_mode()
-    def run(self, images: np.ndarray) -> list[Tensor]:
-        # (B, H, W, 3) read as (B, 3, H, W) is channels last without a copy
-        return self.model(torch.from_numpy(images).to(self.device, non_blocking=True).permute(0, 3, 1, 2))
-
-
 DEVICES = ("cpu", "cuda", "mps")
+# what a driver leaves where a GPU could be used: NVIDIA's, WSL's, Jetson's, AMD's
+GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/kfd")
 
 
 def resolve_device(device: str) -> str:
     """`auto` to a device's name. Raises UserError for one that is not there."""
+    if device == "cpu" or (device == "auto" and not _may_have_gpu()):
+        return "cpu"
+    import torch  # late: on a machine without a GPU an exported file runs without PyTorch
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -85,3 +73,10 @@ def resolve_device(device: str) -> str:
     if kind.type == "cuda" and (not torch.cuda.is_available() or (kind.index or 0) >= torch.cuda.device_count()):
         raise UserError("--device", f"{device!r} is not there", "use --device cpu")
     return device
+
+
+def _may_have_gpu() -> bool:
+    """Whether it is worth asking PyTorch, which takes seconds to import."""
+    if "torch" in sys.modules or sys.platform == "win32":
+        return True
+    return sys.platform == "linux" and any(os.path.exists(file) for file in GPU_FILES)

@@ -1,39 +1,39 @@
-"""Why the network answers as it does: where it sees objects at all, and what made it find a given one."""
+"""Why the network answers as it does: objectness at each place, and the pixels behind one detection."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
-from torchvision.ops import box_convert, box_iou
 
-from nets.anchors import decode_level
 from nets.model_config import STRIDES
-from nets.runtime import TorchRuntime
+from nets.postprocess import sigmoid
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def objectness_map(detector: Any, image: np.ndarray) -> np.ndarray:
     """The highest objectness of all anchors and levels at each place.
 
     Args:
-        detector: a `Detector` that runs on PyTorch.
+        detector: a `Detector` whose runtime gives raw maps: a checkpoint's, on any runtime.
         image: (H, W, 3) uint8 RGB.
 
     Returns:
         (H, W) float32 in [0, 1].
     """
-    _require_torch(detector, "--heatmap")
+    if detector.runtime.decodes:
+        raise UserError("--heatmap", "needs raw maps, which this exported file does not give", "give a .pth checkpoint")
     letterbox = detector.config.letterbox
     outputs = detector.runtime.run(letterbox.apply(image)[None])
     height, width = letterbox.input_size
     heat = np.zeros((height, width), np.float32)
     for raw in outputs:
-        level = raw[0, ..., 4].float().sigmoid().amax(dim=0).cpu().numpy()
+        level = sigmoid(raw[0, ..., 4].max(axis=0))
         heat = np.maximum(heat, cv2.resize(level, (width, height), interpolation=cv2.INTER_LINEAR))
     return _to_image(heat, letterbox, image)
 
@@ -55,7 +55,10 @@ def layer_cam(
 
     Source: LayerCAM, Jiang et al. 2021, https://doi.org/10.1109/TIP.2021.3089943
     """
-    _require_torch(detector, "--cam")
+    if detector.runtime.name != "torch":
+        raise UserError("--cam", "needs the network's own weights, not an exported file", "give a .pth checkpoint")
+    import torch  # late: nothing else here needs it
+
     letterbox, model = detector.config.letterbox, detector.runtime.model
     maps: dict[str, Tensor] = {}
 
@@ -96,6 +99,11 @@ def _answer(predictions: Sequence[Tensor], config: Any, box: np.ndarray, label: 
 
     Of the predictions that overlap it at least nine tenths as well as the best one, the one with the highest score.
     """
+    import torch
+    from torchvision.ops import box_convert, box_iou
+
+    from nets.anchors import decode_level
+
     wanted = torch.from_numpy(box).to(predictions[0].device)
     overlaps, logits = [], []
     for raw, anchors, stride, scale in zip(predictions, config.anchors, STRIDES, config.scale_xy, strict=True):
@@ -115,8 +123,3 @@ def _to_image(heat: np.ndarray, letterbox: Any, image: np.ndarray) -> np.ndarray
     new_height, new_width, top, left = letterbox.geometry(height, width)
     part = heat[top : top + new_height, left : left + new_width]
     return cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def _require_torch(detector: Any, option: str) -> None:
-    if not isinstance(detector.runtime, TorchRuntime):
-        raise UserError(option, "needs the network's own weights, not an exported file", "give a .pth checkpoint")

@@ -32,7 +32,7 @@ class Finder:
         tile: None, or the side of tiles in pixels, 0 for the model's input size.
         tile_overlap: share of a tile that its neighbour sees too.
         tta: look several times, mirrored and at other sizes.
-        batch_size: tiles run at once.
+        batch_size: images (or tiles) run at once; 0 takes what is usual for the detector's runtime.
 
     Raises:
         UserError: for a threshold that is none, and a class that the model does not have.
@@ -49,7 +49,7 @@ class Finder:
         tile: int | None = None,
         tile_overlap: float = 0.25,
         tta: bool = False,
-        batch_size: int = 8,
+        batch_size: int = 0,
     ) -> None:
         self.detector, self.config = detector, detector.config
         self.threshold, self.by_class = _thresholds(thresholds, self.config)
@@ -58,21 +58,38 @@ class Finder:
         self.least = np.full(self.config.num_classes, self.threshold)
         for label, threshold in self.by_class.items():
             self.least[label] = threshold
+        self.batch_size = batch_size or getattr(getattr(detector, "runtime", None), "usual_batch", 1)
+        # tiles and views look at pixels of their own
+        self.decoded_size = None if tta or tile is not None else getattr(detector, "decoded_size", None)
         self._engine = detector
         if tta:
             self._engine = AugmentedDetector(self._engine)
         if tile is not None:
-            self._engine = TiledDetector(self._engine, tile or None, tile_overlap, batch_size=batch_size)
+            self._engine = TiledDetector(self._engine, tile or None, tile_overlap, batch_size=self.batch_size)
         self._suppress = SUPPRESSIONS[nms]
         self._iou_threshold = iou_threshold
 
-    def find(self, images: Sequence[np.ndarray], least: float | None = None) -> list[Detections]:
-        """Objects of RGB images in their pixels; `least` lowers all thresholds to it, for the tracker."""
+    def find(
+        self,
+        images: Sequence[np.ndarray],
+        least: float | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[Detections]:
+        """Objects of RGB images in their pixels.
+
+        Args:
+            images: (H, W, 3) uint8 each.
+            least: lowers all thresholds to it, for the tracker.
+            sizes: (height, width) of the whole images, where they were decoded at `decoded_size`.
+        """
         thresholds = self.least if least is None else np.minimum(self.least, least)
         lowest = float(thresholds[self.wanted].min())
         suppress = partial(soft_nms, score_threshold=lowest) if self._suppress is soft_nms else self._suppress
         asked = Thresholds(lowest, self._iou_threshold, self.limit, suppress=suppress)
-        return detect_filtered(self._engine.detect_batch, images, asked, self.wanted, thresholds)
+        detect = self._engine.detect_batch
+        if self.decoded_size is not None and sizes is not None:
+            detect = partial(detect, sizes=sizes)
+        return detect_filtered(detect, images, asked, self.wanted, thresholds)
 
     def threshold_text(self) -> str:
         """Which threshold is used, and where it comes from."""
@@ -134,10 +151,10 @@ def detect_filtered(
     limit, lowest = thresholds.max_detections, thresholds.score_threshold
     if least is not None:
         lowest = float(least[wanted].min(initial=1.0))
-    is_filtered = not wanted.all() or (least is not None and bool((least > lowest).any()))
-    many = max(limit or 0, MOST_CANDIDATES) if is_filtered else limit  # what is left out must not use up the limit
+    if wanted.all() and (least is None or bool((least <= lowest).all())):
+        return detect(images, replace(thresholds, score_threshold=lowest))
+    # what is left out must not use up the limit
+    many = max(limit or 0, MOST_CANDIDATES)
     found = detect(images, replace(thresholds, score_threshold=lowest, max_detections=many))
-    if is_filtered:
-        least = np.zeros(len(wanted)) if least is None else least
-        found = [each[wanted[each.labels] & (each.scores >= least[each.labels])] for each in found]
-    return [each[:limit] for each in found]
+    keep = [wanted[each.labels] & (True if least is None else each.scores >= least[each.labels]) for each in found]
+    return [each[mask][:limit] for each, mask in zip(found, keep, strict=True)]

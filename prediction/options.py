@@ -12,11 +12,11 @@ from typing import Any
 
 from nets.model_config import check_input_size
 from nets.nms import SUPPRESSIONS
+from prediction.codecs import CODEC_NAMES
 from prediction.finder import read_threshold
 from prediction.outputs import (
     WRITERS,
 )
-from prediction.video import CODECS
 from utils.config import option
 from utils.errors import UserError
 
@@ -51,11 +51,14 @@ class PredictOptions:
     json: bool = option(False, "write detections.json")
     save: tuple[str, ...] = option((), f"write {', '.join(WRITERS)}", metavar="KIND")
     images: bool = option(True, "write drawn pictures and videos")
-    codec: str = option("mp4v", "of written videos", choices=tuple(CODECS))
+    codec: str = option(
+        "auto", "of written videos; auto: h264, which browsers play, where ffmpeg is installed", choices=CODEC_NAMES
+    )
+    every: int = option(1, "detect in every N-th frame of a video only", low=1, high=10_000, metavar="N")
     show: bool = option(False, "show pictures as they come, in a window or on a local page")
     recursive: bool = option(False, "take the folders inside folders as well")
     overwrite: bool = option(False, "replace files in the output folder")
-    batch_size: int = option(8, "pictures run at once", low=1, high=1024)
+    batch_size: int | None = option(None, "images run at once (default: 1 on a CPU, 8 on a GPU)", low=1, high=1024)
     max_frames: int | None = option(None, "stop a video or stream after this many frames", low=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     runtime: str = option("auto", "what to run an exported file on")
@@ -73,6 +76,19 @@ def check_numbers(options: PredictOptions) -> None:
 
 
 # --- sources that an option before them swallowed: `--score-threshold 0.3 photo.jpg` ------------------------------
+
+
+def no_source() -> UserError:
+    """The error where nothing is named."""
+    return UserError("SOURCE", "nothing to look at", "name pictures, folders or videos; see predict.py --help")
+
+
+def check_sources(options: PredictOptions) -> PredictOptions:
+    """The options with the sources that other options swallowed. Raises UserError if there can be none."""
+    options = return_sources(options)
+    if not options.sources and not options.classes:  # the last names after --classes may be sources
+        raise no_source()
+    return options
 
 
 def return_sources(options: PredictOptions) -> PredictOptions:

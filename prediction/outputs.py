@@ -17,7 +17,6 @@ from data.formats.writers import voc_xml
 from utils.detections import Detections
 from utils.errors import UserError
 from utils.files import write_file
-from utils.images import write_image
 from utils.output_rules import check_output_folder
 
 
@@ -261,6 +260,8 @@ class _Crops(ResultWriter):
     """Every object as a picture of its own, in a folder of its class."""
 
     def add(self, result: Result) -> None:
+        from utils.images import write_image  # late: OpenCV; the options need only the names in `WRITERS`
+
         found = result.detections
         for number, (crop, label) in enumerate(zip(found.crops(result.image), found.labels, strict=True)):
             if crop.size:
@@ -273,6 +274,8 @@ class _Frames(ResultWriter):
     """The pictures and video frames as they are, so that VOC or YOLO labels of a video have something to lie on."""
 
     def add(self, result: Result) -> None:
+        from utils.images import write_image
+
         write_image(self.folder.claim(f"frames/{result.file_key}.jpg"), result.image)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from prediction.byte_track import LOW_SCORE, ByteTracker
+from prediction.codecs import CODECS, choose_codec
 from prediction.explain import layer_cam, objectness_map
 from prediction.finder import Finder
 from prediction.live_view import Page, open_view
@@ -28,7 +29,6 @@ from prediction.outputs import (
     write_merged,
 )
 from prediction.sources import Source
-from prediction.threads import Background, parallel_map, prefetch
 from prediction.tracking import LineCounter, TrackLog, ZoneCounter
 from prediction.video import Frame, TimedWriter, VideoWriter
 from utils import distributed
@@ -36,6 +36,7 @@ from utils.detections import Detections
 from utils.draw import draw_boxes, draw_detections, draw_heatmap
 from utils.errors import UserError, printable, warn
 from utils.images import write_image
+from utils.threads import Background, parallel_map, prefetch
 
 CAMS_PER_PICTURE = 5
 
@@ -118,23 +119,40 @@ class Prediction:
         return parts is not None
 
     def _run_images(self, items: Sequence[tuple[Source, tuple[str, str]]]) -> None:
-        loaded = parallel_map(_load, items, ahead=2 * self.options.batch_size)
+        min_size = None if self._needs_pixels() else self.finder.decoded_size
+
+        def load(item: tuple[Source, tuple[str, str]]) -> tuple[Any, Any]:
+            try:
+                return item, item[0].read_image_and_size(min_size)
+            except UserError as error:
+                return item, error
+
+        batch_size = self.finder.batch_size
+        ahead = max(4, 2 * batch_size)
+        loaded = parallel_map(load, items, ahead, cost=lambda item: item[0].decoded_bytes(min_size))
         with Background(self._finish_image) as background, contextlib.closing(loaded):
-            for batch in _batches(self._good(loaded), self.options.batch_size):
-                found = self.finder.find([image for _, _, image in batch])
-                for (source, (key, drawn), image), detections in zip(batch, found, strict=True):
-                    result = Result(source.name, key, detections, image.shape[:2], image)
+            for batch in _batches(self._good(loaded), batch_size):
+                sizes = [size for _, _, (_, size) in batch]
+                found = self.finder.find([image for _, _, (image, _) in batch], sizes=sizes)
+                for (source, (key, drawn), (image, size)), detections in zip(batch, found, strict=True):
+                    result = Result(source.name, key, detections, size, image)
                     background.put((result, drawn, self._explain(result)))
                 if self.view is not None and self.view.closed:
                     return
 
-    def _good(self, loaded: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Source, tuple[str, str], np.ndarray]]:
-        for (source, names), image in loaded:
-            if isinstance(image, UserError):
-                self._fail(image)
+    def _needs_pixels(self) -> bool:
+        """Whether something looks at the image itself, and not only the network."""
+        options = self.options
+        shown = options.images or options.show or options.heatmap or options.cam
+        return shown or bool({*OF_PICTURES} & {*output_kinds(options)})
+
+    def _good(self, loaded: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Source, tuple[str, str], Any]]:
+        for (source, names), read in loaded:
+            if isinstance(read, UserError):
+                self._fail(read)
                 self._bar.update()
             else:
-                yield source, names, image
+                yield source, names, read
 
     def _finish_image(self, item: tuple[Result, str, dict[str, np.ndarray]]) -> None:
         result, drawn, explanations = item
@@ -167,7 +185,7 @@ class Prediction:
         return drawn
 
     def _run_video(self, source: Source, key: str, drawn: str) -> None:
-        with source.open_video() as reader, VideoOutput(self, source, key, drawn, reader) as output:
+        with source.open_video(self.options.every) as reader, VideoOutput(self, source, key, drawn, reader) as output:
             try:
                 self._watch(source, reader, output)
             finally:  # also of a stream that died and after Ctrl-C
@@ -180,7 +198,8 @@ class Prediction:
     def _watch(self, source: Source, reader: Any, output: VideoOutput) -> None:
         source_frames: Any = iter(reader) if reader.live else prefetch(reader)
         frames: Any = source_frames
-        total = min(reader.frame_count or sys.maxsize, self.options.max_frames or sys.maxsize)
+        count = -(-reader.frame_count // self.options.every) if reader.frame_count else sys.maxsize
+        total = min(count, self.options.max_frames or sys.maxsize)
         bar = tqdm(
             total=None if total == sys.maxsize else total,
             desc=printable(source.file_name)[:30],
@@ -188,8 +207,10 @@ class Prediction:
             leave=False,
             disable=None,
         )
+        if reader.live and self.options.every > 1:
+            frames = itertools.islice(frames, 0, None, self.options.every)
         frames = itertools.islice(frames, self.options.max_frames)
-        batches = _batches(frames, 1 if reader.live else self.options.batch_size)
+        batches = _batches(frames, 1 if reader.live else self.finder.batch_size)
         least = LOW_SCORE if output.tracker else None
 
         def find(batch: list[Frame]) -> tuple[list[Frame], list[Detections]]:
@@ -305,19 +326,13 @@ class VideoOutput:
             path = self.prediction.folder.claim(self.drawn)
             if self.options.overwrite:
                 path.unlink(missing_ok=True)
-            self._writer = VideoWriter(path, self.reader.fps, picture.shape[:2], self.options.codec)
-            self._timed = TimedWriter(self._writer) if self.reader.live else None
-        if self._timed is not None:
-            self._timed.write(picture, frame.time)
-        else:
-            self._writer.write(picture)
-
-
-def _load(item: tuple[Source, tuple[str, str]]) -> tuple[tuple[Source, tuple[str, str]], np.ndarray | UserError]:
-    try:
-        return item, item[0].read_image()
-    except UserError as error:
-        return item, error
+            codec = choose_codec(self.options.codec)
+            if self.options.codec == "auto" and not CODECS[codec].plays:
+                warn(path, f"is {codec} video, which browsers do not play", "install ffmpeg, or add --codec vp9 (slow)")
+            self._writer = VideoWriter(path, self.reader.write_fps, picture.shape[:2], codec)
+            self._timed = TimedWriter(self._writer)
+        assert self._timed is not None
+        self._timed.write(picture, frame.time)
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -23,7 +23,15 @@ import numpy as np
 from data.skips import Skip
 from prediction.video import VIDEO_SUFFIXES, LiveReader, VideoReader, is_video, is_video_content
 from utils.errors import UserError, printable
-from utils.images import IMAGE_SUFFIXES, decode_image, read_image
+from utils.images import (
+    IMAGE_SUFFIXES,
+    MinSize,
+    decode_image_and_size,
+    decoded_bytes,
+    read_header_bytes,
+    read_image_and_size,
+    read_start,
+)
 
 LIST_SUFFIXES = (".txt", ".lst")
 LIST_BYTES = 64 << 20  # a list of a million paths has less
@@ -64,19 +72,31 @@ class Source:
         return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", text).lstrip(".")[:150] or "source"
 
     def read_image(self) -> np.ndarray:
-        """The picture, (H, W, 3) uint8 RGB. Raises `ImageError` (a UserError)."""
-        if self.data is not None:
-            return decode_image(self.data, self.name)
-        assert self.path is not None
-        return read_image(self.path)
+        """The image, (H, W, 3) uint8 RGB. Raises `ImageError` (a UserError)."""
+        return self.read_image_and_size()[0]
 
-    def open_video(self) -> VideoReader | LiveReader:
-        """The frames of a video or stream. Raises UserError."""
+    def read_image_and_size(self, min_size: MinSize | None = None) -> tuple[np.ndarray, tuple[int, int]]:
+        """The image, and the (height, width) of the whole one; see `utils.images.read_image_and_size`."""
+        if self.data is not None:
+            return decode_image_and_size(self.data, self.name, min_size=min_size)
+        assert self.path is not None
+        return read_image_and_size(self.path, min_size=min_size)
+
+    def decoded_bytes(self, min_size: MinSize | None = None) -> int:
+        """Memory that the image will take; 0 where its header cannot be read, and reading it will say why."""
+        try:
+            header = read_header_bytes(self.data) if self.data is not None else read_start(self.path or "")
+        except UserError:
+            return 0
+        return decoded_bytes(header, min_size)
+
+    def open_video(self, every: int = 1) -> VideoReader | LiveReader:
+        """The frames of a video or stream; of a file every N-th only. Raises UserError."""
         if self.kind == "stream":
             assert self.address is not None
             return LiveReader(self.address)
         assert self.path is not None
-        return VideoReader(self.path)
+        return VideoReader(self.path, every)
 
 
 def list_sources(

@@ -14,10 +14,10 @@ import numpy as np
 
 from data.skips import Skip
 from prediction.sources import Source, list_sources
-from prediction.threads import parallel_map, prefetch
 from prediction.video import Frame
 from utils.detections import Detections
 from utils.errors import MissingFileError, UserError, warn
+from utils.threads import parallel_map, prefetch
 
 Detect = Callable[[Sequence[np.ndarray]], list[Detections]]
 
@@ -77,7 +77,7 @@ def _watch(detect: Detect, sources: list[Source], batch_size: int, alone: bool) 
 
 def _pictures(sources: list[Source], ahead: int, alone: bool) -> Iterator[Frame]:
     index = 0
-    with contextlib.closing(parallel_map(_read, sources, ahead)) as images:
+    with contextlib.closing(parallel_map(_read, sources, ahead, cost=Source.decoded_bytes)) as images:
         for image in images:
             if not isinstance(image, UserError):
                 yield Frame(image, index, 0.0)

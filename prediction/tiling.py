@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from nets.nms import Suppress, agnostic_nms, merge_cut_boxes
 from utils.detections import Detections
@@ -112,13 +111,12 @@ def join_views(
     `suppress` is for what merging within a class leaves: doubles of other classes.
     """
     boxes, scores, labels = (
-        torch.from_numpy(np.concatenate([getattr(view, name) for view in views]))
-        for name in ("boxes", "scores", "labels")
+        np.concatenate([getattr(view, name) for view in views]) for name in ("boxes", "scores", "labels")
     )
-    found = merge_cut_boxes(boxes, scores, labels, torch.from_numpy(np.concatenate(cut)), iou_threshold)
+    found = merge_cut_boxes(boxes, scores, labels, np.concatenate(cut), iou_threshold)
     if suppress is not None:
         found = suppress(*found, iou_threshold)
-    return Detections(*(t.numpy() for t in found))[:max_detections]
+    return Detections(*found)[:max_detections]
 
 
 def _moved(found: Detections, window: tuple[int, int, int, int]) -> Detections:

@@ -8,10 +8,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torchvision.ops import batched_nms
 
-from nets.nms import Suppress, weighted_box_fusion
+from nets.nms import Suppress, nms, weighted_box_fusion
 from utils.detections import Detections
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
@@ -77,13 +75,13 @@ def _joined(
 ) -> Detections:
     """The views of one image as one, best first; by NMS within each class where `suppress` is None."""
     boxes, scores, labels = (
-        torch.from_numpy(np.concatenate([getattr(v, name) for v in views])) for name in ("boxes", "scores", "labels")
+        np.concatenate([getattr(v, name) for v in views]) for name in ("boxes", "scores", "labels")
     )
-    order = scores.argsort(descending=True, stable=True)
+    order = np.argsort(-scores, kind="stable")
     boxes, scores, labels = boxes[order], scores[order], labels[order]
     if suppress is None:
-        keep = batched_nms(boxes, scores, labels, iou_threshold)
+        keep = nms(boxes, labels, iou_threshold)
         boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
     else:
         boxes, scores, labels = suppress(boxes, scores, labels, iou_threshold)
-    return Detections(*(each[:max_detections].numpy() for each in (boxes, scores, labels)))
+    return Detections(*(each[:max_detections] for each in (boxes, scores, labels)))

@@ -6,18 +6,21 @@ import contextlib
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what it has to say is said here, in one form
 
 import cv2
 import numpy as np
 
+from prediction.codecs import CODECS, encoder_command, find_encoder
 from utils.errors import RunError, UserError, warn
 
 if "OPENCV_LOG_LEVEL" not in os.environ:
@@ -46,14 +49,11 @@ DEFAULT_FPS = 25.0  # for a file or camera that does not tell its own
 RECONNECTS = 5  # attempts in a row to bring a dead stream back
 BACK_OFF = 0.5  # seconds before the first of them, doubled each time
 SPARE_BYTES = 1 << 20  # left on the disk, so that a video can be finished
+FASTEST_FPS = 60.0  # at which a video with frames in bursts is written
 STREAM_TIMEOUT = 10.0  # seconds without an answer or a frame after which a stream counts as dead
 
-# --codec -> suffix of the file, suffix that FFmpeg chooses its container by, four-character code
-CODECS = {
-    "mp4v": (".mp4", ".ismv", "mp4v"),  # fragmented MP4: a file that is cut anywhere still plays up to there
-    "vp9": (".webm", ".webm", "VP90"),  # plays in every browser; slower to write
-    "mjpg": (".avi", ".avi", "MJPG"),  # big files, the quickest to write
-}
+# codecs whose files OpenCV's packages may open without having a decoder, by four-character code
+OPTIONAL_DECODERS = {b"av01": "AV1", b"hev1": "HEVC", b"hvc1": "HEVC", b"hevc": "HEVC", b"vvc1": "VVC"}
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,16 @@ class Frame:
 
 
 class VideoReader:
-    """The frames of a video file, in order.
+    """The frames of a video file, in order, at the times that the container says.
 
     Args:
         path: the file; any name the operating system knows.
+        every: give every N-th frame only; the others are decoded, and not brought into an array.
 
     Attributes:
-        fps: frames a second.
+        fps: frames a second, on average.
+        write_fps: the rate at which what comes out should be written; that of the first frames where they come faster
+            than the average, as those of a phone do. Known once iteration has begun.
         size: (height, width), pixels.
         frame_count: what the file claims to hold, or None where it does not tell.
         frames_read: how many came out of it so far.
@@ -92,8 +95,8 @@ class VideoReader:
     live = False
     dropped = 0
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], every: int = 1) -> None:
+        self.path, self.every = Path(path), every
         self.frames_read = 0
         _check_file(self.path)
         with _safe_name(self.path) as name:
@@ -102,19 +105,49 @@ class VideoReader:
             self._capture.release()
             raise UserError(path, "is not a video that can be decoded, or its end is cut off", "copy it again")
         self.fps = _plausible_fps(self._capture.get(cv2.CAP_PROP_FPS))
+        self.write_fps = self.fps / every
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.frame_count = int(count) if 0 < count < 1e9 else None
         height, width = (int(self._capture.get(p)) for p in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
         self.size = (height, width)
+        self._start, self._time = 0.0, -1.0
 
     def __iter__(self) -> Iterator[Frame]:
-        while True:
-            done, image = self._capture.read()
-            if not done:
-                return
-            index = self.frames_read
+        first, second = self._read(), self._read()
+        if first is not None and second is not None:
+            rate = 1 / (second.time - first.time)
+            self.write_fps = rate if self.write_fps * 1.5 < rate <= FASTEST_FPS else self.write_fps
+        frame: Frame | None
+        for frame in (first, second):
+            if frame is not None:
+                yield frame
+        while second is not None and (frame := self._read()) is not None:
+            yield frame
+
+    def _read(self) -> Frame | None:
+        """The next frame that is asked for; None at the end."""
+        while self._capture.grab():
+            index, at = self.frames_read, self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             self.frames_read += 1
-            yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), index, index / self.fps)
+            if index == 0:
+                self._start = at
+            at -= self._start
+            # some containers have no times, or the same one twice
+            self._time = at if index == 0 or at > self._time else self._time + 1 / self.fps
+            if index % self.every == 0:
+                done, image = self._capture.retrieve()
+                if not done:
+                    return None
+                return Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image), index, self._time)
+        if not self.frames_read and (name := self._codec_name()):
+            what = f"is {name} video, which this OpenCV cannot decode"
+            raise UserError(self.path, what, f"convert it: ffmpeg -i {self.path.name} -c:v libx264 new.mp4")
+        return None
+
+    def _codec_name(self) -> str:
+        """`AV1`, `HEVC` or `VVC`; else empty."""
+        code = int(self._capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
+        return OPTIONAL_DECODERS.get(code.to_bytes(4, "little").lower(), "")
 
     @property
     def cut(self) -> str:
@@ -157,6 +190,11 @@ class LiveReader:
     live = True
     frame_count = None
     cut = ""
+
+    @property
+    def write_fps(self) -> float:
+        """The rate at which its frames should be written."""
+        return self.fps
 
     def __init__(self, address: int | str, reconnects: int = RECONNECTS, back_off: float | None = None) -> None:
         self.address = address
@@ -267,19 +305,23 @@ class VideoWriter:
     """A video file that plays up to its last written part even if the program is killed.
 
     Args:
-        path: the file; its suffix is that of the codec (see `video_suffix`).
+        path: the file; its suffix is that of the codec.
         fps: frames a second.
         size: (height, width), pixels.
         codec: a key of `CODECS`.
 
     Raises:
-        RunError: if this OpenCV cannot write it, or (on close) nothing readable was written.
+        RunError: if nothing here can write it, or (on close) nothing readable was written.
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int], codec: str = "mp4v") -> None:
         self.path, self.fps, self.size = path, fps, size
         self.frames_written = 0
-        _, container, code = CODECS[codec]
+        if find_encoder(codec) is not None:
+            self._working = path
+            self._writer: Any = _CommandWriter(path, fps, size, codec)
+            return
+        container, code = CODECS[codec].container, CODECS[codec].code
         self._working = path.with_suffix(container)
         if self._working != path and self._working.exists():
             raise UserError(self._working, "exists and would be overwritten", "move it, or choose another --output")
@@ -288,14 +330,17 @@ class VideoWriter:
             self._working = path
             self._writer = self._open(path, code)
         if not self._writer.isOpened():
-            raise RunError(path, f"this OpenCV cannot write {codec} video", f"try --codec {_other_codecs(codec)}")
+            others = " or ".join(name for name in CODECS if name != codec and not CODECS[name].encoders)
+            todo = f"install ffmpeg, or try --codec {others}" if CODECS[codec].encoders else f"try --codec {others}"
+            raise RunError(path, f"this OpenCV cannot write {codec} video", todo)
         self._rename()
 
     def write(self, image: np.ndarray) -> None:
         """Append an RGB frame; one of another size is resized."""
         if image.shape[:2] != self.size:
             image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_AREA)
-        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        is_command = isinstance(self._writer, _CommandWriter)
+        self._writer.write(image if is_command else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         self.frames_written += 1
         free = shutil.disk_usage(self.path.parent).free
         if free < SPARE_BYTES:  # OpenCV does not say that a frame was not written
@@ -332,13 +377,55 @@ class VideoWriter:
                 self._working = self.path
 
 
-def video_suffix(codec: str) -> str:
-    """The suffix of files that `VideoWriter` writes with `codec`."""
-    return CODECS[codec][0]
+class _CommandWriter:
+    """A video that the `ffmpeg` command writes, from frames through a pipe."""
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int], codec: str) -> None:
+        self.path = path
+        if not path.parent.is_dir():
+            raise RunError(path, "the video cannot be written: there is no such folder", "create it first")
+        height, width = size
+        self._pad = (0, height % 2, 0, width % 2)  # pixels share their colours by twos
+        command = encoder_command(codec, str(path.resolve()), fps, (height + height % 2, width + width % 2))
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed in release()
+        # a session of its own: Ctrl-C ends this program, and this program ends the video in good order
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors, start_new_session=True
+        )
+
+    def write(self, image: np.ndarray) -> None:
+        """Append an RGB frame."""
+        if any(self._pad):
+            image = cv2.copyMakeBorder(image, *self._pad, cv2.BORDER_REPLICATE)
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420).data)
+        except (BrokenPipeError, ValueError) as error:
+            raise self._failure() from error
+
+    def release(self) -> None:
+        """Wait until the file is whole."""
+        if self._errors.closed:
+            return
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        if self._process.wait() != 0:
+            raise self._failure()
+        self._errors.close()
+
+    def _failure(self) -> RunError:
+        self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
+        self._errors.close()
+        return RunError(
+            self.path, f"ffmpeg cannot write the video ({lines[-1][:200]})", "make room, or try --codec mp4v"
+        )
 
 
 class TimedWriter:
-    """Writes live frames at a steady rate: each stays until the next one arrived, so that time runs as it did.
+    """Writes frames at a steady rate: each stays until the next one arrived, so that time runs as it did.
 
     Args:
         writer: where they go.
@@ -407,10 +494,6 @@ def _safe_name(path: Path) -> Iterator[str]:
 
 def _plausible_fps(fps: float) -> float:
     return float(fps) if 0.1 <= fps <= 1000 else DEFAULT_FPS
-
-
-def _other_codecs(codec: str) -> str:
-    return " or ".join(name for name in CODECS if name != codec)
 
 
 def _name_brand(path: Path) -> None:

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from nets.export.graph import read_metadata
-from nets.export.onnx_file import open_session
+from nets.export.form import read_metadata
+from nets.export.onnx_runtime import open_session
 from utils.errors import UserError
 
 # of onnxruntime-web/dist: the smallest build that runs everywhere (WebAssembly with SIMD and threads)

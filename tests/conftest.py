@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("MOBILENET_YOLO_RUNTIME", "torch")  # an export for each test's checkpoint would take minutes
 
 import pytest
 import torch

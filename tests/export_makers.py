@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nets.export.form import Form
 from nets.export.formats import FORMATS
-from nets.export.graph import Form
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4

@@ -16,7 +16,7 @@ import benchmark
 from benchmark import BenchmarkOptions
 from benchmarks.formats_table import END, START, draw_formats, fill_markers, formats_table
 from data.tools.demo import DEMO_CLASSES, write_demo
-from nets.export.graph import Form
+from nets.export.form import Form
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError, UserError

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from nets.detector import Detector
 from nets.model_config import ModelConfig
+from nets.postprocess import sigmoid
 from nets.yolov4 import YOLOv4
 from prediction.explain import layer_cam, objectness_map
 from utils.errors import UserError
@@ -30,14 +33,14 @@ def test_objectness_has_the_size_of_the_image_and_the_networks_own_values(
     heat = objectness_map(detector, image)
     assert heat.shape == size and heat.dtype == np.float32
     outputs = detector.runtime.run(detector.config.letterbox.apply(image)[None])
-    highest = max(float(raw[..., 4].sigmoid().max()) for raw in outputs)
+    highest = max(float(sigmoid(raw[..., 4]).max()) for raw in outputs)
     assert 0 < heat.max() <= highest + 1e-6
 
 
 def test_objectness_is_hot_where_a_cell_was_made_to_answer(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = [torch.full((1, 3, 64 // s, 96 // s, 7), -9.0) for s in (8, 16, 32)]
     outputs[0][0, 1, 2, 9, 4] = 9.0  # row 2, column 9 of stride 8: pixels 16 to 24, 72 to 80
-    monkeypatch.setattr(detector.runtime, "run", lambda _: outputs)
+    monkeypatch.setattr(detector.runtime, "run", lambda _: [raw.numpy() for raw in outputs])
     heat = objectness_map(detector, np.zeros((64, 96, 3), np.uint8))
     assert np.unravel_index(heat.argmax(), heat.shape) in [(y, x) for y in range(16, 24) for x in range(72, 80)]
     assert heat[50, 20] < 0.01
@@ -81,7 +84,7 @@ def test_a_class_activation_map_changes_no_weights_and_needs_no_gradient_outside
 
 def test_exported_files_are_refused_with_what_to_do() -> None:
     class Exported:
-        runtime = object()
+        runtime = SimpleNamespace(name="onnxruntime", decodes=True)
 
     for explain in (
         lambda: objectness_map(Exported(), np.zeros((9, 9, 3))),

@@ -13,13 +13,14 @@ from export_makers import CONFIG, checkpoint, exported, pictures, small_model
 
 import export
 from nets.export.check import check_export, export_and_check
+from nets.export.form import Form, read_metadata, write_metadata
 from nets.export.formats import FORMATS
-from nets.export.graph import DeployedNetwork, Form, read_metadata, write_metadata
+from nets.export.graph import DeployedNetwork
 from nets.export.load import load_runtime
 from nets.export.parity import TOLERANCES, Parity, compare, count_changed
 from nets.export.quantize import QUANTIZERS, Node, choose_layers, group_nodes, output_error
 from nets.model_config import ModelConfig
-from nets.runtime import TorchRuntime
+from nets.torch_runtime import TorchRuntime
 from nets.yolov4 import YOLOv4
 from utils.detections import Detections
 from utils.errors import MissingExtra, RunError, UserError

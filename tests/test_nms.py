@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 
-from nets.nms import SUPPRESSIONS, agnostic_nms, diou_nms, merge_cut_boxes, soft_nms, weighted_box_fusion
+from nets.nms import (
+    SUPPRESSIONS,
+    agnostic_nms,
+    box_iou,
+    diou_nms,
+    merge_cut_boxes,
+    nms,
+    soft_nms,
+    weighted_box_fusion,
+)
 
-BOXES = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [100, 100, 120, 120], [0, 0, 10, 10]])
-SCORES = torch.tensor([0.9, 0.8, 0.7, 0.6])
-LABELS = torch.tensor([0, 0, 1, 2])
+BOXES = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [100, 100, 120, 120], [0, 0, 10, 10]], np.float32)
+SCORES = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
+LABELS = np.array([0, 0, 1, 2])
 
 
 @pytest.mark.parametrize("name", [name for name, function in SUPPRESSIONS.items() if function is not None])
 def test_every_kind_takes_no_boxes_and_gives_the_best_first(name: str) -> None:
     function = SUPPRESSIONS[name]
     assert function is not None
-    boxes, scores, labels = function(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), 0.5)
+    boxes, scores, labels = function(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), 0.5)
     assert boxes.shape == (0, 4) and scores.shape == labels.shape == (0,)
     boxes, scores, labels = function(BOXES, SCORES, LABELS, 0.5)
     assert len(boxes) == len(scores) == len(labels) >= 2
@@ -33,11 +44,11 @@ def test_agnostic_nms_keeps_one_object_in_a_place_whatever_its_class() -> None:
 
 def test_diou_nms_keeps_a_neighbour_that_plain_nms_takes_for_a_double() -> None:
     # IoU 6 / 14 = 0.43; the centres are 4 apart in a hull with diagonal sqrt(14^2 + 10^2): DIoU = 0.43 - 16 / 296
-    boxes = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10]])
-    scores, labels = torch.tensor([0.9, 0.8]), torch.tensor([0, 0])
+    boxes = np.array([[0.0, 0, 10, 10], [4, 0, 14, 10]], np.float32)
+    scores, labels = np.array([0.9, 0.8]), np.array([0, 0])
     assert len(diou_nms(boxes, scores, labels, 0.40)[0]) == 2
     assert len(diou_nms(boxes, scores, labels, 0.37)[0]) == 1
-    assert len(diou_nms(boxes, scores, torch.tensor([0, 1]), 0.37)[0]) == 2
+    assert len(diou_nms(boxes, scores, np.array([0, 1]), 0.37)[0]) == 2
 
 
 def test_soft_nms_lowers_scores_by_the_papers_gaussian() -> None:
@@ -62,17 +73,57 @@ def test_weighted_box_fusion_of_several_views_trusts_what_they_agree_on() -> Non
 
 
 def test_the_two_halves_of_a_cut_object_and_the_whole_become_one() -> None:
-    boxes = torch.tensor([[0.0, 0, 40, 20], [0, 0, 20, 20], [15, 0, 40, 20]])
-    scores, labels = torch.tensor([0.5, 0.9, 0.8]), torch.zeros(3, dtype=torch.long)
-    cut = torch.tensor([False, True, True])
+    boxes = np.array([[0.0, 0, 40, 20], [0, 0, 20, 20], [15, 0, 40, 20]], np.float32)
+    scores, labels = np.array([0.5, 0.9, 0.8]), np.zeros(3, np.int64)
+    cut = np.array([False, True, True])
     merged, best, _ = merge_cut_boxes(boxes, scores, labels, cut, 0.5)
     assert merged.tolist() == [[0, 0, 40, 20]]
     assert best.tolist() == pytest.approx([0.9])
 
 
 def test_a_small_object_before_a_large_one_of_its_class_is_not_merged_unless_a_tile_cut_it() -> None:
-    boxes = torch.tensor([[0.0, 0, 100, 100], [40, 40, 60, 60]])
-    scores, labels = torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.long)
-    assert len(merge_cut_boxes(boxes, scores, labels, torch.tensor([False, False]), 0.5)[0]) == 2
-    assert len(merge_cut_boxes(boxes, scores, labels, torch.tensor([False, True]), 0.5)[0]) == 1
-    assert len(merge_cut_boxes(boxes, scores, torch.tensor([0, 1]), torch.tensor([False, True]), 0.5)[0]) == 2
+    boxes = np.array([[0.0, 0, 100, 100], [40, 40, 60, 60]], np.float32)
+    scores, labels = np.array([0.9, 0.8]), np.zeros(2, np.int64)
+    assert len(merge_cut_boxes(boxes, scores, labels, np.array([False, False]), 0.5)[0]) == 2
+    assert len(merge_cut_boxes(boxes, scores, labels, np.array([False, True]), 0.5)[0]) == 1
+    assert len(merge_cut_boxes(boxes, scores, np.array([0, 1]), np.array([False, True]), 0.5)[0]) == 2
+
+
+def boxes_and_labels(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes best first, with labels, of a kind that suppression could stumble over."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(0, 700))
+    corner, size = rng.uniform(-50, 300, (count, 2)), rng.uniform(0, 120, (count, 2))
+    if kind == "whole numbers":  # many boxes and overlaps are equal
+        corner, size = corner.round(-1), size.round(-1)
+    if kind == "degenerate":  # without area, inverted, huge
+        size[rng.random(count) < 0.3] = 0
+        size[rng.random(count) < 0.1] *= -1
+        size[rng.random(count) < 0.05] = 1e19
+    if kind == "one place":
+        corner[:], size[:] = 10, 20
+    boxes = np.concatenate([corner, corner + size], axis=1).astype(np.float32)
+    return boxes, rng.integers(0, 1 if kind == "one class" else 5, count)
+
+
+@pytest.mark.parametrize("kind", ["random", "whole numbers", "degenerate", "one place", "one class"])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1 / 3, 0.99, 1.0])
+def test_nms_keeps_what_torchvision_keeps(kind: str, threshold: float) -> None:
+    for seed in range(4):
+        boxes, labels = boxes_and_labels(kind, seed)
+        scores = torch.linspace(1, 0, len(boxes)) if seed % 2 else torch.full((len(boxes),), 0.5)
+        plain = torchvision.ops.nms(torch.from_numpy(boxes), scores, threshold).numpy()
+        assert np.array_equal(nms(boxes, None, threshold), plain)
+        assert np.array_equal(nms(boxes, None, threshold, limit=7), plain[:7])
+        each = [np.flatnonzero(labels == c) for c in range(5)]
+        kept = [
+            part[torchvision.ops.nms(torch.from_numpy(boxes[part]), scores[part], threshold).numpy()] for part in each
+        ]
+        assert np.array_equal(nms(boxes, labels, threshold), np.sort(np.concatenate(kept)))
+
+
+def test_overlaps_are_torchvisions() -> None:
+    boxes, _ = boxes_and_labels("degenerate", 1)
+    ours = box_iou(boxes[:50], boxes)
+    theirs = torchvision.ops.box_iou(torch.from_numpy(boxes[:50]), torch.from_numpy(boxes)).numpy()
+    assert np.array_equal(ours, theirs, equal_nan=True)

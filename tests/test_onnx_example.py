@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from export_makers import checkpoint, exported, pictures
 
-from nets.export.graph import Form
+from nets.export.form import Form
 from prediction.detector import load_detector
 from utils.images import write_image
 

@@ -9,7 +9,7 @@ from export_makers import CONFIG, checkpoint, exported
 
 from benchmarks import pareto
 from benchmarks.pareto import Point, pareto_front, preset_config, read_score
-from nets.export.graph import Form
+from nets.export.form import Form
 from utils.errors import UserError
 
 

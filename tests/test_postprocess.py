@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert, nms
 
-from nets.anchors import encode
+from nets.anchors import decode_level, encode
 from nets.model_config import STRIDES, ModelConfig
+from nets.nms import Found
 from nets.postprocess import MAX_CANDIDATES, postprocess, postprocess_decoded
 from utils.thresholds import Thresholds
 
@@ -78,7 +81,7 @@ def test_suppression_looks_at_a_bounded_number_of_candidates() -> None:
     maps = [torch.randn(1, 3, 512 // s, 512 // s, 7) for s in STRIDES]
     seen: list[int] = []
 
-    def count(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> tuple[Tensor, Tensor, Tensor]:
+    def count(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou: float) -> Found:
         seen.append(len(boxes))
         return boxes, scores, labels
 
@@ -105,3 +108,60 @@ def test_thresholds_of_nought_and_one_are_allowed() -> None:
     maps = silent()
     assert len(postprocess(maps, CONFIG, Thresholds(score_threshold=1.0))[0]) == 0
     assert len(postprocess(maps, CONFIG, Thresholds(score_threshold=0.0))[0]) == CONFIG.max_detections
+
+
+def read_with_torchvision(
+    maps: list[Tensor], score_threshold: float, iou_threshold: float, multi_label: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same from all places, by PyTorch and torchvision: boxes, scores, labels of the best 100."""
+    boxes, scores = [], []
+    for raw, anchors, stride, scale in zip(maps, CONFIG.anchors, STRIDES, CONFIG.scale_xy, strict=True):
+        raw = raw.float()
+        decoded = decode_level(raw, torch.tensor(anchors), stride, scale).reshape(-1, 4)
+        boxes.append(box_convert(decoded, "cxcywh", "xyxy"))
+        scores.append((raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()).reshape(-1, 2))
+    every, score = torch.cat(boxes), torch.cat(scores)
+    if multi_label:
+        place, label = (score >= score_threshold).nonzero(as_tuple=True)
+    else:
+        label = score.argmax(1)
+        place = (score.amax(1) >= score_threshold).nonzero()[:, 0]
+        label = label[place]
+    best = score[place, label]
+    good = every[place].isfinite().all(1)
+    place, label, best = place[good], label[good], best[good]
+    order = best.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
+    place, label, best = place[order], label[order], best[order]
+    kept = [
+        part[nms(every[place[part]], best[part], iou_threshold)]
+        for part in ((label == c).nonzero()[:, 0] for c in (0, 1))
+    ]
+    keep = torch.cat(kept).sort().values[:100]
+    return every[place[keep]].numpy(), best[keep].numpy(), label[keep].numpy()
+
+
+@pytest.mark.parametrize("kind", ["random", "half", "few", "extreme", "nothing"])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_detections_are_those_of_pytorch_and_torchvision(kind: str, multi_label: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    spread = {"few": 6.0, "extreme": 60.0}.get(kind, 2.0)
+    maps = [torch.randn(2, 3, 256 // s, 256 // s, 7, generator=generator) * spread for s in STRIDES]
+    for raw in maps:
+        if kind == "nothing":
+            raw[..., 4] = -50
+        if kind == "few":
+            raw[..., 4] -= 6
+        if kind == "extreme":
+            raw.view(-1)[::97], raw.view(-1)[5::89] = float("nan"), float("inf")
+            raw.view(-1)[7::83] = float("-inf")
+    maps = [raw.half() for raw in maps] if kind == "half" else maps
+    for score_threshold, iou_threshold in ((0.001, 0.5), (0.25, 0.3), (0.7, 0.0)):
+        found = postprocess(maps, CONFIG, Thresholds(score_threshold, iou_threshold, multi_label=multi_label))
+        for number, each in enumerate(found):
+            one = [raw[number : number + 1] for raw in maps]
+            boxes, scores, labels = read_with_torchvision(one, score_threshold, iou_threshold, multi_label)
+            assert len(each) == len(boxes), (kind, score_threshold)
+            np.testing.assert_allclose(each.scores, scores, atol=1e-6)
+            same = np.ones(len(each), bool) if kind != "extreme" else np.diff(each.scores, prepend=2) < -1e-6
+            np.testing.assert_array_equal(each.labels[same], labels[same])
+            np.testing.assert_allclose(each.boxes[same], boxes[same], rtol=1e-4, atol=1e-3)

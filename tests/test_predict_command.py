@@ -23,6 +23,7 @@ import predict
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
+from prediction import command as prediction_command
 from prediction import run as prediction_run
 from prediction import video
 from prediction.live_view import Page
@@ -69,7 +70,7 @@ class Painted:
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> Painted:
     detector = Painted()
-    monkeypatch.setattr(predict, "load_detector", lambda *_: detector)
+    monkeypatch.setattr(prediction_command, "load_detector", lambda *_: detector)
     return detector
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from export_makers import CONFIG, checkpoint, exported, pictures, small_model
 
-from nets.export import cache
+from nets.export import cache, check
+from nets.export.form import Form
 from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, RUNTIMES, file_kind, runtimes_of
-from nets.export.graph import Form
 from nets.export.load import load_runtime
-from nets.runtime import TorchRuntime
+from nets.torch_runtime import TorchRuntime
 from prediction.detector import Detector, load_detector
 from utils.errors import UserError
 
@@ -55,7 +54,7 @@ def test_openvino_runs_an_onnx_file_when_asked() -> None:
     assert runtime.name == "openvino"
     boxes, scores = runtime.run(pictures(1))
     expected = load_runtime(exported("onnx", PLAIN), "cpu").run(pictures(1))
-    assert torch.allclose(boxes, expected[0], atol=0.05) and torch.allclose(scores, expected[1], atol=1e-4)
+    assert np.allclose(boxes, expected[0], atol=0.05) and np.allclose(scores, expected[1], atol=1e-4)
 
 
 def test_a_file_of_one_size_refuses_another() -> None:
@@ -142,7 +141,7 @@ def test_a_checkpoint_is_exported_for_another_runtime_only_once(cache_folder, ca
 
 def test_the_fastest_runtime_is_measured_once_and_then_taken_by_itself(monkeypatch, capsys) -> None:
     monkeypatch.setattr(cache, "CACHED_RUNTIMES", ("torchscript",))
-    assert load_runtime(checkpoint(), "cpu").name == "torch"  # nothing is remembered
+    monkeypatch.delenv(cache.DEFAULT)
     monkeypatch.setattr(cache, "measure", lambda model, runtimes: {"torch": 0.2, "torchscript": 0.1})
     assert load_runtime(checkpoint(), "cpu", "fastest").name == "torchscript"
     assert "torchscript (torch 200.0 ms, torchscript 100.0 ms)" in capsys.readouterr().err
@@ -153,6 +152,8 @@ def test_the_fastest_runtime_is_measured_once_and_then_taken_by_itself(monkeypat
 
 
 def test_what_is_remembered_is_not_believed_when_the_file_is_gone(monkeypatch, cache_folder) -> None:
+    monkeypatch.delenv(cache.DEFAULT)
+    monkeypatch.setattr(cache, "PREFERRED", ())
     monkeypatch.setattr(cache, "CACHED_RUNTIMES", ("torchscript",))
     monkeypatch.setattr(cache, "measure", lambda model, runtimes: {"torch": 0.2, "torchscript": 0.1})
     load_runtime(checkpoint(), "cpu", "fastest")
@@ -165,15 +166,40 @@ def test_what_is_remembered_is_not_believed_when_the_file_is_gone(monkeypatch, c
     assert load_runtime(checkpoint(), "cpu").name == "torch"
 
 
-def test_without_a_measurement_what_is_ready_is_taken_and_what_pays_is_made(monkeypatch) -> None:
-    monkeypatch.setattr(cache, "_are_makeable", lambda name: name != "openvino")
-    monkeypatch.setattr(cache, "PREFERRED", ("onnxruntime",))
-    assert cache.quickest(checkpoint()) == "torch"  # a picture or two are sooner done than an export
-    assert cache.quickest(checkpoint(), exports=True) == "onnxruntime"
+def test_without_a_measurement_the_fastest_that_can_be_exported_is_taken(monkeypatch) -> None:
+    monkeypatch.delenv(cache.DEFAULT)
+    monkeypatch.setattr(cache, "are_installed", lambda packages: "openvino" not in packages)
+    assert cache.default_runtime(checkpoint()) == "onnxruntime"
+    assert load_runtime(checkpoint(), "cpu").name == "onnxruntime"
+    monkeypatch.setattr(cache, "are_installed", lambda packages: not {"openvino", "onnxscript"} & set(packages))
+    assert cache.default_runtime(checkpoint()) == "onnxruntime"  # ready: what exports it need not be there
+    cache.remember_failure(checkpoint(), "onnxruntime", "no such operator")
+    assert cache.default_runtime(checkpoint()) == "torch"
+    monkeypatch.setenv(cache.DEFAULT, "openvino")
+    assert cache.default_runtime(checkpoint()) == "openvino"
+
+
+def test_a_checkpoint_that_cannot_be_exported_runs_on_pytorch_with_one_line(monkeypatch, capsys) -> None:
+    monkeypatch.delenv(cache.DEFAULT)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(check, "export_and_check", fail)
+    assert load_runtime(checkpoint(), "cpu").name == "torch"
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "no such operator" in lines[1] and "runs on PyTorch" in lines[1]
+    assert load_runtime(checkpoint(), "cpu").name == "torch"  # and it is not tried again at each start
+    assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_cached_export_is_made_again(monkeypatch) -> None:
     load_runtime(checkpoint(), "cpu", "onnxruntime")
-    assert cache.quickest(checkpoint()) == "onnxruntime"
-    cache._remember(checkpoint(), {"runtime": "torch", "file": ""})
-    assert cache.quickest(checkpoint(), exports=True) == "torch"
+    target = cache.cached_path(checkpoint(), "onnxruntime")
+    size = target.stat().st_size
+    target.write_bytes(target.read_bytes()[:1000])
+    assert load_runtime(checkpoint(), "cpu", "onnxruntime").name == "onnxruntime"
+    assert target.stat().st_size == size
 
 
 def test_threads_take_turns_in_the_network() -> None:
@@ -182,7 +208,7 @@ def test_threads_take_turns_in_the_network() -> None:
     expected = detector(list(images))
     run, inside = detector.runtime.run, threading.Semaphore(1)
 
-    def run_alone(batch: np.ndarray) -> list[torch.Tensor]:
+    def run_alone(batch: np.ndarray) -> list[np.ndarray]:
         assert inside.acquire(blocking=False), "two threads are in the network"
         try:
             return run(batch)

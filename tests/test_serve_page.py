@@ -323,7 +323,7 @@ def cell_model(path: Path, uint8_input: bool) -> Path:
     """An ONNX file that finds in every 8 x 8 cell three classes, as surely as it is red, green and blue."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    from nets.export.graph import Form, write_metadata
+    from nets.export.form import Form, write_metadata
 
     config = ModelConfig(
         class_names=("red", "green", "blue"), input_size=(96, 96), score_threshold=0.6, iou_threshold=0.3
@@ -373,7 +373,7 @@ def test_in_the_browser_the_same_is_found_and_no_picture_leaves_it(
     browser: webdriver.Chrome, tmp_path: Path, uint8_input: bool
 ) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
-    from nets.export.onnx_file import OnnxRuntime
+    from nets.export.onnx_runtime import OnnxRuntime
     from service.browser import load_browser_model
 
     path = cell_model(tmp_path / "model.onnx", uint8_input)

@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
-from prediction.threads import Background, parallel_map, prefetch
+from utils.threads import Background, parallel_map, prefetch
 
 
 def test_prefetched_items_keep_their_order_and_are_never_far_ahead() -> None:
@@ -58,6 +59,39 @@ def test_parallel_map_keeps_order_and_does_not_run_ahead() -> None:
         results.append(result)
         assert len(begun) <= len(results) + 5
     assert results == [number * number for number in range(40)]
+
+
+def test_what_waits_is_bounded_by_bytes_and_one_item_always_passes() -> None:
+    alive, most = 0, 0
+    lock = threading.Lock()
+
+    def make(number: int) -> int:
+        nonlocal alive, most
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return number
+
+    used = []
+    for number in parallel_map(make, range(30), ahead=8, cost=lambda number: 40, max_bytes=100):
+        used.append(number)
+        with lock:
+            alive -= 1
+    assert used == list(range(30)) and most <= 4  # two that wait, one in use, one just begun
+    assert list(parallel_map(make, range(3), ahead=8, cost=lambda number: 10**9, max_bytes=1)) == [0, 1, 2]
+
+    made: list[int] = []
+    arrays = (np.zeros(40, np.uint8) for _ in map(made.append, range(30)))
+    for count, array in enumerate(prefetch(arrays, max_bytes=100), start=1):
+        time.sleep(0.005)
+        assert array.nbytes == 40 and len(made) <= count + 4
+    assert len(made) == 30
+
+    done: list[int] = []
+    with Background(lambda item: done.append(len(item)), max_bytes=10) as background:
+        for _ in range(5):
+            background.put(np.zeros(1000, np.uint8))
+    assert done == [1000] * 5
 
 
 def test_background_work_is_done_in_order_and_its_error_comes_back() -> None:

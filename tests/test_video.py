@@ -16,11 +16,14 @@ import cv2
 import numpy as np
 import pytest
 
-from prediction import video
-from prediction.video import CODECS, LiveReader, TimedWriter, VideoReader, VideoWriter
+from prediction import codecs, video
+from prediction.codecs import CODECS, choose_codec, encoder_command, find_encoder
+from prediction.video import LiveReader, TimedWriter, VideoReader, VideoWriter
 from utils.errors import RunError, UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+FIXTURES = Path(__file__).resolve().parent / "fixtures"
 
 
 def grey(level: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -36,7 +39,9 @@ def write(path: Path, frames: int = 12, codec: str = "mp4v", fps: float = 12.0) 
 
 @pytest.mark.parametrize("codec", sorted(CODECS))
 def test_what_is_written_is_read_again_with_its_rate_and_size(tmp_path: Path, codec: str) -> None:
-    path = write(tmp_path / f"clip{CODECS[codec][0]}", codec=codec, fps=29.97)
+    if codec == "h264" and find_encoder(codec) is None:
+        pytest.skip("there is no ffmpeg command with an H.264 encoder")
+    path = write(tmp_path / f"clip{CODECS[codec].suffix}", codec=codec, fps=29.97)
     with VideoReader(path) as reader:
         frames = list(reader)
     assert reader.fps == pytest.approx(29.97, abs=0.01) and reader.size == (48, 64)
@@ -239,3 +244,79 @@ def test_a_webcam_is_opened_by_its_number(monkeypatch: pytest.MonkeyPatch, tmp_p
     with LiveReader(0, reconnects=0) as reader:
         frame = next(iter(reader))
     assert frame.image.shape == (48, 64, 3) and reader.size == (48, 64)
+
+
+# ---- codecs and times
+
+
+def test_h264_is_taken_where_there_is_an_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, name in ((("/usr/bin/ffmpeg", "libx264"), "h264"), (None, "mp4v")):
+        monkeypatch.setattr(codecs, "find_encoder", lambda codec, found=found: found)
+        assert choose_codec("auto") == name and choose_codec("vp9") == "vp9"
+
+
+def test_without_the_command_or_its_encoder_h264_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    find_encoder.cache_clear()
+    try:
+        assert find_encoder("h264") is None
+        monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False)
+        with pytest.raises(RunError, match="install ffmpeg, or try --codec mp4v"):
+            VideoWriter(tmp_path / "a.mp4", 10, (48, 64), "h264")
+    finally:
+        find_encoder.cache_clear()
+
+
+@pytest.mark.skipif(find_encoder("h264") is None, reason="there is no ffmpeg command with an H.264 encoder")
+def test_h264_of_any_size_has_what_browsers_need_and_an_error_of_the_encoder_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.mp4"
+    with VideoWriter(path, 10, (47, 63), "h264") as writer:
+        for level in (10, 200):
+            writer.write(grey(level, (47, 63)))
+    data = path.read_bytes()
+    assert b"avc1" in data and data.index(b"moov") < data.index(b"mdat")  # plays while it is loaded
+    with VideoReader(path) as reader:
+        assert [abs(int(frame.image.mean()) - level) < 8 for frame, level in zip(reader, (10, 200), strict=True)]
+    monkeypatch.setattr("prediction.video.encoder_command", lambda *a: [*encoder_command(*a)[:-1], str(tmp_path)])
+    with pytest.raises(RunError, match="ffmpeg cannot write the video"):
+        writer = VideoWriter(tmp_path / "b.mp4", 10, (48, 64), "h264")
+        for _ in range(500):
+            writer.write(grey(1))
+        writer.close()
+
+
+def test_times_are_those_of_the_container_and_every_nth_frame_keeps_its_own() -> None:
+    times = [0.0, 0.04, 0.08, 0.12, 0.16, 0.8, 1.84, 1.88, 1.92, 1.96]  # as ffprobe lists them
+    with VideoReader(FIXTURES / "variable_rate.mp4") as reader:
+        assert [frame.time for frame in reader] == pytest.approx(times)
+        assert reader.fps == 5.0 and reader.write_fps == pytest.approx(25)
+    with VideoReader(FIXTURES / "variable_rate.mp4", every=3) as reader:
+        frames = list(reader)
+    assert [frame.index for frame in frames] == [0, 3, 6, 9] and not reader.cut
+    assert [frame.time for frame in frames] == pytest.approx(times[::3])
+
+
+def test_frames_of_a_video_of_variable_rate_are_written_at_their_times(tmp_path: Path) -> None:
+    with VideoReader(FIXTURES / "variable_rate.mp4") as reader:
+        frames = list(reader)
+        with VideoWriter(tmp_path / "a.mp4", reader.write_fps, reader.size) as writer:
+            timed = TimedWriter(writer)
+            for frame in frames:
+                timed.write(frame.image, frame.time)
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        written = list(reader)
+    assert len(written) == 50 and written[-1].time == pytest.approx(1.96)
+    near = [np.abs(written[round(frame.time * 25)].image.astype(int) - frame.image).mean() for frame in frames]
+    assert max(near) < 12
+
+
+def test_a_codec_without_a_decoder_is_named() -> None:
+    with VideoReader(FIXTURES / "av1.mp4") as reader:
+        try:
+            assert len(list(reader)) == 6  # some packages of OpenCV can decode it
+        except UserError as error:
+            assert "is AV1 video, which this OpenCV cannot decode; convert it: ffmpeg" in str(error)

@@ -33,6 +33,7 @@ from training.checks import build_augment
 from training.engine import Trainer
 from training.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
 from training.recipe import Choice, choose_recipe
+from training.sync_batch_norm import synchronise_batch_norms
 from training.teacher import add_teacher
 from utils import distributed
 from utils.distributed import say
@@ -263,7 +264,7 @@ def _join_processes(options: Any, model: nn.Module, device: torch.device) -> nn.
     if distributed.world_size() == 1:
         return model
     if options.sync_bn:
-        model = distributed.synchronise_batch_norms(model, device)
+        model = synchronise_batch_norms(model, device)
     ids = [device.index] if device.type == "cuda" else None
     has_frozen = options.freeze_epochs > 0 or options.freeze_layers > 0
     return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=has_frozen)

@@ -51,6 +51,21 @@ def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> N
         environment["KMP_BLOCKTIME"] = str(BLOCK_TIME)
 
 
+def num_threads() -> int:
+    """Threads of a network on the CPU: PyTorch's number where it is loaded, so that one setting serves all runtimes."""
+    if (torch := sys.modules.get("torch")) is not None:
+        return torch.get_num_threads()
+    chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(chosen) if chosen.isdigit() and int(chosen) else usable_cpus()
+
+
+def set_num_threads(threads: int) -> None:
+    """Have `num_threads`, and PyTorch if it is loaded now or later, take this many."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads)
+
+
 def may_spin(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Whether threads of other runtimes (ONNX Runtime) shall spin while they wait: only if OMP_WAIT_POLICY asks."""
     return environment.get("OMP_WAIT_POLICY", "").lower() == "active"

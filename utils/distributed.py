@@ -10,14 +10,13 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import RunError, UserError
+
+if TYPE_CHECKING:  # nothing here imports PyTorch unless there are several processes
+    import torch.distributed as dist
+    from torch import Tensor, nn
 
 # A process that dies ends the others at once: torchrun looks every 0.1 s, sends SIGTERM, and SIGKILL 30 s later. This
 # is for those that are silent: how long a collective waits for a process that lives and does not come.
@@ -45,6 +44,10 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return device
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     options: dict[str, Any] = {}
     if device.startswith("cuda"):
@@ -87,28 +90,45 @@ def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: 
         if time.monotonic() > deadline:
             raise RunError("torchrun", f"ranks {sorted(missing)} did not come in {timeout_seconds:g} s", "start again")
         time.sleep(POLL_SECONDS)
-    return dist.PrefixStore(word, store)
+    from torch.distributed import PrefixStore
+
+    return PrefixStore(word, store)
 
 
 def own_device(device: str) -> str:
     """`auto` and `cuda` in a run of several processes: each takes the GPU of its own number on its machine, if any."""
-    if "LOCAL_RANK" not in os.environ or device not in ("auto", "cuda") or not torch.cuda.is_available():
+    if "LOCAL_RANK" not in os.environ or device not in ("auto", "cuda"):
+        return device
+    import torch
+
+    if not torch.cuda.is_available():
         return device
     return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
 
 
 def stop() -> None:
     """Leave the run."""
-    if dist.is_initialized():
+    if (dist := _joined()) is not None:
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return 0 if (dist := _joined()) is None else dist.get_rank()
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return 1 if (dist := _joined()) is None else dist.get_world_size()
+
+
+def _joined() -> Any:
+    """`torch.distributed` if this process is one of several, else None."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_available() and dist.is_initialized() else None
+
+
+def _with_others() -> Any:
+    """`torch.distributed` if there is more than one process, else None."""
+    return _joined() if world_size() > 1 else None
 
 
 def is_main() -> bool:
@@ -129,7 +149,7 @@ def is_restart() -> bool:
 
 def total(value: Tensor) -> Tensor:
     """The sum over all processes."""
-    if world_size() > 1:
+    if (dist := _with_others()) is not None:
         value = value.clone()
         dist.all_reduce(value)
     return value
@@ -137,7 +157,7 @@ def total(value: Tensor) -> Tensor:
 
 def gather(value: Any) -> list[Any]:
     """Every process's object, by rank, in every process."""
-    if world_size() == 1:
+    if (dist := _with_others()) is None:
         return [value]
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
@@ -146,7 +166,7 @@ def gather(value: Any) -> list[Any]:
 
 def gather_to_main(value: Any) -> list[Any] | None:
     """Every process's object, by rank, in the main process; None in the others."""
-    if world_size() == 1:
+    if (dist := _with_others()) is None:
         return [value]
     values: list[Any] | None = [None] * world_size() if is_main() else None
     dist.gather_object(value, values)
@@ -155,7 +175,7 @@ def gather_to_main(value: Any) -> list[Any] | None:
 
 def barrier() -> None:
     """Wait for all processes."""
-    if world_size() > 1:
+    if (dist := _with_others()) is not None:
         dist.barrier()
 
 
@@ -177,78 +197,9 @@ def share_buffers(model: nn.Module) -> nn.Module:
     Weights are the same everywhere, averages over each process's own images are not, and what is scored is what the
     main process saves.
     """
-    if world_size() > 1:
+    if (dist := _with_others()) is not None:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-    return model
-
-
-# ---- batch norm over all processes
-
-
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the images of all processes on any device: PyTorch's own (`nn.SyncBatchNorm`) has no CPU.
-
-    One small all-reduce a layer and direction, of count, sum and squares; in float64, which their difference needs. The
-    last, smaller batch may differ in size from process to process.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or world_size() == 1:
-            return super().forward(input)
-        x = input if input.dtype == torch.float64 else input.float()
-        axes, channels = (0, 2, 3), x.shape[1]
-        own = x.new_tensor([x.numel() // channels], dtype=torch.float64)
-        own_variance, own_mean = (value.double() for value in torch.var_mean(x, axes, correction=0))
-        sums = _sum(torch.cat([own, own * own_mean, own * (own_variance + own_mean.square())]))
-        count = sums[0].detach()
-        mean64 = sums[1 : channels + 1] / count
-        variance = (sums[channels + 1 :] / count - mean64.square()).clamp(min=0).to(x.dtype)
-        mean, count = mean64.to(x.dtype), count.to(x.dtype)
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                assert self.num_batches_tracked is not None
-                self.num_batches_tracked.add_(1)
-                part = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean.detach(), part)
-                self.running_var.lerp_(variance.detach() * count / (count - 1).clamp(min=1), part)
-        scale = (variance + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        out = (x - mean[:, None, None]) * scale[:, None, None]
-        return (out if self.bias is None else out + self.bias[:, None, None]).to(input.dtype)
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs, as each of their losses depends on it."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return total(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return total(gradients[0].contiguous())
-
-
-def _sum(value: Tensor) -> Tensor:
-    return _Sum.apply(value)
-
-
-def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make every BatchNorm2d one over all processes, in place, on the same parameters; returns `model`.
-
-    Raises:
-        RunError: on a CPU for batch norms of timm, which are activations as well.
-    """
-    if device.type == "cuda":
-        timm = sys.modules.get("timm.layers")  # its own knows its own norms, and PyTorch's
-        return (timm.convert_sync_batchnorm if timm else nn.SyncBatchNorm.convert_sync_batchnorm)(model)
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d
-        elif isinstance(module, nn.BatchNorm2d):
-            raise RunError("--sync-bn", f"there is none for {type(module).__name__} on the CPU", "leave it out")
     return model
 
 
@@ -281,6 +232,7 @@ def recorded(main: Callable[[list[str] | None], int | None]) -> Callable[[list[s
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error says that another process of the run cannot be reached, rather than that this one failed."""
-    if isinstance(error, dist.DistError):
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _LOST)

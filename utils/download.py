@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import RunError, UserError, warn
+from utils.files import file_digest
 
 CHUNK = 1 << 20  # bytes read at once
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken
@@ -132,15 +132,6 @@ def verify_file(path: Path, sha256: str | None = None, md5: str | None = None, s
         if not digest.startswith(expected.lower()):
             return f"has {name} {digest}, not {expected.lower()}"
     return ""
-
-
-def file_digest(path: Path, name: str = "sha256") -> str:
-    """The hexadecimal digest of a file."""
-    digest = hashlib.new(name, usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):  # hashlib.file_digest came with Python 3.11
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -122,6 +123,15 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
             raise
     except OSError as error:
         raise _not_written(path, len(data), error) from error
+
+
+def file_digest(path: Path, name: str = "sha256") -> str:
+    """The hexadecimal digest of a file."""
+    digest = hashlib.new(name, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):  # hashlib.file_digest came with Python 3.11
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -14,7 +14,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,9 @@ _REDUCED = {  # OpenCV's reduced flags with BGR exchanged for RGB
     8: _RGB | (cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR),
 }
 
+# (height, width) that a caller needs at least, or a function that gives it for a picture of (height, width)
+MinSize = tuple[int, int] | Callable[[int, int], tuple[int, int]]
+
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any decoding, and is adjustable
 
 
@@ -86,15 +89,16 @@ class ImageHeader:
 def read_image(
     path: str | os.PathLike[str],
     max_megapixels: float = MAX_MEGAPIXELS,
-    min_size: tuple[int, int] | None = None,
+    min_size: MinSize | None = None,
 ) -> np.ndarray:
     """Read a picture: (H, W, 3) uint8, RGB, upright.
 
     Args:
         path: the file; its suffix does not matter, its content does.
         max_megapixels: refuse a picture that claims more, before decoding it.
-        min_size: (height, width) that the caller needs at least. A JPEG 2, 4 or 8 times bigger on both sides is decoded
-            at that fraction, which is quicker; None decodes every pixel.
+        min_size: (height, width) that the caller needs at least, or a function that gives it for the picture's own
+            (`Letterbox.decoded_size`). A JPEG 2, 4 or 8 times bigger on both sides is decoded at that fraction, which
+            is quicker and takes less memory; None decodes every pixel.
 
     Raises:
         ImageError: with the reason in `code` and in words.
@@ -105,7 +109,7 @@ def read_image(
 def read_image_and_size(
     path: str | os.PathLike[str],
     max_megapixels: float = MAX_MEGAPIXELS,
-    min_size: tuple[int, int] | None = None,
+    min_size: MinSize | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Like `read_image`, with the (height, width) of the whole picture, in whose pixels its boxes are."""
     held, where = [_read(path, max_megapixels)], os.fsdecode(path)
@@ -118,7 +122,7 @@ def decode_image(
     where: object = "image",
     max_megapixels: float = MAX_MEGAPIXELS,
     reduce: int = 1,
-    min_size: tuple[int, int] | None = None,
+    min_size: MinSize | None = None,
 ) -> np.ndarray:
     """Decode the bytes of a picture: (H, W, 3) uint8, RGB, upright.
 
@@ -134,6 +138,14 @@ def decode_image(
     """
     header = read_header_bytes(data, where, max_megapixels)
     return _decode([data], header, where, reduce if reduce != 1 else _reduction(header, min_size))
+
+
+def decode_image_and_size(
+    data: bytes, where: object = "image", max_megapixels: float = MAX_MEGAPIXELS, min_size: MinSize | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Like `decode_image`, with the (height, width) of the whole picture, in whose pixels its boxes are."""
+    header = read_header_bytes(data, where, max_megapixels)
+    return _decode([data], header, where, _reduction(header, min_size)), header.size
 
 
 def decode_held(held: list[bytes], where: object = "image", max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
@@ -189,6 +201,19 @@ def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPI
         if header.kind not in ("jpeg", "progressive") or not _has_end(held[0], header):
             _decode(held, header, where, 1)  # raises if it is cut
     return header
+
+
+def read_start(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
+    """`read_header` without the look at the end of the file: enough to plan memory, not to trust the file."""
+    start = read_ends(path, int(max_megapixels * 1e6 * _BYTES_PER_PIXEL), _HEADER_BYTES, 0)[0]
+    if start[:3] == _JPEG_MAGIC and (header := _jpeg_header(start)) is not None:
+        return _checked(header, os.fsdecode(path), max_megapixels)
+    return read_header_bytes(start, os.fsdecode(path), max_megapixels)
+
+
+def decoded_bytes(header: ImageHeader, min_size: MinSize | None = None) -> int:
+    """Memory of the decoded picture, (H, W, 3) uint8."""
+    return 3 * header.height * header.width // _reduction(header, min_size) ** 2
 
 
 def read_header_bytes(data: bytes, where: object = "image", max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
@@ -385,10 +410,11 @@ def _read(path: str | os.PathLike[str], max_megapixels: float, head: int | None 
         raise ImageError(error.code, error.where, error.what, error.todo) from None
 
 
-def _reduction(header: ImageHeader, min_size: tuple[int, int] | None) -> int:
+def _reduction(header: ImageHeader, min_size: MinSize | None) -> int:
     if min_size is None or header.kind != "jpeg":
         return 1
-    times = min(header.size[0] / min_size[0], header.size[1] / min_size[1])
+    least = min_size(*header.size) if callable(min_size) else min_size
+    times = min(header.size[0] / least[0], header.size[1] / least[1])
     return next((reduce for reduce in (8, 4, 2) if times >= reduce), 1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 RESIZE_MODES = ("letterbox", "stretch")
@@ -45,9 +44,21 @@ class Letterbox:
         new_width = min(max(round(width * scale), 1), input_width)
         return new_height, new_width, (input_height - new_height) // 2, (input_width - new_width) // 2
 
-    def apply(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 image to (input_height, input_width, 3) uint8, into `out` if given."""
-        new_height, new_width, top, left = self.geometry(*image.shape[:2])
+    def decoded_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that a picture of this size should be decoded at, at least: what `apply` would shrink it to.
+
+        For `min_size` of `utils.images.read_image`. Bicubic resampling takes every pixel, as the reference does.
+        """
+        return self.geometry(height, width)[:2] if self.interpolation == "bilinear" else (height, width)
+
+    def apply(
+        self, image: np.ndarray, out: np.ndarray | None = None, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """(H, W, 3) uint8 image to (input_height, input_width, 3) uint8, into `out` if given.
+
+        `size` is the (height, width) of the whole picture where `image` was decoded at a fraction of it.
+        """
+        new_height, new_width, top, left = self.geometry(*(size or image.shape[:2]))
         resized = resize(image, new_height, new_width, self.interpolation)
         if out is None:
             if (new_height, new_width) == tuple(self.input_size):
@@ -82,5 +93,7 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "bil
         from PIL import Image  # the reference's own resampling; OpenCV's bicubic does not antialias
 
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    import cv2  # late: options and configurations are read without it
+
     shrinks = height < image.shape[0] or width < image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 NOISY_SPREAD = 0.15  # quartiles further apart than this share of the median
 NOISY_CONTROL = 1.25  # a fixed piece of work whose median is this many times its quickest
@@ -131,10 +130,9 @@ def machine() -> dict[str, Any]:
         "processor": _processor() or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
-        "torch": torch.__version__,
         "load": _load(),
     }
-    for name in ("onnxruntime", "openvino"):
+    for name in ("torch", "onnxruntime", "openvino"):
         from importlib.metadata import PackageNotFoundError, version
 
         try:

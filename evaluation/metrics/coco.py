@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from evaluation.metrics.record import DetectionLike, EvalRecord, RecordBuilder
 from evaluation.metrics.voc import none_if_nan
 from utils.errors import MissingExtra
 
-EVALUATORS = ("pycocotools", "faster")
+EVALUATORS = ("auto", "pycocotools", "faster")
+TOOLS = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}
 FIGURES = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
@@ -23,13 +25,20 @@ FIGURES = (
 _IGNORED_AREA = 1e11
 
 
-def coco_figures(record: EvalRecord, evaluator: str = "pycocotools") -> dict[str, Any]:
+def choose_evaluator(evaluator: str) -> str:
+    """`auto` to `faster` where faster-coco-eval is installed (the same figures to 1e-6), else `pycocotools`."""
+    if evaluator != "auto":
+        return evaluator
+    return "faster" if importlib.util.find_spec("faster_coco_eval") else "pycocotools"
+
+
+def coco_figures(record: EvalRecord, evaluator: str = "auto") -> dict[str, Any]:
     """The twelve figures of a record, and AP of each class; see `COCOMetric.compute`.
 
     Raises:
         MissingExtra: if `faster` is asked for and faster-coco-eval is not installed.
     """
-    coco_class, eval_class = _tools(evaluator)
+    coco_class, eval_class = _tools(choose_evaluator(evaluator))
     figures: dict[str, Any] = {f"coco_{name}": None for name in FIGURES}
     figures["per_class"] = {
         name: {"coco_AP": None, "coco_AP50": None, "coco_AP75": None} for name in record.class_names
@@ -119,7 +128,7 @@ class COCOMetric:
     Source: https://cocodataset.org/#detection-eval
     """
 
-    def __init__(self, class_names: Sequence[str], evaluator: str = "pycocotools") -> None:
+    def __init__(self, class_names: Sequence[str], evaluator: str = "auto") -> None:
         self.evaluator = evaluator
         self._builder = RecordBuilder(class_names)
 

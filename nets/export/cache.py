@@ -1,4 +1,8 @@
-"""Checkpoints exported behind the scenes: once for each file, for whoever wants it run quicker than by PyTorch."""
+"""Checkpoints exported behind the scenes, once for each file: by default every command runs what is fastest here.
+
+Starting from an export that is there needs no PyTorch: the key is the digest of the checkpoint file, and the
+configuration stands in the export.
+"""
 
 from __future__ import annotations
 
@@ -8,108 +12,131 @@ import os
 import platform
 import sys
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from data.index_cache import cache_folder
-from nets.export.check import export_and_check
+from nets.export.form import METADATA_VERSION, Form
 from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, are_installed, load_exported
-from nets.export.graph import METADATA_VERSION, Form
-from nets.export.parity import drawn_photos
-from nets.runtime import Runtime, TorchRuntime
-from nets.weights.checkpoint import load_model, write_atomically
-from nets.yolov4 import YOLOv4
-from utils.download import file_digest
+from nets.runtime import Runtime
+from utils.cpus import num_threads
 from utils.errors import UserError, warn
+from utils.files import file_digest, write_atomically
 from utils.timing import interleave
+
+if TYPE_CHECKING:
+    from nets.yolov4 import YOLOv4
 
 VERSION = 1  # raise it when an export of the same checkpoint would differ
 # what a checkpoint can do, an export of it must: any batch, any size, raw maps for heat maps and other suppressions
 CACHED_FORM = Form(uint8_input=True, decodes=False, dynamic=True)
 CACHED_RUNTIMES = ("onnxruntime", "openvino")
-PREFERRED = ("openvino", "onnxruntime")  # the usually quicker one first (docs/DEPLOYMENT.md)
+PREFERRED = ("openvino", "onnxruntime")  # the one that is usually faster first (docs/SPEED.md)
 TRIALS = 15
+DEFAULT = "MOBILENET_YOLO_RUNTIME"  # environment variable: the runtime where none is named
+
+
+def default_runtime(path: Path) -> str:
+    """The runtime of a checkpoint on the CPU where the user has named none.
+
+    Returns:
+        $MOBILENET_YOLO_RUNTIME if it is set; else what `choose_fastest` measured, or what an export that failed left
+        (`torch`); else the first of `PREFERRED` that is ready or can be exported for; else `torch`.
+    """
+    if named := os.environ.get(DEFAULT):
+        return named
+    if runtime := remembered(path):
+        return runtime
+    ready = (
+        name for name in PREFERRED if are_installed(_format_of(name).packages) and cached_path(path, name).is_file()
+    )
+    possible = (name for name in PREFERRED if _is_exportable(name))
+    return next(ready, None) or next(possible, "torch")
+
+
+def load_cached(path: Path, runtime: str) -> Runtime:
+    """A checkpoint's export on a runtime of the CPU; exported first if it is not there, or damaged.
+
+    Raises:
+        MissingExtra: if a package that writes or runs it is not installed.
+        RunError: if it cannot be written, or its outputs differ from the checkpoint's.
+    """
+    target = cached_path(path, runtime)
+    if target.is_file():
+        with contextlib.suppress(UserError):
+            return load_exported(target, runtime, "cpu")
+        target.unlink(missing_ok=True)
+    return load_exported(export_cached(path, runtime), runtime, "cpu")
 
 
 def export_cached(path: Path, runtime: str) -> Path:
     """The export of a checkpoint for a runtime, made if it is not there; its outputs are compared with the original's.
 
     Raises:
-        MissingExtra: if what writes or runs it is not installed.
-        RunError: if it cannot be written, or does not answer as the checkpoint does.
+        MissingExtra: if a package that writes or runs it is not installed.
+        RunError: if it cannot be written, or its outputs differ from the checkpoint's.
     """
-    target = _target(path, runtime)
+    target = cached_path(path, runtime)
     if target.is_file():
         return target
+    from nets.export.check import export_and_check  # late, all three: they import PyTorch
+    from nets.export.parity import drawn_photos
+    from nets.weights.checkpoint import load_model
+
+    model = load_model(path)
     print(f"exporting {path.name} for {runtime}, once (kept in {target.parent})", file=sys.stderr, flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     _prune(target.parent)
-    model = load_model(path)
     export_and_check(model, target, FORMAT_OF_RUNTIME[runtime], CACHED_FORM, drawn_photos(model.config, 2))
     return target
 
 
-def _target(path: Path, runtime: str) -> Path:
-    return _folder() / f"{_digest(path)}-{VERSION}.{METADATA_VERSION}{FORMATS[FORMAT_OF_RUNTIME[runtime]].suffix}"
+def cached_path(path: Path, runtime: str) -> Path:
+    """Where the export of a checkpoint lies, or would lie."""
+    return _folder() / f"{_digest(path)}-{VERSION}.{METADATA_VERSION}{_format_of(runtime).suffix}"
 
 
 def remembered(path: Path) -> str | None:
     """The runtime that `choose_fastest` found for this file, machine and number of threads, if its export is there."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):
-        found = json.loads(_memory().read_bytes())[_digest(path)][_machine()]
+        memory = json.loads(_memory().read_bytes())
+        found = memory[_digest(path)][_machine()]
         runtime = found["runtime"]
         if runtime == "torch" or (runtime in FORMAT_OF_RUNTIME and (_folder() / found["file"]).is_file()):
             return runtime
     return None
 
 
-def quickest(path: Path, exports: bool = False) -> str:
-    """What to run a checkpoint on, on this CPU, where the user has named nothing.
-
-    Args:
-        path: the checkpoint.
-        exports: take what would have to be exported first: worth its seconds where many pictures come.
-
-    Returns:
-        What `choose_fastest` found; else what it has been exported for before; else what it could be exported for, the
-        usually quicker one first; else `torch`.
-    """
-    if runtime := remembered(path):
-        return runtime
-    runtimes = [name for name in PREFERRED if are_installed((name,))]
-    ready = [name for name in runtimes if _target(path, name).is_file()]
-    makeable = [name for name in runtimes if exports and _are_makeable(name)]
-    return next(iter(ready + makeable), "torch")
-
-
-def _are_makeable(runtime: str) -> bool:
-    """Whether a checkpoint can be exported for this runtime and run on it here."""
-    form = FORMATS[FORMAT_OF_RUNTIME[runtime]]
-    return are_installed((*form.packages, *form.export_packages))
+def remember_failure(path: Path, runtime: str, reason: str) -> None:
+    """Take PyTorch from now on, instead of trying to export at every start (until a package changes)."""
+    _remember(path, {"runtime": "torch", "file": "", "failed": {runtime: reason}})
 
 
 def choose_fastest(path: Path) -> str:
-    """Measure a checkpoint on every runtime that is installed, in turns, and remember the quickest.
+    """Measure a checkpoint on every runtime that is installed, in turns, and remember the fastest.
 
     Returns:
         Its name. What was measured before, on this machine with as many threads, is not measured again.
     """
     if runtime := remembered(path):
         return runtime
+    from nets.torch_runtime import TorchRuntime  # late: they import PyTorch
+    from nets.weights.checkpoint import load_model
+
     model = load_model(path)
     runtimes: dict[str, Runtime] = {"torch": TorchRuntime(model)}
     files = {"torch": ""}
     for name in CACHED_RUNTIMES:
-        if _are_makeable(name):
+        if _is_exportable(name):
             file = export_cached(path, name)
             runtimes[name], files[name] = load_exported(file, name, "cpu"), file.name
     times = measure(model, runtimes)
     best = min(times, key=lambda name: times[name])
     shown = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in times.items())
-    print(f"fastest for {path.name} with {torch.get_num_threads()} threads: {best} ({shown})", file=sys.stderr)
+    print(f"fastest for {path.name} with {num_threads()} threads: {best} ({shown})", file=sys.stderr)
     _remember(path, {"runtime": best, "file": files[best], "milliseconds": {n: s * 1e3 for n, s in times.items()}})
     return best
 
@@ -119,6 +146,15 @@ def measure(model: YOLOv4, runtimes: dict[str, Runtime], trials: int = TRIALS) -
     image = np.random.default_rng(0).integers(0, 256, (1, *model.config.input_size, 3), np.uint8)
     samples = interleave({name: partial(runtime.run, image) for name, runtime in runtimes.items()}, trials)
     return {name: sample.median for name, sample in samples.items()}
+
+
+def _format_of(runtime: str) -> Any:
+    return FORMATS[FORMAT_OF_RUNTIME[runtime]]
+
+
+def _is_exportable(runtime: str) -> bool:
+    """Whether a checkpoint can be exported for this runtime and run on it here."""
+    return are_installed((*_format_of(runtime).packages, *_format_of(runtime).export_packages))
 
 
 def _remember(path: Path, found: dict[str, Any]) -> None:
@@ -135,7 +171,11 @@ def _remember(path: Path, found: dict[str, Any]) -> None:
 
 
 def _machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    parts = [platform.machine(), f"{os.cpu_count()} cores", f"{num_threads()} threads"]
+    for package in ("torch", *CACHED_RUNTIMES):
+        with contextlib.suppress(PackageNotFoundError):
+            parts.append(f"{package} {version(package)}")
+    return ", ".join(parts)
 
 
 def _memory() -> Path:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from nets.export.form import Form
 from nets.export.formats import FORMATS, file_kind, load_exported, runtimes_of
-from nets.export.graph import Form
 from nets.export.parity import TOLERANCES, Parity, Tolerance, compare
-from nets.runtime import Runtime, TorchRuntime
+from nets.runtime import Runtime
+from nets.torch_runtime import TorchRuntime
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError
 

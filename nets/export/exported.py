@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from nets.export.graph import Form
+from nets.export.form import Form
 from nets.model_config import ANCHORS_PER_LEVEL, ModelConfig
 from nets.runtime import Runtime
 from utils.detections import Detections
@@ -38,10 +36,10 @@ class ExportedRuntime(Runtime):
         self._last = threading.local()
 
     @abstractmethod
-    def call(self, images: np.ndarray) -> Sequence[np.ndarray | Tensor]:
+    def call(self, images: np.ndarray) -> Sequence[np.ndarray]:
         """The outputs for an input as the file takes it."""
 
-    def run(self, images: np.ndarray) -> list[Tensor]:
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
         """See `Runtime.run`; raw maps are views (B, A, H, W, 5 + C)."""
         self._last.batch = len(images)
         try:
@@ -49,12 +47,12 @@ class ExportedRuntime(Runtime):
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(self.path, f"cannot be run by {self.name}: {reason}", "export it again") from error
-        tensors = [o if isinstance(o, Tensor) else torch.from_numpy(np.asarray(o)) for o in outputs]
+        arrays = [np.asarray(output) for output in outputs]
         if not self._checked:
-            self._check(tensors)
-        return tensors if self.decodes else [_split(raw) for raw in tensors]
+            self._check(arrays)
+        return arrays if self.decodes else [_split(raw) for raw in arrays]
 
-    def _check(self, outputs: Sequence[Tensor]) -> None:
+    def _check(self, outputs: Sequence[np.ndarray]) -> None:
         """Hold the first outputs to what the file says of itself. Raises RunError."""
         classes = self.config.num_classes
         if self.form.nms:
@@ -67,11 +65,11 @@ class ExportedRuntime(Runtime):
         if not fits:
             shapes = ", ".join(str(tuple(output.shape)) for output in outputs)
             raise RunError(self.path, f"gives {shapes}, which is not what {classes} classes need", "export it again")
-        if any(output.is_floating_point() and output.isnan().any() for output in outputs):
+        if any(output.dtype.kind == "f" and np.isnan(output).any() for output in outputs):
             raise RunError(self.path, "answers NaN: its weights are damaged", "export it again, or use another copy")
         self._checked = True
 
-    def read(self, outputs: Sequence[Tensor], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
+    def read(self, outputs: Sequence[np.ndarray], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
         """See `Runtime.read`. What a file with suppression inside has dropped cannot come back."""
         if not self.form.nms:
             return super().read(outputs, thresholds)
@@ -83,7 +81,7 @@ class ExportedRuntime(Runtime):
             self._warned = True
             what = f"suppression is in the file: score {config.score_threshold:g}, IoU {config.iou_threshold:g}"
             warn(self.path, f"{what}; other thresholds have no effect", "export it without --nms to score it")
-        boxes, scores, labels, images = (output.numpy() for output in outputs)
+        boxes, scores, labels, images = outputs
         # how many images this thread ran last: the outputs of suppression do not tell
         keep = scores >= asked.score_threshold
         parts = [
@@ -94,13 +92,7 @@ class ExportedRuntime(Runtime):
 
 def as_float(images: np.ndarray) -> np.ndarray:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [0, 1]."""
-    channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return channels_first.to(torch.float32).div_(255).numpy()
-
-
-def num_threads() -> int:
-    """Threads that a runtime should take: those of torch, so that one setting serves all."""
-    return torch.get_num_threads()
+    return np.divide(images.transpose(0, 3, 1, 2), 255, dtype=np.float32, order="C")
 
 
 def check_cpu(name: str, device: str) -> None:
@@ -109,6 +101,7 @@ def check_cpu(name: str, device: str) -> None:
         raise UserError("--device", f"{name} files run on the CPU here, not on {device}", "use --device cpu")
 
 
-def _split(raw: Tensor) -> Tensor:
+def _split(raw: np.ndarray) -> np.ndarray:
     """(B, A * (5 + C), H, W) to a view (B, A, H, W, 5 + C)."""
-    return raw.unflatten(1, (ANCHORS_PER_LEVEL, -1)).permute(0, 1, 3, 4, 2)
+    batch, _, height, width = raw.shape
+    return raw.reshape(batch, ANCHORS_PER_LEVEL, -1, height, width).transpose(0, 1, 3, 4, 2)

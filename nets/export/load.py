@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nets.export.cache import choose_fastest, export_cached, remembered
+from nets.export.cache import choose_fastest, default_runtime, load_cached, remember_failure
 from nets.export.formats import RUNTIMES, file_kind, load_exported, runtimes_of
-from nets.runtime import Runtime, TorchRuntime, resolve_device
+from nets.runtime import Runtime, resolve_device
 from nets.weights.bundled import find_model
-from nets.weights.checkpoint import load_model
-from nets.weights.torch_file import refuse_no_model
-from utils.errors import UserError
+from nets.weights.model_file import open_model_file, refuse_no_model
+from utils.errors import UserError, warn
 
 
 def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") -> Runtime:
@@ -20,8 +19,8 @@ def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") 
         path: a checkpoint, an exported file, or a folder: of a run (its best.pth), or of one OpenVINO file.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`...
         runtime: `auto`, or a name of `RUNTIMES`. A checkpoint is exported for another runtime than torch, once, into
-            the cache folder. `fastest` measures those that are installed, once, and remembers; from then on `auto`
-            takes what was found.
+            the cache folder. `auto` takes on the CPU what is installed and usually the fastest (`default_runtime`), and
+            PyTorch where that cannot be exported; `fastest` measures, once, and `auto` takes what it found.
 
     Raises:
         UserError: for a file that is no model, or that the named runtime does not run.
@@ -42,12 +41,35 @@ def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") 
 
 
 def _load_checkpoint(path: Path, device: str, runtime: str) -> Runtime:
-    if runtime == "torch" or not device.startswith("cpu"):
-        return TorchRuntime(load_model(path), device)
+    open_model_file(path).close()  # what is no file is refused here, before anything is looked up by its digest
+    if not device.startswith("cpu"):
+        return _load_network(path, device)
     if runtime == "fastest":
         runtime = choose_fastest(path)
     elif runtime == "auto":
-        runtime = remembered(path) or "torch"
+        return _load_default(path)
+    return _load_network(path, device) if runtime == "torch" else load_cached(path, runtime)
+
+
+def _load_default(path: Path) -> Runtime:
+    """The fastest runtime that is installed; PyTorch, with one line, if the checkpoint cannot be exported for it."""
+    runtime = default_runtime(path)
     if runtime == "torch":
-        return TorchRuntime(load_model(path))
-    return load_exported(export_cached(path, runtime), runtime, device)
+        return _load_network(path, "cpu")
+    try:
+        return load_cached(path, runtime)
+    except Exception as error:  # of the exporter or of the runtime, whose exceptions have no common base
+        network = _load_network(path, "cpu")  # if the checkpoint itself is bad, that is the error
+        reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.split())[:200]
+        warn(path, f"cannot be exported for {runtime} ({reason})", "it runs on PyTorch, which is slower")
+        if not isinstance(error, OSError):  # a full disk may have room next time
+            remember_failure(path, runtime, reason)
+        return network
+
+
+def _load_network(path: Path, device: str) -> Runtime:
+    from nets.torch_runtime import TorchRuntime  # late: a cached export runs without PyTorch
+    from nets.weights.checkpoint import load_model
+
+    return TorchRuntime(load_model(path), device)

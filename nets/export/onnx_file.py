@@ -1,30 +1,28 @@
-"""ONNX: writing a network as a file, and running it on ONNX Runtime."""
+"""Writing a network as ONNX."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nets.export.exported import ExportedRuntime, num_threads
-from nets.export.graph import DeployedNetwork, Form, read_metadata, write_metadata
+from nets.export.form import Form, write_metadata
+from nets.export.graph import DeployedNetwork
 from nets.export.onnx_nms import append_nms
+from nets.export.onnx_runtime import INPUT
 from nets.model_config import STRIDES
 from nets.weights.checkpoint import write_atomically
 from nets.yolov4 import YOLOv4
-from utils.errors import MissingExtra, UserError
+from utils.errors import MissingExtra
 
 OPSET = 18  # what ONNX Runtime 1.14 (2023) and later, OpenVINO and TensorRT 10 read
-INPUT = "images"
 
 
 def export_onnx(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
@@ -62,19 +60,6 @@ def set_metadata(proto: Any, texts: dict[str, str]) -> None:
     for key, value in texts.items():
         proto.metadata_props.add(key=key, value=value)
     proto.producer_name, proto.doc_string = "mobilenet-yolov4", texts.get("description", "")
-
-
-def read_onnx_metadata(path: Path) -> dict[str, str]:
-    """A file's metadata, without running it. Raises UserError."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtra("reading ONNX files", "onnx", "onnx") from error
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's errors differ with its implementation
-        raise UserError(path, f"is no ONNX file: {' '.join(str(error).split())[:120]}", "export it again") from error
-    return {entry.key: entry.value for entry in proto.metadata_props}
 
 
 def _trace_dynamic(network: DeployedNetwork) -> Any:
@@ -183,61 +168,3 @@ def _quiet() -> Any:
             yield
     finally:
         logger.setLevel(level)
-
-
-def import_onnxruntime() -> Any:
-    """The package. Raises MissingExtra without it."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it keeps an identity in the user's cache, and reports
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("running ONNX files", "onnxruntime", "onnx") from error
-    onnxruntime.set_default_logger_severity(3)
-    return onnxruntime
-
-
-def open_session(path: Path | bytes, device: str = "cpu", threads: int | None = None) -> Any:
-    """An `onnxruntime.InferenceSession` of any ONNX file.
-
-    Args:
-        path: the file, or its content.
-        device: `cpu` or `cuda...` (needs onnxruntime-gpu).
-        threads: None takes torch's number.
-
-    Raises:
-        UserError: if the file is damaged, or the device is not there.
-    """
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or num_threads()
-    options.inter_op_num_threads = 1
-    # threads that wait by spinning take the cores from decoding and post-processing
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers = ["CPUExecutionProvider"]
-    if device.startswith("cuda"):
-        if "CUDAExecutionProvider" not in ort.get_available_providers():
-            raise UserError("--device", f"{device}: this ONNX Runtime has no CUDA", "pip install onnxruntime-gpu")
-        providers.insert(0, "CUDAExecutionProvider")
-    where = path if isinstance(path, Path) else "ONNX model"
-    try:
-        return ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=providers)
-    except Exception as error:  # ONNX Runtime has a dozen exceptions of its own without a common base
-        reason = " ".join(str(error).split())
-        if any(words in reason for words in ("is under development", "model IR version", "till opset")):
-            what = f"was written for a newer ONNX opset than ONNX Runtime {ort.__version__} knows"
-            raise UserError(where, what, "update onnxruntime, or export the checkpoint here") from error
-        raise UserError(where, f"ONNX Runtime cannot load it: {reason[:200]}", "export it again") from error
-
-
-class OnnxRuntime(ExportedRuntime):
-    """An ONNX file of ours on ONNX Runtime."""
-
-    name = "onnxruntime"
-
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
-        self.session = open_session(path, device, threads)
-        config, form = read_metadata(path, self.session.get_modelmeta().custom_metadata_map)
-        super().__init__(path, config, form)
-
-    def call(self, images: np.ndarray) -> list[np.ndarray]:
-        return self.session.run(None, {INPUT: images})

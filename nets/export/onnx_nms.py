@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nets.export.graph import Form
+from nets.export.form import Form
 from nets.model_config import ModelConfig
 from nets.postprocess import MAX_CANDIDATES
 

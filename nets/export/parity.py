@@ -137,20 +137,20 @@ def count_changed(a: Detections, b: Detections, threshold: float) -> int:
     return int(max(lost, new))
 
 
-def _threshold(answers: Sequence[Sequence[Tensor]], config: ModelConfig) -> float:
+def _threshold(answers: Sequence[Sequence[np.ndarray]], config: ModelConfig) -> float:
     """The model's own, or that at which there are `WANTED` boxes an image (a network that has learned little)."""
     best = torch.cat([_dense(answer, config)[1].amax(-1).flatten() for answer in answers])
     count = min(WANTED * len(answers) * 4, len(best))  # suppression will leave about a quarter
     return min(config.score_threshold, float(best.topk(count).values[-1]))
 
 
-def _dense(outputs: Sequence[Tensor], config: ModelConfig) -> tuple[Tensor, Tensor]:
+def _dense(outputs: Sequence[np.ndarray], config: ModelConfig) -> tuple[Tensor, Tensor]:
     """All boxes (N, 4) xyxy and scores (N, C) of one image, from raw maps or decoded outputs, in one order."""
-    if len(outputs) == 2:
-        return outputs[0][0].float(), outputs[1][0].float()
+    tensors = [torch.from_numpy(output).float() for output in outputs]
+    if len(tensors) == 2:
+        return tensors[0][0], tensors[1][0]
     boxes, scores = [], []
-    for raw, anchors, stride, scale in zip(outputs, config.anchors, STRIDES, config.scale_xy, strict=True):
-        raw = raw.float()
+    for raw, anchors, stride, scale in zip(tensors, config.anchors, STRIDES, config.scale_xy, strict=True):
         decoded = decode_level(raw, torch.tensor(anchors), stride, scale).flatten(0, 3)
         boxes.append(box_convert(decoded, "cxcywh", "xyxy"))
         scores.append((raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()).flatten(0, 3))

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from nets.export.exported import as_float
-from nets.export.graph import Form, write_metadata
-from nets.export.onnx_file import INPUT, build_onnx, open_session, set_metadata
+from nets.export.form import Form, write_metadata
+from nets.export.onnx_file import build_onnx, set_metadata
 from nets.export.onnx_nms import append_nms
-from nets.export.openvino_file import build_openvino, compile_model, save_openvino
+from nets.export.onnx_runtime import INPUT, open_session
+from nets.export.openvino_file import build_openvino, save_openvino
+from nets.export.openvino_runtime import compile_model
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import write_atomically
 from nets.yolov4 import YOLOv4

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from nets.export.exported import ExportedRuntime
-from nets.export.graph import DeployedNetwork, Form, read_metadata, write_metadata
-from nets.weights.checkpoint import FORMAT, write_atomically
+from nets.export.form import Form, read_metadata, write_metadata
+from nets.export.graph import DeployedNetwork
+from nets.model_config import FORMAT
+from nets.weights.checkpoint import write_atomically
 from nets.weights.torch_file import open_model_file
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError
@@ -103,5 +105,5 @@ class TorchScriptRuntime(ExportedRuntime):
         super().__init__(path, config, form)
 
     @torch.inference_mode()
-    def call(self, images: np.ndarray) -> list[Tensor]:
-        return list(self.module(torch.from_numpy(images).to(self.device)))
+    def call(self, images: np.ndarray) -> list[np.ndarray]:
+        return [output.cpu().numpy() for output in self.module(torch.from_numpy(images).to(self.device))]

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from nets.export.graph import DeployedNetwork, Form, write_metadata
+from nets.export.form import Form, write_metadata
+from nets.export.graph import DeployedNetwork
 from nets.export.onnx_file import build_onnx
 from nets.export.torchscript_file import trace_torchscript
 from nets.weights.checkpoint import write_atomically

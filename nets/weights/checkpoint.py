@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from nets.backbones.base import TIMM_PREFIX
-from nets.model_config import ModelConfig
+from nets.model_config import FORMAT, ModelConfig
 from nets.weights.torch_file import open_model_file, read_torch_file, seal
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError, UserError, brief
 from utils.files import write_atomically
 
-FORMAT = "mobilenet-yolov4"
 FORMAT_VERSION = 1
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 USUAL_WIDTH, USUAL_CLASSES = 1.5, 1000  # up to here no network takes more than some hundred MB

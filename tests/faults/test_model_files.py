@@ -24,13 +24,14 @@ import torch
 from safetensors.torch import save_file
 
 from nets.export.exported import ExportedRuntime
-from nets.export.graph import Form
+from nets.export.form import Form
 from nets.export.load import load_runtime
 from nets.model_config import ModelConfig
 from nets.weights import import_reference
 from nets.weights.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
+from nets.weights.model_file import refuse_no_model
 from nets.weights.pretrained import read_weights_file
-from nets.weights.torch_file import MAX_PICKLE_BYTES, read_torch_file, refuse_no_model, seal
+from nets.weights.torch_file import MAX_PICKLE_BYTES, read_torch_file, seal
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError, UserError, brief
 

@@ -1,0 +1,149 @@
+"""What the measurements have in common: taking turns, CPU time and memory of commands, ratios, results kept as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import RunError
+from utils.files import read_file, write_file
+from utils.timing import Sample, interleave, machine
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MAX_BYTES = 10_000_000
+SLOWER = 1.15  # of a ratio's earlier value: what may be noise
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took.
+
+    Args:
+        cpu: seconds of CPU time, of all its threads and of the processes that it waited for.
+        wall: seconds by the clock.
+        memory: most bytes in RAM.
+    """
+
+    cpu: float
+    wall: float
+    memory: int
+
+
+def command_cost(arguments: Sequence[str], cwd: Path = REPOSITORY, **environment: str) -> Cost:
+    """Run a command to its end and see what it took. Raises RunError, with its last line, if it fails."""
+    with tempfile.TemporaryFile() as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            arguments, cwd=cwd, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            lines = output.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
+            raise RunError(" ".join(arguments[:3]), f"exit code {process.returncode}: {lines[-1][:200]}", "see above")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Cost(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * unit)
+
+
+def cpu_in_turns(calls: Mapping[str, Callable[[], Any]], repetitions: int, warm_up: int = 1) -> dict[str, Sample]:
+    """CPU seconds of this process for each call, taken in turns."""
+    return interleave(calls, repetitions, warm_up, time.process_time)
+
+
+def commands_in_turns(commands: Mapping[str, Callable[[], Cost]], repetitions: int) -> dict[str, list[Cost]]:
+    """Costs of commands, taken in turns; the first round warms the disk's cache up and does not count."""
+    costs: dict[str, list[Cost]] = {name: [] for name in commands}
+    for repetition in range(-1, repetitions):
+        for name, command in commands.items():
+            cost = command()
+            if repetition >= 0:
+                costs[name].append(cost)
+    return costs
+
+
+def median_cost(costs: Sequence[Cost]) -> Cost:
+    """Medians of each part."""
+    cpu, wall, memory = (
+        float(np.median([getattr(cost, name) for cost in costs])) for name in ("cpu", "wall", "memory")
+    )
+    return Cost(cpu, wall, int(memory))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: the same work done in two ways, in one run.
+
+    Args:
+        work: what is done.
+        baseline, ours: figures.
+        unit: of both.
+        what: what the baseline is.
+        goal: largest allowed value of `ours` over `baseline`, if there is one.
+    """
+
+    work: str
+    baseline: float
+    ours: float
+    unit: str
+    what: str
+    goal: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.baseline
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    lines = ["| work | baseline | ours | ratio | goal |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        goal = "" if row.goal is None else f"{row.goal:.2f}{'' if row.ratio <= row.goal else ' (not met)'}"
+        baseline = f"{row.baseline:.3g} {row.unit} ({row.what})"
+        lines.append(f"| {row.work} | {baseline} | {row.ours:.3g} {row.unit} | {row.ratio:.2f} | {goal} |")
+    return "\n".join(lines)
+
+
+def save(rows: Sequence[Row], path: Path) -> None:
+    """Keep the figures, and the machine and commit that they are of."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine(), "commit": commit(), "rows": [asdict(row) for row in rows]}
+    write_file(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def slower_than_before(rows: Sequence[Row], path: Path) -> list[str]:
+    """What became slower beside its baseline than in the stored figures of the same processor."""
+    if not path.is_file():
+        return []
+    before = json.loads(read_file(path, MAX_BYTES))
+    if before["machine"]["processor"] != machine()["processor"]:
+        return []
+    ratios = {row["work"]: row["ours"] / row["baseline"] for row in before["rows"]}
+    return [
+        f"{row.work}: {row.ratio:.2f} of its baseline, {ratios[row.work]:.2f} at {before['commit']}"
+        for row in rows
+        if row.work in ratios and row.ratio > SLOWER * ratios[row.work]
+    ]
+
+
+def commit() -> str:
+    """The commit that is checked out, with a `+` if files were changed; empty outside of git."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--abbrev=8"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip()

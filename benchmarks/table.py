@@ -1,0 +1,253 @@
+"""Where the time goes around the network, each work beside its baseline in one run: `python -m benchmarks.table`.
+
+CPU time of one thread counts, so that the ratios hold on a machine that others use too. The figures are compared with
+those of the last `--save` on the same processor; the exit code is 1 if something became slower.
+
+    python -m benchmarks.table                                # all rows but the one that needs data
+    python -m benchmarks.table --data VOCdevkit --save        # all rows; the figures are kept
+    python -m benchmarks.table --only start help
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.harness import (
+    REPOSITORY,
+    Cost,
+    Row,
+    command_cost,
+    commands_in_turns,
+    cpu_in_turns,
+    median_cost,
+    save,
+    slower_than_before,
+    table,
+)
+from benchmarks.metrics import record_of_scenes
+from data.tools.demo import draw_scene
+from evaluation.metrics.coco import coco_figures
+from nets.detector import Detector
+from nets.export.load import load_runtime
+from nets.weights.bundled import find_model
+from prediction.video import VideoReader, VideoWriter
+from utils.config import option, parse_options
+from utils.cpus import set_num_threads
+from utils.errors import run_command
+from utils.images import read_image_and_size, write_image
+
+STORED = REPOSITORY / "benchmarks" / "results" / "table.json"
+PHOTO = (3000, 4000)  # 12 megapixels
+FRAME = (1080, 1920)
+FRAMES = 60
+PHOTOS = 60
+EVAL_IMAGES = 500
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """The options of `python -m benchmarks.table`."""
+
+    only: tuple[str, ...] = option((), "these rows only", metavar="NAME")
+    checkpoint: str | None = option(None, "the model (default: the bundled weights)", metavar="FILE")
+    data: str | None = option(None, "a data set, for the row `eval`", metavar="PATH")
+    repetitions: int = option(5, "how often each work is done", low=1, high=1000)
+    save: bool = option(False, "keep the figures, to compare the next run with")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv`."""
+    options = parse_options(TableOptions, argv, description=__doc__ or "", prog="benchmarks.table")
+    set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    cv2.setNumThreads(1)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="table-") as temporary:
+        bench = Bench(options, Path(temporary))
+        for name, measure in ROWS.items():
+            if (options.only and name not in options.only) or (name == "eval" and not options.data):
+                continue
+            for row in measure(bench):
+                rows.append(row)
+                print(table([row]).splitlines()[-1], flush=True)
+    print("\n" + table(rows))
+    slower = slower_than_before(rows, STORED)
+    for line in slower:
+        print(f"slower than before: {line}")
+    if options.save:
+        save(rows, STORED)
+    return 1 if slower else 0
+
+
+class Bench:
+    """What the rows share: the model, a folder for their files, pictures."""
+
+    def __init__(self, options: TableOptions, folder: Path) -> None:
+        self.options, self.folder, self.repetitions = options, folder, options.repetitions
+        self.model = find_model(options.checkpoint)
+        load_runtime(self.model, "cpu", "onnxruntime")  # exported, if it was not yet
+
+    def predict(self, *arguments: str) -> Callable[[], Cost]:
+        """predict.py on something, in a process of its own."""
+        fixed = [
+            "--checkpoint",
+            str(self.model),
+            "--device",
+            "cpu",
+            "--output",
+            str(self.folder / "out"),
+            "--overwrite",
+        ]
+        command = [sys.executable, str(REPOSITORY / "predict.py"), *arguments, *fixed]
+        return partial(command_cost, command, OMP_NUM_THREADS="1")
+
+    def photo(self) -> Path:
+        """A JPEG of 12 megapixels with the noise of a camera."""
+        path = self.folder / "photo.jpg"
+        if not path.exists():
+            image = cv2.resize(draw_scene(0, 0)[0], PHOTO[::-1], interpolation=cv2.INTER_CUBIC).astype(np.int16)
+            image += np.random.default_rng(0).normal(0, 4, image.shape).astype(np.int16)
+            write_image(path, np.clip(image, 0, 255).astype(np.uint8), quality=90)
+        return path
+
+
+def runtime_rows(bench: Bench) -> Iterator[Row]:
+    """One image on PyTorch and on what is taken by default; batches of eight."""
+    runtimes = {name: load_runtime(bench.model, "cpu", name) for name in ("torch", "onnxruntime")}
+    runtimes["default"] = load_runtime(bench.model, "cpu")
+    height, width = runtimes["torch"].config.input_size
+    images = np.random.default_rng(0).integers(0, 256, (8, height, width, 3), np.uint8)
+    calls = {name: partial(runtime.run, images[:1]) for name, runtime in runtimes.items()}
+    calls["eight"] = partial(runtimes["default"].run, images)
+    times = cpu_in_turns(calls, 4 * bench.repetitions, warm_up=3)
+    ms = {name: 1e3 * sample.median for name, sample in times.items()}
+    yield Row("the network, runtime by default", ms["torch"], ms["default"], "ms", "PyTorch")
+    yield Row("the network on PyTorch", ms["onnxruntime"], ms["torch"], "ms", "ONNX Runtime", 1.5)
+    yield Row("an image, batch by default", ms["eight"] / 8, ms["default"], "ms", "batch 8", 1.0)
+
+
+def decode_rows(bench: Bench) -> Iterator[Row]:
+    """From a file of 12 megapixels to the network's input."""
+    path, letterbox = bench.photo(), load_runtime(bench.model, "cpu").config.letterbox
+
+    def whole() -> np.ndarray:
+        return letterbox.apply(read_image_and_size(path)[0])
+
+    def reduced() -> np.ndarray:
+        image, size = read_image_and_size(path, min_size=letterbox.decoded_size)
+        return letterbox.apply(image, size=size)
+
+    times = cpu_in_turns({"whole": whole, "reduced": reduced}, bench.repetitions)
+    whole_ms, reduced_ms = (1e3 * times[name].median for name in ("whole", "reduced"))
+    yield Row("12-megapixel photograph to input", whole_ms, reduced_ms, "ms", "whole decode", 0.2)
+
+
+def memory_rows(bench: Bench) -> Iterator[Row]:
+    """Memory of predict.py on sixty photographs of 12 megapixels."""
+    folder = bench.folder / "photos"
+    folder.mkdir()
+    for number in range(PHOTOS):
+        shutil.copy(bench.photo(), folder / f"{number}.jpg")
+    costs = [bench.predict(str(folder), *options)() for options in ((), ("--no-images", "--json"))]
+    megabytes = [cost.memory / 1e6 for cost in costs]
+    yield Row("memory, 60 photographs, nothing drawn", megabytes[0], megabytes[1], "MB", "drawn")
+
+
+def start_rows(bench: Bench) -> Iterator[Row]:
+    """`python predict.py photo.jpg` from its start to the written picture."""
+    path = bench.folder / "small.jpg"
+    write_image(path, draw_scene(0, 1)[0])
+    commands = {
+        "torch": bench.predict(str(path), "--runtime", "torch"),
+        "default": bench.predict(str(path), "--runtime", "onnxruntime"),
+    }
+    costs = {name: median_cost(each) for name, each in commands_in_turns(commands, bench.repetitions).items()}
+    yield Row("predict.py photo.jpg", costs["torch"].cpu, costs["default"].cpu, "s of CPU", "PyTorch")
+    yield Row(
+        "predict.py photo.jpg, memory", costs["torch"].memory / 1e6, costs["default"].memory / 1e6, "MB", "PyTorch"
+    )
+
+
+def help_rows(bench: Bench) -> Iterator[Row]:
+    """--help of every script beside importing PyTorch and torchvision."""
+    scripts = ("train", "eval", "predict", "export", "dataset", "serve", "benchmark")
+    commands = {name: partial(command_cost, [sys.executable, f"{name}.py", "--help"]) for name in scripts}
+    commands["torch"] = partial(command_cost, [sys.executable, "-c", "import torch, torchvision"])
+    costs = {name: median_cost(each) for name, each in commands_in_turns(commands, bench.repetitions).items()}
+    slowest = max(scripts, key=lambda name: costs[name].cpu)
+    work = f"--help, the slowest ({slowest}.py)"
+    yield Row(work, costs["torch"].cpu, costs[slowest].cpu, "s of CPU", "import torch, torchvision")
+
+
+def coco_rows(bench: Bench) -> Iterator[Row]:
+    """COCO AP of 5000 images, 80 classes, 100 detections an image."""
+    record = record_of_scenes(5000, 80, 100, 8)
+    calls = {name: partial(coco_figures, record, name) for name in ("pycocotools", "auto")}
+    times = cpu_in_turns(calls, 1, warm_up=0)
+    yield Row("COCO AP 5000 x 80 x 100", times["pycocotools"].median, times["auto"].median, "s", "pycocotools")
+
+
+def eval_rows(bench: Bench) -> Iterator[Row]:
+    """eval.py on five hundred images."""
+    fixed = [str(bench.model), "--data", bench.options.data or "", "--limit", str(EVAL_IMAGES), "--device", "cpu"]
+    command = [sys.executable, str(REPOSITORY / "eval.py"), "--checkpoint", *fixed, "--no-progress"]
+    old = [*command, "--runtime", "torch", "--batch-size", "8", "--evaluator", "pycocotools"]
+    commands = {
+        "old": partial(command_cost, old, OMP_NUM_THREADS="1"),
+        "new": partial(command_cost, [*command, "--runtime", "onnxruntime"], OMP_NUM_THREADS="1"),
+    }
+    costs = {name: median_cost(each) for name, each in commands_in_turns(commands, 1).items()}
+    yield Row("eval.py, 500 images", costs["old"].cpu, costs["new"].cpu, "s of CPU", "PyTorch, batch 8, pycocotools")
+
+
+def video_rows(bench: Bench) -> Iterator[Row]:
+    """A frame of a 1080p video: everything but the network, beside the network."""
+    clip = bench.folder / "clip.mp4"
+    scene = cv2.resize(draw_scene(0, 0)[0], (2 * FRAME[1], FRAME[0]), interpolation=cv2.INTER_CUBIC)
+    with VideoWriter(clip, 25.0, FRAME, "mp4v") as writer:
+        for number in range(FRAMES):
+            left = number * FRAME[1] // FRAMES
+            writer.write(np.ascontiguousarray(scene[:, left : left + FRAME[1]]))
+    detector = Detector(load_runtime(bench.model, "cpu", "onnxruntime"))
+    with VideoReader(clip) as reader:
+        frames = [frame.image for frame in reader]
+    inputs = np.stack([detector.config.letterbox.apply(frame) for frame in frames])
+    network = cpu_in_turns({"network": lambda: [detector.runtime.run(one[None]) for one in inputs]}, 2)[
+        "network"
+    ].median
+    commands = {
+        name: bench.predict(str(clip), "--runtime", "onnxruntime", "--max-frames", str(count))
+        for name, count in (("short", 4), ("long", FRAMES))
+    }
+    costs = {name: median_cost(each) for name, each in commands_in_turns(commands, bench.repetitions).items()}
+    each = 1e3 * (costs["long"].cpu - costs["short"].cpu) / (FRAMES - 4)
+    alone = 1e3 * network / FRAMES
+    yield Row("1080p video, all but the network", alone, each - alone, "ms a frame", "network alone", 1.0)
+    wall = 1e3 * (costs["long"].wall - costs["short"].wall) / (FRAMES - 4)
+    yield Row("1080p video, by the clock", alone, wall, "ms a frame", "network alone, CPU", 1.11)
+
+
+ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "runtime": runtime_rows,
+    "decode": decode_rows,
+    "memory": memory_rows,
+    "start": start_rows,
+    "help": help_rows,
+    "coco": coco_rows,
+    "eval": eval_rows,
+    "video": video_rows,
+}
+
+
+if __name__ == "__main__":
+    run_command(main)

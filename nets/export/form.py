@@ -1,0 +1,90 @@
+"""What an exported file takes and gives, and how the file says so itself; needs no PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nets.model_config import FORMAT, STRIDES, ModelConfig
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA_VERSION = 1
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+RAW_OUTPUTS = tuple(f"raw_stride{stride}" for stride in STRIDES)
+DECODED_OUTPUTS = ("boxes", "scores")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an exported file takes and gives.
+
+    Args:
+        uint8_input: (B, H, W, 3) uint8 RGB, as a camera or decoder gives it, instead of (B, 3, H, W) float in [0, 1].
+        decodes: gives boxes (B, N, 4) xyxy input pixels and scores (B, N, C), objectness x class probability,
+            instead of three raw maps (B, 3 * (5 + C), H/s, W/s).
+        nms: suppression is in the graph, too: boxes (K, 4), scores (K,), labels (K,) and images (K,), the number of
+            the image in its batch.
+        dynamic: takes any batch and any size in multiples of 32.
+        precision: `fp32`, `fp16`, `bf16` or `int8`.
+    """
+
+    uint8_input: bool = False
+    decodes: bool = True
+    nms: bool = False
+    dynamic: bool = False
+    precision: str = "fp32"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the network's outputs (before suppression)."""
+        return DECODED_OUTPUTS if self.decodes else RAW_OUTPUTS
+
+    def example(self, config: ModelConfig, batch: int = 1) -> Tensor:
+        """An input for tracing: noise."""
+        import torch  # only where a network is traced
+
+        height, width = config.input_size
+        if self.uint8_input:
+            return torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8)
+        return torch.rand(batch, 3, height, width)
+
+
+def write_metadata(config: ModelConfig, form: Form, info: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """What a file says of itself, as texts by name: `format`, `model` and `form` and `info` as JSON, plain hints."""
+    height, width = config.input_size
+    image = "uint8 (B, H, W, 3) RGB" if form.uint8_input else "float32 (B, 3, H, W) RGB in [0, 1]"
+    return {
+        "format": FORMAT,
+        "format_version": str(METADATA_VERSION),
+        "model": json.dumps(config.to_dict()),
+        "form": json.dumps(dataclasses.asdict(form)),
+        "info": json.dumps(dict(info or {})),
+        "names": json.dumps(list(config.class_names)),
+        "input": f"{image}, {height} x {width}, {config.resize_mode}",
+        "description": "MobileNet-YOLOv4 detector; `model` holds classes, sizes and thresholds as JSON",
+    }
+
+
+def read_metadata(where: object, texts: Mapping[str, str]) -> tuple[ModelConfig, Form]:
+    """The inverse of `write_metadata`.
+
+    Raises:
+        UserError: if the file is not one of ours, or of a newer version.
+    """
+    if texts.get("format") != FORMAT:
+        raise UserError(where, "was not exported by this platform: it does not say what it is", "run export.py")
+    if texts.get("format_version") != str(METADATA_VERSION):
+        version = texts.get("format_version")
+        raise UserError(where, f"has metadata version {version}, this is {METADATA_VERSION}", "update this platform")
+    try:
+        config = ModelConfig.from_dict(json.loads(texts["model"]))
+        form = Form(**json.loads(texts["form"]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(where, f"its metadata is damaged: {error}", "export it again") from error
+    return config, form

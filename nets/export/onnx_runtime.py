@@ -1,0 +1,87 @@
+"""Running ONNX files on ONNX Runtime; needs no PyTorch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nets.export.exported import ExportedRuntime
+from nets.export.form import read_metadata
+from utils.cpus import may_spin, num_threads
+from utils.errors import MissingExtra, UserError
+
+INPUT = "images"
+
+
+def import_onnxruntime() -> Any:
+    """The package. Raises MissingExtra without it."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it keeps an identity in the user's cache, and reports
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("running ONNX files", "onnxruntime", "onnx") from error
+    onnxruntime.set_default_logger_severity(3)
+    return onnxruntime
+
+
+def open_session(path: Path | bytes, device: str = "cpu", threads: int | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` of any ONNX file.
+
+    Args:
+        path: the file, or its content.
+        device: `cpu` or `cuda...` (needs onnxruntime-gpu).
+        threads: None takes `utils.cpus.num_threads`.
+
+    Raises:
+        UserError: if the file is damaged, or the device is not there.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or num_threads()
+    options.inter_op_num_threads = 1
+    # threads that wait by spinning take the cores from decoding and post-processing
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(may_spin())))
+    providers = ["CPUExecutionProvider"]
+    if device.startswith("cuda"):
+        if "CUDAExecutionProvider" not in ort.get_available_providers():
+            raise UserError("--device", f"{device}: this ONNX Runtime has no CUDA", "pip install onnxruntime-gpu")
+        providers.insert(0, "CUDAExecutionProvider")
+    where = path if isinstance(path, Path) else "ONNX model"
+    try:
+        return ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime has a dozen exceptions of its own without a common base
+        reason = " ".join(str(error).split())
+        if any(words in reason for words in ("is under development", "model IR version", "till opset")):
+            what = f"was written for a newer ONNX opset than ONNX Runtime {ort.__version__} knows"
+            raise UserError(where, what, "update onnxruntime, or export the checkpoint here") from error
+        raise UserError(where, f"ONNX Runtime cannot load it: {reason[:200]}", "export it again") from error
+
+
+def read_onnx_metadata(path: Path) -> dict[str, str]:
+    """A file's metadata, without running it. Raises UserError."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtra("reading ONNX files", "onnx", "onnx") from error
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors differ with its implementation
+        raise UserError(path, f"is no ONNX file: {' '.join(str(error).split())[:120]}", "export it again") from error
+    return {entry.key: entry.value for entry in proto.metadata_props}
+
+
+class OnnxRuntime(ExportedRuntime):
+    """An ONNX file of ours on ONNX Runtime."""
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
+        self.session = open_session(path, device, threads)
+        config, form = read_metadata(path, self.session.get_modelmeta().custom_metadata_map)
+        super().__init__(path, config, form)
+
+    def call(self, images: np.ndarray) -> list[np.ndarray]:
+        return self.session.run(None, {INPUT: images})

@@ -1,0 +1,95 @@
+"""Running OpenVINO's .xml and .bin, and ONNX files, on OpenVINO; needs no PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nets.export.exported import ExportedRuntime, check_cpu
+from nets.export.form import read_metadata
+from nets.export.onnx_runtime import read_onnx_metadata
+from utils.cpus import num_threads
+from utils.errors import MissingExtra, UserError
+
+RT_INFO = "mobilenet_yolov4"  # where our metadata stands in the file's rt_info
+MAX_SHAPES = 4  # compiled forms of a file for any size that are kept
+
+
+def import_openvino() -> Any:
+    """The package. Raises MissingExtra without it."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtra("OpenVINO files", "openvino", "openvino") from error
+    return openvino
+
+
+def read_model(path: Path) -> Any:
+    """Any file that OpenVINO reads (.xml, .onnx), as an `openvino.Model`. Raises UserError."""
+    try:
+        return import_openvino().Core().read_model(path)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[-200:]
+        todo = "export it again; the .bin must lie beside the .xml"
+        raise UserError(path, f"OpenVINO cannot read it: {reason}", todo) from error
+
+
+def compile_model(model: Any, precision: str = "fp32", threads: int | None = None) -> Any:
+    """Compile an `openvino.Model` for the CPU.
+
+    Args:
+        model: what `read_model` gives.
+        precision: `fp32` computes in float32; with `fp16`, `bf16` and `int8` OpenVINO takes the quickest there is
+            (bf16 on a CPU with AVX512-BF16 or AMX).
+        threads: None takes `utils.cpus.num_threads`.
+    """
+    settings = {"INFERENCE_NUM_THREADS": threads or num_threads(), "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    if precision == "fp32":
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    return import_openvino().Core().compile_model(model, "CPU", settings)
+
+
+class OpenVinoRuntime(ExportedRuntime):
+    """An OpenVINO or ONNX file of ours on OpenVINO, on the CPU.
+
+    A file for any size is compiled once for each shape that comes: OpenVINO is quicker at shapes it knows.
+    """
+
+    name = "openvino"
+
+    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
+        check_cpu("OpenVINO", device)
+        texts = read_onnx_metadata(path) if path.suffix.lower() == ".onnx" else _texts(path)
+        config, form = read_metadata(path, texts)
+        super().__init__(path, config, form)
+        self.threads, self.model = threads, read_model(path)
+        self._requests: dict[tuple[int, ...], Any] = {}
+
+    def call(self, images: np.ndarray) -> list[np.ndarray]:
+        request = self._requests.get(images.shape) or self._compile(images.shape)
+        results = request.infer([np.ascontiguousarray(images)], share_inputs=True)
+        return [results[output].copy() for output in request.model_outputs]
+
+    def _compile(self, shape: tuple[int, ...]) -> Any:
+        if self.form.dynamic:
+            self.model.reshape(list(shape))
+        if len(self._requests) == MAX_SHAPES:
+            self._requests.pop(next(iter(self._requests)))
+        compiled = compile_model(self.model, self.form.precision, self.threads)
+        self._requests[shape] = compiled.create_infer_request()
+        return self._requests[shape]
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """Our metadata, from the .xml itself (the file is small: the weights are in the .bin)."""
+    import defusedxml.ElementTree as ElementTree
+    from defusedxml.common import DefusedXmlException
+
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, DefusedXmlException, OSError, ValueError) as error:
+        raise UserError(path, f"is no OpenVINO file: {error}", "give the .xml that export.py wrote") from error
+    section = None if root is None else root.find(f"rt_info/{RT_INFO}")
+    return {} if section is None else {entry.tag: entry.get("value", "") for entry in section}
