@@ -39,7 +39,11 @@ class ReadDetections:
 
 
 def read_detections(
-    path: Path, index: DatasetIndex, classes: Sequence[str] | None = None, missing: str = "refuse"
+    path: Path,
+    index: DatasetIndex,
+    classes: Sequence[str] | None = None,
+    missing: str = "refuse",
+    others: str = "refuse",
 ) -> ReadDetections:
     """Detections of a JSON file, for the images of an index.
 
@@ -53,6 +57,7 @@ def read_detections(
         missing: what images are that the file does not list: `empty` (nothing was found on them), `skip` (they were
             not looked at), or `refuse`: an error if they are more than half, else `skip` for predict.py's lists,
             which name every image, and `empty` for COCO results, which cannot.
+        others: what images are that the split does not have: `refuse`, or `skip`: left out.
 
     Returns:
         labels index `index.class_names`, boxes are float64.
@@ -85,7 +90,7 @@ def read_detections(
             boxes.append(box)
             scores.append(score)
             labels_found.append(label)
-    if elsewhere:
+    if elsewhere and others == "refuse":
         few = ", ".join(list(elsewhere)[:5]) + (", ..." if len(elsewhere) > 5 else "")
         what = f"{len(elsewhere)} images ({few}) are not in {index.name} (e.g. {_example(index)})"
         raise UserError(path, what, "name the split that the detections are of, or remove these images")

@@ -140,12 +140,14 @@ def test_pseudo_label_writes_what_teacher_reads(tmp_path: Path, capsys: pytest.C
     data = make_voc(tmp_path / "set")
     out = tmp_path / "pseudo.json"
     checkpoint = ROOT / "model_data" / "nano.pth"
-    command = ["pseudo-label", str(data), "--output", str(out), "--checkpoint", str(checkpoint), "--threshold", "0.001"]
+    classes = ROOT / "model_data" / "voc_classes.txt"
+    command = ["pseudo-label", str(data), "--output", str(out), "--checkpoint", str(checkpoint)]
+    command += ["--threshold", "0.0001", "--classes", str(classes)]
     dataset.main(command)
     assert "detections of 1 images" in capsys.readouterr().out
     rows = json.loads(out.read_text())
     assert [row["image"] for row in rows] == ["1"] and rows[0]["detections"]
-    index = read_voc(data, "train")
+    index = read_voc(data, "train", class_names=classes.read_text().split())
     by_file, by_model = add_teacher(index, [out]), add_teacher(index, [checkpoint])
     assert by_file.num_boxes == len(rows[0]["detections"]) + 2 - dropped(index, rows[0]["detections"])
     assert by_model.num_boxes >= index.num_boxes

@@ -40,7 +40,10 @@ def find_labels(detector: Detector, index: DatasetIndex, threshold: float = THRE
     """Detections of all images of a split, as classes of the data; classes that the data lacks are left out."""
     thresholds = replace(EVAL_THRESHOLDS, score_threshold=threshold, multi_label=False)
     found = run_detector(detector, index, np.arange(len(index)), batch_size=1, thresholds=thresholds)
-    mapped = match_classes(index.class_names, detector.config.class_names, index.name)[found.labels]
+    of_data = match_classes(detector.config.class_names, index.class_names, index.name)
+    to_data = np.full(len(detector.config.class_names), -1)
+    to_data[of_data[of_data >= 0]] = np.flatnonzero(of_data >= 0)
+    mapped = to_data[found.labels]
     known = mapped >= 0
     return FoundDetections(
         found.image[known], found.boxes[known], found.scores[known], mapped[known], found.images, skips=found.skips

@@ -39,7 +39,10 @@ def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetInde
     added_owner, added_boxes, added_labels, added_scores = [], [], [], []
     for file in files:
         is_model = Path(file).suffix in CHECKPOINT_SUFFIXES
-        found = find_labels(Detector.open(file), index) if is_model else read_detections(Path(file), index)
+        if is_model:
+            found = find_labels(Detector.open(file), index)
+        else:
+            found = read_detections(Path(file), index, missing="empty", others="skip").found
         image, boxes, labels = np.asarray(found.image), np.asarray(found.boxes), np.asarray(found.labels)
         bounds = np.searchsorted(image, np.arange(len(index) + 1))
         new = np.ones(len(image), bool)
