@@ -5,44 +5,48 @@ from __future__ import annotations
 import utils.startup  # noqa: F401 -- first: Ctrl-C while the rest is imported
 
 # isort: split
+import os
 
-
-from nets.runtime import resolve_device
-from nets.weights.checkpoint import Checkpoint
-from training.checks import check_before_loading
-from training.interrupts import SignalWatch
 from training.options import PRESETS, TrainOptions
-from training.run import Run
-from training.state import (
-    describe_end,
-    find_run,
-    read_run,
-)
-from utils import distributed
-from utils.config import check_options, given_options
+from utils.config import parse_settings
 from utils.errors import Interrupted, outliving_readers, run_command
+
+EXAMPLE = "python train.py --preset auto --data VOCdevkit --minutes 60"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train, score, save; returns the exit code."""
-    given = find_run(given_options(TrainOptions, argv, description=__doc__ or "", presets=PRESETS))
-    options = check_options(TrainOptions, given)
-    checkpoint: Checkpoint | None = None
+    settings = parse_settings(
+        TrainOptions, argv, description=__doc__ or "", prog="train.py", presets=PRESETS, example=EXAMPLE
+    )
+    # PyTorch takes seconds to import, which --help and a mistyped option need not wait for
+    from nets.runtime import resolve_device
+    from training.checks import check_before_loading
+    from training.interrupts import SignalWatch
+    from training.run import Run
+    from training.state import describe_end, find_run, read_run
+    from utils import distributed
+
+    settings, checkpoint = find_run(settings), None
     with SignalWatch() as signals, outliving_readers():  # the figures are in files, too
         with signals.raising():
-            if options.resume is not None:
-                options, checkpoint = read_run(options, frozenset(given))
+            if settings.options.run.resume is not None:
+                settings, checkpoint = read_run(settings)
                 if checkpoint is not None and checkpoint.training is None:
-                    print(f"{options.resume}: {describe_end(checkpoint, options.resume)}, nothing left to do")
+                    folder = settings.options.run.resume
+                    print(f"{folder}: {describe_end(checkpoint, folder)}, nothing left to do")
                     return 0
-            check_before_loading(options, is_resumed=checkpoint is not None)
-            device = distributed.start(resolve_device(options.device))
+            check_before_loading(settings.options, is_resumed=checkpoint is not None)
+            device = distributed.start(resolve_device(settings.options.machine.device))
         try:
             with signals.raising():
-                run = Run(options, device, checkpoint, signals)
+                run = Run(settings, device, checkpoint, signals)
+            if run.options.run.show_config:
+                distributed.say(run.table(everything=True))
+                return 0
             return run.train()
         except Exception as error:
-            if signals.signum is not None and distributed.is_lost(error):  # the others were told to leave, too
+            if signals.signum is not None and distributed.is_lost(error):  # the others got the signal, too
                 raise Interrupted(signals.signum) from error
             raise
         finally:
@@ -50,4 +54,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(distributed.recorded(main))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from utils.distributed import recorded
+
+        run_command(recorded(main))
+    run_command(main)

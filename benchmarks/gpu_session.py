@@ -25,10 +25,11 @@ from typing import Any
 import torch
 
 from training.budget import TIMED_STEPS
+from training.choose import choose_machine, choose_new_run, choose_splits
 from training.engine import Trainer
 from training.options import PRESETS, TrainOptions
-from training.setup import build_loader, build_model, build_trainer, choose_options, freeze, open_data
-from utils.config import parse_options
+from training.setup import build_loader, build_model, build_trainer, freeze, open_data
+from utils.config import parse_settings
 from utils.errors import run_command
 from utils.files import write_file
 
@@ -75,19 +76,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(command: list[str], profile_folder: Path | None) -> dict[str, Any]:
     """Images a second with and without loading, peak memory, and the loss after COMPARED_STEPS steps."""
-    options = parse_options(TrainOptions, command, description="", presets=PRESETS)
+    settings = choose_splits(parse_settings(TrainOptions, command, description="", presets=PRESETS))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train_index, _, _ = open_data(options)
-    options = choose_options(options, train_index) if options.auto else options
-    torch.manual_seed(options.seed)
-    model = build_model(options, train_index).to(device).to(memory_format=torch.channels_last)
-    loader = build_loader(options, model.config, options.batch_size, train_index, None)
-    trainer = build_trainer(options, model, None, options.batch_size, len(loader), train_index)
-    freeze(trainer, model.backbone, options, options.freeze_epochs)
+    train_index, _, _ = open_data(settings.options)
+    settings, start = choose_new_run(choose_machine(settings, device), train_index)
+    options = settings.options
+    batch_size = options.duration.batch_size
+    torch.manual_seed(options.run.seed)
+    model = build_model(options, start, train_index).to(device).to(memory_format=torch.channels_last)
+    loader = build_loader(options, model.config, batch_size, train_index, None)
+    trainer = build_trainer(options, model, None, batch_size, len(loader), train_index)
+    freeze(trainer, model.backbone, options, options.start.freeze_epochs)
     model.train()
     for module in trainer.frozen:
         module.eval()
-    loader.set_epoch(0, options.mosaic > 0, 0)
+    loader.set_epoch(0, options.augment.mosaic > 0, 0)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     losses = _steps(trainer, batches, WARM_UP_STEPS)
     begun = time.perf_counter()
@@ -102,8 +105,8 @@ def measure(command: list[str], profile_folder: Path | None) -> dict[str, Any]:
     loader.close()
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     return {
-        "images_a_second": round(options.batch_size / loaded, 1),
-        "without_loading": round(options.batch_size / alone, 1),
+        "images_a_second": round(batch_size / loaded, 1),
+        "without_loading": round(batch_size / alone, 1),
         "loss": {name: round(value, 4) for name, value in losses.items()},
         "memory_gib": round(memory, 2),
     }

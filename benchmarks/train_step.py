@@ -9,7 +9,6 @@ is told to; CPU time of the process counts, so that the ratios hold on a machine
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import multiprocessing
 import statistics
@@ -28,17 +27,16 @@ from data.index import DatasetIndex
 from nets.layers import StridedConv2d
 from nets.loss_config import LossConfig
 from nets.losses import YOLOLoss
-from nets.model_config import ModelConfig, check_input_size
+from nets.model_config import ModelConfig
 from nets.neck import SPP
-from nets.weights.bundled import find_model
-from nets.weights.checkpoint import load_checkpoint
 from nets.yolov4 import YOLOv4
+from training.choose import choose_new_run, model_config
 from training.engine import EpochProgress, train_epoch
 from training.optim import ModelEMA
 from training.options import PRESETS, TrainOptions
-from training.setup import build_trainer, choose_options, freeze
+from training.setup import build_trainer, freeze
 from utils.allocator import keep_freed_memory
-from utils.config import parse_options
+from utils.config import parse_settings, replace_options
 from utils.errors import run_command
 
 Step = Callable[[], None]
@@ -112,20 +110,16 @@ def our_step(preset: str, size: int, batch: int, classes: int, all_layers: bool)
     keep_freed_memory()
     index = make_index(classes)
     chosen = [] if preset == DEFAULTS else ["--preset", preset]
-    options = parse_options(TrainOptions, chosen, description="", presets=PRESETS)
-    options = choose_options(options, index) if options.auto else options
-    options = dataclasses.replace(options, batch_size=batch, pretrained=options.pretrained)
+    settings = parse_settings(TrainOptions, chosen, description="", presets=PRESETS)
+    settings, start = choose_new_run(settings.choose("typed", {"batch_size": batch, "input_size": (size,)}), index)
+    options = settings.options
     if all_layers:
-        options = dataclasses.replace(options, freeze_layers=0, freeze_norms=False)
-    names = ("backbone", "alpha", "neck", "neck_conv", "neck_width")
-    start = load_checkpoint(find_model(options.weights)).config.to_dict() if options.weights else {}
-    fields = start | {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    fields |= {"class_names": index.class_names, "input_size": check_input_size(size)}
-    config = ModelConfig(**fields)
+        options = replace_options(options, {"freeze_layers": 0, "freeze_norms": False})
+    config = model_config(options, start, index)
     model = YOLOv4(config).to(memory_format=torch.channels_last)
-    ema = ModelEMA(model, 0.999) if options.ema else None
+    ema = ModelEMA(model, 0.999) if options.optim.ema else None
     trainer = build_trainer(options, model, ema, batch, 100, index)
-    freeze(trainer, model.backbone, options, options.freeze_epochs)
+    freeze(trainer, model.backbone, options, options.start.freeze_epochs)
     data = make_batch(batch, size, classes)
     return lambda: void(train_epoch(trainer, [data], 1, "", EpochProgress(0, 0, {}), show=False))
 

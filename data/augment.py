@@ -121,7 +121,7 @@ class Geometry(NamedTuple):
     shear: float = 0.0
 
 
-def draw_geometry(rng: np.random.Generator, config: AugmentConfig, scale: tuple[float, float]) -> Geometry:
+def draw_geometry(rng: np.random.Generator, config: AugmentConfig, scale: tuple[float, ...]) -> Geometry:
     """The random placement of one image, its size drawn from `scale` (low, high)."""
     size, stretch, shift_x, shift_y, extra_x, extra_y, turn, slant = rng.random(8).tolist()  # one call: each costs
     size = scale[0] + (scale[1] - scale[0]) * size

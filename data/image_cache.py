@@ -22,7 +22,7 @@ from data.augment import Photo
 from data.index import DatasetIndex
 from utils.errors import UserError
 
-MODES = ("off", "ram", "disk")
+MODES = ("none", "ram", "disk")
 KEEP_FREE = 1 << 30  # bytes of memory or disk that the cache leaves to everyone else
 _VERSION = 1
 _STAMP = 4  # bytes in front of the images for each of them: 0, or a checksum of what is kept
@@ -127,8 +127,8 @@ class ImageCache:
 def build_image_cache(
     index: DatasetIndex, input_size: tuple[int, int], mode: str, folder: Path | None = None, scale: float = 1.0
 ) -> ImageCache | None:
-    """The cache of an option `off`, `ram` or `disk`; kept images are `scale` times the input's longer side at most."""
-    return None if mode == "off" else ImageCache(index, math.ceil(max(input_size) * scale), mode, folder)
+    """The cache of an option `none`, `ram` or `disk`; kept images are `scale` times the input's longer side at most."""
+    return None if mode == "none" else ImageCache(index, math.ceil(max(input_size) * scale), mode, folder)
 
 
 def kept_sizes(sizes: np.ndarray, long_side: int) -> np.ndarray:
@@ -141,6 +141,22 @@ def kept_sizes(sizes: np.ndarray, long_side: int) -> np.ndarray:
     return kept
 
 
+def cache_bytes(index: DatasetIndex, input_size: tuple[int, int], scale: float = 1.0) -> int:
+    """What the cache of `build_image_cache` takes."""
+    return int(kept_sizes(index.sizes, math.ceil(max(input_size) * scale)).prod(1).sum() * 3 + _STAMP * len(index))
+
+
+def free_memory() -> int:
+    """Bytes that a cache in shared memory may take: of the machine, of the container, and of /dev/shm."""
+    free = available_memory()
+    if os.path.isdir("/dev/shm"):  # a container's is often 64 MB, and writing beyond it kills the process
+        free = min(free, shutil.disk_usage("/dev/shm").free)
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, max(limit - used, 0))
+    return free
+
+
 def available_memory() -> int:
     """Bytes of memory that can be used without swapping; a very large number where the system does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo") as file:
@@ -149,12 +165,12 @@ def available_memory() -> int:
 
 
 def _create_memory(num_bytes: int) -> shared_memory.SharedMemory:
-    free = available_memory()
-    if os.path.isdir("/dev/shm"):  # a container's is often 64 MB, and writing beyond it kills the process
-        free = min(free, shutil.disk_usage("/dev/shm").free)
     todo = "use --cache disk, a smaller input, or a container with more --shm-size"
-    _check_fits("ram", num_bytes, free, todo)
-    return _Block(create=True, size=num_bytes)
+    _check_fits("ram", num_bytes, free_memory(), todo)
+    try:
+        return _Block(create=True, size=num_bytes)
+    except OSError as error:  # a read-only /dev/shm
+        raise UserError("--cache ram", f"shared memory cannot be used: {error.strerror}", "use --cache disk") from error
 
 
 def _create_file(folder: Path, name: str, num_bytes: int) -> str:

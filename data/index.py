@@ -12,6 +12,8 @@ import numpy as np
 
 from data.skips import Skip
 
+SCORE_RANGE = (0.3, 0.6)  # of labels that a detector made: in doubt below, certain above
+
 
 @dataclass(frozen=True)
 class _Mapped:

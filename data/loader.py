@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import signal
 import threading
 from collections import deque
@@ -32,7 +33,7 @@ from data.augment import (
     mirror,
     place_alone,
 )
-from data.index import DatasetIndex
+from data.index import SCORE_RANGE, DatasetIndex
 from data.mosaic import compose_mosaic, draw_centre, mix, paste_box
 from data.skips import Skip
 from utils.errors import RunError, UserError, warn
@@ -41,7 +42,9 @@ from utils.letterbox import Letterbox
 
 Size = tuple[int, int]
 SMALLEST = (32, 32)  # one cell of the coarsest map: batch norm has nothing to average over if it is one image's
-SCORE_RANGE = (0.3, 0.6)  # of a detector's labels: in doubt below, sure above
+PREFETCH = 2  # batches that each worker prepares ahead
+SHM_SHARE = 0.8  # of the free shared memory that batches on their way may take
+OPEN_FILES = 512
 MAX_REPLACEMENTS = 20  # unreadable images in a row before the run is given up
 
 
@@ -492,7 +495,7 @@ def build_train_loader(
     pin_memory: bool | None = None,
     timeout: float = 120.0,
     start_method: str | None = None,
-    prefetch_factor: int = 2,
+    prefetch_factor: int = PREFETCH,
 ) -> TrainLoader:
     """Everything between the index and the training loop.
 
@@ -558,6 +561,48 @@ def label_weights(scores: np.ndarray, score_range: tuple[float, float]) -> np.nd
     """(M,) float32 weights of labels that a detector made: 0 below `score_range`, 1 above, linear between."""
     low, high = score_range
     return np.clip((scores - low) / max(high - low, 1e-9), 0, 1).astype(np.float32)
+
+
+def fitting_workers(workers: int, batch_size: int, input_size: Size, shm: str = "/dev/shm") -> tuple[int, str]:
+    """As many of the loader's processes as shared memory and open files suffice for, and why they are fewer.
+
+    Batches come from workers through /dev/shm, of which a container has 64 MB by default: a batch that does not fit
+    stalls the loader. Warns with the remedy where fewer are used; raises the limit of open files where that is allowed.
+    """
+    if not workers:
+        return 0, ""
+    _allow_open_files()
+    if not os.path.isdir(shm):
+        return workers, ""
+    if not os.access(shm, os.W_OK) or os.statvfs(shm).f_flag & os.ST_RDONLY:
+        warn(shm, "cannot be written, so that processes cannot pass images on", "images are loaded without workers")
+        return 0, f"{shm} cannot be written"
+    free = shutil.disk_usage(shm).free
+    batch = batch_size * input_size[0] * input_size[1] * 3
+    fit = int(SHM_SHARE * free // (batch * (PREFETCH + 1)))  # those waiting, and the one being made
+    if fit >= workers:
+        return workers, ""
+    what = f"{free / 2**20:.0f} MB are too few for {workers} workers with batches of {batch / 2**20:.0f} MB"
+    warn(shm, what, f"{fit or 'no'} workers are used; give the container more: --shm-size 1g")
+    return fit, f"{free / 2**20:.0f} MB of {shm} are too few for more"
+
+
+def _allow_open_files() -> None:
+    """Have room for a file descriptor for each tensor on its way; else tensors go through named files."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
+        return
+    limit = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        soft = limit
+    if soft < OPEN_FILES:
+        warn("ulimit -n", f"{soft} open files are few for workers", "tensors go through named files instead")
+        torch.multiprocessing.set_sharing_strategy("file_system")
 
 
 def multi_scale_sizes(input_size: tuple[int, int], part: float) -> list[tuple[int, int]]:

@@ -59,13 +59,13 @@ def predict_command(data: Path, run: Path, output: Path) -> list[str]:
 
 def first_step(arguments: list[str]) -> dict[str, Any]:
     """The gradients, batch-norm averages and losses of a run's first step."""
-    given = config.given_options(training_options.TrainOptions, arguments, description="")
+    settings = config.parse_settings(training_options.TrainOptions, arguments, description="")
     with in_double():
-        run = training_run.Run(config.check_options(training_options.TrainOptions, given), "cpu", None)
+        run = training_run.Run(settings, "cpu", None)
     options = run.options
     run.loader.set_epoch(0)
     run.trainer.model.train()
-    batches = [batch for batch, _ in zip(run.loader, range(options.accumulate), strict=False)]
+    batches = [batch for batch, _ in zip(run.loader, range(options.duration.accumulate), strict=False)]
     losses = run.trainer.gradient(batches)
     return {
         "gradients": {name: p.grad.clone() for name, p in run.model.named_parameters()},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from training.state import BEST_BY, best_score
+from training.options import BEST_BY
+from training.state import best_score
 
 EARLY = {"voc10_mAP50": 0.88, "coco_AP": 0.494}  # a real run: the early peak of mAP50 has the worse boxes
 LATE = {"voc10_mAP50": 0.87, "coco_AP": 0.515}

@@ -32,6 +32,7 @@ from training import run as training_run
 from training.engine import EpochProgress
 from training.state import Progress, check_parts, epoch_parts, share_batch
 from utils import distributed
+from utils.config import check_options
 from utils.errors import RunError, UserError
 
 pytestmark = [
@@ -204,9 +205,9 @@ def test_a_run_is_not_shared_by_processes_that_cannot_have_equal_parts(monkeypat
 
 def test_the_rest_of_an_epoch_of_shards_is_cut_as_its_beginning_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    parts = epoch_parts(training_options.TrainOptions(shards="shards", workers=3))
+    parts = epoch_parts(check_options(training_options.TrainOptions, {"shards": "shards", "workers": 3}))
     assert parts == 6
-    assert epoch_parts(training_options.TrainOptions(workers=3)) == 1
+    assert epoch_parts(check_options(training_options.TrainOptions, {"workers": 3})) == 1
     checkpoint: Any = SimpleNamespace(info={"parts": 6})
     middle, between = Progress(batch=EpochProgress(5, 40, {})), Progress(epoch=2)
     check_parts(checkpoint, middle, 6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,16 @@ import pytest
 from train_makers import TINY, demo_data, run_train
 
 import train
+from data.index import DatasetIndex
 from data.open import open_dataset
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_checkpoint
 from training import budget
-from training import options as training_options
+from training.choose import choose_network, choose_optimizer, choose_recipe_options, choose_start
+from training.options import TrainOptions
 from training.recipe import choose_recipe
-from training.setup import build_model, choose_options
+from training.setup import build_model
+from utils.config import Settings, parse_settings
 from utils.errors import UserError
 
 
@@ -24,6 +26,13 @@ def chosen(num_images: int, pretrained: bool, **settings: bool) -> dict[str, obj
     """The recipe of a data set of two classes that are in every image."""
     counts = np.array([num_images, num_images])
     return {c.option: c.value for c in choose_recipe(num_images, counts, counts, pretrained, **settings)}
+
+
+def resolve(index: DatasetIndex, *arguments: str) -> Settings[TrainOptions]:
+    """The settings of a command line, with everything chosen that depends on the data."""
+    settings = parse_settings(TrainOptions, ["--data", "x", *arguments], description="")
+    settings, _ = choose_network(choose_start(settings), index)
+    return choose_optimizer(choose_recipe_options(settings, index))
 
 
 def test_a_small_set_is_seen_more_often_than_a_large_one_in_as_many_steps() -> None:
@@ -46,23 +55,23 @@ def test_few_images_from_scratch_get_small_batches_and_a_large_rate() -> None:
     assert (few["batch_size"], few["learning_rate"]) == (8, 0.02)
     assert many["batch_size"] == 16 and "learning_rate" not in many and "learning_rate" not in chosen(200, True)
     index = open_dataset(str(demo_data()), "train")
-    scratch = training_options.TrainOptions(data="x", auto=True, backbone="mobilenet_v2")
-    assert choose_options(scratch, index).learning_rate == 0.02
-    other = dataclasses.replace(scratch, optimizer="sgd")
-    assert choose_options(other, index).learning_rate == other.learning_rate
+    scratch = ("--auto", "--backbone", "mobilenet_v2")
+    assert resolve(index, *scratch).options.optim.learning_rate == 0.02
+    assert resolve(index, *scratch, "--optimizer", "sgd").options.optim.learning_rate == 0.01
 
 
-def test_auto_alone_starts_from_the_bundled_detector(capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_alone_starts_from_the_bundled_detector() -> None:
     index = open_dataset(str(demo_data()), "train")
     bundled = load_checkpoint(find_model("small")).config
-    resolved = choose_options(training_options.TrainOptions(data="x", auto=True), index)
-    assert resolved.weights == "small"
-    assert resolved.freeze_norms and "--weights small: " in capsys.readouterr().out
-    model = build_model(resolved, index)
+    resolved = resolve(index, "--auto")
+    assert resolved.options.start.weights == "small" and resolved.options.start.freeze_norms
+    assert resolved.origins["weights"] == "auto" and "bundled" in resolved.reasons["weights"]
+    model = build_model(resolved.options, load_checkpoint(find_model("small")), index)
     for name in ("backbone", "alpha", "neck", "neck_width", "input_size", "anchors"):
         assert getattr(model.config, name) == getattr(bundled, name)
-    larger = choose_options(training_options.TrainOptions(data="x", auto=True, input_size=(416,)), index)
-    assert larger.weights == "small" and build_model(larger, index).config.input_size == (416, 416)
+    larger = resolve(index, "--auto", "--input-size", "416").options
+    assert larger.start.weights == "small"
+    assert build_model(larger, load_checkpoint(find_model("small")), index).config.input_size == (416, 416)
 
 
 def test_a_file_goes_before_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,10 +90,10 @@ def test_every_choice_says_why() -> None:
 
 def test_what_the_user_says_is_kept() -> None:
     index = open_dataset(str(demo_data()), "train")
-    options = training_options.TrainOptions(data="x", auto=True, epochs=7, weights="w.pth")
-    resolved = choose_options(options, index)
-    assert resolved.epochs == 7 and resolved.batch_size != options.batch_size and not resolved.auto
-    assert resolved.freeze_norms
+    resolved = resolve(index, "--auto", "--epochs", "100", "--batch-size", "16", "--weights", "small")
+    assert resolved.options.duration.epochs == 100 and resolved.options.duration.batch_size == 16
+    assert resolved.origins["epochs"] == resolved.origins["batch_size"] == "typed"  # though they equal the default
+    assert resolved.options.start.freeze_norms
 
 
 def test_minutes_become_epochs_by_the_measured_speed_and_change_nothing_else(

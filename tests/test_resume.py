@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -26,6 +25,7 @@ from training.engine import Trainer
 from training.interrupts import SignalWatch
 from training.state import read_run
 from utils import startup
+from utils.config import Settings, check_options
 from utils.errors import Interrupted, UserError, run_command
 
 EVERYTHING = ("--mixup", "0.5", "--copy-paste", "0.5", "--multi-scale", "0.5", "--albumentations", "0.5")
@@ -124,11 +124,10 @@ def test_the_state_of_everything_comes_back(tmp_path: Path, monkeypatch: pytest.
     at_call(Trainer, "_backward", 4, signal.SIGTERM, monkeypatch)
     break_off(tmp_path / "run")
     checkpoint = load_checkpoint(tmp_path / "run" / "last.pth")
-    options, again = read_run(
-        dataclasses.replace(training_options.TrainOptions(), resume=str(tmp_path / "run")), frozenset()
-    )
+    options = check_options(training_options.TrainOptions, {"resume": str(tmp_path / "run")})
+    settings, again = read_run(Settings.of(options))
     assert again is not None
-    run = training_run.Run(options, "cpu", again)
+    run = training_run.Run(settings, "cpu", again)
     state = run.state.state_dict()
     assert checkpoint.training is not None
     for name in ("model", "optimizer", "progress", "random", "ema_steps", "skips"):
@@ -259,9 +258,8 @@ def test_a_finished_run_is_said_to_be_finished(whole: Path, capsys: pytest.Captu
         (("--backbone", "mobilenet_v1"), "--backbone mobilenet_v1 (the run: mobilenet_v3_small)"),
         (("--batch-size", "16"), "--batch-size 16 (the run: 4)"),  # which is the default
         (("--epochs", "9"), "--epochs 9 (the run: 2)"),
-        (("--data", "elsewhere"), "--data elsewhere (the run: "),
-        (("--classes", "names.txt", "--seed", "3"), "--classes names.txt (the run: None), --seed 3 (the run: 0)"),
-        (("--no-ema",), "--ema False (the run: True)"),
+        (("--mosaic", "0.1", "--seed", "3"), "--mosaic 0.1 (the run: 0.5), --seed 3 (the run: 0)"),
+        (("--no-ema",), "--no-ema (the run: True)"),
     ],
 )
 def test_other_options_are_refused_with_the_list_of_them(options: tuple[str, ...], words: str, whole: Path) -> None:
@@ -275,7 +273,7 @@ def test_options_changed_in_the_runs_own_file_are_refused(whole: Path, tmp_path:
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | {"learning_rate": 0.5}))
-    with pytest.raises(UserError, match=r"--learning-rate 0\.5 \(the run: None\)"):
+    with pytest.raises(UserError, match=r"--learning-rate 0\.5 \(the run: 0\.005\)"):
         train.main(["--resume", str(tmp_path)])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from training import options as training_options
 from training import run as training_run
 from training.engine import Trainer
 from training.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
+from utils.config import Settings, check_options
 from utils.errors import UserError
 from utils.images import write_image
 
@@ -215,14 +215,15 @@ def test_starting_from_a_checkpoint_of_other_classes_keeps_what_is_shared(
 
 
 def test_float16_trains_with_a_scaler_that_is_saved(tmp_path: Path) -> None:
-    options = replace(training_options.TrainOptions(), **tiny_options(tmp_path / "run"), amp="fp16")
-    run = training_run.Run(options, "cpu", None)
+    options = check_options(training_options.TrainOptions, {**tiny_options(tmp_path / "run"), "amp": "fp16"})
+    settings = Settings.of(options)
+    run = training_run.Run(settings, "cpu", None)
     assert run.trainer.scaler is not None
     run.trainer.scaler._init_scale = 4096.0
     run.save("last.pth")
     checkpoint = load_checkpoint(tmp_path / "run" / "last.pth")
     assert checkpoint.training is not None and checkpoint.training["scaler"]["scale"] == 4096.0
-    again = training_run.Run(replace(options, resume=str(tmp_path / "run")), "cpu", checkpoint)
+    again = training_run.Run(settings.choose("typed", {"resume": str(tmp_path / "run")}), "cpu", checkpoint)
     assert again.trainer.scaler is not None and again.trainer.scaler.state_dict()["scale"] == 4096.0
 
 
@@ -302,7 +303,7 @@ BAD_OPTIONS = {
     "--input-size 32": "--input-size: 32 32",
     "--backbone resnet": "--backbone: 'resnet' is not known; choose from mobilenet_v1",
     "--optimizer lion": "--optimizer: ",
-    "--anchors mine": "--anchors: 'mine' is not known; give yolov4 or auto",
+    "--anchors mine": "--anchors: 'mine' is not known; give yolov4, auto, checkpoint",
     "--momentum 1.5": "--momentum: 1.5 is out of range",
     "--mosaic 2": "--mosaic: 2.0 is out of range; it must be at least 0 and at most 1",
     "--scale 2 1": "scale",

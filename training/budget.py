@@ -1,13 +1,13 @@
-"""How many epochs fit into the time that the user has: a few steps and a few images are timed, nothing is kept."""
+"""The time of a run: what fits into --minutes, planned again as the run goes, and how long the rest will take."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import math
 import time
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,8 +16,11 @@ from data.index import DatasetIndex
 from data.loader import TrainLoader
 from nets.detector import Detector
 from nets.yolov4 import YOLOv4
+from training.choose import TrainSettings
+from training.options import TrainOptions
 from training.setup import build_trainer, freeze
 from utils import distributed
+from utils.config import AUTO
 from utils.distributed import say
 from utils.errors import UserError
 from utils.images import read_image
@@ -27,59 +30,150 @@ TIMED_IMAGES = 16
 # what an epoch has besides steps and scoring: updates, checkpoints, curves, metrics
 OVERHEAD = 1.1
 SCORE_SHARE = 0.1  # part of the time that scoring may take, where --eval-every is not given
+# The first measurement is of a few steps, perhaps on a machine that is busy for a moment: a budget is refused only if
+# not even this part of an epoch seems to fit.
+LEAST_EPOCHS = 0.25
+PLANS = 100  # times that a run is planned again
+TOLERANCE = 0.05  # a plan that ends so close to the budget, as a share of it, is left as it is
+MEMORY = 0.5  # weight of the earlier measurements of a step in the present one
+
+
+@dataclass
+class Clock:
+    """How long a run's steps and evaluations take, over all times that it was resumed.
+
+    Args:
+        spent: seconds of the run so far, up to `started`.
+        step: seconds a step, a moving average.
+        score: seconds of the last evaluation.
+        now: seconds of some clock.
+    """
+
+    spent: float = 0.0
+    step: float = 0.0
+    score: float = 0.0
+    now: Callable[[], float] = time.monotonic
+    _since: float | None = None
+    _lap: float | None = None
+    _lap_steps: int = 0
+
+    def start(self) -> None:
+        """Begin, or go on."""
+        self._since = self.now()
+
+    def total(self) -> float:
+        """Seconds of the run so far."""
+        return self.spent + (0.0 if self._since is None else self.now() - self._since)
+
+    def begin_epoch(self) -> None:
+        """Steps are timed from here on."""
+        self._lap, self._lap_steps = self.now(), 0
+
+    def count_step(self) -> None:
+        self._lap_steps += 1
+
+    def measure(self) -> None:
+        """Take the steps since the last measurement into the average."""
+        if self._lap is None or not self._lap_steps:
+            return
+        seconds = (self.now() - self._lap) / self._lap_steps
+        self.step = MEMORY * self.step + (1 - MEMORY) * seconds if self.step else seconds
+        self.begin_epoch()
+
+
+def plan_steps(
+    step: int,
+    total_steps: int,
+    steps_per_epoch: int,
+    eval_every: int,
+    left: float,
+    step_seconds: float,
+    score_seconds: float,
+    budget: float,
+    most_steps: int,
+) -> int:
+    """The steps of the whole run, so that it ends when the time does: whole epochs, where at least one more fits.
+
+    Args:
+        step: steps done.
+        total_steps: as planned so far; it stays where it ends within TOLERANCE of the budget.
+        steps_per_epoch, eval_every: of the run.
+        left: seconds.
+        step_seconds, score_seconds: as measured.
+        budget: seconds of the whole run.
+        most_steps: what the user allows at most.
+    """
+    each = OVERHEAD * step_seconds + score_seconds / (eval_every * steps_per_epoch)
+    need = (total_steps - step) * each + score_seconds
+    is_late, is_early = need > left + TOLERANCE * budget, need + steps_per_epoch * each < left - TOLERANCE * budget
+    if not is_late and not (is_early and total_steps < most_steps):
+        return total_steps
+    fit = step + max(int((left - score_seconds) / each), 0)
+    whole = fit // steps_per_epoch * steps_per_epoch
+    return min(whole if whole > step else fit, most_steps)
 
 
 def fit_epochs(
-    options: Any, model: YOLOv4, loader: TrainLoader, train_index: DatasetIndex, val_index: DatasetIndex
-) -> Any:
-    """`--minutes`: the options with as many epochs as fit, so that the schedule ends when the time does.
+    settings: TrainSettings, model: YOLOv4, loader: TrainLoader, train_index: DatasetIndex, val_index: DatasetIndex
+) -> TrainSettings:
+    """`--minutes`: as many epochs as fit, at most the given ones, by the time of a few steps and images.
 
     Args:
-        options: `train.TrainOptions`.
+        settings: all else has its final value.
         model: stays as it is.
         loader: of the training split, for this alone: it is closed.
         train_index, val_index: the splits.
 
     Raises:
-        UserError: if not even one epoch fits.
+        UserError: if a quarter of an epoch does not fit.
     """
+    options, minutes = settings.options, settings.options.duration.minutes
     step = _time_step(options, model, loader, train_index)
     image = _time_image(model, val_index)
-    steps = -(-len(loader) // options.accumulate)
+    steps = -(-len(loader) // options.duration.accumulate)
     epoch = OVERHEAD * step * steps
     score = image * len(val_index) / distributed.world_size()
-    seconds = 60 * options.minutes
-    every = options.eval_every
-    if every == type(options)().eval_every:
+    every = options.duration.eval_every
+    if not settings.is_given("eval_every"):
         every = max(every, math.ceil(score / (SCORE_SHARE * epoch)))
-    epochs = int((seconds - score) / (epoch + score / every))
-    epochs, every = distributed.gather((epochs, every))[0]  # the main process's for all: they must end together
-    if epochs < 1:
+    fit = (60 * minutes - score) / (epoch + score / every)
+    most = options.duration.epochs if settings.is_given("epochs") else math.inf
+    epochs = max(int(min(fit, most)), 1)
+    epochs, every, fit = distributed.gather((epochs, every, fit))[0]  # the main process's for all: they end together
+    if fit < LEAST_EPOCHS:
         need = (epoch + score) / 60
-        raise UserError("--minutes", f"{options.minutes:g} is less than one epoch takes ({need:.1f})", "give more")
-    say(
-        f"{options.minutes:g} minutes: {epochs} epochs of {steps} steps of {step:.2f} s, scored every {every} in "
-        f"{score:.1f} s"
-    )
-    return dataclasses.replace(options, epochs=epochs, eval_every=every)
+        raise UserError("--minutes", f"{minutes:g} is less than one epoch takes ({need:.1f})", "give more")
+    say(f"{minutes:g} minutes: {epochs} epochs of {steps} steps of {step:.2f} s, scored every {every} in {score:.1f} s")
+    values = {"epochs": epochs, "eval_every": every}
+    values = {n: v for n, v in values.items() if v != getattr(options.duration, n) or not settings.is_given(n)}
+    why = f"fits {minutes:g} minutes at {step:.2f} s a step"
+    return settings.choose(AUTO, values, dict.fromkeys(values, why))
 
 
-def _time_step(options: Any, model: YOLOv4, loader: TrainLoader, index: DatasetIndex) -> float:
+def in_words(seconds: float) -> str:
+    """A length of time: `40 s`, `25 min`, `3 h 10 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _time_step(options: TrainOptions, model: YOLOv4, loader: TrainLoader, index: DatasetIndex) -> float:
     """Seconds of one step, loading included; the weights stay as they are."""
     trial = copy.deepcopy(model)
     trainer = build_trainer(options, trial, None, loader.batch_size, len(loader), index)
-    freeze(trainer, trial.backbone, options, options.freeze_epochs)
+    freeze(trainer, trial.backbone, options, options.start.freeze_epochs)
     trial.train()
     for module in trainer.frozen:
         module.eval()
-    loader.set_epoch(0, options.mosaic > 0, 0)
+    loader.set_epoch(0, options.augment.mosaic > 0, 0)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     started = 0.0
     for number in range(WARM_UP_STEPS + TIMED_STEPS):
         if number == WARM_UP_STEPS:
             _wait(trainer.device)
             started = time.perf_counter()
-        trainer.gradient(list(itertools.islice(batches, options.accumulate)))
+        trainer.gradient(list(itertools.islice(batches, options.duration.accumulate)))
         trainer.discard()
     _wait(trainer.device)
     seconds = (time.perf_counter() - started) / TIMED_STEPS

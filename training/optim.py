@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-OPTIMIZERS = ("adamw", "adam", "sgd")
-SCHEDULES = ("cosine", "step", "constant")
-
 # learning rate of a batch of 16 images. SGD's grows with the batch (https://arxiv.org/abs/1706.02677, section 2.1),
 # Adam's with its square root (https://arxiv.org/abs/2205.10287).
 BASE_BATCH = 16
@@ -45,6 +42,12 @@ def parameter_groups(model: nn.Module, rate: float, weight_decay: float, backbon
         for (of_backbone, decayed), parameters in groups.items()
         if parameters
     ]
+
+
+def learning_rates(optimizer: torch.optim.Optimizer, key: str = "base_rate") -> dict[str, float]:
+    """The rate of `neck` (and head) and of `backbone`: `base_rate` before the schedule, or `lr`, the present one."""
+    names = {group["name"].split()[0].rstrip(","): group[key] for group in optimizer.param_groups}
+    return {name: float(names[name]) for name in ("neck", "backbone") if name in names}
 
 
 def build_optimizer(kind: str, groups: list[dict], momentum: float, fused: bool = False) -> torch.optim.Optimizer:

@@ -1,141 +1,223 @@
-"""Every option of train.py: its default, range and help text."""
+"""Every option of train.py, in groups: name, default, range and help text of each, once.
+
+A new option is one field here, or in the configuration that uses it (`data.augment.AugmentConfig`,
+`nets.loss_config.LossConfig`): it is on the command line, in config files and in a run's table from then on.
+This module imports no PyTorch, so that --help is quick.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.image_cache import MODES as CACHE_MODES
-from data.loader import SCORE_RANGE
-from nets.assigner import ASSIGNERS
+from data.augment import AugmentConfig
+from data.index import SCORE_RANGE
 from nets.loss_config import LossConfig
-from nets.losses import BOX_LOSSES
 from nets.model_config import NECK_CONVS, NECKS, PADDINGS, SE_ORDERS
-from training.optim import OPTIMIZERS, SCHEDULES
-from training.setup import AMP
-from training.state import BEST_BY
-from utils.config import option
+from nets.weights import NONE
+from utils.config import group, option
 from utils.letterbox import RESIZE_MODES
 
 PRESETS = Path(__file__).resolve().parents[1] / "model_data" / "presets"
+YOLOV4, AUTO_ANCHORS, KEPT_ANCHORS = "yolov4", "auto", "checkpoint"  # of --anchors
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "step", "constant")
+PRECISIONS = ("auto", "none", "bf16", "fp16")
+# what makes a checkpoint the best, as weights of an evaluation's figures
+BEST_BY: dict[str, dict[str, float]] = {
+    "fitness": {"coco_AP": 0.9, "voc10_mAP50": 0.1},
+    "coco_AP": {"coco_AP": 1.0},
+    "voc10_mAP50": {"voc10_mAP50": 1.0},
+}
+CACHES = ("none", "ram", "disk", "auto")
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """Everything a training can be told."""
+class DatasetOptions:
+    """What to train on and what to score on."""
 
-    data: str | None = option(None, "a VOCdevkit folder, a COCO folder or JSON, or a YOLO data.yaml")
-    shards: str | None = option(None, "folder or http(s) address of tar shards to learn from (dataset.py shard)")
-    train_split: str | None = option(None, "split to learn from; default: train, or trainval where there is a test")
-    val_split: str | None = option(None, "split to score; default: val, or test")
-    val_data: str | None = option(None, "where the split to score is, if not in --data")
-    classes: str | None = option(None, "file of class names, one a line; default: those of the annotations")
-    backbone: str | None = option(None, "mobilenet_v1, mobilenet_v2 (default), mobilenet_v3_large, _small, timm:NAME")
-    alpha: float | None = option(None, "width multiplier of the backbone (default: 1.0)", low=0.05, high=4)
-    neck: str | None = option(None, "panet (default), or slim: a third of its convolutions", choices=NECKS)
-    neck_conv: str | None = option(None, "3x3 convolutions of neck and head (default: separable)", choices=NECK_CONVS)
-    neck_width: float | None = option(None, "width multiplier of neck and head (default: 1.0)", low=0.05, high=4)
-    se_order: str | None = option(None, "MobileNetV3: squeeze after or before the activation", choices=SE_ORDERS)
-    padding: str | None = option(None, "of stride 2; default: the pretrained weights' own", choices=PADDINGS)
-    scale_xy: tuple[float, ...] | None = option(None, "grid sensitivity of strides 8, 16, 32", low=1, high=4, nargs=3)
-    anchors: str = option("yolov4", "yolov4, auto (k-means on the data, taken if they fit better)")
-    input_size: tuple[int, ...] | None = option(
-        None, "height [width], multiples of 32 (default: that of --weights, else 416)", low=32, high=8192
+    data: str | None = option(
+        None, "data set: a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", common=True, metavar="PATH"
     )
-    resize_mode: str | None = option(
-        None, "letterbox (default) keeps proportions, stretch does not", choices=RESIZE_MODES
+    shards: str | None = option(None, "train on tar shards in this folder or http(s) address (dataset.py shard)")
+    train_split: str | None = option(None, "training split (default: train, or trainval where there is a test)")
+    val_split: str | None = option(None, "validation split (default: val, or test)")
+    val_data: str | None = option(None, "data set of the validation split (default: --data)")
+    classes: str | None = option(
+        None, "file of class names, one a line (default: those of the annotations)", common=True, metavar="FILE"
     )
-    pretrained: str = option("none", "none, imagenet (download), or a file of backbone weights")
-    weights: str | None = option(None, "a checkpoint to start from, or small, nano (bundled); classes may differ")
-    teacher: tuple[str, ...] = option((), "detections (JSON) or checkpoints of detectors, as more labels", nargs="+")
+    teacher: tuple[str, ...] = option(
+        (), "detections (JSON) or checkpoints of other detectors, as further labels", nargs="+", metavar="FILE"
+    )
     label_scores: tuple[float, ...] = option(
         SCORE_RANGE,
-        "labels of a detector: ignored below the first score, sure above the second",
+        "labels of a detector: ignored below the first score, certain above the second",
         low=0,
         high=1,
         nargs=2,
     )
-    run_dir: str | None = option(None, "folder of the run (default: logs/BACKBONE-N)")
-    resume: str | None = option(None, "folder of a run to go on with; auto: --run-dir where a run is there, else anew")
+    limit: int = option(0, "train on this many images, drawn by the seed; 0 = all", low=0)
+    repeat_rare: float = option(
+        0.0, "repeat images of classes that fewer than this share of the images show (LVIS)", low=0, high=1
+    )
 
-    auto: bool = option(False, "choose what is not given from the number of images and boxes, and say why")
-    minutes: float = option(0.0, "train for about so long: epochs are chosen by the speed measured; 0: not so", low=0)
-    epochs: int = option(100, "times the training images are seen", low=1, high=100_000)
-    batch_size: int = option(16, "images a step, in each process", low=1, high=4096)
-    accumulate: int = option(1, "batches whose gradients make one step", low=1, high=1024)
-    optimizer: str = option("adamw", "", choices=OPTIMIZERS)
-    learning_rate: float | None = option(None, "for a batch of 16 (default: adam(w) 5e-3, sgd 1e-2); scaled", above=0)
-    backbone_rate: float | None = option(
-        None, "factor of the backbone's learning rate (default: 0.1 where it is pretrained, else 1)", low=0, high=100
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The network. What is not given is the start checkpoint's, else the default."""
+
+    backbone: str | None = option(
+        None,
+        "mobilenet_v1, mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small or timm:NAME (default: mobilenet_v2)",
     )
-    schedule: str = option("cosine", "of the learning rate", choices=SCHEDULES)
-    warmup_epochs: float = option(1.0, "epochs of linear warm-up", low=0)
-    final_rate: float = option(0.02, "the cosine's last factor", low=0, high=1)
-    momentum: float = option(0.9, "of SGD; the first beta of Adam", low=0, high=0.9999)
-    weight_decay: float = option(
-        0.02, "of convolution weights; never of norms and biases (SGD: try 5e-4)", low=0, high=1
+    alpha: float | None = option(None, "width multiplier of the backbone (default: 1)", low=0.05, high=4)
+    neck: str | None = option(None, "panet, or slim: a third of its convolutions (default: panet)", choices=NECKS)
+    neck_conv: str | None = option(None, "3x3 convolutions of neck and head (default: separable)", choices=NECK_CONVS)
+    neck_width: float | None = option(None, "width multiplier of neck and head (default: 1)", low=0.05, high=4)
+    se_order: str | None = option(
+        None, "MobileNetV3: squeeze-and-excitation after or before the activation (default: after)", choices=SE_ORDERS
     )
-    clip: float = option(10.0, "largest norm of the gradient; 0: no limit", low=0)
-    freeze_epochs: int = option(0, "first epochs with the backbone frozen", low=0)
-    freeze_layers: int = option(
-        0, "first layers of the backbone that always stay as pretrained; halves a step's cost", low=0
+    padding: str | None = option(
+        None, "padding of convolutions with stride 2 (default: that of the pretrained weights)", choices=PADDINGS
     )
+    scale_xy: tuple[float, ...] | None = option(
+        None, "grid sensitivity at strides 8, 16, 32 (default: 2 2 2)", low=1, high=4, nargs=3
+    )
+    anchors: str = option(
+        YOLOV4,
+        "yolov4 = scaled to the input size, auto = k-means on the data if they fit better, checkpoint = those of the "
+        "start checkpoint",
+    )
+    input_size: tuple[int, ...] | None = option(
+        None,
+        "height [width] of the input, multiples of 32 (default: that of --weights, else 416)",
+        low=32,
+        high=8192,
+        common=True,
+    )
+    resize_mode: str | None = option(
+        None, "letterbox keeps the aspect ratio, stretch does not (default: letterbox)", choices=RESIZE_MODES
+    )
+    multi_scale: float = option(
+        0.0, "vary the input size by up to this share, in steps of 32; 0 = off", low=0, high=0.6
+    )
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """Where the weights come from, and which of them stay fixed."""
+
+    pretrained: str = option(
+        NONE,
+        "bundled = the bundled detector of this network, imagenet = a backbone (download), none = random, or a file "
+        "of backbone weights",
+        common=True,
+        metavar="START",
+    )
+    weights: str | None = option(
+        None,
+        "start from this checkpoint, or from the bundled small or nano; classes are matched by name",
+        common=True,
+        metavar="FILE",
+    )
+    freeze_epochs: int = option(0, "train without the backbone for this many epochs", low=0)
+    freeze_layers: int = option(0, "keep this many of the backbone's first layers fixed; a step costs half", low=0)
     freeze_norms: bool = option(
-        False,
-        "the backbone's batch norms keep their pretrained averages: steps cost a fifth less, small batches no harm",
+        False, "keep the pretrained statistics of the backbone's batch norms; a step costs a fifth less"
     )
-    ema: bool = option(True, "score and keep a moving average of the weights")
-    ema_decay: float = option(0.0, "of that average; 0: chosen by the number of steps", low=0, high=0.999999)
-    fast: bool = option(False, "on a GPU: torch.compile, fused optimiser, cuDNN's quickest; minutes to start with")
-    amp: str = option("auto", "mixed precision; auto: what the device does well", choices=("auto", *AMP))
-    sync_bn: bool = option(False, "several processes: batch norm over all of them")
+
+
+@dataclass(frozen=True)
+class DurationOptions:
+    """How long to train, and how often to score."""
+
+    auto: bool = option(False, "choose the network and recipe, where not given, from data and device; says why")
+    minutes: float = option(0.0, "time budget; 0 = --epochs decide", low=0, common=True)
+    epochs: int = option(
+        100, "passes over the training images; at most, with --minutes", low=1, high=100_000, common=True
+    )
+    batch_size: int = option(16, "images a step, in each process", low=1, high=4096, common=True)
+    accumulate: int = option(1, "batches whose gradients make one step", low=1, high=1024)
+    close_mosaic: float = option(0.15, "last share of the run without mosaic, mixup and copy-paste", low=0, high=1)
+    eval_every: int = option(1, "epochs between evaluations; the last epoch is always scored", low=1)
+    grow_sizes: tuple[int, ...] = option((), "smaller input sizes to begin with, ascending", low=32, high=8192)
+    grow_until: tuple[float, ...] = option((), "share of the run at which each of --grow-sizes ends", low=0, high=1)
     best_by: str = option(
-        "fitness", "what best.pth has most of; fitness: 0.9 COCO AP + 0.1 VOC10 mAP50", choices=tuple(BEST_BY)
+        "fitness", "figure of the best checkpoint; fitness = 0.9 COCO AP + 0.1 VOC10 mAP50", choices=tuple(BEST_BY)
     )
-    patience: int = option(0, "stop after so many evaluations without a better score; 0: never", low=0)
-    eval_every: int = option(1, "epochs between evaluations; the last is always scored", low=1)
+    patience: int = option(0, "stop after this many evaluations without a better score; 0 = never", low=0)
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Optimiser, learning rate and the average of the weights."""
+
+    optimizer: str = option("adamw", "optimiser", choices=OPTIMIZERS)
+    learning_rate: float | None = option(
+        None, "at a batch of 16; scaled to the batch (default: adam and adamw 5e-3, sgd 1e-2)", above=0, common=True
+    )
+    backbone_rate_factor: float | None = option(
+        None,
+        "the backbone's learning rate as a factor of the neck's (default: 0.1 where it is pretrained, else 1)",
+        low=0,
+        high=100,
+        old="backbone_rate",
+    )
+    schedule: str = option("cosine", "schedule of the learning rate", choices=SCHEDULES)
+    warmup_epochs: float = option(1.0, "epochs of linear warm-up", low=0)
+    final_rate: float = option(0.02, "last learning rate of the cosine, as a share of the first", low=0, high=1)
+    momentum: float = option(0.9, "momentum of SGD; first beta of Adam", low=0, high=0.9999)
+    weight_decay: float = option(
+        0.02, "weight decay of convolutions, not of norms and biases (SGD: try 5e-4)", low=0, high=1
+    )
+    clip: float = option(10.0, "largest norm of the gradient; 0 = no limit", low=0)
+    ema: bool = option(True, "score and keep an exponential moving average of the weights")
+    ema_decay: float = option(0.0, "decay of that average; 0 = by the number of steps", low=0, high=0.999999)
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where the run computes; nothing here changes what a run on the CPU in float32 computes."""
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", common=True)
+    workers: int = option(2, "processes that load images; 0 = none", low=0, high=256, common=True)
+    threads: int = option(0, "CPU threads of the network; 0 = the CPUs that the process may use", low=0, high=1024)
+    cache: str = option(
+        "none", "keep decoded images in memory (ram) or in a file (disk); auto = in memory if they fit", choices=CACHES
+    )
+    amp: str = option("auto", "mixed precision; auto = what the device does well", choices=PRECISIONS)
+    fast: bool = option(False, "on a GPU: torch.compile, fused optimiser, cuDNN benchmark; minutes to start")
+    sync_bn: bool = option(False, "several processes: batch norm over all of them")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run's folder, and what to do when something goes wrong."""
+
+    run_dir: str | None = option(None, "folder of the run (default: logs/BACKBONE-N)", common=True, metavar="DIR")
+    resume: str | None = option(
+        None, "go on with the run in this folder; auto = with --run-dir if it holds one", common=True, metavar="DIR"
+    )
+    seed: int = option(0, "seed of everything random", low=0, high=2**31 - 1)
     nan: str = option(
         "stop",
-        "at a loss that is NaN: stop, or go back to the last checkpoint at half the rate, three times",
+        "when a loss is NaN: stop, or roll back to the last checkpoint at half the rate, three times at most",
         choices=("stop", "rollback"),
     )
-    seed: int = option(0, "of everything random", low=0, high=2**31 - 1)
-    device: str = option("auto", "auto, cpu, cuda, cuda:N")
-    workers: int = option(2, "processes that load images; 0: none", low=0, high=256)
-    cache: str = option("off", "keep decoded images in memory (ram) or in a file (disk)", choices=CACHE_MODES)
-    threads: int = option(0, "CPU threads of the network; 0: PyTorch's choice", low=0, high=1024)
     tensorboard: bool = option(True, "write TensorBoard events")
+    show_config: bool = option(False, "print every option, its final value and origin, and leave", common=True)
 
-    assigner: str = option("ratio", "which anchors answer for a box", choices=tuple(ASSIGNERS))
-    box_loss: str = option("ciou", "", choices=tuple(BOX_LOSSES))
-    box_weight: float = option(LossConfig.box_weight, "weight of the box loss", low=0)
-    objectness_weight: float = option(LossConfig.objectness_weight, "weight of the objectness loss", low=0)
-    class_weight: float = option(LossConfig.class_weight, "weight of the class loss", low=0)
-    level_weights: tuple[float, ...] = option(
-        LossConfig.level_weights, "of objectness, strides 8 16 32", low=0, nargs=3
-    )
-    objectness_target: float = option(1.0, "1: the IoU of the match; 0: one", low=0, high=1)
-    ignore_iou: float = option(1.0, "places that overlap an object more are not told off; 1: none", low=0, high=1)
-    label_smoothing: float = option(0.0, "of classes", low=0, high=0.5)
-    focal_gamma: float = option(0.0, "of the focal loss; 0: plain cross-entropy", low=0, high=10)
-    class_balance: float = option(0.0, "power of 1 / frequency that weighs each class; 0: all alike", low=0, high=1)
 
-    mosaic: float = option(0.5, "probability of four images in one", low=0, high=1)
-    mixup: float = option(0.0, "probability that a mosaic is blended with another", low=0, high=1)
-    copy_paste: float = option(0.0, "probability that objects of rare classes are pasted in", low=0, high=1)
-    close_mosaic: float = option(0.15, "last part of the run without mosaic, mixup and copy-paste", low=0, high=1)
-    flip: float = option(0.5, "probability of mirroring", low=0, high=1)
-    hue: float = option(0.015, "largest change", low=0, high=1)
-    saturation: float = option(0.7, "largest change", low=0, high=1)
-    value: float = option(0.4, "largest change", low=0, high=1)
-    scale: tuple[float, ...] = option((0.5, 1.5), "size range of an image alone", above=0, high=10, nargs=2)
-    mosaic_scale: tuple[float, ...] = option((0.4, 1.6), "size range of a mosaic's tiles", above=0, high=10, nargs=2)
-    translate: float = option(0.1, "largest shift, part of the input", low=0, high=1)
-    aspect: float = option(0.2, "largest change of proportions", low=0, high=4)
-    rotate: float = option(0.0, "largest rotation, degrees", low=0, high=180)
-    albumentations: float = option(0.0, "probability of blur, noise, grey, JPEG artefacts", low=0, high=1)
-    repeat_rare: float = option(0.0, "classes in less than this part of the images are shown more often", low=0, high=1)
-    multi_scale: float = option(0.0, "input size varies by this part, a step of 32", low=0, high=0.6)
-    grow_sizes: tuple[int, ...] = option((), "smaller input sizes to begin with, ascending", low=32, high=8192)
-    grow_until: tuple[float, ...] = option((), "part of the run at which each of --grow-sizes ends", low=0, high=1)
-    limit: int = option(0, "use only so many training images, drawn by the seed; 0: all", low=0)
+@dataclass(frozen=True)
+class TrainOptions:
+    """Every option of a training, in groups."""
+
+    dataset: DatasetOptions = group(DatasetOptions, "data")
+    network: NetworkOptions = group(NetworkOptions, "network")
+    start: StartOptions = group(StartOptions, "start")
+    duration: DurationOptions = group(DurationOptions, "duration")
+    optim: OptimizerOptions = group(OptimizerOptions, "optimiser")
+    loss: LossConfig = group(LossConfig, "loss")
+    augment: AugmentConfig = group(AugmentConfig, "augmentation")
+    machine: MachineOptions = group(MachineOptions, "machine")
+    run: RunOptions = group(RunOptions, "run")

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.config import typed_form
+
 # Optimiser steps of a run, whatever the number of images. A backbone that starts at random needs more, and a whole
 # detector fewer: 60 steps on 50 images of another class took it to 0.96 (docs/EXPERIMENTS.md, section 13).
 STEPS_OF_A_DETECTOR, STEPS_PRETRAINED, STEPS_FROM_SCRATCH = 2000, 6000, 12000
@@ -31,7 +33,7 @@ class Choice:
     why: str
 
     def __str__(self) -> str:
-        return f"  --{self.option.replace('_', '-')} {self.value}: {self.why}"
+        return f"  {typed_form(self.option, self.value)}: {self.why}"
 
 
 def choose_recipe(
@@ -42,6 +44,7 @@ def choose_recipe(
     layers_are_known: bool = True,
     given_epochs: int | None = None,
     is_detector: bool = False,
+    world_size: int = 1,
 ) -> list[Choice]:
     """Options for a data set.
 
@@ -52,6 +55,7 @@ def choose_recipe(
         layers_are_known: whether the backbone is one of ours, whose first layers are the first.
         given_epochs: where the user has said how many.
         is_detector: whether neck and head start from weights, too.
+        world_size: processes that share the images of a step.
     """
     quick = not pretrained and num_images < FEW_IMAGES
     batch = SCRATCH_BATCH if quick else USUAL_BATCH
@@ -65,7 +69,7 @@ def choose_recipe(
         goal, start = STEPS_PRETRAINED, "a pretrained backbone"
     epochs = int(np.clip(round(goal / steps), *EPOCHS_RANGE))
     choices = [
-        Choice("batch_size", batch, f"{num_images} images make {steps} steps an epoch"),
+        Choice("batch_size", -(-batch // world_size), f"{num_images} images make {steps} steps an epoch"),
         Choice("epochs", epochs, f"about {epochs * steps} steps, for {start}"),
         Choice("optimizer", "adamw", "learns from the first steps on, where SGD on little data shows no box for long"),
         Choice("warmup_epochs", round(min(3.0, max(0.5, 100 / steps)), 1), "about 100 steps"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,16 +9,29 @@ from typing import Any
 
 import torch
 
-from data.loader import worker_failure
+from data.loader import TrainLoader, worker_failure
 from data.skips import Skip, used_summary, write_skips_csv
 from evaluation.evaluator import EvaluationResult, evaluate
 from nets.detector import Detector
+from nets.weights import NONE
+from nets.weights.bundled import find_model
 from nets.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
-from training.budget import fit_epochs
+from training.budget import PLANS, Clock, fit_epochs, in_words, plan_steps
+from training.choose import (
+    TrainSettings,
+    absolute_paths,
+    choose_loading,
+    choose_machine,
+    choose_new_run,
+    choose_optimizer,
+    choose_schedule,
+    choose_splits,
+)
 from training.engine import EpochProgress, NotFinite, train_epoch
+from training.fingerprint import check_data, describe_data
 from training.interrupts import SignalWatch
-from training.optim import ModelEMA, automatic_decay
+from training.optim import ModelEMA, automatic_decay, learning_rates
 from training.options import TrainOptions
 from training.pictures import Batch, draw_first_batches, draw_validation
 from training.run_folder import (
@@ -36,18 +47,16 @@ from training.setup import (
     build_loader,
     build_model,
     build_trainer,
-    choose_options,
     epoch_sizes,
     freeze,
     open_data,
+    schedule,
 )
 from training.state import (
     Progress,
     RunState,
     best_score,
-    check_data,
     check_parts,
-    describe_data,
     describe_versions,
     epoch_parts,
     seed_everything,
@@ -55,89 +64,214 @@ from training.state import (
 )
 from utils import distributed
 from utils.allocator import keep_freed_memory
-from utils.config import changed_options
+from utils.config import AUTO, options_to_dict
+from utils.cpus import cpu_share
 from utils.distributed import say
 from utils.errors import Interrupted, RunError, warn
 
 MAX_ROLLBACKS = 3
 ROLLBACK_RATE = 0.5
+FIRST_ESTIMATE = 10  # steps after which the time of the whole run is said
+MOST_EPOCHS = 100_000
+NOTHING_LEARNT = 0.01  # mAP50 below which a run has learnt nothing
+BUSY_SHARE = 0.7  # of a CPU's time, below which others are to be named as the reason
 
 
 class Run:
-    """One training, from its options to its folder of results."""
+    """One training, from its options to its folder of results.
+
+    Args:
+        settings: the options with their origins; those that are not given are chosen here.
+        device: of this process.
+        checkpoint: the last one of a run that goes on.
+        signals: what notes Ctrl-C.
+
+    Attributes:
+        settings: every option with its final value.
+        folder: the run's; not there with --show-config.
+    """
 
     def __init__(
-        self, options: TrainOptions, device: str, checkpoint: Checkpoint | None, signals: SignalWatch | None = None
+        self, settings: TrainSettings, device: str, checkpoint: Checkpoint | None, signals: SignalWatch | None = None
     ) -> None:
         self.device = torch.device(device)
         self.signals = signals or SignalWatch()
-        if options.threads:
-            torch.set_num_threads(options.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
-        seed_everything(options.seed, self.device)
-        self.first_world_size, self.batch_size = share_batch(options.batch_size, checkpoint)
-
-        self.train_index, self.val_index, shards = open_data(options)
+        settings = choose_machine(absolute_paths(settings), self.device)
+        seed_everything(settings.options.run.seed, self.device)
+        settings = choose_splits(settings)
+        self.train_index, self.val_index, self.shards = open_data(settings.options)
         self.scored_skips: tuple[Skip, ...] = ()
-        if checkpoint is not None:
-            check_data(checkpoint, self.train_index, self.val_index)
-        elif options.auto:
-            options = choose_options(options, self.train_index)
-
         if checkpoint is None:
-            self.model = build_model(options, self.train_index)
+            settings = self._build(settings)
         else:
+            check_data(checkpoint, self.train_index, self.val_index)
             self.model = YOLOv4(checkpoint.config)
-        self.config = self.model.config
+            settings = choose_loading(choose_optimizer(settings), self.train_index)
+        self.settings, self.config = settings, self.model.config
+        self.data = describe_data(self.train_index, self.val_index)
+        self.first_world_size, self.batch_size = share_batch(self.options.duration.batch_size, checkpoint)
         self.model.to(self.device).to(memory_format=torch.channels_last)
-        loader = functools.partial(build_loader, config=self.config, batch_size=self.batch_size)
-        if checkpoint is None and options.minutes:
-            trial = loader(options, index=self.train_index, shards=shards)
-            options = fit_epochs(options, self.model, trial, self.train_index, self.val_index)
-        self.options = options
-        self.folder = self._folder()
-
-        self.loader = loader(options, index=self.train_index, shards=shards)
-        self.steps_per_epoch = -(-len(self.loader) // options.accumulate)
-        total_steps = self.steps_per_epoch * options.epochs
-        self.ema = ModelEMA(self.model, options.ema_decay or automatic_decay(total_steps)) if options.ema else None
+        if checkpoint is None and self.options.duration.minutes:
+            trial = self._build_loader()
+            self.settings = fit_epochs(self.settings, self.model, trial, self.train_index, self.val_index)
+        self.loader = self._build_loader()
+        options = self.options
+        self.steps_per_epoch = -(-len(self.loader) // options.duration.accumulate)
+        decay = automatic_decay(self.steps_per_epoch * options.duration.epochs)
+        self.settings = choose_schedule(self.settings, decay)
+        options = self.options
+        self.ema = ModelEMA(self.model, options.optim.ema_decay) if options.optim.ema else None
         self.trainer = build_trainer(
             options, self.model, self.ema, self.batch_size, self.steps_per_epoch, self.train_index
         )
-        rate = self.trainer.optimizer.param_groups[-1]["base_rate"]
-        say(f"optimiser: {options.optimizer}, rate {rate:.2g}, precision {self.trainer.amp or 'float32'}")
-        self.trainer.should_stop, self.trainer.after_step = self._should_stop, self._log_step
+        self.trainer.should_stop, self.trainer.after_step = self._should_stop, self._after_step
         if distributed.world_size() == 1:
             self.trainer.interruptible = self.signals.raising
         self.state = RunState(self.model, self.ema, self.trainer, self.loader)
-        self.log = TensorBoard(self.folder, options.tensorboard and distributed.is_main())
+        self.clock = Clock()
+        self._is_warned = self._is_busy_warned = False
+        if options.run.show_config:
+            return
+        self.folder = self._folder()
+        self.log = TensorBoard(self.folder, options.run.tensorboard and distributed.is_main())
         if checkpoint is not None:
             self._restore(checkpoint)
 
+    @property
+    def options(self) -> TrainOptions:
+        """Every option, with its final value."""
+        return self.settings.options
+
+    def _build(self, settings: TrainSettings) -> TrainSettings:
+        """Choose what is not given, and build a new run's network."""
+        settings, start = choose_new_run(settings, self.train_index)
+        self.model = build_model(settings.options, start, self.train_index)
+        return settings
+
+    def _build_loader(self) -> TrainLoader:
+        return build_loader(self.options, self.config, self.batch_size, self.train_index, self.shards)
+
     def _folder(self) -> Path:
-        if self.options.resume:
-            folder: Path | None = Path(self.options.resume)
+        run = self.options.run
+        if run.resume:
+            folder: Path | None = Path(run.resume)
         else:
-            name = (self.options.backbone or "mobilenet_v2").replace(":", "_").replace("/", "_")
-            folder = new_run_dir(self.options.run_dir, name) if distributed.is_main() else None
+            name = (self.options.network.backbone or "run").replace(":", "_").replace("/", "_")
+            folder = new_run_dir(run.run_dir, name) if distributed.is_main() else None
         if folder is not None and distributed.is_main():
             lock_run(folder)
             remove_leftovers(folder)
-            if not (folder / "config.json").exists():  # first of all files: it makes the folder one to resume from
-                options = dataclasses.replace(self.options, run_dir=str(folder))
-                write_json(folder / "config.json", changed_options(options))
-        return distributed.gather(folder)[0]
+        folder = distributed.gather(folder)[0]
+        assert folder is not None
+        origin = AUTO if run.run_dir is None else self.settings.origins["run_dir"]
+        self.settings = self.settings.choose(origin, {"run_dir": str(folder), "resume": None})
+        self.folder = folder
+        self._write_config()  # first of all files: it makes the folder one to resume from
+        return folder
+
+    def _write_config(self) -> None:
+        if distributed.is_main():
+            write_json(self.folder / "config.json", {**self.settings.to_dict(), "_run": self.facts()})
+
+    def facts(self) -> dict[str, Any]:
+        """What follows from the options, for the table at the start and config.json."""
+        rates = learning_rates(self.trainer.optimizer)
+        start = self.options.start
+        backbone = start.pretrained if start.pretrained != NONE else "random weights"
+        facts: dict[str, Any] = {
+            "starts from": str(find_model(start.weights)) if start.weights else backbone,
+            **{f"learning rate, {name}": rate for name, rate in rates.items()},
+            "images a step": self.batch_size * self.options.duration.accumulate * distributed.world_size(),
+            "steps": f"{self.options.duration.epochs} epochs of {self.steps_per_epoch}",
+        }
+        return facts | ({} if self.options.run.show_config else {"best checkpoint": str(self.folder / "best.pth")})
+
+    def table(self, everything: bool = False) -> str:
+        """The options with their origins, and what follows from them."""
+        facts = {
+            name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in self.facts().items()
+        }
+        width = max(map(len, facts))
+        lines = [f"  {name:{width}}  {value}" for name, value in facts.items()]
+        title = f"run on {len(self.train_index)} images and {self.train_index.num_boxes} boxes:"
+        return "\n".join([self.settings.table(everything), title, *lines])
 
     def _should_stop(self) -> bool:
-        """Whether a signal came; in a run of several processes, to any of them."""
+        """Whether a signal came, in a run of several processes to any of them; or whether the time is up."""
+        return self._is_interrupted() or (bool(self.options.duration.minutes) and self._is_done())
+
+    def _is_interrupted(self) -> bool:
         if distributed.world_size() == 1:
             return self.signals.signum is not None
         came = torch.tensor(float(self.signals.signum is not None), device=self.device)
         return bool(distributed.total(came).item())
 
-    def _log_step(self, step: int, losses: dict[str, float]) -> None:
+    def _after_step(self, step: int, losses: dict[str, float]) -> None:
         self.log.add(step, **{f"train__{k}": v for k, v in losses.items()})
+        self.clock.count_step()
+        if step == min(FIRST_ESTIMATE, self.steps_per_epoch):
+            self.clock.measure()
+            say(f"about {in_words(self._seconds_left())} in all, without scoring")
+        if self.options.duration.minutes and step % max(self.total_steps // PLANS, 1) == 0:
+            self._plan()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run, as planned at present."""
+        return self.progress.total_steps or self.steps_per_epoch * self.options.duration.epochs
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run, as planned at present; the last may be cut short."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
+    def _is_done(self) -> bool:
+        if self.options.duration.minutes:
+            return self.trainer.step >= self.total_steps
+        return self.progress.epoch >= self.epochs
+
+    def _seconds_left(self) -> float:
+        """Of training and scoring, by what both took so far."""
+        every = self.options.duration.eval_every
+        scores = max(self.epochs - self.progress.epoch, 0) / every
+        return (self.total_steps - self.trainer.step) * self.clock.step + scores * self.clock.score
+
+    def _plan(self) -> None:
+        """`--minutes`: plan the rest of the run by the time that its steps and evaluations took."""
+        clock, duration = self.clock, self.options.duration
+        clock.measure()
+        if not clock.step:
+            return
+        budget = 60 * duration.minutes
+        left, step_seconds, score = distributed.gather((budget - clock.total(), clock.step, clock.score))[0]
+        limit = duration.epochs if self.settings.is_given("epochs") else MOST_EPOCHS
+        total = plan_steps(
+            self.trainer.step,
+            self.total_steps,
+            self.steps_per_epoch,
+            duration.eval_every,
+            left,
+            step_seconds,
+            score,
+            budget,
+            limit * self.steps_per_epoch,
+        )
+        if total == self.total_steps:
+            return
+        word = "slower" if total < self.total_steps else "faster"
+        steps = f"{total} steps instead of {self.total_steps}"
+        say(f"planned again: a step takes {step_seconds:.2f} s, {word} than before; {steps}")
+        self._set_total_steps(total)
+        if not self.settings.is_given("epochs"):
+            why = f"fits {duration.minutes:g} minutes at {step_seconds:.2f} s a step"
+            self.settings = self.settings.choose(AUTO, {"epochs": max(self.epochs, 1)}, {"epochs": why})
+            self._write_config()
+
+    def _set_total_steps(self, total: int) -> None:
+        self.progress.total_steps = total
+        self.trainer.factor = schedule(self.options, self.steps_per_epoch, total)
 
     # ---- the loop
 
@@ -171,12 +305,12 @@ class Run:
         return 0
 
     def _train(self) -> None:
-        options = self.options
         self._write_beginning()
-        say(f"run: {self.folder}, {options.epochs} epochs of {self.steps_per_epoch} steps on {self.device}")
+        say(self.table())
+        self.clock.start()
         if not self.progress.evaluated:
             self._finish_epoch()
-        while self.progress.epoch < options.epochs and not self._is_stale():
+        while not self._is_done() and not self._is_stale():
             try:
                 goes_on = self.train_one_epoch()
             except NotFinite as error:
@@ -190,8 +324,11 @@ class Run:
         self._write_skips()
         say(used_summary(self.train_index, "train", self.loader.skips))
         say(used_summary(self.val_index, "val", self.scored_skips))
-        best = self.progress
-        say(f"best: epoch {best.best_epoch + 1}, {options.best_by} {best.best:.4f}: {self.folder / 'best.pth'}")
+        best, best_by = self.progress, self.options.duration.best_by
+        say(f"best: epoch {best.best_epoch + 1}, {best_by} {best.best:.4f}: {self.folder / 'best.pth'}")
+        if self.options.duration.minutes:
+            minutes = self.options.duration.minutes
+            say(f"time: {self.clock.total() / 60:.1f} of {minutes:g} minutes, {self.progress.epoch} epochs")
 
     def _write_beginning(self) -> None:
         """What makes the run one that can be resumed, or what a run that was killed had no time to write."""
@@ -205,29 +342,34 @@ class Run:
 
     def train_one_epoch(self) -> bool:
         """The rest of the present epoch and its evaluation; false if a signal came."""
-        options, progress = self.options, self.progress
-        mosaic = progress.epoch < options.epochs - round(options.close_mosaic * options.epochs)
-        sizes = epoch_sizes(options, self.config.input_size, progress.epoch)
+        progress = self.progress
+        mosaic = progress.epoch < self.epochs - round(self.options.duration.close_mosaic * self.epochs)
+        sizes = epoch_sizes(self.options, self.config.input_size, progress.epoch, self.epochs)
         self.loader.set_epoch(progress.epoch, mosaic, progress.batch.batch, sizes)
         freeze(self.trainer, self.model.backbone, self.options, progress.epoch)
-        title = f"epoch {progress.epoch + 1}/{options.epochs}"
+        title = f"epoch {progress.epoch + 1}/{self.epochs}"
         batches = self._batches()
+        self.clock.begin_epoch()
         progress.batch, whole = train_epoch(
             self.trainer, batches, len(self.loader), title, progress.batch, distributed.is_main()
         )
         progress.batch = progress.batch.merged(distributed.gather(progress.batch))
         self.loader.restore_skips([skip for part in distributed.gather(self.loader.skips) for skip in part])
         progress.step = self.trainer.step
-        if not whole:
+        if not whole and self._is_interrupted():
             return False
+        self.clock.measure()
         self.state.require_finite()
-        rate = self.trainer.optimizer.param_groups[0]["lr"]
-        row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step, "learning_rate": rate}
+        rates = learning_rates(self.trainer.optimizer, "lr")
+        row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step}
+        row |= {"learning_rate": rates["neck"], "learning_rate_backbone": rates["backbone"]}
         progress.history.append(row | {f"train_{name}": value for name, value in progress.batch.means().items()})
         progress.epoch, progress.batch, progress.evaluated = progress.epoch + 1, EpochProgress(0, 0, {}), False
         self.save("last.pth")  # before the evaluation: should that be cut off, no training is lost
         self._finish_epoch()
-        return progress.epoch >= options.epochs or not self._should_stop()
+        if self.options.duration.minutes and not self._is_done():
+            self._plan()
+        return self._is_done() or not self._is_interrupted()
 
     def _batches(self) -> Iterable[Batch]:
         """Those of the epoch; a run's very first are drawn."""
@@ -237,11 +379,13 @@ class Run:
 
     def _finish_epoch(self) -> None:
         """Score the epoch that has been trained, keep it if it is the best, and write figures and curves."""
-        options, progress = self.options, self.progress
-        is_scored = progress.epoch % options.eval_every == 0 or progress.epoch == options.epochs
+        progress = self.progress
+        is_scored = progress.epoch % self.options.duration.eval_every == 0 or self._is_done()
         if is_scored:
+            started = self.clock.now()
             with self.signals.raising():  # last.pth says that this is still to be done
                 result = self.evaluate()
+            self.clock.score = self.clock.now() - started
             self._take_score(result)
         progress.evaluated = True
         self.save("last.pth")
@@ -258,19 +402,55 @@ class Run:
         """Put the figures into the history, and keep the weights if they are the best."""
         progress = self.progress
         row = progress.history[-1]
-        score = best_score(result.figures, self.options.best_by)
+        best_by = self.options.duration.best_by
+        score = best_score(result.figures, best_by)
         row |= {name: result.figures[name] for name in ("voc07_mAP50", "voc10_mAP50", "coco_AP", "coco_AP50")}
         self._take_threshold(result)
         self.scored_skips = result.skips
         progress.stale += 1
         if score > progress.best:
             progress.best, progress.best_epoch, progress.stale = score, progress.epoch - 1, 0
-            self.save("best.pth", finished=True)
+            if not self._has_better(score):
+                self.save("best.pth", finished=True)
         say(
             f"epoch {progress.epoch}: VOC10 mAP50 {row['voc10_mAP50'] or 0:.4f}, VOC07 {row['voc07_mAP50'] or 0:.4f}, "
-            f"COCO AP {row['coco_AP'] or 0:.4f}, {self.options.best_by} {score:.4f} (best {progress.best:.4f}), "
-            f"best-F1 threshold {self.config.score_threshold:.3f}"
+            f"COCO AP {row['coco_AP'] or 0:.4f}, {best_by} {score:.4f} (best {progress.best:.4f}), "
+            f"best-F1 threshold {self.config.score_threshold:.3f}; {in_words(self._seconds_left())} left"
         )
+        self._warn_of_no_progress()
+        self._warn_of_busy_machine()
+
+    def _has_better(self, score: float) -> bool:
+        """Whether the folder holds a better best.pth than this run knows of: after an older last.pth was put back."""
+        path = self.folder / "best.pth"
+        if not distributed.is_main() or not path.exists():
+            return False
+        kept = best_score(load_checkpoint(path).metrics, self.options.duration.best_by)
+        if kept > score:
+            warn(path, f"has {kept:.4f}, more than the {score:.4f} of this epoch", "it is kept")
+        return kept > score
+
+    def _warn_of_no_progress(self) -> None:
+        """Say so, once, where nothing was learnt by a third of the run."""
+        if self._is_warned or self.trainer.step * 3 < self.total_steps:
+            return
+        self._is_warned = True
+        best = max((row.get("voc10_mAP50") or 0.0 for row in self.progress.history), default=0.0)
+        if best < NOTHING_LEARNT:
+            start, duration = self.options.start, self.options.duration
+            tries = ["--preset auto, which starts from the bundled detector"] if not start.weights else []
+            tries += ["more --minutes"] if duration.minutes else ["more --epochs"]
+            tries += ["a lower --learning-rate", "python dataset.py check"]
+            what = f"mAP50 is {best:.4f} after a third of it: nothing has been learnt"
+            warn("run", what, f"try {', '.join(tries[:-1])} or {tries[-1]}")
+
+    def _warn_of_busy_machine(self) -> None:
+        """Say so, once, where other processes took much of the time."""
+        share = cpu_share()
+        if not self._is_busy_warned and share is not None and share < BUSY_SHARE and distributed.is_main():
+            self._is_busy_warned = True
+            what = f"this run got {share:.0%} of the time of a CPU that it asked for"
+            warn("machine", what, "end what else is running, or lower --threads and --workers")
 
     def _write_figures(self) -> None:
         if distributed.is_main():
@@ -291,7 +471,7 @@ class Run:
             RunError: after too many times.
         """
         done = self.progress.rollbacks
-        if self.options.nan != "rollback":
+        if self.options.run.nan != "rollback":
             raise error
         if done >= MAX_ROLLBACKS:
             raise RunError(error.where, f"{error.what}, also after going back {done} times", "look at these images")
@@ -318,7 +498,8 @@ class Run:
         return result
 
     def _is_stale(self) -> bool:
-        return bool(self.options.patience) and self.progress.stale >= self.options.patience
+        patience = self.options.duration.patience
+        return bool(patience) and self.progress.stale >= patience
 
     # ---- saving
 
@@ -327,18 +508,20 @@ class Run:
         if not distributed.is_main():
             return
         row = self.progress.history[-1] if self.progress.history else {}
+        clock = self.clock
+        self.progress.seconds, self.progress.speeds = clock.total(), [clock.step, clock.score]
         checkpoint = Checkpoint(
             config=self.config,
             weights=self._scored_model().state_dict(),
             metrics={k: v for k, v in row.items() if isinstance(v, (int, float))},
             info={
-                **describe_data(self.train_index, self.val_index),
+                **self.data,
                 **describe_versions(),
                 "epoch": self.progress.epoch,
                 "finished": finished and name == "last.pth",
                 "world_size": self.first_world_size,
                 "parts": epoch_parts(self.options),
-                "options": changed_options(self.options),
+                "options": options_to_dict(self.options),
             },
             training=None if finished else self.state.state_dict(),
         )
@@ -348,7 +531,13 @@ class Run:
         self.state.restore(checkpoint, self.folder / "last.pth")
         check_parts(checkpoint, self.progress, epoch_parts(self.options))
         if self.progress.best_epoch >= 0:  # a run of before --best-by was compared by another figure
-            self.progress.best = best_score(self.progress.history[self.progress.best_epoch], self.options.best_by)
+            self.progress.best = best_score(
+                self.progress.history[self.progress.best_epoch], self.options.duration.best_by
+            )
+        self.clock.spent = self.progress.seconds
+        self.clock.step, self.clock.score = self.progress.speeds
+        if self.progress.total_steps:
+            self._set_total_steps(self.progress.total_steps)
         say(f"resumed: epoch {self.progress.epoch + 1}, batch {self.progress.batch.batch}")
 
     def _scored_model(self) -> YOLOv4:

@@ -116,7 +116,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     panels = (
         ("losses", [c for c in _columns(history) if c.startswith("train_")]),
         ("validation", [c for c in _columns(history) if "AP" in c]),
-        ("learning rate", ["learning_rate"]),
+        ("learning rate", [c for c in _columns(history) if c.startswith("learning_rate")]),
     )
     for axis, (title, columns) in zip(axes, panels, strict=True):
         for column in columns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,22 @@ from data.image_cache import build_image_cache
 from data.index import DatasetIndex
 from data.index_cache import cache_folder
 from data.loader import TrainLoader, build_train_loader, multi_scale_sizes
-from data.open import default_splits, open_dataset
+from data.open import open_dataset
 from data.quick_check import quick_check
 from data.shards import ShardSet, build_shard_loader, open_shards
 from data.skips import skips_summary, warn_skips
+from data.tools.anchors import propose_anchors
 from data.tools.findings import INFO
-from nets.backbones.base import TIMM_PREFIX
-from nets.loss_config import LossConfig
 from nets.losses import YOLOLoss
-from nets.model_config import ModelConfig, check_input_size, scale_anchors
-from nets.weights.bundled import bundled_names, find_model
-from nets.weights.checkpoint import Checkpoint, load_checkpoint
-from nets.weights.pretrained import NONE, load_pretrained, pretrained_settings
+from nets.model_config import ModelConfig
+from nets.weights.checkpoint import Checkpoint
+from nets.weights.pretrained import load_pretrained
 from nets.weights.transfer import transfer_weights
 from nets.yolov4 import YOLOv4
-from training.checks import build_augment
+from training.choose import model_config, resolve_amp
 from training.engine import Trainer
 from training.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
-from training.recipe import Choice, choose_recipe
+from training.options import AUTO_ANCHORS, TrainOptions
 from training.sync_batch_norm import synchronise_batch_norms
 from training.teacher import add_teacher
 from utils import distributed
@@ -40,30 +38,23 @@ from utils.distributed import say
 from utils.errors import warn
 
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-DEFAULT_SIZE = (416, 416)
-START = "small"  # of the bundled weights, where --auto chooses the network
-PRETRAINED_RATE = 0.1  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
-
-# `options` is train.TrainOptions everywhere here
 
 # ---- data
 
 
-def open_data(options: Any) -> tuple[DatasetIndex, DatasetIndex, ShardSet | None]:
-    """The split to learn from, the one to score, and the shards that hold the first one's pictures, if any."""
-    names = read_class_names(Path(options.classes)) if options.classes else None
-    train_split, val_split = options.train_split, options.val_split
-    if train_split is None or val_split is None:
-        found = default_splits(options.data)
-        train_split, val_split = train_split or found[0], val_split or found[1]
-    shards = None if options.shards is None else open_shards(options.shards)
-    train = shards.index if shards is not None else open_dataset(options.data, train_split, class_names=names)
-    val = open_dataset(options.val_data or options.data, val_split, class_names=names or train.class_names)
-    if options.limit and options.limit < len(train):
-        chosen = np.random.default_rng(options.seed).permutation(len(train))[: options.limit]
+def open_data(options: TrainOptions) -> tuple[DatasetIndex, DatasetIndex, ShardSet | None]:
+    """The split to learn from, the one to score, and the shards that hold the first one's images, if any."""
+    dataset = options.dataset
+    names = read_class_names(Path(dataset.classes)) if dataset.classes else None
+    shards = None if dataset.shards is None else open_shards(dataset.shards)
+    data, split = dataset.data or "", dataset.train_split or "train"
+    train = shards.index if shards is not None else open_dataset(data, split, class_names=names)
+    val = open_dataset(dataset.val_data or data, dataset.val_split or "val", class_names=names or train.class_names)
+    if dataset.limit and dataset.limit < len(train):
+        chosen = np.random.default_rng(options.run.seed).permutation(len(train))[: dataset.limit]
         train = train.subset(np.sort(chosen))
-    if options.teacher:
-        train = add_teacher(train, options.teacher)
+    if dataset.teacher:
+        train = add_teacher(train, dataset.teacher)
     findings = quick_check(train, val)
     if distributed.is_main():
         for finding in (each for each in findings if each.severity != INFO):
@@ -75,179 +66,126 @@ def open_data(options: Any) -> tuple[DatasetIndex, DatasetIndex, ShardSet | None
     return train, val, shards
 
 
-def choose_options(options: Any, index: DatasetIndex) -> Any:
-    """`--auto`: the options with those that the user left alone chosen by the data."""
-    defaults = type(options)()
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
-    classes = len(index.class_names)
-    images = np.bincount(np.unique(owner * classes + index.labels) % classes, minlength=classes)
-    boxes = np.bincount(index.labels, minlength=classes)
-    is_ours = not (options.backbone or "").startswith(TIMM_PREFIX)
-    epochs = None if options.epochs == defaults.epochs else options.epochs
-    network = _choose_network(options, defaults)
-    is_detector = options.weights is not None or bool(network)
-    is_pretrained = _is_pretrained(options) or is_detector
-    choices = [*network, *choose_recipe(len(index), boxes, images, is_pretrained, is_ours, epochs, is_detector)]
-    fixed = ("epochs", "eval_every") if options.minutes else ()  # these are for `fit_epochs` to choose
-    if options.optimizer != defaults.optimizer:
-        fixed = (*fixed, "learning_rate")  # another's rate
-    free = [c for c in choices if getattr(options, c.option) == getattr(defaults, c.option) and c.option not in fixed]
-    say("\n".join([f"preset auto, for {len(index)} images and {index.num_boxes} boxes:", *map(str, free)]))
-    return dataclasses.replace(options, auto=False, **{c.option: c.value for c in free})
-
-
-def _choose_network(options: Any, defaults: Any) -> list[Choice]:
-    """The bundled detector as the start, where neither a network nor a start was asked for."""
-    names = ("weights", "pretrained", "backbone", "alpha", "neck", "neck_conv", "neck_width", "se_order", "padding")
-    if any(getattr(options, name) != getattr(defaults, name) for name in (*names, "scale_xy", "anchors")):
-        return []
-    if START not in bundled_names():
-        return []
-    return [Choice("weights", START, "a bundled detector needs fewer images and steps, and is quick on a CPU, too")]
-
-
 def build_loader(
-    options: Any, config: ModelConfig, batch_size: int, index: DatasetIndex, shards: ShardSet | None
+    options: TrainOptions, config: ModelConfig, batch_size: int, index: DatasetIndex, shards: ShardSet | None
 ) -> TrainLoader:
     """Batches of the training split; `batch_size` is this process's own."""
     common: dict[str, Any] = {
         "batch_size": batch_size,
-        "workers": options.workers,
-        "seed": options.seed,
+        "workers": options.machine.workers,
+        "seed": options.run.seed,
         "rank": distributed.rank(),
         "world_size": distributed.world_size(),
     }
-    augment = build_augment(options)
+    augment, dataset = options.augment, options.dataset
     if shards is not None:
         return build_shard_loader(shards, config.input_size, augment, config.letterbox, **common)
-    common |= {"balance": options.repeat_rare, "sizes": multi_scale_sizes(config.input_size, options.multi_scale)}
-    scale = max(*options.scale, *options.mosaic_scale)
-    cache = build_image_cache(index, config.input_size, options.cache, cache_folder() / "images", scale)
-    common |= {"image_cache": cache, "score_range": options.label_scores}
+    sizes = multi_scale_sizes(config.input_size, options.network.multi_scale)
+    scale = max(*augment.scale, *augment.mosaic_scale)
+    cache = build_image_cache(index, config.input_size, options.machine.cache, cache_folder() / "images", scale)
+    common |= {"balance": dataset.repeat_rare, "sizes": sizes, "image_cache": cache}
+    common |= {"score_range": dataset.label_scores}
     return build_train_loader(index, config.input_size, augment, config.letterbox, **common)
 
 
-def epoch_sizes(options: Any, input_size: tuple[int, int], epoch: int) -> list[tuple[int, int]] | None:
+def epoch_sizes(
+    options: TrainOptions, input_size: tuple[int, int], epoch: int, epochs: int
+) -> list[tuple[int, int]] | None:
     """The input sizes of an epoch's steps where sizes grow; None leaves those of the loader."""
-    if not options.grow_sizes:
+    duration = options.duration
+    if not duration.grow_sizes:
         return None
     size = input_size
-    for smaller, until in zip(options.grow_sizes, options.grow_until, strict=True):
-        if epoch < round(until * options.epochs):
+    for smaller, until in zip(duration.grow_sizes, duration.grow_until, strict=True):
+        if epoch < round(until * epochs):
             factor = smaller / min(input_size)
             size = tuple(max(round(side * factor / 32) * 32, 32) for side in input_size)  # type: ignore[assignment]
             break
-    return multi_scale_sizes(size, options.multi_scale) or [size]
+    return multi_scale_sizes(size, options.network.multi_scale) or [size]
 
 
 # ---- model
 
 
-def build_model(options: Any, index: DatasetIndex) -> YOLOv4:
-    """A new run's network: of random, of pretrained, or of weights that another run has learnt."""
-    start = load_checkpoint(find_model(options.weights)) if options.weights else None
-    model = YOLOv4(_model_config(options, start, index))
-    report = (
-        load_pretrained(model, options.pretrained) if start is None else transfer_weights(model, start, options.weights)
-    )
+def build_model(options: TrainOptions, start: Checkpoint | None, index: DatasetIndex) -> YOLOv4:
+    """A new run's network: of random, of pretrained, or of weights that another run has learnt.
+
+    Args:
+        options: with their final values.
+        start: the checkpoint of `--weights`, if any.
+        index: the training split.
+    """
+    config = model_config(options, start, index)
+    if options.network.anchors == AUTO_ANCHORS:
+        proposal = propose_anchors(index, config.letterbox, config.anchors, options.run.seed)
+        say(str(proposal))
+        config = config.replace(anchors=proposal.anchors) if proposal.accepted else config
+    model = YOLOv4(config)
+    pretrained, weights = options.start.pretrained, options.start.weights
+    report = load_pretrained(model, pretrained) if start is None else transfer_weights(model, start, weights)
     say(str(report))
     return model
-
-
-def _model_config(options: Any, start: Checkpoint | None, index: DatasetIndex) -> ModelConfig:
-    """What was asked for, over what the checkpoint has, over what the pretrained weights expect."""
-    backbone = options.backbone or (start.config.backbone if start else "mobilenet_v2")
-    fields: dict[str, Any] = (
-        pretrained_settings(backbone, options.pretrained) if start is None else start.config.to_dict()
-    )
-    fields |= {"class_names": index.class_names, "backbone": backbone}
-    if options.input_size is not None:
-        fields["input_size"] = check_input_size(options.input_size)
-    for name in ("alpha", "neck", "neck_conv", "neck_width", "se_order", "padding", "scale_xy", "resize_mode"):
-        if getattr(options, name) is not None:
-            fields[name] = getattr(options, name)
-    if start is None:
-        fields["anchors"] = scale_anchors(fields.setdefault("input_size", DEFAULT_SIZE))
-    config = ModelConfig(**fields)
-    if options.anchors == "auto":
-        from data.tools.anchors import propose_anchors
-
-        report = propose_anchors(index, config.letterbox, config.anchors, options.seed)
-        say(str(report))
-        config = config.replace(anchors=report.anchors) if report.accepted else config
-    return config
-
-
-def _is_pretrained(options: Any) -> bool:
-    return options.pretrained != NONE or options.weights is not None
 
 
 # ---- optimiser
 
 
 def build_trainer(
-    options: Any, model: YOLOv4, ema: ModelEMA | None, batch_size: int, steps_per_epoch: int, index: DatasetIndex
+    options: TrainOptions,
+    model: YOLOv4,
+    ema: ModelEMA | None,
+    batch_size: int,
+    steps_per_epoch: int,
+    index: DatasetIndex,
 ) -> Trainer:
     """Loss, optimiser, schedule and precision around a network that is on its device."""
     device = next(model.parameters()).device
-    batch = batch_size * options.accumulate * distributed.world_size()
-    rate = scaled_rate(options.optimizer, batch, options.learning_rate)
-    usual = PRETRAINED_RATE if _is_pretrained(options) else 1.0
-    factor = usual if options.backbone_rate is None else options.backbone_rate
-    groups = parameter_groups(model, rate, options.weight_decay, factor)
+    optim = options.optim
+    batch = batch_size * options.duration.accumulate * distributed.world_size()
+    rate = scaled_rate(optim.optimizer, batch, optim.learning_rate)
+    factor = 1.0 if optim.backbone_rate_factor is None else optim.backbone_rate_factor
+    groups = parameter_groups(model, rate, optim.weight_decay, factor)
     for group in groups:
         group["base_rate"] = group["lr"]
     wrapped = _join_processes(options, model, device)
-    is_fast = options.fast and _make_fast(wrapped, device, options.multi_scale > 0)
-    amp = AMP[resolve_amp(options.amp, device)]
-    total_steps = steps_per_epoch * options.epochs
-    warmup = min(round(options.warmup_epochs * steps_per_epoch), total_steps // 2)
+    is_fast = options.machine.fast and _make_fast(wrapped, device, options.network.multi_scale > 0)
+    amp = AMP[resolve_amp(options.machine.amp, device)]
+    weights = class_weights(index, options.loss.class_balance)
+    is_fused = is_fast or device.type == "cpu"
     return Trainer(
         model=wrapped,
-        loss=YOLOLoss(
-            model.config,
-            _loss_config(options),
-            distributed.total,
-            distributed.world_size(),
-            class_weights(index, options.class_balance),
-        ),
-        optimizer=build_optimizer(options.optimizer, groups, options.momentum, fused=is_fast or device.type == "cpu"),
-        factor=rate_factor(options.schedule, warmup, total_steps, options.final_rate),
+        loss=YOLOLoss(model.config, options.loss, distributed.total, distributed.world_size(), weights),
+        optimizer=build_optimizer(optim.optimizer, groups, optim.momentum, fused=is_fused),
+        factor=schedule(options, steps_per_epoch, steps_per_epoch * options.duration.epochs),
         device=device,
         amp=amp,
         scaler=torch.amp.GradScaler(device.type) if amp is torch.float16 else None,
         ema=ema,
         ema_source=model,
-        accumulate=options.accumulate,
-        clip=options.clip,
+        accumulate=options.duration.accumulate,
+        clip=optim.clip,
     )
 
 
-def freeze(trainer: Trainer, backbone: nn.Module, options: Any, epoch: int) -> None:
-    """Hold still what the options say: the backbone in phase one of the reference's recipe, or its first layers.
+def schedule(options: TrainOptions, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+    """The factor of the learning rate by step, of a run of so many steps."""
+    warmup = min(round(options.optim.warmup_epochs * steps_per_epoch), total_steps // 2)
+    return rate_factor(options.optim.schedule, warmup, total_steps, options.optim.final_rate)
+
+
+def freeze(trainer: Trainer, backbone: nn.Module, options: TrainOptions, epoch: int) -> None:
+    """Keep fixed what the options say: the whole backbone in the first epochs, or its first layers.
 
     Frozen batch norms keep their averages too, so that the frozen part computes what it was pretrained to.
     """
+    start = options.start
     backbone.requires_grad_(True)
-    layers = list(getattr(backbone, "features", backbone).children())[: options.freeze_layers]
-    frozen = [backbone] if epoch < options.freeze_epochs else layers
+    layers = list(getattr(backbone, "features", backbone).children())[: start.freeze_layers]
+    frozen = [backbone] if epoch < start.freeze_epochs else layers
     for module in frozen:
         module.requires_grad_(False)
     norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    trainer.frozen = (*frozen, *(norms if options.freeze_norms else ()))
-
-
-def resolve_amp(amp: str, device: torch.device) -> str:
-    """`auto` to the precision that the device does well."""
-    if amp != "auto":
-        return amp
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "none"
-
-
-def _loss_config(options: Any) -> LossConfig:
-    return LossConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(LossConfig)})
+    trainer.frozen = (*frozen, *(norms if start.freeze_norms else ()))
 
 
 def class_weights(index: DatasetIndex, power: float) -> tuple[float, ...]:
@@ -259,14 +197,14 @@ def class_weights(index: DatasetIndex, power: float) -> tuple[float, ...]:
     return tuple(float(w) for w in raw / np.average(raw, weights=counts))
 
 
-def _join_processes(options: Any, model: nn.Module, device: torch.device) -> nn.Module:
+def _join_processes(options: TrainOptions, model: nn.Module, device: torch.device) -> nn.Module:
     """The network as one of several processes trains it; alone, the network."""
     if distributed.world_size() == 1:
         return model
-    if options.sync_bn:
+    if options.machine.sync_bn:
         model = synchronise_batch_norms(model, device)
     ids = [device.index] if device.type == "cuda" else None
-    has_frozen = options.freeze_epochs > 0 or options.freeze_layers > 0
+    has_frozen = options.start.freeze_epochs > 0 or options.start.freeze_layers > 0
     return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=has_frozen)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import platform
 import random
@@ -11,34 +10,29 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision
 
-from data.index import DatasetIndex
 from data.loader import TrainLoader
 from data.skips import Skip
+from nets.model_config import check_input_size
 from nets.weights.checkpoint import Checkpoint, load_checkpoint
 from nets.yolov4 import YOLOv4
+from training.choose import MACHINE, TrainSettings, absolute_paths
 from training.engine import EpochProgress, NotFinite, Trainer
 from training.optim import ModelEMA
+from training.options import BEST_BY, TrainOptions
 from utils import distributed
-from utils.config import check_options, read_config
+from utils.config import DEFAULT, TYPED, check_options, get_option, read_settings, typed_form
 from utils.errors import RunError, UserError
 
-AUTO = "auto"
-# what may differ when a run is resumed: where it runs, not what it computes
-FREE_ON_RESUME = frozenset({"resume", "device", "workers", "threads", "tensorboard", "patience", "auto"})
-
-# what makes a checkpoint the best, as weights of an evaluation's figures
-BEST_BY: dict[str, dict[str, float]] = {
-    "fitness": {"coco_AP": 0.9, "voc10_mAP50": 0.1},
-    "coco_AP": {"coco_AP": 1.0},
-    "voc10_mAP50": {"voc10_mAP50": 1.0},
-}
-Options = TypeVar("Options")  # train.TrainOptions
+RESUME_AUTO = "auto"
+# what may differ when a run is resumed: where it runs and where its data is, not what it computes
+FREE_ON_RESUME = frozenset({"resume", "device", "workers", "threads", "tensorboard", "patience", "show_config"})
+FREE_PATHS = frozenset({"data", "val_data", "classes", "shards"})  # what is in them is compared by its content
 
 
 def best_score(figures: Mapping[str, Any], best_by: str) -> float:
@@ -59,6 +53,9 @@ class Progress:
     evaluated: bool = True
     parts: int = 1
     rollbacks: int = 0
+    total_steps: int = 0  # of the whole run, where --minutes planned again; 0: as the options say
+    seconds: float = 0.0  # of the run so far
+    speeds: list[float] = field(default_factory=lambda: [0.0, 0.0])  # seconds of a step, of an evaluation
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -142,46 +139,62 @@ def seed_everything(seed: int, device: torch.device) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def find_run(given: dict[str, Any]) -> dict[str, Any]:
-    """The given options with the run that `--resume auto` means, or that torchrun has started again."""
-    given = dict(given)
-    if given.get("resume") != AUTO and not (distributed.is_restart() and "resume" not in given):
-        return given
-    given.pop("resume", None)
-    folder = given.get("run_dir")
-    if folder is None:
+def find_run(settings: TrainSettings) -> TrainSettings:
+    """The settings with the run that `--resume auto` means, or that torchrun has started again."""
+    run = settings.options.run
+    if run.resume != RESUME_AUTO and not (distributed.is_restart() and run.resume is None):
+        return settings
+    if run.run_dir is None:
         raise UserError("--run-dir", "is missing: there is no telling which run to go on with", "give a folder")
-    if (Path(folder) / "config.json").is_file():
-        del given["run_dir"]
-        given["resume"] = folder
-    return given
+    if (Path(run.run_dir) / "config.json").is_file():
+        return settings.choose(DEFAULT, {"run_dir": None}).choose(TYPED, {"resume": run.run_dir})
+    return settings.choose(DEFAULT, {"resume": None})
 
 
-def read_run(asked: Options, given: frozenset[str]) -> tuple[Options, Checkpoint | None]:
-    """The options of a run that is to go on, and its last checkpoint; None if it ended before it wrote one.
+def read_run(asked: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
+    """The settings of a run that is to go on, and its last checkpoint; None if it ended before it wrote one.
 
     Args:
-        asked: the options of the command line.
-        given: the names of those that the user gave.
+        asked: the settings of the command line.
 
     Raises:
-        UserError: listing every option that may not change in the middle of a run and does.
+        UserError: listing every option that may not change in the middle of a run and does; or if the run has results
+            but no last.pth, so that going on would begin anew and overwrite them.
     """
-    folder = Path(asked.resume or "")  # type: ignore[attr-defined]
+    folder = Path(asked.options.run.resume or "")
     if folder.name == "last.pth":
         folder = folder.parent
     if not os.path.isfile(folder / "config.json"):
         raise UserError("--resume", f"{folder} is not the folder of a run (no config.json)", "give a --run-dir")
-    saved = check_options(type(asked), read_config(folder / "config.json"))
-    _refuse_differences(saved, {n: getattr(asked, n) for n in given - FREE_ON_RESUME}, folder)
-    kept = {name: getattr(asked, name) for name in given & FREE_ON_RESUME}
+    saved = read_settings(TrainOptions, folder / "config.json")
+    asked = absolute_paths(asked)
+    given = [name for name in asked.origins if asked.is_given(name)]
+    values = {name: get_option(asked.options, name) for name in given}
+    free = FREE_ON_RESUME | FREE_PATHS
+    _refuse_differences(saved.options, {n: v for n, v in values.items() if n not in free}, folder)
     checkpoint = load_checkpoint(folder / "last.pth") if os.path.lexists(folder / "last.pth") else None
-    if checkpoint is not None:
-        then = _check_info(checkpoint.info, folder / "last.pth")
-        known = {f.name for f in dataclasses.fields(saved)} - FREE_ON_RESUME - {"run_dir"}  # type: ignore[arg-type]
-        values = {n: getattr(saved, n) for n in known & set(then)}
-        _refuse_differences(check_options(type(asked), then), values, folder)
-    return dataclasses.replace(saved, **{**kept, "resume": str(folder)}), checkpoint  # type: ignore[type-var]
+    if checkpoint is None:
+        _refuse_results(folder)
+    else:
+        then = check_options(TrainOptions, _check_info(checkpoint.info, folder / "last.pth"))
+        planned = {"epochs", "eval_every"} if saved.options.duration.minutes else set()
+        known = set(checkpoint.info["options"]) & set(saved.origins) - free - planned - {"run_dir"} - set(MACHINE)
+        _refuse_differences(then, {n: get_option(saved.options, n) for n in known}, folder)
+    for name in MACHINE:  # chosen by another machine
+        if not saved.is_given(name):
+            saved = saved.choose(DEFAULT, {name: get_option(TrainOptions(), name)})
+    saved = saved.choose(TYPED, {n: v for n, v in values.items() if n in free})
+    return saved.choose(TYPED, {"resume": str(folder)}), checkpoint
+
+
+def _refuse_results(folder: Path) -> None:
+    """A run that has no last.pth can begin again only if it has nothing to lose."""
+    results = [name for name in ("best.pth", "metrics.csv") if os.path.lexists(folder / name)]
+    if results:
+        todo = f"restore last.pth, or start a new run from it: --weights {folder / 'best.pth'} --run-dir NEW"
+        if results[0] != "best.pth":
+            todo = "restore last.pth, or start anew with another --run-dir"
+        raise UserError(folder / "last.pth", f"is not there, which going on needs, but {results[0]} is", todo)
 
 
 def _check_info(info: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -208,9 +221,9 @@ def share_batch(batch_size: int, checkpoint: Checkpoint | None) -> tuple[int, in
     return then, then * batch_size // now
 
 
-def epoch_parts(options: Any) -> int:
+def epoch_parts(options: TrainOptions) -> int:
     """Into how many parts an epoch is cut that are read on their own: of shards, one for each worker of all."""
-    return distributed.world_size() * max(options.workers, 1) if options.shards else 1
+    return distributed.world_size() * max(options.machine.workers, 1) if options.dataset.shards else 1
 
 
 def check_parts(checkpoint: Checkpoint, progress: Progress, parts: int) -> None:
@@ -223,16 +236,6 @@ def check_parts(checkpoint: Checkpoint, progress: Progress, parts: int) -> None:
     if progress.batch.batch and then != parts:
         what = f"epoch {progress.epoch + 1} was begun by {then} workers of all processes, not by {parts}"
         raise UserError("--workers", what, "go on with as many; it may be changed between epochs")
-
-
-def describe_data(train: DatasetIndex, val: DatasetIndex) -> dict[str, Any]:
-    """What a run is trained on and scored on, for `Checkpoint.info`."""
-    return {
-        "train": train.name,
-        "val": val.name,
-        "num_train_images": len(train),
-        "data": {"train": fingerprint(train), "val": fingerprint(val)},
-    }
 
 
 def describe_end(checkpoint: Checkpoint, folder: str | None) -> str:
@@ -254,40 +257,15 @@ def describe_versions() -> dict[str, Any]:
     }
 
 
-def check_data(checkpoint: Checkpoint, train: DatasetIndex, val: DatasetIndex) -> None:
-    """Refuse to go on with other data than the run began with.
-
-    Raises:
-        UserError: listing what differs.
-    """
-    differences = []
-    if train.class_names != checkpoint.config.class_names:
-        differences.append(f"classes {train.class_names} (the run: {checkpoint.config.class_names})")
-    then = checkpoint.info.get("num_train_images")
-    if then != len(train):
-        differences.append(f"{len(train)} training images (the run: {then})")
-    for index, split in ((train, "train"), (val, "val")):
-        now, before = fingerprint(index), checkpoint.info.get("data", {}).get(split, {})
-        differences += [f"other {what} in {split}" for what in now if before.get(what, now[what]) != now[what]]
-    if differences:
-        raise UserError("--resume", "the data has changed: " + "; ".join(differences), "restore it, or start anew")
-
-
-def fingerprint(index: DatasetIndex) -> dict[str, str]:
-    """A digest of the images' names and one of their boxes: whether a run goes on with the data it began with."""
-    names = "\n".join(map(str, index.image_ids)).encode("utf-8", "surrogatepass")
-    boxes = (index.offsets, index.boxes, index.labels, index.difficult, index.crowd)
-    return {
-        "images": hashlib.sha256(names).hexdigest(),
-        "boxes": hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in boxes)).hexdigest(),
-    }
-
-
-def _refuse_differences(saved: object, values: dict[str, Any], folder: Path) -> None:
+def _refuse_differences(saved: TrainOptions, values: dict[str, Any], folder: Path) -> None:
+    then = {name: get_option(saved, name) for name in values}
+    sizes = [each["input_size"] for each in (values, then) if each.get("input_size")]
+    if len(sizes) == 2 and check_input_size(sizes[0]) == check_input_size(sizes[1]):
+        del values["input_size"]
     differences = [
-        f"--{name.replace('_', '-')} {value} (the run: {getattr(saved, name)})"
+        f"{typed_form(name, value)} (the run: {then[name]})"
         for name, value in sorted(values.items())
-        if value != getattr(saved, name)
+        if value != then[name]
     ]
     if differences:
         todo = f"leave these out, or start a new run, from what was learnt: --weights {folder / 'last.pth'}"

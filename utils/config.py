@@ -91,13 +91,17 @@ class Leaf:
     title: str
 
 
-@functools.cache
+_known_leaves: dict[type, dict[str, Leaf]] = {}
+
+
 def leaves(cls: type) -> dict[str, Leaf]:
     """All options of a dataclass, those of its groups included, by name.
 
     Raises:
         TypeError: if two groups have an option of one name, or a field is no option.
     """
+    if cls in _known_leaves:
+        return _known_leaves[cls]
     found: dict[str, Leaf] = {}
     for leaf in _walk(cls, (), ""):
         if leaf.name in found:
@@ -105,6 +109,7 @@ def leaves(cls: type) -> dict[str, Leaf]:
         if "help" not in leaf.field.metadata:
             raise TypeError(f"{cls.__name__}: {leaf.name} is not declared with option() or group()")
         found[leaf.name] = leaf
+    _known_leaves[cls] = found
     return found
 
 
@@ -138,9 +143,6 @@ def _replace(options: Any, path: tuple[str, ...], value: Any) -> Any:
 def options_to_dict(options: Any) -> dict[str, Any]:
     """All options by name as plain JSON values, without their groups."""
     return {name: _plain(get_option(options, name)) for name in leaves(type(options))}
-
-
-changed_options = options_to_dict
 
 
 def typed_form(name: str, value: Any) -> str:
@@ -308,12 +310,6 @@ def parse_settings(
     return Settings(check_options(cls, values), origins)
 
 
-def given_options(cls: type, argv: Sequence[str] | None = None, *, description: str, presets: Path) -> dict[str, Any]:
-    """The options that the user gave, by name."""
-    settings = parse_settings(cls, argv, description=description, presets=presets)
-    return {name: get_option(settings.options, name) for name in settings.origins if settings.is_given(name)}
-
-
 def check_options(cls: type[Options], values: Mapping[str, Any]) -> Options:
     """Build `cls` from plain values (of JSON, say), with each value's type and range checked.
 
@@ -362,7 +358,8 @@ def read_settings(cls: type[Options], path: Path) -> Settings[Options]:
     content = read_json_object(path)
     values = _known(cls, {name: value for name, value in content.items() if not name.startswith("_")}, path)
     origins = dict.fromkeys(leaves(cls), DEFAULT) | dict.fromkeys(values, TYPED)
-    for key, into in ((ORIGINS, origins), (REASONS, reasons := {})):
+    reasons: dict[str, str] = {}
+    for key, into in ((ORIGINS, origins), (REASONS, reasons)):
         said = content.get(key, {})
         if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
             raise UserError(path, f"{key} is no table of texts", "leave it as the run wrote it")

@@ -71,6 +71,15 @@ def may_spin(environment: MutableMapping[str, str] = os.environ) -> bool:
     return environment.get("OMP_WAIT_POLICY", "").lower() == "active"
 
 
+def cpu_share() -> float | None:
+    """Share of the CPU time that this process's main thread was ready to use and got so far; None where unknown."""
+    try:
+        ran, waited = map(int, Path("/proc/self/schedstat").read_text().split()[:2])
+    except (OSError, ValueError):
+        return None
+    return ran / (ran + waited) if ran + waited else None
+
+
 def _cgroup_folders(root: Path) -> Iterator[Path]:
     """The folders of the process's CPU controllers, from its own cgroup up to the root, of version 2 and version 1."""
     try:

@@ -1,1 +1,3 @@
 """Weight files: checkpoints, pretrained backbones, transfer, and the import of reference weights."""
+
+NONE, IMAGENET, BUNDLED = "none", "imagenet", "bundled"  # what --pretrained takes besides a file

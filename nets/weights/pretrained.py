@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nets.backbones.base import TIMM_PREFIX
+from nets.weights import IMAGENET, NONE
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import read_safetensors
 from nets.weights.torch_file import open_model_file, read_legacy_torch_file, read_torch_file
@@ -20,7 +21,6 @@ from nets.yolov4 import YOLOv4
 from utils.download import download
 from utils.errors import RunError, UserError
 
-NONE, IMAGENET = "none", "imagenet"
 _MEAN_STD = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's, and most of timm's
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # TensorFlow's x / 127.5 - 1, and timm's mobilenetv1_100

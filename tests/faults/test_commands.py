@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import functools
 import importlib
 import os
@@ -36,7 +35,7 @@ from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
 from prediction.options import PredictOptions
 from training import options as training_options
-from utils.config import changed_options
+from utils.config import check_options, leaves, options_to_dict
 from utils.errors import run_command
 
 FORM = re.compile(r"error: \S.*?: \S.*; \S.*")
@@ -164,13 +163,12 @@ def fill(text: str) -> list[str]:
 
 def bad_values(cls: type) -> Iterator[tuple[str, list[str]]]:
     """(option, the words that give it a value that it does not take)."""
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        meta, hint = field.metadata, hints[field.name]
+    for leaf in leaves(cls).values():
+        meta, hint = leaf.field.metadata, leaf.hint
         kind = next((k for k in (bool, int, float) if k is hint or k in _parts(hint)), str)
         if kind is bool or meta["positional"]:
             continue
-        flag = f"--{field.name.replace('_', '-')}"
+        flag = f"--{leaf.name.replace('_', '-')}"
         count = meta["nargs"] if isinstance(meta["nargs"], int) else 1
         wrong: list[str] = ["sideways"] if meta["choices"] else []
         if kind in (int, float):
@@ -353,16 +351,16 @@ def run_files() -> dict[str, bytes]:
     """config.json and last.pth of a run that was broken off in its second epoch."""
     folder = Path(tempfile.mkdtemp(prefix="run-")) / "run"
     values = {"data": str(ground() / "data"), "run_dir": str(folder), "input_size": [64], "epochs": 2}
-    options = dataclasses.replace(training_options.TrainOptions(), **values)
+    options = check_options(training_options.TrainOptions, values)
     config = ModelConfig(("car",), "mobilenet_v3_small", alpha=0.35, neck_width=0.1, input_size=(64, 64))
     folder.mkdir()
-    info = {"options": changed_options(options), "world_size": 1, "epoch": 1, "data": {}, "num_train_images": 8}
+    info = {"options": options_to_dict(options), "world_size": 1, "epoch": 1, "data": {}, "num_train_images": 8}
     save_checkpoint(folder / "last.pth", Checkpoint(config, YOLOv4(config).state_dict(), info=info, training={"a": 1}))
     import json
 
     return {
         "last.pth": (folder / "last.pth").read_bytes(),
-        "config.json": json.dumps(changed_options(options)).encode(),
+        "config.json": json.dumps(options_to_dict(options)).encode(),
     }
 
 

@@ -329,9 +329,7 @@ def _read_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Pa
 
 
 def _read_options(path: Path) -> object:
-    values = read_config(path)
-    known = {name: value for name, value in values.items() if name in TrainOptions.__dataclass_fields__}
-    return check_options(TrainOptions, known)
+    return check_options(TrainOptions, read_config(path))
 
 
 def _model_examples() -> list[bytes]:

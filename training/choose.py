@@ -1,0 +1,307 @@
+"""Give every option its final value and say where it comes from: checkpoint, data, device or default."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.image_cache import cache_bytes, free_memory
+from data.index import DatasetIndex
+from data.loader import fitting_workers
+from data.open import default_splits
+from nets.backbones.base import TIMM_PREFIX
+from nets.model_config import ModelConfig, check_input_size, scale_anchors
+from nets.weights import BUNDLED, IMAGENET, NONE
+from nets.weights.bundled import MODEL_DATA, bundled_names, find_model
+from nets.weights.checkpoint import Checkpoint, load_checkpoint
+from nets.weights.pretrained import pretrained_settings
+from training.optim import BASE_RATES
+from training.options import AUTO_ANCHORS, KEPT_ANCHORS, YOLOV4, TrainOptions
+from training.recipe import choose_recipe
+from utils import distributed
+from utils.config import AUTO, CHECKPOINT, DEFAULT, Settings, get_option
+from utils.cpus import usable_cpus
+from utils.errors import UserError
+
+TrainSettings = Settings[TrainOptions]
+
+# options of the network that are fields of ModelConfig under the same name
+NETWORK = ("backbone", "alpha", "neck", "neck_conv", "neck_width", "se_order", "padding", "scale_xy", "resize_mode")
+DEFAULT_SIZE = (416, 416)
+START = "small"  # the bundled detector that --auto starts from
+# Where more than this share of the objects is narrower than a cell of the finest map, the input is enlarged.
+NARROW_SHARE, CELL = 0.25, 8.0
+LARGER_SIZES = (320, 416, 512)
+PRETRAINED_RATE = 0.1  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
+CACHE_SHARE = 0.25  # of the free memory that --cache auto may take
+MACHINE = ("device", "threads", "workers", "amp")  # chosen again where a run goes on, unless the user gave them
+
+
+# ---- where to start and which network
+
+
+def choose_start(settings: TrainSettings) -> TrainSettings:
+    """`--weights` and `--pretrained` as they will be used.
+
+    Of the two the one that the user said more strongly decides; `bundled` becomes the file that fits the network.
+
+    Raises:
+        UserError: if no bundled detector has this network.
+    """
+    start = settings.options.start
+    is_free = settings.options.duration.auto and not settings.is_given("weights", "pretrained", "anchors", *NETWORK)
+    if is_free and START in bundled_names():
+        why = "a bundled detector needs fewer images and steps, and it is small enough for a CPU"
+        return settings.choose(AUTO, {"weights": START}, {"weights": why})
+    is_stronger = settings.rank("pretrained") > settings.rank("weights")
+    if start.weights is not None and start.pretrained != NONE and not is_stronger:
+        return settings.choose(AUTO, {"pretrained": NONE}, {"pretrained": "--weights says where to start"})
+    if start.weights is not None and is_stronger:
+        settings = _take_network(settings, load_checkpoint(find_model(start.weights)), start.weights)
+        why = "--pretrained says where to start; the network stays that of the preset"
+        settings = settings.choose(AUTO, {"weights": None}, {"weights": why})
+    if settings.options.start.pretrained == BUNDLED:
+        settings = _choose_bundled(settings)
+    return settings
+
+
+def _choose_bundled(settings: TrainSettings) -> TrainSettings:
+    network = settings.options.network
+    origin = settings.origins["pretrained"]
+    for name in bundled_names():
+        path = MODEL_DATA / f"{name}.pth"
+        config = load_checkpoint(path).config
+        given = {each: getattr(network, each) for each in NETWORK if settings.is_given(each)}
+        other = [each for each, value in given.items() if getattr(config, each) != value]
+        if {"backbone", "alpha"} & set(other):
+            continue
+        if not other:
+            reasons = {"weights": "the bundled detector of this network", "pretrained": "--weights says where to start"}
+            return settings.choose(origin, {"weights": name, "pretrained": NONE}, reasons)
+        reason = f"the backbone of {path.name}; no bundled detector has this neck"
+        return settings.choose(origin, {"pretrained": str(path)}, {"pretrained": reason})
+    what = f"no bundled detector has the backbone {network.backbone} at this width"
+    raise UserError("--pretrained bundled", what, f"leave the network to it, or give {IMAGENET} or {NONE}")
+
+
+def choose_network(settings: TrainSettings, index: DatasetIndex) -> tuple[TrainSettings, Checkpoint | None]:
+    """The options of the network, all of them with a value, and the checkpoint to start from.
+
+    What a checkpoint says of its geometry stands, unless the user said otherwise at least as strongly as he named the
+    checkpoint: a typed value against a typed or preset checkpoint, a preset's value against the preset's.
+    """
+    weights = settings.options.start.weights
+    start = None if weights is None else load_checkpoint(find_model(weights))
+    network = settings.options.network
+    if start is not None:
+        settings = _take_network(settings, start, str(weights))
+    else:
+        backbone = network.backbone or "mobilenet_v2"
+        usual = {each.name: each.default for each in dataclasses.fields(ModelConfig)}
+        usual |= pretrained_settings(backbone, settings.options.start.pretrained)
+        missing = {name: usual[name] for name in NETWORK if getattr(network, name) is None and name != "backbone"}
+        missing |= {} if network.backbone else {"backbone": backbone}
+        missing |= {} if network.input_size else {"input_size": DEFAULT_SIZE}
+        settings = settings.choose(DEFAULT, missing)
+        if network.anchors == KEPT_ANCHORS:
+            raise UserError("--anchors", f"{KEPT_ANCHORS} needs --weights", f"give {YOLOV4} or {AUTO_ANCHORS}")
+    size = check_input_size(settings.options.network.input_size or DEFAULT_SIZE)
+    settings = settings.choose(settings.origins["input_size"], {"input_size": size})
+    if settings.options.duration.auto and not settings.is_given("input_size"):
+        settings = _enlarge(settings, index)
+    return settings, start
+
+
+def _take_network(settings: TrainSettings, start: Checkpoint, name: str) -> TrainSettings:
+    """The checkpoint's network where the user does not say otherwise as strongly as he named the checkpoint."""
+    rank = settings.rank("weights")
+    kept = start.config.to_dict()
+    free = [each for each in (*NETWORK, "input_size", "anchors") if settings.rank(each) < max(rank, 1)]
+    values = {each: KEPT_ANCHORS if each == "anchors" else _tuple(kept[each]) for each in free}
+    return settings.choose(f"{CHECKPOINT} {name}", values)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _enlarge(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
+    """A larger input where many objects would be narrower than a cell of the finest map."""
+    size = settings.options.network.input_size
+    assert size is not None
+    known = np.asarray((index.sizes > 0).all(1))
+    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    counted = known[owner] & ~index.crowd
+    if not counted.any():
+        return settings
+    longest = index.sizes[owner[counted]].max(1)
+    sides = (index.boxes[counted, 2:] - index.boxes[counted, :2]).min(
+        1
+    ) / longest  # in parts of the image's longer side
+    narrow = {side: float((sides * side < CELL).mean()) for side in (max(size), *LARGER_SIZES)}
+    larger = [side for side in LARGER_SIZES if side > max(size)]
+    if narrow[max(size)] <= NARROW_SHARE or not larger:
+        return settings
+    chosen = next((side for side in larger if narrow[side] <= NARROW_SHARE), larger[-1])
+    why = f"at {max(size)}, {narrow[max(size)]:.0%} of the objects are narrower than {CELL:g} pixels"
+    return settings.choose(AUTO, {"input_size": (chosen, chosen)}, {"input_size": why})
+
+
+def model_config(options: TrainOptions, start: Checkpoint | None, index: DatasetIndex) -> ModelConfig:
+    """The network that the options describe, which all have their final values; anchors in pixels of its input."""
+    network = options.network
+    fields: dict[str, Any] = (
+        pretrained_settings(network.backbone or "", options.start.pretrained)
+        if start is None
+        else start.config.to_dict()
+    )
+    fields |= {name: getattr(network, name) for name in NETWORK}
+    size = check_input_size(network.input_size or DEFAULT_SIZE)
+    anchors = scale_anchors(size)
+    if start is not None and network.anchors != YOLOV4:
+        factor = min(size) / min(start.config.input_size)
+        anchors = tuple(tuple((w * factor, h * factor) for w, h in level) for level in start.config.anchors)
+    return ModelConfig(**fields | {"class_names": index.class_names, "input_size": size, "anchors": anchors})
+
+
+# ---- the recipe
+
+
+def choose_splits(settings: TrainSettings) -> TrainSettings:
+    """The splits that the data set has, where the user named none."""
+    dataset = settings.options.dataset
+    if dataset.train_split is not None and dataset.val_split is not None:
+        return settings
+    train, val = default_splits(dataset.data or "")
+    found = {"train_split": train, "val_split": val}
+    if dataset.shards is not None:
+        del found["train_split"]
+    return settings.choose(AUTO, {name: split for name, split in found.items() if getattr(dataset, name) is None})
+
+
+def is_pretrained(options: TrainOptions) -> bool:
+    """Whether the backbone starts from weights."""
+    return options.start.pretrained != NONE or options.start.weights is not None
+
+
+def choose_recipe_options(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
+    """`--auto`: the recipe, where not given, by the data."""
+    options = settings.options
+    if options.duration.auto:
+        owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+        classes = len(index.class_names)
+        images = np.bincount(np.unique(owner * classes + index.labels) % classes, minlength=classes)
+        boxes = np.bincount(index.labels, minlength=classes)
+        is_ours = not (options.network.backbone or "").startswith(TIMM_PREFIX)
+        epochs = options.duration.epochs if settings.is_given("epochs") else None
+        choices = choose_recipe(
+            len(index), boxes, images, is_pretrained(options), is_ours, epochs, distributed.world_size()
+        )
+        fixed = ("epochs", "eval_every") if options.duration.minutes else ()  # these are for the budget to choose
+        if settings.is_given("optimizer") and options.optim.optimizer != "adamw":
+            fixed = (*fixed, "learning_rate")  # another's rate
+        free = [c for c in choices if not settings.is_given(c.option) and c.option not in fixed]
+        settings = settings.choose(AUTO, {c.option: c.value for c in free}, {c.option: c.why for c in free})
+    return settings
+
+
+def choose_optimizer(settings: TrainSettings) -> TrainSettings:
+    """The learning rates, where not given."""
+    options = settings.options
+    if options.optim.learning_rate is None:
+        kind = options.optim.optimizer
+        settings = settings.choose(DEFAULT, {"learning_rate": BASE_RATES[kind]}, {"learning_rate": f"usual for {kind}"})
+    if options.optim.backbone_rate_factor is None:
+        factor, why = (PRETRAINED_RATE, "it is pretrained") if is_pretrained(options) else (1.0, "it starts at random")
+        settings = settings.choose(DEFAULT, {"backbone_rate_factor": factor}, {"backbone_rate_factor": why})
+    return settings
+
+
+def choose_new_run(settings: TrainSettings, index: DatasetIndex) -> tuple[TrainSettings, Checkpoint | None]:
+    """All that a new run needs and was not given, by its data; and the checkpoint that it starts from, if any."""
+    settings, start = choose_network(choose_start(settings), index)
+    settings = choose_optimizer(choose_recipe_options(settings, index))
+    return choose_loading(settings, index), start
+
+
+def choose_schedule(settings: TrainSettings, automatic_decay: float) -> TrainSettings:
+    """What depends on the number of steps."""
+    duration, optim = settings.options.duration, settings.options.optim
+    if optim.ema and not optim.ema_decay:
+        why = "looks back over a tenth of the run"
+        settings = settings.choose(AUTO, {"ema_decay": automatic_decay}, {"ema_decay": why})
+    if optim.warmup_epochs > duration.epochs / 2:
+        why = f"half of the run at most, instead of {optim.warmup_epochs:g}"
+        settings = settings.choose(AUTO, {"warmup_epochs": duration.epochs / 2}, {"warmup_epochs": why})
+    return settings
+
+
+# ---- the machine
+
+
+def choose_machine(settings: TrainSettings, device: torch.device) -> TrainSettings:
+    """Device, precision, threads and loader processes of this machine; sets PyTorch's threads."""
+    machine = settings.options.machine
+    if machine.device != str(device):
+        origin = AUTO if machine.device == "auto" else settings.origins["device"]
+        settings = settings.choose(origin, {"device": str(device)})
+    if machine.amp == "auto":
+        amp = resolve_amp("auto", device)
+        why = "what this device does well" if amp != NONE else "this device is no faster in half precision"
+        settings = settings.choose(AUTO, {"amp": amp}, {"amp": why})
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    else:
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
+        why = "the CPUs that this process may use"
+        settings = settings.choose(AUTO, {"threads": torch.get_num_threads()}, {"threads": why})
+    return settings
+
+
+def choose_loading(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
+    """Loader processes and cache of images that fit this machine; the network's size is known."""
+    options = settings.options
+    size = check_input_size(options.network.input_size or DEFAULT_SIZE)
+    wanted = options.machine.workers
+    if not settings.is_given("workers"):
+        wanted = min(wanted, usable_cpus())
+    workers, why = fitting_workers(wanted, options.duration.batch_size, size)
+    if workers != options.machine.workers:
+        settings = settings.choose(AUTO, {"workers": workers}, {"workers": why or "no more than CPUs"})
+    if options.machine.cache != "auto":
+        return settings
+    scale = max(*options.augment.scale, *options.augment.mosaic_scale)
+    needed, free = cache_bytes(index, size, scale), free_memory()
+    fits = options.dataset.shards is None and needed <= CACHE_SHARE * free
+    why = f"decoded images take {needed / 2**20:.0f} MB, {free / 2**20:.0f} MB are free"
+    return settings.choose(AUTO, {"cache": "ram" if fits else NONE}, {"cache": why})
+
+
+def resolve_amp(amp: str, device: torch.device) -> str:
+    """`auto` to the precision that the device does well."""
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else NONE
+
+
+def absolute_paths(settings: TrainSettings) -> TrainSettings:
+    """Paths of files as absolute ones, so that a run can go on from another working folder."""
+    values: dict[str, Any] = {}
+    for name in ("data", "val_data", "classes", "shards", "weights", "pretrained"):
+        value = get_option(settings.options, name)
+        if value is not None and "://" not in value and Path(value).exists():
+            values[name] = os.path.abspath(value)
+    teachers = settings.options.dataset.teacher
+    values["teacher"] = tuple(os.path.abspath(t) if Path(t).exists() else t for t in teachers)
+    for name, value in values.items():
+        reasons = {name: settings.reasons[name]} if name in settings.reasons else {}
+        settings = settings.choose(settings.origins[name], {name: value}, reasons)
+    return settings
