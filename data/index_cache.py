@@ -20,7 +20,7 @@ import numpy as np
 from data.index import DatasetIndex, map_array
 from data.skips import Skip
 
-VERSION = 3  # raise it when a reader or the index changes its meaning
+VERSION = 4  # raise it when a reader or the index changes its meaning
 KEPT = 64  # indices; older ones are removed
 _ARRAYS = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", "boxes", "labels", "difficult", "crowd")
 _OPTIONAL = ("areas", "box_refs", "scores")
@@ -43,12 +43,16 @@ def cached_index(request: list[Any], read: Callable[[], DatasetIndex]) -> Datase
     """The index that `read` gives, from the cache where that is possible.
 
     Args:
-        request: everything that `read` depends on besides the files themselves (plain types).
+        request: everything that `read` depends on besides the files themselves (plain types); paths in it are absolute.
         read: reads the data set; its `source["dependencies"]` names `files` and `folders` whose change makes it stale.
+
+    Nothing that is kept depends on the working folder: an index with a relative path is never written.
 
     A cache that is missing, stale, broken or cannot be written is never an error: the data set is read instead.
     """
-    key = hashlib.blake2b(json.dumps([VERSION, request]).encode(), digest_size=12).hexdigest()
+    # `~` and what may be read differ by user, and a shared cache folder may serve several
+    user = [os.getuid() if hasattr(os, "getuid") else 0, os.path.expanduser("~")]
+    key = hashlib.blake2b(json.dumps([VERSION, user, request]).encode(), digest_size=12).hexdigest()
     folder = cache_folder() / "index"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError):
         dependencies = json.loads((folder / f"{key}.json").read_bytes())
@@ -56,6 +60,9 @@ def cached_index(request: list[Any], read: Callable[[], DatasetIndex]) -> Datase
     index = read()
     with contextlib.suppress(OSError):  # a full or read-only disk only costs the next start some seconds
         dependencies = index.source["dependencies"]
+        paths = [*dependencies["files"], *dependencies["folders"], *(str(index.path(i)) for i in range(len(index)))]
+        if not all(map(os.path.isabs, paths)):
+            return index
         _save(index, folder, key, f"{key}-{fingerprint(dependencies)}", dependencies)
         _prune(folder)
     return index
@@ -76,7 +83,12 @@ def _state(path: str) -> bytes:
         status = os.stat(path)
     except (OSError, ValueError):
         return b"missing\n"
-    return b"%d %d\n" % (status.st_size, status.st_mtime_ns)
+    return b"%d %d %d %d\n" % _identity(status)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What tells two files apart that stood at one path, even of one size and time (`mv`, `cp -p`, `tar`, `touch`)."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _add_folder(digest: hashlib.blake2b, folder: bytes) -> None:
@@ -90,15 +102,15 @@ def _add_folder(digest: hashlib.blake2b, folder: bytes) -> None:
                     continue
                 try:
                     status = entry.stat()
-                    states.append((status.st_size, status.st_mtime_ns))
+                    states.append(_identity(status))
                 except OSError:  # a broken link
-                    states.append((-1, 0))
+                    states.append((2**64 - 1, 0, 0, 0))
                 names.append(entry.name)
     except OSError:
         digest.update(b"missing")
     order = sorted(range(len(names)), key=names.__getitem__)
     digest.update(folder + b"\0" + b"\0".join([names[i] for i in order]) + b"\0\0")
-    digest.update(np.array(states, np.int64).reshape(-1, 2)[order].tobytes())
+    digest.update(np.array(states, np.uint64).reshape(-1, 4)[order].tobytes())
     for each in sorted(below):
         _add_folder(digest, each)
 

@@ -344,11 +344,11 @@ def open_dataset(
     Raises:
         UserError: if the data set or split is not there, or not one of its images can be used.
     """
-    found = recognise(data)
+    found = recognise(Path(data).absolute())  # what is kept in the cache must not depend on the working folder
     own = _splits(found)
     name = split if found.format.name == "voc" and _has_voc_years(split) else _matched(data, split, own)
     names = None if class_names is None else list(class_names)
-    folder = None if image_folder is None else os.fspath(image_folder)
+    folder = None if image_folder is None else str(Path(image_folder).absolute())
 
     def read() -> DatasetIndex:
         if name in (AUTO_TRAIN, AUTO_VAL):
@@ -362,7 +362,7 @@ def open_dataset(
             return _joined(found, own, names, max_megapixels, use_cache, folder)
         return found.format.read(found.place, name, names, max_megapixels, need_pictures, folder)
 
-    request = [found.format.name, os.path.abspath(data), name, names, max_megapixels, need_pictures, folder]
+    request = [found.format.name, str(Path(data).absolute()), name, names, max_megapixels, need_pictures, folder]
     index = cached_index(request, read) if use_cache else read()
     if not len(index) and not allow_empty:
         reasons = [skip for skip in index.skips if skip.kind == "image"]
@@ -389,7 +389,7 @@ def _whole(found: Recognised, names: Sequence[str] | None, use_cache: bool, max_
         found.format.fill(folder, labels, names)
         return labels.finish(found.format.name, names, max_megapixels)
 
-    request = [found.format.name, os.path.abspath(found.place), "whole", names and list(names), max_megapixels]
+    request = [found.format.name, str(found.place), "whole", names and list(names), max_megapixels]
     return cached_index(request, read) if use_cache else read()
 
 

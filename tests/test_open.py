@@ -241,3 +241,38 @@ def test_a_class_file_may_have_any_line_ends_and_byte_order_mark(data: bytes, tm
 )
 def test_the_name_that_was_meant_is_found(name: str, near: str | None) -> None:
     assert nearest_name(name, ["dog", "tvmonitor", "aeroplane", "cat"]) == near
+
+
+# ---- nothing that is cached depends on the working folder or on what stood at a path before
+
+
+def test_two_projects_that_call_their_set_data_do_not_share_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, sets in (("a", "dog"), ("b", "cat")):
+        make_voc(tmp_path / name / "data", train=4 if sets == "dog" else 6)
+    monkeypatch.chdir(tmp_path / "a")
+    first = open_dataset("data", "train")
+    assert all(first.path(i).is_absolute() and first.path(i).is_file() for i in range(len(first)))
+    monkeypatch.chdir(tmp_path / "b")
+    second = open_dataset("data", "train")
+    assert (len(first), len(second)) == (4, 6) and second.path(0).is_relative_to(tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    for again, before in ((open_dataset("a/data", "train"), first), (open_dataset("b/data", "train"), second)):
+        assert same(again, before) and all(again.path(i).is_file() for i in range(len(again)))
+
+
+def test_another_set_of_the_same_sizes_and_times_at_the_same_path_is_read_anew(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_voc(tmp_path / name)
+    xml = next((tmp_path / "two").rglob("*.xml"))
+    text = xml.read_text()
+    xml.write_text(text.replace("dog", "cow"))
+    for path in sorted((tmp_path / "one").rglob("*")):
+        os.utime(path, ns=(10**18, 10**18))
+        os.utime(tmp_path / "two" / path.relative_to(tmp_path / "one"), ns=(10**18, 10**18))
+    (tmp_path / "one").rename(tmp_path / "data")
+    assert "cow" not in open_dataset(tmp_path / "data", "train").class_names
+    (tmp_path / "data").rename(tmp_path / "away")
+    (tmp_path / "two").rename(tmp_path / "data")
+    assert "cow" in open_dataset(tmp_path / "data", "train").class_names
