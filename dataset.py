@@ -13,6 +13,7 @@ COMMANDS = {  # name: (module whose main(argv) does it, what it does)
     "stats": ("data.tools.stats", "count and draw classes, sizes, shapes and places of the boxes"),
     "anchors": ("data.tools.anchors", "propose anchors that fit better, by k-means"),
     "split": ("data.tools.split", "divide into train, val and test: by class, near-duplicates together"),
+    "audit": ("prediction.audit", "find labels that are probably wrong, by what a detector sees"),
     "convert": ("data.tools.convert", "write it as VOC, COCO or YOLO txt"),
     "shard": ("data.shards", "write tar shards to train from over http or a slow disk (train.py --shards)"),
     "pseudo-label": ("training.pseudo_label", "let a detector label the images, for train.py --teacher"),

@@ -1,4 +1,4 @@
-"""Serve a detector over HTTP: a REST service that runs requests in batches, and a page to try it."""
+"""Serve a detector over HTTP: a REST service that batches requests, a page to try it, and a labelling page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from nets.weights.bundled import find_model
 from service.limits import MEGABYTE, Limits
-from utils.config import option, parse_options
+from utils.config import changed_options, check_options, option, parse_options, read_config
 from utils.cpus import set_num_threads
 from utils.errors import MissingExtra, UserError, printable, run_command, warn
 
@@ -33,7 +33,7 @@ class ServeOptions:
     iou_threshold: float | None = option(None, "overlap above which two boxes are one object", low=0, high=1)
     batch_size: int = option(8, "pictures run together at most", low=1, high=256)
     batch_wait: float = option(2.0, "milliseconds that a batch waits for requests being decoded", low=0, high=1000)
-    queue: int = option(64, "requests under way at most; others get 503", low=1, high=10_000)
+    max_waiting: int = option(64, "requests under way at most; others get 503", low=1, high=10_000)
     max_body: float = option(20.0, "megabytes of one request at most", above=0, high=1024)
     max_megapixels: float = option(50.0, "megapixels of one picture, checked before decoding", above=0, high=1000)
     read_timeout: float = option(20.0, "seconds in which a request must arrive", above=0, high=3600)
@@ -50,6 +50,16 @@ class ServeOptions:
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     runtime: str = option("auto", "what to run an exported file on")
     threads: int | None = option(None, "CPU threads of the network (default: one per core)", low=1, high=1024)
+    label: str | None = option(
+        None, "open the labelling page on these pictures: a folder, VOCdevkit, COCO JSON or data.yaml", metavar="DATA"
+    )
+    classes: str | None = option(None, "--label: file of class names to begin with, one a line", metavar="FILE")
+    queue: str | None = option(
+        None, "--label: pictures to look at, from dataset.py audit or eval.py --export", metavar="FILE.json"
+    )
+    train: bool = option(False, "--label: train on what is labelled, in the background, and take better weights")
+    train_minutes: float = option(10.0, "--label: time of one such training", above=0, high=10_000)
+    train_config: str | None = option(None, "--label: a file of options for train.py --config", metavar="FILE.json")
 
     @property
     def limits(self) -> Limits:
@@ -59,7 +69,7 @@ class ServeOptions:
             max_megapixels=self.max_megapixels,
             read_timeout=self.read_timeout,
             answer_timeout=self.answer_timeout,
-            queue=self.queue,
+            queue=self.max_waiting,
             bodies=max(Limits.bodies, 4 * body),
             per_minute=self.per_minute,
             connections=self.connections,
@@ -69,7 +79,8 @@ class ServeOptions:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parse_options(ServeOptions, argv, description=__doc__ or "", prog="serve.py")
+    options = _with_old_name(parse_options(ServeOptions, argv, description=__doc__ or "", prog="serve.py"))
+    _check_labelling(options)
     server_class = _import_server()
     if options.threads is not None:
         set_num_threads(options.threads)
@@ -81,8 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         detector.set_input_size([_whole(size) for size in options.input_size])
     detector(np.zeros((32, 32, 3), np.uint8))  # a file that cannot run fails here
     with _listen(options.host, options.port) as (listener, is_local):
-        app = _build(options, detector, path.name, is_local)
-        print(f"serving {printable(path)} on {_address(listener)} (Ctrl-C ends it)", flush=True)
+        app = _build(options, detector, path, is_local)
+        what = f"labelling {printable(options.label)} with" if options.label else "serving"
+        print(f"{what} {printable(path)} on {_address(listener)} (Ctrl-C ends it)", flush=True)
         server_class(app, options.limits, options.behind_proxy).run(sockets=[listener])
     return 0
 
@@ -102,7 +114,42 @@ def _import_server() -> Any:
     return Server
 
 
-def _build(options: ServeOptions, detector: Any, name: str, is_local: bool) -> Any:
+def _with_old_name(options: ServeOptions) -> ServeOptions:
+    """`--queue NUMBER` was the name of `--max-waiting`."""
+    if options.queue is None or not options.queue.lstrip("-").isdigit():
+        return options
+    warn("--queue", "is now called --max-waiting", "--queue names a file of pictures to look at")
+    return check_options(ServeOptions, changed_options(options) | {"queue": None, "max_waiting": int(options.queue)})
+
+
+def _check_labelling(options: ServeOptions) -> None:
+    """Options that only --label uses, without it. Raises UserError."""
+    for flag in ("classes", "queue", "train", "train_config"):
+        if options.label is None and getattr(options, flag):
+            raise UserError(f"--{flag.replace('_', '-')}", "does nothing without --label", "give --label DATA as well")
+    if options.train_config is not None:
+        read_config(Path(options.train_config))
+
+
+def _labelling(options: ServeOptions, detector: Any, path: Path) -> Any:
+    """What the labelling page works with, or None."""
+    if options.label is None:
+        return None
+    from service.labelling.setup import open_labelling
+
+    return open_labelling(
+        options.label,
+        detector,
+        path,
+        classes=options.classes,
+        queue=options.queue,
+        minutes=options.train_minutes if options.train else None,
+        config=options.train_config,
+        device=options.device,
+    )
+
+
+def _build(options: ServeOptions, detector: Any, path: Path, is_local: bool) -> Any:
     from service.app import build_app
     from service.browser import load_browser_model
     from service.hosts import Hosts
@@ -116,10 +163,11 @@ def _build(options: ServeOptions, detector: Any, name: str, is_local: bool) -> A
     return build_app(
         detector,
         options.limits,
-        name=name,
+        name=path.name,
         iou_threshold=options.iou_threshold,
         browser_model=browser_model,
         hosts=Hosts((*options.allow_host, options.host), any_address=not is_local),
+        labelling=_labelling(options, detector, path),
     )
 
 

@@ -19,6 +19,7 @@ from service.body import FORM, read_picture
 from service.browser import ORT_FILES, BrowserModel
 from service.drain import Drain, Waiting
 from service.hosts import Hosts
+from service.labelling.routes import Labelling, add_labelling
 from service.limits import ByteBudget, Limits, RateLimit, Refused
 from service.metrics import CONTENT_TYPE, Metrics
 from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, Pipeline, Question
@@ -110,6 +111,7 @@ def build_app(
     iou_threshold: float | None = None,
     browser_model: BrowserModel | None = None,
     hosts: Hosts | None = None,
+    labelling: Labelling | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -120,6 +122,7 @@ def build_app(
         iou_threshold: overlap above which two boxes are one object; None takes the checkpoint's.
         browser_model: what visitors may run in their own browsers.
         hosts: host names that requests may name; by default those of this machine alone.
+        labelling: a folder to label; its page is then the first one, and the page to try the detector on is /try.
     """
     limits = limits or Limits()
     metrics, drain = Metrics(), Drain()
@@ -128,9 +131,13 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await pipeline.start()
+        if labelling is not None:
+            labelling.start()
         try:
             yield
         finally:
+            if labelling is not None:
+                labelling.close()
             await pipeline.close()
 
     # FastAPI's own documentation pages load scripts from other addresses; /openapi.json has the same content
@@ -140,7 +147,9 @@ def build_app(
     app.state.pipeline, app.state.metrics, app.state.drain = pipeline, metrics, drain
     _add_detection(app, pipeline, limits)
     _add_status(app, pipeline, metrics)
-    _add_page(app, _describe(pipeline, limits, name, browser_model))
+    _add_page(app, _describe(pipeline, limits, name, browser_model), "page.html" if labelling is None else "label.html")
+    if labelling is not None:
+        add_labelling(app, labelling, limits)
     if browser_model is not None:
         _add_browser_model(app, browser_model)
     _add_problems(app, metrics)
@@ -199,11 +208,15 @@ def _add_status(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
-def _add_page(app: FastAPI, description: dict[str, Any]) -> None:
+def _add_page(app: FastAPI, description: dict[str, Any], first: str = "page.html") -> None:
     files = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in STATIC_TYPES}
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
+        return _static(files, first)
+
+    @app.get("/try", include_in_schema=False)
+    async def page_to_try() -> Response:
         return _static(files, "page.html")
 
     @app.get("/static/{name}", include_in_schema=False)

@@ -116,13 +116,13 @@ class Address:
 
 
 @contextmanager
-def running(app: Any, limits: Limits | None = None, **changes: Any) -> Iterator[Address]:
+def running(app: Any, limits: Limits | None = None, port: int = 0, **changes: Any) -> Iterator[Address]:
     """The app behind the real server, in a thread."""
     import socket
 
     from service.server import Server
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         server = Server(app, dataclasses.replace(limits or Limits(), **changes))
         server.config.timeout_graceful_shutdown = 2
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -456,7 +456,7 @@ def test_a_taken_port_a_missing_file_and_bad_options_are_one_line(
         assert f"port {port}" in str(refused("--checkpoint", checkpoint, "--port", port))
     assert refused("--checkpoint", tmp_path / "none.pth").exit_code == 2
     assert "--port" in str(refused("--checkpoint", checkpoint, "--port", 70000))
-    assert "--queue" in str(refused("--checkpoint", checkpoint, "--queue", 0))
+    assert "--max-waiting" in str(refused("--checkpoint", checkpoint, "--queue", 0))
     assert "--input-size" in str(refused("--checkpoint", checkpoint, "--input-size", "a"))
     assert "npm pack" in str(refused("--checkpoint", checkpoint, "--browser-model", "a.onnx"))
     assert "npm pack" in str(refused("--checkpoint", checkpoint, "--browser-model", "a.onnx", "--ort-web", tmp_path))
@@ -467,6 +467,6 @@ def test_a_taken_port_a_missing_file_and_bad_options_are_one_line(
 
 
 def test_options_become_limits() -> None:
-    limits = serve.ServeOptions(max_body=100, batch_wait=5, queue=3).limits
+    limits = serve.ServeOptions(max_body=100, batch_wait=5, max_waiting=3).limits
     assert (limits.max_body, limits.batch_wait, limits.queue) == (100 << 20, 0.005, 3)
     assert limits.bodies >= 2 * limits.max_body, "a form is held twice while it is taken apart"

@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -134,8 +134,15 @@ def file_digest(path: Path, name: str = "sha256") -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], data: bytes, before_rename: Callable[[], None] | None = None
+) -> None:
     """Write to a temporary name, to the disk, read back, rename: a reader sees the old file or the new one, whole.
+
+    Args:
+        path: the file.
+        data: its new content.
+        before_rename: called last; what it raises leaves the old file as it is.
 
     Raises:
         RunError: if it cannot be written (full disk: says the size that is missing); the old file is then untouched.
@@ -152,6 +159,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             if temporary.read_bytes() != data:
                 raise OSError("what was read back is not what was written")
+            if before_rename is not None:
+                before_rename()
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):

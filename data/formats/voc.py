@@ -121,13 +121,17 @@ def _parse(data: bytes) -> VocAnnotation:
     collector = _Collector()
     parser = DefusedXMLParser(target=collector, forbid_dtd=True)
     collector.line = lambda: parser.parser.CurrentLineNumber
+    parser.feed(recode_xml(data))
+    return parser.close()
+
+
+def recode_xml(data: bytes) -> bytes:
+    """XML in an encoding that expat does not know (GBK, as labelling tools in China write) as UTF-8; else unchanged."""
     declared = re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)""", data[:200])
     if declared and declared[1].lower() not in (b"utf-8", b"utf-16", b"ascii", b"us-ascii", b"iso-8859-1"):
-        # expat knows no encoding of several bytes but UTF; labelling tools in China write GBK
         text = data.decode(declared[1].decode("ascii"))
         data = re.sub(r"^\s*<\?xml[^>]*\?>", "", text).encode()
-    parser.feed(data)
-    return parser.close()
+    return data
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------

@@ -127,6 +127,11 @@ def report_html(
             raw=True,
         ),
     ]
+    return page_html(title, sections)
+
+
+def page_html(title: str, sections: list[str]) -> str:
+    """A page of its own: sections of HTML in the report's style."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -61,7 +61,7 @@ def worst_images(
         for m in np.flatnonzero(missed & (record.gt_image == i)):
             marks.append((record.gt_boxes[m], MISSED, record.class_names[record.gt_labels[m]]))
         caption = f"{path.name}: {count_right[i]} right, {count_wrong[i]} wrong, {count_missed[i]} missed"
-        pictures.append(Picture(_tile(path, marks, None, read), printable(caption)))
+        pictures.append(Picture(crop(path, marks, None, read), printable(caption)))
     return pictures
 
 
@@ -84,7 +84,7 @@ def confident_mistakes(
             marks.append((record.gt_boxes[gt], MISSED, record.class_names[record.gt_labels[gt]]))
         marks.append((record.det_boxes[d], WRONG, f"{name} {record.det_scores[d]:.2f}"))
         caption = f"{name} {record.det_scores[d]:.2f}: {_reason(result, errors, d)} ({path.name})"
-        pictures.append(Picture(_tile(path, marks, record.det_boxes[d], read), printable(caption)))
+        pictures.append(Picture(crop(path, marks, record.det_boxes[d], read), printable(caption)))
     return pictures
 
 
@@ -100,7 +100,7 @@ def _reason(result: EvaluationResult, errors: ErrorAnalysis, detection: int) -> 
     }[int(errors.det_type[detection])]
 
 
-def _tile(
+def crop(
     path: Path,
     marks: list[Mark],
     around: np.ndarray | None,

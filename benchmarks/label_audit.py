@@ -1,0 +1,198 @@
+"""How many planted label errors the audit finds: precision and recall of the first findings, by kind.
+
+    python -m benchmarks.label_audit --data VOCDEVKIT --split train --detections FILE.json [--seed 0]
+
+Errors are planted into the labels in memory: 5 % are dropped, 5 % get another class, 5 % are shifted by a third of
+their width or height, and as many as 2 % are added where no object is. The detections must not come from a detector
+that has learnt from these labels (train.py --folds, or another's detections).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.index import DatasetIndex
+from data.open import open_dataset
+from evaluation.audit import CLASS, KINDS, MISSING, PHANTOM, SLOPPY, Finding, box_overlaps, find_label_errors
+from evaluation.evaluator import FoundDetections, match_classes
+from utils.config import option, parse_options
+from utils.errors import run_command
+from utils.json_file import read_json
+
+DROPPED, SWAPPED, SHIFTED, ADDED = 0.05, 0.05, 0.05, 0.02
+FIRST = (100, 300, 1000)
+SAME = 0.5  # IoU of a finding's box with the dropped object
+
+
+@dataclass(frozen=True)
+class Options:
+    data: str = option("", "a data set", metavar="PATH")
+    split: str = option("train", "its split")
+    detections: str = option("", "detections of its images: predict.py's list", metavar="FILE.json")
+    seed: int = option(0, "of what is planted", low=0)
+    json: str | None = option(None, "write the figures to this file", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Labels with errors, and what is wrong.
+
+    Args:
+        index: the labels with the errors.
+        kind: (M,) kind of the error of each of its labels, empty for none.
+        dropped: image, class and box of each object whose label was dropped.
+    """
+
+    index: DatasetIndex
+    kind: np.ndarray
+    dropped: list[tuple[int, int, np.ndarray]]
+
+    def is_true(self, finding: Finding, found: FoundDetections) -> bool:
+        """Whether a finding names a planted error of its own kind."""
+        if finding.kind != MISSING:
+            return finding.label >= 0 and self.kind[finding.label] == finding.kind
+        return self.dropped_by(finding, found) is not None
+
+    def dropped_by(self, finding: Finding, found: FoundDetections) -> int | None:
+        """Which dropped object a finding is of."""
+        for number, (image, label, box) in enumerate(self.dropped):
+            iou = box_overlaps(found.boxes[finding.detection][None], box[None])[0] if image == finding.image else 0
+            if np.max(iou) >= SAME and found.labels[finding.detection] == label:
+                return number
+        return None
+
+
+def plant(index: DatasetIndex, seed: int) -> Planted:
+    """Plant the errors into objects that are neither difficult nor crowds."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    usual = rng.permutation(np.flatnonzero(~index.difficult & ~index.crowd))
+    total = len(usual)
+    sizes = [round(share * total) for share in (DROPPED, SWAPPED, SHIFTED)]
+    dropped, swapped, shifted = np.split(usual[: sum(sizes)], np.cumsum(sizes)[:-1])
+    boxes, labels = index.boxes.copy(), index.labels.copy()
+    kind = np.full(len(boxes), "", object)
+    kind[swapped], kind[shifted] = CLASS, SLOPPY
+    labels[swapped] = (labels[swapped] + rng.integers(1, len(index.class_names), len(swapped))) % len(index.class_names)
+    for m in shifted:
+        boxes[m] = _shifted(boxes[m], index.sizes[owner[m]], rng)
+    added = [_phantom(index, rng) for _ in range(round(ADDED * total))]
+    keep = np.setdiff1d(np.arange(len(boxes)), dropped)
+    images = np.concatenate([owner[keep], [image for image, _, _ in added]]).astype(np.int64)
+    order = np.argsort(images, kind="stable")
+
+    def joined(values: np.ndarray, new: Any) -> np.ndarray:
+        return np.concatenate([values[keep], np.asarray(new, values.dtype).reshape(-1, *values.shape[1:])])[order]
+
+    false = [False] * len(added)
+    planted = replace(
+        index,
+        offsets=np.concatenate([[0], np.cumsum(np.bincount(images, minlength=len(index)))]).astype(np.int64),
+        boxes=joined(boxes, [box for _, _, box in added]),
+        labels=joined(labels, [label for _, label, _ in added]),
+        difficult=joined(index.difficult, false),
+        crowd=joined(index.crowd, false),
+        areas=None,
+        box_refs=None,
+    )
+    gone = [(int(owner[m]), int(index.labels[m]), index.boxes[m]) for m in dropped]
+    return Planted(planted, joined(kind, [PHANTOM] * len(added)), gone)
+
+
+def _shifted(box: np.ndarray, size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shifted by a third of its width or of its height, to a side where it stays in the picture if there is one."""
+    sides = box[2:] - box[:2]
+    moves = [np.array([sign * sides[0] / 3, 0]) for sign in (-1, 1)] + [
+        np.array([0, s * sides[1] / 3]) for s in (-1, 1)
+    ]
+    rng.shuffle(moves)
+    limit = size[::-1].astype(np.float64)
+    results = [np.clip(box + np.tile(move, 2), 0, np.tile(limit, 2)) for move in moves]
+    return max(results, key=lambda moved: (moved[2:] - moved[:2]).prod().round(3))
+
+
+def _phantom(index: DatasetIndex, rng: np.random.Generator) -> tuple[int, int, np.ndarray]:
+    """An image, a class, and a box of the size of some real object where no object of that image is."""
+    while True:
+        image, model = int(rng.integers(len(index))), int(rng.integers(index.num_boxes))
+        limit = index.sizes[image][::-1].astype(np.float64)
+        sides = index.boxes[model, 2:] - index.boxes[model, :2]
+        if (sides >= limit).any():
+            continue
+        corner = rng.random(2) * (limit - sides)
+        box = np.concatenate([corner, corner + sides]).round()
+        others = index.boxes[index.offsets[image] : index.offsets[image + 1]]
+        if not len(others) or box_overlaps(box[None], others)[0].max() < 0.1:
+            return image, int(rng.integers(len(index.class_names))), box
+
+
+def measure(planted: Planted, found: FoundDetections) -> dict[str, Any]:
+    """For each kind, and for all together: planted errors, and precision and recall of the first findings."""
+    findings = find_label_errors(planted.index, found)
+    right = np.array([planted.is_true(each, found) for each in findings], bool)
+    kinds = np.array([each.kind for each in findings])
+    there = {kind: int((planted.kind == kind).sum()) for kind in (PHANTOM, CLASS, SLOPPY)}
+    there = {MISSING: len(planted.dropped), **there}
+    rows: dict[str, Any] = {}
+    for kind in (*(each for each in KINDS if each in there), "all"):
+        mine = right if kind == "all" else right[kinds == kind]
+        number = sum(there.values()) if kind == "all" else there[kind]
+        rows[kind] = {"planted": number, "found": len(mine)}
+        for first in FIRST:
+            hits = int(mine[:first].sum())
+            rows[kind][str(first)] = {
+                "precision": hits / max(min(first, len(mine)), 1),
+                "recall": hits / max(number, 1),
+            }
+    return rows
+
+
+def read_foreign(path: Path, index: DatasetIndex) -> FoundDetections:
+    """Predict.py's list whose classes may be COCO's names of VOC's classes."""
+    rows = read_json(path, "predict.py's list")
+    names = sorted({each["class_name"] for row in rows for each in row["detections"]})
+    label_of = dict.fromkeys(names, -1)
+    for label, position in enumerate(match_classes(names, index.class_names, index.name)):
+        if position >= 0:
+            label_of[names[position]] = label
+    place = {index.path(i).name: i for i in range(len(index))}
+    flat = [
+        (place[Path(row["image"]).name], each["box_xyxy"], each["score"], label_of[each["class_name"]])
+        for row in rows
+        if Path(row["image"]).name in place
+        for each in row["detections"]
+        if label_of[each["class_name"]] >= 0
+    ]
+    order = sorted(range(len(flat)), key=lambda k: flat[k][0])
+    image, boxes, scores, labels = zip(*(flat[k] for k in order), strict=True)
+    return FoundDetections(
+        np.array(image, np.int64),
+        np.array(boxes, np.float64),
+        np.array(scores),
+        np.array(labels),
+        np.arange(len(index)),
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(Options, argv, description=__doc__ or "", prog="benchmarks.label_audit")
+    index = open_dataset(options.data, options.split)
+    found = read_foreign(Path(options.detections), index)
+    planted = plant(index, options.seed)
+    rows = measure(planted, found)
+    print(f"{index.name}: {len(index)} images, {planted.index.num_boxes} labels, seed {options.seed}")
+    print("kind      planted " + " ".join(f"{'P@' + str(n):>7} {'R@' + str(n):>7}" for n in FIRST))
+    for kind, row in rows.items():
+        cells = " ".join(f"{row[str(n)]['precision']:7.3f} {row[str(n)]['recall']:7.3f}" for n in FIRST)
+        print(f"{kind:9s} {row['planted']:7d} {cells}")
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,378 @@
+"""Labels that are probably wrong, by what a detector that has not learnt from them sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.index import DatasetIndex
+from evaluation.evaluator import FoundDetections
+
+MISSING, PHANTOM, CLASS, SLOPPY, DUPLICATE = KINDS = ("missing", "phantom", "class", "sloppy", "duplicate")
+FOUND_IOU = 0.5  # from which a detection is of the object that a label means, as in VOC's metric
+SEEN_IOU = 0.1  # below which it has nothing to do with it (TIDE, section 2.2)
+OTHER_IOU = 0.45  # with a label of another class: then the class is in doubt, not the object
+NEAR_IOU = 0.2  # with a label of its own class: then the box is in doubt, not the object
+FITS_IOU = 0.8  # usual for a good detection and a good label
+DUPLICATE_IOU = 0.75  # of two labels of one class
+TWIN_IOU = 0.9  # of two labels of different classes
+INSIDE = 0.7  # share of a detection that lies in a label of its class: it is a part of that object
+LEAST_SCORE = 0.05
+SEEN = 0.25  # support from which an object counts as seen
+SHRINK = 20.0  # labels that a rare class is assumed to have beside its own, all like the average
+PRIOR = {PHANTOM: 0.02, CLASS: 0.03}  # share of labels that are wrong so, before anything is seen
+STEPS, RIDGE = 30, 1.0  # of the logistic regression
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One label that is probably wrong, or one that is missing.
+
+    Args:
+        kind: one of `KINDS`.
+        score: how sure it is, 0 to 1; findings of all kinds are ranked by it.
+        image: position in the index.
+        label: position of the label in the index's box arrays; -1 where one is missing.
+        detection: position in the detections; -1 where none supports the finding.
+        other: for `duplicate`, the label that stays.
+    """
+
+    kind: str
+    score: float
+    image: int
+    label: int = -1
+    detection: int = -1
+    other: int = -1
+
+
+def find_label_errors(index: DatasetIndex, found: FoundDetections) -> list[Finding]:
+    """All findings, the surest first; a label or an image's place is named once, for the kind it is surest of.
+
+    Args:
+        index: labels.
+        found: detections of a detector that has not learnt from these labels (out of fold), with their scores from
+            about 0.05 on; labels index `index.class_names`.
+
+    The ideas are those of ObjectLab (Tkachenko, Thyagarajan and Mueller, 2023, https://arxiv.org/abs/2309.00832):
+    overlooked, swapped and badly located objects. Scores of detections are calibrated on these labels first, and a
+    label without a detection counts as much as labels of its class, size and place usually have one.
+    """
+    keep = found.scores >= LEAST_SCORE
+    pairs = _Pairs(index, found, keep)
+    chance = _calibrated(pairs)
+    groups = [
+        _missing(pairs, chance),
+        _phantoms(pairs, chance),
+        _wrong_classes(pairs, chance),
+        _sloppy(pairs, chance),
+        _duplicates(index),
+    ]
+    findings = sorted((each for group in groups for each in group), key=lambda each: -each.score)
+    taken: set[int] = set()
+    result = []
+    for each in findings:
+        if each.label >= 0:
+            if each.label in taken:
+                continue
+            taken.add(each.label)
+        result.append(each)
+    return result
+
+
+class _Pairs:
+    """All pairs of a detection and a label of one image that overlap, as flat arrays.
+
+    Attributes:
+        det, gt: (P,) positions in the detections and labels.
+        iou, inside: (P,) IoU, and the share of the detection that lies in the label.
+        same: (P,) bool, one class.
+    """
+
+    def __init__(self, index: DatasetIndex, found: FoundDetections, keep: np.ndarray) -> None:
+        self.index, self.found = index, found
+        self.dets = np.flatnonzero(keep)
+        self.image_of_label = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+        parts = []
+        order = self.dets[np.argsort(found.image[self.dets], kind="stable")]
+        bounds = np.searchsorted(found.image[order], np.arange(len(index) + 1))
+        for i in range(len(index)):
+            dets = order[bounds[i] : bounds[i + 1]]
+            gts = np.arange(index.offsets[i], index.offsets[i + 1])
+            if len(dets) and len(gts):
+                iou, inside = box_overlaps(found.boxes[dets], index.boxes[gts])
+                d, g = np.nonzero(iou > 0)
+                parts.append((dets[d], gts[g], iou[d, g], inside[d, g]))
+        empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+        self.det, self.gt, self.iou, self.inside = (
+            (np.concatenate(each) for each in zip(*parts, strict=True)) if parts else empty
+        )
+        self.same = found.labels[self.det] == index.labels[self.gt]
+
+    def most_of_det(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """(N,) the largest value over each detection's pairs of the mask, 0 without."""
+        result = np.zeros(len(self.found.scores))
+        np.maximum.at(result, self.det[mask], values[mask])
+        return result
+
+    def best_of_label(self, values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(M,) the largest value over each label's pairs of the mask, 0 without, and which detection it is, or -1."""
+        best, which = np.zeros(self.index.num_boxes), np.full(self.index.num_boxes, -1, np.int64)
+        order = np.flatnonzero(mask)[np.argsort(values[mask], kind="stable")]
+        best[self.gt[order]] = values[order]
+        which[self.gt[order]] = self.det[order]
+        return best, which
+
+
+def box_overlaps(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, M) IoU of (N, 4) and (M, 4) xyxy boxes, and the share of each first box that lies in each other one."""
+    boxes, others = np.asarray(boxes, np.float64), np.asarray(others, np.float64)
+    left_top = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    right_bottom = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    both = np.clip(right_bottom - left_top, 0, None).prod(axis=2)
+    area, other_area = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others))
+    iou = both / np.maximum(area[:, None] + other_area[None] - both, 1e-9)
+    return iou, both / np.maximum(area[:, None], 1e-9)
+
+
+def _calibrated(pairs: _Pairs) -> np.ndarray:
+    """(N,) how often detections of such a class and score have a label of their class: monotone fits to these labels.
+
+    What is a dining table to the detector may not be one to the person who labels: so each class is fitted by itself,
+    and drawn to the fit of all classes as far as it is rare.
+    """
+    scores, labels = pairs.found.scores, pairs.found.labels
+    right = (pairs.most_of_det(pairs.iou, pairs.same) >= FOUND_IOU).astype(np.float64)
+    chance = _fit_to_scores(scores, right, pairs.dets)
+    own = chance.copy()
+    for label in np.unique(labels[pairs.dets]):
+        mine = pairs.dets[labels[pairs.dets] == label]
+        weight = right[mine].sum() / (right[mine].sum() + SHRINK)
+        own[mine] = weight * _fit_to_scores(scores, right, mine)[mine] + (1 - weight) * chance[mine]
+    return np.clip(own * 0.98 + 0.02 * scores, 0, 1)  # the score decides among equals
+
+
+def _fit_to_scores(scores: np.ndarray, right: np.ndarray, dets: np.ndarray) -> np.ndarray:
+    """(N,) the increasing fit of `right` to the scores of the detections `dets`; 0 for the others."""
+    result = np.zeros(len(scores))
+    order = dets[np.argsort(scores[dets], kind="stable")]
+    result[order] = increasing_fit(right[order])
+    return result
+
+
+def increasing_fit(values: np.ndarray) -> np.ndarray:
+    """(N,) the increasing sequence nearest to the values in least squares: pool adjacent violators.
+
+    Source: Ayer et al., An Empirical Distribution Function for Sampling with Incomplete Information, 1955.
+    """
+    sums: list[float] = []
+    counts: list[int] = []
+    for value in values.tolist():
+        sums.append(value)
+        counts.append(1)
+        while len(sums) > 1 and sums[-2] * counts[-1] >= sums[-1] * counts[-2]:
+            last, count = sums.pop(), counts.pop()
+            sums[-1] += last
+            counts[-1] += count
+    return np.repeat(np.array(sums) / np.maximum(counts, 1), counts) if counts else np.zeros(0)
+
+
+def _missing(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
+    """Detections where nothing is labelled; one for a place."""
+    found, crowd = pairs.found, pairs.index.crowd[pairs.gt]
+    own = pairs.most_of_det(pairs.iou, pairs.same)
+    other = pairs.most_of_det(pairs.iou, ~pairs.same)
+    inside = pairs.most_of_det(pairs.inside, pairs.same | crowd)
+    free = (own < NEAR_IOU) & (other < OTHER_IOU)
+    # a part of a labelled object, or one of a crowd, is seldom an object that was forgotten
+    score = chance * (1 - own) * (1 - 0.5 * other) * np.where(inside > INSIDE, 0.3, 1.0)
+    candidates = pairs.dets[free[pairs.dets]]
+    candidates = candidates[np.argsort(-score[candidates], kind="stable")]
+    kept: dict[int, list[int]] = {}
+    result = []
+    for d in candidates.tolist():
+        image = int(found.image[d])
+        before = kept.setdefault(image, [])
+        if before and box_overlaps(found.boxes[d][None], found.boxes[before])[0].max() > OTHER_IOU:
+            continue
+        before.append(d)
+        result.append(Finding(MISSING, float(score[d]), image, detection=d))
+    return result
+
+
+def _phantoms(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
+    """Labels on which no detection is, though labels like them usually have one; `difficult` ones seldom have."""
+    index = pairs.index
+    # a detection of another class is there: something is, then
+    near = np.clip((pairs.iou - SEEN_IOU / 2) / (FOUND_IOU - SEEN_IOU / 2), 0, 1)
+    support, _ = pairs.best_of_label(near * np.sqrt(pairs.found.scores[pairs.det]), near > 0)
+    usual = _usually_seen(index, support >= SEEN, pairs.image_of_label)
+    prior = PRIOR[PHANTOM]
+    belief = prior / (prior + (1 - prior) * np.clip(1 - usual, 1e-4, 1))
+    score = belief * np.clip(1 - support / SEEN, 0, 1) * ~(index.crowd | index.difficult)
+    return [
+        Finding(PHANTOM, float(score[m]), int(pairs.image_of_label[m]), label=m)
+        for m in np.flatnonzero(score > 0.02).tolist()
+    ]
+
+
+def _usually_seen(index: DatasetIndex, seen: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """(M,) the chance that a label like this one has a detection, by class, size, shape, place and neighbours."""
+    if not index.num_boxes:
+        return np.zeros(0)
+    sides = np.maximum(index.boxes[:, 2:] - index.boxes[:, :2], 1e-3)
+    size = index.sizes[owner][:, ::-1].astype(np.float64)
+    size = np.where(size > 0, size, index.boxes[:, 2:].max(initial=1))
+    gap = np.concatenate([index.boxes[:, :2], size - index.boxes[:, 2:]], axis=1) / np.tile(size, 2)
+    crowding = np.zeros(index.num_boxes)
+    for i in range(len(index)):
+        part = slice(index.offsets[i], index.offsets[i + 1])
+        if index.offsets[i + 1] - index.offsets[i] > 1:
+            _, inside = box_overlaps(index.boxes[part], index.boxes[part])
+            np.fill_diagonal(inside, 0)
+            crowding[part] = inside.max(axis=1)
+    area = np.log(sides.prod(axis=1) / size.prod(axis=1))
+    features = [area, area**2, np.log(sides.min(axis=1)), np.abs(np.log(sides[:, 0] / sides[:, 1]))]
+    features += [(gap < 0.01).sum(axis=1), crowding, index.difficult, index.difficult * area]
+    table = np.stack([np.asarray(each, np.float64) for each in features], axis=1)
+    table = (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-6)
+    classes = np.eye(len(index.class_names))[index.labels]
+    parts = [np.ones((len(table), 1)), table, classes, classes * table[:, :1]]  # each class has its own smallest size
+    return fit_logistic(np.concatenate(parts, axis=1), seen)
+
+
+def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> np.ndarray:
+    """(M,) chances of an outcome by a ridge logistic regression on (M, F) features, the first of which is constant."""
+    weights = np.zeros(table.shape[1])
+    penalty = np.full(table.shape[1], RIDGE)
+    penalty[0] = 1e-6
+    for _ in range(STEPS):
+        chance = 1 / (1 + np.exp(-np.clip(table @ weights, -30, 30)))
+        slope = table.T @ (outcome - chance) - penalty * weights
+        curvature = (table * (chance * (1 - chance))[:, None]).T @ table + np.diag(penalty)
+        step = np.linalg.solve(curvature, slope)
+        weights += step
+        if np.abs(step).max() < 1e-6:
+            break
+    return 1 / (1 + np.exp(-np.clip(table @ weights, -30, 30)))
+
+
+def _wrong_classes(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
+    """Labels on whose place a detection of another class is, and none of their own."""
+    index, found = pairs.index, pairs.found
+    p = chance[pairs.det]
+    fits = pairs.iou >= FOUND_IOU
+    own, _ = pairs.best_of_label(found.scores[pairs.det], fits & pairs.same)
+    # a detection that has a label of its own class is explained by that one
+    explained = pairs.most_of_det(pairs.iou, pairs.same) >= FOUND_IOU
+    nearest = pairs.iou >= pairs.most_of_det(pairs.iou, np.ones(len(pairs.iou), bool))[pairs.det] - 1e-9
+    against, which = pairs.best_of_label(
+        found.scores[pairs.det] * pairs.iou, fits & ~pairs.same & ~explained[pairs.det] & nearest
+    )
+    doubted = np.flatnonzero((which >= 0) & ~index.crowd)
+    confused = _confusion(index, found, which)
+    score = np.zeros(index.num_boxes)
+    pair = confused[index.labels[doubted], found.labels[which[doubted]]]
+    prior = PRIOR[CLASS]
+    evidence = found.scores[which[doubted]]
+    belief = prior / (prior + (1 - prior) * np.clip(pair, 1e-3, 1))
+    score[doubted] = belief * evidence * (1 - np.clip(own[doubted] / np.maximum(evidence, 1e-6), 0, 1))
+    del p, against
+    return [
+        Finding(CLASS, float(score[m]), int(pairs.image_of_label[m]), label=m, detection=int(which[m]))
+        for m in doubted[score[doubted] > 0.02].tolist()
+    ]
+
+
+def _confusion(index: DatasetIndex, found: FoundDetections, which: np.ndarray) -> np.ndarray:
+    """(C, C) how often labels of a class (row) look like another (column) to the detector, drawn to the average."""
+    count = len(index.class_names)
+    table = np.zeros((count, count))
+    doubted = np.flatnonzero(which >= 0)
+    np.add.at(table, (index.labels[doubted], found.labels[which[doubted]]), 1)
+    total = np.bincount(index.labels, minlength=count).astype(np.float64)
+    average = len(doubted) / max(len(which) * max(count - 1, 1), 1)
+    return (table + SHRINK * average) / (total[:, None] + SHRINK)
+
+
+def _sloppy(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
+    """Labels whose object is found, but not where they say."""
+    index, found = pairs.index, pairs.found
+    seen = pairs.same & (pairs.iou >= NEAR_IOU)
+    best_iou, _ = pairs.best_of_label(pairs.iou, seen & (found.scores[pairs.det] >= 0.3 * _best_score(pairs, seen)))
+    explained = pairs.most_of_det(pairs.iou, pairs.same)
+    nearest = pairs.iou >= explained[pairs.det] - 1e-9  # not the detection of a neighbour
+    support, which = pairs.best_of_label(chance[pairs.det], seen & nearest)
+    named = np.flatnonzero((which >= 0) & ~index.crowd)
+    misfit = np.clip((FITS_IOU - best_iou[named]) / (FITS_IOU - NEAR_IOU - 0.15), 0, 1)
+    score = support[named] * misfit
+    return [
+        Finding(SLOPPY, float(s), int(pairs.image_of_label[m]), label=int(m), detection=int(which[m]))
+        for m, s in zip(named.tolist(), score.tolist(), strict=True)
+        if s > 0.02
+    ]
+
+
+def _best_score(pairs: _Pairs, mask: np.ndarray) -> np.ndarray:
+    """(P,) the best score of the detections of each pair's label."""
+    best, _ = pairs.best_of_label(pairs.found.scores[pairs.det], mask)
+    return best[pairs.gt]
+
+
+def _duplicates(index: DatasetIndex) -> list[Finding]:
+    """Labels that say what another says already."""
+    result = []
+    for i in range(len(index)):
+        start, end = int(index.offsets[i]), int(index.offsets[i + 1])
+        iou, _ = box_overlaps(index.boxes[start:end], index.boxes[start:end])
+        for first, second in zip(*np.nonzero(np.triu(iou, 1) >= DUPLICATE_IOU), strict=True):
+            same = index.labels[start + first] == index.labels[start + second]
+            if same or iou[first, second] >= TWIN_IOU:
+                score = float(iou[first, second]) * (1.0 if same else 0.5)
+                result.append(Finding(DUPLICATE, score, i, label=start + int(second), other=start + int(first)))
+    return result
+
+
+def finding_row(finding: Finding, index: DatasetIndex, found: FoundDetections, rank: int) -> dict[str, Any]:
+    """A finding as plain types, as the labelling page reads it: `image`, `kind`, `score`, `label`, `suggestion`."""
+    label = suggestion = None
+    if finding.label >= 0:
+        label = _row(index.class_names[index.labels[finding.label]], index.boxes[finding.label])
+    if finding.detection >= 0:
+        d = finding.detection
+        suggestion = _row(index.class_names[found.labels[d]], found.boxes[d]) | {
+            "score": round(float(found.scores[d]), 4)
+        }
+    return {
+        "rank": rank,
+        "kind": finding.kind,
+        "score": round(finding.score, 4),
+        "image": str(index.path(finding.image)),
+        "image_id": index.image_ids[finding.image].item(),
+        "label": label,
+        "suggestion": suggestion,
+        "text": _words(finding.kind, label, suggestion),
+    }
+
+
+def _row(name: str, box: np.ndarray) -> dict[str, Any]:
+    return {"class_name": name, "box": [round(float(value), 2) for value in box]}
+
+
+def _words(kind: str, label: dict[str, Any] | None, suggestion: dict[str, Any] | None) -> str:
+    is_labelled = label["class_name"] if label else ""
+    is_seen = suggestion["class_name"] if suggestion else ""
+    return {
+        MISSING: f"a {is_seen} without a label?",
+        PHANTOM: f"no {is_labelled} here?",
+        CLASS: f"a {is_seen}, not a {is_labelled}?",
+        SLOPPY: f"the box of the {is_labelled} does not fit?",
+        DUPLICATE: f"the {is_labelled} is labelled twice?",
+    }[kind]
+
+
+def counts_by_kind(findings: Sequence[Finding], least: float = 0.5) -> dict[str, int]:
+    """How many findings of each kind have a score of at least `least`."""
+    return {kind: sum(1 for each in findings if each.kind == kind and each.score >= least) for kind in KINDS}

@@ -1,0 +1,174 @@
+"""`dataset.py audit DATA`: labels that are probably wrong, as JSON, CSV, a page of crops, and a queue to label."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.class_names import read_class_names
+from data.index import DatasetIndex
+from data.open import open_dataset, training_split
+from evaluation.audit import KINDS, Finding, counts_by_kind, find_label_errors, finding_row
+from evaluation.detections_file import read_detections
+from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, run_detector
+from evaluation.report.html import page_html
+from evaluation.report.pictures import MISSED, WRONG, Mark, crop
+from prediction.detector import Detector, load_detector
+from utils.config import option, parse_options
+from utils.errors import UserError, printable, warn
+from utils.files import write_file
+from utils.images import read_image
+from utils.output_rules import check_output_file, check_output_folder
+
+ALL = "all"  # every split of a data set
+LEAST_SCORE = 0.05  # of detections that are asked of a checkpoint
+HEADINGS = {
+    "missing": "Objects without a label",
+    "phantom": "Labels where nothing is",
+    "class": "Labels of another class",
+    "sloppy": "Boxes that do not fit",
+    "duplicate": "Objects labelled twice",
+}
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """What `dataset.py audit` takes."""
+
+    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a data.yaml", positional=True, metavar="DATA")
+    output: str = option("audit", "folder for audit.json, audit.csv and audit.html", metavar="DIR")
+    split: str | None = option(None, "split to look at (default: with --detections all, else the one to train on)")
+    detections: str | None = option(
+        None, "out-of-fold detections: detections.json of train.py --folds, or any of eval.py --detections"
+    )
+    checkpoint: str | None = option(None, "a detector that has not learnt from these labels (default: the bundled one)")
+    classes: str | None = option(None, "file of class names, one a line; default: those of the annotations")
+    limit: int = option(1000, "most findings that are written", low=1, high=1_000_000)
+    pictures: int = option(200, "most findings that are drawn on the page", low=0, high=10_000)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N")
+    overwrite: bool = option(False, "replace files that are there")
+    progress: bool = option(True, "show a progress bar")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv`."""
+    options = parse_options(AuditOptions, argv, prog="dataset.py audit", description=(__doc__ or "").splitlines()[0])
+    if options.detections and options.checkpoint:
+        raise UserError("--checkpoint", "cannot go with --detections: both say what is seen", "give one of them")
+    folder = check_output_folder("--output", options.output, [options.data])
+    files = {suffix: folder / f"audit.{suffix}" for suffix in ("json", "csv", "html")}
+    for path in files.values():
+        check_output_file("--output", path, options.overwrite, [options.data])
+    names = read_class_names(Path(options.classes)) if options.classes else None
+    split = options.split or (ALL if options.detections else training_split(options.data))
+    index = open_dataset(options.data, split, class_names=names)
+    index, found = _read(Path(options.detections), index) if options.detections else (index, _look(options, index))
+    findings = find_label_errors(index, found)[: options.limit]
+    rows = [finding_row(each, index, found, rank) for rank, each in enumerate(findings, 1)]
+    folder.mkdir(parents=True, exist_ok=True)
+    origin = options.detections or options.checkpoint or "the bundled detector"
+    head = {"data": str(options.data), "split": index.name, "detections": str(origin), "images": len(index)}
+    lines = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in rows)
+    text = json.dumps(head, indent=1)[:-2] + f',\n "findings": [\n{lines}\n ]\n}}\n'
+    write_file(files["json"], text.encode("utf-8", "backslashreplace"))
+    write_file(files["csv"], findings_csv(rows).encode("utf-8", "backslashreplace"))
+    page = audit_page(index, found, findings[: options.pictures], rows, f"{index.name}, by {origin}")
+    write_file(files["html"], page.encode("utf-8", "backslashreplace"))
+    counts = counts_by_kind(findings)
+    sure = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none"
+    print(f"{len(rows)} findings in {len(index)} images; with a score of 0.5 or more: {sure}")
+    print(f"look at {files['html']}, or at each in the labelling page:")
+    print(f"  python serve.py --label {options.data} --queue {files['json']}")
+    return 0
+
+
+def _read(path: Path, index: DatasetIndex) -> tuple[DatasetIndex, FoundDetections]:
+    """The images that a file of detections lists, and its detections."""
+    found = read_detections(path, index, missing="skip").found
+    place = np.full(len(index), -1, np.int64)
+    place[found.images] = np.arange(len(found.images))
+    kept = index.subset(found.images)
+    return kept, replace(found, image=place[found.image], images=np.arange(len(kept)))
+
+
+def _look(options: AuditOptions, index: DatasetIndex) -> FoundDetections:
+    """What a checkpoint sees, under the data's class names."""
+    what = "a detector finds little fault with labels that it has learnt from"
+    warn("audit", what, "better: python train.py --folds 5 ..., then --detections RUN/detections.json")
+    detector: Detector = load_detector(options.checkpoint, options.device)
+    thresholds = replace(EVAL_THRESHOLDS, score_threshold=LEAST_SCORE)
+    found = run_detector(
+        detector, index, np.arange(len(index)), thresholds=thresholds, progress=options.progress, workers=2
+    )
+    mapped = match_classes(index.class_names, detector.config.class_names, index.name)[found.labels]
+    known = mapped >= 0
+    return replace(
+        found, image=found.image[known], boxes=found.boxes[known], scores=found.scores[known], labels=mapped[known]
+    )
+
+
+def findings_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """One finding a line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    boxes = [name for each in ("label", "seen") for name in (each, *(f"{each}_{e}" for e in ("x1", "y1", "x2", "y2")))]
+    writer.writerow(["rank", "kind", "score", "image", *boxes])
+    for row in rows:
+        cells = [row["rank"], row["kind"], row["score"], row["image"]]
+        for each in (row["label"], row["suggestion"]):
+            cells += ["", *[""] * 4] if each is None else [each["class_name"], *each["box"]]
+        writer.writerow(cells)
+    return text.getvalue()
+
+
+def audit_page(
+    index: DatasetIndex,
+    found: FoundDetections,
+    findings: Sequence[Finding],
+    rows: Sequence[dict[str, Any]],
+    origin: str,
+) -> str:
+    """One HTML file: for each kind, the findings as crops with the label and what is seen."""
+    title = "Labels that are probably wrong"
+    key = (
+        '<span class="key" style="background:#f59e0b"></span>the label'
+        '<span class="key" style="background:#dc2626"></span>what the detector sees'
+    )
+    counts = {kind: sum(1 for row in rows if row["kind"] == kind) for kind in KINDS}
+    sections = [
+        f"<h1>{title}</h1><p class=note>{html.escape(origin)}: {len(rows)} findings, the surest first. {key}</p>"
+    ]
+    for kind in KINDS:
+        figures = [_figure(index, found, each, rows[place]) for place, each in enumerate(findings) if each.kind == kind]
+        if not counts[kind]:
+            continue
+        more = f", {len(figures)} shown" if len(figures) < counts[kind] else ""
+        sheet = f'<div class="sheet">{"".join(figures)}</div>'
+        sections.append(f"<section><h2>{HEADINGS[kind]} ({counts[kind]}{more})</h2>{sheet}</section>")
+    return page_html(title, sections)
+
+
+def _figure(index: DatasetIndex, found: FoundDetections, finding: Finding, row: dict[str, Any]) -> str:
+    marks: list[Mark] = []
+    if finding.other >= 0:
+        marks.append((index.boxes[finding.other], MISSED, ""))
+    if finding.label >= 0:
+        marks.append((index.boxes[finding.label], MISSED, row["label"]["class_name"]))
+    if finding.detection >= 0:
+        text = f"{row['suggestion']['class_name']} {row['suggestion']['score']:.2f}"
+        marks.append((found.boxes[finding.detection], WRONG, text))
+    around = np.stack([box for box, _, _ in marks])
+    around = np.concatenate([around[:, :2].min(axis=0), around[:, 2:].max(axis=0)])
+    path = index.path(finding.image)
+    source = crop(path, marks, around, read_image)
+    image = f'<img alt="" loading="lazy" src="{source}">' if source else '<div class="absent">not readable</div>'
+    caption = f"{row['rank']}. {row['score']:.2f} {row['text']} ({printable(path.name)})"
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -1,0 +1,285 @@
+"""Train on what is labelled, in a process of its own, and take the weights where they are better."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.formats.snapshot import write_snapshot
+from data.index import DatasetIndex
+from data.tools.hashing import file_hashes, near_duplicate_groups
+from service.labelling.store import Store
+from utils.errors import RunError, UserError, warn
+from utils.images import read_image_size
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RUNS = Path("logs")
+VAL_SHARE = 5  # one group of near-duplicates in so many is held back to compare weights on
+LEAST_PICTURES = 10  # labelled pictures with an object, for a training by itself
+GROWTH = 1.25  # by which the labelled pictures must have grown for the next one
+METRIC = "voc10_mAP50"
+POLL_SECONDS = 0.5
+
+
+@dataclass
+class TrainingState:
+    """What the page shows of the trainings.
+
+    Args:
+        status: `idle`, `preparing`, `training`, `comparing` or `failed`.
+        message: in words.
+        run: folder of the present or last run.
+        pictures: labelled pictures it trains on, and those held back.
+        rows: its metrics.csv so far.
+        history: of each finished training, its score, that of the weights before, and which were taken.
+    """
+
+    status: str = "idle"
+    message: str = ""
+    run: str = ""
+    pictures: tuple[int, int] = (0, 0)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def snapshot_labels(store: Store, folder: Path) -> tuple[int, int]:
+    """The labelled pictures of a store as a COCO data set of train and val, which later labelling does not change.
+
+    Near-duplicates are on one side, and a picture stays on its side from snapshot to snapshot, so that the scores of
+    successive trainings are of nearly the same pictures.
+
+    Returns:
+        pictures of train and of val.
+
+    Raises:
+        UserError: if there are too few.
+    """
+    numbers, labels = [], []
+    for number in sorted(store.labelled):
+        with contextlib.suppress(UserError):
+            stored = store.read(number)
+            if stored.is_labelled and not stored.problem:
+                numbers.append(number)
+                labels.append([box for box in stored.labels.boxes if box.class_name in store.class_names])
+    names = list(dict.fromkeys(box.class_name for each in labels for box in each))
+    if len(numbers) < 2 or not names:
+        raise UserError("training", f"{len(numbers)} pictures are labelled, {len(names)} classes", "label some more")
+    paths = [store.paths[number] for number in numbers]
+    held = _held_back(paths, [bool(each) for each in labels])
+    index = DatasetIndex.build(
+        name=str(store.root),
+        class_names=names,
+        paths=paths,
+        image_ids=numbers,
+        sizes=[read_image_size(path) for path in paths],
+        boxes=[np.array([box.box for box in each]).reshape(-1, 4) for each in labels],
+        labels=[[names.index(box.class_name) for box in each] for each in labels],
+        difficult=[[box.difficult for box in each] for each in labels],
+    )
+    sides = {"train": [(index, np.flatnonzero(~held))], "val": [(index, np.flatnonzero(held))]}
+    counts = write_snapshot(folder, sides)
+    return counts["train"], counts["val"]
+
+
+def _held_back(paths: Sequence[Path], has_objects: Sequence[bool]) -> np.ndarray:
+    """(N,) bool: which pictures are for comparing; decided by the name of a group's first picture, never by chance."""
+    groups = near_duplicate_groups(file_hashes(paths))
+    first: dict[int, str] = {}
+    for path, group in zip(paths, groups.tolist(), strict=True):
+        first[group] = min(first.get(group, path.name), path.name)
+    order = sorted(first, key=lambda group: _hash(first[group]))
+    chosen = {group for group in order if _hash(first[group]) % VAL_SHARE == 0}
+    objects = np.array(has_objects, bool)
+    for group in order:  # both sides need an object
+        held = np.isin(groups, list(chosen))
+        if objects[held].any():
+            break
+        if objects[groups == group].any() and objects[~held & (groups != group)].any():
+            chosen.add(group)
+    held = np.isin(groups, list(chosen))
+    if held.all() or not objects[~held].any():
+        held[:] = False
+        held[np.flatnonzero(objects)[:1]] = True
+    return held
+
+
+def _hash(text: str) -> int:
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+
+
+class LabelTrainer:
+    """Starts trainings and follows them.
+
+    Args:
+        store: what is labelled.
+        checkpoint: the weights to start from and to compare with.
+        take: is given the path of better weights.
+        minutes: of one training.
+        device: as of train.py.
+        extra: more arguments of train.py.
+        automatic: train by itself as soon as there is enough, and again when there is much more.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        checkpoint: Path,
+        take: Callable[[Path], None],
+        minutes: float,
+        device: str = "auto",
+        extra: Sequence[str] = (),
+        automatic: bool = True,
+    ) -> None:
+        self.store, self.checkpoint, self._take = store, checkpoint, take
+        self.minutes, self.device, self.extra, self.automatic = minutes, device, tuple(extra), automatic
+        self.state = TrainingState()
+        self._trained_on = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stop = threading.Event()
+        self._asked = threading.Event()
+        self._cancelled = False
+        self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
+
+    def open(self) -> None:
+        self._thread.start()
+
+    def start(self) -> None:
+        """Train as soon as no other training runs. Raises UserError where nothing is labelled."""
+        if len(self.store.labelled) < 2:
+            raise UserError("training", f"{len(self.store.labelled)} pictures are labelled", "label some more")
+        self._asked.set()
+
+    def stop(self) -> None:
+        """End the present training; what it has learnt so far is compared all the same."""
+        self._cancelled = True
+        self._terminate()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._terminate()
+        if self._thread.is_alive():
+            self._thread.join(15)
+
+    def _terminate(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def _work(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            if not (self._asked.is_set() or (self.automatic and self._is_due())):
+                continue
+            self._asked.clear()
+            self._cancelled = False
+            try:
+                self._train()
+            except (UserError, OSError) as error:
+                self.state.status, self.state.message = "failed", str(error)
+            except Exception as error:  # noqa: BLE001 -- the page says it, and labelling goes on
+                warn("training", f"{type(error).__name__}: {str(error)[:200]}", "labelling goes on")
+                self.state.status, self.state.message = "failed", f"{type(error).__name__}: {str(error)[:200]}"
+
+    def _is_due(self) -> bool:
+        boxes = list(self.store.counts.boxes.values())
+        count = sum(1 for each in boxes if each)
+        return self.store.counts.is_complete and count >= max(LEAST_PICTURES, GROWTH * self._trained_on)
+
+    def _train(self) -> None:
+        run = _new_folder()
+        self._trained_on = sum(1 for each in list(self.store.counts.boxes.values()) if each)
+        history = self.state.history
+        self.state = TrainingState("preparing", "writing what is labelled", str(run), history=history)
+        self.state.pictures = snapshot_labels(self.store, run / "data")
+        train = run / "train"
+        command = ["train.py", "--data", str(run / "data"), "--run-dir", str(train), "--weights", str(self.checkpoint)]
+        command += ["--auto", "--minutes", f"{self.minutes:g}", "--device", self.device, *self.extra]
+        self.state.status, self.state.message = "training", f"on {self.state.pictures[0]} pictures"
+        code = self._run(command, run / "train.log", lambda: self._follow(train / "metrics.csv"))
+        best = train / "best.pth"
+        if self._stop.is_set():
+            return
+        if not best.is_file():
+            log = run / "train.log"
+            raise RunError("train.py", f"ended with code {code}: {_last_line(log)}", f"see {log}")
+        self.state.status, self.state.message = "comparing", "with the weights before"
+        self._compare(run, best)
+
+    def _compare(self, run: Path, best: Path) -> None:
+        new = max((row.get(METRIC) or 0.0 for row in self.state.rows), default=0.0)
+        old = self._score(run, self.checkpoint)
+        is_better = old is None or new > old
+        if is_better:
+            self._take(best)
+            self.checkpoint = best
+        words = "" if old is None else f" (before: {old:.3f})"
+        taken = "taken" if is_better else "not taken"
+        self.state.history.append(
+            {"run": str(run), "pictures": self.state.pictures[0], "score": new, "before": old, "taken": is_better}
+        )
+        self.state.status = "idle"
+        self.state.message = f"mAP50 {new:.3f}{words} on {self.state.pictures[1]} held-back pictures: {taken}"
+
+    def _score(self, run: Path, checkpoint: Path) -> float | None:
+        """mAP50 of weights on the pictures held back; None where they know none of the classes."""
+        result = run / "before.json"
+        command = ["eval.py", "--checkpoint", str(checkpoint), "--data", str(run / "data"), "--split", "val"]
+        self._run([*command, "--json", str(result), "--device", self.device, "--no-progress"], run / "eval.log", None)
+        try:
+            return float(json.loads(result.read_bytes())[METRIC] or 0.0)
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _run(self, command: Sequence[str], log: Path, follow: Callable[[], None] | None) -> int:
+        script, *arguments = command
+        with open(log, "wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, str(ROOT / script), *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal is for the service, which ends this one itself
+            )
+            while self._process.poll() is None:
+                if follow is not None:
+                    follow()
+                if self._stop.is_set():
+                    self._terminate()
+                time.sleep(POLL_SECONDS)
+        if follow is not None:
+            follow()
+        return self._process.returncode
+
+    def _follow(self, metrics: Path) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            rows = list(csv.DictReader(metrics.read_text().splitlines()))
+            self.state.rows = [{key: float(value) for key, value in row.items() if value} for row in rows]
+
+
+def _new_folder() -> Path:
+    number = 1
+    while True:
+        folder = Path(os.path.abspath(RUNS / f"label-{number}"))
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _last_line(log: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").strip().splitlines()
+        return next((line for line in reversed(lines) if "error:" in line), lines[-1] if lines else "no output")[-300:]
+    return "no output"

@@ -1,0 +1,164 @@
+"""Label errors are found by what a detector sees: each kind on boxes one can draw, planted ones, and the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_makers import make_voc
+
+from benchmarks.label_audit import measure, plant
+from data.index import DatasetIndex
+from evaluation.audit import CLASS, DUPLICATE, MISSING, PHANTOM, SLOPPY, Finding, find_label_errors, increasing_fit
+from evaluation.evaluator import FoundDetections
+from prediction import audit
+from utils.errors import UserError
+
+Rows = Sequence[tuple[int, str, tuple[float, float, float, float]]]
+NAMES = ("dog", "cat", "cow")
+GRID = [(40 * x + 2, 40 * y + 2, 40 * x + 34, 40 * y + 34) for y in range(4) for x in range(4)]
+
+
+def truth(images: int = 40) -> list[tuple[int, str, tuple[float, float, float, float]]]:
+    """Sixteen objects an image, of classes in turn."""
+    return [(i, NAMES[(i + k) % 3], box) for i in range(images) for k, box in enumerate(GRID[: 4 + i % 8])]
+
+
+def index_of(labels: Rows, images: int = 40) -> DatasetIndex:
+    mine = [[row for row in labels if row[0] == i] for i in range(images)]
+    return DatasetIndex.build(
+        "set",
+        NAMES,
+        [f"/x/{i}.jpg" for i in range(images)],
+        [f"{i}" for i in range(images)],
+        [(160, 160)] * images,
+        [np.array([box for _, _, box in rows], float).reshape(-1, 4) for rows in mine],
+        [[NAMES.index(name) for _, name, _ in rows] for rows in mine],
+    )
+
+
+def found_of(rows: Rows, images: int = 40, score: float = 0.9) -> FoundDetections:
+    rows = sorted(rows, key=lambda row: row[0])
+    return FoundDetections(
+        np.array([i for i, _, _ in rows], np.int64),
+        np.array([box for _, _, box in rows], float).reshape(-1, 4),
+        np.full(len(rows), score),
+        np.array([NAMES.index(name) for _, name, _ in rows], np.int64),
+        np.arange(images),
+    )
+
+
+def first(labels: Rows, seen: Rows) -> tuple[Finding, DatasetIndex]:
+    index = index_of(labels)
+    findings = find_label_errors(index, found_of(seen))
+    assert findings and all(each.score < findings[0].score for each in findings[1:3])
+    return findings[0], index
+
+
+def test_right_labels_give_no_finding() -> None:
+    findings = find_label_errors(index_of(truth()), found_of(truth()))
+    assert [each for each in findings if each.score > 0.1] == []
+
+
+def test_a_dropped_label_is_missing() -> None:
+    labels = truth()
+    gone = labels.pop(17)
+    finding, _ = first(labels, truth())
+    assert (finding.kind, finding.image) == (MISSING, gone[0])
+
+
+def test_a_label_on_nothing_is_a_phantom() -> None:
+    labels = sorted([*truth(), (0, "dog", GRID[15])])
+    finding, index = first(labels, truth())
+    assert (finding.kind, index.boxes[finding.label].tolist()) == (PHANTOM, list(GRID[15]))
+
+
+def test_another_class_is_found() -> None:
+    labels = truth()
+    labels[17] = (labels[17][0], "cow" if labels[17][1] != "cow" else "dog", labels[17][2])
+    finding, index = first(labels, truth())
+    assert (finding.kind, finding.image) == (CLASS, labels[17][0])
+    assert index.boxes[finding.label].tolist() == list(labels[17][2])
+
+
+def test_a_shifted_box_is_sloppy() -> None:
+    labels = truth()
+    image, name, (x1, y1, x2, y2) = labels[17]
+    labels[17] = (image, name, (x1 + 11, y1, x2 + 11, y2))
+    finding, index = first(labels, truth())
+    assert (finding.kind, index.boxes[finding.label][0]) == (SLOPPY, x1 + 11)
+
+
+def test_a_label_twice_is_a_duplicate() -> None:
+    labels = truth()
+    image, name, (x1, y1, x2, y2) = labels[17]
+    finding, _ = first(sorted([*labels, (image, name, (x1 + 1, y1, x2, y2))]), truth())
+    assert finding.kind == DUPLICATE and finding.other >= 0 and finding.other != finding.label
+
+
+@pytest.mark.parametrize(("labels", "seen"), [([], truth()), (truth(), []), ([], [])])
+def test_no_labels_and_no_detections_are_no_error(labels: Rows, seen: Rows) -> None:
+    findings = find_label_errors(index_of(labels), found_of(seen))
+    assert all(0 <= each.score <= 1 for each in findings)
+
+
+def test_a_monotone_fit_pools_what_falls() -> None:
+    assert increasing_fit(np.array([0.0, 1.0, 0.0, 1.0])).tolist() == [0, 0.5, 0.5, 1]
+    assert increasing_fit(np.zeros(0)).tolist() == []
+
+
+def test_planted_errors_are_counted_and_found_by_a_perfect_detector() -> None:
+    clean = index_of(truth())
+    planted = plant(clean, 0)
+    total = clean.num_boxes
+    assert (
+        len(planted.dropped) == round(0.05 * total) == (planted.kind == CLASS).sum() == (planted.kind == SLOPPY).sum()
+    )
+    assert (planted.kind == PHANTOM).sum() == round(0.02 * total)
+    assert planted.index.num_boxes == total - len(planted.dropped) + round(0.02 * total)
+    rows = measure(planted, found_of(truth()))
+    for kind in (MISSING, CLASS, SLOPPY, PHANTOM):
+        assert rows[kind]["100"]["recall"] > 0.95, kind
+
+
+def write_detections(path: Path, year: Path) -> Path:
+    boxes = {"dog": [10, 20, 60, 80], "cat": [70, 30, 140, 110]}
+    rows = [
+        {
+            "image": str(image),
+            "detections": [{"class_name": n, "score": 0.9, "box_xyxy": box} for n, box in boxes.items()],
+        }
+        for image in sorted((year / "JPEGImages").glob("*.jpg"))
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_the_command_writes_json_csv_page_and_a_queue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from service.labelling.order import read_queue
+    from service.labelling.store import open_store
+
+    year = make_voc(tmp_path / "devkit", 8, 2)
+    detections = write_detections(tmp_path / "oof.json", year)
+    xml = year / "Annotations" / "a3.xml"
+    text = xml.read_text()
+    xml.write_text(text[: text.index("<object><name>cat")] + "</annotation>")
+    arguments = [str(tmp_path / "devkit"), "--detections", str(detections), "--output", str(tmp_path / "audit")]
+    assert audit.main(arguments) == 0
+    assert "--queue" in capsys.readouterr().out
+    content = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    best = content["findings"][0]
+    assert (best["kind"], Path(best["image"]).name, best["suggestion"]["class_name"]) == ("missing", "a3.jpg", "cat")
+    assert "missing" in (tmp_path / "audit" / "audit.csv").read_text().splitlines()[1]
+    page = (tmp_path / "audit" / "audit.html").read_text()
+    assert "a cat without a label?" in page and "data:image/jpeg" in page and "http" not in page.split("</style>")[1]
+    store = open_store(tmp_path / "devkit")
+    queue = read_queue(tmp_path / "audit" / "audit.json", store)
+    assert store.name(queue.numbers[0]).endswith("a3.jpg")
+    with pytest.raises(UserError, match="--overwrite"):
+        audit.main(arguments)
+    with pytest.raises(UserError, match="give one of them"):
+        audit.main([*arguments, "--overwrite", "--checkpoint", "x.pth"])

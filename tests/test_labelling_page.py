@@ -1,0 +1,401 @@
+"""The labelling page in a real browser: by mouse, keyboard and touch; two tabs, a killed server, a full disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_makers import make_voc
+from service_makers import Address, Painted, running, scene, until
+
+from service.app import build_app
+from service.labelling.routes import Labelling
+from service.labelling.store import NO_FILE, open_store
+from service.labelling.suggest import Suggester
+from utils.detections import Detections
+from utils.errors import RunError
+from utils.images import write_image
+from utils.thresholds import Thresholds
+
+pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from test_serve_page import CHROMIUM, DRIVER, FLAGS  # noqa: E402 -- skips where there is no browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOBILENET_YOLO_CACHE", str(tmp_path / "cache"))
+
+
+class Labeller(Painted):
+    """`Painted` on whole pictures, sure enough that all three rectangles are suggested."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = self.config.replace(score_threshold=0.1)
+
+    def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
+        return [self._detect(image, thresholds.score_threshold or 0.0) for image in images]
+
+
+def photos(folder: Path, count: int = 3, side: int = 192) -> Path:
+    """Pictures with a red, a green and a blue rectangle, each a little different."""
+    folder.mkdir()
+    for number in range(count):
+        image = scene(side, side)
+        image[-20:, :] = 20 * (number % 12)
+        write_image(folder / f"p{number}.png", image)
+    return folder
+
+
+def labelling_of(folder: Path) -> Labelling:
+    store = open_store(folder)
+    return Labelling(store, Suggester(store, Labeller(), "painted.pth"))  # type: ignore[arg-type]
+
+
+class Page:
+    """What a person does and sees."""
+
+    def __init__(self, browser: webdriver.Chrome, address: Address, size: tuple[int, int] = (1200, 800)) -> None:
+        self.browser = browser
+        browser.set_window_size(*size)
+        browser.get(address.url)
+        self.ready()
+
+    def ready(self) -> None:
+        until(lambda: self.js("return document.body.dataset.ready === 'yes'"))
+
+    def js(self, script: str, *arguments: Any) -> Any:
+        return self.browser.execute_script(script, *arguments)
+
+    def find(self, selector: str) -> Any:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        return self.js("return document.querySelector(arguments[0]).textContent", selector)
+
+    def rows(self, name: str) -> list[str]:
+        script = "return [...document.querySelectorAll(`#${arguments[0]} .name`)].map((each) => each.textContent)"
+        return self.js(script, name)
+
+    def keys(self, *keys: str, control: bool = False, shift: bool = False) -> None:
+        chain = ActionChains(self.browser)
+        if control:
+            chain.key_down(Keys.CONTROL)
+        if shift:
+            chain.key_down(Keys.SHIFT)
+        for key in keys:
+            chain.send_keys(key)
+        if shift:
+            chain.key_up(Keys.SHIFT)
+        if control:
+            chain.key_up(Keys.CONTROL)
+        chain.perform()
+
+    def drag(self, x1: float, y1: float, x2: float, y2: float) -> None:
+        """From one place of the picture to another, as shares of its sides."""
+        (a, b), (c, d) = self.place(x1, y1), self.place(x2, y2)
+        chain = ActionChains(self.browser, duration=20)
+        chain.move_to_element_with_offset(self.find("#view"), a, b).click_and_hold()
+        chain.move_by_offset((c - a) // 2, (d - b) // 2)
+        chain.move_to_element_with_offset(self.find("#view"), c, d).release().perform()
+
+    def click(self, x: float, y: float) -> None:
+        a, b = self.place(x, y)
+        ActionChains(self.browser, duration=20).move_to_element_with_offset(self.find("#view"), a, b).click().perform()
+
+    def place(self, x: float, y: float) -> tuple[int, int]:
+        """Offset from the middle of the canvas of a place of the (square) picture."""
+        size = self.find("#view").size
+        side = min(size["width"], size["height"])
+        return round((x - 0.5) * side), round((y - 0.5) * side)
+
+    def saved(self) -> None:
+        until(lambda: self.text("#status") == "Saved.")
+
+    def shows(self, name: str) -> None:
+        until(lambda: self.text("#picture-name").startswith(name))
+
+    def suggested(self, count: int) -> None:
+        until(lambda: len(self.rows("suggestions")) == count)
+
+    def name_class(self, name: str) -> None:
+        until(lambda: self.js("return document.getElementById('picker').open"))
+        field = self.find("#picker-name")
+        field.clear()
+        field.send_keys(name, Keys.ENTER)
+        until(lambda: not self.js("return document.getElementById('picker').open"))
+
+
+# without its regular look at the server a tab does not learn of a change before it saves
+NO_SIGNS = "const f = fetch; window.fetch = (u, o) => (String(u).includes('presence') ? Promise.reject() : f(u, o))"
+
+
+def test_the_first_box_of_an_empty_folder(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos")
+    labelling = labelling_of(folder)
+    with running(build_app(Painted(), labelling=labelling)) as address:
+        page = Page(browser, address)
+        name = page.text("#picture-name").split(" ")[0]
+        page.drag(0.1, 0.1, 0.4, 0.3)
+        page.name_class("brick")
+        page.saved()
+        number = next(n for n in range(3) if labelling.store.name(n) == name)
+        box = labelling.store.read(number).labels.boxes[0]
+        assert box.class_name == "brick"
+        assert box.box == pytest.approx((19.2, 19.2, 76.8, 57.6), abs=2)
+        assert (folder / name).with_suffix(".xml").is_file()
+
+        page.drag(0.25, 0.2, 0.35, 0.4)  # inside the selected box: moves it
+        page.saved()
+        moved = labelling.store.read(number).labels.boxes[0].box
+        assert moved == pytest.approx((38.4, 57.6, 96, 96), abs=3)
+        page.drag(0.2, 0.3, 0.1, 0.1)  # its top left corner: resizes
+        page.saved()
+        assert labelling.store.read(number).labels.boxes[0].box == pytest.approx((19.2, 19.2, 96, 96), abs=3)
+        page.keys("z", control=True)
+        page.saved()
+        until(lambda: labelling.store.read(number).labels.boxes[0].box == moved)
+        page.keys("y", control=True)
+        until(lambda: labelling.store.read(number).labels.boxes[0].box == pytest.approx((19.2, 19.2, 96, 96), abs=3))
+        page.keys(Keys.ESCAPE)
+        page.click(0.45, 0.45)
+        page.keys(Keys.DELETE)
+        until(lambda: not labelling.store.read(number).labels.boxes)
+        assert labelling.store.read(number).is_labelled
+
+
+def test_everything_by_keyboard(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos")
+    labelling = labelling_of(folder)
+    for name in ("stone", "brick"):
+        labelling.store.add_class(name)
+    with running(build_app(Painted(), labelling=labelling)) as address:
+        page = Page(browser, address)
+        page.keys("s")  # suggestions off
+        page.keys("b")
+        page.saved()
+        number = int(page.js("return Number(location.hash.slice(1))"))
+        first = labelling.store.read(number).labels.boxes[0]
+        assert first.class_name == "stone"
+        page.keys("2", Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
+        page.keys(Keys.ARROW_RIGHT, shift=True)
+        page.keys(Keys.ARROW_LEFT, control=True)
+        page.saved()
+        x1, y1, x2, y2 = first.box
+        now = labelling.store.read(number).labels.boxes[0]
+        assert now.class_name == "brick" and now.box == (x1 + 11, y1 + 1, x2 + 10, y2 + 1)
+        page.keys("d")
+        until(lambda: labelling.store.read(number).labels.boxes[0].difficult)
+        page.keys("b", Keys.TAB, "x")
+        until(lambda: len(labelling.store.read(number).labels.boxes) == 1)
+        page.keys("n")
+        until(lambda: page.js("return Number(location.hash.slice(1))") != number)
+        second = int(page.js("return Number(location.hash.slice(1))"))
+        page.keys("e")
+        until(lambda: labelling.store.read(second).is_labelled)
+        until(lambda: page.js("return Number(location.hash.slice(1))") not in (number, second))
+        page.keys("p")
+        until(lambda: page.js("return Number(location.hash.slice(1))") == second)
+        assert not labelling.store.read(second).labels.boxes
+        page.keys("?")
+        assert page.js("return document.getElementById('keys').open")
+
+
+def test_one_key_accepts_and_classes_are_renamed(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    labelling = labelling_of(photos(tmp_path / "photos"))
+    detector_names = Painted().config.class_names
+    with running(build_app(Painted(), labelling=labelling)) as address:
+        page = Page(browser, address)
+        page.suggested(3)
+        first = int(page.js("return Number(location.hash.slice(1))"))
+        page.keys(Keys.ENTER)
+        for name in detector_names:
+            until(lambda name=name: f"“{name}”" in page.text("#picker-title"))  # type: ignore[misc]
+            page.name_class(f"my {name}")
+        until(lambda: labelling.store.read(first).is_labelled)
+        assert sorted(b.class_name for b in labelling.store.read(first).labels.boxes) == sorted(
+            f"my {name}" for name in detector_names
+        )
+        for _ in range(2):  # now nothing is asked any more
+            page.suggested(3)
+            assert all(name.startswith("my ") for name in page.rows("suggestions"))
+            here = int(page.js("return Number(location.hash.slice(1))"))
+            page.keys(Keys.ENTER)
+            until(lambda here=here: len(labelling.store.read(here).labels.boxes) == 3)  # type: ignore[misc]
+        until(lambda: page.text("#progress-text") == "3 of 3 labelled")
+
+
+def test_two_tabs_on_one_picture(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    labelling = labelling_of(photos(tmp_path / "photos", 2))
+    labelling.store.add_class("brick")
+    with running(build_app(Painted(), labelling=labelling)) as address:
+        page = Page(browser, address)
+        page.keys("s")
+        page.js(NO_SIGNS)
+        here = int(page.js("return Number(location.hash.slice(1))"))
+        first = browser.current_window_handle
+        browser.switch_to.new_window("tab")
+        second = browser.current_window_handle
+        try:
+            browser.get(f"{address.url}#{here}")
+            page.ready()
+            assert "Another tab" in page.text("#problem")
+            page.js(NO_SIGNS)
+            page.keys("s")
+            page.drag(0.1, 0.1, 0.3, 0.3)
+            page.saved()
+            browser.switch_to.window(first)
+            page.drag(0.6, 0.6, 0.9, 0.8)
+            until(lambda: page.js("return document.getElementById('conflict').open"))
+            assert "Yours have 1 object, theirs 1 object" in page.text("#conflict-text")
+            page.find("#keep-both").click()
+            page.saved()
+            assert len(labelling.store.read(here).labels.boxes) == 2
+
+            browser.switch_to.window(second)
+            page.drag(0.1, 0.5, 0.3, 0.7)
+            until(lambda: page.js("return document.getElementById('conflict').open"))
+            page.find("#keep-theirs").click()
+            assert len(page.rows("objects")) == 2
+            page.keys("z", control=True)  # mine are still there
+            assert len(page.rows("objects")) == 2
+            page.saved()
+        finally:
+            browser.switch_to.window(second)
+            browser.close()
+            browser.switch_to.window(first)
+
+
+def test_what_another_program_wrote_is_asked_about(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    year = make_voc(tmp_path / "devkit", 2, 1)
+    labelling = labelling_of(tmp_path / "devkit")
+    with running(build_app(Painted(), labelling=labelling)) as address:
+        page = Page(browser, address)
+        page.js("location.hash = '#0'; location.reload()")
+        time.sleep(0.3)
+        page.ready()
+        xml = year / "Annotations" / "a0.xml"
+        theirs = xml.read_text().replace("<xmax>60</xmax>", "<xmax>66</xmax>")
+        xml.write_text(theirs)
+        page.keys("b")
+        until(lambda: page.js("return document.getElementById('conflict').open"))
+        assert xml.read_text() == theirs
+        page.find("#keep-both").click()
+        page.saved()
+        assert "<xmax>66</xmax>" in xml.read_text() and xml.read_text().count("<object>") >= 3
+
+
+def test_a_full_disk_is_said_and_saved_later(
+    browser: webdriver.Chrome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import service.labelling.store as module
+
+    labelling = labelling_of(photos(tmp_path / "photos", 1))
+    labelling.store.add_class("brick")
+
+    def full(path: Path, *_: object) -> None:
+        raise RunError(path, "cannot be written: No space left on device", "make room")
+
+    with running(build_app(Painted(), labelling=labelling)) as address:
+        page = Page(browser, address)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_atomically", full)
+            page.keys("b")
+            until(lambda: "No space left on device" in page.text("#status"))
+            assert labelling.store.read(0).version == NO_FILE
+        page.saved()  # by itself
+        assert len(labelling.store.read(0).labels.boxes) == 1
+
+
+def test_boxes_survive_a_killed_server(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 2)
+    labelling = labelling_of(folder)
+    labelling.store.add_class("brick")
+    with running(build_app(Painted(), labelling=labelling)) as address:
+        page = Page(browser, address)
+        here = int(page.js("return Number(location.hash.slice(1))"))
+    page.keys("b")
+    until(lambda: "Not saved" in page.text("#status"))
+    with running(build_app(Painted(), labelling=labelling_of(folder)), port=address.port):
+        page.saved()  # by itself, as soon as a server is there
+        assert len(open_store(folder).read(here).labels.boxes) == 1
+    page.keys("b")
+    until(lambda: "Not saved" in page.text("#status"))
+    page.js("onbeforeunload = null; location = 'about:blank'")  # and the tab is closed before there is one
+    with running(build_app(Painted(), labelling=labelling_of(folder)), port=address.port):
+        page = Page(browser, address)
+        until(lambda: len(open_store(folder).read(here).labels.boxes) == 2)
+
+
+def test_a_phone_draws_by_touch(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    labelling = labelling_of(photos(tmp_path / "photos", 1))
+    labelling.store.add_class("brick")
+    metrics = {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    try:
+        with running(build_app(Painted(), labelling=labelling)) as address:
+            page = Page(browser, address)
+            assert page.js("return document.documentElement.scrollWidth <= innerWidth")
+            page.js("document.getElementById('threshold').max = 1; document.getElementById('threshold').value = 1")
+            box = page.js("const r = document.getElementById('view').getBoundingClientRect(); return r.toJSON()")
+            box = [box[name] for name in ("x", "y", "width", "height")]
+            side = min(box[2], box[3])
+            left, top = box[0] + (box[2] - side) / 2, box[1] + (box[3] - side) / 2
+
+            def touch(kind: str, *points: tuple[float, float]) -> None:
+                at = [{"x": left + x * side, "y": top + y * side, "id": n} for n, (x, y) in enumerate(points)]
+                browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+            touch("touchStart", (0.1, 0.1))
+            touch("touchMove", (0.3, 0.2))
+            touch("touchMove", (0.5, 0.5))
+            touch("touchEnd")
+            page.saved()
+            assert labelling.store.read(0).labels.boxes[0].box == pytest.approx((19.2, 19.2, 96, 96), abs=3)
+            touch("touchStart", (0.4, 0.4), (0.6, 0.6))
+            touch("touchMove", (0.2, 0.2), (0.8, 0.8))
+            touch("touchEnd")
+            assert len(labelling.store.read(0).labels.boxes) == 1
+    finally:
+        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.slow
+def test_fifty_pictures_and_nothing_in_the_browsers_log(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    labelling = labelling_of(photos(tmp_path / "photos", 50))
+    for name in Painted().config.class_names:
+        labelling.store.add_class(name)
+    with running(build_app(Painted(), labelling=labelling)) as address:
+        page = Page(browser, address)
+        browser.get_log("browser")  # of the tests before
+        for count in range(1, 51):
+            page.suggested(3)
+            page.keys(Keys.ENTER)
+            until(lambda count=count: len(labelling.store.labelled) == count)  # type: ignore[misc]
+            if count < 50:
+                until(lambda: page.text("#status") == "Not labelled yet.")
+        total = labelling.store.counts.by_class()
+        assert sum(total.values()) == 150 and np.unique(list(total.values())).tolist() == [50]
+        assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
