@@ -21,7 +21,7 @@ from data.index import DatasetIndex
 from nets.detector import Detector
 from nets.export.check import check_export, export_and_check
 from nets.export.form import Form
-from nets.export.formats import FORMATS, file_kind
+from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, are_installed, file_kind
 from nets.export.load import load_runtime
 from nets.export.parity import Parity, drawn_photos
 from nets.model_config import ModelConfig, input_size_option
@@ -46,7 +46,6 @@ from utils.timing import (
     resident_bytes,
 )
 
-FORMAT_OF = {"onnxruntime": "onnx", "openvino": "openvino", "torchscript": "torchscript"}
 PEERS = ("yolox_nano", "ssdlite")
 CALIBRATION_IMAGES = 200
 LOW_THRESHOLD = 0.001  # evaluation's, at which there is most to do after the network
@@ -68,7 +67,7 @@ class BenchmarkOptions:
         metavar="MODEL",
     )
     runtimes: tuple[str, ...] = option(
-        ("torch", "onnxruntime"), "what to run checkpoints on", choices=("torch", *FORMAT_OF)
+        ("torch", "onnxruntime"), "what to run checkpoints on", choices=("torch", *FORMAT_OF_RUNTIME)
     )
     precisions: tuple[str, ...] = option(("fp32",), "of exported checkpoints", choices=("fp32", "half", "int8"))
     batch_size: tuple[int, ...] = option((1,), "images run at once", low=1, high=1024)
@@ -148,7 +147,7 @@ class Row:
     joules: float | None = None
     map50: float | None = None
     model: str = ""
-    parity: str | None = None
+    parity: Parity | None = None
 
 
 @dataclass
@@ -167,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(BenchmarkOptions, argv, description=__doc__ or "", prog="benchmark.py")
     if options.all_formats:
         options = dataclasses.replace(
-            options, runtimes=("torch", *FORMAT_OF), precisions=("fp32", "half", "int8"), reference=True
+            options, runtimes=("torch", *FORMAT_OF_RUNTIME), precisions=("fp32", "half", "int8"), reference=True
         )
     check_outputs(options)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as temporary:
@@ -247,13 +246,19 @@ def checkpoint_entries(
                 if precision == "fp32":
                     entries.append(torch_entry(path, config))
                 continue
-            exporter = FORMATS[FORMAT_OF[runtime]]
-            exact = {"half": exporter.half or "fp32"}.get(precision, precision)
-            if precision == "int8" and (not exporter.int8 or dynamic):
-                reason = "no int8 here" if not exporter.int8 else "int8 files take one image at a time"
-                warn(runtime, reason, "left out")
+            exporter = FORMATS[FORMAT_OF_RUNTIME[runtime]]
+            if not are_installed(exporter.packages):
+                if precision == options.precisions[0]:
+                    warn(runtime, f"needs {' and '.join(exporter.packages)}, which is not installed", "left out")
                 continue
-            form = Form(uint8_input=True, dynamic=dynamic, precision=exact)
+            exact = exporter.half if precision == "half" else precision
+            if exact is None or (precision == "int8" and (not exporter.int8 or dynamic)):
+                reason = f"{exporter.title} has no {precision} here"
+                warn(
+                    runtime, "int8 files take one image at a time" if dynamic and exporter.int8 else reason, "left out"
+                )
+                continue
+            form = exporter.closest(Form(uint8_input=True, dynamic=dynamic, precision=exact))
             file = folder / f"{path.stem}-{digest(path)}-{config.size_words}-{runtime}-{exact}{exporter.suffix}"
             try:
                 parity = export_entry_file(model, file, runtime, form, options)
@@ -276,20 +281,18 @@ def digest(path: Path) -> str:
 
 def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, options: BenchmarkOptions) -> Parity:
     """Write a file and compare it with the network on photographs; one that is there already is only compared."""
-    kind = FORMAT_OF[runtime]
+    kind = FORMAT_OF_RUNTIME[runtime]
     photos = comparison_photos(model.config, options)
     if file.exists():
         parity = check_export(TorchRuntime(model), file, form, photos)
     elif form.precision == "int8":
         print(f"quantising {file.name}", flush=True)
-        from nets.export.quantize import QUANTIZERS
-
-        QUANTIZERS[kind](model, file, form, read_spread(open_split(options, 0), CALIBRATION_IMAGES), None)
+        FORMATS[kind].quantize(model, file, form, read_spread(open_split(options, 0), CALIBRATION_IMAGES), None)
         parity = check_export(TorchRuntime(model), file, form, photos)
     else:
         print(f"exporting {file.name}", flush=True)
         found = export_and_check(model, file, kind, form, photos)
-        assert found is not None  # all of FORMAT_OF run here
+        assert found is not None  # all of FORMAT_OF_RUNTIME run here
         parity = found
     print(f"  parity with the checkpoint: {parity}", flush=True)
     return parity
@@ -322,13 +325,13 @@ def torch_entry(path: Path, config: ModelConfig) -> Entry:
 def load_entry(name: str, file: Path, config: ModelConfig, precision: str | None = None) -> Entry:
     """An exported file of ours."""
     runtime = load_runtime(file, "cpu").name
-    files = [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
+    files = FORMATS[file_kind(file)].files(file)
     size = sum(each.stat().st_size for each in files if each.is_file())
     load = partial(load_runtime, file, "cpu")
     form = getattr(load(), "form", None)
     precision = precision or (form.precision if form else "fp32")
     entry = measured_entry(f"{name} {config.size_words}", load, config, runtime, precision, size)
-    return dataclasses.replace(entry, file=files[-1] if files[-1].is_file() else file)
+    return dataclasses.replace(entry, file=files[1] if len(files) > 1 else file)  # where the weights are
 
 
 def measured_entry(
@@ -454,7 +457,7 @@ def make_row(entry: Entry, sample: Sample, base: Sample, batch_size: int, thread
         None if entry.memory_bytes is None else entry.memory_bytes / 1e6,
         joules,
         model=entry.model,
-        parity=None if entry.parity is None else str(entry.parity),
+        parity=entry.parity,
     )
 
 

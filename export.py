@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from data.index import DatasetIndex
 from nets.detector import Detector
 from nets.export.check import check_export, export_and_check
 from nets.export.form import Form
-from nets.export.formats import FORMATS, Format
+from nets.export.formats import ALIASES, FORMATS, Format
 from nets.export.load import load_runtime
 from nets.export.parity import drawn_photos
 from nets.model_config import ModelConfig, input_size_option
@@ -25,10 +26,11 @@ from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.errors import RunError, UserError, run_command, warn
 from utils.images import IMAGE_SUFFIXES, read_image
-from utils.output_rules import check_output_file
+from utils.output_rules import check_output_file, check_output_folder
 
 DRAWN = 6  # drawn pictures where there are no photographs
 MAP_BATCH = 4
+WEB = "web"  # an ONNX file in a folder with a page and the runtime, for any web server
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class ExportOptions:
     """The options of export.py."""
 
     checkpoint: str | None = option(None, "the model; without it the built-in weights", metavar="FILE")
-    format: str = option("onnx", "what to write", choices=tuple(FORMATS))
-    output: str | None = option(None, "the file (default: beside the checkpoint, other suffix)", metavar="FILE")
+    format: str = option("onnx", "what to write", choices=(*FORMATS, *ALIASES, WEB))
+    output: str | None = option(
+        None, "the file, for web the folder (default: beside the checkpoint, other suffix)", metavar="FILE"
+    )
     input_size: tuple[int, ...] | None = option(None, "height [and width] of the input (default: the checkpoint's)")
     dynamic: bool = option(False, "any batch and any size in multiples of 32")
     uint8_input: bool = option(False, "take (B, H, W, 3) uint8 RGB instead of (B, 3, H, W) float in [0, 1]")
@@ -55,12 +59,21 @@ class ExportOptions:
     images: str | None = option(None, "photographs to compare on: a picture or a folder", metavar="PATH")
     num_images: int = option(16, "photographs to compare on", low=1, high=10_000)
     limit: int | None = option(None, "score int8 on the first N images only", low=1)
+    ort_web: str | None = option(
+        None, "for web: the folder dist of npm's onnxruntime-web (default: fetched once)", metavar="DIR"
+    )
     overwrite: bool = option(False, "replace a file that is there")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line `argv`."""
     options = parse_options(ExportOptions, argv, description=__doc__ or "", prog="export.py")
+    web_folder = None
+    if options.format == WEB:
+        options, web_folder = web_options(options)
+    elif options.ort_web:
+        raise UserError("--ort-web", f"does nothing for --format {options.format}", f"leave it out, or use {WEB}")
+    options = dataclasses.replace(options, format=ALIASES.get(options.format, options.format))
     exporter = FORMATS[options.format]
     form = choose_form(options, exporter)
     checkpoint = find_model(options.checkpoint)
@@ -72,26 +85,54 @@ def main(argv: list[str] | None = None) -> None:
     info = {"checkpoint": checkpoint.name}
     if form.precision == "int8":
         export_int8(options, model, path, form, photos, index, info)
-        return
-    parity = export_and_check(model, path, options.format, form, photos, info)
-    print(f"wrote {path} ({size_text(path)}): {describe(form, model.config)}")
-    if parity is None:
-        warn(path, f"{options.format} does not run here, so nothing was compared", "see docs/DEPLOYMENT.md for how to")
     else:
-        print(f"parity with the checkpoint: {parity}")
+        parity = export_and_check(model, path, options.format, form, photos, info)
+        print(f"wrote {path} ({size_text(path, exporter)}): {describe(form, model.config)}")
+        if parity is None:
+            warn(path, f"{exporter.title} does not run here, so nothing was compared", "try it on its own system")
+        else:
+            print(f"parity with the checkpoint: {parity}")
+    if web_folder is not None:
+        complete_web_folder(options, web_folder, path)
+
+
+def web_options(options: ExportOptions) -> tuple[ExportOptions, Path]:
+    """The options for the ONNX file of a web folder, and the folder, made if need be. Raises UserError."""
+    from service.browser import find_ort_web
+
+    for flag in ("raw", "dynamic", "nms"):
+        if getattr(options, flag):
+            raise UserError(f"--{flag}", "the page reads boxes and scores of one image", f"leave out --{flag}")
+    checkpoint = find_model(options.checkpoint, "--checkpoint")
+    folder = checkpoint.with_name(f"{checkpoint.stem}-web") if options.output is None else Path(options.output)
+    if folder.is_dir() and any(folder.iterdir()) and not options.overwrite:
+        raise UserError(folder, "is there already and not empty", "add --overwrite, or name another --output")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(folder, "is a file", "name a folder")
+    ort_web = find_ort_web(None if options.ort_web is None else Path(options.ort_web))
+    check_output_folder("--output", folder, [options.data, options.images])
+    folder.mkdir(parents=True, exist_ok=True)
+    output = str(folder / "model.onnx")
+    return dataclasses.replace(options, format="onnx", output=output, ort_web=str(ort_web)), folder
+
+
+def complete_web_folder(options: ExportOptions, folder: Path, path: Path) -> None:
+    """Put the page and the runtime beside the exported file."""
+    from service.browser import load_browser_model, write_web_folder
+
+    write_web_folder(folder, load_browser_model(path, Path(options.ort_web or "")))
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"wrote {folder} ({size / 1e6:.0f} MB; a visitor loads the model and one of two runtimes)")
+    print(f"try it: python -m http.server --directory {folder} 8000, then open http://127.0.0.1:8000")
 
 
 def choose_form(options: ExportOptions, exporter: Format) -> Form:
     """What the file will take and give. Raises UserError for what the format does not have."""
     name = options.format
-    for flag, has, instead in (
-        ("int8", exporter.int8, "onnx or openvino"),
-        ("nms", exporter.nms, "onnx or openvino"),
-        ("dynamic", exporter.dynamic, "onnx, openvino or torchscript"),
-        ("half", exporter.half is not None, "onnx, openvino, torchscript, ncnn or tensorrt"),
-    ):
-        if getattr(options, flag) and not has:
-            raise UserError(f"--{flag}", f"{name} export has none", f"use --format {instead}")
+    for flag in ("int8", "nms", "dynamic", "half", "uint8_input"):
+        if getattr(options, flag) and not getattr(exporter, flag):
+            able = [other for other, each in FORMATS.items() if getattr(each, flag)]
+            raise UserError(f"--{flag.replace('_', '-')}", f"{name} export has none", f"use --format {', '.join(able)}")
     if options.nms and options.raw:
         raise UserError("--raw", "suppression (--nms) needs decoded boxes", "leave one out")
     if options.half and options.int8:
@@ -125,8 +166,9 @@ def output_path(options: ExportOptions, checkpoint: Path, exporter: Format) -> P
     path = default if options.output is None else Path(options.output)
     if not path.name.endswith(exporter.suffix):
         raise UserError("--output", f"{path.name} does not end in {exporter.suffix}", f"name it NAME{exporter.suffix}")
-    if os.path.lexists(path) and not path.is_dir() and not options.overwrite:
-        raise UserError(path, "is there already", "add --overwrite, or name another --output")
+    for file in exporter.files(path):
+        if os.path.lexists(file) and not options.overwrite:
+            raise UserError(file, "is there already", "add --overwrite, or name another --output")
     if not path.parent.is_dir():
         raise UserError(path.parent, "is no folder", "create it first")
     return check_output_file("--output", path, options.overwrite, [options.data, options.images])
@@ -183,17 +225,15 @@ def export_int8(
     info: dict[str, Any],
 ) -> None:
     """Quantise, compare, and score before and after by the evaluator. Raises RunError if more is lost than allowed."""
-    from nets.export.quantize import QUANTIZERS
-
     assert index is not None
     training = open_split(options, options.calibration_split, 0)
     calibration = read_photos([training.path(i) for i in spread(len(training), options.calibration_images)])
     if not calibration:
         raise UserError(options.data, "not one image to calibrate with could be read", "name another data set")
     print(f"calibrating on {len(calibration)} images of {training.name}", flush=True)
-    kept = QUANTIZERS[options.format](model, path, form, calibration, info)
+    kept = FORMATS[options.format].quantize(model, path, form, calibration, info)
     parity = check_export(TorchRuntime(model), path, form, photos)
-    print(f"wrote {path} ({size_text(path)}): {describe(form, model.config)}")
+    print(f"wrote {path} ({size_text(path, FORMATS[options.format])}): {describe(form, model.config)}")
     print(f"left in floating point: {kept}")
     print(f"parity with the checkpoint: {parity}", flush=True)
     if form.nms:
@@ -228,12 +268,10 @@ def describe(form: Form, config: ModelConfig) -> str:
     return f"{form.precision}, takes {image}, {size}, {config.resize_mode}; gives {gives}"
 
 
-def size_text(path: Path) -> str:
+def size_text(path: Path, written: Format) -> str:
     """Size of a file and of what belongs to it."""
-    others = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
-    if path.name.endswith(".ncnn.param"):
-        others = [path.with_suffix(".bin")]
-    return f"{sum(p.stat().st_size for p in [path, *others] if p.exists()) / 1e6:.1f} MB"
+    files = [part for each in written.files(path) for part in ([*each.rglob("*")] if each.is_dir() else [each])]
+    return f"{sum(file.stat().st_size for file in files if file.is_file()) / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ class ServeOptions:
     browser_model: str | None = option(
         None, "an ONNX file of export.py that the page runs in the visitor's own browser", metavar="FILE.onnx"
     )
-    ort_web: str | None = option(None, "the folder dist of the npm package onnxruntime-web", metavar="DIR")
+    ort_web: str | None = option(
+        None, "the folder dist of npm's onnxruntime-web (default: fetched once)", metavar="DIR"
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     runtime: str = option("auto", "what to run an exported file on")
     threads: int | None = option(None, "CPU threads of the network (default: one per core)", low=1, high=1024)

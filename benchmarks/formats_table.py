@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nets.export.formats import FORMATS
 from utils.errors import UserError
 from utils.files import read_file
 
 START, END = "<!-- formats: benchmark.py --all-formats -->", "<!-- end of formats -->"
 MAX_TEXT_BYTES = 10_000_000
 # runtime -> what a reader calls it
-NAMES = {"torch": "PyTorch, fused", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torchscript": "TorchScript"}
+NAMES = {"torch": "PyTorch, fused", **{each.runtime: each.title for each in FORMATS.values() if each.runtime}}
 MARKERS = {"fp32": "o", "half": "s", "int8": "^"}
-COLORS = {"torch": "#4c78a8", "onnxruntime": "#f58518", "openvino": "#54a24b", "torchscript": "#b279a2"}
 
 Row = Mapping[str, Any]
 
@@ -26,7 +26,7 @@ def formats_table(rows: Sequence[Row], baseline: str) -> str:
         rows: of `benchmark.py`, as dicts; those without a model are the baseline and peers.
         baseline: what ratios are to.
     """
-    head = ["network", "runtime", "precision", "time", "mAP50", "change", "MB"]
+    head = ["network", "runtime", "precision", "time", "mAP50", "change", "MB", "parity"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     scores = checkpoint_scores(rows)
     for row in single(rows):
@@ -37,8 +37,17 @@ def formats_table(rows: Sequence[Row], baseline: str) -> str:
         precision = {"half": "16 bits"}.get(row["precision"], row["precision"])
         cells = [row["model"] or row["name"], runtime, precision, f"{row['ratio']:.2f}", shown, change]
         cells.append("" if row["file_mb"] is None else f"{row['file_mb']:.1f}")
+        parity = row["parity"]
+        cells.append("" if parity is None else f"{parity['detections'] - parity['changed']}/{parity['detections']}")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"time: of one image as a ratio to {baseline}'s in the same run"])
+    note = (
+        f"time: of one image as a ratio to {baseline}'s in the same run; parity: detections that are the checkpoint's"
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _color(runtime: str) -> str:
+    return f"C{list(NAMES).index(runtime)}"  # of Matplotlib's cycle of ten
 
 
 def checkpoint_scores(rows: Sequence[Row]) -> dict[str, float]:
@@ -81,11 +90,11 @@ def draw_formats(rows: Sequence[Row], baseline: str, path: Path) -> None:
         axes.plot(*zip(*own, strict=True), color="#cccccc", linewidth=1, zorder=1)
         axes.annotate(model, own[-1], textcoords="offset points", xytext=(8, -3), fontsize=9)
     for row in points:
-        axes.plot(row["ratio"], row["map50"], MARKERS[row["precision"]], color=COLORS[row["runtime"]])
+        axes.plot(row["ratio"], row["map50"], MARKERS[row["precision"]], color=_color(row["runtime"]))
     shown = dict.fromkeys((row["runtime"], row["precision"]) for row in points)
     for runtime, precision in shown:
         label = f"{NAMES[runtime]}, {'16 bits' if precision == 'half' else precision}"
-        axes.plot([], [], MARKERS[precision], color=COLORS[runtime], label=label)
+        axes.plot([], [], MARKERS[precision], color=_color(runtime), label=label)
     axes.legend(fontsize=8)
     axes.set_xlabel(f"time of one image as a ratio to {baseline}'s in the same run")
     axes.set_ylabel("mAP50 (VOC2010), points")

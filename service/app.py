@@ -16,19 +16,15 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from service.body import FORM, read_picture
-from service.browser import ORT_FILES, BrowserModel
+from service.browser import ORT_FILES, STATIC, STATIC_TYPES, WEBGPU_FILES, BrowserModel, describe_model
 from service.drain import Drain, Waiting
 from service.hosts import Hosts
 from service.labelling.routes import Labelling, add_labelling
 from service.limits import ByteBudget, Limits, RateLimit, Refused
 from service.metrics import CONTENT_TYPE, Metrics
 from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, Pipeline, Question
-from utils.draw import class_colour
 from utils.errors import warn
 
-PAGE_LOWEST_SCORE = 0.05  # what the page asks for, so that its slider need not ask again
-STATIC = Path(__file__).resolve().parent / "static"
-STATIC_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
 # Nothing from other addresses; WebAssembly is allowed; cross-origin isolation allows threads in the visitor's browser.
 HEADERS = (
     (
@@ -245,24 +241,13 @@ def _add_browser_model(app: FastAPI, browser_model: BrowserModel) -> None:
     async def runtime(name: str) -> Response:
         if name not in browser_model.runtime:
             raise HTTPException(404)
-        return FileResponse(browser_model.runtime[name], media_type=ORT_FILES[name])
+        return FileResponse(browser_model.runtime[name], media_type=(ORT_FILES | WEBGPU_FILES)[name])
 
 
 def _describe(pipeline: Pipeline, limits: Limits, name: str, browser_model: BrowserModel | None) -> dict[str, Any]:
-    config = pipeline.config
-    return {
-        "name": name,
-        "class_names": list(config.class_names),
-        "colours": ["#{:02x}{:02x}{:02x}".format(*class_colour(label)) for label in range(config.num_classes)],
-        "input_size": list(config.input_size),
-        "score_threshold": config.score_threshold,
-        "score_threshold_source": config.score_threshold_source,
-        "lowest_score": PAGE_LOWEST_SCORE,
-        "max_detections": config.max_detections,
-        "max_body": limits.max_body,
-        "max_megapixels": limits.max_megapixels,
-        "browser_model": None if browser_model is None else browser_model.description,
-    }
+    description = describe_model(pipeline.config, name, browser_model)
+    most = {"max_detections": pipeline.config.max_detections}
+    return {**description, **most, "max_body": limits.max_body, "max_megapixels": limits.max_megapixels}
 
 
 def _labels(classes: Sequence[str], class_names: Sequence[str]) -> frozenset[int] | None:

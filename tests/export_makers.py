@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from nets.export.form import Form
@@ -59,7 +60,9 @@ def checkpoint() -> Path:
 
 @functools.cache
 def exported(kind: str, form: Form) -> Path:
-    """`small_model` in a format and form."""
+    """`small_model` in a format and form; the test is skipped where what that needs is not installed."""
+    for package in (*FORMATS[kind].packages, *FORMATS[kind].export_packages):
+        pytest.importorskip(package)
     name = "".join(str(int(v)) if isinstance(v, bool) else v for v in vars(form).values())
     path = folder() / f"{name}{FORMATS[kind].suffix}"
     FORMATS[kind].export(small_model(), path, form, {"from": "a test"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 from export_makers import CONFIG, checkpoint, exported, pictures, small_model
 
 import export
+from nets.export.attached import attach, detach
 from nets.export.check import check_export, export_and_check
 from nets.export.form import Form, read_metadata, write_metadata
 from nets.export.formats import FORMATS
 from nets.export.graph import DeployedNetwork
 from nets.export.load import load_runtime
 from nets.export.parity import TOLERANCES, Parity, compare, count_changed
-from nets.export.quantize import QUANTIZERS, Node, choose_layers, group_nodes, output_error
+from nets.export.quantize import Node, choose_layers, group_nodes, output_error
 from nets.model_config import ModelConfig
 from nets.torch_runtime import TorchRuntime
 from nets.yolov4 import YOLOv4
@@ -29,8 +31,18 @@ from utils.thresholds import Thresholds
 
 PLAIN, EVERYTHING = Form(), Form(uint8_input=True, nms=True, dynamic=True)
 RAW_ANY = Form(uint8_input=True, decodes=False, dynamic=True)
-EXPORTED = [("onnx", PLAIN), ("onnx", EVERYTHING), ("openvino", RAW_ANY), ("torchscript", Form(dynamic=True))]
-EXPORTED_IDS = ["onnx", "onnx with nms for any size", "openvino raw for any size", "torchscript for any size"]
+RAW, UINT8 = Form(decodes=False), Form(uint8_input=True)
+EXPORTED = [
+    pytest.param("onnx", PLAIN, id="onnx"),
+    pytest.param("onnx", EVERYTHING, id="onnx with nms for any size"),
+    pytest.param("openvino", RAW_ANY, id="openvino raw for any size"),
+    pytest.param("torchscript", Form(dynamic=True), id="torchscript for any size"),
+    pytest.param("ncnn", PLAIN, id="ncnn"),
+    pytest.param("ncnn", RAW, id="ncnn raw"),
+    pytest.param("litert", UINT8, id="litert", marks=pytest.mark.slow),
+    pytest.param("litert", RAW, id="litert raw", marks=pytest.mark.slow),
+    pytest.param("executorch", UINT8, id="executorch", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +90,7 @@ def test_metadata_that_is_not_ours_is_refused(damage) -> None:
         read_metadata("x", write_metadata(CONFIG, PLAIN) | damage)
 
 
-@pytest.mark.parametrize(("kind", "form"), EXPORTED, ids=EXPORTED_IDS)
+@pytest.mark.parametrize(("kind", "form"), EXPORTED)
 def test_an_exported_file_answers_as_the_network_does(network, kind, form) -> None:
     runtime = load_runtime(exported(kind, form), "cpu")
     parity = compare(network, runtime, list(pictures(3, 80, 100)), form.nms, 0.001)
@@ -86,14 +98,14 @@ def test_an_exported_file_answers_as_the_network_does(network, kind, form) -> No
     assert form.nms or (parity.score_difference < 1e-4 and parity.box_difference < 0.05)
 
 
-@pytest.mark.parametrize(("kind", "form"), EXPORTED, ids=EXPORTED_IDS)
+@pytest.mark.parametrize(("kind", "form"), EXPORTED)
 def test_an_exported_file_says_what_it_is(kind, form) -> None:
     runtime = load_runtime(exported(kind, form), "cpu")
     assert (runtime.config, runtime.form) == (CONFIG, form)
     assert (runtime.fixed_batch, runtime.fixed_size) == ((None, False) if form.dynamic else (1, True))
 
 
-@pytest.mark.parametrize(("kind", "form"), EXPORTED[1:], ids=EXPORTED_IDS[1:])
+@pytest.mark.parametrize(("kind", "form"), EXPORTED[1:4])
 def test_a_dynamic_file_takes_several_images_of_another_size(network, kind, form) -> None:
     images = pictures(3, 96, 160)
     runtime = load_runtime(exported(kind, form), "cpu")
@@ -120,21 +132,63 @@ def test_an_export_that_answers_otherwise_is_removed(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", [name for name, exporter in FORMATS.items() if not exporter.runs])
-def test_a_format_without_its_tool_names_what_to_install(tmp_path, kind) -> None:
+@pytest.mark.parametrize("kind", [name for name, each in FORMATS.items() if each.packages or each.export_packages])
+def test_a_format_without_its_tool_names_what_to_install(tmp_path, monkeypatch, kind) -> None:
+    for package in (*FORMATS[kind].packages, *FORMATS[kind].export_packages):
+        for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match="pip install"):
-        export_and_check(small_model(), tmp_path / f"a{FORMATS[kind].suffix}", kind, Form(decodes=False), [])
+        export_and_check(small_model(), tmp_path / f"a{FORMATS[kind].suffix}", kind, RAW, [])
+    assert not list(tmp_path.iterdir())
 
 
-def test_half_precision_stays_near(network) -> None:
-    form = Form(precision="bf16")
-    parity = compare(network, load_runtime(exported("torchscript", form), "cpu"), list(pictures(2)))
-    assert 0 < parity.score_difference < TOLERANCES["bf16"].score
+@pytest.mark.parametrize("beside", [".ncnn.param", ".ncnn.bin", ".ncnn.json"])
+def test_a_file_that_lies_where_one_part_of_an_export_goes_is_not_overwritten(tmp_path, beside) -> None:
+    (tmp_path / f"best{beside}").write_text("mine")
+    with pytest.raises(UserError, match=f"best{beside}: is there already"):
+        export.main(
+            ["--checkpoint", str(checkpoint()), "--format", "ncnn", "--output", str(tmp_path / "best.ncnn.param")]
+        )
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_damaged_ncnn_file_is_refused_before_ncnn_reads_it(tmp_path, part) -> None:
+    files = [Path(shutil.copy(f, tmp_path)) for f in FORMATS["ncnn"].files(exported("ncnn", PLAIN))]
+    content = bytearray(files[part].read_bytes())
+    content[len(content) // 2] ^= 1
+    files[part].write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged|is not JSON|is not UTF-8"):
+        load_runtime(files[0], "cpu")
+    files[part].unlink()
+    with pytest.raises(UserError, match="is not there"):
+        load_runtime(files[0], "cpu")
+
+
+def test_metadata_behind_a_model_is_read_back_and_damage_is_noticed(tmp_path) -> None:
+    model, texts = b"TFL3" * 100, {"names": '["Füße"]'}
+    data = attach(model, texts)
+    path = tmp_path / "a.tflite"
+    path.write_bytes(data)
+    found, read = detach(path)
+    assert found == model and read.items() >= texts.items()
+    path.write_bytes(data.replace(b"TFL3TFL3", b"TFL3TFL4", 1))
+    with pytest.raises(UserError, match="damaged"):
+        detach(path)
+    path.write_bytes(model)
+    assert detach(path) == (model, {})
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("torchscript", "bf16"), ("ncnn", "fp16")])
+def test_half_precision_stays_near(network, kind, precision) -> None:
+    parity = compare(network, load_runtime(exported(kind, Form(precision=precision)), "cpu"), list(pictures(2)))
+    assert 0 < parity.score_difference < TOLERANCES[precision].score
 
 
 def test_int8_stays_near_and_is_a_third_of_the_size(network, tmp_path) -> None:
     form = dataclasses.replace(PLAIN, precision="int8")
-    kept = QUANTIZERS["onnx"](small_model(), tmp_path / "a.onnx", form, list(pictures(6, seed=1)))
+    kept = FORMATS["onnx"].quantize(small_model(), tmp_path / "a.onnx", form, list(pictures(6, seed=1)))
     assert kept.startswith("decoding")
     parity = compare(network, load_runtime(tmp_path / "a.onnx", "cpu"), list(pictures(2)))
     assert 0 < parity.score_difference < TOLERANCES["int8"].score

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from export_makers import checkpoint, exported, pictures
@@ -17,7 +19,7 @@ from utils.images import write_image
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "onnx_only.py"
 # an environment without torch and without this platform: importing either fails, as if it were not installed
 BLOCKED = """
-import runpy, sys
+import os, runpy, sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
@@ -25,14 +27,14 @@ class Blocker:
             raise ModuleNotFoundError(f"No module named {name!r}")
 
 sys.meta_path.insert(0, Blocker())
-sys.path[:] = [p for p in sys.path if p]
 sys.argv = sys.argv[1:]
+sys.path[:] = [os.path.dirname(sys.argv[0]), *(p for p in sys.path if p)]  # as Python does for a script
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run_example(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", BLOCKED, str(EXAMPLE), *arguments]
+def run_example(folder: Path, *arguments: str, example: str = EXAMPLE.name) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BLOCKED, str(EXAMPLE.with_name(example)), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -62,3 +64,18 @@ def test_it_says_what_it_wants(tmp_path) -> None:
 
 def test_it_is_one_page() -> None:
     assert len(EXAMPLE.read_text().splitlines()) < 90
+
+
+def test_the_camera_example_finds_the_same_in_a_video_without_torch(tmp_path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "video.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (80, 104))
+    for picture in pictures(3, 104, 80):
+        writer.write(picture[..., ::-1])
+    writer.release()
+    shutil.copy(exported("onnx", Form(uint8_input=True)), tmp_path / "a.onnx")
+    done = run_example(tmp_path, "a.onnx", "video.avi", "--threads", "1", "--rate", "50", example="camera.py")
+    assert done.returncode == 0, done.stderr
+    names = load_detector(checkpoint(), "cpu").config.class_names
+    lines = [line.split(" ") for line in done.stdout.splitlines()]
+    assert len(lines) > 3 and all(line[0] in names and 0 < float(line[1]) <= 1 for line in lines)
+    done = run_example(tmp_path, "a.onnx", "nowhere.avi", example="camera.py")
+    assert done.returncode == 1 and done.stderr.startswith("error: nowhere.avi")

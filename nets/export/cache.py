@@ -90,7 +90,8 @@ def export_cached(path: Path, runtime: str) -> Path:
     print(f"exporting {path.name} for {runtime}, once (kept in {target.parent})", file=sys.stderr, flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     _prune(target.parent)
-    export_and_check(model, target, FORMAT_OF_RUNTIME[runtime], CACHED_FORM, drawn_photos(model.config, 2))
+    kind = FORMAT_OF_RUNTIME[runtime]
+    export_and_check(model, target, kind, FORMATS[kind].closest(CACHED_FORM), drawn_photos(model.config, 2))
     return target
 
 

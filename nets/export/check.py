@@ -90,5 +90,5 @@ def _compare_other_size(
 
 def remove_export(path: Path) -> None:
     """Remove an exported file and what lies beside it."""
-    for file in (path, path.with_suffix(".bin") if path.suffix == ".xml" else path):
+    for file in FORMATS[file_kind(path)].files(path):
         file.unlink(missing_ok=True)

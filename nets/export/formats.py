@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nets.export.form import Form
 from nets.runtime import Runtime
 from utils.errors import UserError
 
@@ -18,16 +20,20 @@ class Format:
     """One export format. Modules are named, not imported: each is loaded when the format is used.
 
     Args:
+        title: what a reader calls its runtime.
         suffix: of the file.
         exporter: `module:function` that writes it, called with (model, path, form, info).
-        runtime: name of the runtime that runs it, or None if it cannot be run here.
+        runtime: name of the runtime that runs it, or None if nothing here can.
         loader: `module:class` of that runtime, called with (path, device).
         packages: what running it needs; `export_packages`: what writing it needs besides.
         half: what --half means for it.
-        int8, nms, dynamic: whether it has them.
+        quantizer: `module:function` that writes it in int8, called with (model, path, form, photos, info).
+        nms, dynamic, uint8_input: whether it has them.
+        beside: what replaces `suffix` in the names of the files that belong to it.
         also: other runtimes that take the file.
     """
 
+    title: str
     suffix: str
     exporter: str
     runtime: str | None = None
@@ -35,48 +41,78 @@ class Format:
     packages: tuple[str, ...] = ()
     export_packages: tuple[str, ...] = ()
     half: str | None = None
-    int8: bool = False
+    quantizer: str | None = None
     nms: bool = False
     dynamic: bool = False
+    uint8_input: bool = True
+    beside: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
 
     def export(self, *arguments: Any) -> None:
         """Write a file of this format; see `exporter`."""
         _resolve(self.exporter)(*arguments)
 
+    def quantize(self, *arguments: Any) -> str:
+        """Write an int8 file of this format; returns what is left in floating point, in words."""
+        assert self.quantizer is not None
+        return _resolve(self.quantizer)(*arguments)
+
     @property
     def runs(self) -> bool:
         """Whether this platform runs the file, and so can check it."""
         return self.runtime is not None
 
+    @property
+    def int8(self) -> bool:
+        """Whether it can be quantised."""
+        return self.quantizer is not None
+
+    def files(self, path: Path) -> list[Path]:
+        """The file and those that belong to it."""
+        stem = path.name[: -len(self.suffix)]
+        return [path, *(path.with_name(stem + suffix) for suffix in self.beside)]
+
+    def closest(self, form: Form) -> Form:
+        """This form without what the format does not have."""
+        return dataclasses.replace(
+            form,
+            uint8_input=form.uint8_input and self.uint8_input,
+            nms=form.nms and self.nms,
+            dynamic=form.dynamic and self.dynamic,
+        )
+
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(
+        "ONNX Runtime",
         ".onnx",
         "nets.export.onnx_file:export_onnx",
         "onnxruntime",
         "nets.export.onnx_runtime:OnnxRuntime",
         ("onnxruntime",),
         ("onnx", "onnxscript"),
-        "fp16",
-        int8=True,
+        half="fp16",
+        quantizer="nets.export.quantize:quantize_onnx",
         nms=True,
         dynamic=True,
         also=("openvino",),
     ),
     "openvino": Format(
+        "OpenVINO",
         ".xml",
         "nets.export.openvino_file:export_openvino",
         "openvino",
         "nets.export.openvino_runtime:OpenVinoRuntime",
         ("openvino",),
         ("onnx", "onnxscript"),
-        "fp16",
-        int8=True,
+        half="fp16",
+        quantizer="nets.export.quantize:quantize_openvino",
         nms=True,
         dynamic=True,
+        beside=(".bin",),
     ),
     "torchscript": Format(
+        "TorchScript",
         ".torchscript",
         "nets.export.torchscript_file:export_torchscript",
         "torchscript",
@@ -84,11 +120,59 @@ FORMATS: dict[str, Format] = {
         half="bf16",
         dynamic=True,
     ),
-    "ncnn": Format(".ncnn.param", "nets.export.vendors:export_ncnn", half="fp16"),
-    "litert": Format(".tflite", "nets.export.vendors:export_litert"),
-    "executorch": Format(".pte", "nets.export.vendors:export_executorch"),
-    "tensorrt": Format(".engine", "nets.export.vendors:export_tensorrt", half="fp16"),
+    "ncnn": Format(
+        "ncnn",
+        ".ncnn.param",
+        "nets.export.ncnn_file:export_ncnn",
+        "ncnn",
+        "nets.export.ncnn_runtime:NcnnRuntime",
+        ("ncnn",),
+        ("pnnx",),
+        half="fp16",
+        quantizer="nets.export.ncnn_int8:quantize_ncnn",
+        uint8_input=False,
+        beside=(".ncnn.bin", ".ncnn.json"),
+    ),
+    "litert": Format(
+        "LiteRT",
+        ".tflite",
+        "nets.export.litert_file:export_litert",
+        "litert",
+        "nets.export.litert_runtime:LiteRtRuntime",
+        ("ai_edge_litert",),
+        ("litert_torch",),
+        half="fp16",
+        quantizer="nets.export.litert_int8:quantize_litert",
+    ),
+    "executorch": Format(
+        "ExecuTorch",
+        ".pte",
+        "nets.export.executorch_file:export_executorch",
+        "executorch",
+        "nets.export.executorch_file:ExecuTorchRuntime",
+        ("executorch",),
+    ),
+    "coreml": Format(
+        "Core ML",
+        ".mlpackage",
+        "nets.export.coreml_file:export_coreml",
+        export_packages=("coremltools",),
+        half="fp16",
+        uint8_input=False,
+    ),
+    "tensorrt": Format(
+        "TensorRT",
+        ".engine",
+        "nets.export.tensorrt_file:export_tensorrt",
+        "tensorrt",
+        "nets.export.tensorrt_file:TensorRtRuntime",
+        ("tensorrt",),
+        ("onnx", "onnxscript"),
+        half="fp16",
+        beside=(".engine.json",),
+    ),
 }
+ALIASES = {"tflite": "litert"}  # other names of formats that users know
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
 FORMAT_OF_RUNTIME = {each.runtime: name for name, each in FORMATS.items() if each.runtime}
 RUNTIMES = ("auto", "fastest", "torch", *FORMAT_OF_RUNTIME)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from nets.export.form import Form, write_metadata
 from nets.export.graph import DeployedNetwork
 from nets.export.onnx_nms import append_nms
 from nets.export.onnx_runtime import INPUT
+from nets.export.quiet import quiet
 from nets.model_config import STRIDES
 from nets.weights.checkpoint import write_atomically
 from nets.yolov4 import YOLOv4
@@ -136,7 +133,7 @@ def trace_onnx(
         import onnxscript  # noqa: F401 -- torch's exporter imports it late, with an error of its own
     except ImportError as error:
         raise MissingExtra("export to ONNX", "onnx and onnxscript", "onnx") from error
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             model.eval(),
             examples,
@@ -154,17 +151,3 @@ def trace_onnx(
     del proto.graph.value_info[:]
     onnx.checker.check_model(proto)
     return proto
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """The exporter tells of its steps and of its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from nets.export.onnx_nms import append_nms
 from nets.export.onnx_runtime import INPUT, open_session
 from nets.export.openvino_file import build_openvino, save_openvino
 from nets.export.openvino_runtime import compile_model
+from nets.export.quiet import quiet
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import write_atomically
 from nets.yolov4 import YOLOv4
@@ -35,7 +34,9 @@ GROUPS = {
     # OpenVINO runs them no slower in floating point; ONNX has no operation of its own for them
     "depthwise": "depthwise convolutions",
 }
-_CONVOLUTIONS = ("Conv", "Convolution", "GroupConvolution")
+# what each kind of graph (ONNX, OpenVINO, LiteRT, ncnn) calls an operation
+_DEPTHWISE = ("GroupConvolution", "DEPTHWISE_CONV_2D", "ConvolutionDepthWise")
+_CONVOLUTIONS = ("Conv", "Convolution", "CONV_2D", *_DEPTHWISE)
 # Clip and Relu: so that the range is that of what they leave, and they vanish
 _QUANTIZED_OPS = ["Conv", "Clip", "Relu", "Add", "Concat", "MaxPool", "Resize"]
 
@@ -73,7 +74,7 @@ def quantize_onnx(
     float_form = Form(form.uint8_input, form.decodes)
     proto = onnx.shape_inference.infer_shapes(build_onnx(model, float_form))
     inputs = as_inputs(photos, model.config, form)
-    with _quiet():
+    with quiet():
         ranges = _onnx_ranges(proto, inputs)
 
     def build(left_out: set[str]) -> Any:
@@ -94,7 +95,7 @@ def quantize_onnx(
             op_types_to_quantize=_QUANTIZED_OPS,
             extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
         )
-        with _quiet():
+        with quiet():
             quantizer.quantize_model()
         return quantizer.model.model
 
@@ -144,7 +145,7 @@ def quantize_openvino(
     Source: https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html
     """
     try:
-        with _quiet():
+        with quiet():
             import nncf
     except ImportError as error:
         raise MissingExtra("int8 for OpenVINO", "nncf", "openvino") from error
@@ -157,7 +158,7 @@ def quantize_openvino(
     ]
 
     def build(left_out: set[str]) -> Any:
-        with _quiet():
+        with quiet():
             return nncf.quantize(
                 original.clone(),
                 nncf.Dataset(inputs),
@@ -261,14 +262,14 @@ def group_nodes(nodes: Sequence[Node]) -> dict[str, set[str]]:
     convolutions = {node.name for node in nodes if node.kind in _CONVOLUTIONS}
     before = _reach(convolutions, lambda name: by_name[name].inputs)
     after = _reach(convolutions, lambda name: readers[name])
-    pools = {node.name for node in nodes if node.kind in ("ReduceMean", "GlobalAveragePool")}
+    pools = {node.name for node in nodes if node.kind in ("ReduceMean", "GlobalAveragePool", "MEAN")}
     gated = {node.name for node in nodes if node.kind in ("HardSigmoid", "HSigmoid")}
     between = _reach(pools, lambda name: () if name in gated else readers[name])
     return {
         "first": convolutions - after,
         "last": convolutions - before,
         "gates": {name for name in between if name in convolutions} if pools and gated else set(),
-        "depthwise": {node.name for node in nodes if node.kind == "GroupConvolution"},
+        "depthwise": {node.name for node in nodes if node.kind in _DEPTHWISE},
         "decode": {node.name for node in nodes} - (before & after) - convolutions,
     }
 
@@ -283,18 +284,3 @@ def _reach(starts: Iterable[str], step: Callable[[str], Iterable[str]]) -> set[s
             seen.add(name)
             waiting.extend(step(name))
     return seen
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Quantisers print bars and advice."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            yield
-    finally:
-        logging.disable(level)
-
-
-QUANTIZERS: dict[str, Callable[..., str]] = {"onnx": quantize_onnx, "openvino": quantize_openvino}

@@ -37,12 +37,16 @@ def export_torchscript(model: YOLOv4, path: Path, form: Form, info: dict[str, An
         info: what else the file should say, plain types.
     """
     traced = trace_torchscript(DeployedNetwork(model, form), form.example(model.config))
-    texts = json.dumps(write_metadata(model.config, form, info))
+    write_atomically(path, torchscript_bytes(traced, json.dumps(write_metadata(model.config, form, info))))
+
+
+def torchscript_bytes(traced: torch.jit.ScriptModule, metadata: str = "") -> bytes:
+    """The file of a traced network."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.save(traced, buffer, _extra_files={METADATA_FILE: texts})
-    write_atomically(path, buffer.getvalue())
+        torch.jit.save(traced, buffer, _extra_files={METADATA_FILE: metadata})
+    return buffer.getvalue()
 
 
 def trace_torchscript(network: nn.Module, example: Tensor) -> torch.jit.ScriptModule:

@@ -144,7 +144,7 @@ async function detect(bitmap, least) {
   const classes = model.class_names.length;
   let found;
   if (model.form.nms) {
-    const [boxes, scores, labels] = ["boxes", "scores", "labels"].map((name) => outputs[name].data);
+    const [boxes, scores, labels] = ["boxes", "scores", "labels"].map((name) => outputs[`detection_${name}`].data);
     found = [...scores].map((score, i) => ({ label: Number(labels[i]), score, box: boxes.slice(4 * i, 4 * i + 4) }));
     found = found.filter(({ score }) => score >= least);
   } else {
@@ -166,20 +166,40 @@ async function detect(bitmap, least) {
   }));
 }
 
+/** Whether this browser has a graphics processor that it lets a page compute on. */
+async function hasWebGpu() {
+  try {
+    return Boolean(navigator.gpu && (await navigator.gpu.requestAdapter()));
+  } catch {
+    return false;
+  }
+}
+
 async function load(description, base) {
   model = description;
-  ort = await import(new URL("ort/ort.wasm.min.mjs", base).href);
+  let provider = model.webgpu && (await hasWebGpu()) ? "webgpu" : "wasm";
+  try {
+    await open(provider, base);
+  } catch (error) {
+    if (provider === "wasm") throw error;
+    provider = "wasm"; // a driver that does not keep what it promises
+    await open(provider, base);
+  }
+  return { provider, threads: ort.env.wasm.numThreads };
+}
+
+async function open(provider, base) {
+  ort = await import(new URL(`ort/ort.${provider}.min.mjs`, base).href);
   ort.env.logLevel = "error";
   ort.env.wasm.wasmPaths = new URL("ort/", base).href;
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 4) : 1;
-  session = await ort.InferenceSession.create(new URL("model.onnx", base).href, { executionProviders: ["wasm"] });
+  session = await ort.InferenceSession.create(new URL("model.onnx", base).href, { executionProviders: [provider] });
 }
 
 self.onmessage = async ({ data }) => {
   try {
-    if (data.load) await load(data.load, data.base);
-    const detections = data.bitmap ? await detect(data.bitmap, data.least) : [];
-    self.postMessage({ id: data.id, detections });
+    const answer = data.load ? await load(data.load, data.base) : await detect(data.bitmap, data.least);
+    self.postMessage({ id: data.id, answer });
   } catch (error) {
     self.postMessage({ id: data.id, error: String(error && error.message ? error.message : error) });
   } finally {

@@ -47,7 +47,7 @@ function tellWorker(message, transfer = []) {
       const { resolve, reject } = questions.get(data.id);
       questions.delete(data.id);
       if (data.error) reject(new Error(data.error));
-      else resolve(data.detections);
+      else resolve(data.answer);
     };
     worker.onerror = (event) => {
       for (const { reject } of questions.values()) reject(new Error(event.message || "the worker could not start"));
@@ -65,7 +65,9 @@ async function askBrowser(image) {
   if (!workerLoaded) {
     say(`Loading the model (${state.info.browser_model.megabytes} MB) and the runtime…`);
     workerLoaded = tellWorker({ load: state.info.browser_model, base: document.baseURI });
-    workerLoaded.catch(() => (workerLoaded = null));
+    workerLoaded.then(({ provider, threads }) => {
+      state.engine = provider === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}`;
+    }, () => (workerLoaded = null));
   }
   await workerLoaded;
   const bitmap = await createImageBitmap(image);
@@ -221,7 +223,7 @@ function summarise() {
 
 function timeText() {
   if (!state.milliseconds) return "";
-  return `${Math.round(state.milliseconds)} ms ${inBrowser() ? "in this browser" : "with the server"}`;
+  return `${Math.round(state.milliseconds)} ms ${inBrowser() ? `in this browser (${state.engine})` : "with the server"}`;
 }
 
 function buildClasses() {
@@ -397,6 +399,20 @@ function connect() {
   });
 }
 
+/** Threads for a page from a server that sends no headers for them: see isolate.js. The page is loaded once more. */
+async function isolate() {
+  if (crossOriginIsolated || !navigator.serviceWorker || sessionStorage.getItem("isolated")) return;
+  try {
+    await navigator.serviceWorker.register("isolate.js");
+    await navigator.serviceWorker.ready;
+    sessionStorage.setItem("isolated", "tried");
+    location.reload();
+    await new Promise(() => {}); // the rest is for the page that comes
+  } catch {
+    // one thread is enough
+  }
+}
+
 async function begin() {
   try {
     const theme = localStorage.getItem("theme");
@@ -411,6 +427,11 @@ async function begin() {
   $("threshold-source").textContent = `${info.score_threshold.toFixed(2)} is the model's own (${info.score_threshold_source}).`;
   const browser = document.querySelector("input[name=place][value=browser]");
   browser.disabled = !info.browser_model;
+  if (info.without_server) {
+    browser.checked = true;
+    document.body.classList.add("without-server");
+    await isolate();
+  }
   $("place-note").textContent = info.browser_model ? "" : HOW_TO_ENABLE;
   buildClasses();
   update();

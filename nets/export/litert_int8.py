@@ -1,0 +1,108 @@
+"""LiteRT int8: ranges from real images by Google's quantiser; with raw maps every tensor is of whole numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nets.export.attached import attach
+from nets.export.form import Form, write_metadata
+from nets.export.graph import DeployedNetwork
+from nets.export.litert_file import convert_litert
+from nets.export.quantize import PROBES, Node, Run, as_inputs, choose_layers
+from nets.export.quiet import quiet
+from nets.yolov4 import YOLOv4
+from utils.cpus import num_threads
+from utils.errors import MissingExtra
+from utils.files import write_atomically
+
+INPUT_NAME = "args_0"  # what the converter calls the first argument
+
+
+def quantize_litert(
+    model: YOLOv4, path: Path, form: Form, photos: Sequence[np.ndarray], info: dict[str, Any] | None = None
+) -> str:
+    """Write an int8 .tflite (weights by channel, activations by tensor); arguments and result as of `quantize_onnx`.
+
+    With raw maps nothing stays in floating point, input and outputs included: what Coral and the NPUs of
+    microcontrollers take. With boxes and scores, decoding stays, and what suffers most.
+
+    Source: https://ai.google.dev/edge/litert/models/post_training_quantization
+    """
+    try:
+        with quiet():
+            from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+            from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    except ImportError as error:
+        raise MissingExtra("int8 for LiteRT", "ai-edge-quantizer", "litert-export") from error
+    inputs = [each.astype(np.float32) for each in as_inputs(photos, model.config, form)]
+    # floats of 0 to 255 where it takes uint8: once quantised, they are those bytes again
+    network = DeployedNetwork(model, Form(form.uint8_input, form.decodes))
+    content = convert_litert(network, form.example(model.config).float())
+    everything, operations = qtyping.TFLOperationName.ALL_SUPPORTED, qtyping.TFLOperationName
+
+    def quantized(left_out: set[str], integers_only: bool) -> Any:
+        recipe = recipe_manager.RecipeManager()
+        recipe.add_static_config(regex=".*", operation_name=everything, activation_num_bits=8, weight_num_bits=8)
+        if not integers_only:
+            for border in (operations.INPUT, operations.OUTPUT):
+                recipe.add_quantization_config(".*", border, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        for name in sorted(left_out):
+            recipe.add_quantization_config(
+                f"^{re.escape(name)};?$", everything, algorithm_key=AlgorithmName.NO_QUANTIZE
+            )
+        return quantizer.Quantizer(bytearray(content), recipe.get_quantization_recipe())
+
+    with quiet():
+        samples = {"serving_default": [{INPUT_NAME: each} for each in inputs]}
+        ranges = quantized(set(), True).calibrate(samples, num_threads=num_threads())
+
+    def build(left_out: set[str], integers_only: bool = False) -> bytes:
+        with quiet():
+            return bytes(quantized(left_out, integers_only).quantize(ranges).quantized_model)
+
+    if form.decodes:
+        best, kept = choose_layers(build, _run, _run(content), _nodes(content), inputs[:PROBES])
+    else:
+        best, kept = build(set(), integers_only=True), "nothing"
+    texts = write_metadata(model.config, form, {**(info or {}), "floating_point": kept})
+    write_atomically(path, attach(best, texts))
+    return kept
+
+
+def _interpreter(content: bytes) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    with quiet():
+        interpreter = Interpreter(model_content=content, num_threads=num_threads())
+        interpreter.allocate_tensors()
+    return interpreter
+
+
+def _run(content: bytes) -> Run:
+    interpreter = _interpreter(content)
+    index = interpreter.get_input_details()[0]["index"]
+    outputs = sorted(interpreter.get_output_details(), key=lambda each: each["name"])
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        interpreter.set_tensor(index, image)
+        interpreter.invoke()
+        return [interpreter.get_tensor(each["index"]) for each in outputs]
+
+    return run
+
+
+def _nodes(content: bytes) -> list[Node]:
+    """The file's operations, each by the name of its first output, by which the quantiser knows it."""
+    interpreter = _interpreter(content)
+    names = {each["index"]: each["name"] for each in interpreter.get_tensor_details()}
+    operations = [each for each in interpreter._get_ops_details() if each["op_name"] != "DELEGATE"]
+    made_by = {index: names[each["outputs"][0]] for each in operations for index in each["outputs"]}
+    return [
+        Node(names[each["outputs"][0]], each["op_name"], tuple(made_by[i] for i in each["inputs"] if i in made_by))
+        for each in operations
+    ]

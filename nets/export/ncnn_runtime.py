@@ -1,0 +1,65 @@
+"""Running ncnn files on ncnn (phones and boards); needs no PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nets.export.attached import read_beside
+from nets.export.exported import ExportedRuntime, check_cpu
+from nets.export.form import read_metadata
+from utils.cpus import num_threads
+from utils.errors import MissingExtra, UserError
+
+INPUT = "in0"
+FP16_OPTIONS = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
+
+
+def import_ncnn() -> Any:
+    """The package. Raises MissingExtra without it."""
+    try:
+        import ncnn
+    except ImportError as error:
+        raise MissingExtra("ncnn files", "ncnn", "ncnn") from error
+    return ncnn
+
+
+def ncnn_files(path: Path) -> tuple[Path, Path, Path]:
+    """The .param, .bin and .json of NAME.ncnn.param."""
+    name = path.name[: -len(".param")]
+    return path, path.with_name(f"{name}.bin"), path.with_name(f"{name}.json")
+
+
+class NcnnRuntime(ExportedRuntime):
+    """An ncnn file of ours on ncnn, on the CPU."""
+
+    name = "ncnn"
+
+    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
+        check_cpu("ncnn", device)
+        ncnn = import_ncnn()
+        param_file, bin_file, json_file = ncnn_files(path)
+        # the digests are compared first: ncnn itself crashes on damaged files
+        _, texts = read_beside(json_file, [param_file, bin_file])
+        config, form = read_metadata(path, texts)
+        super().__init__(path, config, form)
+        self.net, self._mat = ncnn.Net(), ncnn.Mat
+        self.net.opt.num_threads = threads or num_threads()
+        for option in FP16_OPTIONS:
+            setattr(self.net.opt, option, form.precision == "fp16")
+        if self.net.load_param(str(param_file)) or self.net.load_model(str(bin_file)):
+            raise UserError(path, "ncnn cannot load it", "export it again")
+        self._outputs = [f"out{number}" for number in range(len(form.outputs))]
+
+    def call(self, images: np.ndarray) -> list[np.ndarray]:
+        extractor = self.net.create_extractor()
+        extractor.input(INPUT, self._mat(images[0]))
+        outputs = []
+        for name in self._outputs:
+            status, output = extractor.extract(name)
+            if status:
+                raise RuntimeError(f"{name}: status {status}")
+            outputs.append(np.array(output)[None])  # ncnn knows no batch
+        return outputs
