@@ -14,7 +14,7 @@ import numpy as np
 
 from nets.weights.bundled import find_model
 from service.limits import MEGABYTE, Limits
-from utils.config import changed_options, check_options, option, parse_options, read_config
+from utils.config import check_options, option, options_to_dict, parse_options, read_config
 from utils.cpus import set_num_threads
 from utils.errors import MissingExtra, UserError, printable, run_command, warn
 
@@ -121,7 +121,7 @@ def _with_old_name(options: ServeOptions) -> ServeOptions:
     if options.queue is None or not options.queue.lstrip("-").isdigit():
         return options
     warn("--queue", "is now called --max-waiting", "--queue names a file of pictures to look at")
-    return check_options(ServeOptions, changed_options(options) | {"queue": None, "max_waiting": int(options.queue)})
+    return check_options(ServeOptions, options_to_dict(options) | {"queue": None, "max_waiting": int(options.queue)})
 
 
 def _check_labelling(options: ServeOptions) -> None:
