@@ -13,10 +13,9 @@ import numpy as np
 from evaluation.metrics.coco import coco_figures
 from evaluation.metrics.errors import analyse_errors
 from evaluation.metrics.matching import best_matches, outcomes
-from evaluation.metrics.record import EvalRecord
-from evaluation.metrics.voc import IOU_THRESHOLD, VOCMetric
+from evaluation.metrics.record import EvalRecord, box_areas
+from evaluation.metrics.voc import IOU_THRESHOLD, voc_figures
 from utils.config import option, parse_options
-from utils.detections import Detections
 from utils.errors import run_command
 
 
@@ -36,18 +35,9 @@ class BenchmarkOptions:
 def main(argv: list[str] | None = None) -> None:
     """Print seconds of CPU time and of the clock."""
     options = parse_options(BenchmarkOptions, argv, description=__doc__ or "")
-    names = [f"class {c}" for c in range(options.classes)]
-    scenes = make_scenes(options)
+    record = make_record(options)
     rows: dict[str, dict[str, Any]] = {}
-    metric = VOCMetric(names)
-
-    def voc() -> dict[str, Any]:
-        for detections, target in scenes:
-            metric.update(detections, target)
-        return metric.compute()
-
-    figures = timed(rows, "VOC AP, from images to figures", voc)
-    record: EvalRecord = metric._builder.build()
+    figures = timed(rows, "VOC AP", lambda: voc_figures(record, (IOU_THRESHOLD,)))
     outcome = outcomes(record, best_matches(record), IOU_THRESHOLD)
     timed(rows, "error analysis", lambda: analyse_errors(record, outcome))
     if options.coco:
@@ -73,30 +63,33 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name:<32} {row['cpu']:7.2f} s of CPU {row['wall']:7.2f} s of the clock{extra}")
 
 
-def record_of_scenes(images: int, classes: int, detections: int, objects: int) -> EvalRecord:
-    """Random detections and objects as every metric takes them."""
-    metric = VOCMetric([f"class {c}" for c in range(classes)])
-    for found, target in make_scenes(BenchmarkOptions(images, classes, detections, objects)):
-        metric.update(found, target)
-    return metric._builder.build()
-
-
-def make_scenes(options: BenchmarkOptions) -> list[tuple[Detections, dict[str, Any]]]:
+def make_record(options: BenchmarkOptions) -> EvalRecord:
     """Random objects, and detections of which about a third lie near one of them."""
     rng = np.random.default_rng(options.seed)
-    scenes = []
-    for i in range(options.images):
-        corner = rng.uniform(0, 400, (options.objects, 2))
-        boxes = np.concatenate([corner, corner + rng.uniform(10, 200, (options.objects, 2))], axis=1)
-        labels = rng.integers(0, options.classes, options.objects)
-        source = rng.integers(0, options.objects, options.detections)
-        spread = np.where(rng.random(options.detections) < 0.35, 8.0, 120.0)[:, None]
-        moved = boxes[source] + rng.normal(0, 1, (options.detections, 4)) * spread
-        moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 1)
-        found = Detections(moved, rng.random(options.detections), labels[source])
-        difficult = rng.random(options.objects) < 0.1
-        scenes.append((found, {"boxes": boxes, "labels": labels, "difficult": difficult, "image_id": i}))
-    return scenes
+    shape = (options.images, options.objects)
+    corner = rng.uniform(0, 400, (*shape, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(10, 200, (*shape, 2))], axis=2)
+    labels = rng.integers(0, options.classes, shape)
+    source = rng.integers(0, options.objects, (options.images, options.detections))
+    spread = np.where(rng.random(source.shape) < 0.35, 8.0, 120.0)[..., None]
+    moved = np.take_along_axis(boxes, source[..., None], 1) + rng.normal(0, 1, (*source.shape, 4)) * spread
+    moved[..., 2:] = np.maximum(moved[..., 2:], moved[..., :2] + 1)
+    position = np.arange(options.images)
+    objects = boxes.reshape(-1, 4)
+    return EvalRecord(
+        class_names=tuple(f"class {c}" for c in range(options.classes)),
+        image_ids=position,
+        det_image=np.repeat(position, options.detections),
+        det_boxes=moved.reshape(-1, 4),
+        det_scores=rng.random(source.size),
+        det_labels=np.take_along_axis(labels, source, 1).ravel(),
+        gt_image=np.repeat(position, options.objects),
+        gt_boxes=objects,
+        gt_labels=labels.ravel(),
+        gt_difficult=rng.random(labels.size) < 0.1,
+        gt_crowd=np.zeros(labels.size, bool),
+        gt_areas=box_areas(objects),
+    )
 
 
 def timed(rows: dict[str, dict[str, Any]], name: str, function: Callable[[], Any]) -> Any:

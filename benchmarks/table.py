@@ -34,7 +34,8 @@ from benchmarks.harness import (
     slower_than_before,
     table,
 )
-from benchmarks.metrics import record_of_scenes
+from benchmarks.metrics import BenchmarkOptions as MetricOptions
+from benchmarks.metrics import make_record
 from data.tools.demo import draw_scene
 from evaluation.metrics.coco import coco_figures
 from nets.detector import Detector
@@ -191,7 +192,7 @@ def help_rows(bench: Bench) -> Iterator[Row]:
 
 def coco_rows(bench: Bench) -> Iterator[Row]:
     """COCO AP of 5000 images, 80 classes, 100 detections an image."""
-    record = record_of_scenes(5000, 80, 100, 8)
+    record = make_record(MetricOptions(5000, 80, 100, 8))
     calls = {name: partial(coco_figures, record, name) for name in ("pycocotools", "auto")}
     times = cpu_in_turns(calls, 1, warm_up=0)
     yield Row("COCO AP 5000 x 80 x 100", times["pycocotools"].median, times["auto"].median, "s", "pycocotools")

@@ -8,9 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
@@ -521,40 +519,6 @@ def build_train_loader(
         options = {"timeout": timeout, "prefetch_factor": prefetch_factor, "multiprocessing_context": start_method}
     pin = torch.cuda.is_available() if pin_memory is None else pin_memory
     return TrainLoader(dataset, sampler, workers, pin, **options)
-
-
-def prefetch_images(
-    index: DatasetIndex, indices: Sequence[int] | None = None, workers: int = 2, ahead: int = 8
-) -> Iterator[tuple[int, np.ndarray | Skip]]:
-    """Read images in threads (OpenCV releases the interpreter), in order, at most `ahead` of them waiting.
-
-    Yields:
-        (i, (H, W, 3) uint8 RGB upright image), or (i, Skip) for one that cannot be read.
-    """
-    reader = PhotoReader(index)
-
-    def read(i: int) -> np.ndarray | Skip:
-        try:
-            return reader.read(i).image
-        except (OSError, ValueError, cv2.error, MemoryError) as error:
-            return Skip("image", "unreadable_image", str(index.path(i)), _reason(error))
-
-    order = range(len(index)) if indices is None else [int(i) for i in indices]
-    if workers < 1:
-        yield from ((i, read(i)) for i in order)
-        return
-    waiting: deque[tuple[int, Any]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
-        try:
-            for i in order:
-                waiting.append((i, pool.submit(read, i)))
-                if len(waiting) > max(ahead, 1):
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def label_weights(scores: np.ndarray, score_range: tuple[float, float]) -> np.ndarray:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_makers import COCOMetric
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation.metrics.coco import FIGURES, COCOMetric
+from evaluation.metrics.coco import FIGURES
 from utils.detections import Detections
 from utils.errors import MissingExtra
 

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from metric_makers import COCOMetric, VOCMetric
 
 from benchmarks import scoreboard
 from data.index import DatasetIndex
 from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, evaluate, match_classes, score
 from evaluation.metrics.calibration import calibrate
-from evaluation.metrics.coco import COCOMetric
 from evaluation.metrics.compare import compare_rows, score_interval
 from evaluation.metrics.confusion import confusion_matrix
 from evaluation.metrics.errors import ERROR_TYPES, analyse_errors
-from evaluation.metrics.voc import VOCMetric
 from utils.detections import Detections
 from utils.errors import UserError
 

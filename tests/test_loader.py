@@ -23,10 +23,8 @@ from data.loader import (
     TrainLoader,
     build_train_loader,
     collate,
-    prefetch_images,
     repeat_factors,
 )
-from data.skips import Skip
 from utils.errors import RunError, UserError
 
 FULL = AugmentConfig(mosaic=0.6, mixup=0.3, copy_paste=0.3, rotate=5)
@@ -251,18 +249,6 @@ def test_the_dataset_can_be_sent_to_a_process(index: DatasetIndex) -> None:
     dataset = TrainDataset(index, (64, 64), FULL)
     copy = pickle.loads(pickle.dumps(dataset))
     assert (copy[(0, 1, True)]["image"] == dataset[(0, 1, True)]["image"]).all()
-
-
-@pytest.mark.parametrize("workers", [0, 3])
-def test_prefetched_images_come_in_order_with_the_bad_ones_named(tmp_path: Path, workers: int) -> None:
-    index = make_index(tmp_path, broken=(4,))
-    results = list(prefetch_images(index, [5, 4, 0, 7, 1], workers, ahead=2))
-    assert [i for i, _ in results] == [5, 4, 0, 7, 1]
-    assert isinstance(results[1][1], Skip) and "image 4" in results[1][1].where
-    assert all(results[j][1].shape[:2] == tuple(index.sizes[i]) for j, i in enumerate([5, 4, 0, 7, 1]) if i != 4)
-    stopped = prefetch_images(index, workers=workers)
-    next(stopped)
-    stopped.close()
 
 
 @pytest.mark.parametrize("mode", ["ram", "disk"])

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_makers import RecordBuilder, VOCMetric
 
 from evaluation.metrics.curves import score_curves
 from evaluation.metrics.matching import best_matches, outcomes
-from evaluation.metrics.record import RecordBuilder
-from evaluation.metrics.voc import VOCMetric
 from utils.detections import Detections
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 from tqdm import tqdm
 
+from data.formats.writers import voc_xml
 from utils.config import option, parse_options
 from utils.errors import UserError
 
@@ -76,10 +77,8 @@ class Sprite:
 
 def hsv(hue: float, saturation: float, value: float) -> Colour:
     """RGB, 0 to 255, of a hue in turns (any real number), saturation and value in [0, 1]."""
-    sector, rest = divmod((hue % 1.0) * 6.0, 1.0)
-    p, q, t = (value * (1 - s) for s in (saturation, saturation * rest, saturation * (1 - rest)))
-    rgb = [(value, t, p), (q, value, p), (p, value, t), (p, q, value), (t, p, value), (value, p, q)][int(sector) % 6]
-    return int(rgb[0] * 255), int(rgb[1] * 255), int(rgb[2] * 255)
+    red, green, blue = (int(channel * 255) for channel in colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
+    return red, green, blue
 
 
 def darker(colour: Colour, factor: float) -> Colour:
@@ -629,22 +628,6 @@ def draw_scene(seed: int, number: int, sides: tuple[int, int] = SIDES) -> tuple[
     return np.clip(np.round(image), 0, 255).astype(np.uint8), scene.objects()
 
 
-def voc_xml(filename: str, size: tuple[int, int], objects: Sequence[DemoObject]) -> str:
-    """The Pascal VOC annotation of one picture; boxes become 1-based and inclusive."""
-    lines = ["<annotation>", "\t<folder>" + DEMO_YEAR + "</folder>", f"\t<filename>{escape(filename)}</filename>",
-             "\t<source><database>demo</database><annotation>demo</annotation><image>drawn</image></source>",
-             f"\t<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>",
-             "\t<segmented>0</segmented>"]  # fmt: skip
-    for each in objects:
-        x1, y1, x2, y2 = each.box
-        lines += ["\t<object>", f"\t\t<name>{escape(each.name)}</name>", "\t\t<pose>Unspecified</pose>",
-                  f"\t\t<truncated>{int(each.truncated)}</truncated>", f"\t\t<occluded>{int(each.occluded)}</occluded>",
-                  f"\t\t<difficult>{int(each.difficult)}</difficult>",
-                  f"\t\t<bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>",
-                  "\t</object>"]  # fmt: skip
-    return "\n".join([*lines, "</annotation>", ""])
-
-
 def split_demo(num_images: int, seed: int) -> dict[str, list[int]]:
     """Picture numbers of train, val, trainval and test; from 3 pictures on, none is empty."""
     order = np.random.default_rng([seed, 2**31]).permutation(num_images)
@@ -709,7 +692,12 @@ def _write_one(folder: Path, seed: int, number: int, sides: tuple[int, int]) -> 
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
     assert done
     (folder / "JPEGImages" / f"{name}.jpg").write_bytes(data.tobytes())
-    text = voc_xml(f"{name}.jpg", image.shape[:2], objects)
+    boxes = np.array([each.box for each in objects], float).reshape(-1, 4)
+    flags = ("truncated", "occluded")
+    fields = [{flag: str(int(getattr(each, flag))) for flag in flags} for each in objects]
+    difficult = [each.difficult for each in objects]
+    names = [each.name for each in objects]
+    text = voc_xml(f"{name}.jpg", image.shape[:2], boxes, names, difficult, fields, DEMO_YEAR)
     (folder / "Annotations" / f"{name}.xml").write_text(text, encoding="utf-8")
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from evaluation.metrics.record import DetectionLike, EvalRecord, RecordBuilder
+from evaluation.metrics.record import EvalRecord
 from evaluation.metrics.voc import none_if_nan
 from utils.errors import MissingExtra
 
@@ -33,7 +32,11 @@ def choose_evaluator(evaluator: str) -> str:
 
 
 def coco_figures(record: EvalRecord, evaluator: str = "auto") -> dict[str, Any]:
-    """The twelve figures of a record, and AP of each class; see `COCOMetric.compute`.
+    """The twelve figures of a record, and AP of each class; exactly pycocotools' numbers.
+
+    Crowd regions match freely and do not count; VOC's `difficult` objects do not count. At most 100 detections of
+    a class in an image are scored. The size of an object is its annotation's `area` where there is one.
+
 
     Raises:
         MissingExtra: if `faster` is asked for and faster-coco-eval is not installed.
@@ -113,34 +116,3 @@ def _coco(coco_class: Any, record: EvalRecord, detections: bool) -> Any:
     }
     coco.createIndex()
     return coco
-
-
-class COCOMetric:
-    """COCO AP and AR over images given one by one, exactly pycocotools' numbers.
-
-    Crowd regions match freely and do not count; VOC's `difficult` objects do not count. At most 100 detections of
-    a class in an image are scored. The size of an object is its annotation's `area` where there is one.
-
-    Args:
-        class_names: the classes, in the order of the labels.
-        evaluator: `pycocotools`, or `faster` (faster-coco-eval: the same figures to 1e-6, several times as fast).
-
-    Source: https://cocodataset.org/#detection-eval
-    """
-
-    def __init__(self, class_names: Sequence[str], evaluator: str = "auto") -> None:
-        self.evaluator = evaluator
-        self._builder = RecordBuilder(class_names)
-
-    def reset(self) -> None:
-        """Forget all images."""
-        self._builder.reset()
-
-    def update(self, detections: DetectionLike, target: dict[str, Any]) -> None:
-        """Add one image: its `Detections` and its `Target`, in the same pixels."""
-        self._builder.update(detections, target)
-
-    def compute(self) -> dict[str, Any]:
-        """`coco_AP`, `coco_AP50`, ... (`FIGURES`, None where there is nothing to measure) and `per_class`: name to
-        `coco_AP`, `coco_AP50`, `coco_AP75`."""
-        return coco_figures(self._builder.build(), self.evaluator)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics.matching import IGNORED, TRUE_POSITIVE, best_matches, outcomes
-from evaluation.metrics.record import DetectionLike, EvalRecord, RecordBuilder
+from evaluation.metrics.record import EvalRecord
 
 IOU_THRESHOLD = 0.5  # the VOC challenge's
 # k * 0.1 in floating point, as every Python evaluation of VOC has it since py-faster-rcnn's voc_eval.py: a recall of
@@ -75,7 +75,18 @@ def voc_ap(record: EvalRecord, outcome: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def voc_figures(record: EvalRecord, iou_thresholds: Sequence[float] = (IOU_THRESHOLD,)) -> dict[str, Any]:
-    """mAP and AP of each class by both protocols; see `VOCMetric.compute`."""
+    """mAP and AP of each class by both protocols.
+
+    A detection belongs to the object of its class with the largest IoU. Objects marked `difficult` are ignored. A
+    second detection of an object is a false positive. Equal scores keep the order in which they were given. Crowd
+    regions are treated as difficult. The mean is over the classes that have objects.
+
+    Returns:
+        `voc07_mAP50`, `voc10_mAP50` (and so on for other thresholds; None without objects) and `per_class`: name to
+        `voc07_AP50`, `voc10_AP50`, `num_gt` (difficult ones not counted), `num_detections`.
+
+    Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html, section 3.4.1
+    """
     figures: dict[str, Any] = {}
     num_gt, num_detections = record.num_gt, record.num_detections
     per_class: dict[str, dict[str, Any]] = {
@@ -104,35 +115,3 @@ def mean_or_none(values: np.ndarray) -> float | None:
 def none_if_nan(value: float) -> float | None:
     """JSON has no NaN: None instead."""
     return None if np.isnan(value) else float(value)
-
-
-class VOCMetric:
-    """VOC average precision over images given one by one.
-
-    A detection belongs to the object of its class with the largest IoU; `difficult` objects neither count nor cost;
-    a second detection of an object is a false positive; equal scores keep the order in which they were given. Crowd
-    regions are treated as difficult. The mean is over the classes that have objects.
-
-    Args:
-        class_names: the classes, in the order of the labels.
-        iou_thresholds: the IoU from which a detection is right; VOC's is 0.5.
-
-    Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html, section 3.4.1
-    """
-
-    def __init__(self, class_names: Sequence[str], iou_thresholds: Sequence[float] = (IOU_THRESHOLD,)) -> None:
-        self.iou_thresholds = tuple(iou_thresholds)
-        self._builder = RecordBuilder(class_names)
-
-    def reset(self) -> None:
-        """Forget all images."""
-        self._builder.reset()
-
-    def update(self, detections: DetectionLike, target: dict[str, Any]) -> None:
-        """Add one image: its `Detections` and its `Target`, in the same pixels."""
-        self._builder.update(detections, target)
-
-    def compute(self) -> dict[str, Any]:
-        """`voc07_mAP50`, `voc10_mAP50` (and so on for other thresholds; None without objects) and `per_class`:
-        name to `voc07_AP50`, `voc10_AP50`, `num_gt` (difficult ones not counted), `num_detections`."""
-        return voc_figures(self._builder.build(), self.iou_thresholds)
