@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shlex
@@ -16,10 +17,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 
-from generated_pages import COMMANDS, options_class
+from generated_pages import COMMANDS, options_class  # noqa: E402
 
-from training.options import PRESETS
-from utils.config import parse_options
+from training.options import PRESETS  # noqa: E402
+from utils.config import parse_options  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "model_data" / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECORDS = {"EXPERIMENTS.md", "MODEL_CARD.md"}  # commands as they were typed at the commits that they name
@@ -51,9 +52,11 @@ def test_a_documented_command_has_options_that_exist(page: str, command: str) ->
     rest = words[2:] if words[0] == "-m" else words[1:]
     if name == "dataset.py" and rest and not rest[0].startswith("-"):
         name, rest = f"dataset.py {rest[0]}", rest[1:]
-    if name not in COMMANDS:  # benchmarks and tests have argument parsers of their own
-        module = words[1] if words[0] == "-m" else words[0].removesuffix(".py")
-        assert (ROOT / f"{module.replace('.', '/')}.py").is_file() or name.startswith("dataset.py"), command
+    if name not in COMMANDS:  # benchmarks, examples and tools have argument parsers of their own
+        file = f"{words[1].replace('.', '/')}.py" if words[0] == "-m" else words[0]
+        assert list(ROOT.rglob(file)) or importlib.util.find_spec(words[1].split(".")[0]), command
+        return
+    if not rest:  # a command named in a sentence
         return
     if not set(rest) & {"--help", "--help-all"}:
         parse_options(options_class(COMMANDS[name]), rest, description="", presets=PRESETS)
@@ -84,7 +87,7 @@ def extras() -> set[str]:
             requires = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
             continue
-        waiting += [re.match(r"[\w.-]+", line).group() for line in requires if "extra ==" not in line]  # type: ignore[union-attr]
+        waiting += [re.split(r"[^\w.-]", line)[0] for line in requires if "extra ==" not in line]
     owners = importlib.metadata.packages_distributions()
     kept = {
         module for module, names in owners.items() if any(re.sub(r"[-_.]+", "-", n).lower() in needed for n in names)
