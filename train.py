@@ -9,7 +9,7 @@ import os
 
 from training.options import PRESETS, TrainOptions
 from utils.config import parse_settings
-from utils.errors import Interrupted, outliving_readers, run_command
+from utils.errors import Interrupted, run_command
 
 EXAMPLE = "python train.py --preset auto --data VOCdevkit --minutes 60"
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     from utils import distributed
 
     settings, checkpoint = find_run(settings), None
-    with SignalWatch() as signals, outliving_readers():  # the figures are in files, too
+    with SignalWatch() as signals:
         with signals.raising():
             if settings.options.run.resume is not None:
                 settings, checkpoint = read_run(settings)

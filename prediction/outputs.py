@@ -16,8 +16,8 @@ import numpy as np
 from data.formats.writers import voc_xml
 from utils.detections import Detections
 from utils.errors import UserError
-from utils.files import write_file
-from utils.output_rules import check_output_folder
+from utils.files import naming_errors, write_file
+from utils.output_rules import check_output_folder, shortened_name
 
 
 @dataclass(frozen=True)
@@ -126,19 +126,29 @@ class _JsonList(ResultWriter):
 
     def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
         super().__init__(folder, class_names)
-        self._file = open(folder.claim(self.file_name), "wb")  # noqa: SIM115 -- closed in close()
-        self._empty = True
-        self._file.write(b"[\n]\n")
-        self._file.flush()
+        self._path = folder.claim(self.file_name)
+        self._end = 2  # of what stands before the closing bracket
+        write_file(self._path, b"[\n]\n")  # not there at all where the disk is full
+        self._file = open(self._path, "r+b", buffering=0)  # noqa: SIM115 -- closed in close()
 
     def add(self, result: Result) -> None:
         rows = self.rows(result)
         if rows:
             text = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-            self._file.seek(-3 if not self._empty else -2, 2)  # over "\n]\n", or over the "]\n" of the empty list
-            self._file.write((("" if self._empty else ",\n") + text + "\n]\n").encode("utf-8", "backslashreplace"))
-            self._file.flush()
-            self._empty = False
+            data = (("" if self._end == 2 else ",\n") + text).encode("utf-8", "backslashreplace")
+            with naming_errors(self._path):
+                try:
+                    self._put(data + b"\n]\n")
+                except OSError:  # the disk is full: what was there before is still a list
+                    self._file.truncate(self._end)
+                    self._put(b"]\n" if self._end == 2 else b"\n]\n")
+                    raise
+            self._end += len(data)
+
+    def _put(self, data: bytes) -> None:
+        self._file.seek(self._end)
+        while data:
+            data = data[self._file.write(data) :]
 
     def rows(self, result: Result) -> list[dict[str, Any]]:
         return [result.to_dict(self.class_names)]
@@ -167,11 +177,23 @@ class _Lines(ResultWriter):
 
     def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
         super().__init__(folder, class_names)
-        path = folder.claim(self.file_name)
-        self._file: IO[str] = open(path, "w", encoding="utf-8", errors="backslashreplace", newline="")  # noqa: SIM115
+        self._path = folder.claim(self.file_name)
+        self._file: IO[str] = open(  # noqa: SIM115 -- closed in close()
+            self._path, "w", encoding="utf-8", errors="backslashreplace", newline=""
+        )
+
+    def add(self, result: Result) -> None:
+        with naming_errors(self._path):
+            self.write(result)
+            self._file.flush()
+
+    def write(self, result: Result) -> None:
+        """Write one picture's lines."""
+        raise NotImplementedError
 
     def close(self) -> None:
-        self._file.close()
+        with naming_errors(self._path):
+            self._file.close()
 
 
 class _JsonLines(_Lines):
@@ -179,11 +201,11 @@ class _JsonLines(_Lines):
 
     file_name = "detections.jsonl"
 
-    def add(self, result: Result) -> None:
+    def write(self, result: Result) -> None:
         self._file.write(json.dumps(result.to_dict(self.class_names), ensure_ascii=False) + "\n")
-        self._file.flush()
 
 
+CLASS_BYTES = 100  # of a class name as the name of a folder
 CSV_COLUMNS = ("image", "frame", "time", "class_id", "class_name", "score", "x1", "y1", "x2", "y2", "track_id")
 
 
@@ -197,9 +219,8 @@ class _Csv(_Lines):
         self._table = csv.DictWriter(self._file, CSV_COLUMNS, restval="")
         self._table.writeheader()
 
-    def add(self, result: Result) -> None:
+    def write(self, result: Result) -> None:
         self._table.writerows(flat_rows(result, self.class_names))
-        self._file.flush()
 
 
 class _Counts(_Lines):
@@ -213,11 +234,10 @@ class _Counts(_Lines):
         self._table.writerow(["image", "frame", *class_names])
         self._total = np.zeros(len(class_names), np.int64)
 
-    def add(self, result: Result) -> None:
+    def write(self, result: Result) -> None:
         counts = np.bincount(result.detections.labels, minlength=len(self.class_names))
         self._total += counts
         self._table.writerow([_text(result.name), "" if result.frame is None else result.frame, *counts.tolist()])
-        self._file.flush()
 
     def close(self) -> None:
         if not self._file.closed:
@@ -377,4 +397,4 @@ def _text(name: str) -> str:
 def _folder_name(class_name: str, label: int) -> str:
     """A class name as the name of a folder on any system."""
     name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", _text(class_name)).strip(" .")
-    return name or f"class_{label}"
+    return shortened_name(name, CLASS_BYTES) or f"class_{label}"

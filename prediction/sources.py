@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import os
@@ -9,6 +10,7 @@ import re
 import stat
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,13 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from data.skips import Skip
 from prediction.video import VIDEO_SUFFIXES, LiveReader, VideoReader, is_video, is_video_content
+from utils.download import BrokenOffError, SlowError, TooLargeError, open_url, read_chunks
 from utils.errors import UserError, printable
+from utils.files import naming_errors
 from utils.images import (
     IMAGE_SUFFIXES,
     MinSize,
@@ -32,12 +36,15 @@ from utils.images import (
     read_image_and_size,
     read_start,
 )
+from utils.output_rules import shortened_name
 
 LIST_SUFFIXES = (".txt", ".lst")
 LIST_BYTES = 64 << 20  # a list of a million paths has less
 DOWNLOAD_BYTES = 4 << 30
 IMAGE_BYTES = 400 << 20
-TIMEOUT = 30.0  # seconds without a byte
+IMAGE_SECONDS = 120.0  # for a whole picture
+HEAD_BYTES = 16
+NAME_BYTES = 150  # of a name for outputs, which get up to some 20 bytes more; a file system takes 255
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "mms")
 STREAM_TYPES = ("multipart/x-mixed-replace", "application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/mpegurl")
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
@@ -69,7 +76,8 @@ class Source:
         text = urllib.parse.urlsplit(self.name).path if _ADDRESS.match(self.name) else self.name
         text = os.path.basename(text.rstrip("/\\")) or urllib.parse.urlsplit(self.name).netloc or "source"
         text = printable(text).encode("utf-8", "backslashreplace").decode()
-        return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", text).lstrip(".")[:150] or "source"
+        text = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", text).lstrip(".")
+        return shortened_name(text, NAME_BYTES) or "source"
 
     def read_image(self) -> np.ndarray:
         """The image, (H, W, 3) uint8 RGB. Raises `ImageError` (a UserError)."""
@@ -181,6 +189,10 @@ class _Finder:
         paths = list_media(folder, self.recursive, self._unreadable)
         for path in paths:
             self._existing(path, listed=True)
+        with contextlib.suppress(OSError):  # has been reported
+            for path in [] if self.recursive else sorted(folder.iterdir()):
+                if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and path.is_dir():
+                    self._skip("not_a_file", path, "is a folder, not a picture", "name it, or add --recursive")
         if not paths:
             todo = "add --recursive to look into its folders" if not self.recursive else "check the folder"
             self._skip("no_pictures", folder, "holds no pictures or videos", todo)
@@ -217,48 +229,49 @@ class _Finder:
 
     def _address(self, address: str) -> None:
         try:
-            with _request(address) as response:
+            with open_url(address) as response:
                 content = response.headers.get_content_type()
                 path = urllib.parse.urlsplit(address).path
                 if content in STREAM_TYPES or path.lower().endswith((".m3u8", ".mpd")):
                     self.sources.append(Source("stream", address, address=address))
                     return
-                head = response.read(16)
-                if content.startswith("video/") or is_video_content(head):
-                    self._fetch_video(address, response, head)
+                head, chunks = b"", read_chunks(response, DOWNLOAD_BYTES)
+                while len(head) < HEAD_BYTES and (chunk := next(chunks, b"")):
+                    head += chunk
+                if content.startswith("video/") or is_video_content(head[:HEAD_BYTES]):
+                    self._fetch_video(address, itertools.chain([head], chunks))
                     return
-                data = head + response.read(IMAGE_BYTES + 1)
-                if len(data) > IMAGE_BYTES:
-                    raise UserError(address, f"is larger than {IMAGE_BYTES >> 20} MB", "fetch and shrink it by hand")
-                expected = response.headers.get("Content-Length", "")
-                if expected.isdigit() and int(expected) != len(data):
-                    raise UserError(address, f"broke off after {len(data)} of {expected} bytes", "try again")
-                self.sources.append(Source("image", address, data=data))
+                deadline = time.monotonic() + IMAGE_SECONDS
+                parts, size = [head], len(head)
+                for chunk in chunks:
+                    parts.append(chunk)
+                    size += len(chunk)
+                    if size > IMAGE_BYTES or time.monotonic() > deadline:
+                        limit = f"larger than {IMAGE_BYTES >> 20} MB, or slower than {IMAGE_SECONDS:g} s"
+                        raise UserError(address, f"is {limit}", "fetch it by hand")
+                self.sources.append(Source("image", address, data=b"".join(parts)))
         except UserError as error:
             self._skip("download", error.where, error.what, error.todo)
         except urllib.error.HTTPError as error:
             self._skip("download", address, f"the server answers {error.code} {error.reason}", "check the address")
+        except BrokenOffError as error:
+            self._skip("download", address, str(error), "try again")
+        except (SlowError, TooLargeError) as error:
+            self._skip("download", address, str(error), "fetch it by hand")
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             self._skip("download", address, f"cannot be fetched ({reason})", "check the address and the network")
 
-    def _fetch_video(self, address: str, response: Any, head: bytes) -> None:
+    def _fetch_video(self, address: str, chunks: Iterator[bytes]) -> None:
         if self.download_folder is None:
             self.download_folder = Path(tempfile.mkdtemp(prefix="predict-"))
         suffix = Path(urllib.parse.urlsplit(address).path).suffix.lower()
         suffix = suffix if suffix in VIDEO_SUFFIXES else ".mp4"
         path = self.download_folder / f"download-{len(self.sources)}{suffix}"
-        size = len(head)
-        with open(path, "wb") as file:
-            file.write(head)
-            while chunk := response.read(1 << 20):
-                size += len(chunk)
-                if size > DOWNLOAD_BYTES:
-                    raise UserError(address, f"is larger than {DOWNLOAD_BYTES >> 30} GB", "fetch it by hand")
-                file.write(chunk)
-        expected = response.headers.get("Content-Length", "")
-        if expected.isdigit() and int(expected) != size:
-            raise UserError(address, f"broke off after {size} of {expected} bytes", "try again")
+        with open(path, "wb", buffering=0) as file:
+            for chunk in chunks:
+                with naming_errors(path):
+                    file.write(chunk)
         self.sources.append(Source("video", address, path))
 
     def _skip(self, code: str, where: object, what: str, todo: str) -> None:
@@ -300,11 +313,6 @@ def unique_names(sources: Sequence[Source], suffix_of: Callable[[Source], str]) 
                 break
         taken |= {key.lower(), drawn.lower()}
         yield key, drawn
-
-
-def _request(address: str) -> Any:
-    request = urllib.request.Request(address, headers={"User-Agent": "yolov4-mobilenet", "Accept": "*/*"})
-    return urllib.request.urlopen(request, timeout=TIMEOUT)
 
 
 def _is_binary(data: bytes) -> bool:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import queue
 import random
 import re
 import shutil
 import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import RunError, UserError, warn
-from utils.files import file_digest
+from utils.files import file_digest, naming_errors
 
 CHUNK = 1 << 20  # bytes read at once
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken
+OPEN_SECONDS = 60.0  # for a connection and the head of its answer
+SLOW_SECONDS, SLOW_BYTES = 30.0, 30_000  # a connection that gives fewer bytes in so many seconds counts as broken
 RETRIES = 6  # attempts in a row that bring nothing new
 MAX_PAUSE = 60.0  # seconds between two attempts at most
 SPARE = 64 << 20  # bytes left free on the disk
@@ -32,17 +36,89 @@ USER_AGENT = "yolov4-mobilenet"
 
 
 class _Broken(Exception):
-    """The connection failed in a way that another attempt may mend.
+    """The connection failed in a way that may not happen again.
 
     Args:
         reason: in words.
         pause: seconds that the server asked to wait.
         weight: how many of the allowed failures this one is; a name that does not resolve is rarely a passing fault.
+        is_slow: whether it counts although bytes came.
     """
 
-    def __init__(self, reason: str, pause: float | None = None, weight: int = 1) -> None:
+    def __init__(self, reason: str, pause: float | None = None, weight: int = 1, is_slow: bool = False) -> None:
         super().__init__(reason)
-        self.pause, self.weight = pause, weight
+        self.pause, self.weight, self.is_slow = pause, weight, is_slow
+
+
+class SlowError(OSError):
+    """An address that gives too few bytes a second."""
+
+
+class TooLargeError(OSError):
+    """An address that gives more bytes than it may."""
+
+
+class BrokenOffError(OSError):
+    """A connection that ended before its answer did."""
+
+
+def open_url(url: str, headers: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> Any:
+    """Open an http or https address: the response, whose head has arrived within `OPEN_SECONDS`.
+
+    Raises:
+        OSError, http.client.HTTPException, ValueError: as `urllib.request.urlopen`; SlowError after `OPEN_SECONDS`.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT, "Accept": "*/*", **(headers or {})})
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put(urllib.request.urlopen(request, timeout=timeout))
+        except BaseException as error:  # raised below, in the caller's thread
+            answers.put(error)
+
+    # a thread, because the socket's timeout counts from the last byte: a head may come byte by byte
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answer = answers.get(timeout=OPEN_SECONDS)
+    except queue.Empty:
+        raise SlowError(f"no answer within {OPEN_SECONDS:g} s") from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def read_chunks(response: Any, max_bytes: int) -> Iterator[bytes]:
+    """The bytes of a response as they come.
+
+    Raises:
+        TooLargeError: after `max_bytes`.
+        SlowError: if fewer than `SLOW_BYTES` come in `SLOW_SECONDS`.
+        BrokenOffError: if the connection ends too early.
+        OSError, http.client.HTTPException: of the connection otherwise.
+    """
+    total = since = 0
+    started = time.monotonic()
+    while data := _read_some(response, total):
+        total, since = total + len(data), since + len(data)
+        if total > max_bytes:
+            raise TooLargeError(f"gives more than {max_bytes} bytes")
+        yield data
+        now = time.monotonic()
+        if now - started > SLOW_SECONDS:
+            if since < SLOW_BYTES:
+                raise SlowError(f"gives only {since} bytes in {now - started:.0f} s")
+            started, since = now, 0
+    left = getattr(response, "length", None)  # read1 does not say that the connection broke off
+    if left:
+        raise BrokenOffError(f"broke off after {total} of {total + left} bytes")
+
+
+def _read_some(response: Any, total: int) -> bytes:
+    try:
+        return response.read1(CHUNK)
+    except http.client.IncompleteRead as error:
+        raise BrokenOffError(f"broke off after {total} bytes") from error
 
 
 @dataclass(frozen=True)
@@ -155,7 +231,7 @@ def _fetch(job: _Job, size: int | None, progress: bool, retries: int, sleep: Cal
             try:
                 return _receive(job, size, bar)
             except _Broken as broken:
-                failures = 0 if _part_size(job) > before else failures + broken.weight
+                failures = 0 if _part_size(job) > before and not broken.is_slow else failures + broken.weight
                 if failures >= retries:
                     raise _unreachable(job, str(broken)) from broken
                 pause = min(2.0**failures * random.uniform(0.5, 1.0), MAX_PAUSE)
@@ -169,13 +245,13 @@ def _receive(job: _Job, size: int | None, bar: Any) -> None:
     note = _read_note(job)
     have = _part_size(job)
     validator = note.get("validator", "") if have else ""
-    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+    headers = {"Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
         if validator:
             headers["If-Range"] = validator  # a file that changed meanwhile comes whole, not its end alone
     try:
-        response = urllib.request.urlopen(urllib.request.Request(job.url, headers=headers), timeout=job.timeout)
+        response = open_url(job.url, headers, job.timeout)
     except urllib.error.HTTPError as error:
         return _refused(job, error, have)
     except (OSError, http.client.HTTPException) as error:
@@ -197,29 +273,37 @@ def _receive(job: _Job, size: int | None, bar: Any) -> None:
         bar.total = total or size
         bar.n = start
         bar.refresh()
-        with open(job.part, "r+b" if start else "wb") as file:
+        with open(job.part, "r+b" if start else "wb", buffering=0) as file:
             file.seek(start)
             file.truncate()
-            _copy(response, file, bar)
+            _copy(job, response, file, bar, (size or total or start + (1 << 62)) - start)
             file.flush()
             os.fsync(file.fileno())
     if total is not None and _part_size(job) < total:
         raise _Broken("the connection broke off")
 
 
-def _copy(response: Any, file: IO[bytes], bar: Any) -> None:
-    while True:
-        try:
-            data = response.read(CHUNK)
-        except http.client.IncompleteRead as error:  # what arrived is still good
-            file.write(error.partial)
-            raise _Broken("the connection broke off") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _Broken(_reason(error)) from error
-        if not data:
-            return
-        file.write(data)
-        bar.update(len(data))
+def _copy(job: _Job, response: Any, file: IO[bytes], bar: Any, max_bytes: int) -> None:
+    """Write what comes. Raises RunError when that is more than `max_bytes`, or when the disk is full."""
+    unchecked = 0
+    try:
+        for data in read_chunks(response, max_bytes):
+            unchecked += len(data)
+            if unchecked > SPARE // 2:  # a server need not say how much it will send
+                check_disk(job.path.parent, 0, job.path.name)
+                unchecked = 0
+            with naming_errors(job.part):
+                file.write(data)
+            bar.update(len(data))
+    except TooLargeError:
+        job.discard()
+        raise RunError(job.url, "gives more bytes than its size", "is the address or the mirror right?") from None
+    except SlowError as error:
+        raise _Broken(str(error), is_slow=True) from error
+    except RunError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise _Broken("the connection broke off" if isinstance(error, BrokenOffError) else _reason(error)) from error
 
 
 def _refused(job: _Job, error: urllib.error.HTTPError, have: int) -> None:

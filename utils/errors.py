@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from utils.startup import hold_streams
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 MAX_MESSAGE = 4000  # characters of one error; what a file holds is to go through `brief` before
@@ -115,13 +117,13 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
     """
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments or os.environ.get("DEBUG") == "1"
+    hold_streams()
     for stream in (sys.stdout, sys.stderr):  # names that are not UTF-8, Windows' code pages
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _raising_signals():
+        with _raising_signals(), lasting_output():
             code = main(argv) or 0
-            sys.stdout.flush()
     except UserError as error:
         code = _report(f"error: {error}", error.exit_code, debug)
     except Interrupted as stop:
@@ -130,9 +132,6 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
             _report(f"{stop}", code, debug)
     except KeyboardInterrupt:
         code = _report("interrupted", 128 + signal.SIGINT, debug)
-    except BrokenPipeError:  # `| head`: the reader has gone, which is no fault of the run
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except OSError as error:
         where = error.filename if error.filename is not None else "system"
         line = format_problem(where, error.strerror or str(error), "check the name, the permissions and the disk")
@@ -156,13 +155,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class _Lasting:
-    """A stream that goes on without its reader; what would have been read is dropped."""
+    """A stream that goes on when it cannot be written to; what is written then is lost.
+
+    Attributes:
+        error: the first error, if it is another one than that the reader has gone.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.error: OSError | None = None
 
     def write(self, text: str) -> int:
-        return self._try(lambda: self._stream.write(text)) or len(text)
+        self._try(lambda: self._stream.write(text))
+        return len(text)
 
     def flush(self) -> None:
         self._try(self._stream.flush)
@@ -170,21 +175,34 @@ class _Lasting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _try(self, action: Callable[[], Any]) -> Any:
+    def _try(self, action: Callable[[], Any]) -> None:
         try:
-            return action()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            return None
+            action()
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError) and self.error is None:
+                self.error = error
+            with contextlib.suppress(OSError, ValueError):  # so that Python's own flush at the end succeeds
+                descriptor = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(descriptor, self._stream.fileno())
+                os.close(descriptor)
 
 
 @contextlib.contextmanager
-def outliving_readers() -> Iterator[None]:
-    """Within it, a reader of stdout or stderr that leaves (`| head`, a closed terminal) ends nothing."""
+def lasting_output() -> Iterator[None]:
+    """Within it, a command goes on to its end when stdout or stderr cannot be written (`| head`, a full disk).
+
+    Raises:
+        RunError: at the end, if stdout could not be written for another reason than that its reader has gone.
+    """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)  # type: ignore[assignment]
+    stdout = _Lasting(sys.stdout)
+    sys.stdout, sys.stderr = stdout, _Lasting(sys.stderr)  # type: ignore[assignment]
     try:
         yield
+        stdout.flush()
+        if stdout.error is not None:
+            what = f"cannot be written: {stdout.error.strerror or stdout.error}"
+            raise RunError("stdout", what, "the work is done, its printed results are lost")
     finally:
         sys.stdout, sys.stderr = before
 
@@ -210,5 +228,6 @@ def _raising_signals() -> Iterator[None]:
 def _report(line: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
     return code

@@ -171,13 +171,25 @@ def write_atomically(
         raise _not_written(path, len(data), error) from error
 
 
-def _not_written(path: Path, size: int, error: OSError) -> RunError:
+@contextlib.contextmanager
+def naming_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it, an OSError of writing to an open file becomes a RunError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise _not_written(Path(path), None, error) from error
+
+
+def _not_written(path: Path, size: int | None, error: OSError) -> RunError:
     """Why a file of `size` bytes could not be written; of a full disk, what size is missing."""
     what, todo = f"cannot be written: {error.strerror or error}", "choose another folder"
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if size is None:
+        return RunError(path, what, f"make room or {todo}" if is_full else todo)
     if os.path.lexists(path):
         todo = f"the previous file is untouched; {todo}"
     free = _free_bytes(path.parent)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) and free is not None:
+    if is_full and free is not None:
         what += f"; it needs {_size(size)}, {_size(free)} are free, {_size(max(size - free, 1))} are missing"
         todo = todo.replace("choose", "make room or choose")
     return RunError(path, what, todo)

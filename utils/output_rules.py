@@ -1,4 +1,4 @@
-"""Where results may be written: asked before the work is done, so that it is not lost at its end."""
+"""Where results may be written: checked before the work begins, so that no work is lost."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ def check_output_folder(
                 what = f"{path} lies in the data ({folder}), into which nothing is written"
                 raise UserError(flag, what, "choose another folder")
     return path
+
+
+def shortened_name(name: str, max_bytes: int) -> str:
+    """The beginning of a file's name, in so many bytes of UTF-8; file systems count bytes and not characters."""
+    return name.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
 
 
 def data_folders(data: str | os.PathLike[str]) -> list[Path]:

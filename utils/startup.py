@@ -1,4 +1,4 @@
-"""Imported first by a command: sets up OpenMP, and ends the command in one line at a signal during the imports.
+"""Imported first by a command: sets up OpenMP and streams, and ends it in one line at a signal during the imports.
 
 Importing PyTorch takes seconds, in which Python would answer Ctrl-C with a traceback. `utils.errors.run_command` takes
 over after that. Imported by anything but a command of this repository, it does nothing.
@@ -22,6 +22,27 @@ def leave(signum: int, _frame: FrameType | None = None) -> None:
     os._exit(128 + signum)
 
 
+def hold_streams() -> None:
+    """Open /dev/null in the place of a standard stream that the shell has closed (`<&-`, `>&-`).
+
+    Otherwise the next file that is opened gets its number, and what a library prints is written into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        mode = "r" if number == 0 else "w"
+        try:
+            os.fstat(number)
+            stream = open(os.devnull, mode)  # noqa: SIM115 -- the number is in use by now
+        except OSError:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            stream = open(number, mode, closefd=False)  # noqa: SIM115 -- it stays open until the end
+        setattr(sys, name, stream)
+
+
 def is_command() -> bool:
     """Whether this process runs a script at the top of this repository."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
@@ -29,6 +50,7 @@ def is_command() -> bool:
 
 
 if is_command():
+    hold_streams()
     prepare_environment()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)

@@ -16,7 +16,7 @@ from typing import IO
 
 from utils.config import option, parse_options
 from utils.download import check_disk, download
-from utils.errors import RunError, UserError
+from utils.errors import RunError, UserError, brief
 
 VOC = "https://thor.robots.ox.ac.uk/pascal/VOC"
 COCO = "http://images.cocodataset.org"
@@ -187,6 +187,7 @@ def _checked(path: Path, reader: _Reader, limit: int) -> list[tuple[_Member, Pur
     """All members with the safe relative path of each. Raises RunError for anything that must not be unpacked."""
     members: list[tuple[_Member, PurePosixPath]] = []
     total = 0
+    files, folders = set(), set()
     for member in reader.members():
         relative = PurePosixPath(member.name)
         outside = relative.is_absolute() or ".." in relative.parts or any(c in member.name for c in "\\:\0")
@@ -202,6 +203,12 @@ def _checked(path: Path, reader: _Reader, limit: int) -> list[tuple[_Member, Pur
             raise RunError(path, what, "do not trust this archive")
         if relative.parts:
             members.append((member, relative))
+            folders.update(relative.parents)
+            (files if member.is_file else folders).add(relative)
+    both = files & folders
+    if both:
+        what = f"has a file and a folder of one name ({brief(str(min(both)))})"
+        raise RunError(path, what, "do not trust this archive")
     return members
 
 
