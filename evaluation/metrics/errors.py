@@ -106,14 +106,15 @@ def _types(record: EvalRecord, outcome: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _mended(
     record: EvalRecord, outcome: np.ndarray, kind: int, wrong: np.ndarray, det_gt: np.ndarray, found: np.ndarray
 ) -> np.ndarray:
-    """(C,) AP if the mistakes `wrong` of a type were mended."""
+    """(C,) AP if the mistakes `wrong` of a type were corrected."""
     if kind == MISSED:
         removed = np.bincount(record.gt_labels[wrong], minlength=record.num_classes)
         return _class_ap(record, outcome, record.num_gt - removed)
     outcome = outcome.copy()
     outcome[wrong] = IGNORED
     if kind in (CLASSIFICATION, LOCALISATION):
-        free = np.flatnonzero(wrong & ~found[det_gt])
+        free = np.flatnonzero(wrong)
+        free = free[~found[det_gt[free]]]
         free = free[np.argsort(-record.det_scores[free], kind="stable")]
         _, first = np.unique(det_gt[free], return_index=True)
         outcome[free[first]] = TRUE_POSITIVE

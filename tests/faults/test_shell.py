@@ -21,6 +21,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import eval as eval_command
 import prediction.sources as sources
 import utils.download as downloads
 from data.tools.download import extract
@@ -28,7 +29,7 @@ from prediction.outputs import WRITERS, OutputFolder, Result
 from prediction.sources import list_sources, unique_names
 from utils.detections import Detections
 from utils.download import SlowError, download, open_url, read_chunks
-from utils.errors import RunError
+from utils.errors import RunError, run_command
 from utils.images import write_image
 from utils.output_rules import LONGEST_NAME
 
@@ -260,3 +261,27 @@ def test_an_archive_with_a_file_and_a_folder_of_one_name_is_refused(tmp_path: Pa
     with pytest.raises(RunError, match="a file and a folder of one name"):
         extract(tmp_path / "a.tar", tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+# ---- truth without objects
+
+
+@pytest.mark.parametrize("boxes", ["none in the images that are scored", "crowds only"])
+def test_truth_without_objects_is_scored_without_an_internal_error(
+    boxes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        write_image(tmp_path / f"{number}.jpg", np.zeros((64, 64, 3), np.uint8))
+    crowd = int(boxes == "crowds only")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 20, 20], "area": 400, "iscrowd": crowd}
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": 64, "width": 64} for n in range(2)]
+    truth = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "car"}]}
+    found = [{"image_id": n, "category_id": 1, "bbox": [1, 1, 20, 20], "score": 0.5} for n in range(2)]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    limit = [] if crowd else ["--limit", "1"]
+    argv = ["--data", str(tmp_path / "truth.json"), "--detections", str(tmp_path / "found.json"), *limit]
+    with pytest.raises(SystemExit) as left:
+        run_command(eval_command.main, [*argv, "--json", str(tmp_path / "figures.json")])
+    assert left.value.code == 0, capsys.readouterr().err
+    assert (tmp_path / "figures.json").exists()
