@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
+from data.formats.writers import write_lines
 from data.index import DatasetIndex
 from data.tools.hashing import image_hashes, near_duplicate_groups
 from utils.errors import UserError
@@ -40,6 +43,12 @@ def auto_division(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray]:
         _known.clear()
         _known[key] = parts["train"], parts["val"]
     return _known[key]
+
+
+def write_division(folder: Path, train: DatasetIndex, val: DatasetIndex) -> None:
+    """The pictures of both parts of a division, a path a line, in `train.txt` and `val.txt`."""
+    for name, index in (("train", train), ("val", val)):
+        write_lines(folder / f"{name}.txt", (os.path.abspath(index.path(i)) for i in range(len(index))))
 
 
 def class_counts(index: DatasetIndex) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from utils.images import read_image
 
 IMBALANCE = 100.0  # most frequent class to rarest
 FEW = 10  # boxes of a class
+MAX_TYPO_SHARE = 0.05  # of the boxes of the class that was meant
+SMALL_SPLIT, GOOD_SPLIT = 10, 50  # pictures
+MOSTLY = 0.5  # share of pictures without a box from which on they were probably not labelled
 PROBED = 50  # images that are tried at most before all are taken for broken
 
 
@@ -31,15 +35,15 @@ def quick_check(train: DatasetIndex, val: DatasetIndex | None = None) -> list[Fi
         UserError: if a split has no image, none that can be decoded, or no box of any class; names the classes that
             were found.
     """
-    findings = []
+    findings: list[Finding] = []
     for index in (train, val):
         if index is not None:
             _refuse_hopeless(index)
             _refuse_unreadable(index)
-            findings += check_classes(index, index.name, is_training=index is train)
-    if val is not None:
-        findings += check_overlap({train.name: train, val.name: val})
-    return findings
+            findings += check_sizes(index, index.name)
+    findings += check_classes(train, train.name)
+    splits = {train.name: train} | ({} if val is None else {val.name: val})
+    return findings + check_class_names(splits) + check_overlap(splits)
 
 
 def _refuse_hopeless(index: DatasetIndex) -> None:
@@ -47,8 +51,12 @@ def _refuse_hopeless(index: DatasetIndex) -> None:
         skipped = sum(skip.kind == "image" for skip in index.skips)
         raise UserError(index.name, f"has no image that can be used, {skipped} were left out", "run: dataset.py check")
     if not index.num_boxes:
-        sought = ", ".join(index.class_names[:20]) or "none"
-        what = f"has no box of any class: sought {sought}; found {classes_found(index)}"
+        what = f"has no box of any class: sought {', '.join(index.class_names[:20]) or 'none'}"
+        dropped = [skip for skip in index.skips if skip.kind == "box"]
+        if dropped and not index.source.get("found_classes"):
+            what += f"; {sum(skip.count for skip in dropped)} were dropped, the first because {dropped[0]}"
+            raise UserError(index.name, what, "correct the annotations, or run: dataset.py check")
+        what += f"; found {classes_found(index)}"
         raise UserError(index.name, what, "give the class file that belongs to this data, or run: dataset.py check")
 
 
@@ -68,18 +76,49 @@ def _refuse_unreadable(index: DatasetIndex) -> None:
     raise UserError(index.name, f"{what}; found {classes_found(index)}", "run: dataset.py check")
 
 
-def check_classes(index: DatasetIndex, split: str, is_training: bool = True) -> list[Finding]:
-    """Classes that are rare, absent, or written in two ways."""
+def check_class_names(indices: dict[str, DatasetIndex]) -> list[Finding]:
+    """Classes that are probably one, written in two ways: once for all splits."""
+    counts: Counter[str] = Counter()
+    for index in indices.values():
+        for name, count in zip(
+            index.class_names, np.bincount(index.labels, minlength=len(index.class_names)), strict=True
+        ):
+            counts[name] += int(count)
+    where = next((index.source.get("root", index.name) for index in indices.values()), "")
     findings = []
+    common_first = sorted(counts, key=lambda name: -counts[name])
+    for number, rare in enumerate(common_first):
+        for name in common_first[:number]:
+            same = (_letters(name) or name) == (_letters(rare) or rare)
+            is_typo = 0 < counts[rare] <= MAX_TYPO_SHARE * counts[name] and _is_typo(name, rare)
+            if same or is_typo:
+                why = "differ only in case or punctuation" if same else "differ in a letter or two"
+                what = f"classes {name!r} ({counts[name]} boxes) and {rare!r} ({counts[rare]} boxes) {why}"
+                todo = f"if they are one, write {name!r} for {rare!r} in the annotations"
+                findings.append(finding("similar_classes", where, what, todo))
+                break
+    return findings
+
+
+def _is_typo(name: str, other: str) -> bool:
+    """Whether two words differ by one letter put in, left out or changed, or by two neighbours exchanged."""
+    one, two = sorted((name.casefold(), other.casefold()), key=len)
+    if len(one) < 3 or len(two) - len(one) > 1:
+        return False
+    start = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(one))
+    rest_one, rest_two = one[start:], two[start:]
+    changed = rest_one[1:] == rest_two[1:]
+    exchanged = rest_one[:2] == rest_two[:2][::-1] and rest_one[2:] == rest_two[2:]
+    is_digit = (rest_one[:1] + rest_two[:1]).isdigit()  # class1 and class2
+    return not is_digit and (rest_one == rest_two[1:] if len(one) < len(two) else changed or exchanged)
+
+
+def check_classes(index: DatasetIndex, split: str) -> list[Finding]:
+    """Classes that are rare or absent in the training split."""
+    findings: list[Finding] = []
     counts = np.bincount(index.labels, minlength=len(index.class_names))
     where = index.source.get("json") or index.source.get("root", index.name)
-    spelt: dict[str, str] = {}
-    for name in index.class_names:
-        near = spelt.setdefault(_letters(name) or name, name)
-        if near != name:
-            what = f"classes {near!r} and {name!r} differ only in case or punctuation"
-            findings.append(finding("similar_classes", where, what, "give both one name", split))
-    if not is_training or not index.num_boxes:
+    if not index.num_boxes:
         return findings
     absent = [name for name, count in zip(index.class_names, counts, strict=True) if not count]
     if absent:
@@ -101,14 +140,42 @@ def _letters(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
+def check_sizes(index: DatasetIndex, split: str) -> list[Finding]:
+    """Splits of which a score says nothing, and pictures that were probably not labelled at all."""
+    where = index.source.get("json") or index.source.get("root", index.name)
+    findings: list[Finding] = []
+    count = len(index)
+    without = int((np.diff(index.offsets) == 0).sum())
+    if 0 < count < SMALL_SPLIT or 0 < index.num_boxes < SMALL_SPLIT:
+        what = f"{split} has {count} {'picture' if count == 1 else 'pictures'} and {index.num_boxes} boxes"
+        is_scored = any(word in split.casefold() for word in ("val", "test"))
+        what += ": a score of so few is chance" if is_scored else ": too few to learn from"
+        findings.append(finding("small_split", where, what, f"add pictures; {GOOD_SPLIT} are a beginning", split))
+    if count >= 4 and without >= MOSTLY * count:
+        missing = index.source.get("no_label", [])
+        what = f"{without} of {count} pictures of {split} have no box"
+        what += f", {len(missing)} of them no label file" if missing else ""
+        findings.append(finding("mostly_without_boxes", where, what, "label them, or leave them out", split))
+    return findings
+
+
 def check_overlap(indices: dict[str, DatasetIndex]) -> list[Finding]:
-    """The same file in two splits."""
+    """The same file in two splits; one finding where a split holds all of another."""
     findings = []
     paths = {name: {os.path.realpath(index.path(i)): i for i in range(len(index))} for name, index in indices.items()}
     names = list(indices)
     for number, first in enumerate(names):
         for second in names[number + 1 :]:
-            for path in sorted(paths[first].keys() & paths[second].keys()):
+            both = sorted(paths[first].keys() & paths[second].keys())
+            if len(both) > 1 and len(both) == min(len(paths[first]), len(paths[second])):
+                what = f"all {len(both)} pictures of {second if len(both) == len(paths[second]) else first} "
+                what += f"are in {first if len(both) == len(paths[second]) else second}, too: the score says nothing"
+                root = indices[first].source.get("root", first)
+                findings.append(
+                    finding("same_image", root, what, "make a split of its own", f"{first}+{second}", len(both))
+                )
+                continue
+            for path in both:
                 what = f"is in {first} and in {second}"
                 findings.append(finding("same_image", path, what, "leave it in one of them", f"{first}+{second}"))
     return findings

@@ -17,7 +17,7 @@ from data.index import DatasetIndex
 from data.open import open_dataset
 from data.tools.convert import ConversionReport, convert_dataset, main
 from data.tools.demo import DEMO_CLASSES, DEMO_YEAR, write_demo
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 
 OBJECT_TAGS = ("name", "pose", "truncated", "occluded", "difficult")
 
@@ -230,7 +230,7 @@ def test_a_conversion_that_fails_leaves_no_target(demo: Path, tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("data.tools.convert.shutil.copyfile", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match=r"out: the disk is full"):
         convert(demo, tmp_path / "out", "yolo")
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()

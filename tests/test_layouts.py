@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +30,11 @@ from layout_makers import (
 from data.index import DatasetIndex
 from data.open import default_splits, list_splits, open_dataset, recognise
 from data.tools.check import check_dataset
-from utils.errors import UserError
+from data.tools.check import main as check_main
+from data.tools.convert import convert_dataset
+from data.tools.findings import Finding
+from data.tools.split import split_dataset
+from utils.errors import RunError, UserError
 from utils.images import write_image
 
 
@@ -284,6 +291,158 @@ def test_a_broken_annotation_file_costs_its_picture_alone(tmp_path: Path) -> Non
     put(tmp_path / "json" / f"{NAMES[0]}.json", '{"shapes": [')
     index = everything(tmp_path)
     assert len(index) == 7 and codes(index) >= {"bad_annotation_file"}
+
+
+# --- the check -------------------------------------------------------------------------------------------------------
+
+
+def found(data: Path, **options: Any) -> dict[str, list[Finding]]:
+    report, _, _ = check_dataset(data, workers=1, use_cache=False, **options)
+    by_code: dict[str, list[Finding]] = {}
+    for each in report.findings:
+        by_code.setdefault(each.code, []).append(each)
+    return by_code
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_clean_layout_has_no_error_and_no_loud_warning(name: str, tmp_path: Path) -> None:
+    LAYOUTS[name][0](tmp_path / "set")
+    quiet = {"small_split", "few_boxes", "found_by_name", "names_without_boxes", "root_category", "ignored_regions",
+             "decimal_box", "moved_path", "fractions"}  # fmt: skip
+    assert found(tmp_path / "set").keys() <= quiet
+
+
+def test_a_typing_error_in_a_class_name_is_one_warning_over_all_splits(tmp_path: Path) -> None:
+    folder = make_voc(tmp_path)
+    many = [("dog", 1 + x, 1 + y, 30 + x, 30 + y) for x in range(0, 110, 10) for y in range(0, 80, 8)]
+    for name in ("a0", "b0"):
+        (folder / f"Annotations/{name}.xml").write_text(voc_xml_text(name, [*many, ("dgo", 1, 1, 90, 90)]))
+    (folder / "Annotations/b1.xml").write_text(voc_xml_text("b1", [("Cat", 1, 1, 90, 90)]))
+    classes = ["cat", "Cat", "dog", "dgo"]
+    words = [str(each) for each in found(tmp_path, class_names=classes, images=False)["similar_classes"]]
+    assert len(words) == 2
+    assert any("write 'dog' for 'dgo'" in each for each in words) and any(
+        "write 'cat' for 'Cat'" in each for each in words
+    )
+
+
+def test_small_and_unlabelled_splits_are_warnings(tmp_path: Path) -> None:
+    LAYOUTS["yolo_without_yaml"][0](tmp_path)
+    for name in NAMES[1:]:
+        (tmp_path / "labels" / f"{name}.txt").unlink()
+    codes_found = found(tmp_path)
+    assert "8 pictures and 2 boxes" in codes_found["small_split"][0].what
+    what = codes_found["mostly_without_boxes"][0].what
+    assert what == "7 of 8 pictures of all have no box, 7 of them no label file"
+
+
+def test_pictures_without_an_annotation_are_named(tmp_path: Path) -> None:
+    LAYOUTS["labelimg_voc"][0](tmp_path)
+    (tmp_path / f"{NAMES[3]}.xml").unlink()
+    what = found(tmp_path)["image_without_annotation"][0].what
+    assert what == f"1 of 8 pictures have no annotation: {NAMES[3]}.jpg"
+
+
+def test_xml_files_beside_pictures_are_not_pictures(tmp_path: Path) -> None:
+    folder = make_voc(tmp_path)
+    for path in list((folder / "Annotations").iterdir()):
+        (folder / "JPEGImages" / path.name).write_bytes(path.read_bytes())
+    assert "several_images" not in found(tmp_path)
+
+
+def test_val_that_is_train_is_one_finding(tmp_path: Path) -> None:
+    data = make_yolo(tmp_path)
+    data.write_text("train: images/train\nval: images/train\nnames: [dog, cat]\n")
+    same = found(tmp_path)["same_image"]
+    assert len(same) == 1 and same[0].what.startswith("all 4 pictures of val are in train")
+
+
+def test_near_duplicates_are_counted_as_groups_and_none_remain_after_a_split(tmp_path: Path) -> None:
+    """Twelve photographs, each three times at different quality, thrown together by chance."""
+    data = tmp_path / "set"
+    for k in range(12):
+        image = picture(k, 240, 320)
+        for copy, quality in enumerate((95, 60, 30)):
+            split = ("train", "train", "val")[copy]
+            (data / "images" / split).mkdir(parents=True, exist_ok=True)
+            write_image(data / "images" / split / f"p{k}_{copy}.jpg", image, quality)
+            put(data / "labels" / split / f"p{k}_{copy}.txt", yolo_text())
+    put(data / "data.yaml", "train: images/train\nval: images/val\nnames: [dog, cat]\n")
+    near = found(data)["near_duplicate"]
+    assert len(near) == 12 and all(len(each.pictures) == 3 for each in near)
+    split_dataset(data, {"train": 0.5, "val": 0.5}, tmp_path / "divided")
+    assert "near_duplicate" not in found(tmp_path / "divided")
+    train, val = (open_dataset(data, split) for split in ("train", "val"))
+    assert len(train) + len(val) == 36
+
+
+def test_the_page_shows_the_pictures_that_it_is_about(tmp_path: Path) -> None:
+    folder = make_voc(tmp_path / "set")
+    (folder / "Annotations/a0.xml").write_text(voc_xml_text("a0", [DOG, DOG, ("cat", 9, 9, 9, 60)]))
+    page = tmp_path / "check.html"
+    check_main([str(tmp_path / "set"), "--report", str(page), "--json", str(tmp_path / "check.json"), "--show", "1"])
+    text = page.read_text()
+    assert text.count("<img src=") >= 2 and "duplicate" not in text.split("<h2")[0]
+    assert "the same box of the same class is there twice (1)" in text and "a box has no area (1)" in text
+    codes_in_json = {each["code"] for each in json.loads((tmp_path / "check.json").read_text())["findings"]}
+    assert {"duplicate_box", "zero_box", "small_split"} <= codes_in_json
+
+
+def test_a_tiny_box_is_told_the_input_size_that_it_needs(tmp_path: Path) -> None:
+    folder = make_voc(tmp_path)
+    (folder / "Annotations/a0.xml").write_text(voc_xml_text("a0", [("dog", 50, 50, 50.4, 80)]))
+    assert found(tmp_path, images=False)["tiny_box"][0].todo == "it has 4 at --input-size 480"
+
+
+@pytest.mark.parametrize("name", ["labelimg_voc", "tensorflow_csv", "labelme", "coco_with_text_ids", "cvat_yolo"])
+def test_any_layout_is_divided_and_converted_there_and_back(name: str, tmp_path: Path) -> None:
+    LAYOUTS[name][0](tmp_path / "set")
+    report = split_dataset(tmp_path / "set", {"train": 0.75, "val": 0.25})
+    assert report.data == str(tmp_path / "set-split")
+    divided = {split: open_dataset(report.data, split) for split in ("train", "val")}
+    assert {split: len(index) for split, index in divided.items()} == {"train": 6, "val": 2}
+    source = tmp_path / "set"
+    for number, to in enumerate(("voc", "coco", "yolo", "voc")):
+        target = tmp_path / f"step{number}"
+        convert_dataset(source, target, to, progress=False)
+        source = target
+    index = everything(source)
+    assert len(index) == 8
+    for i in range(8):
+        assert boxes_by_class(index, i) == {"dog": list(DOG_BOX), "cat": list(CAT_BOX)}
+
+
+def test_a_full_disk_ends_a_conversion_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LAYOUTS["labelimg_voc"][0](tmp_path / "set")
+
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(RunError, match=r"/out: the disk is full .*nothing was written"):
+        convert_dataset(tmp_path / "set", tmp_path / "out", "yolo", progress=False)
+    assert sorted(os.listdir(tmp_path)) == ["set"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("heic", "HEIC photograph.*pip install pi-heif"), ("12-bit", "12-bit JPEG")]
+)
+def test_pictures_that_cannot_be_decoded_here_say_what_they_are(
+    tmp_path: Path, kind: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("utils.images._register_heif", lambda: False)
+    make_yolo(tmp_path)
+    path = tmp_path / "images/train/p0.jpg"
+    data = path.read_bytes()
+    frame = data.index(b"\xff\xc0") + 4
+    changed = {
+        "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + data,
+        "12-bit": data[:frame] + b"\x0c" + data[frame + 1 :],
+    }
+    path.write_bytes(changed[kind])
+    index = open_dataset(tmp_path, "train")
+    assert len(index) == 3 and codes(index) == {"unsupported_image"}
+    assert re.search(words, str(index.skips[0]))
 
 
 # --- what is no data set ---------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_voc_lists_are_a_data_set_of_their_own_and_the_source_is_untouched(demo:
 
 def test_in_place_must_be_said_and_replaces_nothing_unasked(demo: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--in-place"):
-        split_dataset(demo, SHARES)
+        split_dataset(demo, SHARES, tmp_path / "out", in_place=True)
     own = tmp_path / "own"
     shutil.copytree(demo, own)
     with pytest.raises(UserError, match="--overwrite"):

@@ -37,14 +37,18 @@ class DatasetOptions:
     """What to train on and what to score on."""
 
     data: str | None = option(
-        None, "data set: a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", common=True, metavar="PATH"
+        None, "data set: a folder or file of any layout of docs/DATA.md", common=True, metavar="PATH"
     )
     shards: str | None = option(None, "train on tar shards in this folder or http(s) address (dataset.py shard)")
-    train_split: str | None = option(None, "training split (default: train, or trainval where there is a test)")
-    val_split: str | None = option(None, "validation split (default: val, or test)")
+    image_folder: str | None = option(None, "where the pictures of a COCO JSON are", metavar="DIR")
+    train_split: str | None = option(None, "training split (default: train; made by seed where there is none)")
+    val_split: str | None = option(None, "validation split (default: val, or test; made by seed where there is none)")
     val_data: str | None = option(None, "data set of the validation split (default: --data)")
     classes: str | None = option(
-        None, "file of class names, one a line (default: those of the annotations)", common=True, metavar="FILE"
+        None,
+        "file of class names, one a line, or voc, coco (default: those of the annotations)",
+        common=True,
+        metavar="FILE",
     )
     teacher: tuple[str, ...] = option(
         (), "detections (JSON) or checkpoints of other detectors, as further labels", nargs="+", metavar="FILE"

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from data.division import write_division
 from data.loader import TrainLoader, worker_failure
+from data.open import AUTO_TRAIN
 from data.skips import Skip, used_summary, write_skips_csv
 from evaluation.evaluator import EvaluationResult, evaluate
 from nets.detector import Detector
@@ -135,6 +137,8 @@ class Run:
         if options.run.show_config:
             return
         self.folder = self._folder()
+        if self.train_index.source.get("split") == AUTO_TRAIN and distributed.is_main():
+            write_division(self.folder / "split", self.train_index, self.val_index)
         self.log = TensorBoard(self.folder, options.run.tensorboard and distributed.is_main())
         if checkpoint is not None:
             self._restore(checkpoint)

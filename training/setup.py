@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from data.class_names import read_class_names
+from data.division import AUTO_SEED
 from data.image_cache import build_image_cache
 from data.index import DatasetIndex
 from data.index_cache import cache_folder
 from data.loader import TrainLoader, build_train_loader, multi_scale_sizes
-from data.open import open_dataset
+from data.open import AUTO_TRAIN, AUTO_VAL, open_dataset
 from data.quick_check import quick_check
 from data.shards import ShardSet, build_shard_loader, open_shards
 from data.skips import skips_summary, warn_skips
@@ -48,8 +49,16 @@ def open_data(options: TrainOptions) -> tuple[DatasetIndex, DatasetIndex, ShardS
     names = read_class_names(Path(dataset.classes)) if dataset.classes else None
     shards = None if dataset.shards is None else open_shards(dataset.shards)
     data, split = dataset.data or "", dataset.train_split or "train"
-    train = shards.index if shards is not None else open_dataset(data, split, class_names=names)
-    val = open_dataset(dataset.val_data or data, dataset.val_split or "val", class_names=names or train.class_names)
+    pictures = dataset.image_folder
+    train = shards.index if shards is not None else open_dataset(data, split, names, image_folder=pictures)
+    val_data, val_names = dataset.val_data or data, names or train.class_names
+    val = open_dataset(val_data, dataset.val_split or "val", val_names, image_folder=pictures)
+    if train.source.get("split") == AUTO_TRAIN and val.source.get("split") == AUTO_VAL:
+        say(
+            f"{data} has no split to train and to score on: {len(train)} images to train on and {len(val)} to score, "
+            f"by seed {AUTO_SEED}, every class in both, near-duplicates together (lists: split/ of the run; "
+            f"python dataset.py split {data} writes such a division for good)"
+        )
     if dataset.limit and dataset.limit < len(train):
         chosen = np.random.default_rng(options.run.seed).permutation(len(train))[: dataset.limit]
         train = train.subset(np.sort(chosen))

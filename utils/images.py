@@ -7,6 +7,8 @@ decodes half of a cut JPEG without a word, and believes a header that claims 300
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import io
 import itertools
 import os
@@ -20,7 +22,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from utils.errors import UserError
 from utils.files import FileError, read_ends, read_file, write_file
@@ -28,7 +30,25 @@ from utils.files import FileError, read_ends, read_file, write_file
 MAX_MEGAPIXELS = 100.0
 _JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 IMAGE_SUFFIXES = _JPEG_SUFFIXES | frozenset(
-    {".avif", ".bmp", ".dib", ".gif", ".hdr", ".jp2", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".ras", ".sr"}
+    {
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".hdr",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jp2",
+        ".mpo",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".ras",
+        ".sr",
+    }
     | {".tif", ".tiff", ".webp"}
 )
 _PILLOW_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
@@ -39,7 +59,7 @@ _BYTES_PER_PIXEL = 4  # no picture under the cap in pixels needs a bigger file
 _STRIP_PIXELS = 1 << 20
 # Of the cap, the part for decoders that take more than 10 bytes a pixel: it is there to keep below 1 GB. Measured:
 # JPEG 2000 19, animated WebP 16, progressive CMYK 12, AVIF 11 bytes (docs/RELIABILITY.md).
-_SHARE = {"jpeg2000": 0.5, "animation": 0.5, "progressive": 0.75, "avif": 0.8}
+_SHARE = {"jpeg2000": 0.5, "animation": 0.5, "progressive": 0.75, "avif": 0.8, "heif": 0.8}
 # A progressive JPEG is decoded whole for each of its scans, of which 174 kB hold thousands. Encoders write 10 or so.
 MAX_SCANS = 100
 MAX_SCANNED_MEGAPIXELS = 2000.0  # pixels x scans: about a second of decoding above that of the pixels
@@ -277,7 +297,9 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
         length = data[position + 2] << 8 | data[position + 3]
         if marker in _START_OF_FRAME:
             precision, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
-            kind = "jpeg" if precision == 8 and components in (1, 3) else "other"
+            if precision != 8:
+                return ImageHeader(height, width, orientation, f"{precision}-bit JPEG", position)
+            kind = "jpeg" if components in (1, 3) else "other"
             kind = "progressive" if kind == "other" and marker == _PROGRESSIVE else kind
             return ImageHeader(height, width, orientation, kind, position)
         if marker in (_START_OF_SCAN, _END_OF_IMAGE):
@@ -357,9 +379,46 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
+def _heif_brand(data: bytes) -> str:
+    """`HEIC` or `AVIF` by the brands of the file's first box, empty for what is neither (ISO 23008-12)."""
+    if data[4:8] != b"ftyp":
+        return ""
+    brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+    if b"avif" in brands or b"avis" in brands:
+        return "AVIF"
+    return "HEIC" if any(brand in brands for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1")) else ""
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """The formats that Pillow may take a picture for."""
+    return ("HEIF",) if _heif_brand(data) == "HEIC" else _PILLOW_FORMATS
+
+
+@functools.cache
+def _register_heif() -> bool:
+    """Teach Pillow to read HEIC, if one of the two packages that can is installed."""
+    for name in ("pi_heif", "pillow_heif"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name).register_heif_opener()
+            return True
+    return False
+
+
+def _check_heif(data: bytes, where: object) -> None:
+    """Say what a HEIC or AVIF picture is where it cannot be decoded here."""
+    brand = _heif_brand(data)
+    if brand == "HEIC" and not _register_heif():
+        what = "is a HEIC photograph (Apple's format), which needs another package"
+        raise ImageError("unsupported_image", where, what, "pip install pi-heif (or pillow-heif), or export it as JPEG")
+    if brand == "AVIF" and not features.check("avif"):
+        what = "is an AVIF picture, which this version of Pillow cannot decode"
+        raise ImageError("unsupported_image", where, what, "pip install 'pillow>=11.3', or convert it to JPEG")
+
+
 def _pillow_header(data: bytes, where: object) -> ImageHeader:
+    _check_heif(data, where)
     try:
-        with _without_warnings(), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        with _without_warnings(), Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             width, height = image.size
             # Pillow turns a TIFF by itself and states the size of the result
             orientation = 1 if image.format in ("TIFF", "PNG") else image.getexif().get(_ORIENTATION_TAG, 1)
@@ -392,6 +451,9 @@ def _exif_orientation(exif: bytes) -> int:
 def _checked(header: ImageHeader, where: object, max_megapixels: float) -> ImageHeader:
     if header.height < 1 or header.width < 1:
         raise ImageError("corrupt_image", where, f"claims {header.width}x{header.height} pixels", "use another copy")
+    if header.kind.endswith("-bit JPEG"):
+        what = f"is a {header.kind} (medical and scientific cameras write them), which no decoder here reads"
+        raise ImageError("unsupported_image", where, what, "convert it to 8 bits or to PNG")
     limit = max_megapixels * _SHARE.get(header.kind, 1.0)
     if header.height * header.width > limit * 1e6:
         what = f"claims {header.width}x{header.height} pixels, the limit is {limit:g} megapixels"
@@ -478,7 +540,7 @@ def _check_png(data: bytes, where: object) -> None:
 def _decode_with_pillow(held: list[bytes], where: object) -> np.ndarray:
     buffer = io.BytesIO(held[0])  # shares the bytes
     try:
-        with _without_warnings(), Image.open(buffer, formats=_PILLOW_FORMATS) as image:
+        with _without_warnings(), Image.open(buffer, formats=_formats(held[0])) as image:
             image.load()
             held.clear()
             buffer.close()

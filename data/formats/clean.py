@@ -14,6 +14,7 @@ from tqdm import tqdm
 from data.index import DatasetIndex
 from data.skips import Skip
 from utils.images import ImageError, ImageHeader, read_header, turn_boxes
+from utils.pools import stopping_at_once
 
 HUGE = 1e6  # pixels; no picture under the cap in megapixels is that wide and no box means it
 TOLERANCE = 1.0  # pixels; rounding, and counting from 0 or 1, put boxes this far outside: clipped without a note
@@ -130,7 +131,7 @@ def _read_headers(raw: RawSplit, skips: list[Skip], max_megapixels: float) -> li
 
     bar = tqdm(total=len(raw.paths), desc=f"{raw.name}: headers", delay=2, leave=False)
     headers: list[ImageHeader | None] = []
-    with bar, ThreadPoolExecutor(4) as pool:  # a cold disk answers several questions at once
+    with bar, stopping_at_once(ThreadPoolExecutor(4)) as pool:  # a cold disk answers several questions at once
         for answer in pool.map(read, raw.paths, chunksize=64):
             bar.update()
             if isinstance(answer, ImageError):

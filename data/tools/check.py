@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from data.class_names import read_class_names
-from data.formats.voc import MAX_SPLIT_BYTES, VocFolder, annotation_path, find_voc_years, list_voc_splits
-from data.formats.yolo_txt import label_path
+from data.formats.folder import Folder
+from data.formats.places import annotation_file, box_where
+from data.formats.voc import ALL, MAX_SPLIT_BYTES, VocFolder, find_voc_years, list_voc_splits
+from data.formats.yolo_rows import label_path
 from data.index import DatasetIndex
-from data.open import list_splits, match_split, open_dataset, recognise_format
-from data.quick_check import FEW, check_classes, check_overlap
-from data.tools.findings import ERROR, INFO, WARNING, CheckReport, Finding, finding, some_names
+from data.open import list_splits, match_split, open_dataset, recognise
+from data.quick_check import FEW, check_class_names, check_classes, check_overlap, check_sizes
+from data.tools.check_page import write_check_page
+from data.tools.duplicates import check_duplicates
+from data.tools.findings import CODES, ERROR, INFO, WARNING, CheckReport, Finding, finding, some_names
 from data.tools.fix import check_target, write_fixed_copy
-from data.tools.hashing import similar_pairs
 from data.tools.look import Look, look_at_all
 from utils.config import option, parse_options
 from utils.errors import UserError, printable
@@ -28,25 +30,11 @@ from utils.files import FileError, read_lines, write_file
 from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 
 TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
+LARGEST_INPUT = 1280  # beyond this, tiles are cheaper
 SUSPICIOUS = 0.3  # share of clipped boxes beyond which the boxes are probably of another format
 
 
 # --- boxes -----------------------------------------------------------------------------------------------------------
-
-
-def box_where(index: DatasetIndex, image: int, box: int) -> str:
-    """The place of a box in its annotation: `file:line`, or `file: annotation id`."""
-    kind, path = index.source.get("format"), index.path(image)
-    reference = "" if index.box_refs is None else str(index.box_refs[box])
-    if (file := index.source.get("label_files", {}).get(str(path))) is not None:
-        return f"{file}{index.source.get('unit', ':')}{reference}"
-    if kind == "voc":
-        return f"{annotation_path(path)}:{reference}"
-    if kind == "yolo":
-        return f"{label_path(path)}:{reference}"
-    if kind == "coco":
-        return f"{index.source['json']}: annotation id {reference}"
-    return f"{path}: box {box - index.offsets[image]}"
 
 
 def check_boxes(index: DatasetIndex, split: str, input_size: int) -> list[Finding]:
@@ -58,7 +46,10 @@ def check_boxes(index: DatasetIndex, split: str, input_size: int) -> list[Findin
         sides = (index.boxes[:, 2:] - index.boxes[:, :2]).min(1) * scale
         for m in np.flatnonzero((sides < TINY) & ~index.crowd):
             what = f"the {index.class_names[index.labels[m]]} is {sides[m]:.1f} pixels at input size {input_size}"
-            findings.append(finding("tiny_box", box_where(index, int(owner[m]), int(m)), what, "", split))
+            enough = int(np.ceil(input_size * TINY / max(sides[m], 1e-3) / 32)) * 32
+            todo = f"it has {TINY:g} at --input-size {enough}" if enough <= LARGEST_INPUT else "cut tiles (--tile)"
+            found = finding("tiny_box", box_where(index, int(owner[m]), int(m)), what, todo, split)
+            findings.append(found.with_box(str(index.path(int(owner[m]))), index.boxes[m]))
     return findings + _check_format(index, split)
 
 
@@ -70,15 +61,15 @@ def _check_twins(index: DatasetIndex, owner: np.ndarray, split: str) -> list[Fin
     for first, second in zip(order[:-1][same], order[1:][same], strict=True):
         first, second = min(first, second), max(first, second)
         one, other = (index.class_names[index.labels[m]] for m in (first, second))
+        picture, box = str(index.path(int(owner[first]))), index.boxes[second]
         where, before = (box_where(index, int(owner[m]), int(m)) for m in (second, first))
         before = before.rsplit(os.sep, 1)[-1]
         if one == other:
-            findings.append(
-                finding("duplicate_box", where, f"the {one} is the same as at {before}", "remove one", split)
-            )
+            found = finding("duplicate_box", where, f"the {one} is the same as at {before}", "remove one", split)
         else:
             what = f"the {other} has the box of the {one} at {before}"
-            findings.append(finding("conflicting_box", where, what, "remove the wrong one", split))
+            found = finding("conflicting_box", where, what, "remove the wrong one", split)
+        findings.append(found.with_box(picture, box))
     return findings
 
 
@@ -123,57 +114,6 @@ def check_looks(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) 
     return findings + check_duplicates(indices, looks)
 
 
-def check_duplicates(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[Finding]:
-    """Pictures with the same bytes, or nearly the same content, in one or two splits."""
-    places = [(split, i) for split, index in indices.items() for i in range(len(index))]
-    files = [os.path.realpath(indices[split].path(i)) for split, i in places]
-    seen = [looks[split][i] for split, i in places]
-    findings, exact = [], set()
-    by_digest: dict[bytes, list[int]] = {}
-    for number, look in enumerate(seen):
-        if look.digest:
-            by_digest.setdefault(look.digest, []).append(number)
-    for numbers in by_digest.values():
-        for other in numbers[1:]:
-            exact.add((numbers[0], other))
-            findings += _twin_pictures(
-                "same_image", "duplicate_image", "is byte for byte", places, files, numbers[0], other
-            )
-    hashes = np.array([look.hash for look in seen], np.uint64).reshape(-1, 2)
-    for first, second in zip(*similar_pairs(hashes), strict=True):
-        if seen[first].digest != seen[second].digest and _looks_same(seen[first], seen[second]):
-            findings += _twin_pictures("near_duplicate", None, "is nearly", places, files, int(first), int(second))
-    return findings
-
-
-def _twin_pictures(
-    across: str,
-    within: str | None,
-    words: str,
-    places: list[tuple[str, int]],
-    files: list[str],
-    first: int,
-    second: int,
-) -> list[Finding]:
-    (split, _), (other, _) = places[first], places[second]
-    if files[first] == files[second]:
-        return []  # one file in two splits: told by check_overlap
-    if split != other:
-        what = f"of {other} {words} {files[first]} of {split}"
-        return [finding(across, files[second], what, "leave it in one of them", f"{split}+{other}")]
-    if within is None:
-        return []
-    return [finding(within, files[second], f"{words} {files[first]}", "remove one of them", split)]
-
-
-def _looks_same(one: Look, other: Look) -> bool:
-    """Whether two thumbnails are the same but for brightness and contrast: a second opinion on two near hashes."""
-    first, second = (np.frombuffer(look.thumbnail, np.uint8).astype(np.float64) for look in (one, other))
-    if min(first.std(), second.std()) < 1:
-        return False
-    return bool(np.corrcoef(first, second)[0, 1] > 0.97)
-
-
 # --- files that nothing uses -----------------------------------------------------------------------------------------
 
 
@@ -184,7 +124,9 @@ def check_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
         return _voc_strays(next(iter(indices.values())).source["root"])
     if kinds == {"yolo"}:
         return _yolo_strays(indices)
-    return _coco_strays(indices) if kinds == {"coco"} else []
+    if kinds == {"coco"}:
+        return _coco_strays(indices)
+    return _other_strays(indices) if indices else []
 
 
 def _voc_strays(root: str) -> list[Finding]:
@@ -207,7 +149,7 @@ def _voc_strays(root: str) -> list[Finding]:
         if plain:
             what = f"{len(plain)} pictures have no annotation and are in no split: {some_names(plain, 5)}"
             findings.append(finding("image_without_annotation", path / "JPEGImages", what))
-        if annotated:
+        if annotated and splits[year] != [ALL]:
             what = f"{len(annotated)} annotated pictures are in no split: {some_names(annotated, 5)}"
             findings.append(finding("not_in_a_split", path / "JPEGImages", what, "add them to a split"))
     return findings
@@ -218,7 +160,7 @@ def _yolo_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
     split_of: dict[str, str] = {}  # the first split that uses each folder of labels, for the message
     labels: set[str] = set()  # of all splits: list files let several share one folder
     for split, index in indices.items():
-        own = {label_path(os.path.abspath(index.path(i))) for i in range(len(index))}
+        own = {os.path.abspath(annotation_file(index, str(index.path(i)))) for i in range(len(index))}
         own |= {label_path(os.path.abspath(skip.where)) for skip in index.skips if skip.kind == "image"}
         labels |= own
         for path in own:
@@ -227,9 +169,27 @@ def _yolo_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         for name in names:
             path = os.path.join(folder, name)
-            if name.endswith(".txt") and name != "classes.txt" and f"{os.sep}labels" in folder and path not in labels:
+            is_label = name.endswith(".txt") and name != "classes.txt" and f"{os.sep}labels" in folder.casefold()
+            if is_label and path not in labels:
                 findings.append(finding("annotation_without_image", path, "belongs to no picture", "", split))
     return findings
+
+
+def _other_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
+    """Pictures of a layout without lists that have no annotation."""
+    index = next(iter(indices.values()))
+    used = {os.path.realpath(each.path(i)) for each in indices.values() for i in range(len(each))}
+    used |= {os.path.realpath(skip.where.rsplit(":", 1)[0]) for each in indices.values() for skip in each.skips}
+    folder = Folder(index.source["root"])
+    spare = [path for path in folder.pictures if os.path.realpath(path) not in used]
+    if not spare:
+        return []
+    what = f"{len(spare)} of {len(folder.pictures)} pictures have no annotation: "
+    what += some_names([folder.relative(path) for path in spare], 5)
+    found = finding(
+        "image_without_annotation", folder.root, what, "annotate them if they should be learnt", "", len(spare)
+    )
+    return [found.with_pictures(spare)]
 
 
 def _coco_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
@@ -254,20 +214,21 @@ def _coco_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
 class CheckOptions:
     """The options of `dataset.py check`."""
 
-    data: str = option("", "VOCdevkit, COCO folder or JSON, or data.yaml", positional=True, metavar="DATA")
+    data: str = option("", "a data set of any layout of docs/DATA.md", positional=True, metavar="DATA")
     split: tuple[str, ...] = option((), "the splits to check; all that train and score by default", metavar="NAME")
     classes: str | None = option(
         None, "a file of class names, one a line; without it the data set's own", metavar="FILE"
     )
     input_size: int = option(416, "size of training, pixels: what is tiny depends on it", low=32, high=4096)
     json: str | None = option(None, "write the whole report here", metavar="FILE")
+    report: str | None = option(None, "write a page with pictures of what is suspicious", metavar="FILE.html")
     fix: str | None = option(None, "write a corrected copy into this new folder", metavar="DIR")
     images: bool = option(True, "decode every picture and look for the same one in two splits")
     show: int = option(3, "findings of each kind to print; the JSON has all", low=0)
     workers: int | None = option(None, "processes that decode; one a core by default", low=0, high=256)
     max_megapixels: float = option(MAX_MEGAPIXELS, "refuse pictures that claim more", above=0)
     cache: bool = option(True, "keep what was read in the user's cache folder")
-    overwrite: bool = option(False, "write over an existing --json file")
+    overwrite: bool = option(False, "write over an existing --json or --report file")
 
 
 def check_dataset(
@@ -299,7 +260,8 @@ def check_dataset(
         UserError: if there is no data set or no such split.
     """
     start = time.perf_counter()
-    report = CheckReport(os.fspath(data), recognise_format(data))
+    found = recognise(data)
+    report = CheckReport(os.fspath(data), found.format.name, f"{found.format.title}: {found.why}")
     names = list(splits) or _splits_to_check(data, report)
     if splits and report.kind != "voc":
         names = [match_split(data, name) for name in splits]
@@ -315,7 +277,8 @@ def check_dataset(
     for number, (name, index) in enumerate(indices.items()):
         report.findings += _check_split(index, name, input_size, is_training=number == 0)
         report.splits[name] = _describe(index)
-    report.findings += check_overlap(indices) + check_strays(indices)
+    report.findings = list(dict.fromkeys(report.findings))  # what was left out of the whole is told by every split
+    report.findings += check_class_names(indices) + check_overlap(indices) + check_strays(indices)
     looks: dict[str, list[Look]] = {}
     if images:
         looks = _look(indices, max_megapixels, workers)
@@ -337,7 +300,10 @@ def _splits_to_check(data: str | os.PathLike[str], report: CheckReport) -> list[
 
 
 def _check_split(index: DatasetIndex, name: str, input_size: int, is_training: bool) -> list[Finding]:
-    findings = [finding(skip.code, skip.where, skip.what, skip.todo, name, skip.count) for skip in index.skips]
+    shared = index.source.get("split_of") is not None  # a format that is read as a whole says it of all splits
+    findings = [
+        finding(skip.code, skip.where, skip.what, skip.todo, "" if shared else name, skip.count) for skip in index.skips
+    ]
     where = index.source.get("json") or index.source.get("root", index.name)
     if not len(index):
         findings.append(finding("empty_split", where, f"split {name} has no image that can be used", "", name))
@@ -345,7 +311,8 @@ def _check_split(index: DatasetIndex, name: str, input_size: int, is_training: b
         found = index.source.get("found_classes", {})
         what = f"split {name} has no box of any class; found {some_names(list(found)) or 'no object at all'}"
         findings.append(finding("no_boxes", where, what, "give the class file that belongs to this data", name))
-    return findings + check_boxes(index, name, input_size) + check_classes(index, name, is_training)
+    findings += check_boxes(index, name, input_size) + check_sizes(index, name)
+    return findings + (check_classes(index, name) if is_training else [])
 
 
 def _describe(index: DatasetIndex) -> dict[str, object]:
@@ -358,6 +325,7 @@ def _describe(index: DatasetIndex) -> dict[str, object]:
         "crowd": int(index.crowd.sum()),
         "images_skipped": sum(skip.count for skip in index.skips if skip.kind == "image"),
         "boxes_dropped": sum(skip.count for skip in index.skips if skip.kind == "box"),
+        "without_labels": index.source.get("no_label", []),
         "classes": dict(zip(index.class_names, counts, strict=True)),
     }
 
@@ -370,18 +338,18 @@ def _look(indices: dict[str, DatasetIndex], max_megapixels: float, workers: int 
 
 
 def print_report(report: CheckReport, shown: int) -> None:
-    """The findings by severity and code, the worst first, at most `shown` of each code."""
+    """What kinds of findings there are, the worst first: a line a kind, and `shown` examples of each."""
+    print(f"{printable(report.data)}: {printable(report.why)}")
     for name, facts in report.splits.items():
         words = f"{facts['images']} images ({facts['images_without_boxes']} without boxes), {facts['boxes']} boxes"
         print(f"{name}: {words}, {facts['images_skipped']} images skipped, {facts['boxes_dropped']} boxes dropped")
-    for severity in (ERROR, WARNING, INFO):
-        of_severity = [each for each in report.findings if each.severity == severity]
-        for code, times in Counter(each.code for each in of_severity).most_common():
-            print(f"\n{severity} {code} ({times})")
-            for each in [each for each in of_severity if each.code == code][:shown]:
+    for severity, codes in report.by_severity():
+        for code, findings in codes:
+            print(f"\n{severity} {code} ({sum(each.count for each in findings)}): {CODES[code][1]}")
+            for each in findings[:shown]:
                 print(f"  {each}")
-            if times > shown:
-                print(f"  ... and {times - shown} more")
+            if len(findings) > shown:
+                print(f"  ... and {len(findings) - shown} more")
     counts = ", ".join(f"{report.count(severity)} {words}" for severity, words in _PLURAL.items())
     print(f"\n{printable(report.data)}: {counts}, in {report.seconds:.1f} s")
 
@@ -392,8 +360,9 @@ _PLURAL = {ERROR: "errors", WARNING: "warnings", INFO: "notes"}
 def main(argv: list[str] | None = None) -> int:
     """`dataset.py check`: 0 if there is no error, 1 if there is one."""
     options = parse_options(CheckOptions, argv, description=__doc__ or "", prog="dataset.py check")
-    if options.json and os.path.lexists(options.json) and not options.overwrite:
-        raise UserError("--json", f"{options.json} exists", "add --overwrite, or choose another name")
+    for name, file in (("--json", options.json), ("--report", options.report)):
+        if file and os.path.lexists(file) and not options.overwrite:
+            raise UserError(name, f"{file} exists", "add --overwrite, or choose another name")
     if options.fix:
         check_target(Path(options.fix), Path(options.data))
     if options.fix and not options.images:
@@ -404,6 +373,9 @@ def main(argv: list[str] | None = None) -> int:
     print_report(report, options.show)
     if options.json:
         write_file(options.json, report.to_json().encode("utf-8", "backslashreplace"))
+    if options.report:
+        write_check_page(options.report, report, indices)
+        print(f"pictures of it: {options.report}")
     if options.fix:
         for line in write_fixed_copy(Path(options.fix), indices, looks):
             print(line)

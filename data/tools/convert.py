@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.class_names import VOC_CLASS_NAMES, read_class_names
+from data.class_names import read_class_names
 from data.formats.voc import MAX_XML_BYTES, annotation_path, parse_voc_xml
 from data.formats.writers import (
     coco_annotation,
@@ -27,12 +27,14 @@ from data.formats.writers import (
 from data.formats.yolo_txt import SPLIT_KEYS
 from data.index import DatasetIndex
 from data.open import list_splits, match_split, open_dataset
+from data.tools.new_folder import new_folder
 from utils.config import option, parse_options
 from utils.errors import UserError
 from utils.files import FileError, read_file
 
 FORMATS = ("voc", "coco", "yolo")
 REPORT = "conversion_report.json"
+YEAR = "VOC2007"  # the folder that pictures of another format go to
 KEPT_FIELDS = ("pose", "truncated", "occluded")  # of VOC's objects; COCO holds them as additional keys
 _VOC_KNOWN = {"name", "difficult", "bndbox", *KEPT_FIELDS}
 _COCO_EXTRAS = ("segmentation", "keypoints", "supercategory", "coco_url", "flickr_url", "date_captured", "license")
@@ -127,7 +129,7 @@ def convert_dataset(
         split: one split, or `all`.
         class_names: the classes in the order of the labels; None takes the source's.
         link: make hard links to the pictures instead of copies, where the disk allows it.
-        year: name of the VOC folder; None takes the source's, or one that keeps the order of the classes.
+        year: name of the VOC folder; None takes the source's, else `VOC2007`.
         progress: show a bar.
 
     Raises:
@@ -146,16 +148,11 @@ def convert_dataset(
     report.splits = {name: {"images": len(index), "boxes": index.num_boxes} for name, index in indexes.items()}
     report.skipped = [str(skip) for index in indexes.values() for skip in index.skips][:MAX_LISTED]
 
-    partial = target.with_name(f".{target.name}.partial")  # an interrupted conversion leaves nothing that looks whole
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    converter = _Converter(indexes, partial, report, link, progress)
-    {"voc": converter.to_voc, "coco": converter.to_coco, "yolo": converter.to_yolo}[to](year)
-    text = json.dumps(asdict(report), indent=2, ensure_ascii=False)
-    (partial / REPORT).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    if target.exists():
-        target.rmdir()
-    partial.rename(target)
+    with new_folder(target) as partial:
+        converter = _Converter(indexes, partial, report, link, progress)
+        {"voc": converter.to_voc, "coco": converter.to_coco, "yolo": converter.to_yolo}[to](year)
+        text = json.dumps(asdict(report), indent=2, ensure_ascii=False)
+        (partial / REPORT).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     return report
 
 
@@ -183,9 +180,8 @@ def _open_all(source: Path, names: Sequence[str], class_names: Sequence[str] | N
     known = [index.class_names for index in indexes.values()]
     if class_names is None and len(set(known)) > 1:
         union = dict.fromkeys(name for each in known for name in each)
-        together = VOC_CLASS_NAMES if VOC_CLASS_NAMES in known and set(union) <= set(VOC_CLASS_NAMES) else tuple(union)
-        if next(iter(indexes.values())).source["format"] == "voc" and together is not VOC_CLASS_NAMES:
-            together = tuple(sorted(union))
+        is_voc = next(iter(indexes.values())).source["format"] == "voc"
+        together = tuple(sorted(union)) if is_voc else tuple(union)
         indexes = {name: open_dataset(source, name, together, allow_empty=True) for name in names}
     return indexes
 
@@ -237,7 +233,8 @@ class _Converter:
 
     def items(self, index: DatasetIndex, split: str) -> Iterator[_Item]:
         """The images of a split."""
-        is_voc = index.source["format"] == "voc"
+        is_voc = index.source["format"] in ("voc", "xml")
+        xml_of = index.source.get("label_files", {})
         coco = self.coco_fields[index.source.get("json", "")]
         bar = tqdm(range(len(index)), desc=split, unit="image", leave=False, disable=None if self.progress else True)
         for i in bar:
@@ -246,7 +243,8 @@ class _Converter:
             refs = None if index.box_refs is None else index.box_refs[part]
             fields: list[dict[str, str]] = [{} for _ in range(part.stop - part.start)]
             if is_voc and refs is not None:
-                fields = _voc_fields(path, refs, self.report, new=path not in self.written)
+                xml = xml_of.get(str(path)) or annotation_path(path)
+                fields = _voc_fields(Path(xml), refs, self.report, new=path not in self.written)
             elif coco and refs is not None:
                 fields = [coco.get(int(ref), {}) for ref in refs]
             yield _Item(
@@ -302,7 +300,7 @@ class _Converter:
                     self._lose_coco(item)
             write_lines(home / "ImageSets" / "Main" / f"{split}.txt", lines)
         write_lines(self.root / "classes.txt", self.class_names)
-        if self.class_names not in (VOC_CLASS_NAMES, tuple(sorted(self._found()))):
+        if self.class_names != tuple(sorted(self._found())):
             self.report.lose("order or list of the classes, kept in classes.txt: give it as --classes")
         self._lose_category_ids()
 
@@ -362,12 +360,12 @@ class _Converter:
         self._lose_category_ids()
 
     def _year(self) -> str:
-        """The source's own year, or a name under which VOC's readers find the classes in the same order."""
+        """The source's own year, if it is VOC of one year."""
         index = next(iter(self.indexes.values()))
         years = {path.parts[path.parts.index("JPEGImages") - 1] for path in self.names if "JPEGImages" in path.parts}
         if index.source["format"] == "voc" and len(years) == 1:
             return years.pop()
-        return "VOC2000" if self.class_names == VOC_CLASS_NAMES else "VOC0000"
+        return YEAR
 
     def _found(self) -> set[str]:
         return {self.class_names[k] for index in self.indexes.values() for k in np.unique(index.labels)}
@@ -407,9 +405,8 @@ class _Converter:
             self.report.lose(f"COCO category id, kept in {REPORT}", len(ids))
 
 
-def _voc_fields(image: Path, lines: np.ndarray, report: ConversionReport, new: bool) -> list[dict[str, str]]:
+def _voc_fields(xml: Path, lines: np.ndarray, report: ConversionReport, new: bool) -> list[dict[str, str]]:
     """Pose, truncated and occluded of the objects that stand on these lines; notes what else the file says of them."""
-    xml = annotation_path(image)
     try:
         annotation = parse_voc_xml(read_file(xml, MAX_XML_BYTES), xml)
     except FileError:  # changed since the index was read
@@ -461,7 +458,7 @@ def _unique(ids: np.ndarray) -> bool:
 class ConvertOptions:
     """Options of `dataset.py convert`."""
 
-    source: str = option("", "a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", positional=True, metavar="SRC")
+    source: str = option("", "a data set of any layout of docs/DATA.md", positional=True, metavar="SRC")
     target: str = option("", "folder to write, which must not exist or be empty", positional=True, metavar="DST")
     to: str | None = option(None, "the format to write", choices=FORMATS)
     split: str = option("all", "one split, or all")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from utils.errors import printable
@@ -15,6 +15,7 @@ CODES = {  # every code, how bad it is, and what it means
     "missing_image": (ERROR, "a split or annotation names a picture that is not there"),
     "empty_file": (ERROR, "a picture has no bytes"),
     "not_an_image": (ERROR, "a file is no picture: a web page, a Git LFS pointer, something else"),
+    "unsupported_image": (ERROR, "a picture of a kind that cannot be decoded here: HEIC, AVIF, JPEG of 12 bits"),
     "truncated_image": (ERROR, "a picture is cut off"),
     "corrupt_image": (ERROR, "a picture cannot be decoded"),
     "damaged_image": (WARNING, "a picture can be decoded, but the decoder complains of its data"),
@@ -79,13 +80,15 @@ CODES = {  # every code, how bad it is, and what it means
     "zero_based_box": (WARNING, "VOC coordinates begin at 0, where the format counts from 1"),
     # classes
     "unknown_class": (ERROR, "boxes of a class that is not in the list"),
-    "similar_classes": (WARNING, "two class names differ only in case, spaces or punctuation"),
+    "similar_classes": (WARNING, "two class names are probably one: case, punctuation, or a typing error"),
     "class_without_boxes": (WARNING, "a class has no box in the training split"),
     "class_imbalance": (WARNING, "the commonest class has far more boxes than the rarest"),
     "few_boxes": (INFO, "classes with very few boxes"),
     # splits
     "same_image": (ERROR, "the same picture is in two splits"),
     "near_duplicate": (WARNING, "nearly the same picture is in two splits"),
+    "small_split": (WARNING, "a split has very few pictures or boxes"),
+    "mostly_without_boxes": (WARNING, "most pictures of a split have no box"),
     "duplicate_image": (WARNING, "the same picture is in one split twice"),
 }
 
@@ -102,6 +105,8 @@ class Finding:
         todo: what to do about it.
         split: the split it was found in; empty if it is about several.
         count: how many of its kind it stands for.
+        pictures: the files that it is about, for the page.
+        box: xyxy pixels of the box that it is about.
     """
 
     severity: str
@@ -111,6 +116,16 @@ class Finding:
     todo: str = ""
     split: str = ""
     count: int = 1
+    pictures: tuple[str, ...] = ()
+    box: tuple[float, ...] | None = None
+
+    def with_pictures(self, paths: Sequence[str]) -> Finding:
+        """The same, with the pictures that it is about."""
+        return replace(self, pictures=tuple(paths))
+
+    def with_box(self, picture: str, box: Sequence[float]) -> Finding:
+        """The same, with the box that it is about."""
+        return replace(self, pictures=(picture,), box=tuple(float(value) for value in box))
 
     def __str__(self) -> str:
         todo = f"; {self.todo}" if self.todo else ""
@@ -123,6 +138,7 @@ class CheckReport:
 
     data: str
     kind: str
+    why: str = ""
     findings: list[Finding] = field(default_factory=list)
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -130,6 +146,15 @@ class CheckReport:
     def count(self, severity: str) -> int:
         """How many findings of a severity."""
         return sum(each.count for each in self.findings if each.severity == severity)
+
+    def by_severity(self) -> Iterator[tuple[str, list[tuple[str, list[Finding]]]]]:
+        """The findings by severity, the worst first, and by code, the most frequent first."""
+        for severity in (ERROR, WARNING, INFO):
+            by_code: dict[str, list[Finding]] = {}
+            for each in self.findings:
+                if each.severity == severity:
+                    by_code.setdefault(each.code, []).append(each)
+            yield severity, sorted(by_code.items(), key=lambda item: -sum(each.count for each in item[1]))
 
     @property
     def is_clean(self) -> bool:
@@ -139,7 +164,13 @@ class CheckReport:
     def to_json(self) -> str:
         """The report as JSON text."""
         counts = {severity: self.count(severity) for severity in (ERROR, WARNING, INFO)}
-        content = {"data": self.data, "format": self.kind, "seconds": round(self.seconds, 2), "counts": counts}
+        content = {
+            "data": self.data,
+            "format": self.kind,
+            "why": self.why,
+            "seconds": round(self.seconds, 2),
+            "counts": counts,
+        }
         content |= {"splits": self.splits, "findings": [asdict(each) for each in self.findings]}
         return json.dumps(content, indent=1, default=str)
 

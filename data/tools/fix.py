@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from data.index import DatasetIndex
 from data.skips import Skip, write_skips_csv
 from data.tools.findings import CODES, ERROR
 from data.tools.look import Look
+from data.tools.new_folder import new_folder
 from utils.errors import UserError
 from utils.files import MEGABYTE, FileError, read_file
 
@@ -66,17 +66,11 @@ def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict
     removed: list[Skip] = []
     parts = _choose(indices, looks, removed)
     kind = next(iter(indices.values())).source.get("format") if indices else None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    temporary.mkdir()
-    try:
-        {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}[str(kind)](temporary, parts)
-        _write_list(temporary / "fixed.csv", [skip for index in indices.values() for skip in index.skips] + removed)
-        if target.is_dir():
-            target.rmdir()
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(target) as temporary:
+        writers = {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}
+        writers.get(str(kind), _write_yolo)(temporary, parts)
+        skips = [skip for index in indices.values() for skip in index.skips]
+        write_skips_csv(temporary / "fixed.csv", [*skips, *removed])
     lines = []
     for part in parts:
         before = indices[part.split]
@@ -117,10 +111,6 @@ def _without_twins(index: DatasetIndex, removed: list[Skip]) -> DatasetIndex:
         what = f"a {index.class_names[index.labels[m]]} is there twice; one is left out"
         removed.append(Skip("box", "duplicate_box", str(index.path(int(owner[m]))), what))
     return index.keep_boxes(keep)
-
-
-def _write_list(path: Path, skips: Sequence[Skip]) -> None:
-    write_skips_csv(path, skips)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -188,17 +178,23 @@ def _write_coco(target: Path, parts: Sequence[_Part]) -> None:
     (target / "annotations").mkdir()
     for part in parts:
         index = part.index
-        home = index.source["dependencies"]["folders"][0]
+        folders = [str(index.path(i).parent) for i in range(len(index))]
+        home = os.path.commonpath(folders) if folders else ""
         images = []
         for i in tqdm(range(len(index)), desc=f"write {part.split}", delay=2, leave=False):
             name = os.path.relpath(index.path(i), home)
             _copy(index.path(i), target / part.split / name)
             height, width = (int(side) for side in index.sizes[i])
-            images.append({"id": int(index.image_ids[i]), "file_name": name, "height": height, "width": width})
+            images.append({"id": _coco_id(index, i), "file_name": name, "height": height, "width": width})
         categories = index.category_ids or tuple(range(1, len(index.class_names) + 1))
         classes = [{"id": n, "name": name} for n, name in zip(categories, index.class_names, strict=True)]
         path = target / "annotations" / f"instances_{part.split}.json"
         write_coco_json(path, classes, images, _coco_annotations(index, categories))
+
+
+def _coco_id(index: DatasetIndex, i: int) -> int:
+    identity = index.image_ids[i].item()
+    return identity if isinstance(identity, int) else i + 1
 
 
 def _coco_annotations(index: DatasetIndex, categories: Sequence[int]) -> list[dict[str, Any]]:
@@ -210,7 +206,7 @@ def _coco_annotations(index: DatasetIndex, categories: Sequence[int]) -> list[di
     annotations = []
     for m in range(index.num_boxes):
         area = None if index.areas is None else float(index.areas[m])
-        numbers = (int(ids[m]) if fine else m + 1, int(index.image_ids[owner[m]]), categories[index.labels[m]])
+        numbers = (int(ids[m]) if fine else m + 1, _coco_id(index, int(owner[m])), categories[index.labels[m]])
         annotation = coco_annotation(*numbers, index.boxes[m], bool(index.crowd[m]), area)
         annotations.append(annotation | ({"difficult": 1} if index.difficult[m] else {}))
     return annotations

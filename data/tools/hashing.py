@@ -12,10 +12,11 @@ import numpy as np
 
 from data.index import DatasetIndex
 from utils.images import ImageError, read_image
+from utils.pools import stopping_at_once
 
 HASH_SIDE = 8  # a hash compares 8 x 8 neighbours, once to the right and once down: 128 bits
 MAX_DISTANCE = 8  # of 128 bits; rescaling and recompression change fewer, other photographs more (see tests)
-MIN_DECODED = 64  # pixels of the sides that suffice; a JPEG is decoded no larger than it need be
+HASHED_SIZE = (64, 64)  # pixels that suffice; a JPEG is decoded no larger than it need be
 
 
 def image_hashes(index: DatasetIndex, workers: int | None = None) -> np.ndarray:
@@ -30,7 +31,8 @@ def file_hashes(paths: Sequence[str | Path], workers: int | None = None) -> np.n
     """(N, 2) uint64 hashes of image files; see `image_hashes`."""
     if not len(paths):
         return np.zeros((0, 2), np.uint64)
-    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:  # OpenCV decodes outside the GIL
+    executor = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))  # OpenCV decodes outside the GIL
+    with stopping_at_once(executor) as pool:
         return np.stack(list(pool.map(_file_hash, paths)))
 
 
@@ -49,7 +51,7 @@ def picture_hash(image: np.ndarray) -> np.ndarray:
 
 def _file_hash(path: str | Path) -> np.ndarray:
     try:
-        return picture_hash(read_image(path, min_size=(MIN_DECODED, MIN_DECODED)))
+        return picture_hash(read_image(path, min_size=HASHED_SIZE))
     except ImageError:
         return np.zeros(2, np.uint64)
 

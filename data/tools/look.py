@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 import cv2
 from tqdm import tqdm
 
-from data.tools.hashing import picture_hash
+from data.tools.hashing import HASHED_SIZE, picture_hash
 from utils.errors import RunError
 from utils.files import FileError, read_file
-from utils.images import MAX_MEGAPIXELS, decode_held
+from utils.images import MAX_MEGAPIXELS, decode_held, decode_image, read_header_bytes
+from utils.pools import stopping_at_once
 
 THUMBNAIL = 16  # pixels a side
 _MANY = 256  # pictures from which on it pays to start processes
@@ -51,12 +53,15 @@ def look_at(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> Look:
     try:
         held = [read_file(path, int(max_megapixels * 4e6))]
         digest = hashlib.blake2b(held[0], digest_size=16).digest()
+        with heard_complaints():  # as `image_hashes` sees it, so that both find the same duplicates
+            is_jpeg = read_header_bytes(held[0], path, max_megapixels).kind == "jpeg"
+            small = decode_image(held[0], path, max_megapixels, min_size=HASHED_SIZE) if is_jpeg else None
         with heard_complaints() as complaints:
             image = decode_held(held, path, max_megapixels)
     except FileError as error:
         code = "missing_image" if error.code == "missing_file" else error.code  # removed since the index was read
         return Look(code, error.what, error.todo, digest)
-    first, second = (int(part) for part in picture_hash(image))
+    first, second = (int(part) for part in picture_hash(image if small is None else small))
     thumbnail = cv2.resize(
         cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA
     )
@@ -89,7 +94,7 @@ def look_at_all(
                 bar.update()
             return looks
         context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-        with ProcessPoolExecutor(count, context, _quieten) as pool:
+        with stopping_at_once(ProcessPoolExecutor(count, context, _quieten)) as pool:
             try:
                 looks = []
                 for look in pool.map(look_at, paths, [max_megapixels] * len(paths), chunksize=16):
@@ -103,6 +108,7 @@ def look_at_all(
 
 def _quieten() -> None:
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from data.division import check_shares, stratified_split
+from data.division import check_shares, class_counts, stratified_split
 from data.formats.voc import annotation_path, find_voc_years, parse_voc_xml
-from data.formats.writers import write_coco_json, write_lines, write_yolo_yaml
-from data.open import list_splits, open_dataset, recognise_format
+from data.formats.writers import coco_annotation, write_coco_json, write_lines, write_yolo_yaml
+from data.formats.yolo_txt import read_data_yaml
+from data.index import DatasetIndex
+from data.open import list_splits, open_dataset, recognise
 from data.tools.hashing import MAX_DISTANCE, file_hashes, near_duplicate_groups
 from utils.config import option, parse_options
 from utils.errors import UserError, warn
@@ -30,12 +32,13 @@ class Pool:
     """All images that are to be divided.
 
     Args:
-        format: `voc`, `coco` or `yolo`.
+        format: `voc`, `coco`, `yolo`, or `other`: what is read, but written as COCO.
         root: the data set as it was given.
         paths: of the pictures.
         ids: what names each image in a list: (year, id) in VOC, (annotation file, image id) in COCO, else nothing.
         class_names: found in the annotations.
         counts: (I, C) boxes of each class in each image.
+        index: all images, where the new lists are written from it.
     """
 
     format: str
@@ -44,6 +47,7 @@ class Pool:
     ids: list[tuple[str, Any]]
     class_names: tuple[str, ...]
     counts: np.ndarray
+    index: DatasetIndex | None = None
 
 
 @dataclass
@@ -55,12 +59,14 @@ class SplitReport:
         classes: of each class, its boxes in each split.
         groups_of_duplicates: sets of near-duplicate images, each kept on one side.
         files: what was written.
+        data: what to give as `--data` from now on.
     """
 
     images: dict[str, int]
     classes: dict[str, dict[str, int]]
     groups_of_duplicates: int
     files: list[str] = field(default_factory=list)
+    data: str = ""
 
     def __str__(self) -> str:
         names = list(self.images)
@@ -70,7 +76,8 @@ class SplitReport:
         for label, counts in self.classes.items():
             rows.append(f"{label:{width}}" + "".join(f" {counts[name]:9}" for name in names))
         rows.append(f"{self.groups_of_duplicates} groups of near-duplicates were kept together")
-        return "\n".join([*rows, *(f"wrote {file}" for file in self.files)])
+        rows += [f"wrote {file}" for file in self.files]
+        return "\n".join([*rows, f"train on it: python train.py --data {self.data}"])
 
 
 def split_dataset(
@@ -85,12 +92,14 @@ def split_dataset(
     """Divide a data set and write the lists.
 
     VOC gets ImageSets/Main files (with trainval as train and val together), COCO a JSON a split with everything that
-    the original says of its images, YOLO lists of pictures and a data.yaml. The pictures stay where they are.
+    the original says of its images, YOLO lists of pictures and a data.yaml; the boxes of other layouts are written as
+    COCO. The pictures stay where they are.
 
     Args:
         data: the data set. Of VOC every annotated picture takes part, of the others all splits together.
         shares: of each split's name, its share; they add up to 1.
-        output: folder for the new lists, with links to the pictures, to be given as `--data`.
+        output: folder for the new lists, with links to the pictures, to be given as `--data`; None is `DATA-split`
+            beside the data set.
         in_place: for VOC, write into the data set's own ImageSets/Main instead.
         seed: another seed, another division.
         max_distance: bits by which hashes of near-duplicates differ; -1 looks for none.
@@ -100,12 +109,14 @@ def split_dataset(
         UserError: for shares that do not add up to 1, no place to write, or lists that are there already.
     """
     shares = check_shares(shares)
-    if (output is None) == (not in_place):
-        raise UserError("--output", "say where the lists go", "give either --output DIR or, for VOC, --in-place")
+    if output is not None and in_place:
+        raise UserError("--output", "and --in-place exclude each other", "give one of them")
     pool = read_pool(data)
     if in_place and pool.format != "voc":
         raise UserError("--in-place", f"is only for VOC, and {data} is {pool.format}", "give --output DIR")
-    target = Path(data) if output is None else Path(output)
+    home = Path(data).resolve()
+    beside = home.with_name(f"{home.stem if home.is_file() else home.name}-split")
+    target = Path(data) if in_place else Path(output or beside)
     plan = _plan_files(pool, target, shares, in_place)
     there = [path for path in plan if os.path.lexists(path)]
     if there and not overwrite:
@@ -122,6 +133,7 @@ def split_dataset(
         },
         int((np.bincount(groups) > 1).sum()) if len(groups) else 0,
         [str(path) for path in plan],
+        str(target),
     )
 
 
@@ -131,8 +143,17 @@ def read_pool(data: str | Path) -> Pool:
     Raises:
         UserError: if it is no data set, or has no annotated image.
     """
-    kind = recognise_format(data)
-    paths, ids, names = _voc_images(Path(data)) if kind == "voc" else _indexed_images(Path(data))
+    found = recognise(data)
+    kind = found.format.name
+    if kind == "voc":
+        paths, ids, names = _voc_images(found.place)
+    elif kind == "yolo" or (kind == "coco" and _is_plain_coco(found.place)):
+        paths, ids, names = _indexed_images(found.place)
+    else:
+        index = open_dataset(data, "all")
+        pictures = [index.path(i) for i in range(len(index))]
+        identities = [("", each) for each in index.image_ids.tolist()]
+        return Pool("other", Path(data), pictures, identities, index.class_names, class_counts(index), index)
     if not paths:
         raise UserError(data, "has no annotated picture", "run: python dataset.py check")
     class_names = tuple(sorted({name for row in names for name in row}))
@@ -141,7 +162,17 @@ def read_pool(data: str | Path) -> Pool:
     for i, row in enumerate(names):
         for name in row:
             counts[i, number_of[name]] += 1
-    return Pool(kind, Path(data), paths, ids, class_names, counts)
+    return Pool(kind, found.place, paths, ids, class_names, counts)
+
+
+def _is_plain_coco(root: Path) -> bool:
+    """Whether every picture is where its JSON says, so that the JSON can be divided as it stands."""
+    skips = [skip for split in list_splits(root) for skip in open_dataset(root, split, allow_empty=True).skips]
+    return not any(skip.code in ("found_by_name", "root_category") for skip in skips) and not any(
+        isinstance(each, str)
+        for split in list_splits(root)
+        for each in open_dataset(root, split, allow_empty=True).image_ids.tolist()
+    )
 
 
 _Images = tuple[list[Path], list[tuple[str, Any]], list[list[str]]]
@@ -194,7 +225,7 @@ def _plan_files(pool: Pool, target: Path, shares: Mapping[str, float], in_place:
         folders = find_voc_years(pool.root)
         homes = [folder if in_place else target / year for year, folder in folders.items()]
         return [home / "ImageSets" / "Main" / f"{name}.txt" for home in homes for name in names]
-    if pool.format == "coco":
+    if pool.format in ("coco", "other"):
         return [target / "annotations" / f"instances_{name}.json" for name in shares]
     return [*(target / f"{name}.txt" for name in shares), target / "data.yaml"]
 
@@ -262,18 +293,45 @@ def _linked_name(path: Path, image: Mapping[str, Any], links: Mapping[str, str])
     return f"{links[os.path.abspath(path)[: -len(os.path.normpath(name)) - 1]]}/{name}"
 
 
-def _write_yolo(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
-    from data.formats.yolo_txt import read_data_yaml
+def _write_other(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
+    """A COCO JSON a split of what was read; pictures are found through a link to the folder of them all."""
+    index = pool.index
+    assert index is not None
+    home = os.path.commonpath([os.path.realpath(path.parent) for path in pool.paths])
+    link = os.path.basename(home) or "pictures"
+    _link_folder(Path(home), target / "images" / link)
+    (target / "annotations").mkdir(parents=True, exist_ok=True)
+    categories = [{"id": number, "name": name} for number, name in enumerate(index.class_names, 1)]
+    for name, part in parts.items():
+        images, annotations = [], []
+        for i in part.tolist():
+            file_name = f"{link}/{os.path.relpath(os.path.realpath(index.path(i)), home)}".replace(os.sep, "/")
+            height, width = (int(side) for side in index.sizes[i])
+            images.append({"id": i + 1, "file_name": file_name, "height": height, "width": width})
+            for m in range(int(index.offsets[i]), int(index.offsets[i + 1])):
+                area = None if index.areas is None else float(index.areas[m])
+                entry = coco_annotation(
+                    m + 1, i + 1, int(index.labels[m]) + 1, index.boxes[m], bool(index.crowd[m]), area
+                )
+                annotations.append(entry | ({"difficult": 1} if index.difficult[m] else {}))
+        path = target / "annotations" / f"instances_{name}.json"
+        write_coco_json(path, categories, images, annotations, {"description": f"{pool.root} {name}"})
 
+
+def _write_yolo(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         write_lines(target / f"{name}.txt", (os.path.abspath(pool.paths[i]) for i in part))
     root = os.path.commonpath([os.path.realpath(path.parent) for path in pool.paths])
     lists = {name: os.path.abspath(target / f"{name}.txt") for name in parts}
-    write_yolo_yaml(target / "data.yaml", read_data_yaml(pool.root).class_names, lists, root)
+    config = read_data_yaml(pool.root)
+    write_yolo_yaml(target / "data.yaml", config.class_names, lists, root)
+    if config.key_points or config.are_polygons:
+        with open(target / "data.yaml", "a", encoding="utf-8") as file:
+            file.write(f"kpt_shape: {list(config.key_points)}\n" if config.key_points else "task: segment\n")
 
 
-_WRITERS = {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}
+_WRITERS = {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo, "other": _write_other}
 
 
 def _link_folder(source: Path, link: Path) -> None:
@@ -291,11 +349,11 @@ def _link_folder(source: Path, link: Path) -> None:
 class SplitOptions:
     """Options of `dataset.py split`."""
 
-    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", positional=True, metavar="DATA")
+    data: str = option("", "a data set of any layout of docs/DATA.md", positional=True, metavar="DATA")
     train: float = option(0.8, "share of the images to train on", low=0, high=1)
     val: float = option(0.1, "share to choose the best epoch by", low=0, high=1)
     test: float = option(0.1, "share to be scored at the end", low=0, high=1)
-    output: str | None = option(None, "folder for the new lists, to be given as --data", metavar="DIR")
+    output: str | None = option(None, "folder for the new lists (default: DATA-split, beside it)", metavar="DIR")
     in_place: bool = option(False, "write into a VOC set's own ImageSets/Main")
     seed: int = option(0, "another seed, another division", low=0)
     max_distance: int = option(

@@ -1,0 +1,106 @@
+"""Find the same photograph in several places of a data set, in groups."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.index import DatasetIndex
+from data.tools.findings import Finding, finding
+from data.tools.hashing import similar_pairs
+from data.tools.look import Look
+
+SAME_THUMBNAIL = 0.97  # correlation of two thumbnails of one photograph
+
+
+def check_duplicates(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[Finding]:
+    """Groups of pictures with the same bytes, or nearly the same content, in several splits; or twice in one.
+
+    A file that is itself in two splits is told by `check_overlap`.
+    """
+    places = [(split, i) for split, index in indices.items() for i in range(len(index))]
+    files = [os.path.realpath(indices[split].path(i)) for split, i in places]
+    seen = [looks[split][i] for split, i in places]
+    exact, near = _exact_pairs(seen, files), _near_pairs(seen, files)
+    exact_group, group = _groups(len(seen), exact), _groups(len(seen), [*exact, *near])
+    findings = []
+    for members in _members(exact_group):
+        findings += _one_split_twice([places[m][0] for m in members], [files[m] for m in members])
+    for members in _members(group):
+        splits = dict.fromkeys(places[m][0] for m in members)
+        if len(splits) < 2:
+            continue
+        same = any(places[one][0] != places[other][0] for one, other in exact if one in members)
+        shown = [f"{files[m]} ({places[m][0]})" for m in members[1:4]]
+        more = f" and {len(members) - 4} more" if len(members) > 4 else ""
+        words = "byte for byte" if same else "nearly"
+        what = f"({places[members[0]][0]}) is {words} {', '.join(shown)}{more}"
+        todo = "leave them in one split, or divide anew with dataset.py split"
+        code = "same_image" if same else "near_duplicate"
+        found = finding(code, files[members[0]], what, todo, "+".join(splits))
+        findings.append(found.with_pictures([files[m] for m in members]))
+    return findings
+
+
+def _exact_pairs(seen: Sequence[Look], files: Sequence[str]) -> list[tuple[int, int]]:
+    first: dict[bytes, int] = {}
+    pairs = []
+    for number, look in enumerate(seen):
+        if look.digest and files[first.setdefault(look.digest, number)] != files[number]:
+            pairs.append((first[look.digest], number))
+    return pairs
+
+
+def _near_pairs(seen: Sequence[Look], files: Sequence[str]) -> list[tuple[int, int]]:
+    hashes = np.array([look.hash for look in seen], np.uint64).reshape(-1, 2)
+    pairs = ((int(one), int(other)) for one, other in zip(*similar_pairs(hashes), strict=True))
+    return [
+        (one, other)
+        for one, other in pairs
+        if files[one] != files[other] and seen[one].digest != seen[other].digest and _looks_same(seen[one], seen[other])
+    ]
+
+
+def _looks_same(one: Look, other: Look) -> bool:
+    """Whether two thumbnails are the same but for brightness and contrast: a second opinion on two near hashes."""
+    first, second = (np.frombuffer(look.thumbnail, np.uint8).astype(np.float64) for look in (one, other))
+    if min(first.std(), second.std()) < 1:
+        return False
+    return bool(np.corrcoef(first, second)[0, 1] > SAME_THUMBNAIL)
+
+
+def _groups(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """The group of each picture: the smallest number that it is linked with."""
+    parent = list(range(count))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = parent[parent[number]]
+            number = parent[number]
+        return number
+
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    return [root(number) for number in range(count)]
+
+
+def _members(groups: Sequence[int]) -> list[list[int]]:
+    members: dict[int, list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
+    return [each for each in members.values() if len(each) > 1]
+
+
+def _one_split_twice(splits: Sequence[str], files: Sequence[str]) -> list[Finding]:
+    findings = []
+    for split in dict.fromkeys(splits):
+        own = list(dict.fromkeys(file for name, file in zip(splits, files, strict=True) if name == split))
+        if len(own) > 1:
+            more = f" and {len(own) - 4} more" if len(own) > 4 else ""
+            what = f"is byte for byte {', '.join(own[1:4])}{more}"
+            found = finding("duplicate_image", own[0], what, "remove all but one", split, len(own) - 1)
+            findings.append(found.with_pictures(own))
+    return findings

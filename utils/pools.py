@@ -1,0 +1,24 @@
+"""Pools of threads and processes that stop when the work does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import TypeVar
+
+Pool = TypeVar("Pool", bound=Executor)
+
+
+@contextlib.contextmanager
+def stopping_at_once(pool: Pool) -> Iterator[Pool]:
+    """The pool, closed at the end; after an error or Ctrl-C, what it has not begun is dropped and not waited for."""
+    try:
+        yield pool
+    except BaseException:
+        workers = list((pool._processes or {}).values()) if isinstance(pool, ProcessPoolExecutor) else []
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+        raise
+    pool.shutdown()
