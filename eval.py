@@ -17,7 +17,9 @@ from data.open import default_splits, list_splits, open_dataset, recognise_forma
 from evaluation.detections_file import MISSING, detection_lists, read_detections, write_voc_results
 from evaluation.evaluator import EVAL_THRESHOLDS, EvaluationResult, FoundDetections, evaluate, score
 from evaluation.metrics.coco import EVALUATORS
+from evaluation.report.advice import UNKNOWN, Scored
 from evaluation.report.text import comparison_text, summary_text
+from training.metrics_file import has_converged
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command, warn
 from utils.files import write_file
@@ -89,16 +91,16 @@ def main(argv: list[str] | None = None) -> int | None:
         return compare_files(options)
     if options.data is None:
         raise UserError("--data", "not given", "name a VOCdevkit folder or a COCO JSON file")
-    result, input_size = evaluate_detections(options) if options.detections else evaluate_checkpoint(options)
+    result, scored = evaluate_detections(options) if options.detections else evaluate_checkpoint(options)
     if result is None:  # another process of the run has all of it
         return None
-    print(summary_text(result, input_size))
-    write_outputs(options, result, input_size)
+    print(summary_text(result, scored))
+    write_outputs(options, result, scored)
     return None
 
 
-def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, tuple[int, int]]:
-    """The figures of a model, and its input size; under torchrun only the first process has the figures."""
+def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, Scored]:
+    """The figures of a model, and what was scored; under torchrun only the first process has the figures."""
     from nets.runtime import resolve_device
     from utils import distributed
 
@@ -124,20 +126,22 @@ def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, 
         distributed.stop()
     if options.tta and result is not None:
         result = replace(result, protocol=f"{result.protocol}; test-time flips and scales")
-    return result, tuple(detector.config.input_size)
+    config = detector.config
+    converged = has_converged(Path(options.checkpoint or "").parent)
+    return result, Scored(config.input_size, config.score_threshold, options.iou_threshold, converged)
 
 
 def _load(options: EvalOptions, device: str) -> Any:
     """The detector that the options name."""
-    from nets.weights.bundled import find_model
+    from nets.weights.bundled import default_model_text
     from prediction.detector import load_detector
     from utils import distributed
 
-    if options.checkpoint is None and distributed.is_main():
-        print(f"no --checkpoint given: scoring the built-in model {find_model()}")
     detector = load_detector(options.checkpoint, device=device, runtime=options.runtime)
     if options.input_size is not None:
         detector.set_input_size(options.input_size)
+    if options.checkpoint is None and distributed.is_main():
+        print(default_model_text(detector.config))
     if options.tta:
         from prediction.tta import AugmentedDetector
 
@@ -145,7 +149,7 @@ def _load(options: EvalOptions, device: str) -> Any:
     return detector
 
 
-def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, None]:
+def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, Scored]:
     """The figures of a file of detections."""
     index = open_index(options, whole=True)
     classes = read_class_names(options.detection_classes) if options.detection_classes else None
@@ -158,7 +162,7 @@ def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, None]:
         found = FoundDetections(found.image[keep], found.boxes[keep], found.scores[keep], found.labels[keep],
                                 found.images[found.images < options.limit])  # fmt: skip
     class_map = np.arange(len(index.class_names))
-    return score(index, index.class_names, class_map, found, options.evaluator, f"from {options.detections}"), None
+    return score(index, index.class_names, class_map, found, options.evaluator, f"from {options.detections}"), UNKNOWN
 
 
 def open_index(options: EvalOptions, quiet: bool = False, whole: bool = False) -> DatasetIndex:
@@ -192,7 +196,7 @@ def choose_split(options: EvalOptions) -> str:
     return next((name for name in ("val", "test") if name in names), None) or default_splits(data)[1]
 
 
-def write_outputs(options: EvalOptions, result: EvaluationResult, input_size: tuple[int, int] | None) -> None:
+def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored) -> None:
     """The files that the options ask for."""
     if options.json:
         write_result(Path(options.json), result, {"model": options.checkpoint or options.detections})
@@ -207,7 +211,7 @@ def write_outputs(options: EvalOptions, result: EvaluationResult, input_size: tu
     if options.report:
         from evaluation.report.html import write_report
 
-        write_report(_in_folder(options.report), result, input_size, options.checkpoint or options.detections or "")
+        write_report(_in_folder(options.report), result, scored, options.checkpoint or options.detections or "")
         print(f"report: {options.report}")
 
 

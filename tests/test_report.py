@@ -13,9 +13,10 @@ import pytest
 from data.index import DatasetIndex
 from evaluation.evaluator import EvaluationResult, FoundDetections, score
 from evaluation.metrics.errors import analyse_errors
-from evaluation.report.advice import advise
+from evaluation.report.advice import Scored, advise
 from evaluation.report.html import report_html, write_report
-from evaluation.report.text import summary_text
+from evaluation.report.text import class_table, summary_text, working_rows, working_threshold
+from training.metrics_file import has_converged
 from utils.detections import Detections
 from utils.errors import UserError
 
@@ -52,7 +53,7 @@ def mixed() -> EvaluationResult:
 @pytest.fixture(scope="module")
 def mixed_page(mixed: EvaluationResult) -> str:
     """Its report; drawing one takes a while."""
-    return report_html(mixed, (416, 416), "best.pth", grey)
+    return report_html(mixed, Scored((416, 416)), "best.pth", grey)
 
 
 class Page(HTMLParser):
@@ -67,7 +68,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -99,7 +100,7 @@ def test_pictures_that_are_not_there_leave_the_rest_of_the_page() -> None:
         raise UserError(path, "is not there")
 
     wild = Detections([[0, 0, 20, 20]], [0.9], [1])
-    page = report_html(make([np.array([[0.0, 0, 50, 50]])], [[0]], [wild]), None, "", missing)
+    page = report_html(make([np.array([[0.0, 0, 50, 50]])], [[0]], [wild]), Scored(), "", missing)
     assert "the picture is not there" in page
     assert parse(page).sources
 
@@ -107,19 +108,19 @@ def test_pictures_that_are_not_there_leave_the_rest_of_the_page() -> None:
 @pytest.mark.parametrize("images", [0, 1])
 def test_a_report_of_nothing_is_still_a_page(images: int, tmp_path: Path) -> None:
     result = make([np.zeros((0, 4))] * images, [[]] * images, [Detections.empty()] * images)
-    write_report(tmp_path / "report.html", result, None, "", grey)
+    write_report(tmp_path / "report.html", result, Scored(), "", grey)
     parse((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "no objects to score against" in summary_text(result)
 
 
 def test_a_report_of_misses_only_is_still_a_page() -> None:
     result = make([np.array([[0.0, 0, 50, 50]])], [[0]], [Detections.empty()])
-    parse(report_html(result, None, "", grey))
+    parse(report_html(result, Scored(), "", grey))
     assert "hardly anything was learned" in summary_text(result)
 
 
 def test_the_text_ends_in_three_things_to_do(mixed: EvaluationResult) -> None:
-    lines = summary_text(mixed, (416, 416)).splitlines()
+    lines = summary_text(mixed, Scored((416, 416))).splitlines()
     assert lines[-4] == "Most worth doing:"
     assert [line[:3] for line in lines[-3:]] == ["1. ", "2. ", "3. "]
     assert len(lines) <= 66  # a page
@@ -130,9 +131,14 @@ def grid(count: int, side: float) -> np.ndarray:
     return np.stack([left, np.zeros(count), left + side, np.full(count, side)], axis=1)
 
 
-def first_advice(boxes: np.ndarray, found: Any, names: tuple[str, ...] = ("cat", "dog", "cow")) -> str:
+def first_advice(
+    boxes: np.ndarray,
+    found: Any,
+    names: tuple[str, ...] = ("cat", "dog", "cow"),
+    scored: Scored = Scored((416, 416)),  # noqa: B008
+) -> str:
     result = make([boxes], [np.zeros(len(boxes), int)], [found], names)
-    return advise(result, analyse_errors(result.record, result.outcome), (416, 416))[0].text
+    return advise(result, analyse_errors(result.record, result.outcome), scored)[0].text
 
 
 def test_missed_small_objects_ask_for_a_larger_input() -> None:
@@ -143,7 +149,7 @@ def test_missed_small_objects_ask_for_a_larger_input() -> None:
 
 def test_missed_large_objects_ask_for_more_training() -> None:
     text = first_advice(grid(10, 200), Detections(grid(10, 200)[:6], np.full(6, 0.9), np.zeros(6)))
-    assert "is missed large objects (4 of 10): train longer" in text
+    assert "is missed large objects (4 of 10, at any score): train longer" in text
 
 
 def test_wrong_classes_name_the_pair() -> None:
@@ -155,6 +161,42 @@ def test_double_detections_ask_for_a_lower_threshold_of_suppression() -> None:
     boxes = grid(10, 200)
     found = Detections(boxes.repeat(4, axis=0), np.repeat(np.linspace(0.9, 0.5, 10), 4), np.zeros(40))
     assert "second detections of one object (30): lower --iou-threshold" in first_advice(boxes, found)
+
+
+def test_advice_is_not_what_is_the_case_already() -> None:
+    boxes = grid(10, 200)
+    doubles = Detections(boxes.repeat(4, axis=0), np.repeat(np.linspace(0.9, 0.5, 10), 4), np.zeros(40))
+    missed = Detections(boxes[:6], np.full(6, 0.9), np.zeros(6))
+    assert "from 0.5 to 0.4" in first_advice(boxes, doubles, scored=Scored(iou_threshold=0.5))
+    assert "lower" not in first_advice(boxes, doubles, scored=Scored(iou_threshold=0.3))
+    text = first_advice(boxes, missed, scored=Scored(has_converged=True))
+    assert "train longer" not in text and "stopped improving" in text
+    result = make([boxes], [np.zeros(10, int)], [missed], ("cat",))
+    text = summary_text(result, Scored(score_threshold=result.best_f1_threshold))
+    assert "Predict with --score-threshold" not in text
+
+
+def test_the_table_counts_what_is_found_at_the_working_threshold(mixed: EvaluationResult) -> None:
+    threshold = working_threshold(mixed)
+    for row, curve in zip(working_rows(mixed), mixed.curves.per_class, strict=True):
+        precision, recall, _ = curve.at(threshold)
+        assert (row.precision, row.recall) == (pytest.approx(precision), pytest.approx(recall))
+    table = class_table(mixed).splitlines()
+    assert "found" in table[0] and f"at score {threshold:.2f}" in table[0]
+    total = sum(row.found for row in working_rows(mixed))
+    assert total == int(((mixed.outcome == 1) & (mixed.record.det_scores >= threshold)).sum())
+
+
+def test_few_images_are_called_noise(mixed: EvaluationResult) -> None:
+    assert re.search(r"8 images with 32 objects: differences below about \d+ points are noise", summary_text(mixed))
+
+
+def test_a_run_has_converged_when_its_best_came_well_before_its_end(tmp_path: Path) -> None:
+    assert not has_converged(tmp_path)
+    for scores, expected in (([0.1, 0.5, 0.4, 0.4, 0.4, 0.4], True), ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], False)):
+        rows = "".join(f"{i},{score}\n" for i, score in enumerate(scores))
+        (tmp_path / "metrics.csv").write_text(f"epoch,voc10_mAP50\n{rows}")
+        assert has_converged(tmp_path) == expected
 
 
 def test_wild_detections_ask_for_a_look_at_the_labels() -> None:

@@ -16,6 +16,7 @@ from utils.files import write_atomically
 
 RUNS = Path("logs")
 LEFTOVERS = ".*.tmp"  # temporary files of a process that was killed in the middle of writing
+SCORE = "voc10_mAP50"  # the column that the curves mark the best of
 _locks: set[int] = set()
 
 
@@ -106,31 +107,45 @@ def write_metrics(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Losses, scores and learning rate by epoch, as a PNG."""
-    import matplotlib
+    """Losses of training and validation, scores with the best epoch marked, and learning rate by epoch, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained", sharex=True)
-    panels = (
-        ("losses", [c for c in _columns(history) if c.startswith("train_")]),
-        ("validation", [c for c in _columns(history) if "AP" in c]),
-        ("learning rate", [c for c in _columns(history) if c.startswith("learning_rate")]),
-    )
-    for axis, (title, columns) in zip(axes, panels, strict=True):
-        for column in columns:
-            points = [(row["epoch"], row[column]) for row in history if row.get(column) not in (None, "")]
-            axis.plot(*zip(*points, strict=True), marker=".", label=column.removeprefix("train_")) if points else None
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)  # no display is needed
+    losses, scores, rates = figure.subplots(1, 3, sharex=True)
+    names = [name.removeprefix("train_") for name in _columns(history) if name.startswith("train_")]
+    for number, name in enumerate(names):
+        colour = f"C{number}"
+        _plot(losses, history, f"train_{name}", f"{name}, training", color=colour)
+        _plot(losses, history, f"val_{name}", f"{name}, validation", color=colour, linestyle="--")
+    _plot(scores, history, SCORE, "mAP50 (VOC 2010)", color="tab:blue", linewidth=2)
+    _plot(scores, history, "coco_AP", "AP (COCO)", color="tab:orange")
+    scored = [row for row in history if row.get(SCORE) not in (None, "")]
+    if scored:
+        best = max(scored, key=lambda row: float(row[SCORE]))
+        epoch, score = best["epoch"], float(best[SCORE])
+        scores.axvline(epoch, color="tab:blue", linestyle=":", linewidth=1)
+        scores.plot([epoch], [score], "*", color="tab:blue", markersize=14, label=f"best: {score:.3f}, epoch {epoch}")
+        scores.set_ylim(0, max(0.05, 1.1 * score))
+    for name in [name for name in _columns(history) if name.startswith("learning_rate")]:
+        _plot(rates, history, name, name.removeprefix("learning_rate").lstrip("_ ,") or "all layers")
+    for axis, title in ((losses, "losses"), (scores, "validation scores"), (rates, "learning rate")):
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend()
+        if len(axis.lines) > 1:
+            axis.legend(fontsize=8)
+    rates.set_ylim(bottom=0)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=100, format="png")
-    plt.close(figure)
     write_atomically(path, picture.getvalue())
+
+
+def _plot(axis: Any, history: Sequence[Mapping[str, Any]], column: str, label: str, **style: Any) -> None:
+    points = [(row["epoch"], float(row[column])) for row in history if row.get(column) not in (None, "")]
+    if points:
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=label, **style)
 
 
 class TensorBoard:

@@ -7,6 +7,8 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from utils.errors import UserError, brief, warn
 from utils.files import FileError, read_file
+from utils.other_words import option_hint, value_hint
 
 Options = TypeVar("Options")
 
@@ -239,7 +242,17 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith("argument "):
             where, _, what = message.removeprefix("argument ").partition(": ")
             where = where.split("/")[-1]
-        raise UserError(where, what, f"see {self.prog} --help")
+        hint = ""
+        if message.startswith("unrecognized arguments: "):
+            words = message.removeprefix("unrecognized arguments: ").split()
+            typed = next((word for word in words if word.startswith("-")), words[0])
+            hint = option_hint(typed, self._option_string_actions)
+            where, what = typed, "unknown option" if typed.startswith("-") else "not expected here"
+        elif match := re.match(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", what):
+            hint = value_hint(match[1], re.findall(r"[\w.-]+", match[2]))
+        raise UserError(
+            where, what, f"{hint}{'' if hint.endswith('?') or not hint else ';'} see {self.prog} --help".strip()
+        )
 
 
 class _ShowHelp(argparse.Action):
@@ -291,13 +304,16 @@ def parse_settings(
     parser = _build_parser(cls, description, prog, presets, example, show_all=True)
     typed = _new_names(cls, vars(parser.parse_intermixed_args(argv)), "command line")
     typed.pop("debug", None)
+    _refuse_assignments(cls, typed, parser.prog)
     values: dict[str, Any] = {}
     origins = dict.fromkeys(leaves(cls), DEFAULT)
     preset = typed.pop("preset", None)
     config = typed.pop("config", None)
     if preset is not None and presets is not None:
         if preset not in _presets(presets):
-            raise UserError("--preset", f"no preset {preset!r}", f"choose from {', '.join(_presets(presets))}")
+            names = _presets(presets)
+            todo = value_hint(preset, names) or f"choose from {', '.join(names)}"
+            raise UserError("--preset", f"no preset {preset!r}", todo)
         given = _known(cls, read_config(presets / f"{preset}.json"), preset)
         values |= given
         origins |= dict.fromkeys(given, f"{PRESET} {preset}")
@@ -308,6 +324,16 @@ def parse_settings(
     values |= typed  # argparse.SUPPRESS leaves out what was not typed
     origins |= dict.fromkeys(typed, TYPED)
     return Settings(check_options(cls, values), origins)
+
+
+def _refuse_assignments(cls: type, typed: Mapping[str, Any], prog: str) -> None:
+    """Refuse `source=photo.jpg` of other tools where a file is expected."""
+    for leaf in leaves(cls).values():
+        given = typed.get(leaf.name, ()) if leaf.field.metadata["positional"] else ()
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, str) and re.match("[a-z][a-z_-]*=.", value) and not os.path.lexists(value):
+                hint = option_hint(value, map(flag, leaves(cls))) or f"see {prog} --help"
+                raise UserError(value, "options are typed as --NAME VALUE", hint)
 
 
 def check_options(cls: type[Options], values: Mapping[str, Any]) -> Options:
@@ -390,7 +416,8 @@ def _known(cls: type, values: dict[str, Any], where: object) -> dict[str, Any]:
     values = _new_names(cls, values, where)
     for name in values:
         if name not in leaves(cls):
-            raise UserError(where, f"unknown option {name!r}", f"known: {', '.join(sorted(leaves(cls)))}")
+            hint = option_hint(name, map(flag, leaves(cls)))
+            raise UserError(where, f"unknown option {name!r}", hint or f"known: {', '.join(sorted(leaves(cls)))}")
     return values
 
 
@@ -497,7 +524,8 @@ def _check_one(name: str, meta: Any, kind: Any, value: Any) -> Any:
     if kind is str and "\0" in value:
         raise UserError(name, f"{brief(value)} holds a zero byte", "give a name without")
     if meta["choices"] is not None and value not in meta["choices"]:
-        raise UserError(name, f"{brief(value)} is not known", f"choose from {', '.join(map(str, meta['choices']))}")
+        todo = value_hint(value, meta["choices"]) or f"choose from {', '.join(map(str, meta['choices']))}"
+        raise UserError(name, f"{brief(value)} is not known", todo)
     if kind in (int, float):
         low, high, above = meta["low"], meta["high"], meta["above"]
         fits = abs(value) < HUGE and (low is None or value >= low) and (high is None or value <= high)

@@ -28,6 +28,7 @@ from utils.letterbox import RESIZE_MODES, Letterbox
 COCO_AREAS = (32**2, 96**2)  # pixels: small, medium, large; https://cocodataset.org/#detection-eval
 GRID = 16  # cells of the heat map, each way
 PERCENTILES = (5, 25, 50, 75, 95)
+LONGEST_NAME = 24  # characters of a class name in the picture
 BAR_CLASSES = 40  # classes drawn; of more, the most frequent
 
 
@@ -179,8 +180,10 @@ def draw_stats(
     """The same as a PNG of six panels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(15, 9), layout="constrained")
+    rows = min(len(stats["classes"]), BAR_CLASSES)
+    figure = Figure(figsize=(16, max(9, 2 * 0.16 * rows + 2)), layout="constrained")  # room for every class name
     FigureCanvasAgg(figure)  # no display is needed, and the caller's pyplot state is left alone
     (classes, scatter, sides), (objects, ratios, heat) = figure.subplots(2, 3)
     figure.suptitle(f"{index.name}: {stats['num_images']} images, {stats['num_boxes']} boxes")
@@ -194,6 +197,7 @@ def draw_stats(
     histogram = stats["objects_per_image"]["histogram"]
     objects.bar(range(len(histogram)), histogram, width=0.9, color="tab:blue")
     objects.set(title="objects per image", xlabel="objects", ylabel="images")
+    objects.xaxis.set_major_locator(MaxNLocator(integer=True))
     shown = heat.imshow(np.asarray(stats["centres"]), extent=(0, 1, 1, 0), cmap="magma")
     heat.set(title="centres of boxes", xlabel="x / width", ylabel="y / height")
     figure.colorbar(shown, ax=heat, label="boxes")
@@ -204,7 +208,8 @@ def draw_stats(
 def _draw_classes(axes: Any, stats: dict[str, Any]) -> None:
     rows = sorted(stats["classes"], key=lambda row: row["boxes"])[-BAR_CLASSES:]
     axes.barh(range(len(rows)), [row["boxes"] for row in rows], color="tab:blue")
-    axes.set_yticks(range(len(rows)), [_plain(row["name"]) for row in rows], fontsize=7 if len(rows) > 25 else 9)
+    names = [_plain(_short(row["name"])) for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=7 if len(rows) > 15 else 9)
     left = len(stats["classes"]) - len(rows)
     axes.set(title="boxes of each class" + (f" (the {left} rarest are left out)" if left else ""), xlabel="boxes")
 
@@ -226,7 +231,22 @@ def _draw_logarithmic(axes: Any, values: np.ndarray, anchors: np.ndarray, label:
     for value in anchors:
         axes.axvline(value, color="tab:red", linewidth=0.8)
     axes.set_xscale("log")
+    _label_few(axes)
     axes.set(title=f"{label.split(',')[0]} of boxes; anchors in red", xlabel=label, ylabel="boxes")
+
+
+def _label_few(axes: Any) -> None:
+    """Labels at 1, 2 and 5 of each power of ten: those of every minor tick would overlap."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.ticklabel_format(axis="x", style="plain")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
 
 
 def _plain(name: str) -> str:

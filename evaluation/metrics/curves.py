@@ -43,6 +43,11 @@ class ScoreCurve:
         kept = int(np.searchsorted(-self.scores, -threshold, side="right")) - 1
         return (float(self.precision[kept]), float(self.recall[kept]), float(self.f1[kept])) if kept >= 0 else (0, 0, 0)
 
+    def counts(self, threshold: float) -> tuple[int, int]:
+        """(true positives, false positives) among the detections with a score of at least `threshold`."""
+        kept = int(np.searchsorted(-self.scores, -threshold, side="right")) - 1
+        return (int(self.true_positives[kept]), int(self.false_positives[kept])) if kept >= 0 else (0, 0)
+
     @property
     def best(self) -> tuple[float | None, float | None]:
         """(threshold, F1) where F1 is largest; None where nothing was found or nothing is there.

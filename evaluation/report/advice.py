@@ -20,6 +20,7 @@ from evaluation.metrics.errors import (
 
 HARDLY_LEARNED = 0.05  # mAP50 below which there is no point in looking at single mistakes
 FALLBACK_THRESHOLD = 0.25
+NOTABLE_F1 = 0.005  # a gain of F1 that another threshold must bring to be advised
 NOTABLE_SHARE = 0.1  # of wrong classes, from which a pair of classes stands out
 
 
@@ -36,37 +37,65 @@ class Advice:
     text: str
 
 
-def advise(
-    result: EvaluationResult, errors: ErrorAnalysis, input_size: tuple[int, int] | None = None, limit: int = 3
-) -> list[Advice]:
+@dataclass(frozen=True)
+class Scored:
+    """What was scored, so that no advice is what is the case already.
+
+    Args:
+        input_size: (height, width) of the network's input; None if no network was scored.
+        score_threshold: what prediction uses by default.
+        iou_threshold: of the NMS in this evaluation.
+        has_converged: whether its training had stopped improving.
+    """
+
+    input_size: tuple[int, int] | None = None
+    score_threshold: float | None = None
+    iou_threshold: float | None = None
+    has_converged: bool = False
+
+
+UNKNOWN = Scored()
+
+
+def advise(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored = UNKNOWN, limit: int = 3) -> list[Advice]:
     """What is most worth doing, the largest gain first.
 
     Args:
         result: the evaluation.
         errors: of `analyse_errors` on its record.
-        input_size: (height, width) of the network's input, if a network was scored.
+        scored: what was scored.
         limit: how many.
     """
     if np.isnan(errors.average_precision):
         return [Advice(0.0, "There are no objects to score against: name a split that has annotations.")]
     found = [
-        *_missed(result, errors, input_size),
-        *_localisation(errors, input_size),
-        *_classification(result, errors),
+        *_missed(result, errors, scored),
+        *_localisation(errors, scored),
+        *_classification(result, errors, scored),
         *_background(result, errors),
-        *_duplicates(errors),
+        *_duplicates(errors, scored),
         *_weak_class(result, errors),
     ]
     found = sorted((each for each in found if each.gain >= 0.001), key=lambda each: -each.gain)
     if errors.average_precision < HARDLY_LEARNED:
         found.insert(0, _not_learned(result, errors))
-    found += _threshold(result) + _more_data(result)
+    found += _threshold(result, scored) + _more_data(result)
     return found[:limit]
 
 
 def _cost(gain: float, errors: ErrorAnalysis) -> str:
     share = gain / max(1 - errors.average_precision, 1e-9)
     return f"{share:.0%} of the lost mAP50 ({100 * gain:.1f} points)"
+
+
+def _more(scored: Scored) -> str:
+    """What helps a network that knows too little."""
+    wider = "a wider network (--alpha, --neck-width) from pretrained weights"
+    return (
+        f"its training had stopped improving, so more images, or {wider}"
+        if scored.has_converged
+        else (f"train longer, or {wider}")
+    )
 
 
 def _bigger(input_size: tuple[int, int] | None) -> str:
@@ -76,14 +105,14 @@ def _bigger(input_size: tuple[int, int] | None) -> str:
     return f"--input-size {height}" if height == width else f"--input-size {height} {width}"
 
 
-def _missed(result: EvaluationResult, errors: ErrorAnalysis, input_size: tuple[int, int] | None) -> list[Advice]:
+def _missed(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
     total = int(result.record.num_gt.sum())
     small = errors.gain_by_size[MISSED, 0]
     advice = [
         Advice(
             small,
             f"{_cost(small, errors)} is missed small objects ({errors.counts[MISSED, 0]} under 32 x 32 pixels, of "
-            f"{total} in all): try {_bigger(input_size)}.",
+            f"{total} in all, that no detection of any score covers): try {_bigger(scored.input_size)}.",
         )
     ]
     rest = errors.gain[MISSED] - small
@@ -92,23 +121,22 @@ def _missed(result: EvaluationResult, errors: ErrorAnalysis, input_size: tuple[i
     advice.append(
         Advice(
             rest,
-            f"{_cost(rest, errors)} is missed {names} objects ({count} of {total}): train longer, or a wider network "
-            "(--alpha, --neck-width), from --pretrained weights.",
+            f"{_cost(rest, errors)} is missed {names} objects ({count} of {total}, at any score): {_more(scored)}.",
         )
     )
     return advice
 
 
-def _localisation(errors: ErrorAnalysis, input_size: tuple[int, int] | None) -> list[Advice]:
+def _localisation(errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
     gain, counts = errors.gain[LOCALISATION], errors.counts[LOCALISATION]
     small = errors.gain_by_size[LOCALISATION, 0] > 0.5 * gain
-    todo = "try the anchors of `dataset.py anchors`, and train longer"
+    todo = "try the anchors of `dataset.py anchors`" + ("" if scored.has_converged else ", and train longer")
     if small:
-        todo = f"mostly of small objects, so try {_bigger(input_size)}"
+        todo = f"mostly of small objects, so try {_bigger(scored.input_size)}"
     return [Advice(gain, f"{_cost(gain, errors)} is boxes that do not fit ({counts.sum()} of IoU 0.1 to 0.5): {todo}.")]
 
 
-def _classification(result: EvaluationResult, errors: ErrorAnalysis) -> list[Advice]:
+def _classification(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
     gain, record = errors.gain[CLASSIFICATION], result.record
     wrong = np.flatnonzero(errors.det_type == CLASSIFICATION)
     pairs = np.zeros((record.num_classes, record.num_classes))
@@ -116,7 +144,7 @@ def _classification(result: EvaluationResult, errors: ErrorAnalysis) -> list[Adv
     np.add.at(pairs, (record.gt_labels[errors.det_gt[wrong]], record.det_labels[wrong]), record.det_scores[wrong])
     share = pairs.max(initial=0.0) / max(pairs.sum(), 1e-9)
     if share < NOTABLE_SHARE:
-        text = "over many pairs of classes: train longer, or a wider backbone from --pretrained weights"
+        text = f"over many pairs of classes: {_more(scored)}"
         return [Advice(gain, f"{_cost(gain, errors)} is right boxes with a wrong class, {text}.")]
     truth, answer = np.unravel_index(np.argmax(pairs), pairs.shape)
     return [
@@ -142,10 +170,15 @@ def _background(result: EvaluationResult, errors: ErrorAnalysis) -> list[Advice]
     ]
 
 
-def _duplicates(errors: ErrorAnalysis) -> list[Advice]:
+def _duplicates(errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
     gain = errors.gain[DUPLICATE]
     count = errors.counts[DUPLICATE].sum()
-    text = f"{_cost(gain, errors)} is second detections of one object ({count}): lower --iou-threshold to 0.5."
+    present = scored.iou_threshold
+    todo = "lower --iou-threshold to 0.5" if present is None or present > 0.5 else ""
+    if present is not None and 0.3 < present <= 0.5:
+        todo = f"lower --iou-threshold from {present:g} to {present - 0.1:.2g}"
+    todo = todo or "look for objects that are labelled once and stand close together, or use --nms agnostic"
+    text = f"{_cost(gain, errors)} is second detections of one object ({count}): {todo}."
     return [Advice(gain, text)]
 
 
@@ -180,19 +213,16 @@ def _not_learned(result: EvaluationResult, errors: ErrorAnalysis) -> Advice:
     )
 
 
-def _threshold(result: EvaluationResult) -> list[Advice]:
+def _threshold(result: EvaluationResult, scored: Scored) -> list[Advice]:
     threshold = result.best_f1_threshold
     if threshold is None:
         return []
-    best = result.curves.overall.at(threshold)[2]
-    default = result.curves.overall.at(FALLBACK_THRESHOLD)[2]
-    return [
-        Advice(
-            0.0,
-            f"Predict with --score-threshold {threshold:.2f}: F1 is {best:.3f} there and {default:.3f} at "
-            f"{FALLBACK_THRESHOLD}.",
-        )
-    ]
+    present = FALLBACK_THRESHOLD if scored.score_threshold is None else scored.score_threshold
+    best, now = (result.curves.overall.at(each)[2] for each in (threshold, present))
+    if best - now < NOTABLE_F1:
+        return []
+    text = f"Predict with --score-threshold {threshold:.2f}: F1 is {best:.3f} there and {now:.3f} at {present:g}."
+    return [Advice(0.0, text)]
 
 
 def _more_data(result: EvaluationResult) -> list[Advice]:

@@ -15,7 +15,7 @@ from evaluation.metrics.calibration import LEAST_SCORE, calibrate
 from evaluation.metrics.coco import FIGURES
 from evaluation.metrics.confusion import confusion_matrix
 from evaluation.metrics.errors import analyse_errors
-from evaluation.report.advice import FALLBACK_THRESHOLD, advise
+from evaluation.report.advice import UNKNOWN, Scored, advise
 from evaluation.report.pictures import Picture, confident_mistakes, worst_images
 from evaluation.report.plots import (
     MOST_CLASSES,
@@ -26,7 +26,7 @@ from evaluation.report.plots import (
     data_uri,
     errors_figure,
 )
-from evaluation.report.text import number
+from evaluation.report.text import noise_text, number, working_rows, working_threshold
 from utils.files import write_file
 from utils.images import read_image
 
@@ -53,6 +53,15 @@ th:first-child, td:first-child { text-align: left; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 14px; }
 figure { margin: 0; } figcaption { font-size: 13px; color: #3e4c59; margin-top: 4px; overflow-wrap: anywhere; }
 .sheet img { width: 100%; height: 230px; object-fit: contain; background: #e4e7eb; border-radius: 4px; }
+table.numbers { width: auto; } table.numbers th, table.numbers td { text-align: right; padding: 3px 12px; }
+.side > * { max-width: 100%; }
+.zoom { display: block; cursor: zoom-in; } .zoom input { position: absolute; opacity: 0; }
+.zoom input:focus-visible + img { outline: 3px solid #2563eb; }
+.zoom input:checked + img { position: fixed; inset: 0; width: 100vw; height: 100vh; z-index: 1; cursor: zoom-out;
+  background: rgba(17, 24, 39, 0.92); border-radius: 0; }
+@media (max-width: 700px) { main { padding: 8px; } section { padding: 12px; }
+  img.plot { max-width: none; width: 860px; }
+  .side > * { flex: 1 1 100%; } }
 .absent { height: 120px; background: #e4e7eb; border-radius: 4px; display: grid; place-items: center; color: #616e7c; }
 .key { display: inline-block; width: 12px; height: 12px; border-radius: 2px; margin: 0 4px 0 12px; }
 """
@@ -66,7 +75,7 @@ _KEY = (
 def write_report(
     path: Path,
     result: EvaluationResult,
-    input_size: tuple[int, int] | None = None,
+    scored: Scored = UNKNOWN,
     model: str = "",
     read: Callable[[Path], np.ndarray] | None = None,
 ) -> None:
@@ -75,35 +84,35 @@ def write_report(
     Args:
         path: the HTML file.
         result: what to report.
-        input_size: (height, width) of the network's input, for the advice.
+        scored: what was scored, for the advice.
         model: what was scored, in the user's words.
         read: path to (H, W, 3) uint8 RGB; `utils.images.read_image` by default. A picture that cannot be read is
             left out, and the page says so.
     """
-    write_file(path, report_html(result, input_size, model, read).encode("utf-8", "backslashreplace"))
+    write_file(path, report_html(result, scored, model, read).encode("utf-8", "backslashreplace"))
 
 
 def report_html(
     result: EvaluationResult,
-    input_size: tuple[int, int] | None = None,
+    scored: Scored = UNKNOWN,
     model: str = "",
     read: Callable[[Path], np.ndarray] | None = None,
 ) -> str:
     """The page as text; see `write_report`."""
     read = read or read_image
     errors = analyse_errors(result.record, result.outcome)
-    threshold = FALLBACK_THRESHOLD if result.best_f1_threshold is None else result.best_f1_threshold
+    threshold = working_threshold(result)
     matrix = confusion_matrix(result.record, threshold)
     calibration = calibrate(result.record.det_scores, result.outcome)
     title = f"Evaluation of {model or 'detections'} on {result.index.name}"
     sections = [
         f"<h1>{_escape(title)}</h1><p class=note>{_escape(result.protocol)}{_left_out(result)}</p>",
-        _section("", _cards(result)),
-        _section("Most worth doing", _advice_list(advise(result, errors, input_size))),
+        _section("", _cards(result), noise_text(result)),
+        _section("Most worth doing", _advice_list(advise(result, errors, scored))),
         _section(
             "What costs mAP",
             _plot(errors_figure(result, errors), "mAP lost by kind of mistake, object size and class"),
-            "Each kind mended alone, in the manner of TIDE: the parts overlap and need not add up.",
+            "What mAP50 would gain without each kind of mistake, as TIDE counts: they overlap and need not add up.",
         ),
         _section("Curves", _plot(curves_figure(result), "precision, recall and F1 curves")),
         _section(
@@ -152,7 +161,7 @@ def _section(title: str, content: str, note: str = "", raw: bool = False) -> str
 
 
 def _plot(figure: Any, alt: str) -> str:
-    return f'<div><img alt="{_escape(alt)}" src="{data_uri(figure)}"></div>'
+    return f'<div class="scroll"><img class="plot" alt="{_escape(alt)}" src="{data_uri(figure)}"></div>'
 
 
 def _left_out(result: EvaluationResult) -> str:
@@ -182,40 +191,43 @@ def _cards(result: EvaluationResult) -> str:
 
 
 def _advice_list(advice: list[Any]) -> str:
-    items = (re.sub(r"(--[a-z][a-z-]*(?: \d+)*)", r"<code>\1</code>", _escape(each.text)) for each in advice)
-    return "<ol>" + "".join(f"<li>{item}</li>" for item in items) + "</ol>"
+    def item(text: str) -> str:
+        parts = re.sub(r"`([^`]+)`", r"<code>\1</code>", _escape(text))
+        return re.sub(r"(?<![\w>-])(--[a-z][a-z-]*(?: [\d.]+\d)*)(?![^<]*</code>)", r"<code>\1</code>", parts)
+
+    return "<ol>" + "".join(f"<li>{item(each.text)}</li>" for each in advice) + "</ol>"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _table(head: list[str], rows: list[list[str]], kind: str = "") -> str:
     heads = "".join(f"<th>{_escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _class_table(result: EvaluationResult) -> str:
-    head = ["class", "objects", "found", "VOC10", "VOC07", "COCO", "precision", "recall", "F1", "at score"]
-    rows = [
-        [
-            name,
-            str(row["num_gt"]),
-            str(row["num_detections"]),
-            *(number(row.get(key)) for key in ("voc10_AP50", "voc07_AP50", "coco_AP", "precision", "recall", "f1")),
-            number(row["threshold"], 2),
-        ]
-        for name, row in result.per_class().items()
-        if row["num_gt"] or row["num_detections"]
-    ]
+    at = f"at score {working_threshold(result):.2f}"
+    head = ["class", "objects", "AP50", "AP50, VOC07", "AP, COCO", f"found {at}", "wrong", "precision", "recall"]
+    head += ["best F1", "at score"]
+    rows = []
+    for row, own in zip(working_rows(result), result.per_class().values(), strict=True):
+        if row.objects or row.found + row.wrong:
+            counts = [str(row.found), str(row.wrong), number(row.precision), number(row.recall)]
+            figures = [number(row.ap50), number(own.get("voc07_AP50")), number(row.coco)]
+            best = [number(own["f1"]), number(own["threshold"], 2)]
+            rows.append([row.name, str(row.objects), *figures, *counts, *best])
     return _table(head, rows)
 
 
 def _coco_and_time(result: EvaluationResult) -> str:
     parts = []
     if "coco_AP" in result.figures:
-        parts.append(_table(list(FIGURES), [[number(result.figures[f"coco_{name}"]) for name in FIGURES]]))
+        parts.append(_table(list(FIGURES), [[number(result.figures[f"coco_{name}"]) for name in FIGURES]], "numbers"))
     if result.timing:
         head = [*(stage for stage in STAGES if stage in result.timing), "images a second"]
         row = [f"{share:.0%}" for share in result.timing.values()]
-        parts.append(_table(head, [[*row, number(result.images_per_second, 1)]]))
+        parts.append(_table(head, [[*row, number(result.images_per_second, 1)]], "numbers"))
     return "".join(parts) or "<p>Detections from a file: there is no time to report.</p>"
 
 
@@ -227,7 +239,10 @@ def _sheet(pictures: list[Picture]) -> str:
 
 def _tile(picture: Picture) -> str:
     if picture.source:
-        image = f'<img alt="{_escape(picture.caption)}" src="{picture.source}">'
+        image = (
+            f'<label class="zoom"><input type="checkbox" aria-label="enlarge">'
+            f'<img alt="{_escape(picture.caption)}" src="{picture.source}"></label>'
+        )
     else:
         image = '<div class="absent">the picture is not there</div>'
     return f"<figure>{image}<figcaption>{_escape(picture.caption)}</figcaption></figure>"

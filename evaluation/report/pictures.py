@@ -17,8 +17,8 @@ from utils.draw import line_width, put_text, text_height, text_size
 from utils.errors import UserError, printable
 
 WORST_IMAGES, WORST_MISTAKES = 12, 16
-TILE = 420  # longest side of a picture in the page, pixels
-JPEG_QUALITY = 82
+TILE = 640  # longest side of a picture in the page, pixels
+JPEG_QUALITY = 80
 RIGHT, WRONG, MISSED = (22, 163, 74), (220, 38, 38), (245, 158, 11)  # RGB
 
 Mark = tuple[np.ndarray, tuple[int, int, int], str]  # box (4,) image pixels, colour, text

@@ -121,7 +121,7 @@ def errors_figure(result: EvaluationResult, errors: ErrorAnalysis) -> Figure:
     for place, total in enumerate(100 * errors.gain[::-1]):
         left.text(start[place], place, f" {total:.1f}", va="center", fontsize=9, color=INK)
     left.grid(False, axis="y")
-    left.set(xlabel="points of mAP50 gained if mended alone", title="What costs mAP, by size of object")
+    left.set(xlabel="points of mAP50 gained without it", title="What costs mAP, by size of object")
     left.set_xlim(0, max(1.0, float(start.max()) * 1.15))
     left.legend(frameon=False, fontsize=8, title="object", title_fontsize=8)
     right.grid(False)
@@ -140,7 +140,7 @@ def errors_figure(result: EvaluationResult, errors: ErrorAnalysis) -> Figure:
 
 
 def confusion_figure(matrix: np.ndarray, class_names: tuple[str, ...], threshold: float) -> Figure:
-    """Rows: what it is; columns: what it was called; shares of a row. Classes with the most objects come first."""
+    """Rows: actual class; columns: predicted class; shares of a row. Classes with the most objects come first."""
     totals = matrix[:-1].sum(axis=1)
     kept = [c for c in np.argsort(-totals, kind="stable") if totals[c] or matrix[-1, c]][:MOST_CLASSES]
     order = [*kept, len(class_names)]
@@ -157,7 +157,7 @@ def confusion_figure(matrix: np.ndarray, class_names: tuple[str, ...], threshold
             axis.text(column, row, str(part[row, column]), ha="center", va="center", fontsize=6.5, color=colour)
     axis.set_xticks(range(len(order)), [*names, "missed"], rotation=90, fontsize=8)
     axis.set_yticks(range(len(order)), [*names, "background"], fontsize=8)
-    axis.set(xlabel="called", ylabel="is", title=f"Confusion at score {threshold:.2f}, IoU 0.5")
+    axis.set(xlabel="predicted", ylabel="actual", title=f"Confusion at score {threshold:.2f}, IoU 0.5")
     return figure
 
 

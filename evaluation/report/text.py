@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evaluation.evaluator import STAGES, EvaluationResult
 from evaluation.metrics.calibration import calibrate
 from evaluation.metrics.coco import FIGURES
 from evaluation.metrics.errors import ERROR_TYPES, SIZES, ErrorAnalysis, analyse_errors
-from evaluation.report.advice import advise
+from evaluation.report.advice import FALLBACK_THRESHOLD, UNKNOWN, Scored, advise
 from utils.errors import printable
 
 if TYPE_CHECKING:
     from evaluation.metrics.compare import Comparison
 
+FEW_IMAGES = 200  # below which the page says how uncertain the figures are
 MOST_CLASSES = 40  # of a table that is to stay one page
 
 
-def summary_text(result: EvaluationResult, input_size: tuple[int, int] | None = None) -> str:
+def summary_text(result: EvaluationResult, scored: Scored = UNKNOWN) -> str:
     """Figures, classes, time, what is lost and why, and what to do: one page that ends in three things to do."""
     errors = analyse_errors(result.record, result.outcome)
     parts = [
@@ -27,7 +29,8 @@ def summary_text(result: EvaluationResult, input_size: tuple[int, int] | None = 
         _losses(result, errors),
         _scores(result),
         _time(result),
-        _advice(result, errors, input_size),
+        noise_text(result),
+        _advice(result, errors, scored),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -58,23 +61,80 @@ def _figures(result: EvaluationResult) -> str:
 
 
 def class_table(result: EvaluationResult) -> str:
-    """A line a class, AP and counts and the best it can do; the classes with objects, at most 40."""
-    names = [printable(name) for name in result.record.class_names]
-    width = max([len(name) for name in names] + [5])
+    """A line a class with objects, at most 40: AP, and what is found at the working threshold."""
+    rows = [row for row in working_rows(result) if row.objects]
+    width = max([len(printable(row.name)) for row in rows] + [5])
     lines = [
-        f"{'class':<{width}} {'objects':>7} {'found':>7} {'VOC10':>6} {'VOC07':>6} {'COCO':>6} {'prec.':>6} "
-        f"{'recall':>6} {'F1':>6} {'at':>5}"
+        f"{'class':<{width}} {'objects':>7} {'AP50':>6} {'COCO':>6}   at score {working_threshold(result):.2f}: "
+        f"{'found':>6} {'wrong':>6} {'precision':>9} {'recall':>6}"
     ]
-    rows = [(name, row) for name, row in zip(names, result.per_class().values(), strict=True) if row["num_gt"]]
-    for name, row in rows[:MOST_CLASSES]:
+    for row in rows[:MOST_CLASSES]:
         lines.append(
-            f"{name:<{width}} {row['num_gt']:>7} {row['num_detections']:>7} {number(row['voc10_AP50']):>6} "
-            f"{number(row['voc07_AP50']):>6} {number(row.get('coco_AP')):>6} {number(row['precision']):>6} "
-            f"{number(row['recall']):>6} {number(row['f1']):>6} {number(row['threshold'], 2):>5}"
+            f"{printable(row.name):<{width}} {row.objects:>7} {number(row.ap50):>6} {number(row.coco):>6}   {'':>15}"
+            f"{row.found:>6} {row.wrong:>6} {number(row.precision):>9} {number(row.recall):>6}"
         )
     if len(rows) > MOST_CLASSES:
         lines.append(f"... and {len(rows) - MOST_CLASSES} more classes (--json has them all)")
     return "\n".join(lines)
+
+
+def working_threshold(result: EvaluationResult) -> float:
+    """The score threshold of the table: that of the best F1 over all classes, if anything was found."""
+    return FALLBACK_THRESHOLD if result.best_f1_threshold is None else result.best_f1_threshold
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class at the working threshold.
+
+    Args:
+        objects: that count.
+        ap50, coco: AP at IoU 0.5 (VOC 2010), and over IoU 0.5 to 0.95; None where there is none.
+        found, wrong: true and false positives with a score of at least the working threshold.
+        precision, recall: of them; None where nothing was kept, or nothing is there.
+    """
+
+    name: str
+    objects: int
+    ap50: float | None
+    coco: float | None
+    found: int
+    wrong: int
+
+    @property
+    def precision(self) -> float | None:
+        return self.found / (self.found + self.wrong) if self.found + self.wrong else None
+
+    @property
+    def recall(self) -> float | None:
+        return self.found / self.objects if self.objects else None
+
+
+def working_rows(result: EvaluationResult) -> list[ClassRow]:
+    """Every class at the working threshold."""
+    threshold = working_threshold(result)
+    rows = zip(result.record.class_names, result.per_class().values(), result.curves.per_class, strict=True)
+    return [
+        ClassRow(name, row["num_gt"], row["voc10_AP50"], row.get("coco_AP"), *curve.counts(threshold))
+        for name, row, curve in rows
+    ]
+
+
+def noise_text(result: EvaluationResult) -> str:
+    """How far the figures are uncertain, where the images are few; else an empty text.
+
+    The 95 % interval of a share of n independent objects, 1.96 sqrt(p (1 - p) / n); objects of one image are not quite
+    independent, so it is a lower bound.
+    """
+    objects = int(result.record.num_gt.sum())
+    if result.num_images >= FEW_IMAGES or not objects:
+        return ""
+    recall = min(max(result.curves.overall.at(working_threshold(result))[1], 0.1), 0.9)
+    points = 100 * 1.96 * (recall * (1 - recall) / objects) ** 0.5
+    return (
+        f"{result.num_images} images with {objects} objects: differences below about {points:.0f} points are noise; "
+        "compare two models with eval.py --compare, or score more images."
+    )
 
 
 def _losses(result: EvaluationResult, errors: ErrorAnalysis) -> str:
@@ -90,7 +150,7 @@ def _losses(result: EvaluationResult, errors: ErrorAnalysis) -> str:
 def _scores(result: EvaluationResult) -> str:
     threshold = result.best_f1_threshold
     if threshold is None:
-        return "Nothing was found rightly: there is no best score threshold."
+        return "No object was found: there is no best score threshold."
     precision, recall, f1 = result.curves.overall.at(threshold)
     calibration = calibrate(result.record.det_scores, result.outcome)
     error = f"; scores are off by {calibration.error:.2f} on average" if calibration.error is not None else ""
@@ -107,9 +167,9 @@ def _time(result: EvaluationResult) -> str:
     return f"{number(result.images_per_second, 1)} images/s; of the time over all threads: {shares}"
 
 
-def _advice(result: EvaluationResult, errors: ErrorAnalysis, input_size: tuple[int, int] | None) -> str:
+def _advice(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored) -> str:
     lines = ["Most worth doing:"]
-    lines += [f"{i}. {printable(each.text)}" for i, each in enumerate(advise(result, errors, input_size), start=1)]
+    lines += [f"{i}. {printable(each.text)}" for i, each in enumerate(advise(result, errors, scored), start=1)]
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ import difflib
 import os
 from pathlib import Path
 
+from nets.model_config import ModelConfig
 from utils.errors import MissingFileError, UserError
 
 MODEL_DATA = Path(__file__).resolve().parents[2] / "model_data"
@@ -46,6 +47,14 @@ def find_model(name: str | os.PathLike[str] | None = None, where: object = None)
     near = difflib.get_close_matches(stem, bundled, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"give a file, a run's folder, or one of {', '.join(bundled)}"
     raise MissingFileError(where or path, f"{name} is not there" if where else "is not there", hint)
+
+
+def default_model_text(config: ModelConfig) -> str:
+    """What runs where no model was named: its file, classes and input size."""
+    names = config.class_names
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    height, width = config.input_size
+    return f"no --checkpoint given: {find_model()}, input {height} x {width}, {len(names)} classes ({shown})"
 
 
 def _in_folder(folder: Path) -> Path:

@@ -1,0 +1,80 @@
+"""Typical mistakes, words of other tools among them, get one line that names the remedy.
+
+`python tests/test_typical_mistakes.py` prints the lines.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.errors import run_command  # noqa: E402
+
+MISTAKES = [  # what is typed, and what its one line must hold
+    ("train --imgsz 320", "did you mean --input-size?"),
+    ("train --img-size 320", "did you mean --input-size?"),
+    ("train --batch 8", "did you mean --batch-size?"),
+    ("train --lr0 0.01", "did you mean --learning-rate?"),
+    ("train --epoch 3", "did you mean --epochs?"),
+    ("train --cfg yolov4.yaml", "did you mean --backbone?"),
+    ("train --project runs", "did you mean --run-dir?"),
+    ("train --model small", "did you mean --weights?"),
+    ("train data=coco128.yaml", "did you mean --data?"),
+    ("train --num_workers 4", "did you mean --workers?"),
+    ("train --optimiser sgd", "did you mean --optimizer?"),
+    ("train --optimizer adm", "did you mean adam"),
+    ("train --preset nan0", "did you mean nano?"),
+    ("train --data nowhere --epochs 1", "nowhere is not there"),
+    ("train --input-size 100 --data tests", "multiple"),
+    ("eval --weights best.pth", "did you mean --checkpoint?"),
+    ("eval --conf-thres 0.3", "did you mean --score-threshold?"),
+    ("eval --iou 0.5", "did you mean --iou-threshold?"),
+    ("eval", "--data: not given"),
+    ("eval --data nowhere --checkpoint nano", "nowhere"),
+    ("predict --source photo.jpg", "type it alone: photo.jpg"),
+    ("predict --conf 0.3 photo.jpg", "did you mean --score-threshold?"),
+    ("predict --weights best.pth photo.jpg", "did you mean --checkpoint?"),
+    ("predict source=photo.jpg", "type it alone: photo.jpg"),
+    ("predict --data coco.yaml photo.jpg", "class names come with the model"),
+    ("predict --save-txt photo.jpg", "type: --save yolo"),
+    ("predict --agnostic-nms photo.jpg", "type: --nms agnostic"),
+    ("predict", "name pictures, folders or videos"),
+    ("predict --checkpoint nanoo photo.jpg", "did you mean 'nano'?"),
+    ("predict --score-threshold 30 photo.jpg", "at least 0 and at most 1"),
+    ("export --include onnx", "did you mean --format?"),
+    ("export --format onxx", "did you mean onnx?"),
+    ("serve --prot 8000", "did you mean --port?"),
+    ("dataset stat VOCdevkit", "did you mean stats?"),
+]
+
+
+def line_of(typed: str, capsys: pytest.CaptureFixture[str] | None = None) -> str:
+    """Run the command in this process; its exit code and what it says on stderr."""
+    script, *arguments = typed.split()
+    with pytest.raises(SystemExit) as left:
+        run_command(importlib.import_module(script).main, arguments)
+    assert left.value.code == 2, f"{typed}: exit code {left.value.code}"
+    return capsys.readouterr().err if capsys else ""
+
+
+@pytest.mark.parametrize(("typed", "remedy"), MISTAKES)
+def test_a_typical_mistake_gets_one_line_with_its_remedy(
+    typed: str, remedy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = line_of(typed, capsys)
+    assert remedy in line and line.startswith("error: ") and line.count("\n") == 1
+
+
+def test_there_are_thirty_at_least_and_none_twice() -> None:
+    assert len({typed for typed, _ in MISTAKES}) == len(MISTAKES) >= 30
+
+
+if __name__ == "__main__":
+    for each, _ in MISTAKES:
+        line_of(each)

@@ -1,0 +1,23 @@
+"""What a run's metrics.csv tells afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.files import MEGABYTE, read_lines
+
+LEAST_SCORES = 5  # evaluations of a run, below which nothing is said of it
+CONVERGED_SHARE = 0.7  # of the evaluations: the best score before that is not improved by training on
+
+
+def has_converged(folder: Path) -> bool:
+    """Whether the run in `folder` had stopped improving: its best mAP50 came well before its end."""
+    scores: list[float] = []
+    with contextlib.suppress(UserError, ValueError, csv.Error):
+        for row in csv.DictReader(line for _, line in read_lines(folder / "metrics.csv", 16 * MEGABYTE)):
+            if row.get("voc10_mAP50"):
+                scores.append(float(row["voc10_mAP50"]))
+    return len(scores) >= LEAST_SCORES and scores.index(max(scores)) < CONVERGED_SHARE * (len(scores) - 1)
