@@ -106,9 +106,8 @@ class _Pairs:
                 d, g = np.nonzero(iou > 0)
                 parts.append((dets[d], gts[g], iou[d, g], inside[d, g]))
         empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
-        self.det, self.gt, self.iou, self.inside = (
-            (np.concatenate(each) for each in zip(*parts, strict=True)) if parts else empty
-        )
+        joined: Any = [np.concatenate(each) for each in zip(*parts, strict=True)] if parts else empty
+        self.det, self.gt, self.iou, self.inside = joined
         self.same = found.labels[self.det] == index.labels[self.gt]
 
     def most_of_det(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ class Detector:
         self,
         images: Sequence[np.ndarray],
         thresholds: Thresholds = OWN_THRESHOLDS,
-        sizes: Sequence[tuple[int, ...]] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detections]:
         """Objects of RGB images (H, W, 3) uint8 of any sizes, each in its own pixels.
 
@@ -91,7 +91,7 @@ class Detector:
         started = time.perf_counter()
         letterbox, names = self.config.letterbox, self.config.class_names
         batch = np.empty((len(images), *self.config.input_size, 3), np.uint8)
-        sizes = [image.shape[:2] for image in images] if sizes is None else sizes
+        sizes = [(image.shape[0], image.shape[1]) for image in images] if sizes is None else sizes
         for image, size, place in zip(images, sizes, batch, strict=True):
             letterbox.apply(image, place, size)
         prepared = time.perf_counter()

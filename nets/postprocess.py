@@ -65,6 +65,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def _read_maps(maps: Sequence[np.ndarray], config: ModelConfig, rules: Thresholds) -> Detections:
     """Detections of one image from its three maps (A, H, W, 5 + C)."""
     threshold = rules.score_threshold
+    assert threshold is not None  # `_rules` has filled in the model's
     # a score is at most its objectness, so that most places are dismissed by one comparison of logits
     least = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-math.inf if threshold <= 0 else math.inf)
     found = [np.nonzero(raw[..., 4] >= least) for raw in maps]
@@ -103,7 +104,7 @@ def _best_candidates(scores: np.ndarray, rules: Thresholds) -> tuple[np.ndarray,
     classes = scores.shape[1]
     labels = scores.argmax(axis=1)
     best = scores[np.arange(len(scores)), labels]
-    limit = max(MAX_CANDIDATES, rules.max_detections)
+    limit = max(MAX_CANDIDATES, rules.max_detections or 0)
     least = np.float32(rules.score_threshold)
     if len(best) > limit:  # the best of `limit` boxes are as many pairs: a pair below the least of them is not needed
         least = max(least, _least_of_best(best, limit))
@@ -127,7 +128,9 @@ def _suppress(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, rules: 
     if not finite.all():
         boxes, scores, labels = boxes[finite], scores[finite], labels[finite]
     if rules.suppress is None:
+        assert rules.iou_threshold is not None
         keep = nms(boxes, labels, rules.iou_threshold, rules.max_detections)
         return Detections(boxes[keep], scores[keep], labels[keep])
     found = rules.suppress(boxes, scores, labels, rules.iou_threshold)
-    return Detections(*(each[: rules.max_detections] for each in found))
+    boxes, scores, labels = (each[: rules.max_detections] for each in found)
+    return Detections(boxes, scores, labels)

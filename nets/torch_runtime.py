@@ -25,7 +25,7 @@ class TorchRuntime(Runtime):
         self.config = model.config
         self.device = torch.device(device)
         self.usual_batch = 1 if self.device.type == "cpu" else GPU_BATCH
-        fused = fuse_batch_norms(copy.deepcopy(model)).to(self.device, memory_format=torch.channels_last)
+        fused = fuse_batch_norms(copy.deepcopy(model)).to(self.device).to(memory_format=torch.channels_last)
         self.model = fused.requires_grad_(False)
 
     @torch.inference_mode()

@@ -84,4 +84,4 @@ def _joined(
         boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
     else:
         boxes, scores, labels = suppress(boxes, scores, labels, iou_threshold)
-    return Detections(*(each[:max_detections] for each in (boxes, scores, labels)))
+    return Detections(boxes[:max_detections], scores[:max_detections], labels[:max_detections])

@@ -65,7 +65,7 @@ def _answer(head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes | 
     except MemoryError:
         return {"code": "image_too_big", "error": f"{where}: not enough memory to decode it; shrink it"}, b""
     answer = {"size": header.size, "shape": image.shape, "seconds": time.perf_counter() - started}
-    return answer, memoryview(image).cast("B")
+    return answer, image.data.cast("B")
 
 
 def _send(sink: Any, head: dict[str, Any], data: bytes | memoryview = b"") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -16,7 +18,7 @@ class Metrics:
     """The counters, histograms and gauges of one service."""
 
     def __init__(self) -> None:
-        own = {"registry": CollectorRegistry()}
+        own: dict[str, Any] = {"registry": CollectorRegistry()}
         self._registry = own["registry"]
         self.requests = Counter("detector_requests", "Answers by HTTP status.", ["status"], **own)
         self.refused = Counter("detector_refused", "Requests refused, by reason.", ["reason"], **own)

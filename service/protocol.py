@@ -115,7 +115,7 @@ def limited_protocol(
                 if self.cycle.response_started:
                     self.transport.abort()
                     return
-            status = self.conn.problem_status
+            status = getattr(self.conn, "problem_status", 400)
             if status == 431:
                 what = f"request: its head is longer than {HEAD_BYTES} bytes; send fewer or shorter headers"
                 self._refuse(status, "head_too_big", what)

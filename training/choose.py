@@ -200,7 +200,14 @@ def choose_recipe_options(settings: TrainSettings, index: DatasetIndex) -> Train
         is_ours = not (options.network.backbone or "").startswith(TIMM_PREFIX)
         epochs = options.duration.epochs if settings.is_given("epochs") else None
         choices = choose_recipe(
-            len(index), boxes, images, is_pretrained(options), is_ours, epochs, distributed.world_size()
+            len(index),
+            boxes,
+            images,
+            pretrained=is_pretrained(options),
+            layers_are_known=is_ours,
+            given_epochs=epochs,
+            is_detector=options.start.weights is not None,
+            world_size=distributed.world_size(),
         )
         fixed = ("epochs", "eval_every") if options.duration.minutes else ()  # these are for the budget to choose
         if settings.is_given("optimizer") and options.optim.optimizer != "adamw":

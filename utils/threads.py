@@ -26,7 +26,7 @@ def array_bytes(item: Any) -> int:
     if isinstance(item, (tuple, list)):
         return sum(array_bytes(part) for part in item)
     image = getattr(item, "__dict__", {}).get("image")  # held, not computed
-    return getattr(item, "nbytes", None) or getattr(image, "nbytes", 0)
+    return int(getattr(item, "nbytes", 0) or getattr(image, "nbytes", 0) or 0)
 
 
 class _Queue:

@@ -187,7 +187,8 @@ def _checked(path: Path, reader: _Reader, limit: int) -> list[tuple[_Member, Pur
     """All members with the safe relative path of each. Raises RunError for anything that must not be unpacked."""
     members: list[tuple[_Member, PurePosixPath]] = []
     total = 0
-    files, folders = set(), set()
+    files: set[PurePosixPath] = set()
+    folders: set[PurePosixPath] = set()
     for member in reader.members():
         relative = PurePosixPath(member.name)
         outside = relative.is_absolute() or ".." in relative.parts or any(c in member.name for c in "\\:\0")
