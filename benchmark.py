@@ -11,29 +11,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from benchmarks.formats_table import draw_formats, fill_markers, formats_table
 from data.index import DatasetIndex
 from nets.detector import Detector
-from nets.export.check import check_export, export_and_check
 from nets.export.form import Form
 from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, are_installed, file_kind
 from nets.export.load import load_runtime
-from nets.export.parity import Parity, drawn_photos
 from nets.model_config import ModelConfig, input_size_option
 from nets.runtime import Runtime
-from nets.torch_runtime import TorchRuntime
 from nets.weights.bundled import find_model
-from nets.weights.checkpoint import load_model, write_atomically
-from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
-from utils.draw import draw_detections
+from utils.cpus import num_threads, set_num_threads
 from utils.errors import MissingExtra, RunError, UserError, run_command, warn
-from utils.images import IMAGE_SUFFIXES, read_image, write_image
+from utils.files import write_atomically
 from utils.thresholds import Thresholds
 from utils.timing import (
     CONTROL,
@@ -45,6 +39,10 @@ from utils.timing import (
     noise_reasons,
     resident_bytes,
 )
+
+if TYPE_CHECKING:
+    from nets.export.parity import Parity
+    from nets.yolov4 import YOLOv4
 
 PEERS = ("yolox_nano", "ssdlite")
 CALIBRATION_IMAGES = 200
@@ -173,9 +171,9 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(options.keep or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         result = Result()
-        usual = 1 if options.clock == "cpu" else torch.get_num_threads()
+        usual = 1 if options.clock == "cpu" else num_threads()
         for threads in options.threads or (usual,):
-            torch.set_num_threads(threads)
+            set_num_threads(threads)
             entries = build_entries(options, folder, result)
             scores = score_entries(entries, options, folder) if options.data and not result.rows else {}
             for batch_size in options.batch_size:
@@ -215,6 +213,8 @@ def build_entries(options: BenchmarkOptions, folder: Path, result: Result) -> li
 
     Exports that fail are left out and named in the result. Raises RunError if nothing is left.
     """
+    from nets.weights.checkpoint import load_model  # late, as below: PyTorch and OpenCV, which --help does not need
+
     entries = [peer_entry(name, folder) for name in options.peer]
     entries += [other_entry(Path(name)) for name in options.compare]
     if options.reference:
@@ -281,6 +281,9 @@ def digest(path: Path) -> str:
 
 def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, options: BenchmarkOptions) -> Parity:
     """Write a file and compare it with the network on photographs; one that is there already is only compared."""
+    from nets.export.check import check_export, export_and_check
+    from nets.torch_runtime import TorchRuntime
+
     kind = FORMAT_OF_RUNTIME[runtime]
     photos = comparison_photos(model.config, options)
     if file.exists():
@@ -300,11 +303,15 @@ def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, optio
 
 def comparison_photos(config: ModelConfig, options: BenchmarkOptions) -> list[np.ndarray]:
     """Photographs of the validation split, or drawn pictures where there is no data."""
+    from nets.export.parity import drawn_photos
+
     return read_spread(open_split(options, 1), PARITY_PHOTOS) if options.data else drawn_photos(config, PARITY_PHOTOS)
 
 
 def read_spread(index: DatasetIndex, wanted: int) -> list[np.ndarray]:
     """Images evenly over a split."""
+    from utils.images import read_image
+
     positions = np.unique(np.linspace(0, len(index) - 1, min(wanted, len(index))).astype(int))
     return [read_image(index.path(int(i))) for i in positions]
 
@@ -355,6 +362,10 @@ def measured_entry(
 
 def reference_entry() -> Entry:
     """The network that the platform's first users come from, in PyTorch as they run it: eager, batch norms apart."""
+    import torch
+
+    from nets.yolov4 import YOLOv4
+
     config = ModelConfig(class_names=tuple(f"class{i}" for i in range(20)))
     model = YOLOv4(config).eval()
 
@@ -521,9 +532,11 @@ def measure_stages(result: Result, options: BenchmarkOptions) -> None:
 
     A network that has learned nothing gives most candidates; it is measured too, where the model is a checkpoint.
     """
+    from nets.torch_runtime import TorchRuntime
+
     path = find_model(options.models[0] if options.models else None)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = num_threads()
+    set_num_threads(1)
     try:
         detectors = {"": Detector(load_runtime(path, "cpu"))}
         if path.is_file() and file_kind(path) == "checkpoint":
@@ -535,11 +548,15 @@ def measure_stages(result: Result, options: BenchmarkOptions) -> None:
                         stage = time_stages(detector, photo, threshold)
                         result.stages.append(stage | {"image": weights + photo.name})
     finally:
-        torch.set_num_threads(before)
+        set_num_threads(before)
 
 
 def random_network(config: ModelConfig) -> YOLOv4:
     """The same network untrained, and sure of objects everywhere: the worst case for suppression."""
+    import torch
+
+    from nets.yolov4 import YOLOv4
+
     torch.manual_seed(0)
     model = YOLOv4(config).eval()
     for level in model.head.levels:
@@ -550,6 +567,9 @@ def random_network(config: ModelConfig) -> YOLOv4:
 
 def stage_photos(options: BenchmarkOptions, folder: Path) -> list[Path]:
     """The pictures of --images (three at most), or one that is drawn."""
+    from nets.export.parity import drawn_photos
+    from utils.images import IMAGE_SUFFIXES, write_image
+
     if options.images is None:
         import cv2
 
@@ -565,6 +585,9 @@ def stage_photos(options: BenchmarkOptions, folder: Path) -> list[Path]:
 
 def time_stages(detector: Detector, photo: Path, threshold: float) -> dict[str, Any]:
     """Median CPU milliseconds of each stage for one picture."""
+    from utils.draw import draw_detections
+    from utils.images import read_image
+
     config, runtime = detector.config, detector.runtime
     image = read_image(photo)
     batch = np.empty((1, *config.input_size, 3), np.uint8)

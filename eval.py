@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.class_names import read_class_names
-from data.formats.coco import find_coco_files
 from data.index import DatasetIndex
-from data.open import default_splits, list_splits, open_dataset, recognise_format
 from evaluation.detections_file import MISSING, detection_lists, read_detections, write_voc_results
 from evaluation.evaluator import EVAL_THRESHOLDS, EvaluationResult, FoundDetections, evaluate, score
 from evaluation.metrics.coco import EVALUATORS
@@ -170,6 +168,8 @@ def open_index(options: EvalOptions, quiet: bool = False, whole: bool = False) -
 
     With `whole`, --limit is left for later, and a set of which not one picture is there is read from its annotations.
     """
+    from data.open import open_dataset  # late, as below: OpenCV, which --help does not need
+
     names = read_class_names(options.classes) if options.classes else None
     index = open_dataset(
         options.data or "", choose_split(options), names, need_pictures=not whole, image_folder=options.image_folder
@@ -190,6 +190,9 @@ def choose_split(options: EvalOptions) -> str:
     data = options.data or ""
     if options.split is not None:
         return options.split
+    from data.formats.coco import find_coco_files
+    from data.open import default_splits, list_splits, recognise_format
+
     if Path(data).is_file() and recognise_format(data) == "coco":
         return next(name for name, file in find_coco_files(data).items() if file == Path(data))
     names = list_splits(data)

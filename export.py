@@ -7,26 +7,23 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.index import DatasetIndex
 from nets.detector import Detector
-from nets.export.check import check_export, export_and_check
 from nets.export.form import Form
 from nets.export.formats import ALIASES, FORMATS, Format
 from nets.export.load import load_runtime
-from nets.export.parity import drawn_photos
 from nets.model_config import ModelConfig, input_size_option
-from nets.torch_runtime import TorchRuntime
 from nets.weights.bundled import find_model
-from nets.weights.checkpoint import load_model
-from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.errors import RunError, UserError, run_command, warn
-from utils.images import IMAGE_SUFFIXES, read_image
 from utils.output_rules import check_output_file, check_output_folder
+
+if TYPE_CHECKING:
+    from nets.yolov4 import YOLOv4
 
 DRAWN = 6  # drawn pictures where there are no photographs
 MAP_BATCH = 4
@@ -77,6 +74,9 @@ def main(argv: list[str] | None = None) -> None:
     exporter = FORMATS[options.format]
     form = choose_form(options, exporter)
     checkpoint = find_model(options.checkpoint)
+    from nets.export.check import export_and_check  # late, as below: PyTorch and OpenCV, which --help does not need
+    from nets.weights.checkpoint import load_model
+
     model = load_model(checkpoint)
     model.config = adjusted(model.config, options)
     path = output_path(options, checkpoint, exporter)
@@ -184,6 +184,9 @@ def open_split(options: ExportOptions, split: str | None, default: int) -> Datas
 
 def comparison_photos(options: ExportOptions, index: DatasetIndex | None, config: ModelConfig) -> list[np.ndarray]:
     """Photographs of --images or --data, or drawn pictures."""
+    from nets.export.parity import drawn_photos
+    from utils.images import IMAGE_SUFFIXES
+
     if options.images is not None:
         folder = Path(options.images)
         files = [folder]
@@ -201,6 +204,8 @@ def comparison_photos(options: ExportOptions, index: DatasetIndex | None, config
 
 def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
     """RGB images (H, W, 3) uint8; one that cannot be read is left out, with a warning."""
+    from utils.images import read_image
+
     photos = []
     for path in paths:
         try:
@@ -225,6 +230,9 @@ def export_int8(
     info: dict[str, Any],
 ) -> None:
     """Quantise, compare, and score before and after by the evaluator. Raises RunError if more is lost than allowed."""
+    from nets.export.check import check_export
+    from nets.torch_runtime import TorchRuntime
+
     assert index is not None
     training = open_split(options, options.calibration_split, 0)
     calibration = read_photos([training.path(i) for i in spread(len(training), options.calibration_images)])

@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ class ServeOptions:
     )
     input_size: tuple[str, ...] = option((), "height and width of the network's input, multiples of 32", metavar="N")
     iou_threshold: float | None = option(None, "overlap above which two boxes are one object", low=0, high=1)
-    batch_size: int = option(8, "pictures run together at most", low=1, high=256)
+    batch_size: int | None = option(
+        None, "pictures run together at most (default: 1 on a CPU, 8 on a GPU)", low=1, high=256
+    )
     batch_wait: float = option(2.0, "milliseconds that a batch waits for requests being decoded", low=0, high=1000)
     max_waiting: int = option(64, "requests under way at most; others get 503", low=1, high=10_000)
     max_body: float = option(20.0, "megabytes of one request at most", above=0, high=1024)
@@ -75,7 +77,7 @@ class ServeOptions:
             bodies=max(Limits.bodies, 4 * body),
             per_minute=self.per_minute,
             connections=self.connections,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size or Limits.batch_size,
             batch_wait=self.batch_wait / 1000,
         )
 
@@ -93,6 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.input_size:
         detector.set_input_size([_whole(size) for size in options.input_size])
     detector(np.zeros((32, 32, 3), np.uint8))  # a file that cannot run fails here
+    if options.batch_size is None:
+        options = replace(options, batch_size=detector.runtime.usual_batch)
     with _listen(options.host, options.port) as (listener, is_local):
         app = _build(options, detector, path, is_local)
         what = f"labelling {printable(options.label)} with" if options.label else "serving"

@@ -3,7 +3,7 @@
 CPU time of one thread counts, so that the ratios hold on a machine that others use too. The figures are compared with
 those of the last `--save` on the same processor; the exit code is 1 if something became slower.
 
-    python -m benchmarks.table                                # all rows but the one that needs data
+    python -m benchmarks.table                                # all rows but those that need data
     python -m benchmarks.table --data VOCdevkit --save        # all rows; the figures are kept
     python -m benchmarks.table --only start help
 """
@@ -36,7 +36,9 @@ from benchmarks.harness import (
 )
 from benchmarks.metrics import BenchmarkOptions as MetricOptions
 from benchmarks.metrics import make_record
+from data.open import default_splits, open_dataset
 from data.tools.demo import draw_scene
+from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, score
 from evaluation.metrics.coco import coco_figures
 from nets.detector import Detector
 from nets.export.load import load_runtime
@@ -44,8 +46,9 @@ from nets.weights.bundled import find_model
 from prediction.video import VideoReader, VideoWriter
 from utils.config import option, parse_options
 from utils.cpus import set_num_threads
+from utils.detections import Detections
 from utils.errors import run_command
-from utils.images import read_image_and_size, write_image
+from utils.images import read_image, read_image_and_size, write_image
 
 STORED = REPOSITORY / "benchmarks" / "results" / "table.json"
 PHOTO = (3000, 4000)  # 12 megapixels
@@ -53,6 +56,8 @@ FRAME = (1080, 1920)
 FRAMES = 60
 PHOTOS = 60
 EVAL_IMAGES = 500
+LARGE_IMAGES = 120
+OF_DATA = ("eval", "large")  # rows that need --data
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class TableOptions:
 
     only: tuple[str, ...] = option((), "these rows only", metavar="NAME")
     checkpoint: str | None = option(None, "the model (default: the bundled weights)", metavar="FILE")
-    data: str | None = option(None, "a data set, for the row `eval`", metavar="PATH")
+    data: str | None = option(None, "a data set, for the rows `eval` and `large`", metavar="PATH")
     repetitions: int = option(5, "how often each work is done", low=1, high=1000)
     save: bool = option(False, "keep the figures, to compare the next run with")
 
@@ -76,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="table-") as temporary:
         bench = Bench(options, Path(temporary))
         for name, measure in ROWS.items():
-            if (options.only and name not in options.only) or (name == "eval" and not options.data):
+            if (options.only and name not in options.only) or (name in OF_DATA and not options.data):
                 continue
             for row in measure(bench):
                 rows.append(row)
@@ -238,6 +243,36 @@ def video_rows(bench: Bench) -> Iterator[Row]:
     yield Row("1080p video, by the clock", alone, wall, "ms a frame", "network alone, CPU", 1.11)
 
 
+def large_rows(bench: Bench) -> Iterator[Row]:
+    """mAP50 on photographs of about 12 megapixels, decoded whole and at a fraction."""
+    data = bench.options.data or ""
+    index = open_dataset(data, default_splits(data)[1])
+    index = index.subset(np.unique(np.linspace(0, len(index) - 1, LARGE_IMAGES).astype(int)))
+    folder = bench.folder / "large"
+    folder.mkdir()
+    factors = np.ones(len(index))
+    for i in range(len(index)):
+        image = read_image(index.path(i))
+        factors[i] = round((PHOTO[0] * PHOTO[1] / image.shape[0] / image.shape[1]) ** 0.5)
+        large = cv2.resize(image, None, fx=factors[i], fy=factors[i], interpolation=cv2.INTER_CUBIC)
+        write_image(folder / f"{i}.jpg", large, quality=90)
+    detector = Detector(load_runtime(bench.model, "cpu", "onnxruntime"))
+    scores = {}
+    for way, least in (("whole", None), ("reduced", detector.decoded_size)):
+        found = []
+        for i in range(len(index)):
+            image, size = read_image_and_size(folder / f"{i}.jpg", min_size=least)
+            each = detector.detect_batch([image], EVAL_THRESHOLDS, [size])[0]
+            found.append(Detections(each.boxes / factors[i], each.scores, each.labels))
+        positions = np.arange(len(index))
+        classes = match_classes(detector.config.class_names, index.class_names, index.name)
+        result = score(
+            index, detector.config.class_names, classes, FoundDetections.from_list(positions, found), coco=None
+        )
+        scores[way] = 100 * float(result.figures["voc10_mAP50"])
+    yield Row("mAP50, 12-megapixel photographs", scores["whole"], scores["reduced"], "points", "whole decode")
+
+
 ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "runtime": runtime_rows,
     "decode": decode_rows,
@@ -246,6 +281,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "help": help_rows,
     "coco": coco_rows,
     "eval": eval_rows,
+    "large": large_rows,
     "video": video_rows,
 }
 

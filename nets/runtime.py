@@ -15,6 +15,8 @@ from utils.detections import Detections
 from utils.errors import UserError
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
+GPU_BATCH = 8  # images that are usually run at once on a GPU
+
 
 class Runtime(ABC):
     """A network that is ready to run.

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 
 from nets.fuse import fuse_batch_norms
-from nets.runtime import Runtime
+from nets.runtime import GPU_BATCH, Runtime
 from nets.yolov4 import YOLOv4
 from utils.allocator import keep_freed_memory
-
-GPU_BATCH = 8
 
 
 class TorchRuntime(Runtime):

@@ -17,7 +17,7 @@ from typing import Any
 
 import cv2
 
-from utils.images import ImageError, decode_image, read_header_bytes
+from utils.images import ImageError, decode_image_and_size, read_header_bytes
 from utils.letterbox import Letterbox
 
 LENGTHS = struct.Struct("<II")
@@ -59,7 +59,9 @@ def _answer(head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes | 
         header = read_header_bytes(data, where, limit)
         if header.height * header.width > head["most_pixels"]:
             return {"is_big": True}, b""
-        image = Letterbox(**head["letterbox"]).apply(decode_image(data, where, limit))
+        letterbox = Letterbox(**head["letterbox"])
+        image, size = decode_image_and_size(data, where, limit, letterbox.decoded_size)
+        image = letterbox.apply(image, size=size)
     except ImageError as error:
         return {"code": error.code, "error": str(error)}, b""
     except MemoryError:

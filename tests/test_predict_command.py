@@ -55,7 +55,7 @@ class Painted:
 
     def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
         self.asked.append({"images": len(images), **asdict(thresholds)})
-        return [self._detect(image, thresholds.score_threshold) for image in images]
+        return [self._detect(image, thresholds.score_threshold)[: thresholds.max_detections] for image in images]
 
     def _detect(self, image: np.ndarray, threshold: float) -> Detections:
         rows = []
@@ -274,7 +274,7 @@ def test_every_output_of_every_source_together(detector: Painted, tmp_path: Path
 @pytest.mark.parametrize("nms", ["agnostic", "soft", "diou", "wbf"])
 def test_other_suppressions_reach_the_detector(detector: Painted, tmp_path: Path, nms: str) -> None:
     assert run(picture(tmp_path / "a.png"), "--output", tmp_path / "out", "--nms", nms) == 0
-    boxes, scores, labels = torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([0.7]), torch.tensor([1])
+    boxes, scores, labels = np.array([[0, 0, 9, 9]], np.float32), np.array([0.7], np.float32), np.array([1])
     kept = detector.asked[0]["suppress"](boxes, scores, labels, 0.5)
     assert kept[0].tolist() == boxes.tolist()
 

@@ -10,16 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from export_makers import CONFIG, checkpoint, exported, pictures, small_model
 
 from nets.export import cache, check
 from nets.export.form import Form
 from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, RUNTIMES, file_kind, runtimes_of
 from nets.export.load import load_runtime
+from nets.export.parity import count_changed, drawn_photos
+from nets.postprocess import postprocess
 from nets.torch_runtime import TorchRuntime
+from nets.weights.bundled import find_model
+from nets.weights.checkpoint import load_model
 from prediction.detector import Detector, load_detector
 from utils.errors import UserError
+from utils.thresholds import Thresholds
 
+LOW = Thresholds(score_threshold=0.002)
 PLAIN, ANY, RAW_ANY = Form(), Form(dynamic=True), Form(uint8_input=True, decodes=False, dynamic=True)
 
 
@@ -226,3 +233,19 @@ def test_measuring_gives_a_time_for_each_runtime() -> None:
     network = TorchRuntime(small_model())
     times = cache.measure(small_model(), {"a": network, "b": network}, trials=2)
     assert set(times) == {"a", "b"} and all(seconds > 0 for seconds in times.values())
+
+
+def test_the_network_the_fused_network_and_the_cached_export_find_the_same_on_a_photograph() -> None:
+    model = load_model(find_model("nano"))
+    photo = drawn_photos(model.config, 1)[0]
+    pixels = torch.from_numpy(model.config.letterbox.apply(photo)[None]).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        eager = postprocess(model(pixels), model.config, LOW)[0]
+    fused = TorchRuntime(model)
+    exported_runtime = cache.load_cached(find_model("nano"), "onnxruntime")
+    assert len(eager) > 5 and exported_runtime.config == model.config
+    for runtime in (fused, exported_runtime):
+        found = runtime.read(runtime.run(model.config.letterbox.apply(photo)[None]), LOW)[0]
+        assert count_changed(eager, found, 0.0021) == 0  # same class, IoU of at least 0.9
+        np.testing.assert_allclose(found.scores[:5], eager.scores[:5], atol=1e-4)
+        np.testing.assert_allclose(found.boxes[:5], eager.boxes[:5], atol=0.05)

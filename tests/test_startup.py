@@ -14,7 +14,7 @@ from nets.export.load import load_runtime
 from utils.images import write_image
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("eval", "predict", "dataset", "serve")
+SCRIPTS = ("train", "eval", "predict", "export", "dataset", "serve", "benchmark")
 HEAVY = (
     "torch",
     "torchvision",

@@ -1,6 +1,6 @@
 """Every option of train.py, in groups: name, default, range and help text of each, once.
 
-A new option is one field here, or in the configuration that uses it (`data.augment.AugmentConfig`,
+A new option is one field here, or in the configuration that uses it (`data.augment_config.AugmentConfig`,
 `nets.loss_config.LossConfig`): it is on the command line, in config files and in a run's table from then on.
 This module imports no PyTorch, so that --help is quick.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.augment import AugmentConfig
+from data.augment_config import AugmentConfig
 from data.index import SCORE_RANGE
 from nets.loss_config import LossConfig
 from nets.model_config import NECK_CONVS, NECKS, PADDINGS, SE_ORDERS

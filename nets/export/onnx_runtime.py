@@ -10,6 +10,7 @@ import numpy as np
 
 from nets.export.exported import ExportedRuntime
 from nets.export.form import read_metadata
+from nets.runtime import GPU_BATCH
 from utils.cpus import may_spin, num_threads
 from utils.errors import MissingExtra, UserError
 
@@ -82,6 +83,7 @@ class OnnxRuntime(ExportedRuntime):
         self.session = open_session(path, device, threads)
         config, form = read_metadata(path, self.session.get_modelmeta().custom_metadata_map)
         super().__init__(path, config, form)
+        self.usual_batch = 1 if device.startswith("cpu") else GPU_BATCH
 
     def call(self, images: np.ndarray) -> list[np.ndarray]:
         return self.session.run(None, {INPUT: images})

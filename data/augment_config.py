@@ -1,0 +1,67 @@
+"""The options of augmentation; needs no OpenCV, so that `train.py --help` is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from utils.config import check_fields, option
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How training images are changed. A field here is an option of train.py.
+
+    Mosaic, mixup and copy-paste are off in the last epochs; the sample's key says so, not this configuration.
+
+    Raises:
+        ValueError: for a value outside its range, naming it.
+    """
+
+    mosaic: float = option(0.5, "probability of a mosaic of four images (YOLOv4)", low=0, high=1)
+    mixup: float = option(0.0, "probability that a mosaic is blended with another (YOLOX)", low=0, high=1)
+    copy_paste: float = option(
+        0.0, "probability that objects are pasted in, those of rare classes more often", low=0, high=1
+    )
+    flip: float = option(0.5, "probability of mirroring left to right", low=0, high=1)
+    flip_vertical: float = option(
+        0.0, "probability of mirroring top to bottom: for aerial images, wrong for ordinary photographs", low=0, high=1
+    )
+    scale: tuple[float, ...] = option(
+        (0.5, 1.5), "range of the random scale of an image outside of a mosaic", low=0.05, high=10, nargs=2
+    )
+    mosaic_scale: tuple[float, ...] = option(
+        (0.4, 1.6), "range of the random scale of each image of a mosaic", low=0.05, high=10, nargs=2
+    )
+    aspect: float = option(0.2, "largest change of the aspect ratio: by a factor of 1 + this", low=0, high=4)
+    translate: float = option(
+        0.1, "largest shift beyond the image's free margin, as a share of the input size; 0 = centred", low=0, high=1
+    )
+    rotate: float = option(0.0, "largest rotation, degrees; boxes become upright and looser", low=0, high=180)
+    shear: float = option(0.0, "largest shear, degrees; boxes become upright and looser", low=0, high=60)
+    hue: float = option(0.015, "largest shift of the hue, as a share of the circle", low=0, high=1)
+    saturation: float = option(0.7, "largest relative change of the saturation", low=0, high=1)
+    value: float = option(0.4, "largest relative change of the brightness", low=0, high=1)
+    albumentations: float = option(
+        0.0, "probability of blur, median blur, CLAHE, grey or JPEG artefacts (package albumentations)", low=0, high=1
+    )
+    min_visible: float = option(0.1, "drop a box that keeps less than this share of its area", low=0, high=1)
+    min_box_size: float = option(2.0, "drop a box narrower or lower than this, input pixels", low=0, high=1e4)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("scale", "mosaic_scale"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: {low:g} {high:g} must be two numbers, low <= high")
+
+    @classmethod
+    def none(cls) -> AugmentConfig:
+        """Only the letterbox: what evaluation sees."""
+        zeros = dict.fromkeys(("mosaic", "flip", "aspect", "translate", "hue", "saturation", "value"), 0.0)
+        return cls(**zeros, scale=(1.0, 1.0), mosaic_scale=(1.0, 1.0), min_visible=0.0, min_box_size=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for a run's configuration."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
