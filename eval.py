@@ -17,6 +17,7 @@ from evaluation.evaluator import EVAL_THRESHOLDS, EvaluationResult, FoundDetecti
 from evaluation.metrics.coco import EVALUATORS
 from evaluation.report.advice import UNKNOWN, Scored
 from evaluation.report.text import comparison_text, summary_text
+from evaluation.worst import export_worst
 from training.metrics_file import has_converged
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command, warn
@@ -25,6 +26,7 @@ from utils.output_rules import check_output_file, check_output_folder
 from utils.thresholds import Thresholds
 
 SKIPS_SHOWN = 10
+FEW_OBJECTS = 300  # of a class, below which its AP has a wide interval
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class EvalOptions:
         None, "write the detections to this file, as predict.py --json does", metavar="FILE"
     )
     voc_submission: str | None = option(None, "write the VOC server's files into this folder", metavar="DIR")
+    tile: int | None = option(
+        None, "look at overlapping tiles of this many pixels, as predict.py; 0: of the input size", low=0
+    )
+    tile_overlap: float = option(0.25, "share of a tile that its neighbour sees too", low=0, high=0.9)
+    worst: int = option(50, "images that --export writes", low=1, high=1_000_000)
+    export: str | None = option(
+        None, "write the images with most mistakes into this folder, with labels, for serve.py --label", metavar="DIR"
+    )
     tta: bool = option(False, "test-time augmentation: look at each image mirrored and at three sizes, too")
     evaluator: str = option("auto", "computes COCO's figures; auto: faster where it is installed", choices=EVALUATORS)
     score_threshold: float = option(EVAL_THRESHOLDS.score_threshold, "least score of a detection", low=0.0, high=1.0)
@@ -85,6 +95,8 @@ def main(argv: list[str] | None = None) -> int | None:
             check_output_file(name, getattr(options, flag), options.overwrite, [options.data])
     if options.voc_submission is not None:
         check_output_folder("--voc-submission", options.voc_submission, [options.data])
+    if options.export is not None:
+        check_output_folder("--export", options.export, [options.data])
     if options.compare is not None:
         return compare_files(options)
     if options.data is None:
@@ -93,6 +105,8 @@ def main(argv: list[str] | None = None) -> int | None:
     if result is None:  # another process of the run has all of it
         return None
     print(summary_text(result, scored))
+    if note := few_objects(result):
+        print(note)
     write_outputs(options, result, scored)
     return None
 
@@ -140,6 +154,12 @@ def _load(options: EvalOptions, device: str) -> Any:
         detector.set_input_size(options.input_size)
     if options.checkpoint is None and distributed.is_main():
         print(default_model_text(detector.config))
+    if options.tile is not None:
+        if options.tta:
+            raise UserError("--tile", "cannot go with --tta", "give one of them")
+        from nets.tiling import TiledDetector
+
+        return TiledDetector(detector, options.tile or None, options.tile_overlap, batch_size=options.batch_size or 8)
     if options.tta:
         from prediction.tta import AugmentedDetector
 
@@ -211,11 +231,28 @@ def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored
     if options.voc_submission:
         folder = write_voc_results(Path(options.voc_submission), result, choose_split(options))
         print(f"VOC results: {folder}")
+    if options.export:
+        count = export_worst(result, Path(options.export), options.worst)
+        queue = Path(options.export) / "queue.json"
+        print(f"{count} images with most mistakes: python serve.py --label {options.export} --queue {queue}")
     if options.report:
         from evaluation.report.html import write_report
 
         write_report(_in_folder(options.report), result, scored, options.checkpoint or options.detections or "")
         print(f"report: {options.report}")
+
+
+def few_objects(result: EvaluationResult) -> str:
+    """A note on classes of which there are too few objects for their figures to mean much; empty if there are none."""
+    counts = result.record.num_gt
+    few = [name for name, count in zip(result.record.class_names, counts, strict=True) if 0 < count < FEW_OBJECTS]
+    if not few:
+        return ""
+    names = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
+    return (
+        f"note: {len(few)} of {int((counts > 0).sum())} classes have fewer than {FEW_OBJECTS} objects ({names}): their "
+        "AP may be off by several points; python train.py --folds 5 scores every image of the data out of fold"
+    )
 
 
 def write_result(path: Path, result: EvaluationResult, extra: dict[str, Any]) -> None:

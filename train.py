@@ -27,6 +27,15 @@ def main(argv: list[str] | None = None) -> int:
     from training.state import describe_end, find_run, read_run
     from utils import distributed
 
+    run_options = settings.options.run
+    if run_options.folds or run_options.tune or run_options.resume:
+        from training.folds import is_folds_run, run_folds
+        from training.tune import is_tune_run, run_tune
+
+        if run_options.folds or is_folds_run(settings):
+            return run_folds(settings, main)
+        if run_options.tune or is_tune_run(settings):
+            return run_tune(settings, main)
     settings, checkpoint = find_run(settings), None
     with SignalWatch() as signals:
         with signals.raising():

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.class_names import class_index
 from nets.nms import SUPPRESSIONS, soft_nms
-from prediction.tiling import TiledDetector
+from nets.tiling import TiledDetector
 from prediction.tta import AugmentedDetector
 from utils.detections import Detections
 from utils.errors import UserError

@@ -16,9 +16,9 @@ sys.path.insert(0, str(REPOSITORY))
 
 from data.open import open_dataset
 from data.tools.demo import Scene, street
+from nets.tiling import TiledDetector
 from prediction.detector import Detector, load_detector
 from prediction.explain import layer_cam, objectness_map
-from prediction.tiling import TiledDetector
 from prediction.video import VideoReader, VideoWriter
 from utils.config import option, parse_options
 from utils.draw import contact_sheet, draw_detections, draw_heatmap

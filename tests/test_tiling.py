@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from data.tiles import tile_windows
 from nets.model_config import ModelConfig
 from nets.nms import agnostic_nms
-from prediction.tiling import TiledDetector, tile_windows
+from nets.tiling import TiledDetector
 from utils.detections import Detections
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 

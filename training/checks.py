@@ -17,7 +17,7 @@ from utils.config import flag, get_option
 from utils.errors import UserError
 from utils.output_rules import check_output_folder
 
-NOT_WITH_SHARDS = ("limit", "repeat_rare", "multi_scale", "train_split", "classes", "teacher", "grow_sizes")
+NOT_WITH_SHARDS = ("limit", "repeat_rare", "multi_scale", "train_split", "classes", "teacher", "grow_sizes", "tile")
 ANCHORS = (YOLOV4, AUTO_ANCHORS, KEPT_ANCHORS)
 
 

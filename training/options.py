@@ -64,6 +64,10 @@ class DatasetOptions:
     repeat_rare: float = option(
         0.0, "repeat images of classes that fewer than this share of the images show (LVIS)", low=0, high=1
     )
+    tile: int | None = option(
+        None, "train and score on overlapping tiles of this many pixels, too; 0 = of the input size", low=0
+    )
+    tile_overlap: float = option(0.25, "share of a tile that its neighbour sees too", low=0, high=0.9)
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,10 @@ class RunOptions:
         None, "go on with the run in this folder; auto = with --run-dir if it holds one", common=True, metavar="DIR"
     )
     seed: int = option(0, "seed of everything random", low=0, high=2**31 - 1)
+    folds: int = option(
+        0, "train this many times, each scored on another part: one score with its interval; 0 = off", low=0, high=100
+    )
+    tune: bool = option(False, "race learning rate, input size, mosaic, ... within --minutes and write a preset")
     nan: str = option(
         "stop",
         "when a loss is NaN: stop, or roll back to the last checkpoint at half the rate, three times at most",

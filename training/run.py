@@ -10,11 +10,14 @@ from typing import Any
 import torch
 
 from data.division import write_division
+from data.index import DatasetIndex
 from data.loader import TrainLoader, worker_failure
 from data.open import AUTO_TRAIN
 from data.skips import Skip, used_summary, write_skips_csv
+from data.tiles import tile_dataset
 from evaluation.evaluator import EvaluationResult, evaluate
 from nets.detector import Detector
+from nets.tiling import TiledDetector
 from nets.weights import NONE
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -113,6 +116,8 @@ class Run:
             settings = choose_loading(choose_optimizer(settings), self.train_index)
         self.settings, self.config = settings, self.model.config
         self.data = describe_data(self.train_index, self.val_index)
+        if self.options.dataset.tile is not None:
+            self.train_index = self._tiles()
         self.first_world_size, self.batch_size = share_batch(self.options.duration.batch_size, checkpoint)
         self.model.to(self.device).to(memory_format=torch.channels_last)
         if checkpoint is None and self.options.duration.minutes:
@@ -487,10 +492,24 @@ class Run:
             group["base_rate"] *= ROLLBACK_RATE
         self.save("last.pth")
 
+    def _tiles(self) -> DatasetIndex:
+        """The training images and their tiles; one process cuts them, the others find them."""
+        dataset = self.options.dataset
+        size = (dataset.tile, dataset.tile) if dataset.tile else tuple(self.config.input_size)
+        if not distributed.is_main():
+            distributed.barrier()
+        index = tile_dataset(self.train_index, size, dataset.tile_overlap)
+        if distributed.is_main():
+            distributed.barrier()
+        say(f"tiles of {size[1]}x{size[0]}: {len(index)} images and tiles of {len(self.train_index)} images")
+        return index
+
     def evaluate(self) -> EvaluationResult:
         """Score the weights that would be saved, exactly as eval.py scores the file."""
+        dataset = self.options.dataset
+        detector = Detector.from_model(distributed.share_buffers(self._scored_model()), str(self.device))  # type: ignore[arg-type]
         result = evaluate(
-            Detector.from_model(distributed.share_buffers(self._scored_model()), str(self.device)),  # type: ignore[arg-type]
+            detector if dataset.tile is None else TiledDetector(detector, dataset.tile or None, dataset.tile_overlap),
             self.val_index,
             batch_size=self.batch_size,
             progress=distributed.is_main(),

@@ -11,7 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training.checks import check_before_loading
+from training.choose import DEFAULT_SIZE, TrainSettings
+from training.folds import given_options, resumed_folder
+from training.optim import BASE_RATES
+from training.options import TrainOptions
 from training.run_folder import new_run_dir, write_json
+from utils.config import get_option
 from utils.errors import RunError, UserError, warn
 from utils.files import write_atomically
 from utils.json_file import read_json
@@ -58,12 +64,12 @@ class Trial:
         return ", ".join(f"{key} {value}" for key, value in self.options.items()) or "default"
 
 
-def is_tune_run(folder: str | os.PathLike[str] | None) -> bool:
-    """Whether a run's folder is one of `--tune`."""
-    return folder is not None and (Path(folder) / STATE).is_file()
+def is_tune_run(settings: TrainSettings) -> bool:
+    """Whether `--resume` is the folder of such a run."""
+    return resumed_folder(settings, STATE) is not None
 
 
-def run_tune(options: Any, given: Mapping[str, Any], train: Train) -> int:
+def run_tune(settings: TrainSettings, train: Train) -> int:
     """Find options that are better on the user's data than the default, or say that none is.
 
     All candidates are trained for a short time, the best third for three times as long, and so on; each round takes
@@ -71,15 +77,14 @@ def run_tune(options: Any, given: Mapping[str, Any], train: Train) -> int:
     same time, on the same validation images. So what is written is never worse than the default on that score.
 
     Args:
-        options: `TrainOptions`, with `tune` and `minutes`, or with `resume`, the folder of such a run.
-        given: the options that the user gave, by name: they are the default here.
+        settings: with `--tune`, or with `--resume` and the folder of such a run; what was given is the default here.
         train: train.py's main.
 
     Source: successive halving, Jamieson and Talwalkar, AISTATS 2016, https://arxiv.org/abs/1502.07943
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("--tune", "works in one process", "start it without torchrun")
-    folder, state, trials = _open(options, given)
+    folder, state, trials = _open(settings)
     rounds = plan_rounds(len(trials), state["minutes"])
     alive = list(trials)
     for number, (count, minutes) in enumerate(rounds):
@@ -116,9 +121,9 @@ def survivors(trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
     return sorted([*default, *others[: count - len(default)]], key=lambda trial: trial.number)
 
 
-def candidates(options: Any) -> list[dict[str, Any]]:
+def candidates(options: TrainOptions) -> list[dict[str, Any]]:
     """The options to try, in the terms of train.py: a factor is one of the default's value."""
-    result = []
+    result: list[dict[str, Any]] = []
     for candidate in CANDIDATES:
         values = {}
         for name, value in candidate.items():
@@ -128,28 +133,29 @@ def candidates(options: Any) -> list[dict[str, Any]]:
     return result
 
 
-def _scaled(options: Any, name: str, factor: float) -> Any:
-    value = getattr(options, name)
+def _scaled(options: TrainOptions, name: str, factor: float) -> Any:
+    value = get_option(options, name)
     if name == "input_size":
-        sides = value or (416,)
-        return [max(64, round(side * factor / 32) * 32) for side in sides]
+        return [max(64, round(side * factor / 32) * 32) for side in value or DEFAULT_SIZE]
     if name == "learning_rate":
-        value = value or (1e-2 if options.optimizer == "sgd" else 5e-3)
+        value = value or BASE_RATES[options.optim.optimizer]
     if name == "neck_width":
-        if options.weights:
+        if options.start.weights or options.duration.auto:
             return None  # weights that are there have a width
         value = value or 1.0
     return round(value * factor, 8)
 
 
-def _open(options: Any, given: Mapping[str, Any]) -> tuple[Path, dict[str, Any], list[Trial]]:
-    if is_tune_run(options.resume):
-        folder = Path(options.resume)
-        state = read_json(folder / STATE, "a folder of train.py --tune")
-        return folder, state, [Trial(**each) for each in state["trials"]]
-    minutes = options.minutes or MINUTES
-    folder = new_run_dir(options.run_dir, "tune")
-    state = {"minutes": minutes, "options": {k: v for k, v in given.items() if k not in NOT_FOR_TRIALS}}
+def _open(settings: TrainSettings) -> tuple[Path, dict[str, Any], list[Trial]]:
+    options = settings.options
+    resumed = resumed_folder(settings, STATE)
+    if resumed is not None:
+        state = read_json(resumed / STATE, "a folder of train.py --tune")
+        return resumed, state, [Trial(**each) for each in state["trials"]]
+    check_before_loading(options)
+    minutes = options.duration.minutes or MINUTES
+    folder = new_run_dir(options.run.run_dir, "tune")
+    state = {"minutes": minutes, "options": given_options(settings, NOT_FOR_TRIALS)}
     trials = [Trial(number, values) for number, values in enumerate(candidates(options))]
     rounds = plan_rounds(len(trials), minutes)
     print(f"{len(trials)} trials in {len(rounds)} rounds, {minutes:g} minutes in all; each at first {rounds[0][1]:.1f}")

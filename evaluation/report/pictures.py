@@ -12,7 +12,7 @@ import numpy as np
 
 from evaluation.evaluator import EvaluationResult
 from evaluation.metrics.errors import BACKGROUND, BOTH, CLASSIFICATION, DUPLICATE, LOCALISATION, ErrorAnalysis
-from evaluation.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE
+from evaluation.worst import find_mistakes
 from utils.draw import line_width, put_text, text_height, text_size
 from utils.errors import UserError, printable
 
@@ -37,30 +37,24 @@ def worst_images(
 ) -> list[Picture]:
     """The images with the most wrong and missed objects at a score threshold, as pictures with boxes."""
     record = result.record
-    kept = record.det_scores >= threshold
-    found = np.zeros(len(record.gt_image), bool)
-    right = kept & (result.outcome == TRUE_POSITIVE)
-    found[result.matches.gt[right]] = True
-    missed = ~found & ~record.gt_ignored
-    wrong = kept & (result.outcome == FALSE_POSITIVE)
-    count_wrong, count_missed, count_right = (
-        np.bincount(images, minlength=record.num_images)
-        for images in (record.det_image[wrong], record.gt_image[missed], record.det_image[right])
-    )
-    mistakes = count_wrong + count_missed
-    order = np.lexsort((count_right, -mistakes))[:limit]
+    mistakes = find_mistakes(result, threshold)
     pictures = []
-    for i in order[mistakes[order] > 0]:
+    for i in mistakes.worst_first[:limit]:
         path = result.index.path(i)
         marks: list[Mark] = []
-        for mask, colour in ((right, RIGHT), (wrong, WRONG)):
+        for mask, colour in ((mistakes.right, RIGHT), (mistakes.wrong, WRONG)):
             for d in np.flatnonzero(mask & (record.det_image == i)):
                 # what is right needs no words, which would cover what is wrong
-                text = f"{record.class_names[record.det_labels[d]]} {record.det_scores[d]:.2f}" if mask is wrong else ""
+                text = (
+                    f"{record.class_names[record.det_labels[d]]} {record.det_scores[d]:.2f}"
+                    if mask is mistakes.wrong
+                    else ""
+                )
                 marks.append((record.det_boxes[d], colour, text))
-        for m in np.flatnonzero(missed & (record.gt_image == i)):
+        for m in np.flatnonzero(mistakes.missed & (record.gt_image == i)):
             marks.append((record.gt_boxes[m], MISSED, record.class_names[record.gt_labels[m]]))
-        caption = f"{path.name}: {count_right[i]} right, {count_wrong[i]} wrong, {count_missed[i]} missed"
+        right, wrong, missed = mistakes.counts[:, i]
+        caption = f"{path.name}: {right} right, {wrong} wrong, {missed} missed"
         pictures.append(Picture(crop(path, marks, None, read), printable(caption)))
     return pictures
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data.tiles import tile_windows
 from nets.nms import Suppress, agnostic_nms, merge_cut_boxes
 from utils.detections import Detections
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
@@ -66,24 +67,6 @@ class TiledDetector:
         limit = thresholds.max_detections or self.config.max_detections
         suppress = agnostic_nms if thresholds.suppress is agnostic_nms else None
         return join_views(found, cut, iou_threshold, limit, suppress)
-
-
-def tile_windows(
-    height: int, width: int, tile_height: int, tile_width: int, overlap: float
-) -> list[tuple[int, int, int, int]]:
-    """Tiles (left, top, right, bottom) that cover an image evenly, each as large as the tile or the image."""
-    rows, columns = _starts(height, tile_height, overlap), _starts(width, tile_width, overlap)
-    return [
-        (left, top, min(left + tile_width, width), min(top + tile_height, height)) for top in rows for left in columns
-    ]
-
-
-def _starts(length: int, tile: int, overlap: float) -> list[int]:
-    if length <= tile:
-        return [0]
-    step = max(1.0, tile * (1 - overlap))
-    count = int(np.ceil((length - tile) / step)) + 1
-    return np.linspace(0, length - tile, count).round().astype(int).tolist()
 
 
 def cut_by_window(boxes: np.ndarray, window: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:

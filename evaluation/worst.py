@@ -1,0 +1,143 @@
+"""The images that a detector does worst on, as a data set to label: pictures, labels, what was found, and a queue."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.formats.writers import voc_xml, write_lines
+from evaluation.evaluator import EvaluationResult
+from evaluation.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE
+from utils.errors import UserError
+from utils.files import write_file
+
+YEAR = "VOC2012"  # the folder of a devkit that every reader of VOC takes
+FALLBACK_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """What is right and wrong at a score threshold, and where most is wrong.
+
+    Args:
+        right, wrong: (N,) bool, detections.
+        missed: (M,) bool, objects.
+        counts: (3, I) how many are right, wrong and missed in each image.
+        worst_first: positions of the images with mistakes, those with the most first, then those with the least right.
+    """
+
+    right: np.ndarray
+    wrong: np.ndarray
+    missed: np.ndarray
+    counts: np.ndarray
+    worst_first: np.ndarray
+
+
+def find_mistakes(result: EvaluationResult, threshold: float) -> Mistakes:
+    """Mistakes of an evaluation among detections of at least `threshold`."""
+    record = result.record
+    kept = record.det_scores >= threshold
+    right = kept & (result.outcome == TRUE_POSITIVE)
+    wrong = kept & (result.outcome == FALSE_POSITIVE)
+    found = np.zeros(len(record.gt_image), bool)
+    found[result.matches.gt[right]] = True
+    missed = ~found & ~record.gt_ignored
+    images = (record.det_image[right], record.det_image[wrong], record.gt_image[missed])
+    counts = np.stack([np.bincount(each, minlength=record.num_images) for each in images])
+    mistakes = counts[1] + counts[2]
+    order = np.lexsort((counts[0], -mistakes))
+    return Mistakes(right, wrong, missed, counts, order[mistakes[order] > 0])
+
+
+def export_worst(result: EvaluationResult, folder: Path, count: int) -> int:
+    """Write the worst images as a VOC devkit with a split `worst`, `detections.json` and `queue.json`.
+
+    The pictures are copied: what is labelled there changes nothing in the data set. The queue names what was found
+    without a label and what was missed; `serve.py --label FOLDER --queue FOLDER/queue.json` shows it.
+
+    Returns:
+        how many images were written.
+
+    Raises:
+        UserError: if the folder holds something already.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError("--export", f"{folder} is not empty", "name another folder")
+    threshold = FALLBACK_THRESHOLD if result.best_f1_threshold is None else result.best_f1_threshold
+    mistakes = find_mistakes(result, threshold)
+    positions = mistakes.worst_first[:count]
+    year = folder / YEAR
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (year / name).mkdir(parents=True, exist_ok=True)
+    names, rows, findings = _names(result, positions), [], []
+    for name, i in zip(names, positions.tolist(), strict=True):
+        picture = year / "JPEGImages" / f"{name}{result.index.path(i).suffix}"
+        shutil.copyfile(result.index.path(i), picture)
+        write_file(year / "Annotations" / f"{name}.xml", _annotation(result, i, picture.name).encode())
+        found = _found(result, i, threshold)
+        rows.append({"image": picture.name, "original": str(result.index.path(i)), "detections": found})
+        findings += _findings(result, i, picture, mistakes)
+    write_lines(year / "ImageSets" / "Main" / "worst.txt", names)
+    write_file(folder / "detections.json", json.dumps(rows, indent=1).encode())
+    write_file(folder / "queue.json", json.dumps({"findings": findings}, indent=1).encode())
+    return len(positions)
+
+
+def _names(result: EvaluationResult, positions: np.ndarray) -> list[str]:
+    """A name for each picture, its own where no other has it."""
+    taken: set[str] = set()
+    names = []
+    for i in positions.tolist():
+        stem = result.index.path(i).stem
+        name, number = stem, 2
+        while name in taken:
+            name, number = f"{stem}_{number}", number + 1
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _annotation(result: EvaluationResult, i: int, file_name: str) -> str:
+    index = result.index
+    part = slice(int(index.offsets[i]), int(index.offsets[i + 1]))
+    labels = [index.class_names[label] for label in index.labels[part]]
+    size = (int(index.sizes[i][0]), int(index.sizes[i][1]))
+    return voc_xml(file_name, size, index.boxes[part], labels, index.difficult[part], folder=YEAR)
+
+
+def _found(result: EvaluationResult, i: int, threshold: float) -> list[dict[str, Any]]:
+    record = result.record
+    mine = np.flatnonzero((record.det_image == i) & (record.det_scores >= threshold))
+    return [
+        {
+            "class_name": record.class_names[record.det_labels[d]],
+            "score": round(float(record.det_scores[d]), 4),
+            "box_xyxy": record.det_boxes[d].round(2).tolist(),
+        }
+        for d in mine.tolist()
+    ]
+
+
+def _findings(result: EvaluationResult, i: int, picture: Path, mistakes: Mistakes) -> list[dict[str, Any]]:
+    """What the labelling page shows of an image: wrong detections as objects that may lack a label, and missed ones."""
+    record = result.record
+    image = os.path.abspath(picture)
+    wrong = np.flatnonzero(mistakes.wrong & (record.det_image == i))
+    missed = np.flatnonzero(mistakes.missed & (record.gt_image == i))
+    rows = []
+    for d in wrong.tolist():
+        name, score = record.class_names[record.det_labels[d]], round(float(record.det_scores[d]), 4)
+        seen = {"class_name": name, "box": record.det_boxes[d].round(2).tolist(), "score": score}
+        text = f"found, not labelled: {name}"
+        rows.append({"kind": "missing", "score": score, "label": None, "suggestion": seen, "text": text})
+    for m in missed.tolist():
+        name = record.class_names[record.gt_labels[m]]
+        label = {"class_name": name, "box": record.gt_boxes[m].round(2).tolist()}
+        rows.append({"kind": "phantom", "score": 0.0, "label": label, "suggestion": None, "text": f"not found: {name}"})
+    return [{"image": image, **row} for row in rows]

@@ -1,0 +1,171 @@
+"""`train.py --folds` and `--tune`: how images are dealt out and time is shared, and whole runs with a small network."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import train_makers
+from train_makers import TINY, demo_data
+
+import train
+from data.open import open_dataset
+from evaluation.detections_file import read_detections
+from training import folds, tune
+from training.options import TrainOptions
+from training.tune import CANDIDATES, Trial, candidates, plan_rounds, preset_of, survivors
+from utils.config import Settings, check_options
+from utils.errors import UserError
+
+
+def options_of(**values: Any) -> TrainOptions:
+    return check_options(TrainOptions, values)
+
+
+def test_classes_are_dealt_evenly_and_near_duplicates_together() -> None:
+    rng = np.random.default_rng(0)
+    counts = (rng.random((200, 4)) < [0.5, 0.2, 0.1, 0.05]).astype(np.int32)
+    groups = np.arange(200)
+    groups[1::10] = groups[0::10]  # ten pairs of near-duplicates, and more
+    fold = folds.deal(counts, groups, 5)
+    assert np.bincount(fold).tolist() == pytest.approx([40] * 5, abs=3)
+    for label in range(4):
+        share = np.bincount(fold[counts[:, label] > 0], minlength=5)
+        assert share.max() - share.min() <= 3
+    assert (fold[1::10] == fold[0::10]).all()
+    assert (folds.deal(counts, groups, 5) == fold).all()
+
+
+def test_rounds_share_the_time_and_end_with_two() -> None:
+    rounds = plan_rounds(9, 60.0)
+    assert [size for size, _ in rounds] == [9, 3, 2]
+    assert sum(size * minutes for size, minutes in rounds) == pytest.approx(60.0)
+    assert rounds[0][1] < rounds[1][1] < rounds[2][1]
+
+
+def test_the_default_is_in_every_round() -> None:
+    trials = [Trial(n, {"mosaic": n} if n else {}, [score]) for n, score in enumerate((0.1, 0.5, 0.4, None, 0.3))]
+    assert [each.number for each in survivors(trials, 0, 3)] == [0, 1, 2]
+    assert survivors(trials, 0, 2)[0].number == 0
+    assert trials[3] not in survivors(trials, 0, 5)
+
+
+def test_candidates_are_factors_of_what_was_given() -> None:
+    tried = candidates(options_of(learning_rate=0.01, input_size=[320], class_weight=0.5))
+    assert tried[0] == {} and len(tried) == len(CANDIDATES)
+    assert {"learning_rate": 0.02} in tried and {"input_size": [384]} in tried and {"class_weight": 1.0} in tried
+    assert not any("neck_width" in each for each in candidates(options_of(weights="x.pth")))
+
+
+def test_a_preset_says_nothing_of_places() -> None:
+    state = {"minutes": 5, "options": {"data": "/x", "device": "cpu", "backbone": "mobilenet_v2"}}
+    preset = preset_of(state, Trial(1, {"mosaic": 0.0}, [0.2]))
+    assert preset == {"_source": preset["_source"], "backbone": "mobilenet_v2", "mosaic": 0.0}
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    return [*TINY, "--data", str(demo_data()), "--run-dir", str(folder), *more]
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    import training.run
+
+    monkeypatch.setattr(training.run, "draw_curves", lambda *_: None)
+
+
+@pytest.mark.slow
+def test_three_folds_give_one_file_of_detections_and_go_on_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    detect = folds._detect
+    calls: list[int] = []
+
+    def interrupted(folder: Path, number: int, device: str) -> None:
+        calls.append(number)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        detect(folder, number, device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folds, "_detect", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(arguments(run, "--folds", "3", "--epochs", "1"))
+    assert train.main(["--resume", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert "3 folds" in text and "each image scored by a detector that has not seen it" in text
+    plan = json.loads((run / "folds.json").read_text())
+    total = sum(plan["images"].values())
+    rows = json.loads((run / "detections.json").read_text())
+    assert len(rows) == total == len({row["image"] for row in rows})
+    assert {row["fold"] for row in rows} == {1, 2, 3}
+    assert all(Path(row["image"]).is_file() and "/run/" not in row["image"] for row in rows)
+    index = open_dataset(demo_data(), "all")
+    assert len(read_detections(run / "detections.json", index, missing="skip").found.images) == total
+    table = list(csv.DictReader((run / "folds.csv").read_text().splitlines()))
+    assert table[0]["class"] == "all" and float(table[0]["low"]) <= float(table[0]["AP50"]) <= float(table[0]["high"])
+    for number in (1, 2, 3):
+        held = {row["image"] for row in rows if row["fold"] == number}
+        learnt = open_dataset(run / "data", f"train-{number}")
+        names = {learnt.path(i).name for i in range(len(learnt))}
+        assert not names & {Path(image).name for image in held}
+
+
+@pytest.mark.parametrize("more", [["--folds", "1"], ["--folds", "40"]])
+def test_folds_that_cannot_be_are_refused(tmp_path: Path, more: list[str]) -> None:
+    with pytest.raises(UserError, match="--folds"):
+        train.main(arguments(tmp_path / "run", *more))
+
+
+def test_a_race_writes_a_preset_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a training that only writes its score: what is given, what is tried, who wins, and what is kept."""
+    trained: list[dict[str, Any]] = []
+
+    def fake(argv: list[str]) -> int:
+        run = Path(argv[argv.index("--run-dir") + 1])
+        values = json.loads(Path(argv[argv.index("--config") + 1]).read_text())
+        if len(trained) == 4 and not (tmp_path / "second").exists():
+            raise KeyboardInterrupt
+        trained.append(values)
+        run.mkdir(parents=True)
+        (run / "config.json").write_text("{}")
+        if values.get("input_size", [0])[0] > 500:
+            raise UserError("--minutes", "is less than one epoch takes", "give more")
+        score = 0.5 + (0.2 if values.get("mosaic") == 1.0 else 0.0)
+        (run / "metrics.csv").write_text(f"epoch,voc10_mAP50\n1,{score}\n")
+        return 0
+
+    given = {"data": str(demo_data()), "run_dir": str(tmp_path / "run"), "minutes": 9.0, "tune": True}
+    settings = Settings.of(options_of(**given, backbone="mobilenet_v1"))
+    with pytest.raises(KeyboardInterrupt):
+        tune.run_tune(settings, fake)
+    (tmp_path / "second").touch()
+    assert tune.run_tune(Settings.of(options_of(resume=str(tmp_path / "run"))), fake) == 0
+    assert len(trained) == 9 + 3 + 2 and "best: mosaic 1.0" in capsys.readouterr().out
+    assert all(values["backbone"] == "mobilenet_v1" and "run_dir" not in values for values in trained)
+    preset = json.loads((tmp_path / "run" / "preset.json").read_text())
+    assert preset["mosaic"] == 1.0 and preset["backbone"] == "mobilenet_v1" and "data" not in preset
+    table = list(csv.DictReader((tmp_path / "run" / "tune.csv").read_text().splitlines()))
+    assert len(table) == 9 and table[0]["options"] == "{}" and table[0]["round_3"] == "0.5000"
+
+
+def test_the_default_wins_a_draw(tmp_path: Path) -> None:
+    def fake(argv: list[str]) -> int:
+        run = Path(argv[argv.index("--run-dir") + 1])
+        run.mkdir(parents=True)
+        (run / "metrics.csv").write_text("epoch,voc10_mAP50\n1,0.5\n")
+        return 0
+
+    given = {"data": str(demo_data()), "run_dir": str(tmp_path / "run"), "minutes": 9.0, "mosaic": 0.3}
+    assert tune.run_tune(Settings.of(options_of(**given)), fake) == 0
+    assert json.loads((tmp_path / "run" / "preset.json").read_text())["mosaic"] == 0.3
+
+
+assert train_makers  # its import makes train.py importable
