@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from nets.yolov4 import YOLOv4
 
 PEERS = ("yolox_nano", "ssdlite")
-CALIBRATION_IMAGES = 200
 LOW_THRESHOLD = 0.001  # evaluation's, at which there is most to do after the network
 STAGE_REPETITIONS = 20
 PARITY_PHOTOS = 8
@@ -83,6 +82,7 @@ class BenchmarkOptions:
     reference: bool = option(False, "also the reference's MobileNetV2 network in PyTorch, as it is (not fused)")
     data: str | None = option(None, "a data set: scores each file (mAP50), and calibrates int8", metavar="PATH")
     limit: int | None = option(None, "score on the first N images only", low=1)
+    calibration_images: int = option(200, "training images that calibrate int8", low=1, high=100_000)
     stages: bool = option(True, "also time decoding, preparing, network, post-processing and drawing apart")
     images: str | None = option(None, "a picture or folder for the stages (default: drawn, 576 x 768)", metavar="PATH")
     keep: str | None = option(None, "keep exported files and scores here: a second run takes them", metavar="DIR")
@@ -290,7 +290,7 @@ def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, optio
         parity = check_export(TorchRuntime(model), file, form, photos)
     elif form.precision == "int8":
         print(f"quantising {file.name}", flush=True)
-        FORMATS[kind].quantize(model, file, form, read_spread(open_split(options, 0), CALIBRATION_IMAGES), None)
+        FORMATS[kind].quantize(model, file, form, read_spread(open_split(options, 0), options.calibration_images), None)
         parity = check_export(TorchRuntime(model), file, form, photos)
     else:
         print(f"exporting {file.name}", flush=True)

@@ -131,5 +131,5 @@ def test_a_browser_without_a_network_finds_what_the_platform_finds(server, tmp_p
             "return [...document.querySelectorAll('#objects li .score')].map(each => +each.textContent)"
         )
         driver.save_screenshot(str(folder / "page.png"))
-    assert len(scores) == len(expected) > 3
-    assert np.allclose(scores, expected.scores, atol=0.011)
+    assert len(scores) >= len(expected) > 3  # the page has no limit of its own
+    assert np.allclose(scores[: len(expected)], expected.scores, atol=0.011)

@@ -1,7 +1,7 @@
 // Find objects with an exported file by ncnn: ncnn_detect best photo.jpg...
 // The files best.ncnn.param, best.ncnn.bin and best.ncnn.json: python export.py --checkpoint best.pth --format ncnn
 
-#include <ncnn/net.h>
+#include <net.h>  // of ncnn
 
 #include "detector.hpp"
 

@@ -39,10 +39,10 @@ def quantize_litert(
             from ai_edge_quantizer.algorithm_manager import AlgorithmName
     except ImportError as error:
         raise MissingExtra("int8 for LiteRT", "ai-edge-quantizer", "litert-export") from error
-    inputs = [each.astype(np.float32) for each in as_inputs(photos, model.config, form)]
-    # floats of 0 to 255 where it takes uint8: once quantised, they are those bytes again
-    network = DeployedNetwork(model, Form(form.uint8_input, form.decodes))
-    content = convert_litert(network, form.example(model.config).float())
+    inputs, example = as_inputs(photos, model.config, form), form.example(model.config)
+    if not form.decodes:  # floats of 0 to 255 where it takes uint8: once quantised, they are those bytes again
+        inputs, example = [each.astype(np.float32) for each in inputs], example.float()
+    content = convert_litert(DeployedNetwork(model, Form(form.uint8_input, form.decodes)), example)
     everything, operations = qtyping.TFLOperationName.ALL_SUPPORTED, qtyping.TFLOperationName
 
     def quantized(left_out: set[str], integers_only: bool) -> Any:
