@@ -116,7 +116,13 @@ def _train_row(name: str, arguments: argparse.Namespace, others: list[str]) -> t
             command += ["--input-size", arguments.input_size, "--epochs", str(arguments.epochs)]
             command += ["--eval-every", str(arguments.epochs), "--limit", str(arguments.limit)]
             if start == PRETRAINED:
-                command += ["--pretrained", str(source), "--freeze-norms", "--backbone-rate", arguments.backbone_rate]
+                command += [
+                    "--pretrained",
+                    str(source),
+                    "--freeze-norms",
+                    "--backbone-rate-factor",
+                    arguments.backbone_rate,
+                ]
             done = subprocess.run(
                 [sys.executable, str(TRAIN), *command, *others], capture_output=True, text=True, check=False
             )

@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.scores:
         found = read_json(arguments.scores, "a file of eval.py --json")
         metrics = {k: found.get(k, v) for k, v in metrics.items()}
-        config = config.replace(score_threshold=found["best_f1_threshold"])
+        source = f"best F1 on {found['protocol'].split(';')[0]}"
+        config = config.replace(score_threshold=found["best_f1_threshold"], score_threshold_source=source)
     options = {k: v for k, v in checkpoint.info.get("options", {}).items() if k not in PRIVATE_OPTIONS}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     info = {**checkpoint.info, "options": options, "packed_at_commit": commit}

@@ -1,0 +1,38 @@
+"""The bundled weights are those of their recipe and of the model card: the preset's options, and the card's figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nets.weights.checkpoint import load_checkpoint
+from training.options import PRESETS, TrainOptions
+from utils.config import parse_options
+
+MODEL_DATA = Path(__file__).resolve().parent.parent / "model_data"
+NAMES = ("small", "nano")
+PRESET = "bundled-small"  # of both: nano is the same run at another input size
+MAX_MEGABYTES = 8
+FORMER_NAMES = {"backbone_rate_factor": "backbone_rate"}  # of options, in the files
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_was_trained_by_its_preset(name: str) -> None:
+    stored = load_checkpoint(MODEL_DATA / f"{name}.pth").info["options"]
+    preset = json.loads((PRESETS / f"{PRESET}.json").read_text())
+    preset.pop("_about")
+    assert {key: stored[FORMER_NAMES.get(key, key)] for key in preset} == preset
+    parse_options(TrainOptions, ["--preset", PRESET], description="", presets=PRESETS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_gives_its_command_and_figures(name: str) -> None:
+    path = MODEL_DATA / f"{name}.pth"
+    card = (MODEL_DATA / "MODEL_CARD.md").read_text(encoding="utf-8")
+    metrics = load_checkpoint(path).metrics
+    assert f"--preset {PRESET} " in card
+    assert f"{metrics['voc10_mAP50']:.3f} / {metrics['coco_AP']:.3f}" in card
+    megabytes = path.stat().st_size / 1e6
+    assert megabytes <= MAX_MEGABYTES and f"{megabytes:.2f} MB" in card
