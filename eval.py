@@ -19,6 +19,7 @@ from evaluation.report.advice import UNKNOWN, Scored
 from evaluation.report.text import comparison_text, summary_text
 from evaluation.worst import export_worst
 from training.metrics_file import has_converged
+from utils import distributed
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command, warn
 from utils.files import write_file
@@ -114,7 +115,6 @@ def main(argv: list[str] | None = None) -> int | None:
 def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, Scored]:
     """The figures of a model, and what was scored; under torchrun only the first process has the figures."""
     from nets.runtime import resolve_device
-    from utils import distributed
 
     device = distributed.start(resolve_device(options.device))
     try:
@@ -147,7 +147,6 @@ def _load(options: EvalOptions, device: str) -> Any:
     """The detector that the options name."""
     from nets.weights.bundled import default_model_text
     from prediction.detector import load_detector
-    from utils import distributed
 
     detector = load_detector(options.checkpoint, device=device, runtime=options.runtime)
     if options.input_size is not None:

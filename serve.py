@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nets.weights.bundled import find_model
+from service.hosts import Hosts
 from service.limits import MEGABYTE, Limits
 from utils.config import check_options, option, options_to_dict, parse_options, read_config
 from utils.cpus import set_num_threads
@@ -158,7 +159,6 @@ def _labelling(options: ServeOptions, detector: Any, path: Path) -> Any:
 def _build(options: ServeOptions, detector: Any, path: Path, is_local: bool) -> Any:
     from service.app import build_app
     from service.browser import load_browser_model
-    from service.hosts import Hosts
 
     browser_model = None
     if options.browser_model is not None:

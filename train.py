@@ -7,6 +7,7 @@ import utils.startup  # noqa: F401 -- first: Ctrl-C while the rest is imported
 # isort: split
 import os
 
+from training.interrupts import SignalWatch
 from training.options import PRESETS, TrainOptions
 from utils.config import parse_settings
 from utils.errors import Interrupted, run_command
@@ -22,7 +23,6 @@ def main(argv: list[str] | None = None) -> int:
     # PyTorch takes seconds to import, which --help and a mistyped option need not wait for
     from nets.runtime import resolve_device
     from training.checks import check_before_loading
-    from training.interrupts import SignalWatch
     from training.run import Run
     from training.state import describe_end, find_run, read_run
     from utils import distributed

@@ -21,12 +21,14 @@ import cv2
 import numpy as np
 import torch
 
-import predict
 from data.tools.demo import draw_scene
 from nets.export.formats import RUNTIMES
 from nets.export.load import load_runtime
 from nets.weights.bundled import find_model
+from prediction.command import predict
+from prediction.options import PredictOptions
 from prediction.video import VideoReader, VideoWriter
+from utils.config import parse_options
 from utils.errors import run_command
 
 BATCH = 8  # predict.py's
@@ -85,7 +87,7 @@ def pipeline(checkpoint: Path, runtime: str, video: Path, folder: Path) -> Calla
         arguments = [str(video), "--checkpoint", str(checkpoint), "--runtime", runtime, "--max-frames", str(frames)]
         arguments += ["--output", str(folder / "out"), "--overwrite", "--device", "cpu"]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return timed(lambda: predict.main(arguments), 1)
+            return timed(lambda: predict(parse_options(PredictOptions, arguments, description="")), 1)
 
     def run(count: int) -> Cost:
         short, whole = once(SHORT), once(count)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from data.augment_config import AugmentConfig
+from utils.errors import MissingExtra
 from utils.letterbox import Letterbox
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom of a part of the canvas, pixels
@@ -208,8 +209,6 @@ def _albumentations() -> dict[str, Any]:
             warnings.simplefilter("ignore")
             import albumentations
     except ImportError as error:
-        from utils.errors import MissingExtra
-
         raise MissingExtra("albumentations > 0", "albumentations", "augment") from error
     steps = {
         "blur": albumentations.Blur(blur_limit=(3, 5), p=1),

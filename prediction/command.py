@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 
 from data.skips import Skip
 from nets.export.formats import file_kind
@@ -28,7 +26,7 @@ from prediction.run import Prediction, output_kinds
 from prediction.sources import Source, list_sources, unique_names
 from prediction.tracking import LineCounter, ZoneCounter, read_line, read_zone
 from utils import distributed
-from utils.errors import Interrupted, RunError, UserError, printable, warn
+from utils.errors import RunError, UserError, printable, warn
 from utils.images import IMAGE_SUFFIXES
 from utils.output_rules import check_output_folder
 
@@ -58,7 +56,7 @@ def predict(options: PredictOptions) -> int:
         tta=options.tta,
         batch_size=options.batch_size or 0,
     )
-    with TemporaryDirectory(prefix="predict-") as downloads, _signals(), _processes():
+    with TemporaryDirectory(prefix="predict-") as downloads, _processes():
         names = [os.fspath(name) for name in options.sources]
         if "-" in names and distributed.world_size() > 1:
             raise UserError("-", "is read by one process only", "write a list of names to a .txt file, and name that")
@@ -150,21 +148,3 @@ def _counters(options: PredictOptions) -> Callable[[], list[LineCounter | ZoneCo
 
     make()
     return make
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM leaves as Ctrl-C does: what was written so far is closed and whole."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted(number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
