@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
+import ipaddress
 import math
 import os
+import socket
+import struct
 import sys
 import time
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import RunError, UserError
+from utils.errors import RunError, UserError, warn
 
 if TYPE_CHECKING:  # nothing here imports PyTorch unless there are several processes
     import torch.distributed as dist
@@ -25,6 +29,7 @@ TIMEOUT_SECONDS = 300
 GRACE_SECONDS = 3.0
 POLL_SECONDS = 0.02
 EQUAL_PART = 1e-3  # what GPUs of different kinds may differ by in the norm of one gradient
+_SIOCGIFADDR = 0x8915  # of Linux: the address of an interface
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout", "tcpstore")
 
 
@@ -59,12 +64,68 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
         options = {} if backend else {"device_id": torch.device(device)}
     if not dist.is_initialized():
         backend = backend or ("nccl" if device.startswith("cuda") else "gloo")
+        _choose_interface()
         timeout = datetime.timedelta(seconds=timeout_seconds)
         if "TORCHELASTIC_RUN_ID" in os.environ:
             store, place, count = next(rendezvous("env://", timeout=timeout))
             options |= {"store": _fresh_part(store, place, count, timeout_seconds), "rank": place, "world_size": count}
         dist.init_process_group(backend, timeout=timeout, **options)
     return device
+
+
+def _choose_interface() -> None:
+    """In a run of several machines, name the network interface to gloo and NCCL where they would take the loopback.
+
+    They take the address of the host's own name, which is 127.0.1.1 on Debian and Ubuntu. What the user sets stays.
+    """
+    names = [name for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ]
+    is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    if is_one_machine or "LOCAL_WORLD_SIZE" not in os.environ or not names or not _is_loopback(socket.gethostname()):
+        return
+    interface = interface_to(os.environ.get("MASTER_ADDR", ""))
+    if interface is None:
+        what = "this machine's name leads to a loopback address, and its network interface is not known"
+        warn("torchrun", what, "set GLOO_SOCKET_IFNAME=eth0 (NCCL_SOCKET_IFNAME for GPUs), see: ip -brief address")
+        return
+    os.environ.update(dict.fromkeys(names, interface))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"network: {interface} ({socket.gethostname()} is a loopback address; {' and '.join(names)} set)")
+
+
+def interface_to(address: str) -> str | None:
+    """The network interface that leads to a host; where that is this one, that of the default route, or the only one.
+
+    None where it is not known, as on systems other than Linux. Nothing is sent.
+    """
+    own = {ip: name for name, ip in _interfaces() if not ipaddress.ip_address(ip).is_loopback}
+    for target in (address, "192.0.2.1"):  # of TEST-NET-1 (RFC 5737): it has no host, and the default route
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((target, 9))
+            if (source := probe.getsockname()[0]) in own:
+                return own[source]
+    return next(iter(own.values())) if len(own) == 1 else None
+
+
+def _interfaces() -> list[tuple[str, str]]:
+    """(name, IPv4 address) of each network interface that has one; empty on other systems than Linux."""
+    if sys.platform != "linux":
+        return []
+    import fcntl  # not on Windows
+
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has none
+                answer = fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                found.append((name, socket.inet_ntoa(answer[20:24])))
+    return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    except OSError:  # the name leads nowhere
+        return True
 
 
 def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> dist.Store:
@@ -85,7 +146,9 @@ def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: 
                 missing.remove(other)
             elif rank == 0 and store.check([f"{word}/{other}"]):
                 missing.remove(other)
-            elif rank == 0 and store.check([f"come/{other}"]):  # a word of an earlier start is answered too, in vain
+            elif rank == 0 and store.check(
+                [f"come/{other}"]
+            ):  # a word of an earlier start is answered too, which has no effect
                 store.set(f"start/{store.get(f'come/{other}').decode()}", word)
         if time.monotonic() > deadline:
             raise RunError("torchrun", f"ranks {sorted(missing)} did not come in {timeout_seconds:g} s", "start again")
