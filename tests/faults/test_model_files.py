@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from nets.weights.model_file import refuse_no_model
 from nets.weights.pretrained import read_weights_file
 from nets.weights.torch_file import MAX_PICKLE_BYTES, read_torch_file, seal
 from nets.yolov4 import YOLOv4
+from tests.long import bombs
 from utils.errors import RunError, UserError, brief
 
 CONFIG = ModelConfig(("cat", "dog"), "mobilenet_v3_small", alpha=0.35, neck_width=0.1, input_size=(64, 64))
@@ -54,13 +56,18 @@ def little_memory() -> Any:
     assert extra < EXTRA_BYTES, f"{extra / 1e9:.2f} GB more than before"
 
 
+@functools.cache
+def network_weights() -> dict[str, torch.Tensor]:
+    return YOLOv4(CONFIG).state_dict()
+
+
 def checkpoint_bytes(**changes: Any) -> bytes:
     """A sealed file with some parts changed; None leaves a part out."""
     content: dict[str, Any] = {
         "format": "mobilenet-yolov4",
         "format_version": 1,
         "config": CONFIG.to_dict(),
-        "weights": YOLOv4(CONFIG).state_dict(),
+        "weights": network_weights(),
         "metrics": {},
         "info": {},
         "training": None,
@@ -375,32 +382,6 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path, header: Any) 
     refuse(tmp_path / "a.safetensors", struct.pack("<Q", len(text)) + text + bytes(4), "a.safetensors: ")
 
 
-def with_two_directories(good: bytes, evil: bytes, wide: bool = False) -> bytes:
-    """An archive whose end record leads PyTorch to the entries of `evil`, and zipfile to those of `good`.
-
-    zipfile reads the directory that stands before the end record; PyTorch the one at the record's offset.
-    """
-    evil_at, evil_end = evil.find(b"PK\x01\x02"), evil.rfind(b"PK\x05\x06")
-    good_at, good_end = good.find(b"PK\x01\x02"), good.rfind(b"PK\x05\x06")
-    evil_directory, good_directory = evil[evil_at:evil_end], bytearray(good[good_at:good_end])
-    good_directory += bytes(len(evil_directory) - len(good_directory))  # both have the size that the record says
-    body = evil[:evil_at] + evil_directory
-    shift, start = len(body), len(evil[:evil_at])
-    # the entries of `good` follow; zipfile adds what it takes for prepended bytes to their offsets
-    moved = good[:good_at]
-    directory_at = shift + len(moved)
-    concat = directory_at - start
-    position = 0
-    while good_directory[position : position + 4] == b"PK\x01\x02":
-        offset = struct.unpack_from("<L", good_directory, position + 42)[0]
-        struct.pack_into("<L", good_directory, position + 42, (offset + shift - concat) % 2**32)
-        lengths = struct.unpack_from("<HHH", good_directory, position + 28)
-        position += 46 + sum(lengths)
-    entries = good.count(b"PK\x01\x02")
-    end = b"PK\x05\x06" + struct.pack("<HHHHLLH", 0, 0, entries, entries, len(evil_directory), start, 0)
-    return body + moved + bytes(good_directory) + end
-
-
 def plain_zip(data: bytes) -> bytes:
     """An archive of the same entries, without torch's 64-bit records."""
     buffer = io.BytesIO()
@@ -413,7 +394,7 @@ def plain_zip(data: bytes) -> bytes:
 def test_an_archive_with_two_lists_of_entries_is_refused(tmp_path: Path) -> None:
     good, evil = plain_zip(torch_bytes({"a": torch.ones(1)})), plain_zip(torch_bytes({"a": torch.zeros(1), "evil": 1}))
     path = tmp_path / "a.pth"
-    path.write_bytes(with_two_directories(good, evil))
+    path.write_bytes(bombs.two_directories(good, evil))
     assert torch.load(path, weights_only=True).get("evil") == 1, "PyTorch reads the other one"
     with pytest.raises(UserError, match="two lists of entries"):
         read_torch_file(path)
@@ -436,14 +417,6 @@ def test_torch_is_given_only_what_was_checked(tmp_path: Path, monkeypatch: pytes
 # ---- values that grow when they are printed
 
 
-def shared_lists(levels: int = 40) -> Any:
-    """A list of two references to a list of two references...: 2 ** levels values when written out."""
-    value: Any = ["x"]
-    for _ in range(levels):
-        value = [value, value]
-    return value
-
-
 def deep_list(levels: int = 300) -> Any:
     value: Any = []
     for _ in range(levels):
@@ -453,7 +426,11 @@ def deep_list(levels: int = 300) -> Any:
 
 WHOLE_FIELDS = ["format", "format_version", "config", "weights", "metrics", "info", "training"]
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(ModelConfig)]
-GROWING = {"shared lists": shared_lists, "few shared lists": lambda: shared_lists(12), "deep list": deep_list}
+GROWING = {
+    "shared lists": lambda: bombs.shared_lists(40),
+    "few shared lists": lambda: bombs.shared_lists(12),
+    "deep list": deep_list,
+}
 
 
 @pytest.mark.parametrize("kind", GROWING)

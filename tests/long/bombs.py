@@ -1,6 +1,6 @@
-"""Small files that claim to be large: read each in a process of its own, and say how much memory that took.
+"""Small files that claim to be large: each is read in a process of its own, whose memory and time are printed.
 
-python -m tests.long.bombs     fails if one costs a gigabyte, or is neither read nor refused by an error of ours
+python -m tests.long.bombs     fails if one costs a gigabyte or 10 s, or is neither read nor refused by an error of ours
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import resource
 import struct
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from utils.files import read_file
 from utils.images import read_image
 
 LIMIT = 1000  # megabytes that no bomb may cost
+SECONDS = 10.0  # of processor time that no bomb may cost
 SPARSE = 3 << 30  # bytes of a file that is nothing but a hole
 MAX_XML = 10 << 20
 CHUNK = 1 << 20
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     failed = 0
-    worst = 0.0
+    worst = longest = 0.0
     with tempfile.TemporaryDirectory(prefix="bombs-") as name:
         for title, (make, file_name, read) in BOMBS.items():
             if options.only is not None and options.only not in title:
@@ -67,22 +69,23 @@ def main(argv: list[str] | None = None) -> int:
             path = Path(name, file_name)
             make(path)
             size = path.stat().st_size
-            memory, answer, is_ours = set_off(read, path)
+            memory, seconds, answer, is_ours = set_off(read, path)
             path.unlink()
-            bad = memory > LIMIT or not is_ours
+            bad = memory > LIMIT or seconds > SECONDS or not is_ours
             failed += bad
-            worst = max(worst, memory)
-            print(f"{'FAILED ' if bad else ''}{title}: {size / 1e6:.2f} MB, took {memory:.0f} MB: {answer}", flush=True)
-    print(f"worst: {worst:.0f} MB, failed: {failed}")
+            worst, longest = max(worst, memory), max(longest, seconds)
+            cost = f"took {memory:.0f} MB and {seconds:.2f} s"
+            print(f"{'FAILED ' if bad else ''}{title}: {size / 1e6:.2f} MB, {cost}: {answer}", flush=True)
+    print(f"worst: {worst:.0f} MB, longest: {longest:.2f} s of processor time, failed: {failed}")
     return 1 if failed else 0
 
 
-def set_off(read: Callable[[Path], object], path: Path) -> tuple[float, str, bool]:
-    """(megabytes that reading took, what came of it, whether that is an answer of ours)."""
+def set_off(read: Callable[[Path], object], path: Path) -> tuple[float, float, str, bool]:
+    """(megabytes and seconds of processor time that reading took, its outcome, whether that is one of ours)."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         answer, is_ours = "read", True
         try:
             read(path)
@@ -92,16 +95,17 @@ def set_off(read: Callable[[Path], object], path: Path) -> tuple[float, str, boo
             answer, is_ours = f"{type(error).__name__}: {error}", False
         unit = 1 if sys.platform == "darwin" else 1024
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 1e6
-        os.write(writer, json.dumps([memory, answer[:150], is_ours]).encode())
+        seconds = time.process_time() - started
+        os.write(writer, json.dumps([memory, seconds, answer[:150], is_ours]).encode())
         os._exit(0)
     os.close(writer)
     with open(reader) as pipe:
         text = pipe.read()
     _, status = os.waitpid(child, 0)
     if not text:
-        return 0.0, f"it ended the process ({os.waitstatus_to_exitcode(status)})", False
-    memory, answer, is_ours = json.loads(text)
-    return memory, answer, is_ours
+        return 0.0, 0.0, f"it ended the process ({os.waitstatus_to_exitcode(status)})", False
+    memory, seconds, answer, is_ours = json.loads(text)
+    return memory, seconds, answer, is_ours
 
 
 # ---- how to make them
@@ -171,6 +175,67 @@ def _picture(form: str, side: int, mode: str = "RGB", **settings: object) -> Cal
     return make
 
 
+def scan_bomb(width: int, height: int, scans: int) -> bytes:
+    """A progressive JPEG of so many scans, each of which costs a decoder all of its pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last, end = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
+    return data[:last] + data[last:end] * scans + data[end:]
+
+
+def _scans(side: int, scans: int) -> Callable[[Path], None]:
+    return lambda path: _put(path, scan_bomb(side, side, scans))
+
+
+def two_directories(good: bytes, evil: bytes) -> bytes:
+    """An archive in whose end record PyTorch finds the entries of `evil`, and before which zipfile those of `good`.
+
+    Both are archives of zipfile, that of `evil` with the longer list. zipfile takes the list before the end record and
+    adds what it takes for prepended bytes to its offsets.
+    """
+    lists = []
+    for data in (good, evil):
+        lists.append(data[data.find(b"PK\x01\x02") : data.rfind(b"PK\x05\x06")])
+    own, theirs = bytearray(lists[0]), lists[1]
+    num_entries, position = good.count(b"PK\x01\x02"), 0
+    body, start = evil[: evil.rfind(b"PK\x05\x06")], evil.find(b"PK\x01\x02")
+    entries = good[: good.find(b"PK\x01\x02")]
+    prepended = len(body) + len(entries) - start
+    while own[position : position + 4] == b"PK\x01\x02":
+        offset = struct.unpack_from("<L", own, position + 42)[0]
+        struct.pack_into("<L", own, position + 42, (offset + len(body) - prepended) % 2**32)
+        position += 46 + sum(struct.unpack_from("<HHH", own, position + 28))
+    own += bytes(len(theirs) - len(own))
+    record = struct.pack("<HHHHLLH", 0, 0, num_entries, num_entries, len(theirs), start, 0)
+    return body + entries + bytes(own) + b"PK\x05\x06" + record
+
+
+def _two_directories(path: Path) -> None:
+    """A checkpoint for zipfile, two gigabytes of compressed zeros for PyTorch."""
+    _compressed(path)
+    path.write_bytes(two_directories(_archive(b"\x80\x02}."), path.read_bytes()))
+
+
+def shared_lists(levels: int) -> object:
+    """A list of two references to a list of two references...: 2 ** levels values when it is written out."""
+    value: object = ["x"]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def _nested(field: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        config = {"class_names": ["a"], field: shared_lists(23)}
+        buffer = io.BytesIO()
+        content = {"format": "mobilenet-yolov4", "format_version": 1, "config": config, "weights": {}}
+        torch.save(content, buffer)
+        path.write_bytes(seal(buffer.getvalue()))
+
+    return make
+
+
 def _png_text(path: Path) -> None:
     """A picture of one pixel with half a gigabyte of compressed text."""
     data = b"Comment\0\0" + zlib.compress(bytes(1 << 29), 6)
@@ -214,6 +279,9 @@ BOMBS: dict[str, tuple[Callable[[Path], None], str, Callable[[Path], object]]] =
         load_checkpoint,
     ),
     "model, 3 GB hole": (_hole(b"PK\x03\x04"), "a.pth", load_checkpoint),
+    "model, two lists of entries": (_two_directories, "a.pth", load_checkpoint),
+    "model, shared lists in its input size": (_nested("input_size"), "a.pth", load_checkpoint),
+    "model, shared lists in its backbone": (_nested("backbone"), "a.pth", load_checkpoint),
     "old model, 3 GB hole": (_hole(pickle.dumps(0x1950A86A20F9469CFC6C, 2)), "a.pth", read_weights_file),
     "safetensors, header of 3 GB": (_hole(struct.pack("<Q", SPARSE - 8)), "a.safetensors", load_checkpoint),
     "safetensors, 3 GB hole": (_hole(struct.pack("<Q", len(_CONFIG)) + _CONFIG), "a.safetensors", load_checkpoint),
@@ -223,6 +291,8 @@ BOMBS: dict[str, tuple[Callable[[Path], None], str, Callable[[Path], object]]] =
     "PNG, 100 megapixels": (_png(10_000, 10_000, 10_000), "a.png", read_image),
     "PNG, half a gigabyte of text": (_png_text, "a.png", read_image),
     "JPEG, 100 megapixels": (_picture("JPEG", 10_000), "a.jpg", read_image),
+    "JPEG, 5000 scans of 49 megapixels": (_scans(7000, 5000), "a.jpg", read_image),
+    "JPEG, 20 scans of 100 megapixels": (_scans(10_000, 12), "a.jpg", read_image),
     "JPEG in CMYK, 100 megapixels": (_picture("JPEG", 10_000, "CMYK"), "a.jpg", read_image),
     "GIF, 100 megapixels": (_picture("GIF", 10_000, "P"), "a.gif", read_image),
     "WebP, 100 megapixels": (_picture("WEBP", 10_000, method=0), "a.webp", read_image),
