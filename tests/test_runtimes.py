@@ -17,16 +17,13 @@ from nets.export import cache, check
 from nets.export.form import Form
 from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, RUNTIMES, file_kind, runtimes_of
 from nets.export.load import load_runtime
-from nets.export.parity import count_changed, drawn_photos
-from nets.postprocess import postprocess
+from nets.export.parity import TOLERANCES, compare, drawn_photos
 from nets.torch_runtime import TorchRuntime
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_model
 from prediction.detector import Detector, load_detector
 from utils.errors import UserError
-from utils.thresholds import Thresholds
 
-LOW = Thresholds(score_threshold=0.002)
 PLAIN, ANY, RAW_ANY = Form(), Form(dynamic=True), Form(uint8_input=True, decodes=False, dynamic=True)
 
 
@@ -235,17 +232,15 @@ def test_measuring_gives_a_time_for_each_runtime() -> None:
     assert set(times) == {"a", "b"} and all(seconds > 0 for seconds in times.values())
 
 
-def test_the_network_the_fused_network_and_the_cached_export_find_the_same_on_a_photograph() -> None:
+def test_the_network_the_fused_network_and_the_cached_export_agree_on_photographs() -> None:
     model = load_model(find_model("nano"))
-    photo = drawn_photos(model.config, 1)[0]
-    pixels = torch.from_numpy(model.config.letterbox.apply(photo)[None]).permute(0, 3, 1, 2)
+    photos = drawn_photos(model.config, 2)
+    pixels = torch.from_numpy(np.stack([model.config.letterbox.apply(photo) for photo in photos]))
+    fused, exported_runtime = TorchRuntime(model), cache.load_cached(find_model("nano"), "onnxruntime")
     with torch.inference_mode():
-        eager = postprocess(model(pixels), model.config, LOW)[0]
-    fused = TorchRuntime(model)
-    exported_runtime = cache.load_cached(find_model("nano"), "onnxruntime")
-    assert len(eager) > 5 and exported_runtime.config == model.config
-    for runtime in (fused, exported_runtime):
-        found = runtime.read(runtime.run(model.config.letterbox.apply(photo)[None]), LOW)[0]
-        assert count_changed(eager, found, 0.0021) == 0  # same class, IoU of at least 0.9
-        np.testing.assert_allclose(found.scores[:5], eager.scores[:5], atol=1e-4)
-        np.testing.assert_allclose(found.boxes[:5], eager.boxes[:5], atol=0.05)
+        eager = model(pixels.permute(0, 3, 1, 2))
+    for ours, theirs in zip(fused.run(pixels.numpy()), eager, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=0.02)
+    parity = compare(fused, exported_runtime, photos)
+    assert exported_runtime.config == model.config
+    assert parity.detections > 0 and parity.fits(TOLERANCES["fp32"]), parity

@@ -9,6 +9,9 @@ import numpy as np
 RESIZE_MODES = ("letterbox", "stretch")
 INTERPOLATIONS = ("bilinear", "bicubic")
 PAD_VALUE = 114  # the grey that YOLO training pads with; the mean of natural images is near it
+# A picture is decoded at no less than so many times the side that the network sees: the decoder averages blocks of
+# pixels, and a second average over a few of them hides their borders. At 1 mAP50 fell by 0.4 points (docs/SPEED.md).
+SPARE_PIXELS = 2
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,14 @@ class Letterbox:
         return new_height, new_width, (input_height - new_height) // 2, (input_width - new_width) // 2
 
     def decoded_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that a picture of this size should be decoded at, at least: what `apply` would shrink it to.
+        """(height, width) that a picture of this size should be decoded at, at least, so that `apply` loses nothing.
 
         For `min_size` of `utils.images.read_image`. Bicubic resampling takes every pixel, as the reference does.
         """
-        return self.geometry(height, width)[:2] if self.interpolation == "bilinear" else (height, width)
+        if self.interpolation != "bilinear":
+            return height, width
+        new_height, new_width = self.geometry(height, width)[:2]
+        return SPARE_PIXELS * new_height, SPARE_PIXELS * new_width
 
     def apply(
         self, image: np.ndarray, out: np.ndarray | None = None, size: tuple[int, int] | None = None
