@@ -29,6 +29,9 @@ BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+MIN_SIDE = 0.01  # pixels
+
+
 class _CrossEntropy(torch.autograd.Function):
     """`F.binary_cross_entropy_with_logits(logits, target, reduction="none")` for logits (...) and targets in [0, 1].
 
@@ -96,7 +99,7 @@ class YOLOLoss:
         rows = gather(predictions, matches)
         count = self.total(weights.sum()).clamp(min=1) / self.world_size
 
-        boxes = box_convert(decode_matches(rows[:, :4], matches, self.config), "cxcywh", "xyxy")
+        boxes = box_convert(_not_empty(decode_matches(rows[:, :4], matches, self.config)), "cxcywh", "xyxy")
         wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[matches.target]
         box = BOX_LOSSES[self.settings.box_loss](boxes, wanted)
         quality = (1 - box.detach()).clamp(0, 1)
@@ -168,6 +171,15 @@ class YOLOLoss:
         if self.settings.focal_gamma > 0:
             loss = loss * (logits.sigmoid() - target).abs() ** self.settings.focal_gamma
         return loss
+
+
+def _not_empty(boxes: Tensor) -> Tensor:
+    """cxcywh boxes with sides of at least MIN_SIDE; the gradient is that of the boxes as they are.
+
+    A side below the resolution of float32 at its place is 0 as xyxy, and the aspect ratio of CIoU is 0 / 0 then.
+    """
+    sides = boxes[:, 2:]
+    return torch.cat([boxes[:, :2], sides + (sides.detach().clamp(min=MIN_SIDE) - sides.detach())], dim=1)
 
 
 def _places(scene: Scene, matches: Matches) -> Tensor:

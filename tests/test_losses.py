@@ -242,3 +242,16 @@ def test_places_of_matches_are_those_of_the_maps_laid_end_to_end() -> None:
         own = matches[matches.level == level]
         m[own.image, own.anchor, own.row, own.column, 4] = 1
     assert torch.equal(marked, torch.cat([m[..., 4].flatten() for m in maps])) and marked.sum() > 3
+
+
+@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+def test_a_predicted_box_without_size_has_a_finite_loss_and_gradient(box_loss: str) -> None:
+    raw = [torch.zeros_like(each) for each in random_maps()]
+    for each in raw:
+        each[..., 3] = -60  # exp gives a height of 1e-25 pixels
+        each.requires_grad_()
+    losses = YOLOLoss(CONFIG, LossConfig(box_loss=box_loss))(raw, SOME)
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    assert total.isfinite() and losses["box"] > 0
+    assert all(each.grad is None or each.grad.isfinite().all() for each in raw)
