@@ -15,6 +15,7 @@ from utils.images import read_image
 
 IMBALANCE = 100.0  # most frequent class to rarest
 FEW = 10  # boxes of a class
+MAX_COMPARED = 200  # classes that a rare one may be a typing error of
 MAX_TYPO_SHARE = 0.05  # of the boxes of the class that was meant
 SMALL_SPLIT, GOOD_SPLIT = 10, 50  # pictures
 MOSTLY = 0.5  # share of pictures without a box from which on they were probably not labelled
@@ -87,16 +88,19 @@ def check_class_names(indices: dict[str, DatasetIndex]) -> list[Finding]:
     where = next((index.source.get("root", index.name) for index in indices.values()), "")
     findings = []
     common_first = sorted(counts, key=lambda name: -counts[name])
+    spelt: dict[str, str] = {}
     for number, rare in enumerate(common_first):
-        for name in common_first[:number]:
-            same = (_letters(name) or name) == (_letters(rare) or rare)
-            is_typo = 0 < counts[rare] <= MAX_TYPO_SHARE * counts[name] and _is_typo(name, rare)
-            if same or is_typo:
-                why = "differ only in case or punctuation" if same else "differ in a letter or two"
-                what = f"classes {name!r} ({counts[name]} boxes) and {rare!r} ({counts[rare]} boxes) {why}"
-                todo = f"if they are one, write {name!r} for {rare!r} in the annotations"
-                findings.append(finding("similar_classes", where, what, todo))
-                break
+        name = spelt.setdefault(_letters(rare) or rare, rare)
+        why = "differ only in case or punctuation"
+        if name == rare and counts[rare]:
+            more_common = common_first[: min(number, MAX_COMPARED)]
+            far_more = (each for each in more_common if counts[rare] <= MAX_TYPO_SHARE * counts[each])
+            name = next((each for each in far_more if _is_typo(each, rare)), rare)
+            why = "differ in a letter or two"
+        if name != rare:
+            what = f"classes {name!r} ({counts[name]} boxes) and {rare!r} ({counts[rare]} boxes) {why}"
+            todo = f"if they are one, write {name!r} for {rare!r} in the annotations"
+            findings.append(finding("similar_classes", where, what, todo))
     return findings
 
 

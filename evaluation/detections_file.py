@@ -314,8 +314,8 @@ def detection_lists(result: EvaluationResult) -> list[dict[str, Any]]:
                     {
                         "class_id": c,
                         "class_name": record.class_names[c],
-                        "score": _exact(s),
-                        "box_xyxy": list(map(_exact, box)),
+                        "score": s,
+                        "box_xyxy": box,
                     }
                     for c, s, box in zip(
                         record.det_labels[part].tolist(),
@@ -327,11 +327,6 @@ def detection_lists(result: EvaluationResult) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _exact(value: float) -> float:
-    """A float32 in as few digits as give it back, so that a saved file scores as the model did."""
-    return float(f"{value:.9g}")
 
 
 def write_voc_results(folder: Path, result: EvaluationResult, split: str, entry: str = "comp4") -> Path:

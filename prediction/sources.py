@@ -37,6 +37,7 @@ from utils.images import (
     read_start,
 )
 from utils.output_rules import shortened_name
+from utils.walk import walk_files
 
 LIST_SUFFIXES = (".txt", ".lst")
 LIST_BYTES = 64 << 20  # a list of a million paths has less
@@ -279,14 +280,12 @@ class _Finder:
 
 
 def list_media(folder: Path, recursive: bool = False, on_error: Callable[[OSError], None] | None = None) -> list[Path]:
-    """Pictures and videos in a folder, by suffix, in the order of their names; hidden ones are left out."""
-    found: list[Path] = []
-    for root, folders, files in os.walk(folder, onerror=on_error):
-        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
-        suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-        names = (name for name in files if not name.startswith("."))
-        found += [Path(root, name) for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
-    return found
+    """Pictures and videos in a folder, by suffix, in the order of their names; hidden ones are left out.
+
+    Links to folders are followed, each folder once.
+    """
+    files, _ = walk_files(folder, on_error=on_error, recursive=recursive)
+    return [Path(path) for path in files if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
 
 
 def unique_names(sources: Sequence[Source], suffix_of: Callable[[Source], str]) -> Iterator[tuple[str, str]]:

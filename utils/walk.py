@@ -18,8 +18,11 @@ def walk_files(
     on_error: Callable[[OSError], None] | None = None,
     limit: int | None = None,
     recursive: bool = True,
+    hidden: bool = False,
 ) -> tuple[list[str], list[str]]:
-    """Paths of the files below a folder, in the order of their names, and the links that were not followed.
+    """Paths of the files below a folder, and the links that were not followed.
+
+    The files of a folder come before those of the folders in it, both in the order of their names.
 
     Hidden files and the ones that file managers leave behind (`Thumbs.db`, `__MACOSX`) are left out.
 
@@ -29,6 +32,7 @@ def walk_files(
         on_error: called for a folder that cannot be listed.
         limit: how many files there may be.
         recursive: also look into the folders inside.
+        hidden: also take hidden files, and look into hidden folders.
 
     Raises:
         UserError: if there are more than `limit` files.
@@ -54,19 +58,17 @@ def walk_files(
             if on_error is not None:
                 on_error(error)
             return
-        folders = []
+        folders, links = [], []
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.casefold() in _IGNORED:
+            if (entry.name.startswith(".") and not hidden) or entry.name.casefold() in _IGNORED:
                 continue
             if entry.is_symlink() and is_outside(entry.path):
                 outside.append(entry.path)
-            elif not entry.is_dir():
+            elif not os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
                 files.append(entry.path)
-            elif recursive and entry.is_symlink():
-                folders.append(entry.path)
-            elif recursive:
-                visit(entry.path, depth + 1)
-        for each in folders:  # links last: what lies in the folder itself keeps its own name
+            else:
+                (links if entry.is_symlink() else folders).append(entry.path)
+        for each in [*folders, *links] if recursive else []:  # what lies in the folder itself keeps its own name
             visit(each, depth + 1)
         if limit is not None and len(files) > limit:
             raise UserError(Path(root), f"holds more than {limit} files", "name the folder of the data set itself")

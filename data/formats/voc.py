@@ -210,7 +210,7 @@ class VocFolder:
         self._composed = {unicodedata.normalize("NFC", name): name for name in self.images if not name.isascii()}
 
     def _scan(self, folder: Path, home: str, is_xml: bool) -> tuple[dict[str, str], dict[str, list[str]]]:
-        files, outside = walk_files(folder, [home, os.path.realpath(folder)])
+        files, outside = walk_files(folder, [home, os.path.realpath(folder)], hidden=True)
 
         def identity(path: str) -> str:
             return os.path.splitext(os.path.relpath(path, folder).replace(os.sep, "/"))[0]

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -351,8 +351,8 @@ def _outside(where: str, path: str, config: DataYaml) -> Skip:
 def sniff_plain(folder: Folder) -> str | None:
     """What says that a folder holds pictures and YOLO labels without a data.yaml, or None."""
     labels = _pair(folder)
-    seen = [path for path in labels.values() if os.path.getsize(path)][:20]
-    rows = [folder.head(path).splitlines()[0] for path in seen if folder.head(path).strip()]
+    heads = (folder.head(path).strip() for path in labels.values())
+    rows = [head.splitlines()[0] for head in islice(filter(None, heads), 20)]
     if not rows or sum(bool(ROW.match(row)) for row in rows) < 0.5 * len(rows):
         return None
     return f"{len(labels)} pictures have a .txt file with rows of `class cx cy width height`"
