@@ -58,7 +58,8 @@ def walk_files(
             if on_error is not None:
                 on_error(error)
             return
-        folders, links = [], []
+        folders: list[str] = []
+        links: list[str] = []
         for entry in entries:
             if (entry.name.startswith(".") and not hidden) or entry.name.casefold() in _IGNORED:
                 continue
