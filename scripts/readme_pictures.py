@@ -42,11 +42,19 @@ LINE = "200,300,200,160"
 class PictureOptions:
     checkpoint: str = option("demo/run/best.pth", "the demo's detector", metavar="FILE")
     data: str = option("demo/VOCdevkit", "the demo's pictures", metavar="DIR")
+    photos: tuple[str, ...] = option((), "photographs for readme.jpg, by the bundled detector; nothing else is drawn")
     output: str = option("docs/images", "folder of the pictures, which are replaced", metavar="DIR")
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(PictureOptions, argv, description=__doc__ or "", prog="readme_pictures.py")
+    if options.photos:
+        small = load_detector("small")
+        drawn = [
+            draw_detections(image, small(image), small.config.class_names) for image in map(read_image, options.photos)
+        ]
+        write_image(Path(options.output) / "readme.jpg", contact_sheet(drawn, len(drawn), tile_size=(300, 360)))
+        return
     index = open_dataset(options.data, "test")
     if len(index) < max(SHOWN, SIDE * SIDE):
         raise UserError(options.data, f"has {len(index)} test pictures", "draw the demo's: dataset.py demo DIR")
