@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,10 +49,14 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@functools.cache
+def imports(path: Path) -> tuple[tuple[str, bool], ...]:
     """Modules of this project that a file imports, and whether it does so at the top (not inside a function)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for top in tree.body:
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[str, bool]]:
+    for top in ast.parse(path.read_text(encoding="utf-8")).body:
         for node in ast.walk(top):
             names: list[str] = []
             if isinstance(node, ast.ImportFrom) and node.module:
