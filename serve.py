@@ -55,6 +55,7 @@ class ServeOptions:
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     runtime: str = option("auto", "what to run an exported file on")
     threads: int | None = option(None, "CPU threads of the network (default: one per core)", low=1, high=1024)
+    title: str = option("Detector", "title of the page")
     label: str | None = option(
         None, "open the labelling page on these pictures: a folder, VOCdevkit, COCO JSON or data.yaml", metavar="DATA"
     )
@@ -174,6 +175,7 @@ def _build(options: ServeOptions, detector: Any, path: Path, is_local: bool) -> 
         browser_model=browser_model,
         hosts=Hosts((*options.allow_host, options.host), any_address=not is_local),
         labelling=_labelling(options, detector, path),
+        title=options.title,
     )
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,19 @@ DEVICES = ("cpu", "cuda", "mps")
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/kfd")
 
 
+def _check_cuda(torch: Any, device: str, index: int) -> None:
+    """Say why a CUDA device cannot be used. Raises UserError."""
+    if torch.version.cuda is None:
+        what = f"{device!r}: this PyTorch ({torch.__version__}) is built without CUDA"
+        raise UserError("--device", what, "install a CUDA build of PyTorch, or use --device cpu")
+    if not torch.cuda.is_available():
+        what = f"{device!r}: PyTorch's CUDA {torch.version.cuda} finds no GPU"
+        raise UserError("--device", what, "check the driver with nvidia-smi, or use --device cpu")
+    if index >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise UserError("--device", f"{device!r}: the last GPU is cuda:{last}", "use one that is there")
+
+
 def resolve_device(device: str) -> str:
     """`auto` to a device's name. Raises UserError for one that is not there."""
     if device == "cpu" or (device == "auto" and not _may_have_gpu()):
@@ -72,8 +86,8 @@ def resolve_device(device: str) -> str:
         raise UserError("--device", f"{device!r} is no device", "give auto, cpu, cuda or cuda:N") from error
     if kind.type not in DEVICES or (kind.type == "mps" and not torch.backends.mps.is_available()):
         raise UserError("--device", f"{device!r} is not there", "give auto, cpu, cuda or cuda:N")
-    if kind.type == "cuda" and (not torch.cuda.is_available() or (kind.index or 0) >= torch.cuda.device_count()):
-        raise UserError("--device", f"{device!r} is not there", "use --device cpu")
+    if kind.type == "cuda":
+        _check_cuda(torch, device, kind.index or 0)
     return device
 
 

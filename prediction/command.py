@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from data.skips import Skip
 from nets.export.formats import file_kind
-from nets.weights.bundled import find_model
+from nets.weights.bundled import default_model_text, find_model
 from prediction.codecs import CODECS, choose_codec
 from prediction.detector import load_detector
 from prediction.finder import Finder
@@ -23,7 +23,7 @@ from prediction.outputs import (
     planned_files,
 )
 from prediction.run import Prediction, output_kinds
-from prediction.sources import Source, list_sources, unique_names
+from prediction.sources import Source, check_cameras, list_sources, unique_names
 from prediction.tracking import LineCounter, ZoneCounter, read_line, read_zone
 from utils import distributed
 from utils.errors import RunError, UserError, printable, warn
@@ -37,6 +37,7 @@ KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # a drawn picture keeps these; others
 def predict(options: PredictOptions) -> int:
     """Run predict.py with these options; returns the exit code."""
     counters = _counters(options)
+    check_cameras(options.sources)
     runtime = "torch" if _needs_gradients(options) else options.runtime
     detector = load_detector(options.checkpoint, distributed.own_device(options.device), runtime)
     if options.input_size:
@@ -69,6 +70,8 @@ def predict(options: PredictOptions) -> int:
         if len(set(distributed.gather(listed))) > 1:  # and nobody writes before all have looked at what is there
             raise RunError("SOURCE", "is not the same in every process", "keep what is looked at on a shared disk")
         if distributed.is_main():
+            if options.checkpoint is None:
+                print(default_model_text(detector.config))
             print(finder.threshold_text(), flush=True)
         with Prediction(finder, options, folder, counters) as prediction:
             try:

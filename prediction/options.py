@@ -38,7 +38,7 @@ class PredictOptions:
     iou_threshold: float | None = option(None, "overlap above which two boxes are one object", low=0, high=1)
     max_detections: int | None = option(None, "most objects of one picture", low=1, high=100_000)
     input_size: tuple[str, ...] = option((), "height and width of the network's input, multiples of 32", metavar="N")
-    classes: tuple[str, ...] = option((), "only these classes, by name or number", metavar="NAME")
+    classes: tuple[str, ...] = option((), "only these classes, by name or number: cat dog, or cat,dog", metavar="NAME")
     nms: str = option("default", "how boxes of one object become one", choices=tuple(SUPPRESSIONS))
     tile: int | None = option(None, "look at overlapping tiles of this many pixels; 0: of the input size", low=0)
     tile_overlap: float = option(0.25, "share of a tile that its neighbour sees too", low=0, high=0.9)
@@ -112,9 +112,15 @@ def return_sources(options: PredictOptions) -> PredictOptions:
 
 
 def return_class_sources(options: PredictOptions, class_names: Sequence[str]) -> PredictOptions:
+    """`--classes cat dog photo.jpg` and `--classes cat,dog photo.jpg`: the names of classes, and the sources behind."""
     known = {*class_names, *map(str, range(len(class_names)))}
-    kept = tuple(itertools.takewhile(lambda name: name in known or not is_source(name), options.classes))
-    return dataclasses.replace(options, classes=kept, sources=(*options.classes[len(kept) :], *options.sources))
+    named = itertools.takewhile(lambda name: name in known or not is_source(name), options.classes)
+    count = 0
+    kept: tuple[str, ...] = ()
+    for name in named:
+        count += 1
+        kept += (name,) if name in known else tuple(part for part in name.split(",") if part)
+    return dataclasses.replace(options, classes=kept, sources=(*options.classes[count:], *options.sources))
 
 
 def _is_threshold(value: str) -> bool:

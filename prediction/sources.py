@@ -279,6 +279,21 @@ class _Finder:
         self.skips.append(Skip("image", code, str(where), what, todo))
 
 
+def check_cameras(names: Sequence[str]) -> None:
+    """Refuse the number of a webcam that is not there, before anything is loaded. Raises UserError.
+
+    Only Linux tells without opening the camera.
+    """
+    if sys.platform != "linux":
+        return
+    for name in names:
+        if re.fullmatch(r"[0-9]{1,2}", name) and not os.path.lexists(name) and not os.path.exists(f"/dev/video{name}"):
+            there = ", ".join(sorted(glob.glob("/dev/video*"))) or "none"
+            raise UserError(
+                f"webcam {name}", f"there is no /dev/video{name} (cameras: {there})", "connect it, or name a file"
+            )
+
+
 def list_media(folder: Path, recursive: bool = False, on_error: Callable[[OSError], None] | None = None) -> list[Path]:
     """Pictures and videos in a folder, by suffix, in the order of their names; hidden ones are left out.
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import difflib
 import http
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from data.tools.demo import draw_scene
 from service.body import FORM, read_picture
 from service.browser import ORT_FILES, STATIC, STATIC_TYPES, WEBGPU_FILES, BrowserModel, describe_model
+from service.docs_page import docs_page
 from service.drain import Drain, Waiting
 from service.hosts import Hosts
 from service.labelling.routes import Labelling, add_labelling
@@ -24,6 +26,12 @@ from service.limits import ByteBudget, Limits, RateLimit, Refused
 from service.metrics import CONTENT_TYPE, Metrics
 from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, Pipeline, Question
 from utils.errors import warn
+from utils.images import encode_image
+from utils.thresholds import OTHER_NAMES
+
+PARAMETERS = ("score_threshold", "max_detections", "classes")  # of /detect
+EXAMPLES = ("drawing-1.jpg", "drawing-2.jpg", "drawing-3.jpg")  # pictures of our own to try the page on
+EXAMPLE_SEED = 3
 
 # Nothing from other addresses; WebAssembly is allowed; cross-origin isolation allows threads in the visitor's browser.
 HEADERS = (
@@ -108,6 +116,7 @@ def build_app(
     browser_model: BrowserModel | None = None,
     hosts: Hosts | None = None,
     labelling: Labelling | None = None,
+    title: str = "Detector",
 ) -> FastAPI:
     """The application.
 
@@ -118,6 +127,7 @@ def build_app(
         iou_threshold: overlap above which two boxes are one object; None takes the checkpoint's.
         browser_model: what visitors may run in their own browsers.
         hosts: host names that requests may name; by default those of this machine alone.
+        title: of the page.
         labelling: a folder to label; its page is then the first one, and the page to try the detector on is /try.
     """
     limits = limits or Limits()
@@ -137,13 +147,13 @@ def build_app(
             await pipeline.close()
 
     # FastAPI's own documentation pages load scripts from other addresses; /openapi.json has the same content
-    app = FastAPI(
-        title="Detector", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
-    )
+    app = FastAPI(title=title, version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.pipeline, app.state.metrics, app.state.drain = pipeline, metrics, drain
     _add_detection(app, pipeline, limits)
     _add_status(app, pipeline, metrics)
-    _add_page(app, _describe(pipeline, limits, name, browser_model), "page.html" if labelling is None else "label.html")
+    _add_docs(app)
+    description = _describe(pipeline, limits, name, browser_model) | {"title": title}
+    _add_page(app, description, "page.html" if labelling is None else "label.html")
     if labelling is not None:
         add_labelling(app, labelling, limits)
     if browser_model is not None:
@@ -169,6 +179,7 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
         classes: Annotated[list[str], Query(description="Only these classes, by name or number", max_length=1000)] = [],  # noqa: B006
     ) -> Response:
         """Find the objects of one picture."""
+        _refuse_unknown(request.query_params)
         rate.check(request.client.host if request.client else "")
         pipeline.batcher.check()  # before the body is read
         question = Question(score_threshold, max_detections, _labels(classes, config.class_names))
@@ -183,6 +194,22 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
         }
         timing = ", ".join(f"{stage};dur={ms:.1f}" for stage, ms in found.timings.items())
         return JSONResponse(row, headers={"Server-Timing": timing, "X-Batch-Size": str(found.batch)})
+
+
+def _refuse_unknown(given: Iterable[str]) -> None:
+    """Refuse parameters that /detect does not have: ignored, they would give a wrong answer. Raises Refused."""
+    for name in given:
+        if name not in PARAMETERS:
+            near = [OTHER_NAMES[name]] if OTHER_NAMES.get(name) in PARAMETERS else []
+            near = near or difflib.get_close_matches(name[:100], PARAMETERS, n=1)
+            todo = f"did you mean {near[0]}?" if near else f"known: {', '.join(PARAMETERS)}"
+            raise Refused(422, "unknown_parameter", f"{name[:100]}: unknown parameter; {todo}")
+
+
+def _add_docs(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(docs_page(app.openapi()))
 
 
 def _add_status(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
@@ -218,6 +245,18 @@ def _add_page(app: FastAPI, description: dict[str, Any], first: str = "page.html
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
         return _static(files, name)
+
+    drawn: dict[str, bytes] = {}
+
+    @app.get("/examples/{name}", include_in_schema=False)
+    def example(name: str) -> Response:
+        if name not in EXAMPLES:
+            raise HTTPException(404)
+        if name not in drawn:
+            drawn[name] = encode_image(draw_scene(EXAMPLE_SEED, EXAMPLES.index(name), (480, 640))[0])
+        return Response(drawn[name], media_type="image/jpeg")
+
+    description = description | {"examples": [f"examples/{name}" for name in EXAMPLES]}
 
     @app.get("/info")
     async def info() -> JSONResponse:

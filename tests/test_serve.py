@@ -62,6 +62,15 @@ def png_that_claims(width: int, height: int) -> bytes:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
+def test_unknown_parameters_are_refused_and_the_description_is_a_local_page(service: Address) -> None:
+    picture = encoded(scene())
+    for query, words in (("conf=0.3", "did you mean score_threshold"), ("clases=red", "did you mean classes")):
+        answer = service.ask("POST", f"/detect?{query}", picture)
+        assert answer.status == 422 and words in answer.json["error"]
+    page = service.ask("GET", "/docs").body.decode()
+    assert "POST /detect" in page and "score_threshold" in page and "http://" not in page and "https://" not in page
+
+
 def test_a_picture_is_answered_in_its_own_pixels_in_the_layout_of_predict(service: Address) -> None:
     reply = service.ask("POST", "/detect", encoded(scene(384, 192)))
     assert reply.status == 200

@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from service_makers import Address, Painted, encoded, running, scene, until
 
 from nets.model_config import ModelConfig
 from prediction.detector import Detector
+from prediction.video import VideoWriter
 from service.app import build_app
 from utils.images import decode_image, read_image
 
@@ -297,6 +300,72 @@ def test_the_webcam_is_looked_at_until_it_is_stopped(page: Page, service: Addres
     stopped = service.metric("detector_answer_seconds_count")
     page.browser.execute_async_script("setTimeout(arguments[0], 500)")
     assert service.metric("detector_answer_seconds_count") == stopped
+
+
+def test_nothing_above_the_threshold_names_the_best_and_what_to_do(page: Page, picture: Path) -> None:
+    page.show(picture)
+    page.set_threshold(0.95)
+    assert "no objects above 0.95; the best is red at 0.90: lower the confidence" in page.text("#status")
+
+
+def test_several_pictures_give_a_table(page: Page, picture: Path, tmp_path: Path, downloads: Path) -> None:
+    other = tmp_path / "other.png"
+    other.write_bytes(encoded(scene(200, 200)))
+    page.find("#file").send_keys(f"{picture}\n{other}")
+    until(lambda: "2 of 2 files" in page.text("#status"))
+    assert "three things.png" in page.text("#rows") and "other.png" in page.text("#rows")
+    page.find("#save-table").click()
+    table = downloads / "detections.csv"
+    until(table.is_file)
+    lines = table.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("image,time,class_id,class_name,score,x1") and len(lines) == 5
+
+
+def test_a_video_file_is_detected_frame_by_frame(page: Page, tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "clip.webm", 10.0, (200, 200), "vp9") as writer:
+        for _ in range(10):
+            writer.write(scene(200, 200))
+    page.find("#file").send_keys(str(tmp_path / "clip.webm"))
+    until(lambda: page.text("#rows").count("clip.webm") >= 3 and not page.find("#stop").is_displayed())
+    assert "1 red, 1 green" in page.text("#rows") and page.text("#problem") == ""
+
+
+def test_an_example_picture_is_one_click_away(page: Page) -> None:
+    buttons = page.browser.find_elements(By.CSS_SELECTOR, "#examples button")
+    assert len(buttons) == 3
+    until(lambda: page.browser.execute_script("return document.querySelector('#examples img').naturalWidth > 0"))
+    buttons[0].click()
+    page.wait_for("drawing-1.jpg")
+
+
+def test_the_programs_ask_for_what_is_on_screen(page: Page, picture: Path, service: Address) -> None:
+    page.show(picture)
+    page.set_threshold(0.5)
+    page.browser.find_elements(By.CSS_SELECTOR, "#classes input")[0].click()
+    page.find("#programs summary").click()
+    curl = page.text("#snippet")
+    assert curl.startswith("curl --data-binary @'three things.png' '") and "score_threshold=0.50" in curl
+    assert "classes=green&classes=blue" in curl and "classes=red" not in curl
+    if shutil.which("curl"):
+        done = subprocess.run(curl, shell=True, cwd=picture.parent, capture_output=True, text=True, timeout=60)
+        assert [found["class_name"] for found in json.loads(done.stdout)["detections"]] == ["green"]
+    page.find("[data-language=python]").click()
+    done = subprocess.run(
+        [sys.executable, "-c", page.text("#snippet")], cwd=picture.parent, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.startswith("green 0.6"), done.stderr
+    page.find("[data-language=javascript]").click()
+    assert "await fetch(" in page.text("#snippet")
+
+
+def test_an_error_is_over_the_picture_and_the_objects_are_above_the_slider(page: Page, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    page.find("#file").send_keys(str(bad))
+    until(lambda: "cannot show it" in page.text("#problem"))
+    stage, problem = page.find("#stage").rect, page.find("#problem").rect
+    assert stage["y"] <= problem["y"] and problem["y"] + problem["height"] <= stage["y"] + stage["height"]
+    assert page.find("#objects-title").rect["y"] < page.find("#threshold").rect["y"]
 
 
 def test_light_and_dark_are_both_there_and_remembered(page: Page) -> None:

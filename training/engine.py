@@ -271,7 +271,9 @@ def train_epoch(
             trainer.after_step(trainer.step, losses[-1])
             bar.update(len(step))
             speed = f"{seen / (time.perf_counter() - started):.1f}img/s"
-            bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in progress.means().items()) + " " + speed)
+            rate = max(group["lr"] for group in trainer.optimizer.param_groups)
+            losses_text = " ".join(f"{k} {v:.3f}" for k, v in progress.means().items())
+            bar.set_postfix_str(f"{losses_text} lr {rate:.2g} {speed}")
             if trainer.should_stop():
                 return progress, progress.batch == num_batches
     return progress, True

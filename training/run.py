@@ -67,6 +67,7 @@ from training.state import (
     seed_everything,
     share_batch,
 )
+from training.summary import class_counts, memory_used, network_size, next_commands
 from utils import distributed
 from utils.allocator import keep_freed_memory
 from utils.config import AUTO, options_to_dict
@@ -190,6 +191,8 @@ class Run:
         start = self.options.start
         backbone = start.pretrained if start.pretrained != NONE else "random weights"
         facts: dict[str, Any] = {
+            "network": network_size(self.config),
+            "classes": class_counts(self.train_index),
             "starts from": str(find_model(start.weights)) if start.weights else backbone,
             **{f"learning rate, {name}": rate for name, rate in rates.items()},
             "images a step": self.batch_size * self.options.duration.accumulate * distributed.world_size(),
@@ -222,7 +225,8 @@ class Run:
         self.clock.count_step()
         if step == min(FIRST_ESTIMATE, self.steps_per_epoch):
             self.clock.measure()
-            say(f"about {in_words(self._seconds_left())} in all, without scoring")
+            memory = memory_used()
+            say(f"about {in_words(self._seconds_left())} in all, without scoring{f'; {memory}' if memory else ''}")
         if self.options.duration.minutes and step % max(self.total_steps // PLANS, 1) == 0:
             self._plan()
 
@@ -338,6 +342,7 @@ class Run:
         if self.options.duration.minutes:
             minutes = self.options.duration.minutes
             say(f"time: {self.clock.total() / 60:.1f} of {minutes:g} minutes, {self.progress.epoch} epochs")
+        say(next_commands(self.folder, self.options.dataset.data))
 
     def _write_beginning(self) -> None:
         """What makes the run one that can be resumed, or what a run that was killed had no time to write."""

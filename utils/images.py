@@ -261,6 +261,16 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray, quality: int = 
         OSError: if the folder does not exist or the disk is full.
     """
     suffix = os.path.splitext(os.fspath(path))[1].lower()
+    try:
+        data = encode_image(image, suffix, quality)
+    except ValueError:
+        what = f"pictures cannot be written with the suffix {suffix!r}"
+        raise UserError(path, what, "use .jpg or .png") from None
+    write_file(path, data)
+
+
+def encode_image(image: np.ndarray, suffix: str = ".jpg", quality: int = 95) -> bytes:
+    """The bytes of a picture file of that suffix; see `write_image`. Raises ValueError for another suffix."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix in _JPEG_SUFFIXES else []
     options = [cv2.IMWRITE_WEBP_QUALITY, quality] if suffix == ".webp" else options
@@ -269,8 +279,8 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray, quality: int = 
     except cv2.error:
         done = False
     if not done or suffix not in IMAGE_SUFFIXES:
-        raise UserError(path, f"pictures cannot be written with the suffix {suffix!r}", "use .jpg or .png")
-    write_file(path, encoded.tobytes())
+        raise ValueError(f"pictures cannot be written as {suffix!r}")
+    return encoded.tobytes()
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------

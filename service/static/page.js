@@ -1,8 +1,10 @@
-// The page: a picture comes in, the server or this browser finds what is on it, slider and classes choose what is shown.
+// The page: pictures come in, the server or this browser detects, slider and classes choose what is shown.
 
+import { describe, toCsv } from "./programs.js";
 import { Viewer, renderResult } from "./viewer.js";
 
 const WEBCAM_SIDE = 640; // pixels of the longer side of what is sent
+const FRAMES_PER_SECOND = 5; // of a video file in which is detected
 const HOW_TO_ENABLE =
   "To look in the browser, export the model (python export.py --checkpoint FILE --format onnx), get ONNX Runtime Web " +
   "(npm pack onnxruntime-web, unpack it), and start serve.py with --browser-model FILE.onnx --ort-web package/dist.";
@@ -20,6 +22,8 @@ const state = {
   turn: 0, // of pictures: answers to older ones are dropped
   blob: null,
   stream: null,
+  rows: [], // { name, time, detections } of several pictures, or of frames
+  language: "curl",
 };
 const viewer = new Viewer($("view"), (index) => select(index));
 
@@ -61,7 +65,8 @@ function tellWorker(message, transfer = []) {
   });
 }
 
-async function askBrowser(image) {
+/** `clock.started` is set anew when the model is there: loading it is not the time of a picture. */
+async function askBrowser(image, clock) {
   if (!workerLoaded) {
     say(`Loading the model (${state.info.browser_model.megabytes} MB) and the runtime…`);
     workerLoaded = tellWorker({ load: state.info.browser_model, base: document.baseURI });
@@ -70,6 +75,7 @@ async function askBrowser(image) {
     }, () => (workerLoaded = null));
   }
   await workerLoaded;
+  clock.started = performance.now();
   const bitmap = await createImageBitmap(image);
   return tellWorker({ bitmap, least: state.info.lowest_score }, [bitmap]);
 }
@@ -78,7 +84,7 @@ const inBrowser = () => document.querySelector("input[name=place]:checked").valu
 
 // --- pictures --------------------------------------------------------------------------------------------------------
 
-/** Show a file and look at it. */
+/** Show a picture and detect in it; whether nothing newer came meanwhile. */
 async function open(file) {
   stopWebcam();
   const turn = ++state.turn;
@@ -88,22 +94,25 @@ async function open(file) {
     image = await createImageBitmap(file);
   } catch {
     complain(`${file.name || "This"}: this browser cannot show it as a picture; convert it to JPEG or PNG.`);
-    return;
+    state.failed = true;
+    return true;
   }
-  if (turn !== state.turn) return;
+  if (turn !== state.turn) return false;
   Object.assign(state, { image, blob: file, name: file.name || "image", type: file.type, detections: [], selected: -1 });
   showPicture(false);
-  say("Looking…");
-  await look(turn, file, image);
+  say("Detecting…");
+  state.failed = !(await look(turn, file, image));
+  return turn === state.turn;
 }
 
 async function look(turn, blob, image) {
-  const started = performance.now();
+  const clock = { started: performance.now() };
   try {
-    const found = inBrowser() ? await askBrowser(image) : await askServer(blob);
+    const found = inBrowser() ? await askBrowser(image, clock) : await askServer(blob);
     if (turn !== state.turn) return false;
     state.detections = found;
-    state.milliseconds = performance.now() - started;
+    state.milliseconds = performance.now() - clock.started;
+    sortClasses();
     update();
     return true;
   } catch (error) {
@@ -121,6 +130,75 @@ function showPicture(keepView) {
   for (const id of ["zoom-in", "zoom-out", "fit", "save-picture", "save-json"]) $(id).disabled = false;
   viewer.setImage(state.image, keepView);
   update();
+}
+
+/** One file or many: pictures and videos, in order; of more than one picture a table is kept. */
+async function openAll(files) {
+  const list = [...files];
+  const isVideo = (file) => file.type.startsWith("video/");
+  $("table").hidden = true;
+  $("rows").replaceChildren();
+  state.rows = [];
+  if (list.length === 1 && !isVideo(list[0])) return open(list[0]);
+  $("stop").hidden = false;
+  for (const [number, file] of list.entries()) {
+    const goesOn = isVideo(file) ? await watch(file) : await open(file);
+    if (!goesOn) break;
+    if (!isVideo(file) && !state.failed) addRow(file.name, "");
+    if (list.length > 1) say(`${number + 1} of ${list.length} files · ${$("status").textContent}`);
+  }
+  $("stop").hidden = true;
+}
+
+/** Detect in some frames of each second of a video file; whether it was not stopped. */
+async function watch(file) {
+  stopWebcam();
+  const turn = ++state.turn;
+  complain("");
+  const video = Object.assign(document.createElement("video"), { muted: true, preload: "auto" });
+  try {
+    await new Promise((resolve, reject) => {
+      video.onloadeddata = resolve;
+      video.onerror = () => reject(new Error("this browser cannot play it; predict.py reads more formats"));
+      video.src = URL.createObjectURL(file);
+    });
+    const end = Number.isFinite(video.duration) ? video.duration : 0;
+    Object.assign(state, { name: file.name, type: "image/jpeg", selected: -1, detections: [] });
+    for (let frame = 0; frame / FRAMES_PER_SECOND <= end && turn === state.turn; frame++) {
+      const time = frame / FRAMES_PER_SECOND;
+      if (frame) {
+        await new Promise((resolve) => {
+          video.onseeked = resolve;
+          video.currentTime = time;
+        });
+      }
+      const { image, blob } = await grab(video);
+      const clock = { started: performance.now() };
+      const found = inBrowser() ? await askBrowser(image, clock) : await askServer(blob);
+      if (turn !== state.turn) break;
+      Object.assign(state, { image, blob, detections: found, milliseconds: performance.now() - clock.started });
+      if (!frame) sortClasses();
+      showPicture(frame > 0);
+      addRow(file.name, time.toFixed(2));
+      say(`${time.toFixed(1)} of ${end.toFixed(1)} s · ${$("status").textContent}`);
+    }
+  } catch (error) {
+    if (turn === state.turn) complain(`${file.name}: ${error.message}`);
+  } finally {
+    URL.revokeObjectURL(video.src);
+  }
+  return turn === state.turn;
+}
+
+/** Keep what was just found for the table. */
+function addRow(name, time) {
+  state.rows.push({ name, time, detections: state.detections });
+  const row = document.createElement("tr");
+  for (const text of [time ? `${name} at ${time} s` : name, summarise()]) {
+    row.append(Object.assign(document.createElement("td"), { textContent: text }));
+  }
+  $("rows").append(row);
+  $("table").hidden = false;
 }
 
 // --- webcam ----------------------------------------------------------------------------------------------------------
@@ -148,12 +226,13 @@ async function startWebcam() {
   let first = true;
   while (turn === state.turn) { // the next frame is taken when the last one is answered: never a queue
     const { image, blob } = await grab(video);
-    const started = performance.now();
+    const clock = { started: performance.now() };
     try {
-      const found = inBrowser() ? await askBrowser(image) : await askServer(blob);
+      const found = inBrowser() ? await askBrowser(image, clock) : await askServer(blob);
       if (turn !== state.turn) break;
       complain("");
-      Object.assign(state, { image, blob, detections: found, milliseconds: performance.now() - started });
+      Object.assign(state, { image, blob, detections: found, milliseconds: performance.now() - clock.started });
+      if (first) sortClasses();
       showPicture(!first);
       first = false;
     } catch (error) {
@@ -209,6 +288,7 @@ function update() {
   if (state.image) {
     const summary = summarise();
     $("view").setAttribute("aria-label", `${state.name}: ${summary}`);
+    showSnippet();
     say(`${summary} · ${state.image.width}×${state.image.height} · ${timeText()}`);
   }
 }
@@ -218,7 +298,17 @@ function summarise() {
   for (const { class_name: name } of state.shown) counts.set(name, (counts.get(name) || 0) + 1);
   const parts = [...counts].sort((a, b) => b[1] - a[1]).map(([name, count]) => `${count} ${name}`);
   const total = state.shown.length;
-  return total ? `${total} ${total === 1 ? "object" : "objects"}: ${parts.join(", ")}` : "no objects";
+  return total ? `${total} ${total === 1 ? "object" : "objects"}: ${parts.join(", ")}` : nothing();
+}
+
+/** Why nothing is shown, and what to do. */
+function nothing() {
+  const least = Number($("threshold").value);
+  const visible = state.detections.filter(({ class_id: id }) => !state.hidden.has(id));
+  const best = visible.reduce((top, found) => (!top || found.score > top.score ? found : top), null);
+  const above = `no objects above ${least.toFixed(2)}`;
+  if (best) return `${above}; the best is ${best.class_name} at ${best.score.toFixed(2)}: lower the confidence`;
+  return state.hidden.size && state.detections.length ? "no objects of the classes that are ticked" : above;
 }
 
 function timeText() {
@@ -242,11 +332,24 @@ function buildClasses() {
 function showCounts(above) {
   const counts = new Array(state.info.class_names.length).fill(0);
   for (const { class_id: id } of above) counts[id]++;
-  [...$("classes").children].forEach((label, id) => {
+  [...$("classes").children].forEach((label) => {
+    const id = Number(label.firstChild.dataset.id);
     label.lastChild.textContent = counts[id] ? `${state.info.class_names[id]} ${counts[id]}` : state.info.class_names[id];
     label.classList.toggle("none", !counts[id]);
     label.firstChild.checked = !state.hidden.has(id);
   });
+}
+
+/** Found classes first, unless the keyboard is among them. */
+function sortClasses() {
+  if ($("classes").contains(document.activeElement)) return;
+  const best = new Map();
+  for (const { class_id: id, score } of state.detections) best.set(id, Math.max(best.get(id) || 0, score));
+  const id = (label) => Number(label.firstChild.dataset.id);
+  const labels = [...$("classes").children];
+  labels.sort((a, b) => (best.get(id(b)) || 0) - (best.get(id(a)) || 0) || id(a) - id(b));
+  $("classes").append(...labels);
+  $("classes").scrollTop = 0;
 }
 
 /** Rows are changed, not made anew: the keyboard's focus stays where it is while a webcam runs. */
@@ -324,6 +427,43 @@ function saveJson() {
   save(new Blob([JSON.stringify([row], null, 1)], { type: "application/json" }), `${stem()}_detections.json`);
 }
 
+/** A program that asks for what is on screen. */
+function showSnippet() {
+  const classes = state.hidden.size ? state.info.class_names.filter((_, id) => !state.hidden.has(id)) : [];
+  const least = Number($("threshold").value).toFixed(2);
+  $("snippet").textContent = describe(state.language, new URL("detect", document.baseURI), state.name, least, classes);
+}
+
+async function copySnippet() {
+  try {
+    await navigator.clipboard.writeText($("snippet").textContent);
+    $("copy").textContent = "Copied";
+  } catch { // not over plain http from another machine
+    getSelection().selectAllChildren($("snippet"));
+    $("copy").textContent = "Selected: press Ctrl+C";
+  }
+  setTimeout(() => ($("copy").textContent = "Copy"), 2000);
+}
+
+function saveTable() {
+  const least = Number($("threshold").value);
+  const isShown = ({ score, class_id: id }) => score >= least && !state.hidden.has(id);
+  const rows = state.rows.map((row) => ({ ...row, detections: row.detections.filter(isShown) }));
+  save(new Blob([toCsv(rows)], { type: "text/csv" }), "detections.csv");
+}
+
+function showExamples() {
+  for (const [number, address] of (state.info.examples || []).entries()) {
+    const button = Object.assign(document.createElement("button"), { type: "button", title: "Detect in this drawing" });
+    button.append(Object.assign(document.createElement("img"), { src: address, alt: `Example ${number + 1}` }));
+    button.addEventListener("click", async () => {
+      const blob = await (await fetch(address)).blob();
+      openAll([new File([blob], address.split("/").pop(), { type: blob.type })]);
+    });
+    $("examples").append(button);
+  }
+}
+
 // --- wiring ----------------------------------------------------------------------------------------------------------
 
 function setTheme(theme) {
@@ -337,7 +477,7 @@ function setTheme(theme) {
 
 function connect() {
   $("file").addEventListener("change", ({ target }) => {
-    if (target.files.length) open(target.files[0]);
+    if (target.files.length) openAll(target.files);
     target.value = ""; // the same file may be chosen again
   });
   $("webcam").addEventListener("click", () => {
@@ -348,7 +488,7 @@ function connect() {
   });
   document.addEventListener("paste", ({ clipboardData }) => {
     const file = [...clipboardData.files].find(({ type }) => type.startsWith("image/"));
-    if (file) open(file);
+    if (file) openAll([file]);
   });
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -360,7 +500,7 @@ function connect() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     $("dropping").hidden = true;
-    if (event.dataTransfer.files.length) open(event.dataTransfer.files[0]);
+    if (event.dataTransfer.files.length) openAll(event.dataTransfer.files);
   });
   $("threshold").addEventListener("input", update);
   $("classes").addEventListener("change", ({ target }) => {
@@ -386,9 +526,22 @@ function connect() {
   $("fit").addEventListener("click", () => viewer.fit());
   $("save-picture").addEventListener("click", savePicture);
   $("save-json").addEventListener("click", saveJson);
+  $("save-table").addEventListener("click", saveTable);
+  $("copy").addEventListener("click", copySnippet);
+  $("stop").addEventListener("click", () => {
+    state.turn++;
+    $("stop").hidden = true;
+  });
+  for (const button of document.querySelectorAll("[data-language]")) {
+    button.addEventListener("click", () => {
+      state.language = button.dataset.language;
+      for (const each of document.querySelectorAll("[data-language]")) each.setAttribute("aria-pressed", String(each === button));
+      showSnippet();
+    });
+  }
   $("place").addEventListener("change", () => {
     if (state.image && !state.stream && state.blob) {
-      say("Looking…");
+      say("Detecting…");
       look(++state.turn, state.blob, state.image);
     }
   });
@@ -433,7 +586,11 @@ async function begin() {
     await isolate();
   }
   $("place-note").textContent = info.browser_model ? "" : HOW_TO_ENABLE;
+  document.title = info.title || "Detector";
+  document.querySelector("h1").textContent = document.title;
   buildClasses();
+  showExamples();
+  showSnippet();
   update();
   connect();
   document.body.dataset.ready = "yes"; // for tests
