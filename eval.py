@@ -145,10 +145,10 @@ def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, 
 
 def _load(options: EvalOptions, device: str) -> Any:
     """The detector that the options name."""
+    from nets.detector import Detector
     from nets.weights.bundled import default_model_text
-    from prediction.detector import load_detector
 
-    detector = load_detector(options.checkpoint, device=device, runtime=options.runtime)
+    detector = Detector.open(options.checkpoint, device=device, runtime=options.runtime)
     if options.input_size is not None:
         detector.set_input_size(options.input_size)
     if options.checkpoint is None and distributed.is_main():

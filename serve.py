@@ -91,12 +91,12 @@ def main(argv: list[str] | None = None) -> int:
     if options.threads is not None:
         set_num_threads(options.threads)
     path = find_model(options.checkpoint)
-    from prediction.detector import load_detector  # late: OpenCV and the runtimes, which --help does not need
+    from nets.detector import Detector  # late: OpenCV and the runtimes, which --help does not need
 
-    detector = load_detector(path, options.device, options.runtime)
+    detector = Detector.open(path, options.device, options.runtime)
     if options.input_size:
         detector.set_input_size([_whole(size) for size in options.input_size])
-    detector(np.zeros((32, 32, 3), np.uint8))  # a file that cannot run fails here
+    detector.detect_batch([np.zeros((32, 32, 3), np.uint8)])  # a file that cannot run fails here
     if options.batch_size is None:
         options = replace(options, batch_size=detector.runtime.usual_batch)
     with _listen(options.host, options.port) as (listener, is_local):

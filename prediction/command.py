@@ -10,10 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data.skips import Skip
+from nets.detector import Detector
 from nets.export.formats import file_kind
 from nets.weights.bundled import default_model_text, find_model
 from prediction.codecs import CODECS, choose_codec
-from prediction.detector import load_detector
 from prediction.finder import Finder
 from prediction.options import PredictOptions, no_source, return_class_sources
 from prediction.outputs import (
@@ -39,7 +39,7 @@ def predict(options: PredictOptions) -> int:
     counters = _counters(options)
     check_cameras(options.sources)
     runtime = "torch" if _needs_gradients(options) else options.runtime
-    detector = load_detector(options.checkpoint, distributed.own_device(options.device), runtime)
+    detector = Detector.open(options.checkpoint, distributed.own_device(options.device), runtime)
     if options.input_size:
         detector.set_input_size([int(size) for size in options.input_size])
     options = return_class_sources(options, detector.config.class_names)

@@ -308,7 +308,7 @@ BAD_OPTIONS = {
     "--mosaic 2": "--mosaic: 2.0 is out of range; it must be at least 0 and at most 1",
     "--scale 2 1": "scale",
     "--device tpu": "--device: 'tpu'",
-    "--device cuda:99": "--device: 'cuda:99' is not there",
+    "--device cuda:99": "--device: 'cuda:99': ",
     "--weights gone.pth": "--weights: gone.pth is not there",
     "--pretrained gone.pth": "--pretrained: gone.pth is not there",
     "--classes gone.txt": "--classes: gone.txt is not there",

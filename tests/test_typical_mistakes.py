@@ -47,7 +47,7 @@ MISTAKES = [  # what is typed, and what its one line must hold
     ("predict --checkpoint nanoo photo.jpg", "did you mean 'nano'?"),
     ("predict --score-threshold 30 photo.jpg", "at least 0 and at most 1"),
     ("predict 97", "there is no /dev/video97"),
-    ("predict --checkpoint nano --device cuda:77 photo.jpg", "--device cpu"),
+    ("predict --checkpoint nano --device cuda:77 photo.jpg", "error: --device: 'cuda:77'"),
     ("export --include onnx", "did you mean --format?"),
     ("export --format onxx", "did you mean onnx?"),
     ("serve --prot 8000", "did you mean --port?"),
