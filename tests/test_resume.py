@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from train_makers import TINY, assert_same, assert_same_run, demo_data, resume, 
 
 import train
 import training.setup
-from nets.weights.checkpoint import load_checkpoint
+from nets.weights.checkpoint import load_checkpoint, save_checkpoint
 from training import options as training_options
 from training import run as training_run
 from training.engine import Trainer
@@ -345,3 +347,90 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone"):
         with pytest.raises(UserError, match="is not the folder of a run"):
             train.main(["--resume", str(path)])
+
+
+# ---- what a run has earned, and data that lies elsewhere
+
+
+@pytest.mark.parametrize("command", ["folder", "auto"])
+def test_a_run_without_its_last_checkpoint_is_never_begun_anew(command: str, whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "last.pth").unlink()
+    best = (run / "best.pth").read_bytes()
+    arguments = ["--resume", str(run)] if command == "folder" else ["--resume", "auto", "--run-dir", str(run)]
+    with pytest.raises(UserError) as caught:
+        train.main(arguments)
+    assert "last.pth: is not there, which going on needs, but best.pth is" in str(caught.value)
+    assert f"--weights {run / 'best.pth'}" in str(caught.value) and caught.value.exit_code == 2
+    assert (run / "best.pth").read_bytes() == best
+
+
+def test_a_better_best_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_call(Trainer, "_backward", 4, signal.SIGTERM, patch)
+        break_off(run)
+    best = load_checkpoint(run / "best.pth")
+    figures = {"coco_AP": 0.9, "voc10_mAP50": 0.9}
+    save_checkpoint(run / "best.pth", dataclasses.replace(best, metrics={**best.metrics, **figures}))
+    resume(run)
+    assert load_checkpoint(run / "best.pth").metrics["coco_AP"] == 0.9
+
+
+def test_a_run_goes_on_where_data_and_folder_have_moved(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    shutil.copytree(demo_data(), "data")
+    with monkeypatch.context() as patch:
+        at_call(Trainer, "_backward", 2, signal.SIGTERM, patch)
+        with pytest.raises(Interrupted):
+            run_train(Path("runs/one"), *EVERYTHING, data=Path("data"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "project" / "runs" / "one").rename(tmp_path / "renamed")
+    shutil.move(tmp_path / "project" / "data", tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"--data: .*data is not there; give --data the path where it is now"):
+        train.main(["--resume", "renamed"])
+    run = resume(Path("renamed"), "--data", "elsewhere")
+    assert_same_run(run, whole)
+    assert json.loads((run / "config.json").read_text())["data"] == str(tmp_path / "elsewhere")
+
+
+def test_a_relative_path_of_data_works_from_another_folder(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(demo_data().parent)
+    with monkeypatch.context() as patch:
+        at_call(Trainer, "_backward", 2, signal.SIGTERM, patch)
+        with pytest.raises(Interrupted):
+            run_train(tmp_path / "run", *EVERYTHING, data=Path(demo_data().name))
+    monkeypatch.chdir(tmp_path)
+    assert_same_run(resume(tmp_path / "run"), whole)
+
+
+@pytest.mark.parametrize("size", ["other", "same"])
+def test_pixels_that_have_changed_are_noticed(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = copy_of_demo(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        at_call(Trainer, "_backward", 1, signal.SIGTERM, patch)
+        with pytest.raises(Interrupted):
+            run_train(tmp_path / "run", data=data)
+    picture = sorted((data / "VOC2026" / "JPEGImages").iterdir())[0]
+    content = bytearray(picture.read_bytes())
+    content[len(content) // 2] ^= 1
+    picture.write_bytes(content + (b"\0" if size == "other" else b""))
+    with pytest.raises(UserError, match=r"the data has changed: other pixels in (train|val)"):
+        train.main(["--resume", str(tmp_path / "run")])
+
+
+def test_what_auto_chose_is_resumed_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = [word for word in TINY if word not in ("--batch-size", "4")]
+    command = ["--data", str(demo_data()), "--auto", "--epochs", "2", *tiny]
+    monkeypatch.setattr("training.run.draw_curves", lambda *_: None)
+    assert train.main([*command, "--run-dir", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        at_call(Trainer, "_backward", 6, signal.SIGTERM, patch)
+        with pytest.raises(Interrupted):
+            train.main([*command, "--run-dir", str(tmp_path / "run")])
+    assert_same_run(resume(tmp_path / "run", "--workers", "2"), tmp_path / "whole")

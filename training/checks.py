@@ -55,7 +55,7 @@ def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> Non
         raise UserError("--freeze-layers", "would freeze layers that start at random", "give --pretrained, or 0")
     if start.freeze_norms and starts_at_random:
         raise UserError("--freeze-norms", "would keep averages of nothing seen", "give --pretrained, or leave it out")
-    if options.run.nan == "rollback" and "WORLD_SIZE" in os.environ:
+    if options.run.nan == "rollback" and os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("--nan", "rollback works with one process only", "give stop")
     if options.run.resume is None:
         check_run_dir(options.run.run_dir)

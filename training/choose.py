@@ -65,6 +65,8 @@ def choose_start(settings: TrainSettings) -> TrainSettings:
         settings = _take_network(settings, load_checkpoint(find_model(start.weights)), start.weights)
         why = "--pretrained says where to start; the network stays that of the preset"
         settings = settings.choose(AUTO, {"weights": None}, {"weights": why})
+        if settings.options.network.anchors == KEPT_ANCHORS:  # the head starts at random: no anchors are to be kept
+            settings = settings.choose(DEFAULT, {"anchors": YOLOV4})
     if settings.options.start.pretrained == BUNDLED:
         settings = _choose_bundled(settings)
     return settings

@@ -28,6 +28,7 @@ TIMEOUT_SECONDS = 300
 # How long a process that lost another one waits before it fails too, so that torchrun names the one that was first.
 GRACE_SECONDS = 3.0
 POLL_SECONDS = 0.02
+LEFTOVERS = "start several processes with torchrun; to run alone, unset RANK and WORLD_SIZE"
 EQUAL_PART = 1e-3  # what GPUs of different kinds may differ by in the norm of one gradient
 _SIOCGIFADDR = 0x8915  # of Linux: the address of an interface
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout", "tcpstore")
@@ -45,9 +46,12 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
         This process's own device.
 
     Raises:
-        UserError: if there are fewer GPUs than processes on this machine.
+        UserError: if there are fewer GPUs than processes on this machine, or the environment is incomplete.
+        RunError: if the others do not answer.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return device
+    if "TORCHELASTIC_RUN_ID" not in os.environ and not _has_others(timeout_seconds):
         return device
     import torch
     import torch.distributed as dist
@@ -69,7 +73,14 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
         if "TORCHELASTIC_RUN_ID" in os.environ:
             store, place, count = next(rendezvous("env://", timeout=timeout))
             options |= {"store": _fresh_part(store, place, count, timeout_seconds), "rank": place, "world_size": count}
-        dist.init_process_group(backend, timeout=timeout, **options)
+        try:
+            dist.init_process_group(backend, timeout=timeout, **options)
+        except (RuntimeError, ValueError) as error:
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            where = f"MASTER_ADDR {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise RunError(where, f"does not answer: {reason}", LEFTOVERS) from error
     return device
 
 
@@ -126,6 +137,31 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
     except OSError:  # the name leads nowhere
         return True
+
+
+def _has_others(timeout_seconds: float) -> bool:
+    """Whether RANK and WORLD_SIZE, set without torchrun, mean several processes: left over, they would hang this one.
+
+    Raises:
+        UserError: for values that cannot be, and where MASTER_ADDR or MASTER_PORT is missing or no known host.
+    """
+    rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    if not rank.isdecimal() or not count.isdecimal() or int(rank) >= int(count):
+        raise UserError("WORLD_SIZE", f"{count!r} does not go with RANK {rank!r}", LEFTOVERS)
+    if int(count) == 1:
+        return False
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise UserError("WORLD_SIZE", f"is {count} in the environment, but {name} is not set", LEFTOVERS)
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        socket.getaddrinfo(host, int(port))
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError("MASTER_ADDR", f"{host}:{port} cannot be resolved: {error}", LEFTOVERS) from error
+    if int(rank) == 0:
+        others = f"{int(count) - 1} other process{'es' if int(count) > 2 else ''}"
+        warn("WORLD_SIZE", f"is {count}: waiting up to {timeout_seconds:g} s for {others} at {host}:{port}", LEFTOVERS)
+    return True
 
 
 def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> dist.Store:

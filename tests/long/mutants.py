@@ -1,0 +1,242 @@
+"""Put one fault after another into the numerical core and count those that the tests of the module notice.
+
+    python -m tests.long.mutants --sample 120 --seed 0
+
+A mutant changes one operator, comparison, constant, argument order or boolean of one function. It is killed if one of
+the module's tests fails; a survivor is printed with its line, for a value test or for a reason why it changes nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.abc
+import importlib.util
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from utils.config import option, parse_options
+from utils.errors import run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+# each module with the tests that must hold it, the quick ones first
+MODULES: dict[str, tuple[str, ...]] = {
+    "nets/losses.py": ("tests/test_loss_values.py", "tests/test_losses.py", "tests/test_teacher.py"),
+    "nets/assigner.py": ("tests/test_loss_values.py", "tests/test_losses.py"),
+    "nets/anchors.py": ("tests/test_anchors.py", "tests/test_loss_values.py", "tests/test_losses.py"),
+    "nets/postprocess.py": ("tests/test_postprocess.py", "tests/test_nms.py"),
+    "training/optim.py": ("tests/test_optim.py",),
+    "data/augment.py": ("tests/test_augment_values.py", "tests/test_augment.py", "tests/test_mosaic.py"),
+    "data/mosaic.py": ("tests/test_augment_values.py", "tests/test_mosaic.py"),
+    "evaluation/metrics/matching.py": ("tests/test_voc_metric.py", "tests/test_coco_metric.py"),
+    "evaluation/metrics/voc.py": ("tests/test_voc_metric.py",),
+    "evaluation/metrics/coco.py": ("tests/test_coco_metric.py",),
+    "evaluation/metrics/curves.py": (
+        "tests/test_evaluator.py",
+        "tests/test_voc_metric.py",
+        "tests/test_coco_metric.py",
+    ),
+    "evaluation/evaluator.py": ("tests/test_evaluator.py",),
+}
+OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Div,
+    ast.Pow: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}
+COMPARISONS = {
+    ast.Lt: ast.GtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
+CALLS = {"min": "max", "max": "min", "floor": "ceil", "ceil": "floor", "cos": "sin", "sin": "cos", "any": "all"}
+CALLS |= {"minimum": "maximum", "maximum": "minimum", "amax": "amin", "sum": "mean", "argmax": "argmin"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How many mutants, and of what."""
+
+    sample: int = option(100, "mutants, drawn from all of them; 0 = all", low=0)
+    seed: int = option(0, "of the sample", low=0)
+    only: str = option("", "only modules whose path contains this")
+    timeout: float = option(300.0, "seconds after which a mutant that hangs counts as killed", above=0)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault: the module, which of its nodes, the line, and what is done to it."""
+
+    module: str
+    node: int
+    line: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line}: {self.what}"
+
+    def text(self) -> str:
+        """The module with the fault in it."""
+        tree = ast.parse((ROOT / self.module).read_text(encoding="utf-8"))
+        node = next(each for number, each in enumerate(walk(tree)) if number == self.node)
+        dict(changes(node))[self.what]()
+        return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Test a sample of mutants; returns 1 where fewer than 95 % are killed."""
+    options = parse_options(Options, argv, description=__doc__ or "", prog="python -m tests.long.mutants")
+    mutants = [m for module in MODULES if options.only in module for m in all_mutants(module)]
+    total = len(mutants)
+    if options.sample and options.sample < total:
+        mutants = random.Random(options.seed).sample(mutants, options.sample)
+    import cv2  # noqa: F401 -- once, here: each mutant is tested in a fork
+    import pycocotools.coco  # noqa: F401
+    import pytest  # noqa: F401
+    import torchvision  # noqa: F401
+
+    survivors = []
+    for number, mutant in enumerate(mutants, 1):
+        killed = is_killed(mutant, options.timeout)
+        print(f"{number}/{len(mutants)} {'killed' if killed else 'SURVIVED'} {mutant}", flush=True)
+        if not killed:
+            survivors.append(mutant)
+    rate = 1 - len(survivors) / max(len(mutants), 1)
+    print(f"\n{len(mutants)} of {total} mutants, {len(mutants) - len(survivors)} killed: {rate:.1%}")
+    for mutant in survivors:
+        print(f"survived: {mutant}")
+    return 0 if rate >= 0.95 else 1
+
+
+def is_killed(mutant: Mutant, timeout: float) -> bool:
+    """Whether a test fails with the mutant in the module's place, in a process of its own; no file is written."""
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(run_tests(mutant))
+        finally:
+            os._exit(1)
+    ends = time.monotonic() + timeout
+    while time.monotonic() < ends:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) != 0
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def run_tests(mutant: Mutant) -> int:
+    """The module's tests with the mutant imported in its place; returns pytest's exit code."""
+    import pytest
+
+    sys.meta_path.insert(0, Finder(".".join(Path(mutant.module).with_suffix("").parts), mutant.text()))
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    tests = [str(ROOT / test) for test in MODULES[mutant.module] if (ROOT / test).exists()]
+    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "--rootdir", str(ROOT), *tests]))
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives a text instead of a module's file."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name, self.text = name, text
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+        return importlib.util.spec_from_loader(name, self) if name == self.name else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self.text, f"<mutant of {self.name}>", "exec"), module.__dict__)
+
+
+def all_mutants(module: str) -> list[Mutant]:
+    """Every mutant of a module, outside of messages, annotations, defaults and checks of arguments."""
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
+    return [
+        Mutant(module, number, getattr(node, "lineno", 0), what)
+        for number, node in enumerate(walk(tree))
+        for what, _ in changes(node)
+    ]
+
+
+def walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that compute; not those of error messages, type annotations and docstrings."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, (ast.Raise, ast.JoinedStr, ast.Assert, ast.AnnAssign, ast.Import, ast.ImportFrom)):
+            continue
+        if isinstance(child, ast.arguments) or is_guard(child):
+            continue
+        if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+            continue
+        if hasattr(child, "lineno"):
+            yield child
+        yield from walk(child)
+
+
+def is_guard(node: ast.AST) -> bool:
+    """`if ...: raise`: its message has tests of its own, its condition is none of the arithmetic."""
+    return isinstance(node, ast.If) and len(node.body) == 1 and isinstance(node.body[0], ast.Raise)
+
+
+def changes(node: ast.AST) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(description, what makes the change) of each fault that can be put into a node."""
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        other = OPERATORS[type(node.op)]
+        yield f"{type(node.op).__name__} to {other.__name__}", lambda: setattr(node, "op", other())
+    elif isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
+        swapped = COMPARISONS[type(node.ops[0])]
+        yield f"{type(node.ops[0]).__name__} to {swapped.__name__}", lambda: node.ops.__setitem__(0, swapped())
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not, ast.Invert)):
+        yield (
+            f"no {type(node.op).__name__}",
+            lambda: setattr(node, "op", ast.UAdd()) if isinstance(node.op, ast.USub) else replace_operand(node),
+        )
+    elif isinstance(node, ast.BoolOp):
+        op = ast.Or if isinstance(node.op, ast.And) else ast.And
+        yield f"{type(node.op).__name__} to {op.__name__}", lambda: setattr(node, "op", op())
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        value = node.value
+        for new in dict.fromkeys((value + 1, value * 2 if value else 3)):
+            yield f"{value!r} to {new!r}", lambda new=new: setattr(node, "value", new)
+    elif isinstance(node, ast.Call):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in CALLS:
+            field = "attr" if isinstance(node.func, ast.Attribute) else "id"
+            yield f"{name} to {CALLS[name]}", lambda: setattr(node.func, field, CALLS[name])
+    elif isinstance(node, ast.IfExp):
+        yield "branches exchanged", lambda: exchange(node)
+
+
+def replace_operand(node: ast.UnaryOp) -> None:
+    """`not x` and `~x` to x, twice negated so that the type stays."""
+    node.operand = ast.UnaryOp(node.op, node.operand)
+
+
+def exchange(node: ast.IfExp) -> None:
+    node.body, node.orelse = node.orelse, node.body
+
+
+if __name__ == "__main__":
+    run_command(main)

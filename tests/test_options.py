@@ -1,0 +1,403 @@
+"""Every option of train.py has one final value with an origin, is used as it says, and is declared once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_makers import TINY, demo_data, run_train
+
+import train
+from data.augment import AugmentConfig
+from data.open import open_dataset
+from nets.weights.bundled import find_model
+from nets.weights.checkpoint import load_checkpoint
+from training.options import PRESETS, TrainOptions
+from training.run import Run
+from utils.config import (
+    DEFAULT,
+    TYPED,
+    Settings,
+    get_option,
+    group,
+    leaves,
+    option,
+    options_to_dict,
+    parse_options,
+    parse_settings,
+)
+from utils.errors import UserError
+
+PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.json"))
+# what makes every preset's run small enough for a test; all else is as the preset says
+SMALL = ("--workers", "0", "--device", "cpu", "--no-tensorboard")
+
+
+def make_run(folder: Path, *arguments: str) -> Run:
+    command = ["--data", str(demo_data()), "--run-dir", str(folder / "run"), *arguments]
+    run = Run(parse_settings(TrainOptions, command, description="", presets=PRESETS), "cpu", None)
+    run.log.close()
+    return run
+
+
+# ---- origins
+
+
+def test_a_typed_value_that_equals_the_default_counts_as_typed() -> None:
+    settings = parse_settings(
+        TrainOptions, ["--preset", "auto", "--epochs", "100", "--no-fast"], description="", presets=PRESETS
+    )
+    assert settings.origins["epochs"] == settings.origins["fast"] == TYPED
+    assert settings.origins["auto"] == "preset auto" and settings.origins["seed"] == DEFAULT
+
+
+def test_typed_goes_before_config_before_preset(tmp_path: Path) -> None:
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"epochs": 7, "class_weight": 0.25}))
+    arguments = ["--preset", "small", "--config", str(config), "--epochs", "3"]
+    settings = parse_settings(TrainOptions, arguments, description="", presets=PRESETS)
+    assert settings.options.duration.epochs == 3 and settings.origins["epochs"] == TYPED
+    assert settings.options.loss.class_weight == 0.25 and settings.origins["class_weight"] == f"config {config}"
+    assert settings.origins["close_mosaic"] == "preset small"
+
+
+@pytest.mark.parametrize("preset", PRESET_NAMES)
+def test_every_option_of_every_preset_is_final_saved_and_used(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path, "--preset", preset, *SMALL)
+    settings, saved = run.settings, json.loads((run.folder / "config.json").read_text())
+    assert set(settings.origins) == set(leaves(TrainOptions))
+    plain = options_to_dict(run.options)
+    assert {name: saved[name] for name in plain} == plain and saved["_origins"] == dict(settings.origins)
+    assert saved["_run"] == run.facts()
+    given = json.loads((PRESETS / f"{preset}.json").read_text())
+    for name, value in given.items():
+        if not name.startswith("_") and name not in ("input_size", "cache", "workers"):
+            assert plain[name] == value, name
+    # what ran
+    duration, optim, network = run.options.duration, run.options.optim, run.options.network
+    assert run.loader.batch_size == duration.batch_size and run.trainer.accumulate == duration.accumulate
+    assert run.total_steps == duration.epochs * run.steps_per_epoch
+    assert run.config.input_size == network.input_size
+    for name in ("backbone", "alpha", "neck", "neck_conv", "neck_width", "padding", "scale_xy", "resize_mode"):
+        assert getattr(run.config, name) == getattr(network, name) is not None, name
+    assert run.loader.dataset.augment == run.options.augment and run.trainer.loss.settings == run.options.loss
+    assert run.loader.workers == run.options.machine.workers == 0
+    assert torch.get_num_threads() == run.options.machine.threads
+    assert (run.ema.decay if run.ema else None) == (optim.ema_decay if optim.ema else None)
+    groups = {each["name"].split()[0].rstrip(","): each["base_rate"] for each in run.trainer.optimizer.param_groups}
+    assert groups["backbone"] == pytest.approx(groups["neck"] * optim.backbone_rate_factor)
+    assert run.facts()["learning rate, backbone"] == groups["backbone"]
+    table = run.table()
+    for name, origin in settings.origins.items():
+        assert origin == DEFAULT or f"--{name.replace('_', '-')} " in table, name
+
+
+def test_the_batch_that_auto_chooses_is_the_batch_that_trains_and_that_is_resumed(tmp_path: Path) -> None:
+    tiny = [word for word in TINY if word not in ("--batch-size", "4")]
+    command = ["--data", str(demo_data()), "--run-dir", str(tmp_path / "run"), "--auto", "--epochs", "1", *tiny]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.run.draw_curves", lambda *_: None)
+        assert train.main(command) == 0
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["batch_size"] == 2 and saved["_origins"]["batch_size"] == "auto"
+    steps = -(-len(open_dataset(str(demo_data()), "train")) // 2)
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert rows[1].split(",")[:2] == ["1", str(steps)]
+
+
+# ---- a checkpoint's geometry
+
+
+@pytest.mark.parametrize("name", ["small", "nano"])
+def test_a_checkpoints_geometry_stands_unless_typed(name: str, tmp_path: Path) -> None:
+    start = load_checkpoint(find_model(name)).config
+    run = make_run(tmp_path, "--weights", name, *SMALL)
+    for field in ("input_size", "anchors", "resize_mode", "mean", "std", "bn_eps", "padding", "neck_width"):
+        assert getattr(run.config, field) == getattr(start, field), field
+    assert run.settings.origins["input_size"] == run.settings.origins["anchors"] == f"checkpoint {name}"
+    assert run.settings.origins["resize_mode"] == f"checkpoint {name}"
+
+
+def test_a_typed_size_scales_the_checkpoints_anchors(tmp_path: Path) -> None:
+    start = load_checkpoint(find_model("small")).config
+    run = make_run(tmp_path, "--weights", "small", "--input-size", "160", "--resize-mode", "stretch", *SMALL)
+    assert run.config.input_size == (160, 160) and run.config.resize_mode == "stretch"
+    factor = 160 / min(start.input_size)
+    expected = [[(w * factor, h * factor) for w, h in level] for level in start.anchors]
+    assert [list(level) for level in run.config.anchors] == expected
+    assert run.settings.origins["input_size"] == TYPED
+
+
+def test_a_typed_checkpoint_goes_before_the_presets_network(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "--preset", "demo", "--weights", "nano", *SMALL)
+    assert run.config.backbone == load_checkpoint(find_model("nano")).config.backbone
+    assert run.settings.origins["backbone"] == "checkpoint nano"
+
+
+def test_pretrained_none_with_a_preset_keeps_its_network_and_starts_at_random(tmp_path: Path) -> None:
+    start = load_checkpoint(find_model("small"))
+    run = make_run(tmp_path, "--preset", "small", "--pretrained", "none", *SMALL)
+    assert run.config.neck_width == start.config.neck_width and run.options.start.weights is None
+    name = next(n for n in start.weights if n.startswith("backbone.") and start.weights[n].ndim == 4)
+    assert not torch.equal(run.model.state_dict()[name], start.weights[name])
+    assert not run.options.start.freeze_norms
+
+
+def test_bundled_is_the_detector_that_fits_the_network(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "--pretrained", "bundled", *SMALL)
+    assert run.options.start.weights == "small"
+    with pytest.raises(UserError, match="no bundled detector has the backbone mobilenet_v3_small"):
+        make_run(tmp_path / "other", "--pretrained", "bundled", "--backbone", "mobilenet_v3_small", *SMALL)
+
+
+# ---- declared once
+
+
+@dataclass(frozen=True)
+class MoreAugment(AugmentConfig):
+    posterize: int = option(0, "bits that are dropped", low=0, high=7)
+
+
+@dataclass(frozen=True)
+class MoreOptions:
+    augment: MoreAugment = group(MoreAugment, "augmentation")
+
+
+def test_a_new_augmentation_is_on_the_command_line_by_its_field_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    options = parse_options(MoreOptions, ["--posterize", "3", "--mosaic", "0"], description="")
+    assert options.augment.posterize == 3 and options.augment.mosaic == 0
+    with pytest.raises(UserError, match="--posterize: 9 is out of range"):
+        parse_options(MoreOptions, ["--posterize", "9"], description="")
+    with pytest.raises(SystemExit):
+        parse_options(MoreOptions, ["--help"], description="")
+    assert "bits that are dropped" in capsys.readouterr().out
+
+
+def test_two_options_of_one_name_are_an_error_of_the_programmer() -> None:
+    @dataclass(frozen=True)
+    class Twice:
+        mosaic: float = option(0.0, "again")
+        augment: AugmentConfig = group(AugmentConfig, "augmentation")
+
+    Twice.__annotations__.update(mosaic=float, augment=AugmentConfig)
+    with pytest.raises(TypeError, match="two options are called mosaic"):
+        leaves(Twice)
+
+
+def test_every_option_says_what_it_does() -> None:
+    for leaf in leaves(TrainOptions).values():
+        assert len(leaf.field.metadata["help"]) >= 9, leaf.name
+
+
+def test_help_shows_what_people_use_and_help_all_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as left:
+            train.main([flag])
+        assert left.value.code == 0
+        shown[flag] = capsys.readouterr().out
+    names = {f"--{name.replace('_', '-')}" for name in leaves(TrainOptions)} | {"--preset"}
+    short = {name for name in names if f"  {name} " in shown["--help"] or f"  {name}," in shown["--help"]}
+    assert len(short) == 15 and "--preset" in short and "--minutes" in short and "example: " in shown["--help"]
+    for name in names:
+        assert name in shown["--help-all"], name
+    for title in ("data:", "network:", "start:", "duration:", "optimiser:", "loss:", "augmentation:", "machine:"):
+        assert title in shown["--help-all"]
+
+
+def test_an_old_name_works_with_one_line_of_warning(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = parse_options(TrainOptions, ["--backbone-rate", "0.5"], description="")
+    assert options.optim.backbone_rate_factor == 0.5
+    (tmp_path / "c.json").write_text('{"backbone_rate": 0.25}')
+    options = parse_options(TrainOptions, ["--config", str(tmp_path / "c.json")], description="")
+    assert options.optim.backbone_rate_factor == 0.25
+    lines = [line for line in capsys.readouterr().err.splitlines() if "now called --backbone-rate-factor" in line]
+    assert len(lines) == 2
+
+
+def test_show_config_shows_every_option_and_makes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--data", str(demo_data()), *TINY, "--epochs", "100", "--show-config"]) == 0
+    text = capsys.readouterr().out
+    for name in leaves(TrainOptions):
+        assert f"--{name.replace('_', '-')} " in text
+    line = next(line for line in text.splitlines() if line.strip().startswith("--epochs"))
+    assert line.split() == ["--epochs", "100", "typed"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_go_through_config_json_and_come_back(tmp_path: Path) -> None:
+    folder = run_train(tmp_path / "run", "--epochs", "1", epochs=1)
+    from utils.config import read_settings
+
+    settings = read_settings(TrainOptions, folder / "config.json")
+    assert isinstance(settings, Settings)
+    assert settings.origins["batch_size"] == TYPED and settings.origins["learning_rate"] == DEFAULT
+    assert settings.options.optim.learning_rate == 5e-3 and settings.reasons["learning_rate"] == "usual for adamw"
+
+
+# ---- each option changes what it says it changes
+
+PLAIN = ("--epochs", "4", "--seed", "1")
+
+
+def rates(run: Run) -> list[float]:
+    return [run.trainer.factor(step) for step in range(run.total_steps)]
+
+
+def frozen(run: Run, epoch: int) -> int:
+    from training.setup import freeze
+
+    freeze(run.trainer, run.model.backbone, run.options, epoch)
+    return sum(not p.requires_grad for p in run.model.parameters())
+
+
+def index_names(run: Run) -> list[str]:
+    return run.train_index.image_ids.tolist()
+
+
+NANO = ("--weights", "nano")
+# option: (what is typed, what is looked at), where the default gives another answer
+EFFECTS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "train_split": (("--train-split", "val"), index_names),
+    "val_split": (("--val-split", "train"), lambda run: run.val_index.image_ids.tolist()),
+    "limit": (("--limit", "3"), lambda run: len(run.train_index)),
+    "repeat_rare": (("--repeat-rare", "0.9"), lambda run: len(run.loader)),
+    "label_scores": (("--label-scores", "0.1", "0.2"), lambda run: run.options.dataset.label_scores),
+    "backbone": (("--backbone", "mobilenet_v1"), lambda run: run.config.backbone),
+    "alpha": (("--alpha", "0.5"), lambda run: run.model.backbone.out_channels),
+    "neck": (("--neck", "slim"), lambda run: type(run.model.neck).__name__),
+    "neck_conv": (("--neck-conv", "standard"), lambda run: len(run.model.state_dict())),
+    "neck_width": (("--neck-width", "0.2"), lambda run: run.model.neck.out_channels),
+    "se_order": (("--se-order", "before"), lambda run: run.config.se_order),
+    "padding": (("--padding", "tf_same"), lambda run: run.config.padding),
+    "scale_xy": (("--scale-xy", "1", "1", "1"), lambda run: run.trainer.loss.config.scale_xy),
+    "anchors": (("--anchors", "auto"), lambda run: run.config.anchors),
+    "input_size": (("--input-size", "96"), lambda run: run.loader.dataset.letterbox.input_size),
+    "resize_mode": (("--resize-mode", "stretch"), lambda run: run.loader.dataset.letterbox.mode),
+    "multi_scale": (("--multi-scale", "0.5"), lambda run: len(run.loader.sampler.sizes)),
+    "weights": (NANO, lambda run: run.config.input_size),
+    "pretrained": (
+        ("--pretrained", "bundled", "--backbone", "mobilenet_v2", "--alpha", "1"),
+        lambda run: run.config.mean,
+    ),
+    "freeze_epochs": ((*NANO, "--freeze-epochs", "2"), lambda run: (frozen(run, 1) > 0, frozen(run, 2))),
+    "freeze_layers": ((*NANO, "--freeze-layers", "2"), lambda run: frozen(run, 0)),
+    "freeze_norms": ((*NANO, "--freeze-norms"), lambda run: (frozen(run, 0), len(run.trainer.frozen))),
+    "auto": (("--auto",), lambda run: run.options.optim.warmup_epochs),
+    "epochs": (("--epochs", "9"), lambda run: run.total_steps),
+    "batch_size": (("--batch-size", "2"), lambda run: (len(run.loader), run.loader.batch_size)),
+    "accumulate": (("--accumulate", "2"), lambda run: (run.steps_per_epoch, run.trainer.accumulate)),
+    "close_mosaic": (("--close-mosaic", "0.75"), lambda run: mosaic_epochs(run)),
+    "grow_sizes": (("--grow-sizes", "32", "--grow-until", "0.5"), lambda run: grown(run)),
+    "grow_until": (("--grow-sizes", "32", "--grow-until", "0.75"), lambda run: grown(run)),
+    "optimizer": (("--optimizer", "sgd"), lambda run: type(run.trainer.optimizer).__name__),
+    "learning_rate": (("--learning-rate", "0.3"), lambda run: run.facts()["learning rate, neck"]),
+    "backbone_rate_factor": (("--backbone-rate-factor", "0.3"), lambda run: run.facts()["learning rate, backbone"]),
+    "schedule": (("--schedule", "constant"), rates),
+    "warmup_epochs": (("--warmup-epochs", "2"), rates),
+    "final_rate": (("--final-rate", "0.5"), lambda run: rates(run)[-1]),
+    "momentum": (("--momentum", "0.5"), lambda run: run.trainer.optimizer.param_groups[0]["betas"]),
+    "weight_decay": (("--weight-decay", "0.5"), lambda run: run.trainer.optimizer.param_groups[0]["weight_decay"]),
+    "clip": (("--clip", "0.5"), lambda run: run.trainer.clip),
+    "ema": (("--no-ema",), lambda run: run.state.scored_model() is run.model),
+    "ema_decay": (("--ema-decay", "0.5"), lambda run: run.ema.decay if run.ema else None),
+    "amp": (("--amp", "bf16"), lambda run: run.trainer.amp),
+    "workers": (("--workers", "1"), lambda run: run.loader._loader.num_workers),
+    "cache": (("--cache", "ram"), lambda run: run.loader.dataset.reader.image_cache is None),
+    "run_dir": ((), lambda run: run.folder.name),
+    "seed": (
+        ("--seed", "5"),
+        lambda run: (
+            run.loader.sampler.seed,
+            run.model.state_dict()["neck.spp.pool.0"].sum()
+            if "neck.spp.pool.0" in run.model.state_dict()
+            else float(next(run.model.parameters()).sum()),
+        ),
+    ),
+    **{
+        name: (
+            (
+                f"--{name.replace('_', '-')}",
+                *(
+                    ["3", "3", "3"]
+                    if name == "level_weights"
+                    else [{"assigner": "best", "box_loss": "giou", "label_smoothing": "0.25"}.get(name, "0.75")]
+                ),
+            ),
+            lambda run, name=name: getattr(run.trainer.loss.settings, name),
+        )
+        for name in (
+            "assigner",
+            "box_loss",
+            "box_weight",
+            "objectness_weight",
+            "class_weight",
+            "level_weights",
+            "objectness_target",
+            "ignore_iou",
+            "label_smoothing",
+            "focal_gamma",
+        )
+    },
+    "class_balance": (("--class-balance", "0.75"), lambda run: len(run.trainer.loss.class_weights)),
+    **{
+        each.name: (
+            (f"--{each.name.replace('_', '-')}", *(["0.7", "0.9"] if "scale" in each.name else ["0.25"])),
+            lambda run, name=each.name: getattr(run.loader.dataset.augment, name),
+        )
+        for each in dataclasses.fields(AugmentConfig)
+    },
+}
+# tested where they act, as they do nothing when a run is made
+ELSEWHERE = {
+    "data": "every test", "shards": "test_shards", "val_data": "test_train", "classes": "test_train",
+    "teacher": "test_teacher", "minutes": "test_budget", "eval_every": "test_run_folder", "best_by": "test_best_by",
+    "patience": "test_train", "device": "needs a GPU", "threads": "test_cpus", "fast": "test_fast",
+    "sync_bn": "test_distributed", "resume": "test_resume", "nan": "test_training_faults",
+    "tensorboard": "test_training_faults", "show_config": "above",
+}  # fmt: skip
+
+
+def mosaic_epochs(run: Run) -> int:
+    return run.epochs - round(run.options.duration.close_mosaic * run.epochs)
+
+
+def grown(run: Run) -> list[Any]:
+    from training.setup import epoch_sizes
+
+    return [epoch_sizes(run.options, run.config.input_size, epoch, run.epochs) for epoch in range(run.epochs)]
+
+
+def test_every_option_is_in_the_list_of_effects_or_named_with_its_own_test() -> None:
+    assert set(leaves(TrainOptions)) == set(EFFECTS) | set(ELSEWHERE)
+    assert not set(EFFECTS) & set(ELSEWHERE)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return make_run(tmp_path_factory.mktemp("plain"), *TINY, *PLAIN)
+
+
+@pytest.mark.parametrize("name", [name for name in EFFECTS if name != "run_dir"])
+def test_each_option_changes_what_it_says_it_changes(name: str, plain: Run, tmp_path: Path) -> None:
+    typed, look = EFFECTS[name]
+    base = [*TINY, *PLAIN]
+    if typed[0] in ("--weights", "--pretrained"):  # whose network would not be the tiny one
+        base = ["--amp", "none", "--device", "cpu", "--no-tensorboard", "--workers", "0", *PLAIN]
+    run = make_run(tmp_path, *base, *typed)
+    assert str(look(run)) != str(look(plain)), name
+    value = get_option(run.options, name)
+    assert json.loads((run.folder / "config.json").read_text())[name] == options_to_dict(run.options)[name]
+    assert value == get_option(run.settings.options, name)
+    run.loader.close()
