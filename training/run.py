@@ -121,6 +121,7 @@ class Run:
             self.train_index = self._tiles()
         self.first_world_size, self.batch_size = share_batch(self.options.duration.batch_size, checkpoint)
         self.model.to(self.device).to(memory_format=torch.channels_last)
+        most_epochs = self.options.duration.epochs if self.settings.is_given("epochs") else MOST_EPOCHS
         if checkpoint is None and self.options.duration.minutes:
             trial = self._build_loader()
             self.settings = fit_epochs(self.settings, self.model, trial, self.train_index, self.val_index)
@@ -137,7 +138,7 @@ class Run:
         self.trainer.should_stop, self.trainer.after_step = self._should_stop, self._after_step
         if distributed.world_size() == 1:
             self.trainer.interruptible = self.signals.raising
-        self.state = RunState(self.model, self.ema, self.trainer, self.loader)
+        self.state = RunState(self.model, self.ema, self.trainer, self.loader, Progress(most_epochs=most_epochs))
         self.clock = Clock()
         self._is_warned = self._is_busy_warned = False
         if options.run.show_config:
@@ -259,7 +260,6 @@ class Run:
             return
         budget = 60 * duration.minutes
         left, step_seconds, score = distributed.gather((budget - clock.total(), clock.step, clock.score))[0]
-        limit = duration.epochs if self.settings.is_given("epochs") else MOST_EPOCHS
         total = plan_steps(
             self.trainer.step,
             self.total_steps,
@@ -269,7 +269,7 @@ class Run:
             step_seconds,
             score,
             budget,
-            limit * self.steps_per_epoch,
+            self.progress.most_epochs * self.steps_per_epoch,
         )
         if total == self.total_steps:
             return
@@ -277,10 +277,9 @@ class Run:
         steps = f"{total} steps instead of {self.total_steps}"
         say(f"planned again: a step takes {step_seconds:.2f} s, {word} than before; {steps}")
         self._set_total_steps(total)
-        if not self.settings.is_given("epochs"):
-            why = f"fits {duration.minutes:g} minutes at {step_seconds:.2f} s a step"
-            self.settings = self.settings.choose(AUTO, {"epochs": max(self.epochs, 1)}, {"epochs": why})
-            self._write_config()
+        why = f"fits {duration.minutes:g} minutes at {step_seconds:.2f} s a step"
+        self.settings = self.settings.choose(AUTO, {"epochs": max(self.epochs, 1)}, {"epochs": why})
+        self._write_config()
 
     def _set_total_steps(self, total: int) -> None:
         self.progress.total_steps = total

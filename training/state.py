@@ -54,6 +54,7 @@ class Progress:
     parts: int = 1
     rollbacks: int = 0
     total_steps: int = 0  # of the whole run, where --minutes planned again; 0: as the options say
+    most_epochs: int = 100_000  # that the user allows, with --minutes
     seconds: float = 0.0  # of the run so far
     speeds: list[float] = field(default_factory=lambda: [0.0, 0.0])  # seconds of a step, of an evaluation
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -178,7 +179,9 @@ def read_run(asked: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     else:
         then = check_options(TrainOptions, _check_info(checkpoint.info, folder / "last.pth"))
         planned = {"epochs", "eval_every"} if saved.options.duration.minutes else set()
-        known = set(checkpoint.info["options"]) & set(saved.origins) - free - planned - {"run_dir"} - set(MACHINE)
+        known = set(checkpoint.info.get("options", {})) & set(saved.origins) - free - planned - {"run_dir"} - set(
+            MACHINE
+        )
         _refuse_differences(then, {n: get_option(saved.options, n) for n in known}, folder)
     for name in MACHINE:  # chosen by another machine
         if not saved.is_given(name):
