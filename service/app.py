@@ -167,6 +167,9 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
     budget, rate = ByteBudget(limits.bodies), RateLimit(limits.per_minute)
     config = pipeline.config
 
+    # for the description only: an unknown class gets an error that names the nearest one
+    allowed = [*config.class_names, *map(str, range(config.num_classes))]
+
     @app.post("/detect", openapi_extra=_BODY, response_model=FoundInPicture, responses=_PROBLEMS)
     async def detect(
         request: Request,
@@ -176,7 +179,12 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
         max_detections: Annotated[int, Query(ge=1, le=MOST_DETECTIONS, description="Most objects")] = min(
             config.max_detections, MOST_DETECTIONS
         ),
-        classes: Annotated[list[str], Query(description="Only these classes, by name or number", max_length=1000)] = [],  # noqa: B006
+        classes: list[str] = Query(  # noqa: B008 -- as a default, because an annotation cannot see `allowed`
+            default=[],
+            description="Only these classes, by name or number",
+            max_length=1000,
+            json_schema_extra={"items": {"type": "string", "enum": allowed}},
+        ),
     ) -> Response:
         """Find the objects of one picture."""
         _refuse_unknown(request.query_params)
