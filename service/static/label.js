@@ -903,7 +903,7 @@ function onKey(event) {
   else if (control && name === "y") action = () => undo(false);
   else if (control || event.altKey) return;
   else if (key === "Tab") {
-    if (target !== $("view") || !state.boxes.length + shownSuggestions().length + shownFindings().length) return;
+    if (target !== $("view") || !(state.boxes.length + shownSuggestions().length + shownFindings().length)) return;
     action = () => selectNext(event.shiftKey ? -1 : 1);
   } else if (key === " ") {
     if (target.matches("button, input")) return;
