@@ -13,7 +13,7 @@ const SAME_PLACE = 0.8; // IoU with any object
 const TWIN = 0.9; // IoU of the same object in two versions of the labels
 
 const $ = (id) => document.getElementById(id);
-const client = crypto.getRandomValues(new Uint32Array(2)).join("-");
+const client = tabName();
 const state = {
   info: null,
   picture: null, // what the server says of the present one, without its boxes
@@ -34,6 +34,18 @@ const state = {
   leaves: false, // the user has been told that something is not saved, and goes on
   list: { rows: new Map(), total: 0, asked: new Set(), turn: 0 },
 };
+
+/** A name of this tab that a reload does not change, so that nobody is told of a tab that has gone. */
+function tabName() {
+  const fresh = crypto.getRandomValues(new Uint32Array(2)).join("-");
+  try {
+    if (!sessionStorage.getItem("tab")) sessionStorage.setItem("tab", fresh);
+    return sessionStorage.getItem("tab");
+  } catch {
+    return fresh;
+  }
+}
+
 let uids = 0;
 const newUid = () => `u${++uids}`;
 const editor = new Editor($("view"), {
