@@ -48,6 +48,8 @@ else:
     import ncnn
     net = ncnn.Net()
     net.opt.num_threads = 1
+    for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"):  # as for fp32 files
+        setattr(net.opt, name, False)
     assert not net.load_param(path) and not net.load_model(path[:-5] + "bin")
     extractor = net.create_extractor()
     extractor.input("in0", ncnn.Mat(x[0]))
