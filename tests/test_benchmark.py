@@ -61,7 +61,7 @@ def test_noise_is_named(monkeypatch) -> None:
 
 def test_the_machine_is_described() -> None:
     facts = machine()
-    assert facts["torch"] == torch.__version__ and facts["cores"] >= 1
+    assert facts["torch"] == torch.__version__.split("+")[0] and facts["cores"] >= 1
     json.dumps(facts)
 
 

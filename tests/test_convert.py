@@ -247,7 +247,10 @@ def test_links_share_the_pictures_bytes(demo: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_prints_what_was_lost(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(demo), str(tmp_path / "out"), "--to", "coco", "--split", "val"])
+    data = shutil.copytree(demo, tmp_path / "data")
+    for file in data.rglob("*.xml"):
+        file.write_text(file.read_text().replace("<filename>", "<source><database>x</database></source><filename>"))
+    main([str(data), str(tmp_path / "out"), "--to", "coco", "--split", "val"])
     assert "<source> of a VOC picture" in capsys.readouterr().out
     with pytest.raises(UserError, match="--to"):
         main([str(demo), str(tmp_path / "other")])

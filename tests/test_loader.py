@@ -327,4 +327,4 @@ def test_a_cache_that_does_not_fit_is_refused_with_both_figures(tmp_path: Path) 
     index.sizes[:] = 10_000_000
     with pytest.raises(UserError, match="disk needs"):
         ImageCache(index, 10_000_000, "disk", tmp_path / "cache")
-    assert build_image_cache(index, (64, 64), "off") is None
+    assert build_image_cache(index, (64, 64), "none") is None

@@ -88,7 +88,7 @@ def test_defaults_then_the_file_then_the_command_line(tmp_path: Path) -> None:
         (["--count", "0"], "--count", "0"),
         (["--count", "x"], "--count", "x"),
         (["--name", "c"], "--name", "c"),
-        (["--nmae", "a"], "command line", "--nmae"),
+        (["--nmae", "a"], "--nmae", "--name"),
     ],
 )
 def test_a_bad_option_is_named_with_its_value(argv: list[str], where: str, what: str) -> None:

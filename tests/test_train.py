@@ -315,7 +315,7 @@ BAD_OPTIONS = {
     "--weights train.py --pretrained train.py": "--weights: cannot go with --pretrained",
     "--config gone.json": "gone.json: cannot be read",
     "--preset gone": "--preset: no preset 'gone'",
-    "--colour blue": "unrecognized arguments",
+    "--colour blue": "unknown option",
     "--seed -1": "--seed: -1 is out of range",
     "--nan hope": "--nan: ",
     "--workers -1": "--workers: -1 is out of range",
