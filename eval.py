@@ -71,7 +71,7 @@ class EvalOptions:
     )
     tta: bool = option(False, "test-time augmentation: look at each image mirrored and at three sizes, too")
     evaluator: str = option("auto", "computes COCO's figures; auto: faster where it is installed", choices=EVALUATORS)
-    score_threshold: float = option(EVAL_THRESHOLDS.score_threshold, "least score of a detection", low=0.0, high=1.0)
+    score_threshold: float = option(EVAL_THRESHOLDS.score_threshold, "lowest score of a detection", low=0.0, high=1.0)
     iou_threshold: float = option(EVAL_THRESHOLDS.iou_threshold, "IoU from which NMS drops a box", low=0.0, high=1.0)
     max_detections: int = option(EVAL_THRESHOLDS.max_detections, "most detections of an image", low=1, high=100_000)
     multi_label: bool = option(EVAL_THRESHOLDS.multi_label, "a box may answer for several classes")

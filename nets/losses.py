@@ -103,12 +103,12 @@ class YOLOLoss:
         wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[matches.target]
         box = BOX_LOSSES[self.settings.box_loss](boxes, wanted)
         quality = (1 - box.detach()).clamp(0, 1)
-        goodness = weights * (1 - self.settings.objectness_target * (1 - quality))
+        positive_targets = weights * (1 - self.settings.objectness_target * (1 - quality))
         classes = self._classes(rows[:, 5:], scene.labels[matches.target])
         return {
             "box": self.settings.box_weight * (weights * box).sum() / count,
             "objectness": self.settings.objectness_weight
-            * self._objectness(scene, matches, goodness, doubtful)
+            * self._objectness(scene, matches, positive_targets, doubtful)
             / count,
             "class": self.settings.class_weight * (weights * classes).sum() / count,
         }
@@ -121,11 +121,13 @@ class YOLOLoss:
         grids = [(raw.shape[2], raw.shape[3]) for raw in predictions]
         return Scene(boxes[whole], labels[whole], images[whole], weights[whole], grids, predictions, self.config)
 
-    def _objectness(self, scene: Scene, matches: Matches, goodness: Tensor, doubtful: Matches) -> Tensor:
-        total = goodness.new_zeros(())
+    def _objectness(self, scene: Scene, matches: Matches, positive_targets: Tensor, doubtful: Matches) -> Tensor:
+        total = positive_targets.new_zeros(())
         sizes = [raw[..., 4].numel() for raw in scene.predictions]
         # where several boxes claim one place, the best of them says how good it is
-        targets = goodness.new_zeros(sum(sizes)).scatter_reduce_(0, _places(scene, matches), goodness, "amax")
+        targets = positive_targets.new_zeros(sum(sizes)).scatter_reduce_(
+            0, _places(scene, matches), positive_targets, "amax"
+        )
         counts = torch.ones_like(targets)
         counts[_places(scene, doubtful)] = 0
         counts[targets > 0] = 1

@@ -71,7 +71,7 @@ class Detector(nets.detector.Detector):
 
         Args:
             images: one image or several.
-            score_threshold: least score, 0 to 1.
+            score_threshold: lowest score, 0 to 1.
             iou_threshold: boxes of one class whose IoU exceeds this are one object.
             max_detections: most detections of an image.
             multi_label: whether a box may have several classes.

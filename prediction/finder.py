@@ -146,7 +146,7 @@ def detect_filtered(
         detect: as `Detector.detect_batch`.
         thresholds: with `score_threshold` and `max_detections`, for all classes.
         wanted: (C,) bool, the classes to keep.
-        least: (C,) least score of each class; None takes `thresholds.score_threshold`.
+        least: (C,) lowest score of each class; None takes `thresholds.score_threshold`.
     """
     limit, lowest = thresholds.max_detections, thresholds.score_threshold
     if least is not None:

@@ -33,7 +33,7 @@ class PredictOptions:
     checkpoint: str | None = option(None, "the model's file; without it the built-in weights", metavar="FILE")
     output: str | None = option(None, "folder of the results (default: a fresh output/predict-N)", metavar="DIR")
     score_threshold: tuple[str, ...] = option(
-        (), "least score, 0 to 1, and NAME=T for single classes (default: the checkpoint's)", metavar="T"
+        (), "lowest score, 0 to 1, and NAME=T for single classes (default: the checkpoint's)", metavar="T"
     )
     iou_threshold: float | None = option(None, "overlap above which two boxes are one object", low=0, high=1)
     max_detections: int | None = option(None, "most objects of one picture", low=1, high=100_000)

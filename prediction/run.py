@@ -252,7 +252,7 @@ class Prediction:
 
 
 class VideoOutput:
-    """What becomes of the frames of one video: tracks, files, a drawn video. `add` runs beside the network."""
+    """Outputs of one video: tracks, files, an annotated video. `add` runs in a thread of its own."""
 
     def __init__(self, prediction: Prediction, source: Source, key: str, drawn: str, reader: Any) -> None:
         self.prediction, self.source, self.key, self.drawn, self.reader = prediction, source, key, drawn, reader

@@ -174,7 +174,7 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
     async def detect(
         request: Request,
         score_threshold: Annotated[
-            float, Query(ge=LOWEST_SCORE, le=1, allow_inf_nan=False, description="Least score")
+            float, Query(ge=LOWEST_SCORE, le=1, allow_inf_nan=False, description="Confidence")
         ] = max(config.score_threshold, LOWEST_SCORE),
         max_detections: Annotated[int, Query(ge=1, le=MOST_DETECTIONS, description="Most objects")] = min(
             config.max_detections, MOST_DETECTIONS

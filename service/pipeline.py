@@ -30,7 +30,7 @@ class Question:
     """What a request wants to know.
 
     Args:
-        score_threshold: the least score, `LOWEST_SCORE` to 1.
+        score_threshold: the lowest score, `LOWEST_SCORE` to 1.
         max_detections: the most objects, up to `MOST_DETECTIONS`.
         labels: only these class indices; None for all.
     """

@@ -228,7 +228,7 @@ def _four(data: Path, folder: Path) -> None:
 
 
 def told_to_leave(argv: list[str]) -> int:
-    """train.main; after its first step torchrun is told to leave, as a cluster's SIGTERM does.
+    """train.main; after its first step torchrun gets SIGTERM, as a cluster's SIGTERM does.
 
     Rank 1 goes no further before torchrun has passed that on: on a busy machine it takes longer than an epoch does.
     """

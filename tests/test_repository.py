@@ -1,4 +1,4 @@
-"""What strangers read is true: the tree, the imports' direction, the presets, the configuration machinery."""
+"""The repository: trees, presets and the options machinery are as the documentation says."""
 
 from __future__ import annotations
 

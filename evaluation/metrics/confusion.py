@@ -17,7 +17,7 @@ def confusion_matrix(record: EvalRecord, score_threshold: float, iou_threshold: 
 
     Args:
         record: detections and ground truth.
-        score_threshold: least score of a detection that counts.
+        score_threshold: lowest score of a detection that counts.
         iou_threshold: least IoU of a match.
 
     Returns:

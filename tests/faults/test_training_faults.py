@@ -1,4 +1,4 @@
-"""Whatever befalls a training: said in one line, nothing lost, nothing saved that is broken."""
+"""Faults during a training end in one line; nothing is lost, nothing broken is saved."""
 
 from __future__ import annotations
 
