@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from nets.yolov4 import YOLOv4
 
 PEERS = ("yolox_nano", "ssdlite")
-LOW_THRESHOLD = 0.001  # evaluation's, at which there is most to do after the network
+LOW_THRESHOLD = 0.001  # of evaluation; the slowest case for postprocessing
 STAGE_REPETITIONS = 20
 PARITY_PHOTOS = 8
-# what a busy machine still tells: at one thread, the time that the same work takes on an idle core
+# CPU time is meaningful on a busy machine: with one thread it equals the wall time on an idle core
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -97,19 +97,19 @@ class BenchmarkOptions:
 
 @dataclass
 class Entry:
-    """Something that is timed.
+    """One detector to time.
 
     Args:
-        name: what to call it.
+        name: the name in the table.
         call: runs one batch; given images (B, H, W, 3) uint8.
         size: (height, width) of its input, pixels.
-        runtime, precision: as the table says them.
-        file_bytes: of what is deployed.
+        runtime, precision: as shown in the table.
+        file_bytes: size of the deployed files.
         memory_bytes: growth of the process when it was loaded and first run.
-        detector_of: how to get a detector of it, to be scored; None for what is not ours.
-        model: what it was made of, so that forms of one network stand together.
-        parity: how it compares with the checkpoint that it was exported from.
-        file: what is loaded.
+        detector_of: builds a detector for scoring; None for models of other projects.
+        model: the source model; entries of the same model are grouped.
+        parity: difference from the checkpoint that it was exported from.
+        file: the file to load.
     """
 
     name: str
@@ -160,7 +160,7 @@ class Result:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv`; 1 if an export failed, and the others were measured."""
+    """Run the command line `argv`; returns 1 if an export failed (the others are still measured)."""
     options = parse_options(BenchmarkOptions, argv, description=__doc__ or "", prog="benchmark.py")
     if options.all_formats:
         options = dataclasses.replace(
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_outputs(options: BenchmarkOptions) -> None:
-    """Raises UserError before the work for what could not be written or done after it."""
+    """Raises UserError, before any work, if an output cannot be written or a step cannot run."""
     for field_name in ("json", "plot", "table", "formats_table", "formats_plot"):
         name = getattr(options, field_name)
         if name is not None and not Path(name).resolve().parent.is_dir():
@@ -205,11 +205,11 @@ def check_outputs(options: BenchmarkOptions) -> None:
         input_size_option(size)
 
 
-# --- what is timed ---------------------------------------------------------------------------------------------------
+# --- entries ---------------------------------------------------------------------------------------------------------
 
 
 def build_entries(options: BenchmarkOptions, folder: Path, result: Result) -> list[Entry]:
-    """The baseline first: a peer, else another's file, else the reference's network, else the first of ours.
+    """The entries, baseline first: a peer, else an external file, else the reference network, else our first model.
 
     Exports that fail are left out and named in the result. Raises RunError if nothing is left.
     """
@@ -275,12 +275,12 @@ def checkpoint_entries(
 
 
 def digest(path: Path) -> str:
-    """Which weights these are, so that files of others with the same name are not taken for theirs."""
+    """Digest of the weights, so that files of another model with the same name are not reused."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
 def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, options: BenchmarkOptions) -> Parity:
-    """Write a file and compare it with the network on photographs; one that is there already is only compared."""
+    """Export a file and compare it with the network on photographs; an existing file is only compared."""
     from nets.export.check import check_export, export_and_check
     from nets.torch_runtime import TorchRuntime
 
@@ -302,14 +302,14 @@ def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, optio
 
 
 def comparison_photos(config: ModelConfig, options: BenchmarkOptions) -> list[np.ndarray]:
-    """Photographs of the validation split, or drawn pictures where there is no data."""
+    """Photographs of the validation split, or synthetic images if there is no data."""
     from nets.export.parity import drawn_photos
 
     return read_spread(open_split(options, 1), PARITY_PHOTOS) if options.data else drawn_photos(config, PARITY_PHOTOS)
 
 
 def read_spread(index: DatasetIndex, wanted: int) -> list[np.ndarray]:
-    """Images evenly over a split."""
+    """Read images spread evenly over a split."""
     from utils.images import read_image
 
     positions = np.unique(np.linspace(0, len(index) - 1, min(wanted, len(index))).astype(int))
@@ -330,7 +330,7 @@ def torch_entry(path: Path, config: ModelConfig) -> Entry:
 
 
 def load_entry(name: str, file: Path, config: ModelConfig, precision: str | None = None) -> Entry:
-    """An exported file of ours."""
+    """An exported file of this project."""
     runtime = load_runtime(file, "cpu").name
     files = FORMATS[file_kind(file)].files(file)
     size = sum(each.stat().st_size for each in files if each.is_file())
@@ -344,7 +344,7 @@ def load_entry(name: str, file: Path, config: ModelConfig, precision: str | None
 def measured_entry(
     name: str, load: Callable[[], Runtime], config: ModelConfig, runtime: str, precision: str, file_bytes: int
 ) -> Entry:
-    """Load, run once, and see by how much the process grew."""
+    """Load the model, run it once, and measure the growth of the process's memory."""
     before = resident_bytes()
     network = load()
     network.warm_up()
@@ -361,7 +361,7 @@ def measured_entry(
 
 
 def reference_entry() -> Entry:
-    """The network that the platform's first users come from, in PyTorch as they run it: eager, batch norms apart."""
+    """The reference network in PyTorch as its users run it: eager mode, batch norms not fused."""
     import torch
 
     from nets.yolov4 import YOLOv4
@@ -386,7 +386,7 @@ def peer_entry(name: str, folder: Path) -> Entry:
 
 
 def other_entry(path: Path) -> Entry:
-    """Any detector's ONNX file: noise in the shape that it wants."""
+    """Any detector's ONNX file, run on noise of its input shape."""
     from nets.export.onnx_runtime import open_session
 
     if not path.is_file():
@@ -473,7 +473,7 @@ def make_row(entry: Entry, sample: Sample, base: Sample, batch_size: int, thread
 
 
 def joules_of(call: Callable[[], Any], batch_size: int, runs: int = 10) -> float | None:
-    """Energy of the processor for an image, where the machine tells."""
+    """Processor energy per image in joules, if the machine reports it."""
     before = energy_joules()
     if before is None:
         return None
@@ -484,7 +484,7 @@ def joules_of(call: Callable[[], Any], batch_size: int, runs: int = 10) -> float
 
 
 def score_entries(entries: Sequence[Entry], options: BenchmarkOptions, folder: Path) -> dict[str, float]:
-    """mAP50 (VOC2010), in points, of each entry of ours; what was scored before stands in `folder` beside its file."""
+    """mAP50 (VOC2010), in points, of each of our entries; earlier scores are cached in `folder`."""
     index = open_split(options, 1)
     if options.limit is not None:
         index = index.subset(np.arange(min(options.limit, len(index))))
@@ -510,7 +510,7 @@ def score(detector: Detector, index: DatasetIndex) -> float:
 
 
 def index_digest(index: DatasetIndex) -> str:
-    """Which images and boxes these are, and by which rules they are scored."""
+    """Digest of the images, the boxes and the scoring rules."""
     from evaluation.evaluator import EVAL_THRESHOLDS
 
     content = index.image_ids.tobytes() + index.boxes.tobytes() + index.labels.tobytes()
@@ -528,9 +528,9 @@ def open_split(options: BenchmarkOptions, which: int) -> DatasetIndex:
 
 
 def measure_stages(result: Result, options: BenchmarkOptions) -> None:
-    """CPU time of one thread from a JPEG on the disk to a drawn picture, at the model's threshold and a low one.
+    """CPU time of one thread from a JPEG file to a drawn image, at the model's threshold and at a low one.
 
-    A network that has learned nothing gives most candidates; it is measured too, where the model is a checkpoint.
+    An untrained network gives the most candidates. It is measured too if the model is a checkpoint.
     """
     from nets.torch_runtime import TorchRuntime
 
@@ -552,7 +552,7 @@ def measure_stages(result: Result, options: BenchmarkOptions) -> None:
 
 
 def random_network(config: ModelConfig) -> YOLOv4:
-    """The same network untrained, and sure of objects everywhere: the worst case for suppression."""
+    """The same network with random weights and high scores everywhere: the worst case for NMS."""
     import torch
 
     from nets.yolov4 import YOLOv4
@@ -566,7 +566,7 @@ def random_network(config: ModelConfig) -> YOLOv4:
 
 
 def stage_photos(options: BenchmarkOptions, folder: Path) -> list[Path]:
-    """The pictures of --images (three at most), or one that is drawn."""
+    """The images of --images (at most three), or one synthetic image."""
     from nets.export.parity import drawn_photos
     from utils.images import IMAGE_SUFFIXES, write_image
 
@@ -584,7 +584,7 @@ def stage_photos(options: BenchmarkOptions, folder: Path) -> list[Path]:
 
 
 def time_stages(detector: Detector, photo: Path, threshold: float) -> dict[str, Any]:
-    """Median CPU milliseconds of each stage for one picture."""
+    """Median CPU milliseconds of each stage for one image."""
     from utils.draw import draw_detections
     from utils.images import read_image
 
@@ -611,11 +611,11 @@ def time_stages(detector: Detector, photo: Path, threshold: float) -> dict[str, 
     return {**facts, **times, "all_but_network": around}
 
 
-# --- telling ---------------------------------------------------------------------------------------------------------
+# --- reports ---------------------------------------------------------------------------------------------------------
 
 
 def report(result: Result, options: BenchmarkOptions) -> None:
-    """Print, and write what the options name."""
+    """Print the results and write the files that the options name."""
     table = markdown_table(result)
     print(table)
     for stage in result.stages:
@@ -644,7 +644,7 @@ def report(result: Result, options: BenchmarkOptions) -> None:
 
 
 def markdown_table(result: Result) -> str:
-    """All rows; the ratio is to the baseline, which stands first."""
+    """All rows as Markdown; ratios are relative to the baseline, the first row."""
     head = [
         "network",
         "runtime",
@@ -672,7 +672,7 @@ def markdown_table(result: Result) -> str:
 
 
 def to_json(result: Result, options: BenchmarkOptions) -> dict[str, Any]:
-    """Plain types."""
+    """The result as plain types for JSON."""
     return {
         "machine": machine(),
         "options": dataclasses.asdict(options),
@@ -685,7 +685,7 @@ def to_json(result: Result, options: BenchmarkOptions) -> dict[str, Any]:
 
 
 def draw_plot(result: Result, path: Path) -> None:
-    """Bars of the medians with their quartiles."""
+    """Plot the medians as bars with their quartiles."""
     from matplotlib.figure import Figure  # no window, no global state
 
     rows = result.rows[::-1]

@@ -21,7 +21,7 @@ COMMANDS = {  # name: (module whose main(argv) does it, what it does)
     "demo": ("data.tools.demo", "draw a small set with six classes; needs no download"),
     "download": ("data.tools.download", "fetch and unpack Pascal VOC or COCO"),
 }
-ANCHOR_COMMANDS = ("anchors", "stats")  # `utils` knows no network: these are told what it starts from
+ANCHOR_COMMANDS = ("anchors", "stats")  # `utils` does not import the network: these get the default anchors
 
 
 def main(argv: list[str] | None = None) -> int | None:

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Run the command line `argv`."""
     options = parse_options(EvalOptions, argv, description=__doc__ or "", prog="eval.py")
     if (options.compare or options.detections) and int(os.environ.get("RANK", 0)) > 0:
-        return None  # of several processes the first does what needs no network
+        return None  # only the first process does the work that needs no network
     for flag in ("json", "report", "save_detections"):
         if getattr(options, flag) is not None:
             name = f"--{flag.replace('_', '-')}"
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, Scored]:
-    """The figures of a model, and what was scored; under torchrun only the first process has the figures."""
+    """Metrics of a model and the split that was scored; under torchrun only the first process has the metrics."""
     from nets.runtime import resolve_device
 
     device = distributed.start(resolve_device(options.device))
@@ -167,7 +167,7 @@ def _load(options: EvalOptions, device: str) -> Any:
 
 
 def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, Scored]:
-    """The figures of a file of detections."""
+    """Metrics of a file of detections."""
     index = open_index(options, whole=True)
     classes = read_class_names(options.detection_classes) if options.detection_classes else None
     read = read_detections(Path(options.detections or ""), index, classes, options.missing_images)
@@ -183,9 +183,9 @@ def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, Scored]
 
 
 def open_index(options: EvalOptions, quiet: bool = False, whole: bool = False) -> DatasetIndex:
-    """The split that the options name; `quiet` where another process says what was left out of it.
+    """The split that the options name; `quiet` if another process reports the skipped images.
 
-    With `whole`, --limit is left for later, and a set of which not one picture is there is read from its annotations.
+    With `whole`, --limit is not applied here, and a data set without image files is read from its annotations.
     """
     from data.open import open_dataset  # late, as below: OpenCV, which --help does not need
 
@@ -205,7 +205,7 @@ def open_index(options: EvalOptions, quiet: bool = False, whole: bool = False) -
 
 
 def choose_split(options: EvalOptions) -> str:
-    """The split that is asked for; else that of the file that was given; else the one for validation."""
+    """The requested split; else the split of the given file; else the validation split."""
     data = options.data or ""
     if options.split is not None:
         return options.split
@@ -219,7 +219,7 @@ def choose_split(options: EvalOptions) -> str:
 
 
 def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored) -> None:
-    """The files that the options ask for."""
+    """Write the files that the options name."""
     if options.json:
         write_result(Path(options.json), result, {"model": options.checkpoint or options.detections})
         print(f"figures: {options.json}")
@@ -242,7 +242,7 @@ def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored
 
 
 def few_objects(result: EvaluationResult) -> str:
-    """A note on classes of which there are too few objects for their figures to mean much; empty if there are none."""
+    """A note on classes with too few objects for reliable metrics; empty if there are none."""
     counts = result.record.num_gt
     few = [name for name, count in zip(result.record.class_names, counts, strict=True) if 0 < count < FEW_OBJECTS]
     if not few:
@@ -255,7 +255,7 @@ def few_objects(result: EvaluationResult) -> str:
 
 
 def write_result(path: Path, result: EvaluationResult, extra: dict[str, Any]) -> None:
-    """All figures as indented JSON, and the results by image one a line."""
+    """Write all metrics as indented JSON, with one line per image."""
     text = json.dumps(extra | result.to_json(), indent=1)
     rows = ",\n".join(f"  {json.dumps(row)}" for row in result.per_image())
     write_file(_in_folder(str(path)), f'{text[:-2]},\n "per_image": [\n{rows}\n ]\n}}\n'.encode())
@@ -274,7 +274,7 @@ def compare_files(options: EvalOptions) -> int | None:
 
 
 def _in_folder(path: str) -> Path:
-    """The path, in a folder that exists."""
+    """Return the path after making its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return Path(path)
 

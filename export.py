@@ -25,7 +25,7 @@ from utils.output_rules import check_output_file, check_output_folder
 if TYPE_CHECKING:
     from nets.yolov4 import YOLOv4
 
-DRAWN = 6  # drawn pictures where there are no photographs
+DRAWN = 6  # synthetic images, if there are no photographs
 MAP_BATCH = 4
 WEB = "web"  # an ONNX file in a folder with a page and the runtime, for any web server
 
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def web_options(options: ExportOptions) -> tuple[ExportOptions, Path]:
-    """The options for the ONNX file of a web folder, and the folder, made if need be. Raises UserError."""
+    """The options for the ONNX file of a web folder, and the folder, created if missing. Raises UserError."""
     from service.browser import find_ort_web
 
     for flag in ("raw", "dynamic", "nms"):
@@ -127,7 +127,7 @@ def complete_web_folder(options: ExportOptions, folder: Path, path: Path) -> Non
 
 
 def choose_form(options: ExportOptions, exporter: Format) -> Form:
-    """What the file will take and give. Raises UserError for what the format does not have."""
+    """The input and output form of the file. Raises UserError for a form that the format does not support."""
     name = options.format
     for flag in ("int8", "nms", "dynamic", "half", "uint8_input"):
         if getattr(options, flag) and not getattr(exporter, flag):
@@ -148,7 +148,7 @@ def choose_form(options: ExportOptions, exporter: Format) -> Form:
 
 
 def adjusted(config: ModelConfig, options: ExportOptions) -> ModelConfig:
-    """The checkpoint's configuration with what the options change."""
+    """The checkpoint's configuration with the changes of the options."""
     changes: dict[str, Any] = {
         name: value for name in ("score_threshold", "iou_threshold") if (value := getattr(options, name)) is not None
     }
@@ -160,7 +160,7 @@ def adjusted(config: ModelConfig, options: ExportOptions) -> ModelConfig:
 
 
 def output_path(options: ExportOptions, checkpoint: Path, exporter: Format) -> Path:
-    """The file to write. Raises UserError if it is there, has another suffix, or its folder does not exist."""
+    """The file to write. Raises UserError if it exists, has a wrong suffix, or its folder does not exist."""
     marks = "".join(f"-{flag}" for flag in ("int8", "half") if getattr(options, flag))
     default = checkpoint.with_name(f"{checkpoint.stem}{marks}{exporter.suffix}")
     path = default if options.output is None else Path(options.output)
@@ -175,7 +175,7 @@ def output_path(options: ExportOptions, checkpoint: Path, exporter: Format) -> P
 
 
 def open_split(options: ExportOptions, split: str | None, default: int) -> DatasetIndex:
-    """A part of the data set; `default` 0 is that for training, 1 that for validation."""
+    """A split of the data set; `default` 0 is the training split, 1 the validation split."""
     from data.open import default_splits, open_dataset
 
     data = options.data or ""
@@ -183,7 +183,7 @@ def open_split(options: ExportOptions, split: str | None, default: int) -> Datas
 
 
 def comparison_photos(options: ExportOptions, index: DatasetIndex | None, config: ModelConfig) -> list[np.ndarray]:
-    """Photographs of --images or --data, or drawn pictures."""
+    """Photographs of --images or --data, or synthetic images."""
     from nets.export.parity import drawn_photos
     from utils.images import IMAGE_SUFFIXES
 
@@ -203,7 +203,7 @@ def comparison_photos(options: ExportOptions, index: DatasetIndex | None, config
 
 
 def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
-    """RGB images (H, W, 3) uint8; one that cannot be read is left out, with a warning."""
+    """RGB images (H, W, 3) uint8; unreadable images are skipped with a warning."""
     from utils.images import read_image
 
     photos = []
@@ -229,7 +229,7 @@ def export_int8(
     index: DatasetIndex | None,
     info: dict[str, Any],
 ) -> None:
-    """Quantise, compare, and score before and after by the evaluator. Raises RunError if more is lost than allowed."""
+    """Quantise, compare, and evaluate before and after. Raises RunError if the mAP drops by more than allowed."""
     from nets.export.check import check_export
     from nets.torch_runtime import TorchRuntime
 
@@ -266,7 +266,7 @@ def mean_ap(detector: Detector, index: DatasetIndex) -> float:
 
 
 def describe(form: Form, config: ModelConfig) -> str:
-    """What a file takes and gives, in words."""
+    """Describe the input and output of a file in words."""
     height, width = config.input_size
     batch, size = ("B", "any size") if form.dynamic else ("1", f"{height} x {width}")
     image = f"({batch}, H, W, 3) uint8 RGB" if form.uint8_input else f"({batch}, 3, H, W) float RGB in [0, 1]"
@@ -277,7 +277,7 @@ def describe(form: Form, config: ModelConfig) -> str:
 
 
 def size_text(path: Path, written: Format) -> str:
-    """Size of a file and of what belongs to it."""
+    """Size of a file and of its companion files."""
     files = [part for each in written.files(path) for part in ([*each.rglob("*")] if each.is_dir() else [each])]
     return f"{sum(file.stat().st_size for file in files if file.is_file()) / 1e6:.1f} MB"
 

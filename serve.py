@@ -123,7 +123,7 @@ def _import_server() -> Any:
 
 
 def _with_old_name(options: ServeOptions) -> ServeOptions:
-    """`--queue NUMBER` was the name of `--max-waiting`."""
+    """Accept `--queue NUMBER`, the former name of `--max-waiting`."""
     if options.queue is None or not options.queue.lstrip("-").isdigit():
         return options
     warn("--queue", "is now called --max-waiting", "--queue names a file of pictures to look at")
@@ -131,7 +131,7 @@ def _with_old_name(options: ServeOptions) -> ServeOptions:
 
 
 def _check_labelling(options: ServeOptions) -> None:
-    """Options that only --label uses, without it. Raises UserError."""
+    """Raises UserError if an option of --label is given without it."""
     for flag in ("classes", "queue", "train", "train_config"):
         if options.label is None and getattr(options, flag):
             raise UserError(f"--{flag.replace('_', '-')}", "does nothing without --label", "give --label DATA as well")
@@ -140,7 +140,7 @@ def _check_labelling(options: ServeOptions) -> None:
 
 
 def _labelling(options: ServeOptions, detector: Any, path: Path) -> Any:
-    """What the labelling page works with, or None."""
+    """The state of the labelling page, or None."""
     if options.label is None:
         return None
     from service.labelling.setup import open_labelling
@@ -181,7 +181,7 @@ def _build(options: ServeOptions, detector: Any, path: Path, is_local: bool) -> 
 
 @contextmanager
 def _listen(host: str, port: int) -> Iterator[tuple[socket.socket, bool]]:
-    """The listening socket, and whether this machine alone can reach it."""
+    """The listening socket, and whether only this machine can reach it."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address, family=family, backlog=256)

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             return run.train()
         except Exception as error:
-            if signals.signum is not None and distributed.is_lost(error):  # the others got the signal, too
+            if signals.signum is not None and distributed.is_lost(error):  # the other processes got the signal too
                 raise Interrupted(signals.signum) from error
             raise
         finally:

@@ -1,4 +1,4 @@
-"""The MobileNets beside each other: the same neck, photographs, steps and recipe; accuracy, cost and time of each.
+"""Compare MobileNet backbones with the same neck, images, steps and recipe: accuracy, cost and time.
 
 python -m benchmarks.backbones VOCdevkit OUT --weights WEIGHTS --limit 1000 --epochs 4 --input-size 192
 

@@ -1,4 +1,4 @@
-"""What runtimes and precisions cost and keep: a table for a README and a plot, from a benchmark's rows."""
+"""Speed and accuracy of runtimes and precisions: a README table and a plot, from a benchmark's rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.files import read_file
 
 START, END = "<!-- formats: benchmark.py --all-formats -->", "<!-- end of formats -->"
 MAX_TEXT_BYTES = 10_000_000
-# runtime -> what a reader calls it
+# runtime -> displayed name
 NAMES = {"torch": "PyTorch, fused", **{each.runtime: each.title for each in FORMATS.values() if each.runtime}}
 MARKERS = {"fp32": "o", "half": "s", "int8": "^"}
 

@@ -1,4 +1,4 @@
-"""What the measurements have in common: taking turns, CPU time and memory of commands, ratios, results kept as JSON."""
+"""Shared code of the benchmarks: interleaved runs, CPU time and memory of commands, ratios, results as JSON."""
 
 from __future__ import annotations
 

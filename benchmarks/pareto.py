@@ -69,7 +69,7 @@ class Point:
     ratios: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-# --- what is measured ------------------------------------------------------------------------------------------------
+# --- measurements ----------------------------------------------------------------------------------------------------
 
 
 def read_score(text: str) -> float | None:
@@ -168,7 +168,7 @@ def measure(points: Sequence[Point], peers: Sequence[Point], files: Sequence[Pat
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other beats in both time and score, quickest first; a point without a score is not among them."""
+    """Points that no other beats in both time and score, fastest first; points without a score are excluded."""
     scored = [(p.milliseconds, p.score, p) for p in points if p.score is not None]
     front: list[Point] = []
     best = -float("inf")
@@ -179,7 +179,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-# --- telling ---------------------------------------------------------------------------------------------------------
+# --- reports ---------------------------------------------------------------------------------------------------------
 
 
 def markdown_table(points: Sequence[Point], peers: Sequence[Point]) -> str:

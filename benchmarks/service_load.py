@@ -1,4 +1,4 @@
-"""Press a running detector from several clients: its throughput beside the network's own, and its memory over time.
+"""Load-test the service with several clients: throughput relative to the network alone, and memory over time.
 
 On a machine that others use, rates say little; how much CPU time the network's thread takes for a picture, beside the
 network alone, says what the service adds to it: nothing else stands between it and the next batch.
@@ -49,7 +49,7 @@ class LoadOptions:
 
 @dataclass
 class Tally:
-    """What the clients saw.
+    """Responses received by the clients.
 
     Attributes:
         statuses: answers by HTTP status; 0 for a connection that failed.

@@ -1,4 +1,4 @@
-"""Where the time goes around the network, each work beside its baseline in one run: `python -m benchmarks.table`.
+"""Time of the work around the network, each row next to its baseline in one run: `python -m benchmarks.table`.
 
 CPU time of one thread counts, so that the ratios hold on a machine that others use too. The figures are compared with
 those of the last `--save` on the same processor; the exit code is 1 if something became slower.

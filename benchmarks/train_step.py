@@ -89,7 +89,7 @@ def reference_step(size: int, batch: int, classes: int) -> Step:
     model = YOLOv4(config).train()
     for module in model.modules():
         if isinstance(module, StridedConv2d):
-            module.__class__ = nn.Conv2d  # without our quick gradient of strided depthwise convolutions
+            module.__class__ = nn.Conv2d  # without our fast gradient of strided depthwise convolutions
     assert isinstance(model.neck.spp, SPP)
     model.neck.spp = PlainSPP()
     loss = YOLOLoss(config, LossConfig(assigner="best", ignore_iou=0.5, objectness_target=0.0))

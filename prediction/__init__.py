@@ -13,7 +13,7 @@ __all__ = list(_HOMES)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
-    """What users import, resolved on demand: the modules inside import from the module that defines a name."""
+    """Import public names on demand; modules of the package import from the defining module."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'prediction' has no attribute {name!r}")

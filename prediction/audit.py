@@ -29,7 +29,7 @@ from utils.images import read_image
 from utils.output_rules import check_output_file, check_output_folder
 
 ALL = "all"  # every split of a data set
-LEAST_SCORE = 0.05  # of detections that are asked of a checkpoint
+LEAST_SCORE = 0.05  # score threshold for a checkpoint's detections
 HEADINGS = {
     "missing": "Objects without a label",
     "phantom": "Labels where nothing is",
@@ -41,7 +41,7 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """What `dataset.py audit` takes."""
+    """The options of `dataset.py audit`."""
 
     data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a data.yaml", positional=True, metavar="DATA")
     output: str = option("audit", "folder for audit.json, audit.csv and audit.html", metavar="DIR")
@@ -100,7 +100,7 @@ def _read(path: Path, index: DatasetIndex) -> tuple[DatasetIndex, FoundDetection
 
 
 def _look(options: AuditOptions, index: DatasetIndex) -> FoundDetections:
-    """What a checkpoint sees, under the data's class names."""
+    """Detections of a checkpoint, with the class indices of the data set."""
     what = "a detector finds little fault with labels that it has learnt from"
     warn("audit", what, "better: python train.py --folds 5 ..., then --detections RUN/detections.json")
     detector: Detector = load_detector(options.checkpoint, options.device)
@@ -116,7 +116,7 @@ def _look(options: AuditOptions, index: DatasetIndex) -> FoundDetections:
 
 
 def findings_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """One finding a line."""
+    """The findings as CSV, one per line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     boxes = [name for each in ("label", "seen") for name in (each, *(f"{each}_{e}" for e in ("x1", "y1", "x2", "y2")))]
@@ -136,7 +136,7 @@ def audit_page(
     rows: Sequence[dict[str, Any]],
     origin: str,
 ) -> str:
-    """One HTML file: for each kind, the findings as crops with the label and what is seen."""
+    """One HTML file: the findings of each kind as crops, with the label and the detection."""
     title = "Labels that are probably wrong"
     key = (
         '<span class="key" style="background:#f59e0b"></span>the label'

@@ -1,4 +1,4 @@
-"""ByteTrack: identities of objects over the frames of a video, from boxes and scores alone."""
+"""ByteTrack: track objects over video frames from boxes and scores alone."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Track:
 
     mean: np.ndarray
     covariance: np.ndarray
-    identity: int = -1  # given when the object is seen for the second time in a row
+    identity: int = -1  # assigned at the second consecutive detection
     missed: int = 0
-    place: int = field(default=-1)  # its detection in the present frame
+    place: int = field(default=-1)  # index of its detection in the current frame
 
     @property
     def box(self) -> np.ndarray:
@@ -36,11 +36,11 @@ class Track:
 
 
 class ByteTracker:
-    """Associates detections with tracks: confident ones first, then weak ones with the tracks that are left.
+    """Associates detections with tracks: high scores first, then low scores with the remaining tracks.
 
     Args:
-        score_threshold: an object begins with at least this score; weaker ones only continue a known track.
-        fps: frames a second.
+        score_threshold: minimum score that starts a track; lower scores only continue an existing track.
+        fps: frames per second.
 
     Source: Zhang et al. 2022, https://arxiv.org/abs/2110.06864
     """
@@ -51,9 +51,9 @@ class ByteTracker:
         self._next = 0
 
     def update(self, detections: Detections) -> Detections:
-        """The next frame's objects with their identities (from 0), best score first.
+        """Update with the next frame; returns its objects with their identities (from 0), highest score first.
 
-        An object gets its identity when it is seen for the second time in a row. Those without one are left out.
+        An object gets its identity at its second consecutive detection. Objects without one are omitted.
         """
         boxes, scores = detections.boxes.astype(float), detections.scores
         for track in self.tracks:
@@ -81,7 +81,7 @@ class ByteTracker:
     def _associate(
         self, tracks: list[Track], boxes: np.ndarray, places: np.ndarray, least: float, scores: np.ndarray | None = None
     ) -> np.ndarray:
-        """Give tracks their detections by the best sum of IoUs; returns the places that no track took."""
+        """Assign detections to tracks by the highest sum of IoUs; returns the unmatched detections."""
         if not tracks or not len(places):
             return places
         overlap = box_iou(np.stack([track.box for track in tracks]), boxes[places])
@@ -95,7 +95,7 @@ class ByteTracker:
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(N, 4) and (M, 4) xyxy boxes to their (N, M) IoU."""
+    """(N, M) IoU of (N, 4) and (M, 4) xyxy boxes."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     common = (high - low).clip(min=0).prod(2)
@@ -115,7 +115,7 @@ def _begin(box: np.ndarray) -> Track:
 
 
 def _predict(track: Track) -> None:
-    """One frame of constant velocity."""
+    """Kalman prediction for one frame at constant velocity."""
     height = max(track.mean[3], 1.0)
     noise = np.diag(np.repeat([POSITION_NOISE * height, VELOCITY_NOISE * height], 4) ** 2)
     track.mean = MOTION @ track.mean

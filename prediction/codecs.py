@@ -13,11 +13,11 @@ class Codec:
     """A kind of video file.
 
     Args:
-        suffix: of the file.
+        suffix: suffix of the file.
         container: suffix by which OpenCV's FFmpeg chooses the container.
         code: four-character code.
         plays: whether browsers and phones play it.
-        encoders: those of the `ffmpeg` command that can write it, best first; none where OpenCV's own is used.
+        encoders: encoders of the `ffmpeg` command for it, best first; empty if OpenCV writes it.
     """
 
     suffix: str
@@ -27,12 +27,12 @@ class Codec:
     encoders: tuple[str, ...] = ()
 
 
-# --codec -> what it is. `auto` is `h264` where something can write it, else `mp4v`.
+# --codec -> codec. `auto` is `h264` if an encoder is available, else `mp4v`.
 CODECS = {
-    # fragmented MP4 throughout: a file that is cut anywhere still plays up to there
+    # always fragmented MP4: a truncated file still plays up to the cut
     "h264": Codec(".mp4", ".ismv", "avc1", encoders=("libx264", "libopenh264", "h264_videotoolbox", "h264_mf")),
     "mp4v": Codec(".mp4", ".ismv", "mp4v", plays=False),
-    "vp9": Codec(".webm", ".webm", "VP90"),  # some ten times slower to write
+    "vp9": Codec(".webm", ".webm", "VP90"),  # about ten times slower to write
     "mjpg": Codec(".avi", ".avi", "MJPG", plays=False),  # large files, the fastest to write
 }
 CODEC_NAMES = ("auto", *CODECS)
@@ -49,10 +49,10 @@ def choose_codec(name: str) -> str:
 
 @functools.cache
 def find_encoder(codec: str) -> tuple[str, str] | None:
-    """The `ffmpeg` command of this machine and its encoder for a codec; None where OpenCV has to write it.
+    """The `ffmpeg` command of this machine and its encoder for a codec; None if OpenCV has to write it.
 
-    OpenCV's packages hold no H.264 encoder. The command is a program of its own, which Linux distributions, Homebrew
-    and conda install.
+    OpenCV's packages hold no H.264 encoder. The command is a separate program, available from
+    Linux distributions, Homebrew and conda.
     """
     command = shutil.which("ffmpeg") if CODECS[codec].encoders else None
     if command is None:

@@ -1,4 +1,4 @@
-"""What predict.py does once its options are read: sources, detector, outputs, summary."""
+"""The main function of predict.py: sources, detector, outputs, summary."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def predict(options: PredictOptions) -> int:
         names_of = list(unique_names(sources, lambda source: _drawn_suffix(source, options)))
         _check_outputs(options, folder, sources, names_of)
         listed = hashlib.sha256(repr(names_of).encode("utf-8", "surrogatepass")).digest()
-        if len(set(distributed.gather(listed))) > 1:  # and nobody writes before all have looked at what is there
+        if len(set(distributed.gather(listed))) > 1:  # also a barrier: no process writes before all have listed
             raise RunError("SOURCE", "is not the same in every process", "keep what is looked at on a shared disk")
         if distributed.is_main():
             if options.checkpoint is None:
@@ -78,7 +78,7 @@ def predict(options: PredictOptions) -> int:
                 items = list(zip(sources, names_of, strict=True))
                 prediction.run(items[distributed.rank() :: distributed.world_size()])
                 if not prediction.merge([key for key, _ in names_of]):
-                    return 0  # the main process sums up
+                    return 0  # the main process prints the summary
             finally:
                 done, failed = prediction.done, prediction.failed + len(skips)
                 if distributed.is_main():
@@ -91,13 +91,13 @@ def predict(options: PredictOptions) -> int:
 
 
 def _needs_gradients(options: PredictOptions) -> bool:
-    """Whether only PyTorch will do (and the user has not named another, which is told where it fails)."""
+    """Whether PyTorch is required (if the user named another runtime, the error is raised later)."""
     path = find_model(options.checkpoint)
     return options.cam and options.runtime == "auto" and path.is_file() and file_kind(path) == "checkpoint"
 
 
 def _report(skips: Sequence[Skip], nothing_else: bool) -> None:
-    """Name what could not be found. Raises UserError if nothing could."""
+    """Report the sources that were not found. Raises UserError if none was found."""
     if nothing_else and len(skips) == 1:
         raise UserError(skips[0].where, skips[0].what, skips[0].todo)
     for skip in skips if distributed.is_main() else ():
@@ -108,7 +108,7 @@ def _report(skips: Sequence[Skip], nothing_else: bool) -> None:
 
 @contextlib.contextmanager
 def _processes() -> Iterator[None]:
-    """Share the sources out over torchrun's processes, if it started this one. They meet at the end only: no limit."""
+    """Distribute the sources over torchrun's processes, if any. They synchronise only at the end: a long timeout."""
     distributed.start("cpu", timeout_seconds=PATIENCE_SECONDS)
     try:
         yield
@@ -133,7 +133,7 @@ def _drawn_suffix(source: Source, options: PredictOptions) -> str:
 def _check_outputs(
     options: PredictOptions, folder: OutputFolder, sources: Sequence[Source], names: Sequence[tuple[str, str]]
 ) -> None:
-    """Raises UserError before any work if a file that will be written is there already."""
+    """Raises UserError before any work if an output file exists already."""
     pictures = [key for source, (key, _) in zip(sources, names, strict=True) if source.kind == "image"]
     planned = [drawn for _, drawn in names] if options.images else []
     planned += [f"{key}_heatmap.jpg" for key in pictures] if options.heatmap else []
@@ -144,7 +144,7 @@ def _check_outputs(
 
 
 def _counters(options: PredictOptions) -> Callable[[], list[LineCounter | ZoneCounter]]:
-    """A maker of fresh counters for each video; what is typed wrongly is said at once."""
+    """A factory of counters, new for each video. Raises UserError for invalid lines or zones."""
 
     def make() -> list[LineCounter | ZoneCounter]:
         return [*map(read_line, options.line), *map(read_zone, options.zone)]

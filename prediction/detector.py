@@ -1,4 +1,4 @@
-"""The Python API: a detector for any image, several images, videos, folders and cameras."""
+"""The Python API: a detector for images, videos, folders and cameras."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Detector(nets.detector.Detector):
 
     Attributes:
         names: the class names; `names[label]` names a detection.
-        config: the model's configuration, its thresholds among it.
+        config: the model's configuration, including its thresholds.
         timings: seconds spent so far in `preprocess`, `network`, `postprocess`.
     """
 
@@ -56,14 +56,14 @@ class Detector(nets.detector.Detector):
         batch_size: int = 8,
         **unknown: Any,
     ) -> Any:
-        """Find the objects of one image or of several.
+        """Detect objects in one or several images.
 
-        What an image may be, and the rule by which its axes are read:
+        Accepted images and the order of their axes:
 
         - a path (`str` or `pathlib.Path`) or a PIL image, of any mode. It is turned upright by its EXIF orientation,
           and boxes are in pixels of the upright image;
-        - a NumPy array, always channels last: (H, W) grey, (H, W, 1) grey, (H, W, 3), or (H, W, 4) whose fourth
-          channel, opacity, is left out;
+        - a NumPy array, always channels last: (H, W) grey, (H, W, 1) grey, (H, W, 3), or (H, W, 4), whose fourth
+          channel (alpha) is ignored;
         - a torch tensor, always channels first: (C, H, W) with C = 1, 3 or 4.
 
         Several images: a list or another iterable of these, an array (B, H, W, C), or a tensor (B, C, H, W).
@@ -72,21 +72,21 @@ class Detector(nets.detector.Detector):
         Args:
             images: one image or several.
             score_threshold: lowest score, 0 to 1.
-            iou_threshold: boxes of one class whose IoU exceeds this are one object.
-            max_detections: most detections of an image.
+            iou_threshold: NMS removes boxes of one class whose IoU with a better box exceeds this.
+            max_detections: maximum number of detections per image.
             multi_label: whether a box may have several classes.
-            classes: only these, by name or index.
-            color: order of the channels of arrays and tensors: `rgb`, or `bgr` as OpenCV reads them.
-            batch_size: images run at once.
+            classes: classes to keep, by name or index.
+            color: channel order of arrays and tensors: `rgb`, or `bgr` as in OpenCV.
+            batch_size: number of images per batch.
 
-        A threshold that is None is the model's own (`detector.config`).
+        A threshold of None uses the model's default (`detector.config`).
 
         Returns:
             `Detections` in pixels of the image; for several images a list of them.
 
         Raises:
-            ValueError: for an image or argument that is none of the above; the message says what to give.
-            FileNotFoundError: for a path that does not exist (it is a ValueError, too).
+            ValueError: for an unsupported image or argument; the message says what is accepted.
+            FileNotFoundError: for a path that does not exist (also a ValueError).
         """
         if unknown:
             raise unknown_argument(next(iter(unknown)), (*ARGUMENTS, "color"), "detector(...)")
@@ -114,16 +114,16 @@ class Detector(nets.detector.Detector):
         batch_size: int = 4,
         **unknown: Any,
     ) -> Iterator[tuple[Frame, Detections]]:
-        """Objects of a video, camera, folder or glob, frame by frame.
+        """Detect objects in a video, camera, folder or glob, frame by frame.
 
         Args:
             source: a video file, folder, glob, list file (.txt), address (http, rtsp, ...), or a webcam's number; or a
                 list of these.
-            batch_size: frames of files run at once; of a camera always the newest one.
-            others: as in a call.
+            batch_size: frames per batch for files; a camera always uses the newest frame.
+            others: as in `__call__`.
 
         Yields:
-            the frame (`image` RGB, `index`, `time` and `lag` in seconds) and its `Detections`, which know their image.
+            the frame (`image` RGB, `index`, `time` and `lag` in seconds) and its `Detections`, which hold their image.
 
         Raises:
             ValueError: if the source cannot be read. FileNotFoundError: if it does not exist.
@@ -145,7 +145,7 @@ class Detector(nets.detector.Detector):
                 yield frame, replace(found, source=frame.image)
 
     def set_input_size(self, input_size: Sequence[int] | int) -> None:
-        """Run at another (height, width), multiples of 32. Raises ValueError if the file was exported for one size."""
+        """Change the input size (height, width), multiples of 32. Raises ValueError for a file with a fixed size."""
         with _speaking_of_arguments():
             super().set_input_size(input_size)
 
@@ -157,18 +157,18 @@ def load_detector(
     input_size: Sequence[int] | int | None = None,
     **unknown: Any,
 ) -> Detector:
-    """A detector from a checkpoint or an exported file.
+    """Load a detector from a checkpoint or an exported file.
 
     Args:
         model: a checkpoint or exported file (.pth, .onnx, .xml, ...); the name of bundled weights, `small` or `nano`;
-            the folder of a training run, whose best.pth is taken; None takes the bundled default.
+            the folder of a training run, whose best.pth is loaded; None loads the bundled default.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
-        runtime: `auto`, or what to run on (see `nets.runtime`).
-        input_size: (height, width), or one number for both, multiples of 32; None takes the model's own.
+        runtime: `auto`, or a runtime (see `nets.runtime`).
+        input_size: (height, width), or one number for both, multiples of 32; None uses the model's default.
 
     Raises:
-        ValueError: for a file that is no model, or an argument that is out of range.
-        FileNotFoundError: if the model is not there (it is a ValueError, too).
+        ValueError: for a file that is not a model, or an argument that is out of range.
+        FileNotFoundError: if the model does not exist (also a ValueError).
 
     Example:
         detections = load_detector("nano")("photo.jpg")
@@ -184,7 +184,7 @@ def load_detector(
 
 @contextlib.contextmanager
 def _speaking_of_arguments(**renamed: str) -> Iterator[None]:
-    """Turns `--input-size` of an error within into `input_size`: Python has arguments, not options."""
+    """Replaces `--input-size` in error messages by the argument name `input_size`."""
 
     def argument(match: re.Match[str]) -> str:
         name = match[1].replace("-", "_")

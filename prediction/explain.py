@@ -1,4 +1,4 @@
-"""Why the network answers as it does: objectness at each place, and the pixels behind one detection."""
+"""Explain predictions: objectness heat maps and LayerCAM for one detection."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def objectness_map(detector: Any, image: np.ndarray) -> np.ndarray:
-    """The highest objectness of all anchors and levels at each place.
+    """The maximum objectness over all anchors and levels at each pixel.
 
     Args:
-        detector: a `Detector` whose runtime gives raw maps: a checkpoint's, on any runtime.
+        detector: a `Detector` that returns raw maps: a checkpoint, on any runtime.
         image: (H, W, 3) uint8 RGB.
 
     Returns:
@@ -41,23 +41,23 @@ def objectness_map(detector: Any, image: np.ndarray) -> np.ndarray:
 def layer_cam(
     detector: Any, image: np.ndarray, box: Sequence[float] | np.ndarray, label: int, layers: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Which pixels made the network find an object of this class in this box.
+    """LayerCAM heat map: the pixels that contribute to the detection of a class in a box.
 
     Args:
         detector: a `Detector` that runs on PyTorch.
         image: (H, W, 3) uint8 RGB.
         box: x1, y1, x2, y2 of a detection, image pixels.
         label: its class index.
-        layers: `c3`, `c4`, `c5`, the backbone's maps at strides 8, 16, 32; None takes all and keeps the strongest.
+        layers: `c3`, `c4`, `c5`, the backbone's maps at strides 8, 16, 32; None uses all and keeps the maximum.
 
     Returns:
-        (H, W) float32, 1 at the strongest place; all 0 if no prediction answers for the box.
+        (H, W) float32 with maximum 1; all 0 if no prediction matches the box.
 
     Source: LayerCAM, Jiang et al. 2021, https://doi.org/10.1109/TIP.2021.3089943
     """
     if detector.runtime.name != "torch":
         raise UserError("--cam", "needs the network's own weights, not an exported file", "give a .pth checkpoint")
-    import torch  # late: nothing else here needs it
+    import torch  # imported late: nothing else here needs it
 
     letterbox, model = detector.config.letterbox, detector.runtime.model
     maps: dict[str, Tensor] = {}
@@ -66,7 +66,7 @@ def layer_cam(
         maps.update(zip(("c3", "c4", "c5"), outputs, strict=True))
 
     pixels = torch.from_numpy(letterbox.apply(image)[None]).permute(0, 3, 1, 2).to(detector.runtime.device)
-    pixels = (pixels.float() / 255).requires_grad_(True)  # weights are frozen: the input starts the graph
+    pixels = (pixels.float() / 255).requires_grad_(True)  # weights are frozen: the input needs a gradient
     hook = model.backbone.register_forward_hook(keep)
     try:
         with torch.enable_grad():
@@ -84,20 +84,20 @@ def layer_cam(
     height, width = letterbox.input_size
     heat = np.zeros((height, width), np.float32)
     for values, gradient in zip(chosen, gradients, strict=True):
-        if gradient is None:  # a deeper map has no part in a shallower answer, or the other way round
+        if gradient is None:  # the prediction does not depend on this layer
             continue
         level = (values * gradient.relu()).sum(dim=1)[0].relu().detach().cpu().numpy()
-        # all levels in one unit, what they added to the score: to scale each by its own maximum, as the paper does for
-        # a classifier's layers, makes noise of a level that had no say as hot as the place that decided
+        # All levels share one scale, their contribution to the score. Scaling each by its own maximum, as the paper
+        # does for classifiers, would amplify the noise of levels that contribute nothing.
         heat = np.maximum(heat, cv2.resize(level, (width, height), interpolation=cv2.INTER_LINEAR))
     heat = _to_image(heat, letterbox, image)
     return heat / heat.max() if heat.max() > 0 else heat
 
 
 def _answer(predictions: Sequence[Tensor], config: Any, box: np.ndarray, label: int) -> Tensor:
-    """Objectness and class logit of the prediction that answers for a box (1, 4) xyxy, input pixels.
+    """Objectness and class logit of the prediction that matches a box (1, 4) xyxy, input pixels.
 
-    Of the predictions that overlap it at least nine tenths as well as the best one, the one with the highest score.
+    Among predictions whose IoU is at least 0.9 times the best IoU, the one with the highest score.
     """
     import torch
     from torchvision.ops import box_convert, box_iou
@@ -118,7 +118,7 @@ def _answer(predictions: Sequence[Tensor], config: Any, box: np.ndarray, label: 
 
 
 def _to_image(heat: np.ndarray, letterbox: Any, image: np.ndarray) -> np.ndarray:
-    """A map of the network's input, cut to the image's part and resized to (H, W)."""
+    """Crop a map of the network's input to the image area and resize it to (H, W)."""
     height, width = image.shape[:2]
     new_height, new_width, top, left = letterbox.geometry(height, width)
     part = heat[top : top + new_height, left : left + new_width]

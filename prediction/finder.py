@@ -17,25 +17,25 @@ from utils.detections import Detections
 from utils.errors import UserError
 from utils.thresholds import Thresholds
 
-MOST_CANDIDATES = 1000  # detections asked for where some are left out afterwards
+MOST_CANDIDATES = 1000  # detections requested if some are filtered out afterwards
 
 
 class Finder:
-    """Detections by thresholds of classes, of some classes only, by another NMS, in tiles or several views.
+    """Detector with thresholds by class, a class filter, a choice of NMS, tiling and test-time augmentation.
 
     Args:
         detector: a `Detector`.
-        thresholds: `0.3` for all classes, `person=0.5` for one; empty takes the model's.
-        iou_threshold, max_detections: None takes the model's.
-        classes: names or numbers; empty takes all.
+        thresholds: `0.3` for all classes, `person=0.5` for one; empty uses the model's.
+        iou_threshold, max_detections: None uses the model's.
+        classes: names or indices; empty keeps all.
         nms: a key of `SUPPRESSIONS`.
-        tile: None, or the side of tiles in pixels, 0 for the model's input size.
-        tile_overlap: share of a tile that its neighbour sees too.
-        tta: look several times, mirrored and at other sizes.
-        batch_size: images (or tiles) run at once; 0 takes what is usual for the detector's runtime.
+        tile: None, or the tile size in pixels; 0 uses the model's input size.
+        tile_overlap: overlap of neighbouring tiles, as a fraction of the tile.
+        tta: test-time augmentation, mirrored and at other sizes.
+        batch_size: images (or tiles) per batch; 0 uses the default of the detector's runtime.
 
     Raises:
-        UserError: for a threshold that is none, and a class that the model does not have.
+        UserError: for an invalid threshold or a class that the model does not have.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Finder:
         for label, threshold in self.by_class.items():
             self.least[label] = threshold
         self.batch_size = batch_size or getattr(getattr(detector, "runtime", None), "usual_batch", 1)
-        # tiles and views look at pixels of their own
+        # tiles and views need the full-size image
         self.decoded_size = None if tta or tile is not None else getattr(detector, "decoded_size", None)
         self._engine = detector
         if tta:
@@ -75,12 +75,12 @@ class Finder:
         least: float | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detections]:
-        """Objects of RGB images in their pixels.
+        """Detect objects in RGB images; boxes are in image pixels.
 
         Args:
             images: (H, W, 3) uint8 each.
-            least: lowers all thresholds to it, for the tracker.
-            sizes: (height, width) of the whole images, where they were decoded at `decoded_size`.
+            least: upper limit of all thresholds, for the tracker.
+            sizes: (height, width) of the full-size images, if they were decoded at `decoded_size`.
         """
         thresholds = self.least if least is None else np.minimum(self.least, least)
         lowest = float(thresholds[self.wanted].min())
@@ -92,7 +92,7 @@ class Finder:
         return detect_filtered(detect, images, asked, self.wanted, thresholds)
 
     def threshold_text(self) -> str:
-        """Which threshold is used, and where it comes from."""
+        """The threshold in use and its origin."""
         given = self.threshold != self.config.score_threshold
         source = "as given" if given else f"the checkpoint's: {self.config.score_threshold_source}"
         others = "".join(f", {self.config.class_names[c]} {t:g}" for c, t in sorted(self.by_class.items()))
@@ -100,7 +100,7 @@ class Finder:
 
 
 def _thresholds(values: Sequence[str], config: Any) -> tuple[float, dict[int, float]]:
-    """The general threshold, and those of single classes, from `0.3 person=0.5`."""
+    """The general threshold and the thresholds by class, from `0.3 person=0.5`."""
     general, by_class = config.score_threshold, {}
     for value in values:
         name, equals, number = value.rpartition("=")
@@ -124,7 +124,7 @@ def read_threshold(text: str) -> float:
 
 
 def class_mask(names: Sequence[str | int] | str | int | None, class_names: Sequence[str], where: str) -> np.ndarray:
-    """(C,) bool: the classes that are named; all for None. Raises UserError for a class that the model lacks."""
+    """(C,) bool: the named classes; all for None. Raises UserError for a class that the model lacks."""
     if names is None:
         return np.ones(len(class_names), bool)
     mask = np.zeros(len(class_names), bool)
@@ -140,20 +140,20 @@ def detect_filtered(
     wanted: np.ndarray,
     least: np.ndarray | None = None,
 ) -> list[Detections]:
-    """Detections of some classes only, or with a threshold of their own for some.
+    """Detections filtered by class or by class thresholds.
 
     Args:
         detect: as `Detector.detect_batch`.
         thresholds: with `score_threshold` and `max_detections`, for all classes.
         wanted: (C,) bool, the classes to keep.
-        least: (C,) lowest score of each class; None takes `thresholds.score_threshold`.
+        least: (C,) minimum score of each class; None uses `thresholds.score_threshold`.
     """
     limit, lowest = thresholds.max_detections, thresholds.score_threshold
     if least is not None:
         lowest = float(least[wanted].min(initial=1.0))
     if wanted.all() and (least is None or bool((least <= lowest).all())):
         return detect(images, replace(thresholds, score_threshold=lowest))
-    # what is left out must not use up the limit
+    # detections that are filtered out must not count towards the limit
     many = max(limit or 0, MOST_CANDIDATES)
     found = detect(images, replace(thresholds, score_threshold=lowest, max_detections=many))
     keep = [wanted[each.labels] & (True if least is None else each.scores >= least[each.labels]) for each in found]

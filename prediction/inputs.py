@@ -1,4 +1,4 @@
-"""What a Python program gives as an image becomes (H, W, 3) uint8 RGB, or an error that says what to give."""
+"""Convert paths, PIL images, arrays and tensors to (H, W, 3) uint8 RGB images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_single(images: Any) -> bool:
 
 
 def each_image(images: Any, color: str = "rgb") -> Iterator[tuple[np.ndarray, Any]]:
-    """The images, (H, W, 3) uint8 RGB, each with what a `Detections` keeps of it: its path, or the array."""
+    """The images, (H, W, 3) uint8 RGB, each with the source that `Detections` keeps: its path or array."""
     if color not in COLORS:
         raise UserError("color", f"{color!r} is not known", "give 'rgb', or 'bgr' for arrays of OpenCV")
     for number, image in enumerate([images] if is_single(images) else images):
@@ -44,7 +44,7 @@ def each_image(images: Any, color: str = "rgb") -> Iterator[tuple[np.ndarray, An
 
 
 def as_image(image: Any, color: str = "rgb", where: str = "images") -> np.ndarray:
-    """One image as (H, W, 3) uint8 RGB; see `prediction.detector.Detector.__call__` for what it may be.
+    """One image as (H, W, 3) uint8 RGB; see `prediction.detector.Detector.__call__` for the accepted types.
 
     Raises:
         UserError (a ValueError): for anything else, naming the whole shape. MissingFileError (a FileNotFoundError).
@@ -113,7 +113,7 @@ def _from_tensor(image: Any, color: str, where: str) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray, color: str, where: str, shape: tuple[int, ...], rule: str) -> np.ndarray:
-    """(H, W) or (H, W, C) of any type of number; `shape` is what the user gave."""
+    """Convert (H, W) or (H, W, C) of any numeric type; `shape` is the shape that the user passed."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS):
         hint = ""
         if array.ndim == 3 and shape[0] in CHANNELS:
@@ -124,12 +124,12 @@ def _from_array(array: np.ndarray, color: str, where: str, shape: tuple[int, ...
     array = _as_bytes(array, where, shape)
     if array.ndim == 2 or array.shape[2] == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
-    array = array[..., :3]  # a fourth channel is opacity
+    array = array[..., :3]  # drop the alpha channel
     return np.ascontiguousarray(array[..., ::-1] if color == "bgr" else array)
 
 
 def _as_bytes(array: np.ndarray, where: str, shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 from 0 to 255, of which floating-point numbers from 0 to 1 are the shares."""
+    """Convert to uint8; floating-point values from 0 to 1 are scaled to 0 to 255."""
     if array.dtype == np.uint8:
         return array
     what = f"numbers of type {array.dtype}, shape {shape},"

@@ -1,4 +1,4 @@
-"""Pictures as they come: in a window where OpenCV has one, else on a page of this machine."""
+"""Show frames live: in an OpenCV window if available, else on a local web page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ img{max-width:100vw;max-height:100vh}</style><img src="/stream" alt="what the de
 
 
 class Window:
-    """A window of OpenCV; closing it or pressing q or Escape ends the show."""
+    """An OpenCV window; closing it or pressing q or Escape stops the run."""
 
     name = "predict"
 
@@ -36,13 +36,13 @@ class Window:
 
 
 class Page:
-    """A page at 127.0.0.1 that shows the newest picture; only this machine can open it.
+    """A web page at 127.0.0.1 that shows the newest frame; only this machine can open it.
 
     Args:
-        port: 0 takes any that is free.
+        port: 0 chooses a free port.
 
     Attributes:
-        address: what to open in a browser.
+        address: URL of the page.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -70,7 +70,7 @@ class Page:
         self._server.server_close()
 
     def _next(self, number: int) -> tuple[bytes, int] | None:
-        """The picture after `number`, waiting for it; None when the show is over."""
+        """Wait for the frame after `number`; None after the end."""
         with self._news:
             self._news.wait_for(lambda: self._number > number or self.closed)
             return (self._jpeg, self._number) if self._number > number else None
@@ -108,13 +108,13 @@ class Page:
                     return  # the visitor has closed the page
 
             def log_message(self, format: str, *values: Any) -> None:
-                """Nothing: the terminal belongs to the progress bar."""
+                """Log nothing, to keep the progress bar intact."""
 
         return Handler
 
 
 def open_view() -> Window | Page:
-    """A window where this OpenCV and system have one, else a page."""
+    """A window if OpenCV and the system support it, else a web page."""
     try:
         return Window()
     except cv2.error:

@@ -1,4 +1,4 @@
-"""Every option of predict.py, and the checks that need no model."""
+"""The options of predict.py, and the checks that need no model."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class PredictOptions:
 
 
 def check_numbers(options: PredictOptions) -> None:
-    """Raises UserError, before anything is loaded, for values that the option's type does not rule out."""
+    """Raises UserError, before loading, for values out of range."""
     for value in options.score_threshold:
         read_threshold(value.rpartition("=")[2])
     if options.input_size:
@@ -75,16 +75,16 @@ def check_numbers(options: PredictOptions) -> None:
             raise UserError("--input-size", str(error), "give one number or two, such as 416") from error
 
 
-# --- sources that an option before them swallowed: `--score-threshold 0.3 photo.jpg` ------------------------------
+# --- sources parsed as values of the option before: `--score-threshold 0.3 photo.jpg` ------------------------------
 
 
 def no_source() -> UserError:
-    """The error where nothing is named."""
+    """The error if no source is given."""
     return UserError("SOURCE", "nothing to look at", "name pictures, folders or videos; see predict.py --help")
 
 
 def check_sources(options: PredictOptions) -> PredictOptions:
-    """The options with the sources that other options swallowed. Raises UserError if there can be none."""
+    """Move sources that were parsed as option values back. Raises UserError if there are none."""
     options = return_sources(options)
     if not options.sources and not options.classes:  # the last names after --classes may be sources
         raise no_source()
@@ -92,7 +92,7 @@ def check_sources(options: PredictOptions) -> PredictOptions:
 
 
 def return_sources(options: PredictOptions) -> PredictOptions:
-    """Give back what stands behind an option's values and is none of them."""
+    """Move trailing items that are not values of the option back to the sources."""
     tests: dict[str, Callable[[str], bool]] = {
         "score_threshold": _is_threshold,
         "input_size": str.isdigit,
@@ -112,7 +112,7 @@ def return_sources(options: PredictOptions) -> PredictOptions:
 
 
 def return_class_sources(options: PredictOptions, class_names: Sequence[str]) -> PredictOptions:
-    """`--classes cat dog photo.jpg` and `--classes cat,dog photo.jpg`: the names of classes, and the sources behind."""
+    """Split `--classes cat dog photo.jpg` or `--classes cat,dog photo.jpg` into class names and sources."""
     known = {*class_names, *map(str, range(len(class_names)))}
     named = itertools.takewhile(lambda name: name in known or not is_source(name), options.classes)
     count = 0

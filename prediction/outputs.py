@@ -1,4 +1,4 @@
-"""Detections as files: JSON, JSON lines, CSV, COCO results, VOC XML, YOLO txt, crops, counts; and as tables."""
+"""Write detections as JSON, JSON Lines, CSV, COCO results, VOC XML, YOLO txt, crops, counts and tables."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from utils.output_rules import check_output_folder, shortened_name
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one picture or in one frame of a video.
+    """Detections of one image or one video frame.
 
     Args:
-        name: the picture or video as the user named it.
-        key: a name for files about it, unique in the output folder.
+        name: the image or video as named by the user.
+        key: base name of its output files, unique in the output folder.
         detections: in image pixels.
-        size: (height, width) of the picture, pixels.
+        size: (height, width) of the image, pixels.
         image: (H, W, 3) uint8 RGB, without drawing.
-        frame: its number in the video, from 0; None for a picture.
-        time: seconds since the video began; None for a picture.
+        frame: its index in the video, from 0; None for an image.
+        time: seconds since the start of the video; None for an image.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Result:
 
     @property
     def file_key(self) -> str:
-        """A name for files about this one frame."""
+        """Base name of the output files of this frame."""
         return self.key if self.frame is None else f"{self.key}_{self.frame:06d}"
 
     def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
@@ -56,15 +56,15 @@ class Result:
 
 
 class OutputFolder:
-    """A folder into which nothing is written twice and over nothing that was there.
+    """An output folder that protects existing files from being overwritten.
 
     Args:
-        path: made if it does not exist.
-        overwrite: whether files that were there before may be replaced.
-        sources: files that are never written over, whatever `overwrite` says.
+        path: the folder, created if missing.
+        overwrite: whether existing files may be replaced.
+        sources: files that are never overwritten, regardless of `overwrite`.
 
     Raises:
-        UserError: if it is not a folder.
+        UserError: if `path` is not a folder.
     """
 
     def __init__(self, path: Path, overwrite: bool = False, sources: Sequence[Path] = ()) -> None:
@@ -84,27 +84,27 @@ class OutputFolder:
             raise UserError(path, "exists and would be overwritten", "add --overwrite, or choose another --output")
 
     def claim(self, name: str) -> Path:
-        """The path of an output, its folder made."""
+        """The path of an output file; its folder is created."""
         self.check(name)
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():
-            path.unlink()  # never write through a link to somewhere else
+            path.unlink()  # never write through a symbolic link
         self._claimed.add(path)
         return path
 
 
 def fresh_folder(root: Path, stem: str = "predict") -> Path:
-    """`root/stem-1`, or the first number that is not taken."""
+    """`root/stem-1`, or the first free number."""
     taken = [int(match[1]) for path in root.glob(f"{stem}-*") if (match := re.fullmatch(rf"{stem}-(\d+)", path.name))]
     return root / f"{stem}-{max(taken, default=0) + 1}"
 
 
 class ResultWriter:
-    """Takes results in their order and is whole on disk after each of them.
+    """Writes results in order; the file on disk is valid after each of them.
 
     Args:
-        folder: where to write.
+        folder: the output folder.
         class_names: of the model.
     """
 
@@ -112,23 +112,23 @@ class ResultWriter:
         self.folder, self.class_names = folder, class_names
 
     def add(self, result: Result) -> None:
-        """Write one picture's detections."""
+        """Write the detections of one image."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Finish; also called after an error or Ctrl-C."""
+        """Close the file; also called after an error or Ctrl-C."""
 
 
 class _JsonList(ResultWriter):
-    """A JSON list that is valid after every row: its closing bracket is written over by the next one."""
+    """A JSON list that is valid after every row: the next row overwrites the closing bracket."""
 
     file_name = "detections.json"
 
     def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
         super().__init__(folder, class_names)
         self._path = folder.claim(self.file_name)
-        self._end = 2  # of what stands before the closing bracket
-        write_file(self._path, b"[\n]\n")  # not there at all where the disk is full
+        self._end = 2  # position before the closing bracket
+        write_file(self._path, b"[\n]\n")  # fails here if the disk is full
         self._file = open(self._path, "r+b", buffering=0)  # noqa: SIM115 -- closed in close()
 
     def add(self, result: Result) -> None:
@@ -139,7 +139,7 @@ class _JsonList(ResultWriter):
             with naming_errors(self._path):
                 try:
                     self._put(data + b"\n]\n")
-                except OSError:  # the disk is full: what was there before is still a list
+                except OSError:  # the disk is full: the earlier rows are still a valid list
                     self._file.truncate(self._end)
                     self._put(b"]\n" if self._end == 2 else b"\n]\n")
                     raise
@@ -160,7 +160,7 @@ class _JsonList(ResultWriter):
 class _CocoResults(_JsonList):
     """COCO results: a list of image_id, category_id, bbox xywh, score.
 
-    image_id is the number that the file is named by, as COCO's pictures are (else the name); category_id is the
+    image_id is the number in the file name, as in COCO (else the name); category_id is the
     class index + 1. Source: https://cocodataset.org/#format-results
     """
 
@@ -188,7 +188,7 @@ class _Lines(ResultWriter):
             self._file.flush()
 
     def write(self, result: Result) -> None:
-        """Write one picture's lines."""
+        """Write the lines of one image."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -197,7 +197,7 @@ class _Lines(ResultWriter):
 
 
 class _JsonLines(_Lines):
-    """One JSON object a line and picture."""
+    """JSON Lines: one JSON object per image."""
 
     file_name = "detections.jsonl"
 
@@ -205,12 +205,12 @@ class _JsonLines(_Lines):
         self._file.write(json.dumps(result.to_dict(self.class_names), ensure_ascii=False) + "\n")
 
 
-CLASS_BYTES = 100  # of a class name as the name of a folder
+CLASS_BYTES = 100  # maximum length of a class name as a folder name
 CSV_COLUMNS = ("image", "frame", "time", "class_id", "class_name", "score", "x1", "y1", "x2", "y2", "track_id")
 
 
 class _Csv(_Lines):
-    """One line an object; x1, y1, x2, y2 in image pixels."""
+    """CSV with one line per object; x1, y1, x2, y2 in image pixels."""
 
     file_name = "detections.csv"
 
@@ -224,7 +224,7 @@ class _Csv(_Lines):
 
 
 class _Counts(_Lines):
-    """Objects of each class in each picture, and in all of them."""
+    """Number of objects per class, for each image and in total."""
 
     file_name = "counts.csv"
 
@@ -246,9 +246,9 @@ class _Counts(_Lines):
 
 
 class _VocXml(ResultWriter):
-    """One VOC annotation a picture, to be opened and corrected in labelImg or CVAT.
+    """One VOC annotation per image, for correction in labelImg or CVAT.
 
-    Coordinates are 1-based and inclusive, as the VOC devkit's.
+    Coordinates are 1-based and inclusive, as in the VOC devkit.
     """
 
     def add(self, result: Result) -> None:
@@ -257,7 +257,7 @@ class _VocXml(ResultWriter):
 
 
 class _YoloTxt(ResultWriter):
-    """One text file a picture: class index, centre x, y, width, height as shares of the picture, and the score."""
+    """One text file per image: class index, normalised centre x, y, width, height, and the score."""
 
     def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
         super().__init__(folder, class_names)
@@ -277,7 +277,7 @@ class _YoloTxt(ResultWriter):
 
 
 class _Crops(ResultWriter):
-    """Every object as a picture of its own, in a folder of its class."""
+    """A crop of every object, in one folder per class."""
 
     def add(self, result: Result) -> None:
         from utils.images import write_image  # late: OpenCV; the options need only the names in `WRITERS`
@@ -291,7 +291,7 @@ class _Crops(ResultWriter):
 
 
 class _Frames(ResultWriter):
-    """The pictures and video frames as they are, so that VOC or YOLO labels of a video have something to lie on."""
+    """The original images and video frames, to accompany VOC or YOLO labels of a video."""
 
     def add(self, result: Result) -> None:
         from utils.images import write_image
@@ -299,7 +299,7 @@ class _Frames(ResultWriter):
         write_image(self.folder.claim(f"frames/{result.file_key}.jpg"), result.image)
 
 
-# --save NAME -> what writes it
+# --save NAME -> its writer
 WRITERS: dict[str, Callable[[OutputFolder, Sequence[str]], ResultWriter]] = {
     "json": _JsonList,
     "jsonl": _JsonLines,
@@ -314,17 +314,17 @@ WRITERS: dict[str, Callable[[OutputFolder, Sequence[str]], ResultWriter]] = {
 
 
 class Postponed(ResultWriter):
-    """Keeps results, without their pictures, until they can be written beside those of other processes."""
+    """Keeps results, without images, until they can be merged with those of other processes."""
 
     def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:
         super().__init__(folder, class_names)
         self.results: list[Result] = []
 
     def add(self, result: Result) -> None:
-        self.results.append(replace(result, image=result.image[:0].copy()))  # a mere view would hold on to the whole
+        self.results.append(replace(result, image=result.image[:0].copy()))  # a view would keep the whole image
 
 
-# those that need the picture itself: each process writes its own
+# these need the image: each process writes its own
 OF_PICTURES = ("crops", "frames")
 
 
@@ -335,7 +335,7 @@ def write_merged(
     results: Sequence[Result],
     keys: Sequence[str],
 ) -> None:
-    """Write the results of several processes as one would have, in the order of `keys`; frames stay in their own."""
+    """Write the merged results of several processes in the order of `keys`; the frames of a video stay together."""
     place = {key: i for i, key in enumerate(keys)}
     for kind in kinds:
         writer = WRITERS[kind](folder, class_names)
@@ -347,7 +347,7 @@ def write_merged(
 
 
 def planned_files(kind: str, keys: Sequence[str]) -> list[str]:
-    """The files that a kind of output will write for pictures of these keys, as far as that is known beforehand."""
+    """The files that an output format will write for images of these keys, as far as known in advance."""
     if kind == "voc":
         return [f"voc/{key}.xml" for key in keys]
     if kind == "yolo":
@@ -357,7 +357,7 @@ def planned_files(kind: str, keys: Sequence[str]) -> list[str]:
 
 
 def flat_rows(result: Result, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """One flat dict an object, with the keys of `CSV_COLUMNS` that are known."""
+    """One flat dict per object, with the known keys of `CSV_COLUMNS`."""
     rows = []
     for found in result.detections.to_dicts(class_names):
         x1, y1, x2, y2 = found.pop("box_xyxy")
@@ -369,11 +369,11 @@ def flat_rows(result: Result, class_names: Sequence[str]) -> list[dict[str, Any]
 
 
 def annotation_xml(result: Result, class_names: Sequence[str]) -> str:
-    """A picture's detections as a VOC annotation; the score stands in an element that VOC's readers pass over."""
+    """Detections of an image as a VOC annotation; the score is in an element that VOC readers ignore."""
     height, width = result.size
     found = result.detections
     low = np.clip(np.rint(found.boxes[:, :2]), 0, [width - 1, height - 1])
-    high = np.clip(np.rint(found.boxes[:, 2:]), low + 1, [width, height])  # a pixel at least, as VOC's boxes have
+    high = np.clip(np.rint(found.boxes[:, 2:]), low + 1, [width, height])  # at least one pixel, as in VOC
     cut = (low <= 0).any(axis=1) | (high >= [width, height]).any(axis=1)
     fields = [{"truncated": str(int(c)), "score": f"{s:.6f}"} for c, s in zip(cut, found.scores, strict=True)]
     file_name = _text(Path(result.name).name if result.frame is None else f"{result.file_key}.jpg")
@@ -390,11 +390,11 @@ def count_text(labels: np.ndarray | Counter[int], class_names: Sequence[str]) ->
 
 
 def _text(name: str) -> str:
-    """A name as text that can be written: bytes that are not UTF-8 are escaped."""
+    """A name as valid UTF-8 text: other bytes are escaped."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _folder_name(class_name: str, label: int) -> str:
-    """A class name as the name of a folder on any system."""
+    """A class name as a folder name that is valid on any system."""
     name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", _text(class_name)).strip(" .")
     return shortened_name(name, CLASS_BYTES) or f"class_{label}"

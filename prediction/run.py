@@ -1,4 +1,4 @@
-"""One run of predict.py: detections of every source, drawn, written and counted."""
+"""One run of predict.py: detect in every source, draw, write and count."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ CAMS_PER_PICTURE = 5
 
 
 class Prediction:
-    """One run over all sources: finds, draws, writes, counts.
+    """One run over all sources: detects, draws, writes and counts.
 
     Attributes:
-        done, failed: sources so far.
-        counts: objects of each class index so far.
+        done, failed: number of sources so far.
+        counts: number of objects per class index so far.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Prediction:
             self.view.close()
 
     def run(self, items: Sequence[tuple[Source, tuple[str, str]]]) -> None:
-        """Look at every source, in order."""
+        """Process every source, in order."""
         hidden = None if len(items) > 1 and distributed.is_main() else True
         with tqdm(total=len(items), unit="source", disable=hidden) as self._bar:
             for is_image, group in itertools.groupby(items, key=lambda item: item[0].kind == "image"):
@@ -105,7 +105,7 @@ class Prediction:
                     self._bar.update()
 
     def merge(self, keys: Sequence[str]) -> bool:
-        """Of several processes: write the results of all in the order of `keys`. False if this is not the main one."""
+        """Write the results of all processes in the order of `keys`. Returns False if this is not the main process."""
         if self.postponed is None:
             return True
         parts = distributed.gather_to_main((self.postponed.results, self.done, self.failed, self.counts))
@@ -115,7 +115,7 @@ class Prediction:
             write_merged(self.folder, self.class_names, kinds, results, keys)
             self.done, self.failed = sum(part[1] for part in parts), sum(part[2] for part in parts)
             self.counts = sum((part[3] for part in parts), Counter())
-        distributed.barrier()  # torchrun takes one that has ended for the end of all, should it have failed
+        distributed.barrier()  # torchrun stops all processes if one exits with an error
         return parts is not None
 
     def _run_images(self, items: Sequence[tuple[Source, tuple[str, str]]]) -> None:
@@ -141,7 +141,7 @@ class Prediction:
                     return
 
     def _needs_pixels(self) -> bool:
-        """Whether something looks at the image itself, and not only the network."""
+        """Whether an output needs the full-size image."""
         options = self.options
         shown = options.images or options.show or options.heatmap or options.cam
         return shown or bool({*OF_PICTURES} & {*output_kinds(options)})
@@ -172,7 +172,7 @@ class Prediction:
         self._bar.update()
 
     def _explain(self, result: Result) -> dict[str, np.ndarray]:
-        """Heat maps of one picture: end of the file name -> drawn picture."""
+        """Heat maps of one image: file name suffix -> drawn image."""
         drawn: dict[str, np.ndarray] = {}
         if self.options.heatmap:
             drawn["heatmap"] = draw_heatmap(result.image, objectness_map(self.finder.detector, result.image))
@@ -188,7 +188,7 @@ class Prediction:
         with source.open_video(self.options.every) as reader, VideoOutput(self, source, key, drawn, reader) as output:
             try:
                 self._watch(source, reader, output)
-            finally:  # also of a stream that died and after Ctrl-C
+            finally:  # also after a lost stream or Ctrl-C
                 self._sum_up(source, reader, output)
         cut = reader.cut if self.options.max_frames is None else ""
         if cut or not output.frames:
@@ -216,10 +216,10 @@ class Prediction:
         def find(batch: list[Frame]) -> tuple[list[Frame], list[Detections]]:
             return batch, self.finder.find([frame.image for frame in batch], least)
 
-        # of a file two batches are on their way: one in the network, one being prepared or read
+        # for files two batches are in flight: one in the network, one being read or prepared
         beside = not (reader.live or self.options.heatmap or self.options.tta)
         looked: Any = parallel_map(find, batches, ahead=2, workers=2) if beside else (find(batch) for batch in batches)
-        # closed in this order: what is drawn, what is looked at, then the thread that reads from the file
+        # closed in this order: drawing, detection, then the thread that reads the file
         with contextlib.closing(source_frames), contextlib.closing(looked), bar, Background(output.add) as background:
             for batch, found in looked:
                 for frame, detections in zip(batch, found, strict=True):
@@ -252,7 +252,7 @@ class Prediction:
 
 
 class VideoOutput:
-    """Outputs of one video: tracks, files, an annotated video. `add` runs in a thread of its own."""
+    """Outputs of one video: tracks, files, an annotated video. `add` runs in its own thread."""
 
     def __init__(self, prediction: Prediction, source: Source, key: str, drawn: str, reader: Any) -> None:
         self.prediction, self.source, self.key, self.drawn, self.reader = prediction, source, key, drawn, reader
@@ -280,7 +280,7 @@ class VideoOutput:
                 self.log.save(path)
 
     def add(self, item: tuple[Frame, Detections, np.ndarray | None]) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         frame, detections, heat = item
         if self.tracker is not None:
             detections = self.tracker.update(detections)

@@ -1,4 +1,4 @@
-"""What a user names on the command line becomes a list of pictures, videos and streams, and a list of what is not."""
+"""Resolve the sources of the command line to lists of images, videos and streams, and of errors."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from utils.output_rules import shortened_name
 from utils.walk import walk_files
 
 LIST_SUFFIXES = (".txt", ".lst")
-LIST_BYTES = 64 << 20  # a list of a million paths has less
+LIST_BYTES = 64 << 20  # more than a list of a million paths needs
 DOWNLOAD_BYTES = 4 << 30
 IMAGE_BYTES = 400 << 20
-IMAGE_SECONDS = 120.0  # for a whole picture
+IMAGE_SECONDS = 120.0  # time limit to download an image
 HEAD_BYTES = 16
-NAME_BYTES = 150  # of a name for outputs, which get up to some 20 bytes more; a file system takes 255
+NAME_BYTES = 150  # of an output name; suffixes add up to about 20 bytes; file systems allow 255
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "mms")
 STREAM_TYPES = ("multipart/x-mixed-replace", "application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/mpegurl")
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
@@ -53,14 +53,14 @@ _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Source:
-    """One picture, video or stream.
+    """One image, video or stream.
 
     Args:
         kind: `image`, `video` or `stream`.
-        name: what the user calls it: the path or address.
-        path: the file, or None for a picture in memory and for streams.
-        data: the bytes of a picture that is not a file.
-        address: of a stream: a webcam's number or an address.
+        name: the path or address given by the user.
+        path: the file; None for an image in memory and for streams.
+        data: the encoded bytes of an image that is not a file.
+        address: address of a stream, or the number of a webcam.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class Source:
 
     @property
     def file_name(self) -> str:
-        """The last part of its name, safe to be the name of a file."""
+        """The last part of its name, as a valid file name."""
         if self.kind == "stream" and isinstance(self.address, int):
             return f"webcam{self.address}"
         text = urllib.parse.urlsplit(self.name).path if _ADDRESS.match(self.name) else self.name
@@ -85,14 +85,14 @@ class Source:
         return self.read_image_and_size()[0]
 
     def read_image_and_size(self, min_size: MinSize | None = None) -> tuple[np.ndarray, tuple[int, int]]:
-        """The image, and the (height, width) of the whole one; see `utils.images.read_image_and_size`."""
+        """The image and its full (height, width); see `utils.images.read_image_and_size`."""
         if self.data is not None:
             return decode_image_and_size(self.data, self.name, min_size=min_size)
         assert self.path is not None
         return read_image_and_size(self.path, min_size=min_size)
 
     def decoded_bytes(self, min_size: MinSize | None = None) -> int:
-        """Memory that the image will take; 0 where its header cannot be read, and reading it will say why."""
+        """Memory of the decoded image in bytes; 0 if its header cannot be read (`read_image` then raises the error)."""
         try:
             header = read_header_bytes(self.data) if self.data is not None else read_start(self.path or "")
         except UserError:
@@ -100,7 +100,7 @@ class Source:
         return decoded_bytes(header, min_size)
 
     def open_video(self, every: int = 1) -> VideoReader | LiveReader:
-        """The frames of a video or stream; of a file every N-th only. Raises UserError."""
+        """Open a video or stream; of a file only every N-th frame is read. Raises UserError."""
         if self.kind == "stream":
             assert self.address is not None
             return LiveReader(self.address)
@@ -114,13 +114,13 @@ def list_sources(
     stdin: BinaryIO | None = None,
     download_folder: Path | None = None,
 ) -> tuple[list[Source], list[Skip]]:
-    """Everything that the names stand for, in order, and what could not be found or fetched.
+    """Resolve names to sources, in order, and to errors for those that were not found or not fetched.
 
     Args:
         names: files, folders, globs, .txt lists of names, `-`, http(s) addresses, webcam numbers, stream addresses.
-        recursive: take the folders inside folders as well.
-        stdin: where `-` reads from: one picture's bytes, or a list of names.
-        download_folder: where videos behind http(s) are fetched to; a temporary folder if None.
+        recursive: search subfolders too.
+        stdin: the input of `-`: the bytes of one image, or a list of names.
+        download_folder: folder for videos downloaded over http(s); a temporary folder if None.
     """
     finder = _Finder(recursive, stdin or sys.stdin.buffer, download_folder)
     for name in names:
@@ -135,7 +135,7 @@ class _Finder:
         self.skips: list[Skip] = []
 
     def find(self, name: str, base: Path | None = None) -> None:
-        """Add what `name` stands for; `base` is the folder of the list that names it."""
+        """Add the sources of `name`; `base` is the folder of the list that contains it."""
         scheme = _ADDRESS.match(name)
         if name == "-" and base is None:
             self._stdin()
@@ -190,7 +190,7 @@ class _Finder:
         paths = list_media(folder, self.recursive, self._unreadable)
         for path in paths:
             self._existing(path, listed=True)
-        with contextlib.suppress(OSError):  # has been reported
+        with contextlib.suppress(OSError):  # already reported
             for path in [] if self.recursive else sorted(folder.iterdir()):
                 if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and path.is_dir():
                     self._skip("not_a_file", path, "is a folder, not a picture", "name it, or add --recursive")
@@ -280,9 +280,9 @@ class _Finder:
 
 
 def check_cameras(names: Sequence[str]) -> None:
-    """Refuse the number of a webcam that is not there, before anything is loaded. Raises UserError.
+    """Check that the webcams exist, before the model is loaded. Raises UserError.
 
-    Only Linux tells without opening the camera.
+    Only Linux reports this without opening the camera.
     """
     if sys.platform != "linux":
         return
@@ -295,22 +295,22 @@ def check_cameras(names: Sequence[str]) -> None:
 
 
 def list_media(folder: Path, recursive: bool = False, on_error: Callable[[OSError], None] | None = None) -> list[Path]:
-    """Pictures and videos in a folder, by suffix, in the order of their names; hidden ones are left out.
+    """Images and videos in a folder, by suffix, sorted by name; hidden files are skipped.
 
-    Links to folders are followed, each folder once.
+    Symbolic links to folders are followed; each folder is visited once.
     """
     files, _ = walk_files(folder, on_error=on_error, recursive=recursive)
     return [Path(path) for path in files if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
 
 
 def unique_names(sources: Sequence[Source], suffix_of: Callable[[Source], str]) -> Iterator[tuple[str, str]]:
-    """A name for the outputs of each source, with no two alike, and that of its picture or video.
+    """A unique output name for each source, and the name of its drawn image or video.
 
-    `a.jpg` gives `a`; `a.png` beside it `a.png`; an `a.jpg` from another folder `a-2`. Upper and lower case are one.
+    `a.jpg` gives `a`; `a.png` beside it `a.png`; an `a.jpg` from another folder `a-2`. Case is ignored.
 
     Args:
-        sources: in their order.
-        suffix_of: the suffix of the picture or video that is drawn of a source.
+        sources: the sources, in order.
+        suffix_of: returns the suffix of the drawn image or video of a source.
     """
     taken: set[str] = set()
     numbers: dict[str, Iterator[int]] = {}
@@ -318,9 +318,7 @@ def unique_names(sources: Sequence[Source], suffix_of: Callable[[Source], str]) 
         suffix = suffix_of(source)
         name = source.file_name
         stem = name if source.kind == "stream" else os.path.splitext(name)[0] or name
-        counter = numbers.setdefault(
-            stem.lower(), itertools.count(2)
-        )  # goes on where the last one of this name stopped
+        counter = numbers.setdefault(stem.lower(), itertools.count(2))  # continues after the last number of this name
         for key in itertools.chain((stem, name), (f"{stem}-{number}" for number in counter)):
             drawn = key if key.lower().endswith(suffix) else key + suffix
             if not {key.lower(), drawn.lower()} & taken:
@@ -330,6 +328,6 @@ def unique_names(sources: Sequence[Source], suffix_of: Callable[[Source], str]) 
 
 
 def _is_binary(data: bytes) -> bool:
-    """Whether bytes are a picture rather than a list of names."""
+    """Whether bytes are an image rather than a list of names."""
     head = data[:1024]
     return b"\0" in head or head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"P5", b"P6"))

@@ -1,4 +1,4 @@
-"""Frame after frame of a video, camera or folder with what is in it, for Python programs."""
+"""Iterate over the frames of a video, camera or folder with their detections, for Python programs."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Detect = Callable[[Sequence[np.ndarray]], list[Detections]]
 def stream(
     detect: Detect, source: str | os.PathLike[str] | int | Sequence[str | os.PathLike[str]], batch_size: int = 4
 ) -> Iterator[tuple[Frame, Detections]]:
-    """Detections in a source, in order; decoding runs beside the network.
+    """Yield detections of a source, in order; decoding runs in parallel with the network.
 
     Args:
-        detect: detections of RGB images (H, W, 3) uint8.
-        source: a video file, picture, folder, glob, list, address, or the number of a webcam (see `list_sources`).
-        batch_size: frames of files run at once; of a camera always the newest one.
+        detect: returns the detections of RGB images (H, W, 3) uint8.
+        source: a video file, image, folder, glob, list, address, or the number of a webcam (see `list_sources`).
+        batch_size: frames per batch for files; a camera always uses the newest frame.
 
     Yields:
-        the frame (`image` RGB, `index`, `time` and `lag` in seconds) and its Detections in image pixels. Indices begin
-        anew with each video; pictures count as frames of one video at time 0.
+        the frame (`image` RGB, `index`, `time` and `lag` in seconds) and its Detections in image pixels. Indices
+        restart at 0 with each video; images count as frames of one video at time 0.
 
     Raises:
-        UserError: if the source is not there; RunError if a stream stays dead. A bad picture among many is a warning.
+        UserError: if the source does not exist. RunError: if a stream is lost. A bad image among many is a warning.
     """
     if batch_size < 1:
         raise UserError("batch_size", f"{batch_size} is out of range", "it must be at least 1")

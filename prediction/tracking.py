@@ -1,4 +1,4 @@
-"""What is counted of tracked objects: trails, lines that are crossed, zones, and the log of all tracks."""
+"""Analyse tracked objects: trails, line crossings, zones, and a log of all tracks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Point = tuple[float, float]
 
 
 class LineCounter:
-    """Counts objects whose centre crosses a line.
+    """Count objects whose centre crosses a line.
 
     Args:
         start, end: (x, y) pixels. Seen from `start` to `end`, `in` is from the left side to the right one (with y
@@ -65,10 +65,10 @@ class LineCounter:
 
 
 class ZoneCounter:
-    """Counts the objects whose centre is inside a polygon.
+    """Count objects whose centre is inside a polygon.
 
     Args:
-        points: (N, 2) corners x, y, pixels, N at least 3.
+        points: (N, 2) corners x, y, pixels, N >= 3.
     """
 
     def __init__(self, points: Sequence[Point]) -> None:
@@ -100,7 +100,7 @@ class ZoneCounter:
 
 
 class TrackLog:
-    """Every track of a video with its boxes, and what lines and zones counted, for tracks.json.
+    """Every track of a video with its boxes, and the counts of lines and zones, for tracks.json.
 
     Args:
         class_names: of the model.
@@ -129,7 +129,7 @@ class TrackLog:
             del self._seen[track], self._trails[track]
 
     def draw(self, canvas: np.ndarray) -> None:
-        """Trails, lines, zones and their counts, in place."""
+        """Draw trails, lines, zones and their counts, in place."""
         for track, trail in self._trails.items():
             draw_trail(canvas, list(trail), class_colour(self._labels[track].most_common(1)[0][0]))
         for row, counter in enumerate(self.counters):
@@ -193,10 +193,10 @@ def _centres(detections: Detections) -> list[tuple[int, int, Point]]:
 
 
 def _side(start: Point, end: Point, point: Point) -> float:
-    """Above 0 on the right of the line as seen on the screen, where y points down."""
+    """Positive on the right of the line as seen on the screen (y points down)."""
     return (end[0] - start[0]) * (point[1] - start[1]) - (end[1] - start[1]) * (point[0] - start[0])
 
 
 def _between(a: Point, b: Point, start: Point, end: Point) -> bool:
-    """Whether `start` and `end` lie on different sides of the way from a to b: the way meets the segment itself."""
+    """Whether `start` and `end` lie on different sides of the path from a to b, so that it crosses the segment."""
     return (_side(a, b, start) >= 0) != (_side(a, b, end) >= 0)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: a detector that looks at an image several times and joins what it found."""
+"""Test-time augmentation: run a detector on several views of an image and merge the detections."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 
 class AugmentedDetector:
-    """A detector that looks at each image several times, mirrored and at other sizes, and joins what it found.
+    """A detector that runs on mirrored and resized views of each image and merges the detections.
 
     Args:
-        detector: must let its input size be changed (`set_input_size`) if `scales` is more than 1.
-        flip: also mirror left to right.
-        scales: input sizes as multiples of the model's own, rounded to multiples of 32.
+        detector: must support `set_input_size` if `scales` has more than one value.
+        flip: also run on the horizontally mirrored image.
+        scales: input sizes as factors of the model's input size, rounded to multiples of 32.
 
-    Views are joined by the same suppression as candidates are: by greedy NMS within each class the best score stays;
-    weighted box fusion averages, and lowers what not all views agree on.
+    Views are merged by the same suppression as candidates: greedy NMS within each class keeps the best score;
+    weighted box fusion averages boxes and lowers the score of those that some views lack.
     """
 
     def __init__(self, detector: Any, flip: bool = True, scales: Sequence[float] = (1.0, 0.83, 1.25)) -> None:
@@ -73,7 +73,7 @@ def _mirrored(found: Detections, width: int) -> Detections:
 def _joined(
     views: Sequence[Detections], iou_threshold: float, max_detections: int, suppress: Suppress | None
 ) -> Detections:
-    """The views of one image as one, best first; by NMS within each class where `suppress` is None."""
+    """Merge the views of one image, best first; by NMS within each class if `suppress` is None."""
     boxes, scores, labels = (
         np.concatenate([getattr(v, name) for v in views]) for name in ("boxes", "scores", "labels")
     )

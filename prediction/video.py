@@ -1,4 +1,4 @@
-"""Video files and live streams in and out."""
+"""Read and write video files, and read live streams."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what it has to say is said here, in one form
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # errors are reported by this module instead
 
 import cv2
 import numpy as np
@@ -45,26 +45,26 @@ VIDEO_SUFFIXES = frozenset(
     }
     | {".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
-DEFAULT_FPS = 25.0  # for a file or camera that does not tell its own
-RECONNECTS = 5  # attempts in a row to bring a dead stream back
-BACK_OFF = 0.5  # seconds before the first of them, doubled each time
-SPARE_BYTES = 1 << 20  # left on the disk, so that a video can be finished
-FASTEST_FPS = 60.0  # at which a video with frames in bursts is written
-STREAM_TIMEOUT = 10.0  # seconds without an answer or a frame after which a stream counts as dead
+DEFAULT_FPS = 25.0  # for a file or camera without a frame rate
+RECONNECTS = 5  # consecutive attempts to reconnect to a lost stream
+BACK_OFF = 0.5  # seconds before the first attempt, doubled each time
+SPARE_BYTES = 1 << 20  # reserved on the disk to finalise a video
+FASTEST_FPS = 60.0  # maximum rate of a written video with irregular frames
+STREAM_TIMEOUT = 10.0  # seconds without an answer or a frame before a stream counts as lost
 
-# codecs whose files OpenCV's packages may open without having a decoder, by four-character code
+# codecs that OpenCV's packages may open without a decoder, by four-character code
 OPTIONAL_DECODERS = {b"av01": "AV1", b"hev1": "HEVC", b"hvc1": "HEVC", b"hevc": "HEVC", b"vvc1": "VVC"}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video.
+    """One frame of a video.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        index: its number, from 0; a live stream counts the frames that were used.
-        time: seconds since the beginning.
-        lag: seconds between its arrival and its use; 0 for a file.
+        index: its index, from 0; a live stream counts the frames that were used.
+        time: seconds since the start.
+        lag: seconds between arrival and use; 0 for a file.
     """
 
     image: np.ndarray
@@ -74,22 +74,22 @@ class Frame:
 
 
 class VideoReader:
-    """The frames of a video file, in order, at the times that the container says.
+    """Iterate over the frames of a video file, in order, with the timestamps of the container.
 
     Args:
-        path: the file; any name the operating system knows.
-        every: give every N-th frame only; the others are decoded, and not brought into an array.
+        path: the file.
+        every: yield every N-th frame only; the others are not converted to arrays.
 
     Attributes:
-        fps: frames a second, on average.
-        write_fps: the rate at which what comes out should be written; that of the first frames where they come faster
-            than the average, as those of a phone do. Known once iteration has begun.
+        fps: average frames per second.
+        write_fps: the frame rate for writing; that of the first frames if they are faster than the average, as in
+            videos of phones. Known once iteration has begun.
         size: (height, width), pixels.
-        frame_count: what the file claims to hold, or None where it does not tell.
-        frames_read: how many came out of it so far.
+        frame_count: number of frames according to the file, or None if unknown.
+        frames_read: number of frames read so far.
 
     Raises:
-        UserError: if it is not a file, or not a video that can be decoded.
+        UserError: if it is not a file, or the video cannot be decoded.
     """
 
     live = False
@@ -125,14 +125,14 @@ class VideoReader:
             yield frame
 
     def _read(self) -> Frame | None:
-        """The next frame that is asked for; None at the end."""
+        """The next requested frame; None at the end."""
         while self._capture.grab():
             index, at = self.frames_read, self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             self.frames_read += 1
             if index == 0:
                 self._start = at
             at -= self._start
-            # some containers have no times, or the same one twice
+            # some containers have no timestamps, or duplicate ones
             self._time = at if index == 0 or at > self._time else self._time + 1 / self.fps
             if index % self.every == 0:
                 done, image = self._capture.retrieve()
@@ -151,9 +151,9 @@ class VideoReader:
 
     @property
     def cut(self) -> str:
-        """`7 of 12 frames` for a file that ended before it said it would; empty for a whole one.
+        """`7 of 12 frames` for a truncated file; empty for a complete one.
 
-        Some containers only estimate their number of frames, so that one in a hundred may be missing.
+        Some containers only estimate their number of frames, so one in a hundred may be missing.
         """
         if self.frame_count is None or self.frame_count - self.frames_read <= self.frame_count // 100:
             return ""
@@ -170,21 +170,21 @@ class VideoReader:
 
 
 class LiveReader:
-    """The newest frame of a camera or stream; frames that nobody had time for are dropped.
+    """Iterate over the newest frames of a camera or stream; frames that arrive too fast are dropped.
 
-    A thread empties the stream; when it dies it is opened again, up to five times in a row with growing pauses.
+    A thread reads the stream. A lost stream is reopened, up to five times in a row with growing pauses.
 
     Args:
         address: the number of a webcam, or an rtsp://, http:// or other address that FFmpeg opens.
-        reconnects: attempts in a row.
-        back_off: seconds before the first attempt, doubled each time; None takes half a second.
+        reconnects: number of consecutive attempts.
+        back_off: seconds before the first attempt, doubled each time; None uses half a second.
 
     Attributes:
-        fps, size: as the stream tells them; size is known after the first frame.
+        fps, size: as reported by the stream; size is known after the first frame.
         dropped: frames that were replaced by newer ones before they were used.
 
     Raises:
-        RunError: while iterating, when the stream is dead and stays dead.
+        RunError: while iterating, if the stream is lost and cannot be reopened.
     """
 
     live = True
@@ -193,7 +193,7 @@ class LiveReader:
 
     @property
     def write_fps(self) -> float:
-        """The rate at which its frames should be written."""
+        """The frame rate for writing."""
         return self.fps
 
     def __init__(self, address: int | str, reconnects: int = RECONNECTS, back_off: float | None = None) -> None:
@@ -215,7 +215,7 @@ class LiveReader:
         while True:
             with self._news:
                 while self._newest is None and self._error is None and not self._stop.is_set():
-                    self._news.wait(0.5)  # Ctrl-C does not end an endless wait on every system
+                    self._news.wait(0.5)  # Ctrl-C does not interrupt a wait without timeout on every system
                 newest, self._newest = self._newest, None
                 if newest is None:
                     if self._error is not None:
@@ -261,11 +261,11 @@ class LiveReader:
             self._fail(error)
 
     def _camera_is_missing(self) -> bool:
-        """A webcam that never gave a picture is not there: waiting would not bring it."""
+        """Whether a webcam never gave a frame, so that reconnecting is useless."""
         return isinstance(self.address, int) and self.size is None
 
     def _read_until_it_dies(self) -> bool:
-        """Whether it gave at least one frame."""
+        """Read until the stream is lost; returns whether it gave at least one frame."""
         capture = open_stream(self.address)
         came = False
         try:
@@ -302,16 +302,16 @@ def open_stream(address: int | str) -> cv2.VideoCapture:
 
 
 class VideoWriter:
-    """A video file that plays up to its last written part even if the program is killed.
+    """Write a video file that is playable up to its last written part even if the program is killed.
 
     Args:
-        path: the file; its suffix is that of the codec.
-        fps: frames a second.
+        path: the file; its suffix must match the codec.
+        fps: frames per second.
         size: (height, width), pixels.
         codec: a key of `CODECS`.
 
     Raises:
-        RunError: if nothing here can write it, or (on close) nothing readable was written.
+        RunError: if no encoder is available, or (on close) the written file is not readable.
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int], codec: str = "mp4v") -> None:
@@ -326,7 +326,7 @@ class VideoWriter:
         if self._working != path and self._working.exists():
             raise UserError(self._working, "exists and would be overwritten", "move it, or choose another --output")
         self._writer = self._open(self._working, code)
-        if not self._writer.isOpened() and self._working != path:  # an FFmpeg without fragmented MP4
+        if not self._writer.isOpened() and self._working != path:  # this FFmpeg does not support fragmented MP4
             self._working = path
             self._writer = self._open(path, code)
         if not self._writer.isOpened():
@@ -336,14 +336,14 @@ class VideoWriter:
         self._rename()
 
     def write(self, image: np.ndarray) -> None:
-        """Append an RGB frame; one of another size is resized."""
+        """Append an RGB frame; a frame of another size is resized."""
         if image.shape[:2] != self.size:
             image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_AREA)
         is_command = isinstance(self._writer, _CommandWriter)
         self._writer.write(image if is_command else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         self.frames_written += 1
         free = shutil.disk_usage(self.path.parent).free
-        if free < SPARE_BYTES:  # OpenCV does not say that a frame was not written
+        if free < SPARE_BYTES:  # OpenCV does not report failed writes
             what = f"the disk is full after {self.frames_written} frames: {free} bytes are free"
             raise RunError(self.path, what, "make room; what was written plays")
 
@@ -370,7 +370,7 @@ class VideoWriter:
         return cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*code), self.fps, self.size[::-1])
 
     def _rename(self) -> None:
-        """FFmpeg chose the container by the suffix; an open file can be renamed at once, except on Windows."""
+        """Rename to the final suffix (FFmpeg chose the container by it); an open file cannot be renamed on Windows."""
         if self._working != self.path:
             with contextlib.suppress(PermissionError):
                 os.replace(self._working, self.path)
@@ -378,17 +378,17 @@ class VideoWriter:
 
 
 class _CommandWriter:
-    """A video that the `ffmpeg` command writes, from frames through a pipe."""
+    """Write a video with the `ffmpeg` command, which reads frames from a pipe."""
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int], codec: str) -> None:
         self.path = path
         if not path.parent.is_dir():
             raise RunError(path, "the video cannot be written: there is no such folder", "create it first")
         height, width = size
-        self._pad = (0, height % 2, 0, width % 2)  # pixels share their colours by twos
+        self._pad = (0, height % 2, 0, width % 2)  # I420 needs even sides
         command = encoder_command(codec, str(path.resolve()), fps, (height + height % 2, width + width % 2))
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed in release()
-        # a session of its own: Ctrl-C ends this program, and this program ends the video in good order
+        # own session: Ctrl-C stops this program, which then finalises the video
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors, start_new_session=True
         )
@@ -404,7 +404,7 @@ class _CommandWriter:
             raise self._failure() from error
 
     def release(self) -> None:
-        """Wait until the file is whole."""
+        """Wait until the file is complete."""
         if self._errors.closed:
             return
         assert self._process.stdin is not None
@@ -425,10 +425,10 @@ class _CommandWriter:
 
 
 class TimedWriter:
-    """Writes frames at a steady rate: each stays until the next one arrived, so that time runs as it did.
+    """Write frames at a constant rate: each is repeated until the next one arrived, which keeps the timing.
 
     Args:
-        writer: where they go.
+        writer: the video writer.
     """
 
     def __init__(self, writer: VideoWriter) -> None:
@@ -436,7 +436,7 @@ class TimedWriter:
         self._last: np.ndarray | None = None
 
     def write(self, image: np.ndarray, at: float) -> None:
-        """`image` was seen `at` seconds after the first."""
+        """Write `image`, captured `at` seconds after the first frame."""
         due = round(at * self.writer.fps)
         while self._last is not None and self.writer.frames_written < due:
             self.writer.write(self._last)
@@ -459,9 +459,9 @@ def is_video(path: str | os.PathLike[str]) -> bool:
 
 
 def is_video_content(head: bytes) -> bool:
-    """Whether the first 16 bytes are those of an MP4, Matroska, AVI, FLV or MPEG file."""
+    """Whether the first 16 bytes belong to an MP4, Matroska, AVI, FLV or MPEG file."""
     if head[4:8] == b"ftyp":
-        return head[8:12] not in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # pictures in the same box
+        return head[8:12] not in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # still images: same container
     known = (b"\x1a\x45\xdf\xa3", b"FLV\x01", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")
     return head.startswith(known) or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
 
@@ -480,7 +480,7 @@ def _check_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def _safe_name(path: Path) -> Iterator[str]:
-    """A name that OpenCV takes: it ends the process on one that is not UTF-8."""
+    """A file name that is safe for OpenCV, which aborts the process on names that are not UTF-8."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
@@ -497,7 +497,7 @@ def _plausible_fps(fps: float) -> float:
 
 
 def _name_brand(path: Path) -> None:
-    """Call the finished file MP4: the muxer of the fragmented kind signs with the brand of Smooth Streaming."""
+    """Set the MP4 brand of the finished file: the fragmented muxer writes the Smooth Streaming brand."""
     with open(path, "r+b") as file:
         head = file.read(24)
         if head[4:8] == b"ftyp" and head[8:12] == b"isml":

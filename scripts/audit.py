@@ -32,7 +32,7 @@ class AuditOptions:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Ask and tell."""
+    """Run the audit and print the result."""
     options = parse_options(AuditOptions, argv, description=__doc__ or "", prog="audit.py")
     packages = ask(options.service)
     if packages is None:

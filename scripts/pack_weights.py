@@ -15,12 +15,12 @@ from nets.weights.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import run_command
 from utils.json_file import read_json
 
-# paths of the machine that trained say nothing to whoever gets the file
+# paths of the training machine are meaningless to users of the file
 PRIVATE_OPTIONS = ("data", "val_data", "classes", "run_dir", "resume", "weights", "device", "pretrained", "teacher")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write it and say its size."""
+    """Write the file and print its size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)

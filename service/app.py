@@ -72,7 +72,7 @@ class FoundInPicture(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why there is no answer."""
+    """An error response."""
 
     code: str = Field(description="A short stable name of the reason")
     error: str = Field(description="where: what; what to do")

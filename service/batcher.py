@@ -1,4 +1,4 @@
-"""Requests that arrive together become one batch, and no more of them wait than were granted."""
+"""Combine concurrent requests into batches, with a limit on waiting requests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Item(Generic[In, Out]):
 
 
 class Batcher(Generic[In, Out]):
-    """Runs a function of many on what many ask for one by one.
+    """Runs a batch function on values that are submitted one by one.
 
     While one batch runs the next one gathers: under load batches fill by themselves, and a lone request waits for
     nobody. `wait` is spent only on requests that already hold a place, and so are on their way.

@@ -21,7 +21,7 @@ async def read_body(request: Request, limits: Limits, take: Callable[[int], None
     Args:
         request: whose body has not been touched.
         limits: its size and time.
-        take: is told the bytes that are kept, before they are.
+        take: called with the number of bytes before they are stored.
 
     Raises:
         Refused: 413 if it is (or says it is) too big, 408 if it does not come in time.

@@ -1,4 +1,4 @@
-"""What a visitor's own browser needs to run the exported network: the file, ONNX Runtime Web, and how to use both."""
+"""Files for running the exported network in the browser: the model, ONNX Runtime Web and their description."""
 
 from __future__ import annotations
 

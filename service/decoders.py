@@ -1,4 +1,4 @@
-"""Decoding in processes that are killed when they take too long: no picture can keep the service busy for ever."""
+"""Decoding in processes that are killed when they take too long: no image can block the service."""
 
 from __future__ import annotations
 

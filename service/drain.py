@@ -1,4 +1,4 @@
-"""How a request under way ends when the service stops: with its answer, or with 503 in time."""
+"""Finish pending requests when the service stops: with their answer, or with 503 in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the service counts and times, for Prometheus."""
+"""Counters and timings of the service, for Prometheus."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ class Metrics:
         prometheus_client.ProcessCollector(registry=self._registry)  # process_resident_memory_bytes and others
 
     def text(self) -> bytes:
-        """What /metrics answers."""
+        """The response of /metrics."""
         return prometheus_client.generate_latest(self._registry)

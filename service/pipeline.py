@@ -1,4 +1,4 @@
-"""Bytes of pictures to detections: decoded side by side, fitted to the network, run in batches, filtered by request."""
+"""Detect objects in encoded images: parallel decoding, batched inference, filtering by request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STUCK_SECONDS = 60.0  # a batch that runs longer will not end
 
 @dataclass(frozen=True)
 class Question:
-    """What a request wants to know.
+    """The parameters of a request.
 
     Args:
         score_threshold: the lowest score, `LOWEST_SCORE` to 1.
@@ -72,7 +72,7 @@ class Pipeline:
     Args:
         detector: a `nets.detector.Detector`.
         limits: how much at once.
-        metrics: told of everything.
+        metrics: the metrics to update.
         iou_threshold: overlap above which two boxes are one object; None takes the checkpoint's.
     """
 

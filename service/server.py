@@ -1,4 +1,4 @@
-"""The server process: uvicorn with our limits, which ends in time whatever is stuck."""
+"""The server process: uvicorn with limits and a bounded shutdown time."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One training run: options, loop, optimiser, state to resume from, run folder."""
+"""Training runs: options, training loop, optimiser, resumable state, run folder."""

@@ -1,4 +1,4 @@
-"""The time of a run: what fits into --minutes, planned again as the run goes, and how long the rest will take."""
+"""Time budget of a run: plan the epochs that fit into --minutes, and estimate the remaining time."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from utils.images import read_image
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 4
 TIMED_IMAGES = 16
-# what an epoch has besides steps and scoring: updates, checkpoints, curves, metrics
+# overhead of an epoch besides steps and evaluation: checkpoints, curves, metrics
 OVERHEAD = 1.1
-SCORE_SHARE = 0.1  # part of the time that scoring may take, where --eval-every is not given
+SCORE_SHARE = 0.1  # maximum share of the time for evaluation, if --eval-every is not given
 # The first measurement is of a few steps, perhaps on a machine that is busy for a moment: a budget is refused only if
 # not even this part of an epoch seems to fit.
 LEAST_EPOCHS = 0.25
-PLANS = 100  # times that a run is planned again
-TOLERANCE = 0.05  # a plan that ends so close to the budget, as a share of it, is left as it is
-MEMORY = 0.5  # weight of the earlier measurements of a step in the present one
+PLANS = 100  # number of times that a run is replanned
+TOLERANCE = 0.05  # a plan that ends this close to the budget (relative) is kept
+MEMORY = 0.5  # weight of earlier measurements in the moving average
 
 
 @dataclass
 class Clock:
-    """How long a run's steps and evaluations take, over all times that it was resumed.
+    """Time of a run's steps and evaluations, including the runs before a resume.
 
     Args:
         spent: seconds of the run so far, up to `started`.
-        step: seconds a step, a moving average.
+        step: seconds per step, a moving average.
         score: seconds of the last evaluation.
-        now: seconds of some clock.
+        now: returns the time of a clock in seconds.
     """
 
     spent: float = 0.0
@@ -58,7 +58,7 @@ class Clock:
     _lap_steps: int = 0
 
     def start(self) -> None:
-        """Begin, or go on."""
+        """Start or continue the clock."""
         self._since = self.now()
 
     def total(self) -> float:
@@ -66,14 +66,14 @@ class Clock:
         return self.spent + (0.0 if self._since is None else self.now() - self._since)
 
     def begin_epoch(self) -> None:
-        """Steps are timed from here on."""
+        """Start to time the steps of an epoch."""
         self._lap, self._lap_steps = self.now(), 0
 
     def count_step(self) -> None:
         self._lap_steps += 1
 
     def measure(self) -> None:
-        """Take the steps since the last measurement into the average."""
+        """Add the steps since the last measurement to the average."""
         if self._lap is None or not self._lap_steps:
             return
         seconds = (self.now() - self._lap) / self._lap_steps
@@ -92,16 +92,16 @@ def plan_steps(
     budget: float,
     most_steps: int,
 ) -> int:
-    """The steps of the whole run, so that it ends when the time does: whole epochs, where at least one more fits.
+    """Total steps of a run that ends within the time budget: whole epochs, if at least one more fits.
 
     Args:
         step: steps done.
-        total_steps: as planned so far; it stays where it ends within TOLERANCE of the budget.
-        steps_per_epoch, eval_every: of the run.
-        left: seconds.
-        step_seconds, score_seconds: as measured.
-        budget: seconds of the whole run.
-        most_steps: what the user allows at most.
+        total_steps: the current plan; kept if it ends within TOLERANCE of the budget.
+        steps_per_epoch, eval_every: settings of the run.
+        left: remaining seconds.
+        step_seconds, score_seconds: measured seconds per step and per evaluation.
+        budget: seconds for the whole run.
+        most_steps: maximum number of steps allowed by the user.
     """
     each = OVERHEAD * step_seconds + score_seconds / (eval_every * steps_per_epoch)
     need = (total_steps - step) * each + score_seconds
@@ -116,12 +116,12 @@ def plan_steps(
 def fit_epochs(
     settings: TrainSettings, model: YOLOv4, loader: TrainLoader, train_index: DatasetIndex, val_index: DatasetIndex
 ) -> TrainSettings:
-    """`--minutes`: as many epochs as fit, at most the given ones, by the time of a few steps and images.
+    """Choose the number of epochs for `--minutes`, up to the given number, by timing a few steps and images.
 
     Args:
-        settings: all else has its final value.
-        model: stays as it is.
-        loader: of the training split, for this alone: it is closed.
+        settings: all other options have their final values.
+        model: left unchanged.
+        loader: a loader of the training split, used only here and closed.
         train_index, val_index: the splits.
 
     Raises:
@@ -139,7 +139,7 @@ def fit_epochs(
     fit = (60 * minutes - score) / (epoch + score / every)
     most = options.duration.epochs if settings.is_given("epochs") else math.inf
     epochs = max(int(min(fit, most)), 1)
-    epochs, every, fit = distributed.gather((epochs, every, fit))[0]  # the main process's for all: they end together
+    epochs, every, fit = distributed.gather((epochs, every, fit))[0]  # all processes use the main process's plan
     if fit < LEAST_EPOCHS:
         need = (epoch + score) / 60
         raise UserError("--minutes", f"{minutes:g} is less than one epoch takes ({need:.1f})", "give more")
@@ -151,7 +151,7 @@ def fit_epochs(
 
 
 def in_words(seconds: float) -> str:
-    """A length of time: `40 s`, `25 min`, `3 h 10 min`."""
+    """Format a duration: `40 s`, `25 min`, `3 h 10 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -159,7 +159,7 @@ def in_words(seconds: float) -> str:
 
 
 def _time_step(options: TrainOptions, model: YOLOv4, loader: TrainLoader, index: DatasetIndex) -> float:
-    """Seconds of one step, loading included; the weights stay as they are."""
+    """Seconds of one step, including loading; the weights are left unchanged."""
     trial = copy.deepcopy(model)
     trainer = build_trainer(options, trial, None, loader.batch_size, len(loader), index)
     freeze(trainer, trial.backbone, options, options.start.freeze_epochs)
@@ -182,7 +182,7 @@ def _time_step(options: TrainOptions, model: YOLOv4, loader: TrainLoader, index:
 
 
 def _time_image(model: YOLOv4, index: DatasetIndex) -> float:
-    """Seconds to score one image: reading and detecting, without the figures."""
+    """Seconds to evaluate one image: reading and detection, without the metrics."""
     detector = Detector.from_model(copy.deepcopy(model), str(next(model.parameters()).device))
     chosen = np.linspace(0, len(index) - 1, min(TIMED_IMAGES, len(index))).astype(int)
     images = []
@@ -191,7 +191,7 @@ def _time_image(model: YOLOv4, index: DatasetIndex) -> float:
         try:
             images.append(read_image(index.path(int(position))))
         except (UserError, OSError):
-            continue  # the scoring itself will name it
+            continue  # the evaluation reports it
     if images:
         detector.detect_batch(images)
     return (time.perf_counter() - started) / max(len(chosen), 1)

@@ -1,4 +1,4 @@
-"""Options of a training that cannot work, alone or together: refused before minutes go by in reading data."""
+"""Check training options, alone and in combination, before the data set is read."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ANCHORS = (YOLOV4, AUTO_ANCHORS, KEPT_ANCHORS)
 
 
 def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> None:
-    """Refuse what cannot work. A resumed run no longer needs what it started from.
+    """Check the options of a run. A resumed run no longer needs its start checkpoint.
 
     Args:
-        options: each value within its own range.
-        is_resumed: whether a checkpoint of this run is there.
+        options: options whose single values are in range.
+        is_resumed: whether a checkpoint of this run exists.
 
     Raises:
         UserError: naming the option, its value and what is allowed.
@@ -70,7 +70,7 @@ def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> Non
 
 
 def _check_sizes(options: TrainOptions) -> None:
-    """`--grow-sizes` and `--grow-until` belong together, both ascending."""
+    """Check that `--grow-sizes` and `--grow-until` are given together and ascending."""
     sizes, ends, input_size = options.duration.grow_sizes, options.duration.grow_until, options.network.input_size
     if len(sizes) != len(ends):
         todo = "give each size the share of the run at which it ends"
@@ -89,7 +89,7 @@ def _check_sizes(options: TrainOptions) -> None:
 
 
 def _check_labels(options: TrainOptions) -> None:
-    """`--label-scores` is a range, and the teacher's files are there."""
+    """Check that `--label-scores` is a range and that the teacher's files exist."""
     low, high = options.dataset.label_scores
     if low >= high:
         raise UserError("--label-scores", f"{low:g} {high:g}: the first must be below the second", "swap them")

@@ -1,4 +1,4 @@
-"""Give every option its final value and say where it comes from: checkpoint, data, device or default."""
+"""Resolve every option to its final value and its origin: checkpoint, data, device or default."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ START = "small"  # the bundled detector that --auto starts from
 NARROW_SHARE, CELL = 0.25, 8.0
 LARGER_SIZES = (320, 416, 512)
 PRETRAINED_RATE = 0.1  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
-CACHE_SHARE = 0.25  # of the free memory that --cache auto may take
-MACHINE = ("device", "threads", "workers", "amp")  # chosen again where a run goes on, unless the user gave them
+CACHE_SHARE = 0.25  # share of the free memory for --cache auto
+MACHINE = ("device", "threads", "workers", "amp")  # chosen again when a run is resumed, unless given by the user
 
 
 # ---- where to start and which network
 
 
 def choose_start(settings: TrainSettings) -> TrainSettings:
-    """`--weights` and `--pretrained` as they will be used.
+    """Resolve `--weights` and `--pretrained`.
 
-    Of the two the one that the user said more strongly decides; `bundled` becomes the file that fits the network.
+    The option with the stronger origin takes precedence; `bundled` becomes the file that fits the network.
 
     Raises:
         UserError: if no bundled detector has this network.
@@ -65,7 +65,7 @@ def choose_start(settings: TrainSettings) -> TrainSettings:
         settings = _take_network(settings, load_checkpoint(find_model(start.weights)), start.weights)
         why = "--pretrained says where to start; the network stays that of the preset"
         settings = settings.choose(AUTO, {"weights": None}, {"weights": why})
-        if settings.options.network.anchors == KEPT_ANCHORS:  # the head starts at random: no anchors are to be kept
+        if settings.options.network.anchors == KEPT_ANCHORS:  # the head is random: there are no anchors to keep
             settings = settings.choose(DEFAULT, {"anchors": YOLOV4})
     if settings.options.start.pretrained == BUNDLED:
         settings = _choose_bundled(settings)
@@ -92,10 +92,10 @@ def _choose_bundled(settings: TrainSettings) -> TrainSettings:
 
 
 def choose_network(settings: TrainSettings, index: DatasetIndex) -> tuple[TrainSettings, Checkpoint | None]:
-    """The options of the network, all of them with a value, and the checkpoint to start from.
+    """Resolve the options of the network, and the checkpoint to start from.
 
-    What a checkpoint says of its geometry stands, unless the user said otherwise at least as strongly as he named the
-    checkpoint: a typed value against a typed or preset checkpoint, a preset's value against the preset's.
+    The checkpoint's geometry is used unless an option overrides it with an origin at least as strong as that of
+    the checkpoint: a typed value overrides a typed or preset checkpoint, a preset's value a preset checkpoint.
     """
     weights = settings.options.start.weights
     start = None if weights is None else load_checkpoint(find_model(weights))
@@ -120,7 +120,7 @@ def choose_network(settings: TrainSettings, index: DatasetIndex) -> tuple[TrainS
 
 
 def _take_network(settings: TrainSettings, start: Checkpoint, name: str) -> TrainSettings:
-    """The checkpoint's network where the user does not say otherwise as strongly as he named the checkpoint."""
+    """Use the checkpoint's network, except for options with an origin as strong as that of the checkpoint."""
     rank = settings.rank("weights")
     kept = start.config.to_dict()
     free = [each for each in (*NETWORK, "input_size", "anchors") if settings.rank(each) < max(rank, 1)]
@@ -133,7 +133,7 @@ def _tuple(value: Any) -> Any:
 
 
 def _enlarge(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
-    """A larger input where many objects would be narrower than a cell of the finest map."""
+    """Enlarge the input if many objects would be narrower than a cell of the finest feature map."""
     size = settings.options.network.input_size
     assert size is not None
     known = np.asarray((index.sizes > 0).all(1))
@@ -144,7 +144,7 @@ def _enlarge(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
     longest = index.sizes[owner[counted]].max(1)
     sides = (index.boxes[counted, 2:] - index.boxes[counted, :2]).min(
         1
-    ) / longest  # in parts of the image's longer side
+    ) / longest  # as a fraction of the image's longer side
     narrow = {side: float((sides * side < CELL).mean()) for side in (max(size), *LARGER_SIZES)}
     larger = [side for side in LARGER_SIZES if side > max(size)]
     if narrow[max(size)] <= NARROW_SHARE or not larger:
@@ -155,7 +155,7 @@ def _enlarge(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
 
 
 def model_config(options: TrainOptions, start: Checkpoint | None, index: DatasetIndex) -> ModelConfig:
-    """The network that the options describe, which all have their final values; anchors in pixels of its input."""
+    """The network configuration from resolved options; anchors in input pixels."""
     network = options.network
     fields: dict[str, Any] = (
         pretrained_settings(network.backbone or "", options.start.pretrained)
@@ -175,7 +175,7 @@ def model_config(options: TrainOptions, start: Checkpoint | None, index: Dataset
 
 
 def choose_splits(settings: TrainSettings) -> TrainSettings:
-    """The splits that the data set has, where the user named none."""
+    """Choose the splits of the data set that the user did not name."""
     dataset = settings.options.dataset
     if dataset.train_split is not None and dataset.val_split is not None:
         return settings
@@ -192,7 +192,7 @@ def is_pretrained(options: TrainOptions) -> bool:
 
 
 def choose_recipe_options(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
-    """`--auto`: the recipe, where not given, by the data."""
+    """Choose the recipe options of `--auto` that are not given, based on the data."""
     options = settings.options
     if options.duration.auto:
         owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
@@ -211,7 +211,7 @@ def choose_recipe_options(settings: TrainSettings, index: DatasetIndex) -> Train
             is_detector=options.start.weights is not None,
             world_size=distributed.world_size(),
         )
-        fixed = ("epochs", "eval_every") if options.duration.minutes else ()  # these are for the budget to choose
+        fixed = ("epochs", "eval_every") if options.duration.minutes else ()  # chosen by the time budget
         if settings.is_given("optimizer") and options.optim.optimizer != "adamw":
             fixed = (*fixed, "learning_rate")  # another's rate
         free = [c for c in choices if not settings.is_given(c.option) and c.option not in fixed]
@@ -220,7 +220,7 @@ def choose_recipe_options(settings: TrainSettings, index: DatasetIndex) -> Train
 
 
 def choose_optimizer(settings: TrainSettings) -> TrainSettings:
-    """The learning rates, where not given."""
+    """Choose the learning rates that are not given."""
     options = settings.options
     if options.optim.learning_rate is None:
         kind = options.optim.optimizer
@@ -232,14 +232,14 @@ def choose_optimizer(settings: TrainSettings) -> TrainSettings:
 
 
 def choose_new_run(settings: TrainSettings, index: DatasetIndex) -> tuple[TrainSettings, Checkpoint | None]:
-    """All that a new run needs and was not given, by its data; and the checkpoint that it starts from, if any."""
+    """Choose all options of a new run that are not given, based on its data; returns the start checkpoint, if any."""
     settings, start = choose_network(choose_start(settings), index)
     settings = choose_optimizer(choose_recipe_options(settings, index))
     return choose_loading(settings, index), start
 
 
 def choose_schedule(settings: TrainSettings, automatic_decay: float) -> TrainSettings:
-    """What depends on the number of steps."""
+    """Choose the options that depend on the number of steps."""
     duration, optim = settings.options.duration, settings.options.optim
     if optim.ema and not optim.ema_decay:
         why = "looks back over a tenth of the run"
@@ -254,7 +254,7 @@ def choose_schedule(settings: TrainSettings, automatic_decay: float) -> TrainSet
 
 
 def choose_machine(settings: TrainSettings, device: torch.device) -> TrainSettings:
-    """Device, precision, threads and loader processes of this machine; sets PyTorch's threads."""
+    """Choose device, precision, threads and loader workers for this machine; sets PyTorch's threads."""
     machine = settings.options.machine
     if machine.device != str(device):
         origin = AUTO if machine.device == "auto" else settings.origins["device"]
@@ -274,7 +274,7 @@ def choose_machine(settings: TrainSettings, device: torch.device) -> TrainSettin
 
 
 def choose_loading(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
-    """Loader processes and cache of images that fit this machine; the network's size is known."""
+    """Choose loader workers and image cache for this machine, once the network's size is known."""
     options = settings.options
     size = check_input_size(options.network.input_size or DEFAULT_SIZE)
     wanted = options.machine.workers
@@ -293,7 +293,7 @@ def choose_loading(settings: TrainSettings, index: DatasetIndex) -> TrainSetting
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
-    """`auto` to the precision that the device does well."""
+    """Resolve `auto` to the best precision of the device."""
     if amp != "auto":
         return amp
     if device.type == "cuda":
@@ -302,7 +302,7 @@ def resolve_amp(amp: str, device: torch.device) -> str:
 
 
 def absolute_paths(settings: TrainSettings) -> TrainSettings:
-    """Paths of files as absolute ones, so that a run can go on from another working folder."""
+    """Make paths absolute, so that a run can be resumed from another working folder."""
     values: dict[str, Any] = {}
     for name in ("data", "val_data", "classes", "shards", "weights", "pretrained"):
         value = get_option(settings.options, name)

@@ -1,4 +1,4 @@
-"""One epoch of training: batches in, mean losses out."""
+"""Train one epoch: gradients, optimiser steps and mean losses."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ Batch = tuple[Tensor, dict[str, Any]]
 
 
 class NotFinite(RunError):
-    """A loss or a gradient that is NaN or infinite; nothing of that step has reached the weights."""
+    """A loss or gradient is NaN or infinite; the weights were not updated by that step."""
 
 
 @dataclass
 class Trainer:
-    """What an epoch works with.
+    """The objects and settings of an epoch, and its training step.
 
     Args:
-        model: images (B, 3, H, W) uint8 to predictions.
-        loss: (predictions, targets) to named scalars; the total is their sum.
+        model: maps images (B, 3, H, W) uint8 to predictions.
+        loss: maps (predictions, targets) to named scalars; the total loss is their sum.
         optimizer: its groups carry `base_rate`, which the schedule multiplies.
-        factor: step number to the factor of the learning rate.
-        device: where the model is.
+        factor: maps a step number to the factor of the learning rate.
+        device: device of the model.
         amp: torch.bfloat16, torch.float16 or None for full precision.
-        scaler: of float16's gradients.
-        ema: the average to update, or None.
-        accumulate: batches whose gradients make one step.
-        clip: largest norm of the gradient, 0 for no limit.
-        frozen: modules that stay in eval mode: their batch norms keep their averages.
+        scaler: gradient scaler of float16.
+        ema: the moving average to update, or None.
+        accumulate: number of batches whose gradients are accumulated in one step.
+        clip: maximum norm of the gradient; 0 for no limit.
+        frozen: modules kept in eval mode, so that their batch norms keep their statistics.
         step: optimiser steps done so far.
-        parts: pieces that each batch is cut into; doubled when memory runs out.
-        should_stop: asked after each step; true ends the epoch there (a signal came).
-        interruptible: entered for all of a step but its update; may raise Interrupted there.
+        parts: number of parts that each batch is split into; doubled when memory runs out.
+        should_stop: called after each step; true ends the epoch (a signal was received).
+        interruptible: context of a step except its update; may raise Interrupted.
         after_step: called with the losses of each step's last batch, for logging.
     """
 
@@ -67,20 +67,20 @@ class Trainer:
     interruptible: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     after_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None
     _error: NotFinite | None = None  # of a loss of this step, in a run of several processes
-    _compared: bool = False  # whether all processes were found to have the same gradient, at this one's first step
-    _buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # each with its value before the step
+    _compared: bool = False  # whether the gradients of all processes were compared, at the first step
+    _buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # buffers with their values before the step
 
     def set_rate(self) -> None:
-        """The learning rate of the present step."""
+        """Set the learning rate of the current step."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_rate"] * self.factor(self.step)
 
     def gradient(self, batches: Sequence[Batch]) -> list[dict[str, float]]:
-        """The gradient of one step, and the losses of each of its batches. `discard` takes it back.
+        """Compute the gradient of one step and the losses of each batch. `discard` reverts it.
 
         Raises:
             NotFinite: naming the images.
-            RunError: if memory does not even suffice for one image at a time.
+            RunError: if memory is insufficient even for one image at a time.
         """
         self.set_rate()
         self._buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
@@ -93,14 +93,14 @@ class Trainer:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-            # here, not in the `except`, whose error holds on to the memory of what failed
+            # not in the `except` block, where the exception keeps the failed tensors in memory
             self.discard()
             self._cut(max(len(images) for images, _ in batches))
 
     def backward(
         self, images: Tensor, targets: Mapping[str, Any], share: float, is_last: bool = True
     ) -> dict[str, float]:
-        """Add the gradient of one batch; `share` is its part in the step. Returns its losses.
+        """Accumulate the gradient of one batch, weighted by `share`. Returns its losses.
 
         Several processes exchange gradients with the last batch of a step only.
         """
@@ -126,7 +126,7 @@ class Trainer:
             error = self._not_finite("loss", total.item() / share, targets.get("image_ids", ()))
             if distributed.world_size() == 1:
                 raise error
-            self._error = self._error or error  # the others learn of it with the gradients, and all raise in `update`
+            self._error = self._error or error  # passed on with the gradients: all processes raise in `update`
         (self.scaler.scale(total) if self.scaler else total).backward()
         return {name: float(value.detach()) for name, value in losses.items()}
 
@@ -140,8 +140,8 @@ class Trainer:
         )
 
     def _cut(self, largest: int) -> None:
-        """Half the batch, twice the accumulation."""
-        if distributed.world_size() > 1:  # the others wait for these gradients: this cannot be cut here alone
+        """Halve the batch and double the accumulation."""
+        if distributed.world_size() > 1:  # the others wait for gradients: one process cannot split alone
             todo = "halve --batch-size and double --accumulate: the result is the same"
             raise RunError("memory", f"not enough for {largest} images at once", todo)
         if self.device.type == "cuda":
@@ -153,17 +153,17 @@ class Trainer:
         warn("memory", f"not enough for {largest} images at once", f"from here {size} at a time, in the same steps")
 
     def discard(self) -> None:
-        """Take back the gradient that has been added up, and what batch norms have seen of its images."""
+        """Discard the accumulated gradient, and restore the batch-norm buffers."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, value in self._buffers:
                 buffer.copy_(value)
 
     def update(self, image_ids: Iterable[object] = ()) -> None:
-        """One optimiser step with the gradient that has been added up.
+        """Run one optimiser step with the accumulated gradient.
 
         Raises:
-            NotFinite: naming `image_ids`. (float16's scaler leaves such a step out by itself.)
+            NotFinite: naming `image_ids`. (The float16 scaler skips such a step.)
         """
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
@@ -172,7 +172,7 @@ class Trainer:
         if self.clip > 0 or distributed.world_size() > 1:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
-            if not self.scaler and not norm.isfinite():  # in all processes, whichever it came from
+            if not self.scaler and not norm.isfinite():  # seen by all processes, as the gradients are reduced
                 errors = [error for error in distributed.gather(self._error) if error is not None]
                 raise errors[0] if errors else self._not_finite("gradient", norm.item(), image_ids)
             if not self._compared and norm.isfinite():
@@ -187,12 +187,12 @@ class Trainer:
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.ema_source or self.model)
-        self._buffers, self._error = [], None  # what is done cannot be taken back
+        self._buffers, self._error = [], None  # a completed step cannot be discarded
 
 
 @dataclass
 class EpochProgress:
-    """How far an epoch has come, so that it can be taken up in its middle.
+    """Progress within an epoch, to resume in the middle of it.
 
     Args:
         batch: batches done.
@@ -212,15 +212,15 @@ class EpochProgress:
             self.sums[name] = self.sums.get(name, 0.0) + value * num_images
 
     def merged(self, parts: Sequence[EpochProgress]) -> EpochProgress:
-        """The mean over processes: each has seen its own images, and its losses are as if these were all of them."""
+        """The mean over processes, each of which has processed its own images."""
         names = dict.fromkeys(name for part in parts for name in part.sums)
         sums = {name: sum(part.sums.get(name, 0.0) for part in parts) / len(parts) for name in names}
         return EpochProgress(self.batch, sum(part.images for part in parts) / len(parts), sums)
 
     def scaled(self, factor: float) -> EpochProgress:
-        """The same means of `factor` times as many images: of all processes, or of one's part."""
+        """The same means with `factor` times as many images: for all processes, or for one of them."""
         sums = {name: value * factor for name, value in self.sums.items()}
-        return EpochProgress(self.batch, float(self.images * factor), sums)  # 0 as 0.0: a resumed run's is the same
+        return EpochProgress(self.batch, float(self.images * factor), sums)  # float, so that a resumed run is identical
 
     def means(self) -> dict[str, float]:
         """Mean losses so far."""
@@ -238,14 +238,14 @@ def train_epoch(
     """Train on the rest of an epoch.
 
     Args:
-        batches: (images, targets) from `progress.batch` on, which is where a step begins.
+        batches: (images, targets) from `progress.batch` on, at the start of a step.
         num_batches: of the whole epoch.
-        title: at the left of the bar.
-        progress: where an interrupted epoch stood.
-        show: whether to draw the bar.
+        title: label of the progress bar.
+        progress: progress of an interrupted epoch.
+        show: whether to show the progress bar.
 
     Returns:
-        The progress, and whether the epoch is whole (False: `should_stop` ended it).
+        The progress, and whether the epoch is complete (False if `should_stop` ended it).
     """
     progress = progress or EpochProgress(0, 0, {})
     trainer.model.train()
@@ -280,7 +280,7 @@ def train_epoch(
 
 
 def _pieces(images: Tensor, targets: Mapping[str, Any], parts: int) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
-    """A batch cut into at most `parts` pieces of nearly one size, each with its own targets."""
+    """Split a batch into at most `parts` pieces of nearly equal size, each with its targets."""
     if parts == 1:
         yield images, targets
         return

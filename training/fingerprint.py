@@ -1,4 +1,4 @@
-"""Whether a run goes on with the data it began with: digests of names, boxes and image files, whatever the paths."""
+"""Digests of the training data, independent of paths, to check that a resumed run uses the same data."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from data.index import DatasetIndex
 from nets.weights.checkpoint import Checkpoint
 from utils.errors import UserError, warn
 
-CONTENT_BYTES = 256 * 2**20  # of a split's image files that are read for the digest of their content
+CONTENT_BYTES = 256 * 2**20  # image bytes per split that are read for the content digest
 
 
 def describe_data(train: DatasetIndex, val: DatasetIndex) -> dict[str, Any]:
-    """What a run is trained on and scored on, for `Checkpoint.info`."""
+    """Describe the training and validation data, for `Checkpoint.info`."""
     return {
         "train": train.name,
         "val": val.name,
@@ -43,10 +43,10 @@ def fingerprint(index: DatasetIndex) -> dict[str, str]:
 
 
 def check_data(checkpoint: Checkpoint, train: DatasetIndex, val: DatasetIndex) -> None:
-    """Refuse to go on with other data than the run began with; where it lies does not matter.
+    """Check that a resumed run uses the same data as before; its location does not matter.
 
     Raises:
-        UserError: listing what differs.
+        UserError: if the data differ, listing the differences.
     """
     differences = []
     if train.class_names != checkpoint.config.class_names:
@@ -69,7 +69,7 @@ def check_data(checkpoint: Checkpoint, train: DatasetIndex, val: DatasetIndex) -
 
 
 def _file_states(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray]:
-    """(I,) sizes in bytes and times in nanoseconds; -1 for what is no file here (tar shards)."""
+    """(I,) sizes in bytes and times in nanoseconds; -1 for images that are not files (tar shards)."""
     states = np.full((2, len(index)), -1, np.int64)
     for i in range(len(index)):
         try:

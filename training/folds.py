@@ -1,4 +1,4 @@
-"""`train.py --folds K`: K trainings, each scored on the part it has not seen, and one score over all of them."""
+"""`train.py --folds K`: K-fold cross-validation with one score over all folds."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def resumed_folder(settings: TrainSettings, mark: str) -> Path | None:
 
 
 def given_options(settings: TrainSettings, but: Sequence[str]) -> dict[str, Any]:
-    """The options that the user gave, by name, as plain values."""
+    """The options given by the user, by name, as plain values."""
     values = options_to_dict(settings.options)
     return {name: value for name, value in values.items() if settings.is_given(name) and name not in but}
 
 
 def run_folds(settings: TrainSettings, train: Train) -> int:
-    """Train and score all folds; what is finished of an earlier call is kept.
+    """Train and evaluate all folds; finished folds of an earlier call are kept.
 
-    The images of the training and validation splits are dealt into K parts: classes evenly, near-duplicates together.
-    Each fold learns from the others' parts, scores only after its last epoch and keeps the weights of that epoch: the
-    part it is scored on chooses nothing.
+    The images of the training and validation splits are divided into K parts: classes evenly, near-duplicates together.
+    Each fold trains on the other parts, evaluates only after its last epoch and keeps the weights of that epoch:
+    its validation part is not used for model selection.
 
     Args:
         settings: with `--folds`, or with `--resume` and the folder of such a run.
@@ -99,7 +99,7 @@ def run_folds(settings: TrainSettings, train: Train) -> int:
 
 
 def _begin(folder: Path, settings: TrainSettings) -> dict[str, Any]:
-    """Deal the images out and write the data of all folds; the plan is written last, when the rest is whole."""
+    """Divide the images and write the data of all folds; the plan is written last, when the rest is complete."""
     options = settings.options
     folds, seed = options.run.folds, options.run.seed
     indices = _pool(settings)
@@ -149,13 +149,13 @@ def _class_counts(index: DatasetIndex) -> np.ndarray:
 
 
 def deal(counts: np.ndarray, groups: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
-    """(I,) the fold of each image: every class spread evenly, images of one group together.
+    """Assign a fold to each image, (I,): classes are spread evenly, images of one group stay together.
 
     Args:
         counts: (I, C) boxes of each class in each image.
         groups: (I,) images of one group are near-duplicates.
-        folds: how many.
-        seed: of the order and of ties.
+        folds: number of folds.
+        seed: random seed for the order and for ties.
     """
     parts = stratified_split(counts, groups, {str(number): 1 / folds for number in range(folds)}, seed)
     fold = np.zeros(len(counts), np.int64)
@@ -179,7 +179,7 @@ def _train_fold(folder: Path, number: int, plan: Mapping[str, Any], train: Train
 
 
 def _detect(folder: Path, number: int, device: str) -> None:
-    """Detections of a fold's last weights on the part it has not seen, written once."""
+    """Detections of a fold's last weights on its validation part, written once."""
     target = folder / f"fold-{number}-{DETECTIONS}"
     if target.is_file():
         return
@@ -192,7 +192,7 @@ def _detect(folder: Path, number: int, device: str) -> None:
 
 
 def _original(folder: Path, image: str) -> str:
-    """The picture itself instead of the way to it through the run's link."""
+    """The path of the original image instead of the run's link."""
     link = folder / "data" / "images"
     path = Path(image)
     if link.is_symlink() and path.is_relative_to(link):
@@ -201,7 +201,7 @@ def _original(folder: Path, image: str) -> str:
 
 
 def merge_folds(folder: Path, plan: Mapping[str, Any]) -> EvaluationResult:
-    """Write the detections of all folds as one file, and score them together."""
+    """Write the detections of all folds to one file, and evaluate them together."""
     index = open_dataset(folder / "data", ALL)
     place = {index.image_ids[i].item(): i for i in range(len(index))}
     rows: list[dict[str, Any]] = []
@@ -223,8 +223,8 @@ def merge_folds(folder: Path, plan: Mapping[str, Any]) -> EvaluationResult:
 
 
 def score_with_interval(rows: Mapping[str, Any]) -> Comparison:
-    """mAP50 (VOC10) of `EvaluationResult.to_json(per_image=True)` and its interval, by class too: images drawn anew,
-    beside a detector that finds nothing."""
+    """mAP50 (VOC10) of `EvaluationResult.to_json(per_image=True)` and its bootstrap interval over images, also by
+    class (compared with a detector without detections)."""
     nothing = {**rows, "per_image": [{**row, "detections": []} for row in rows["per_image"]]}
     return compare_rows(nothing, rows, "nothing", "folds")
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted where work must not be torn, raised at once where leaving loses nothing."""
+"""Handle Ctrl-C and SIGTERM: deferred in critical sections, raised at once where nothing is lost."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 from utils.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-INSISTING = 1.0  # seconds after which a second signal is one more, not the same one sent to the whole group
+INSISTING = 1.0  # seconds after which a second signal is a new one, not a repeat to the process group
 
 
 class SignalWatch:
-    """Takes SIGINT and SIGTERM while it is entered (`with SignalWatch() as watch`).
+    """Handles SIGINT and SIGTERM while it is entered (`with SignalWatch() as watch`).
 
     Attributes:
-        signum: the signal that came, or None. It is for the owner to look at, and to leave in good order.
+        signum: the signal that was received, or None. The owner checks it and exits cleanly.
 
     Within `with watch.raising():` a signal raises `Interrupted` where it finds the program; a second one, a second
     later, does so everywhere: but not under torchrun, which passes on what came to all, and kills after 30 seconds.
-    Outside the main thread, where Python takes no signals, it does nothing.
+    Outside the main thread, where Python handles no signals, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class SignalWatch:
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
-        """A part that may be left anywhere. Raises Interrupted if a signal came or comes."""
+        """Context that may be interrupted anywhere. Raises Interrupted on a pending or new signal."""
         before, self._raises = self._raises, True
         try:
             self.check()
@@ -55,7 +55,7 @@ class SignalWatch:
             self._raises = before
 
     def check(self) -> None:
-        """Raise Interrupted if a signal came."""
+        """Raise Interrupted if a signal was received."""
         if self.signum is not None:
             raise Interrupted(self.signum)
 

@@ -1,4 +1,4 @@
-"""What a run's metrics.csv tells afterwards."""
+"""Read a run's metrics.csv to check for convergence."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import MEGABYTE, read_lines
 
-LEAST_SCORES = 5  # evaluations of a run, below which nothing is said of it
-CONVERGED_SHARE = 0.7  # of the evaluations: the best score before that is not improved by training on
+LEAST_SCORES = 5  # minimum number of evaluations to judge convergence
+CONVERGED_SHARE = 0.7  # a best score within this share of the evaluations means convergence
 
 
 def has_converged(folder: Path) -> bool:
-    """Whether the run in `folder` had stopped improving: its best mAP50 came well before its end."""
+    """Whether the run in `folder` had stopped improving: its best mAP50 was reached well before its end."""
     scores: list[float] = []
     with contextlib.suppress(UserError, ValueError, csv.Error):
         for row in csv.DictReader(line for _, line in read_lines(folder / "metrics.csv", 16 * MEGABYTE)):

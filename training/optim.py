@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-# learning rate of a batch of 16 images. SGD's grows with the batch (https://arxiv.org/abs/1706.02677, section 2.1),
+# learning rate for a batch of 16 images. SGD's scales with the batch (https://arxiv.org/abs/1706.02677, section 2.1),
 # Adam's with its square root (https://arxiv.org/abs/2205.10287).
 BASE_BATCH = 16
 # 5e-3 for Adam is large, and right here: a neck of He-initialised, batch-normed convolutions moves by its rate over its
@@ -17,11 +17,11 @@ BASE_BATCH = 16
 BASE_RATES = {"sgd": 1e-2, "adam": 5e-3, "adamw": 5e-3}
 # step schedule: multiply by 0.1 after these parts of the run (YOLOv4, section 4.1: 0.8 and 0.9)
 STEPS = (0.8, 0.9)
-EMA_HORIZON = 0.1  # part of the run that the automatic average looks back over
+EMA_HORIZON = 0.1  # share of the run that the automatic average covers
 
 
 def scaled_rate(optimizer: str, batch: int, rate: float | None = None) -> float:
-    """Learning rate for `batch` images a step, from the rate at a batch of 16 (None: the optimiser's usual one)."""
+    """Scale the learning rate from a batch of 16 to `batch` images per step (None: the optimiser's default rate)."""
     rate = BASE_RATES[optimizer] if rate is None else rate
     ratio = batch / BASE_BATCH
     return rate * (ratio if optimizer == "sgd" else math.sqrt(ratio))
@@ -45,13 +45,13 @@ def parameter_groups(model: nn.Module, rate: float, weight_decay: float, backbon
 
 
 def learning_rates(optimizer: torch.optim.Optimizer, key: str = "base_rate") -> dict[str, float]:
-    """The rate of `neck` (and head) and of `backbone`: `base_rate` before the schedule, or `lr`, the present one."""
+    """The rates of `neck` (with head) and `backbone`: `base_rate` before the schedule, or the current `lr`."""
     names = {group["name"].split()[0].rstrip(","): group[key] for group in optimizer.param_groups}
     return {name: float(names[name]) for name in ("neck", "backbone") if name in names}
 
 
 def build_optimizer(kind: str, groups: list[dict], momentum: float, fused: bool = False) -> torch.optim.Optimizer:
-    """One of OPTIMIZERS on parameter groups that carry their own rate and decay.
+    """Build one of OPTIMIZERS on parameter groups with their own learning rate and weight decay.
 
     `momentum` is Adam's first beta; `fused` makes a step one kernel (of a 2.7 million parameter model on one core of a
     CPU, 3.8 ms instead of 11.6).
@@ -63,7 +63,7 @@ def build_optimizer(kind: str, groups: list[dict], momentum: float, fused: bool 
 
 
 def rate_factor(schedule: str, warmup_steps: int, total_steps: int, final: float) -> Callable[[int], float]:
-    """Step number (from 0) to the factor of the learning rate.
+    """Return a function from step number (from 0) to the factor of the learning rate.
 
     Linear warm-up from a hundredth, then `cosine` down to `final`, `step` (x 0.1 at 80 % and 90 %), or `constant`.
     """
@@ -82,14 +82,14 @@ def rate_factor(schedule: str, warmup_steps: int, total_steps: int, final: float
 
 
 class ModelEMA:
-    """A moving average of a model's weights, which is what is scored and kept.
+    """Exponential moving average of a model's weights, which is evaluated and saved.
 
     Args:
         model: the model that is trained.
-        decay: share of the old average at each step, 0 to 1. It starts lower, (1 + n) / (10 + n) after n steps, so that
-            the first average is not the random start.
+        decay: weight of the old average at each step, 0 to 1. It starts lower, (1 + n) / (10 + n) after n steps, to
+            forget the random initial weights.
 
-    Source: https://arxiv.org/abs/1711.07971 is where detectors took it from; the ramp is TensorFlow's.
+    Source: used in detection by https://arxiv.org/abs/1711.07971; the ramp is TensorFlow's.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -101,10 +101,10 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take one step towards `model`."""
+        """Update the average from `model`."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        if self._source is not model:  # walking through the modules takes longer than the average itself
+        if self._source is not model:  # cached: walking through the modules takes longer than the update
             pairs = [(a, b.detach()) for a, b in zip(_tensors(self.model), _tensors(model), strict=True)]
             self._source = model
             self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
@@ -115,7 +115,7 @@ class ModelEMA:
 
 
 def automatic_decay(total_steps: int) -> float:
-    """Decay whose average looks back over a tenth of the run, at most 0.9999 (YOLOv5's)."""
+    """Decay with a horizon of a tenth of the run, at most 0.9999 (YOLOv5's)."""
     return min(0.9999, 1 - 1 / max(EMA_HORIZON * total_steps, 1.0)) if total_steps > 10 else 0.0
 
 

@@ -1,8 +1,8 @@
-"""Every option of train.py, in groups: name, default, range and help text of each, once.
+"""The options of train.py in groups, with default, range and help text.
 
 A new option is one field here, or in the configuration that uses it (`data.augment_config.AugmentConfig`,
-`nets.loss_config.LossConfig`): it is on the command line, in config files and in a run's table from then on.
-This module imports no PyTorch, so that --help is quick.
+`nets.loss_config.LossConfig`): it then appears on the command line, in config files and in a run's table.
+This module does not import PyTorch, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ YOLOV4, AUTO_ANCHORS, KEPT_ANCHORS = "yolov4", "auto", "checkpoint"  # of --anch
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
 PRECISIONS = ("auto", "none", "bf16", "fp16")
-# what makes a checkpoint the best, as weights of an evaluation's figures
+# criteria of the best checkpoint, as weights of evaluation metrics
 BEST_BY: dict[str, dict[str, float]] = {
     "fitness": {"coco_AP": 0.9, "voc10_mAP50": 0.1},
     "coco_AP": {"coco_AP": 1.0},
@@ -34,7 +34,7 @@ CACHES = ("none", "ram", "disk", "auto")
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What to train on and what to score on."""
+    """Training and validation data."""
 
     data: str | None = option(
         None, "data set: a folder or file of any layout of docs/DATA.md", common=True, metavar="PATH"
@@ -72,7 +72,7 @@ class DatasetOptions:
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The network. What is not given is the start checkpoint's, else the default."""
+    """The network. Options that are not given come from the start checkpoint, else from the defaults."""
 
     backbone: str | None = option(
         None,
@@ -113,7 +113,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class StartOptions:
-    """Where the weights come from, and which of them stay fixed."""
+    """Initial weights, and which of them are frozen."""
 
     pretrained: str = option(
         NONE,
@@ -137,7 +137,7 @@ class StartOptions:
 
 @dataclass(frozen=True)
 class DurationOptions:
-    """How long to train, and how often to score."""
+    """Length of training and evaluation interval."""
 
     auto: bool = option(False, "choose the network and recipe, where not given, from data and device; says why")
     minutes: float = option(0.0, "time budget; 0 = --epochs decide", low=0, common=True)
@@ -158,7 +158,7 @@ class DurationOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Optimiser, learning rate and the average of the weights."""
+    """Optimiser, learning rate and weight averaging."""
 
     optimizer: str = option("adamw", "optimiser", choices=OPTIMIZERS)
     learning_rate: float | None = option(
@@ -185,7 +185,7 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """Where the run computes; nothing here changes what a run on the CPU in float32 computes."""
+    """Device and performance options; they do not change the results of a float32 run on the CPU."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N", common=True)
     workers: int = option(2, "processes that load images; 0 = none", low=0, high=256, common=True)
@@ -200,7 +200,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The run's folder, and what to do when something goes wrong."""
+    """Run folder and error handling."""
 
     run_dir: str | None = option(None, "folder of the run (default: logs/BACKBONE-N)", common=True, metavar="DIR")
     resume: str | None = option(
@@ -222,7 +222,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Every option of a training, in groups."""
+    """All options of a training run, in groups."""
 
     dataset: DatasetOptions = group(DatasetOptions, "data")
     network: NetworkOptions = group(NetworkOptions, "network")

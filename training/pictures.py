@@ -1,4 +1,4 @@
-"""Pictures of a run: its first batches with their boxes, and what it detects beside the ground truth."""
+"""Draw images of a run: first batches with boxes, and detections next to the ground truth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Batch = tuple[Tensor, dict[str, Any]]
 
 
 def draw_first_batches(batches: Iterable[Batch], class_names: tuple[str, ...], folder: Path) -> Iterator[Batch]:
-    """Pass batches on; the first ones are drawn with their boxes, as train_batchN.jpg."""
+    """Yield batches; the first ones are drawn with their boxes, as train_batchN.jpg."""
     for number, (images, targets) in enumerate(batches):
         if number < PREVIEW_BATCHES:
             pictures = []
@@ -36,13 +36,13 @@ def draw_first_batches(batches: Iterable[Batch], class_names: tuple[str, ...], f
 
 
 def draw_validation(detector: Detector, index: DatasetIndex, path: Path) -> None:
-    """Detections beside ground truth, for the first images of a split."""
+    """Draw detections next to the ground truth, for the first images of a split."""
     pictures = []
     for i in range(min(len(index), PREVIEW_IMAGES)):
         try:
             image = read_image(index.path(i))
         except (UserError, OSError):
-            continue  # the evaluation has named it
+            continue  # already reported by the evaluation
         pictures.append(draw_targets(image, index.target(i), index.class_names))
         pictures.append(draw_detections(image, detector.detect_batch([image])[0], detector.config.class_names))
     if pictures:

@@ -1,4 +1,4 @@
-"""Let a detector label the images of a data set, for `train.py --teacher`."""
+"""Pseudo-label the images of a data set with a detector, for `train.py --teacher`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from utils.config import option, parse_options
 from utils.files import write_file
 from utils.output_rules import check_output_file
 
-THRESHOLD = 0.1  # below it a detection tells nothing, not even doubt
+THRESHOLD = 0.1  # lower scores carry no information
 
 
 @dataclass(frozen=True)
 class PseudoLabelOptions:
-    """What `dataset.py pseudo-label` takes."""
+    """The options of `dataset.py pseudo-label`."""
 
     data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a data.yaml", positional=True, metavar="DATA")
     output: str = option("pseudo.json", "the file of detections to write")
@@ -37,7 +37,7 @@ class PseudoLabelOptions:
 
 
 def find_labels(detector: Detector, index: DatasetIndex, threshold: float = THRESHOLD) -> FoundDetections:
-    """Detections of all images of a split, as classes of the data; classes that the data lacks are left out."""
+    """Detections of all images of a split, with the class indices of the data; other classes are omitted."""
     thresholds = replace(EVAL_THRESHOLDS, score_threshold=threshold, multi_label=False)
     found = run_detector(detector, index, np.arange(len(index)), batch_size=1, thresholds=thresholds)
     of_data = match_classes(detector.config.class_names, index.class_names, index.name)
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _rows(found: FoundDetections, index: DatasetIndex) -> list[dict[str, Any]]:
-    """predict.py's list, one object an image."""
+    """Rows in the format of predict.py's JSON, one per image."""
     bounds = np.searchsorted(found.image, np.arange(len(index) + 1))
     rows = []
     for i in found.images.tolist():

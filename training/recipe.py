@@ -1,4 +1,4 @@
-"""Choose how long and how to train from the size of the data, and say why (`--preset auto`)."""
+"""Choose the training recipe from the size of the data, with reasons (`--preset auto`)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ EPOCHS_RANGE = (30, 500)
 USUAL_BATCH = 16
 # From scratch on few images steps are what is short: docs/EXPERIMENTS.md, section 12. More images were not tried.
 SCRATCH_BATCH, SCRATCH_RATE, FEW_IMAGES = 8, 2e-2, 2000
-LEAST_STEPS_PER_EPOCH = 8  # fewer, and batch norm's averages and the schedule become coarse
-RARE = 0.05  # part of the images below which a class is shown more often
+LEAST_STEPS_PER_EPOCH = 8  # with fewer, batch-norm statistics and the schedule become coarse
+RARE = 0.05  # share of the images below which a class is oversampled
 SMALL_SET = 200
 SCORES = 40  # evaluations of a run
 # of a pretrained backbone: its first layers see edges, which need no new training and have the largest maps
@@ -26,7 +26,7 @@ FROZEN_LAYERS = 4
 
 @dataclass(frozen=True)
 class Choice:
-    """One option, its value and the reason in words."""
+    """One option, its value and the reason."""
 
     option: str
     value: Any
@@ -46,15 +46,15 @@ def choose_recipe(
     is_detector: bool = False,
     world_size: int = 1,
 ) -> list[Choice]:
-    """Options for a data set.
+    """Choose the options for a data set.
 
     Args:
         num_images: training images.
-        boxes_per_class, images_per_class: (C,) how many boxes of a class there are, and images that show it.
+        boxes_per_class, images_per_class: (C,) number of boxes of each class, and of images that contain it.
         pretrained: whether the backbone starts from weights.
         layers_are_known: whether the backbone is one of ours, whose first layers are the first.
-        given_epochs: where the user has said how many.
-        is_detector: whether neck and head start from weights, too.
+        given_epochs: number of epochs, if given by the user.
+        is_detector: whether neck and head start from weights too.
         world_size: processes that share the images of a step.
     """
     quick = not pretrained and num_images < FEW_IMAGES

@@ -1,4 +1,4 @@
-"""One training run, from its options to its folder of results."""
+"""One training run, from its options to its run folder."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ from utils.errors import Interrupted, RunError, warn
 
 MAX_ROLLBACKS = 3
 ROLLBACK_RATE = 0.5
-FIRST_ESTIMATE = 10  # steps after which the time of the whole run is said
+FIRST_ESTIMATE = 10  # steps after which the time of the run is estimated
 MOST_EPOCHS = 100_000
 NOTHING_LEARNT = 0.01  # mAP50 below which a run has learnt nothing
 BUSY_SHARE = 0.7  # of a CPU's time, below which others are to be named as the reason
 
 
 class Run:
-    """One training, from its options to its folder of results.
+    """One training run, from its options to its run folder.
 
     Args:
         settings: the options with their origins; those that are not given are chosen here.
@@ -94,7 +94,7 @@ class Run:
 
     Attributes:
         settings: every option with its final value.
-        folder: the run's; not there with --show-config.
+        folder: the run folder; not created with --show-config.
     """
 
     def __init__(
@@ -289,11 +289,11 @@ class Run:
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands."""
+        """The progress of the run."""
         return self.state.progress
 
     def train(self) -> int:
-        """All epochs; returns the exit code.
+        """Train all epochs; returns the exit code.
 
         Raises:
             Interrupted: a signal came; what was learnt is in last.pth.
@@ -412,7 +412,7 @@ class Run:
         self.log.add(progress.epoch, **{f"epoch__{k}": v for k, v in row.items() if isinstance(v, float)})
 
     def _take_score(self, result: EvaluationResult) -> None:
-        """Put the figures into the history, and keep the weights if they are the best."""
+        """Add the metrics to the history, and save the weights if they are the best."""
         progress = self.progress
         row = progress.history[-1]
         best_by = self.options.duration.best_by
@@ -444,7 +444,7 @@ class Run:
         return kept > score
 
     def _warn_of_no_progress(self) -> None:
-        """Say so, once, where nothing was learnt by a third of the run."""
+        """Warn once if the model has learnt nothing after a third of the run."""
         if self._is_warned or self.trainer.step * 3 < self.total_steps:
             return
         self._is_warned = True
@@ -458,7 +458,7 @@ class Run:
             warn("run", what, f"try {', '.join(tries[:-1])} or {tries[-1]}")
 
     def _warn_of_busy_machine(self) -> None:
-        """Say so, once, where other processes took much of the time."""
+        """Warn once if other processes use much of the CPU time."""
         share = cpu_share()
         if not self._is_busy_warned and share is not None and share < BUSY_SHARE and distributed.is_main():
             self._is_busy_warned = True
@@ -471,7 +471,7 @@ class Run:
             draw_curves(self.folder / "curves.png", self.progress.history)
 
     def _write_skips(self) -> None:
-        """All that was left out, while reading the annotations, training and scoring."""
+        """Write all images and objects that were skipped in reading, training and evaluation."""
         skips = dict.fromkeys([*self.train_index.skips, *self.val_index.skips, *self.loader.skips, *self.scored_skips])
         if distributed.is_main() and skips:
             write_skips_csv(self.folder / "skipped.csv", skips)

@@ -1,4 +1,4 @@
-"""From options to what a training works with: data, model, loader, optimiser, in this order."""
+"""Build the parts of a training run from its options: data, model, loader, optimiser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saving and resuming: all of a run that changes while it trains, and what must not have changed when it goes on."""
+"""Save and resume runs: the training state, and checks that a resumed run has the same settings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def best_score(figures: Mapping[str, Any], best_by: str) -> float:
 
 @dataclass
 class Progress:
-    """Where a run stands."""
+    """The progress of a run."""
 
     epoch: int = 0
     batch: EpochProgress = field(default_factory=lambda: EpochProgress(0, 0, {}))

@@ -1,4 +1,4 @@
-"""What a run says of itself at its start and at its end."""
+"""Text printed at the start and at the end of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels that another detector made: its boxes join those of the data set, with their scores."""
+"""Pseudo-labels of a teacher detector: add its boxes to the data set, with their scores."""
 
 from __future__ import annotations
 
