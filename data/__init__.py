@@ -1,1 +1,1 @@
-"""From files of any format to training batches."""
+"""Data sets: from files of any supported format to training batches."""

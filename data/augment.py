@@ -1,4 +1,4 @@
-"""Random changes of a photograph and its boxes: place, crop, scale, turn, mirror, colour; boxes follow exactly."""
+"""Random augmentation of an image and its boxes: translation, crop, scale, rotation, flip, colour."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALBUMENTATIONS = ("blur", "median_blur", "clahe", "to_gray", "jpeg")
 
 
 class Photo(NamedTuple):
-    """A decoded image, perhaps smaller than its file's.
+    """A decoded image, possibly smaller than its file's image.
 
     `scale_x` and `scale_y` are decoded pixels per pixel of the upright original, whose size is (`height`, `width`).
     """
@@ -48,8 +48,8 @@ class Sample(NamedTuple):
 class Geometry(NamedTuple):
     """The random numbers that place one image; the placement follows once the image's size is known.
 
-    `scale_x`, `scale_y` are relative to the letterboxed size; `shift_x`, `shift_y` in [0, 1] say where in the free or
-    cropped margin, and `extra_x`, `extra_y` how far beyond, as a part of the window; angles are in radians.
+    `scale_x`, `scale_y` are relative to the letterboxed size; `shift_x`, `shift_y` in [0, 1] are the position in the
+    free or cropped margin; `extra_x`, `extra_y` the shift beyond it, a fraction of the window; angles are in radians.
     """
 
     scale_x: float
@@ -64,7 +64,7 @@ class Geometry(NamedTuple):
 
 def draw_geometry(rng: np.random.Generator, config: AugmentConfig, scale: tuple[float, ...]) -> Geometry:
     """The random placement of one image, its size drawn from `scale` (low, high)."""
-    size, stretch, shift_x, shift_y, extra_x, extra_y, turn, slant = rng.random(8).tolist()  # one call: each costs
+    size, stretch, shift_x, shift_y, extra_x, extra_y, turn, slant = rng.random(8).tolist()  # one call is faster
     size = scale[0] + (scale[1] - scale[0]) * size
     stretch = (1 + config.aspect) ** (stretch - 0.5)
     if not config.translate:
@@ -131,7 +131,7 @@ def place(
 
 
 def shrink_or_grow(image: np.ndarray, out: np.ndarray) -> None:
-    """Resize into `out`, averaging areas only where bilinear sampling would skip pixels: that costs many times more."""
+    """Resize into `out`, with area averaging (much slower) only where bilinear sampling would skip pixels."""
     height, width = out.shape[:2]
     if image.shape == out.shape:
         out[:] = image
@@ -150,7 +150,7 @@ def map_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def clip_boxes(boxes: np.ndarray, window: Window, config: AugmentConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Cut boxes to a window. Returns the cut boxes and which of them keep enough of themselves to be learnt."""
+    """Clip boxes to a window. Returns the clipped boxes and a mask of those that keep enough of their area."""
     clipped = np.clip(boxes, window[:2] * 2, window[2:] * 2)
     sides, whole = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
     area = sides[:, 0] * sides[:, 1]
@@ -161,7 +161,7 @@ def clip_boxes(boxes: np.ndarray, window: Window, config: AugmentConfig) -> tupl
 def mirror(
     image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator, config: AugmentConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Perhaps flip image and boxes, left to right and top to bottom."""
+    """Flip image and boxes at random, left to right and top to bottom."""
     height, width = image.shape[:2]
     across, down = rng.random() < config.flip, rng.random() < config.flip_vertical
     if across:
@@ -174,9 +174,9 @@ def mirror(
 
 
 def change_colour(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
-    """Turn the hue, and scale saturation and value, by one random 3x3 matrix on RGB.
+    """Random hue, saturation and value, by one 3x3 matrix on RGB.
 
-    It does what gains in HSV do (darknet, YOLOv5) for a tenth of their time: lightness stays when saturation changes,
+    Equivalent to gains in HSV (darknet, YOLOv5) in a tenth of the time: lightness is kept when saturation changes,
     and nothing wraps around.
 
     Source: P. Haeberli, Matrix Operations for Image Processing, 1993, in the YIQ space of NTSC.
@@ -191,7 +191,7 @@ def change_colour(image: np.ndarray, rng: np.random.Generator, config: AugmentCo
 
 
 def degrade(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
-    """Perhaps one of albumentations' blur, median blur, CLAHE, grey and JPEG artefacts; boxes stay where they are."""
+    """Apply at random one of albumentations' blur, median blur, CLAHE, grey and JPEG artefacts; boxes do not change."""
     if not config.albumentations or rng.random() >= config.albumentations:
         return image
     transform = _albumentations()[ALBUMENTATIONS[rng.integers(len(ALBUMENTATIONS))]]
@@ -203,7 +203,7 @@ def degrade(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) 
 
 @cache
 def _albumentations() -> dict[str, Any]:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import calls out otherwise
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import accesses the network otherwise
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -253,7 +253,7 @@ def _place_turned(
 ) -> np.ndarray:
     image, scale_x, scale_y = photo.image, photo.scale_x, photo.scale_y
     shrink = min(scale[0] / scale_x, scale[1] / scale_y)
-    if shrink < 0.5:  # warpAffine samples four neighbours only: average before it would skip pixels
+    if shrink < 0.5:  # warpAffine samples only four neighbours: average first, or it would skip pixels
         height, width = (max(round(side * shrink * 1.5), 1) for side in image.shape[:2])
         scale_x, scale_y = scale_x * width / image.shape[1], scale_y * height / image.shape[0]
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -263,7 +263,7 @@ def _place_turned(
     matrix = np.empty((2, 3))
     matrix[:, :2] = linear * scale
     matrix[:, 2] = centre + linear @ (np.array(origin) - centre)
-    # OpenCV's coordinates are of pixel centres, ours of pixel edges; and the window is a picture of its own.
+    # OpenCV's coordinates are of pixel centres, ours of pixel edges; and the window is an image of its own.
     pixels = matrix[:, :2] / (scale_x, scale_y)
     shift = matrix[:, 2] - window[:2] + pixels.sum(1) / 2 - 0.5
     part = canvas[window[1] : window[3], window[0] : window[2]]
@@ -272,7 +272,7 @@ def _place_turned(
         np.column_stack([pixels, shift]),
         (part.shape[1], part.shape[0]),
         flags=cv2.INTER_LINEAR,
-        borderValue=tuple(int(v) for v in part[0, 0]),  # the padding: nothing has been drawn here yet
+        borderValue=tuple(int(v) for v in part[0, 0]),  # the padding: nothing has been drawn yet
     )
     part[:] = warped
     return matrix

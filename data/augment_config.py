@@ -1,4 +1,4 @@
-"""The options of augmentation; needs no OpenCV, so that `train.py --help` is quick."""
+"""Augmentation options; imports no OpenCV, so that `train.py --help` is fast."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from utils.config import check_fields, option
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training images are changed. A field here is an option of train.py.
+    """Augmentation options of training. Each field is an option of train.py.
 
-    Mosaic, mixup and copy-paste are off in the last epochs; the sample's key says so, not this configuration.
+    Mosaic, mixup and copy-paste are off in the last epochs; this is set by the sample's key, not here.
 
     Raises:
-        ValueError: for a value outside its range, naming it.
+        ValueError: for a value outside its range; the message names it.
     """
 
     mosaic: float = option(0.5, "probability of a mosaic of four images (YOLOv4)", low=0, high=1)
@@ -58,10 +58,10 @@ class AugmentConfig:
 
     @classmethod
     def none(cls) -> AugmentConfig:
-        """Only the letterbox: what evaluation sees."""
+        """Only the letterbox, as in evaluation."""
         zeros = dict.fromkeys(("mosaic", "flip", "aspect", "translate", "hue", "saturation", "value"), 0.0)
         return cls(**zeros, scale=(1.0, 1.0), mosaic_scale=(1.0, 1.0), min_visible=0.0, min_box_size=0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for a run's configuration."""
+        """The options as plain types, for a run's configuration."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}

@@ -1,4 +1,4 @@
-"""Read a file of class names, and find the name that was meant."""
+"""Read class name files, and suggest names for typing errors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ VOC_CLASS_NAMES = (  # the order of the devkit, http://host.robots.ox.ac.uk/pasc
 
 _LISTS = Path(__file__).resolve().parents[1] / "model_data"
 KNOWN_LISTS = {"voc": str(_LISTS / "voc_classes.txt"), "coco": str(_LISTS / "coco_classes.txt")}
-MAX_NAME = 200  # characters; what is longer is not the name of a class
-MAX_GUESSES = 20  # unknown names for which the one that was meant is sought: each is compared with all known ones
+MAX_NAME = 200  # characters; a longer text is not a class name
+MAX_GUESSES = 20  # maximum number of unknown names that get a suggestion: each is compared with all known ones
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """One class name a line, in the order of the labels; blank lines at the end are allowed.
+    """Read one class name per line, in label order; blank lines at the end are allowed.
 
-    `voc` and `coco`, where no file is called so, are the 20 and 80 classes of these sets.
+    `voc` and `coco`, if there is no file of that name, are the 20 and 80 classes of these data sets.
 
     Raises:
         UserError: if the file cannot be read, is empty, is not text, has a blank line or a name twice (with the line).
@@ -70,10 +70,10 @@ def check_class_names(names: Iterable[object], where: object) -> tuple[str, ...]
 
 
 def decode_text(data: bytes, where: object) -> str:
-    """The text of a small file: UTF-8 or UTF-16, with or without byte order mark.
+    """Read a small text file: UTF-8 or UTF-16, with or without byte order mark.
 
     Raises:
-        UserError: if it is something else.
+        UserError: if it has another encoding.
     """
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
@@ -86,10 +86,10 @@ def decode_text(data: bytes, where: object) -> str:
 
 
 def class_index(name: str | int, known: Sequence[str], where: object) -> int:
-    """The index of a class that a user names by its name or its index.
+    """The index of a class given by name or index.
 
     Raises:
-        UserError: if there is none, with the one that was probably meant.
+        UserError: if there is no such class; suggests the closest name.
     """
     if isinstance(name, str) and name in known:
         return known.index(name)
@@ -103,7 +103,7 @@ def class_index(name: str | int, known: Sequence[str], where: object) -> int:
 
 
 def nearest_name(name: str, known: Sequence[str]) -> str | None:
-    """The known name that `name` was probably meant to be (other case, a typing error), or None."""
+    """The known name closest to `name` (other case, typing error), or None."""
 
     def simple(text: str) -> str:
         return "".join(c for c in text.casefold() if c.isalnum())
@@ -114,7 +114,7 @@ def nearest_name(name: str, known: Sequence[str]) -> str | None:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """What to do about an unknown class name, in words."""
+    """Advice on an unknown class name, as text."""
     near = nearest_name(name, known)
     if near is not None:
         return f"did you mean {near!r}?"
@@ -123,7 +123,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def suggestions(found: Iterable[str], known: Sequence[str]) -> dict[str, str]:
-    """What to do about each of the `found` names that is not `known`; the first few are told what was meant."""
+    """Advice on each of the `found` names that is not `known`; the first few get a suggestion."""
     listed = set(known)
     unknown = dict.fromkeys(name for name in found if name not in listed)
     return {

@@ -1,4 +1,4 @@
-"""Divide images among splits: by seed, every class in each of them, near-duplicates together."""
+"""Divide images into splits: seeded, stratified by class, with near-duplicates kept together."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from utils.errors import UserError
 EVEN_ROUNDS = 5
 AUTO_SHARES = {"train": 0.8, "val": 0.2}
 AUTO_SEED = 0
-_known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # one process asks for both parts of a division
+_known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # both parts of a division are requested separately
 
 
 def auto_division(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images to train on and to score on, of a data set that is not divided.
+    """Indices of the training and validation images, for a data set without splits.
 
     The same images and boxes always give the same division.
 
@@ -46,7 +46,7 @@ def auto_division(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_division(folder: Path, train: DatasetIndex, val: DatasetIndex) -> None:
-    """The pictures of both parts of a division, a path a line, in `train.txt` and `val.txt`."""
+    """Write the image paths of both parts of a division, one per line, to `train.txt` and `val.txt`."""
     for name, index in (("train", train), ("val", val)):
         write_lines(folder / f"{name}.txt", (os.path.abspath(index.path(i)) for i in range(len(index))))
 
@@ -60,7 +60,7 @@ def class_counts(index: DatasetIndex) -> np.ndarray:
 
 
 def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
-    """The shares above 0. Raises UserError unless all are in [0, 1] and add up to 1."""
+    """The shares above 0. Raises UserError unless all are in [0, 1] and sum to 1."""
     if any(not 0 <= share <= 1 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-3:
         text = ", ".join(f"{name} {share:g}" for name, share in shares.items())
         raise UserError("shares", f"{text} do not add up to 1", "for example --train 0.8 --val 0.1 --test 0.1")
@@ -70,16 +70,16 @@ def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
 def stratified_split(
     counts: np.ndarray, groups: np.ndarray, shares: Mapping[str, float], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Indices of the images of each split, ascending; every class is spread by the shares as well as groups allow.
+    """Indices of the images of each split, ascending; each class is divided by the shares as far as groups allow.
 
     Args:
         counts: (I, C) boxes of each class in each image; images without any are a class of their own.
-        groups: (I,) images of one group stay together.
-        shares: of each split's name, its share.
-        seed: of the order and of ties.
+        groups: (I,) group of each image; images of one group stay together.
+        shares: share of each split, by name.
+        seed: of the order and of tie-breaking.
 
     Source: iterative stratification, Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data",
-    ECML PKDD 2011: the rarest class is dealt out first, each time to the split that lacks most of it.
+    ECML PKDD 2011: the rarest class is assigned first, each time to the split that lacks most of it.
     """
     rng = np.random.default_rng(seed)
     _, unit_of = np.unique(groups, return_inverse=True)
@@ -97,7 +97,7 @@ def stratified_split(
         occurring = (left > 0).sum(axis=0).astype(np.float64)
         label = int(np.where(occurring > 0, occurring, np.inf).argmin())
         members = np.flatnonzero((chosen < 0) & (table[:, label] > 0))
-        # large groups first, as long as there is room for them
+        # large groups first, while there is room for them
         for unit in members[np.lexsort((tie[members], -table[members, -1]))]:
             want = np.lexsort((rng.random(len(names)), lacking[:, -1], lacking[:, label]))
             chosen[unit] = want[-1]
@@ -108,12 +108,12 @@ def stratified_split(
 
 
 def _even_out(chosen: np.ndarray, table: np.ndarray, excess: np.ndarray, rng: np.random.Generator) -> None:
-    """Move one group after the other to where it makes the shares truer, which the greedy deal leaves undone.
+    """Move single groups to improve the shares after the greedy assignment.
 
     Args:
-        chosen: (U,) split of each unit; changed.
+        chosen: (U,) split of each unit; modified in place.
         table: (U, K) images of each class, and of all (last), in each unit.
-        excess: (S, K) by how much each split has too many; changed.
+        excess: (S, K) surplus of each split; modified in place.
         rng: of the order.
     """
     weight = 1 / np.maximum(table.sum(axis=0), 1)
@@ -135,7 +135,7 @@ def _even_out(chosen: np.ndarray, table: np.ndarray, excess: np.ndarray, rng: np
 
 
 def _fill_empty(chosen: np.ndarray, sizes: np.ndarray, number: int) -> None:
-    """Give every split something, as long as there are as many groups as splits."""
+    """Give every split at least one group, if there are enough groups."""
     for k in range(number):
         units = np.bincount(chosen, minlength=number)
         if units[k] == 0 and units.max() > 1:

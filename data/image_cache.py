@@ -1,4 +1,4 @@
-"""Decoded, resized images in one block of shared memory or one file, so that all loader workers use the same copy."""
+"""Cache of decoded, resized images in shared memory or one file, shared by all loader workers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from data.index import DatasetIndex
 from utils.errors import UserError
 
 MODES = ("none", "ram", "disk")
-KEEP_FREE = 1 << 30  # bytes of memory or disk that the cache leaves to everyone else
+KEEP_FREE = 1 << 30  # bytes of memory or disk that the cache leaves free
 _VERSION = 1
-_STAMP = 4  # bytes in front of the images for each of them: 0, or a checksum of what is kept
+_STAMP = 4  # bytes per image before the image data: 0, or a checksum of the cached image
 
 
 class _Block(shared_memory.SharedMemory):
-    """Shared memory that leaves in silence while an array still looks at it: the system frees it with the process."""
+    """Shared memory that closes without error while an array still uses it; the system frees it with the process."""
 
     def __del__(self) -> None:
         with contextlib.suppress(BufferError):
@@ -37,10 +37,10 @@ class _Block(shared_memory.SharedMemory):
 
 
 class ImageCache:
-    """A place for every image of an index, filled as images are first read, by whichever worker reads them.
+    """A slot for every image of an index, filled when any worker first reads the image.
 
-    An image is kept no larger than `long_side`, and always used as kept, so that the first epoch sees what the others
-    see. An image whose file differs from the size its annotation states is not kept, but read anew each time.
+    An image is stored no larger than `long_side`, and always used as stored, so that all epochs see the same
+    pixels. An image whose file size differs from its annotation is not cached, but read each time.
 
     Args:
         index: the images; those without a stated size are not kept.
@@ -50,7 +50,7 @@ class ImageCache:
         folder: where the file of `disk` goes; never a folder of data.
 
     Raises:
-        UserError: if it does not fit, with what it needs and what there is.
+        UserError: if it does not fit; states the required and available size.
     """
 
     def __init__(self, index: DatasetIndex, long_side: int, mode: str = "ram", folder: Path | None = None) -> None:
@@ -72,7 +72,7 @@ class ImageCache:
         self._attach()
 
     def read(self, i: int, decode: Callable[[int, tuple[int, int] | None], Photo]) -> Photo:
-        """Image i as kept; `decode(i, min_size)` reads its file if it has not been kept yet."""
+        """Image i as stored; `decode(i, min_size)` reads its file if it is not cached yet."""
         height, width = self.sizes[i].tolist()
         if not height:
             return decode(i, (self.long_side, self.long_side))
@@ -85,18 +85,18 @@ class ImageCache:
             if image.shape[:2] != (height, width):
                 image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
             kept[:] = image
-            self._stamps[i] = _checksum(image)  # last: who sees it sees the whole image; two writers write the same
+            self._stamps[i] = _checksum(image)  # last: a stamp means a complete image; two writers write the same
         original_height, original_width = self.originals[i].tolist()
         return Photo(kept, original_height, original_width, width / original_width, height / original_height)
 
     def close(self) -> None:
-        """Give the memory back (`ram`) or leave the file to the next run (`disk`)."""
+        """Free the memory (`ram`) or leave the file for the next run (`disk`)."""
         self._bytes = self._stamps = np.zeros(0, np.uint8)
         if self.mode == "ram" and self._block is not None:
             self._finalizer()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a spawned worker gets: the block's name, not its bytes."""
+        """State sent to a spawned worker: the block's name, not its bytes."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_bytes", "_stamps", "_block", "_finalizer")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ class ImageCache:
         self._stamps = self._bytes[: _STAMP * len(self.sizes)].view(np.uint32)
 
     def _is_whole(self, i: int, kept: np.ndarray) -> bool:
-        """Whether an image is there; on disk a power cut can leave the stamp without the pixels."""
+        """Whether an image is cached; on disk, a power failure can leave the stamp without the pixels."""
         stamp = int(self._stamps[i])
         return stamp != 0 and (self.mode == "ram" or stamp == _checksum(kept))
 
@@ -142,7 +142,7 @@ def kept_sizes(sizes: np.ndarray, long_side: int) -> np.ndarray:
 
 
 def cache_bytes(index: DatasetIndex, input_size: tuple[int, int], scale: float = 1.0) -> int:
-    """What the cache of `build_image_cache` takes."""
+    """Size of the cache of `build_image_cache`."""
     return int(kept_sizes(index.sizes, math.ceil(max(input_size) * scale)).prod(1).sum() * 3 + _STAMP * len(index))
 
 
@@ -158,7 +158,7 @@ def free_memory() -> int:
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be used without swapping; a very large number where the system does not say."""
+    """Bytes of memory available without swapping; a very large number if the system does not state it."""
     with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo") as file:
         return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
     return sys.maxsize
@@ -174,7 +174,7 @@ def _create_memory(num_bytes: int) -> shared_memory.SharedMemory:
 
 
 def _create_file(folder: Path, name: str, num_bytes: int) -> str:
-    """The file of this fingerprint, made with all its space reserved: a full disk under a mapping kills the process."""
+    """Create the file of this fingerprint with all its space reserved: a full disk under a mapping kills processes."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     if path.exists() and path.stat().st_size == num_bytes:
@@ -199,7 +199,7 @@ def _check_fits(mode: str, needed: int, free: int, todo: str) -> None:
 
 
 def _free(block: shared_memory.SharedMemory, owner: int) -> None:
-    """Unlink the block; forked workers inherit this call, but the block is not theirs."""
+    """Unlink the block; forked workers inherit this call, but must not unlink it."""
     if os.getpid() != owner:
         return
     with contextlib.suppress(FileNotFoundError):
@@ -213,7 +213,7 @@ def _checksum(image: np.ndarray) -> int:
 
 
 def _fingerprint(index: DatasetIndex, long_side: int) -> str:
-    """Changes with any path, size or time of the image files, and with what is kept of them."""
+    """Changes with any path, size or time of the image files, and with the stored sizes."""
     digest = hashlib.sha256(f"{_VERSION} {long_side} {len(index)}".encode())
     digest.update(index.path_bytes.tobytes())
     digest.update(index.path_offsets.tobytes())

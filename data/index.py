@@ -1,4 +1,4 @@
-"""A whole split as flat arrays: what every reader gives and every user of data takes."""
+"""A split as flat arrays: the output of every reader and the input of training and evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from data.skips import Skip
 
-SCORE_RANGE = (0.3, 0.6)  # of labels that a detector made: in doubt below, certain above
+SCORE_RANGE = (0.3, 0.6)  # of detector-made labels: uncertain below, certain above
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,23 @@ class DatasetIndex:
     Image i owns the boxes `offsets[i]:offsets[i + 1]`.
 
     Args:
-        name: what to call it to the user, e.g. `VOC2007 train`.
+        name: name in messages, e.g. `VOC2007 train`.
         class_names: the classes, in the order of `labels`.
         path_bytes: (P,) uint8, all image paths one after another, as the operating system's bytes.
         path_offsets: (I + 1,) int64 into `path_bytes`.
         image_ids: (I,) str or int64 array, unique: the VOC id (with its year if years are joined), the COCO image id.
-        sizes: (I, 2) int32 (height, width) as the annotation says, 0 where it does not.
+        sizes: (I, 2) int32 (height, width) from the annotation, 0 if not stated.
         offsets: (I + 1,) int64 into the box arrays.
         boxes: (M, 4) float64 xyxy, 0-based continuous pixels of the upright image.
         labels: (M,) int32, index into `class_names`.
-        difficult: (M,) bool: VOC objects that neither count nor cost in evaluation.
+        difficult: (M,) bool: VOC objects that evaluation ignores.
         crowd: (M,) bool: COCO regions that stand for many objects (ignored in training, matched freely in evaluation).
         skips: what was left out while reading.
         category_ids: (C,) COCO category id of each class; None outside COCO (then class index + 1).
         source: what the reader was given, and extra facts that conversion needs (plain types).
         areas: (M,) float64 pixels, COCO's own area of each object (of its outline, not of its box); None elsewhere.
-        scores: (M,) float64, how sure the detector was that made each label, 1 where a person did; None: all of them.
-        box_refs: (M,) int64, where each box stands: the line of its annotation file (VOC, YOLO) or its annotation id.
+        scores: (M,) float64 detector confidence of each label, 1 for human labels; None: all are human labels.
+        box_refs: (M,) int64 location of each box: the line of its annotation file (VOC, YOLO) or its annotation id.
     """
 
     name: str
@@ -115,7 +115,7 @@ class DatasetIndex:
         return replace(self, offsets=before[self.offsets].astype(np.int64), **parts)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Arrays mapped from the cache travel to spawned workers as the names of their files."""
+        """Arrays mapped from the cache are sent to spawned workers as file names."""
         return {name: _mapped_from(value) or value for name, value in self.__dict__.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ class DatasetIndex:
         crowd: Sequence[Sequence[bool] | np.ndarray] | None = None,
         **others: Any,
     ) -> DatasetIndex:
-        """From one entry an image to flat arrays; for small sets, readers and tests."""
+        """Build an index from one entry per image; for small data sets, readers and tests."""
         encoded = [os.fsencode(path) for path in paths]
         counts = [len(each) for each in labels]
         total = sum(counts)
@@ -164,14 +164,14 @@ class DatasetIndex:
 
 
 def classes_found(index: DatasetIndex, shown: int = 20) -> str:
-    """The classes that the annotations name, whether asked for or not, with their counts, the most frequent first."""
+    """All classes that the annotations name, selected or not, with their counts, the most frequent first."""
     found: dict[str, int] = index.source.get("found_classes", {})
     ordered = sorted(found.items(), key=lambda each: -each[1])
     return ", ".join(f"{name} ({count})" for name, count in ordered[:shown]) or "no object at all"
 
 
 def join_indices(parts: Sequence[DatasetIndex]) -> DatasetIndex:
-    """Several splits of the same classes as one; a picture that is in two of them is taken from the first."""
+    """Join several splits of the same classes; an image that is in two of them is taken from the first."""
     first = parts[0]
     seen: set[str] = set()
     kept = []

@@ -1,4 +1,4 @@
-"""Keep a DatasetIndex on disk, and take it from there for as long as the files it came from are the same."""
+"""Cache a DatasetIndex on disk, and reuse it while its source files are unchanged."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import numpy as np
 from data.index import DatasetIndex, map_array
 from data.skips import Skip
 
-VERSION = 4  # raise it when a reader or the index changes its meaning
-KEPT = 64  # indices; older ones are removed
+VERSION = 4  # increase when a reader or the index changes its meaning
+KEPT = 64  # maximum number of indices; older ones are removed
 _ARRAYS = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", "boxes", "labels", "difficult", "crowd")
 _OPTIONAL = ("areas", "box_refs", "scores")
 
@@ -40,17 +40,17 @@ def cache_folder() -> Path:
 
 
 def cached_index(request: list[Any], read: Callable[[], DatasetIndex]) -> DatasetIndex:
-    """The index that `read` gives, from the cache where that is possible.
+    """The index that `read` returns, from the cache if possible.
 
     Args:
         request: everything that `read` depends on besides the files themselves (plain types); paths in it are absolute.
         read: reads the data set; its `source["dependencies"]` names `files` and `folders` whose change makes it stale.
 
-    Nothing that is kept depends on the working folder: an index with a relative path is never written.
+    Cached data never depend on the working folder: an index with a relative path is not written.
 
     A cache that is missing, stale, broken or cannot be written is never an error: the data set is read instead.
     """
-    # `~` and what may be read differ by user, and a shared cache folder may serve several
+    # `~` and read permissions differ by user, and a shared cache folder may serve several
     user = [os.getuid() if hasattr(os, "getuid") else 0, os.path.expanduser("~")]
     key = hashlib.blake2b(json.dumps([VERSION, user, request]).encode(), digest_size=12).hexdigest()
     folder = cache_folder() / "index"
@@ -58,7 +58,7 @@ def cached_index(request: list[Any], read: Callable[[], DatasetIndex]) -> Datase
         dependencies = json.loads((folder / f"{key}.json").read_bytes())
         return _load(folder / f"{key}-{fingerprint(dependencies)}")
     index = read()
-    with contextlib.suppress(OSError):  # a full or read-only disk only costs the next start some seconds
+    with contextlib.suppress(OSError):  # a full or read-only disk only makes the next start slower
         dependencies = index.source["dependencies"]
         paths = [*dependencies["files"], *dependencies["folders"], *(str(index.path(i)) for i in range(len(index)))]
         if not all(map(os.path.isabs, paths)):
@@ -87,12 +87,12 @@ def _state(path: str) -> bytes:
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What tells two files apart that stood at one path, even of one size and time (`mv`, `cp -p`, `tar`, `touch`)."""
+    """Distinguishes two files at the same path, even of equal size and time (`mv`, `cp -p`, `tar`, `touch`)."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _add_folder(digest: hashlib.blake2b, folder: bytes) -> None:
-    """Names, sizes and times of all files below a folder; of a hundred thousand, the calls to the system are most."""
+    """Names, sizes and times of all files below a folder; for large folders, system calls dominate the time."""
     names, states, below = [], [], []
     try:
         with os.scandir(folder) as entries:
@@ -116,7 +116,7 @@ def _add_folder(digest: hashlib.blake2b, folder: bytes) -> None:
 
 
 def _save(index: DatasetIndex, folder: Path, key: str, name: str, dependencies: dict[str, list[str]]) -> None:
-    """Write into a new folder and rename it, so that a cache is whole or not there."""
+    """Write into a new folder and rename it, so that the cache is written atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{secrets.token_hex(8)}.tmp"
     try:
@@ -150,7 +150,7 @@ def _load(folder: Path) -> DatasetIndex:
     """The index in a folder, its arrays mapped from the files, so that processes share them.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: if anything in it is missing or not as it was written.
+        OSError, ValueError, KeyError, TypeError: if anything in it is missing or invalid.
     """
     facts = json.loads((folder / "facts.json").read_bytes())
     arrays: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""From a DatasetIndex to training batches, the same for any number of workers."""
+"""Training data loader: batches from a DatasetIndex, identical for any number of workers."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ from utils.images import read_image_and_size
 from utils.letterbox import Letterbox
 
 Size = tuple[int, int]
-SMALLEST = (32, 32)  # one cell of the coarsest map: batch norm has nothing to average over if it is one image's
+SMALLEST = (32, 32)  # one cell of the coarsest map: batch norm of one smaller image has nothing to average over
 PREFETCH = 2  # batches that each worker prepares ahead
-SHM_SHARE = 0.8  # of the free shared memory that batches on their way may take
+SHM_SHARE = 0.8  # maximum fraction of the free shared memory for batches in transit
 OPEN_FILES = 512
-MAX_REPLACEMENTS = 20  # unreadable images in a row before the run is given up
+MAX_REPLACEMENTS = 20  # consecutive unreadable images before the run stops
 
 
 class SampleKey(NamedTuple):
-    """Which training image to make; together with the seed it fixes every random number of the image.
+    """Identifies a training image; with the seed it determines all random numbers of the image.
 
     Args:
         epoch: number of the epoch.
-        image: which of the DatasetIndex.
+        image: position in the DatasetIndex.
         mosaic: whether mosaic, mixup and copy-paste are on (the last epochs go without them).
-        repeat: which time in this epoch the image is used (class balancing, padding over processes).
+        repeat: how many times the image was already used in this epoch (class balancing, padding over processes).
         size: (height, width) of this batch under multi-scale training; None takes the dataset's.
     """
 
@@ -65,16 +65,16 @@ class SampleKey(NamedTuple):
 
 
 class PhotoReader:
-    """Reads images of an index, from the cache where there is one, and JPEGs no larger than is needed."""
+    """Read images of an index, from the cache if there is one, and JPEGs at reduced size if possible."""
 
     def __init__(self, index: DatasetIndex, image_cache: Any = None) -> None:
         self.index, self.image_cache = index, image_cache
 
     def read(self, i: int, min_size: Size | None = None) -> Photo:
-        """Image i, at least `min_size` (height, width) large where the file is; None reads every pixel.
+        """Read image i, at least `min_size` (height, width) large if the file is; None reads it at full size.
 
         Raises:
-            ImageError, OSError: if it cannot be read.
+            ImageError, OSError: if the image cannot be read.
         """
         if self.image_cache is not None:
             return self.image_cache.read(i, self._decode)
@@ -86,24 +86,24 @@ class PhotoReader:
 
 
 def _part(decoded: int, original: int) -> float:
-    """Decoded pixels per original one; a reduced JPEG's size is rounded up, so that this is 1 / 2, 1 / 4 or 1 / 8."""
+    """Decoded pixels per original pixel; a reduced JPEG's size is rounded up, so this is 1 / 2, 1 / 4 or 1 / 8."""
     reduction = round(original / decoded)
     return 1 / reduction if -(-original // reduction) == decoded else decoded / original
 
 
 class TrainDataset(Dataset):
-    """Augmented training images, each a function of (seed, key) alone.
+    """Augmented training images; each depends only on (seed, key).
 
     Args:
         index: images and boxes. Crowd boxes are left out.
         input_size: (height, width) pixels.
-        augment: how to change the images.
+        augment: augmentation options.
         seed: of the whole run.
-        letterbox: resize mode and padding; its own input size is not used. None takes the defaults.
+        letterbox: resize mode and padding; its own input size is not used. None uses the defaults.
         image_cache: see `data.image_cache`.
-        keep_difficult: whether VOC's difficult objects are learnt (they are seen, so calling them background is worse).
+        keep_difficult: whether to train on VOC's difficult objects (treating them as background is worse).
         score_range: see `label_weights`.
-        image_weights: (I,) how often each image is drawn as a partner of a mosaic; None is evenly.
+        image_weights: (I,) relative frequency of each image as a mosaic partner; None is uniform.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class TrainDataset(Dataset):
         return _SampleMaker(self, SampleKey(*key)).make()
 
     def targets(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes (N, 4) in image i's own pixels, labels (N,) and weights (N,): 1 is sure, 0 in doubt (see YOLOLoss)."""
+        """Boxes (N, 4) in image i's own pixels, labels (N,) and weights (N,): 1 certain, 0 uncertain (see YOLOLoss)."""
         part = slice(self.index.offsets[i], self.index.offsets[i + 1])
         keep = ~self.index.crowd[part]
         if not self.keep_difficult:
@@ -154,7 +154,7 @@ class TrainDataset(Dataset):
 
 
 class _SampleMaker:
-    """The making of one sample: holds its random numbers and what was skipped on the way."""
+    """State of making one sample: its random numbers and the skipped images."""
 
     def __init__(self, dataset: TrainDataset, key: SampleKey) -> None:
         self.dataset, self.key, self.config = dataset, key, dataset.augment
@@ -218,14 +218,14 @@ class _SampleMaker:
         return sample
 
     def _partner(self) -> int:
-        """Another image, evenly or by the dataset's weights."""
+        """Draw another image, uniformly or by the dataset's weights."""
         if self.dataset._cumulative is None:
             return int(self.rng.integers(len(self.dataset)))
         found = np.searchsorted(self.dataset._cumulative, self.rng.random(), side="right")
         return min(int(found), len(self.dataset) - 1)
 
     def _read(self, index: int, geometry: Geometry) -> tuple[Photo, int]:
-        """An image, and which one it is: an unreadable one is replaced by another."""
+        """Read an image, and return its position; an unreadable image is replaced by another."""
         for _ in range(MAX_REPLACEMENTS):
             try:
                 return self.dataset.reader.read(index, self._min_size(index, geometry)), index
@@ -246,23 +246,23 @@ class _SampleMaker:
 
 
 class EpochSampler(Sampler[list[SampleKey]]):
-    """The batches of an epoch for one process; every process of the same run sees other images.
+    """Sampler of the batches of an epoch for one process; processes of a run get disjoint images.
 
     An epoch is one seeded permutation, cut into steps of `batch_size * world_size` images; each step is cut into equal
-    runs, one a process, so that two processes of batch 4 do what one of batch 8 does. The last step may be smaller,
-    by process too. Nothing is dropped, and nothing repeated except where the last step has fewer images than there are
-    processes: then the first images of the epoch fill it up, because a process without a batch would hang the others.
+    runs, one per process, so that two processes of batch 4 do the same as one of batch 8. The last step may be smaller,
+    also per process. Nothing is dropped. Images are repeated only if the last step has fewer images than
+    processes: it is then filled with the first images of the epoch, as a process without a batch blocks the others.
 
     Args:
         num_images: size of the dataset.
-        batch_size: images a step for each process.
+        batch_size: images per step and process.
         seed: of the run.
-        rank, world_size: this process among how many.
+        rank, world_size: rank of this process and number of processes.
         shuffle: False keeps the order.
-        repeat_factors: (I,) how often each image is wanted in an epoch, on average; see `repeat_factors`.
-        sizes: input sizes of multi-scale training: each step draws one, the same in all processes.
+        repeat_factors: (I,) average number of uses of each image in an epoch; see `repeat_factors`.
+        sizes: input sizes of multi-scale training; each step draws one, the same in all processes.
 
-    `set_epoch` must be called before each epoch: it also restarts anywhere, as nothing else is remembered.
+    `set_epoch` must be called before each epoch. No other state is kept, so an epoch can start at any batch.
     """
 
     def __init__(
@@ -291,9 +291,9 @@ class EpochSampler(Sampler[list[SampleKey]]):
     def set_epoch(
         self, epoch: int, mosaic: bool = True, first_batch: int = 0, sizes: Sequence[Size] | None = None
     ) -> None:
-        """Say which epoch comes next, whether its images are made of several, and at which batch to begin.
+        """Set the next epoch, whether mosaics are on, and the first batch.
 
-        `sizes` replaces those of multi-scale training from here on.
+        `sizes` replaces the sizes of multi-scale training from this epoch on.
         """
         self.epoch, self.mosaic, self.first_batch = epoch, mosaic, first_batch
         if sizes is not None:
@@ -325,10 +325,10 @@ class EpochSampler(Sampler[list[SampleKey]]):
             ]
 
     def _epoch_order(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Images of the epoch in order, and which time each of them is used."""
+        """Images of the epoch in order, and the repeat number of each."""
         if self._wanted is None:
             images = np.arange(self.num_images)
-        else:  # systematic sampling: each image floor or ceil of its factor, their sum the same in every epoch
+        else:  # systematic sampling: floor or ceil of each image's factor, with the same sum in every epoch
             edges = np.floor(np.concatenate([[0], np.cumsum(self._wanted)]) + rng.random() * (1 - 1e-9) + 1e-9)
             images = np.repeat(np.arange(self.num_images), np.diff(edges).astype(np.int64))
         first = np.searchsorted(images, images, side="left")
@@ -338,9 +338,9 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
 
 def repeat_factors(index: DatasetIndex, threshold: float) -> np.ndarray:
-    """(I,) how often to use each image, so that classes in fewer than `threshold` of the images are seen more often.
+    """(I,) repeat factors: images with classes in fewer than `threshold` of the images are used more often.
 
-    max over its classes of max(1, sqrt(threshold / f(class))), f being the part of all images that show the class.
+    max over its classes of max(1, sqrt(threshold / f(class))), where f is the fraction of images with the class.
 
     Source: LVIS, appendix B.2, https://arxiv.org/abs/1908.03195
     """
@@ -354,7 +354,7 @@ def repeat_factors(index: DatasetIndex, threshold: float) -> np.ndarray:
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
-    """Samples of one size to a batch.
+    """Collate samples of one size into a batch.
 
     Returns:
         images (B, 3, H, W) uint8 in channels_last order, and targets: `boxes` (M, 4) float32 xyxy input pixels,
@@ -378,9 +378,9 @@ def collate(samples: Sequence[dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
 
 
 class TrainLoader:
-    """Training batches, epoch after epoch; iterate it once for each `set_epoch`.
+    """Training batches; call `set_epoch`, then iterate, for each epoch.
 
-    `skips` holds one `Skip` for each image that could not be read; it is named as it happens.
+    `skips` holds one `Skip` for each image that could not be read; each is reported when it occurs.
     """
 
     def __init__(self, dataset: TrainDataset, sampler: EpochSampler, workers: int, pin_memory: bool, **options: Any):
@@ -388,7 +388,7 @@ class TrainLoader:
         self.timeout = float(options.get("timeout", 0))
         self.skips: list[Skip] = []
         self._named: set[str] = set()
-        # A generator of its own: the loader must not move the run's random state, whatever the number of workers.
+        # A separate generator: the loader must not change the global random state, for any number of workers.
         self._loader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -403,7 +403,7 @@ class TrainLoader:
 
     @property
     def batch_size(self) -> int:
-        """Images of this process's batches."""
+        """Number of images in this process's batches."""
         return self.sampler.batch_size
 
     def set_epoch(
@@ -416,10 +416,10 @@ class TrainLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """Batches as `collate` gives them.
+        """Yield batches as returned by `collate`.
 
         Raises:
-            RunError: if a worker died, or gave nothing for `timeout` seconds.
+            RunError: if a worker died, or returned nothing for `timeout` seconds.
         """
         try:
             for images, targets in self._loader:
@@ -433,14 +433,14 @@ class TrainLoader:
             raise failure from error
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         iterator, self._loader._iterator = self._loader._iterator, None
         end = getattr(iterator, "_shutdown_workers", None)
         if end is not None:
             end()
 
     def restore_skips(self, skips: Sequence[Skip]) -> None:
-        """Take up those of an interrupted run or of all its processes, each once: they are not named again."""
+        """Add the skips of an interrupted run or of all its processes, each once; they are not reported again."""
         first: dict[str, Skip] = {}
         for skip in skips:
             first.setdefault(skip.where, skip)
@@ -454,7 +454,7 @@ class TrainLoader:
                 warn(path, reason, "another image takes its place")
 
     def kill(self) -> None:
-        """End the workers without asking: one that hangs does not answer."""
+        """Kill the workers: one that hangs does not answer a request."""
         with _deaf_to_children():
             for worker in getattr(self._loader._iterator, "_workers", []):
                 worker.kill()
@@ -464,7 +464,7 @@ class TrainLoader:
 
 @contextlib.contextmanager
 def _deaf_to_children() -> Iterator[None]:
-    """Keep torch's SIGCHLD handler from raising in the middle of whatever runs when a worker is killed on purpose."""
+    """Keep torch's SIGCHLD handler from raising in unrelated code when a worker is killed on purpose."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -495,18 +495,18 @@ def build_train_loader(
     start_method: str | None = None,
     prefetch_factor: int = PREFETCH,
 ) -> TrainLoader:
-    """Everything between the index and the training loop.
+    """Build the training loader of an index.
 
     Args:
         index, input_size, augment, letterbox, image_cache, keep_difficult, score_range, seed: see `TrainDataset`.
-        batch_size: images a step for this process; a smaller last batch is given too.
-        workers: processes that prepare images; 0 does it here.
-        rank, world_size: this process among how many.
-        balance: threshold of `repeat_factors`, 0 for each image once an epoch.
+        batch_size: images per step for this process; a smaller last batch is kept.
+        workers: number of worker processes; 0 loads in this process.
+        rank, world_size: rank of this process and number of processes.
+        balance: threshold of `repeat_factors`; 0 uses each image once per epoch.
         sizes: multi-scale input sizes, see `EpochSampler`.
-        pin_memory: None does where there is a CUDA device.
-        timeout: seconds without a batch after which the workers are given up.
-        start_method: `fork`, `spawn` or `forkserver`; None takes the system's.
+        pin_memory: None enables it if there is a CUDA device.
+        timeout: seconds without a batch after which the workers are considered hung.
+        start_method: `fork`, `spawn` or `forkserver`; None uses the system default.
         prefetch_factor: batches prepared ahead by each worker.
     """
     factors = repeat_factors(index, balance) if balance > 0 else None
@@ -522,16 +522,16 @@ def build_train_loader(
 
 
 def label_weights(scores: np.ndarray, score_range: tuple[float, float]) -> np.ndarray:
-    """(M,) float32 weights of labels that a detector made: 0 below `score_range`, 1 above, linear between."""
+    """(M,) float32 weights of detector-made labels: 0 below `score_range`, 1 above, linear in between."""
     low, high = score_range
     return np.clip((scores - low) / max(high - low, 1e-9), 0, 1).astype(np.float32)
 
 
 def fitting_workers(workers: int, batch_size: int, input_size: Size, shm: str = "/dev/shm") -> tuple[int, str]:
-    """As many of the loader's processes as shared memory and open files suffice for, and why they are fewer.
+    """Limit the number of workers to shared memory and open files, and give the reason if reduced.
 
     Batches come from workers through /dev/shm, of which a container has 64 MB by default: a batch that does not fit
-    stalls the loader. Warns with the remedy where fewer are used; raises the limit of open files where that is allowed.
+    stalls the loader. Warns with the remedy if the number is reduced; raises the limit of open files if permitted.
     """
     if not workers:
         return 0, ""
@@ -543,7 +543,7 @@ def fitting_workers(workers: int, batch_size: int, input_size: Size, shm: str = 
         return 0, f"{shm} cannot be written"
     free = shutil.disk_usage(shm).free
     batch = batch_size * input_size[0] * input_size[1] * 3
-    fit = int(SHM_SHARE * free // (batch * (PREFETCH + 1)))  # those waiting, and the one being made
+    fit = int(SHM_SHARE * free // (batch * (PREFETCH + 1)))  # the waiting batches, and the one being made
     if fit >= workers:
         return workers, ""
     what = f"{free / 2**20:.0f} MB are too few for {workers} workers with batches of {batch / 2**20:.0f} MB"
@@ -552,7 +552,7 @@ def fitting_workers(workers: int, batch_size: int, input_size: Size, shm: str = 
 
 
 def _allow_open_files() -> None:
-    """Have room for a file descriptor for each tensor on its way; else tensors go through named files."""
+    """Ensure a file descriptor for each tensor in transit; otherwise tensors are sent through named files."""
     try:
         import resource
     except ImportError:  # Windows
@@ -570,7 +570,7 @@ def _allow_open_files() -> None:
 
 
 def multi_scale_sizes(input_size: tuple[int, int], part: float) -> list[tuple[int, int]]:
-    """The sizes within `part` of `input_size`, in steps of 32; empty for none."""
+    """The sizes within the fraction `part` of `input_size`, in steps of 32; empty for none."""
     if not part:
         return []
     low, high = round(min(input_size) * (1 - part) / 32), round(min(input_size) * (1 + part) / 32)
@@ -585,7 +585,7 @@ def _with_size(letterbox: Letterbox, input_size: Size) -> Letterbox:
 
 
 def _rare_images(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Boxes worth pasting: (their images, their rows, their cumulative chance), each class being equally likely."""
+    """Boxes suitable for pasting: (their images, their rows, their cumulative probability), classes equally likely."""
     sides = index.boxes[:, 2:] - index.boxes[:, :2]
     usable = np.flatnonzero(~index.crowd & ~index.difficult & (sides > 8).all(1))
     if not len(usable):
@@ -603,9 +603,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _start_worker(_worker_id: int) -> None:
-    """Keep OpenMP out of workers, and a signal to the whole group too: the main process saves first, then ends them.
+    """Disable OpenMP in workers, and ignore group signals: the main process saves first, then stops them.
 
-    Torch's own handlers stay: they end a worker when the main process asks, or is gone.
+    Torch's own handlers stay: they stop a worker when the main process asks or has exited.
     """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -614,10 +614,10 @@ def _start_worker(_worker_id: int) -> None:
 
 
 def worker_failure(error: BaseException) -> RunError | None:
-    """What to tell the user if `error` is torch's word for a worker that died, hung or failed; None if it is not.
+    """The message for the user if `error` is torch's error for a worker that died, hung or failed; else None.
 
-    Torch notices a dead worker by a signal, so that its error may come out of any line of the training loop: a loop
-    that wants the one form of errors asks here about every RuntimeError.
+    Torch reports a dead worker by a signal, so its error may be raised at any line of the training loop. A loop
+    that converts errors should pass every RuntimeError to this function.
     """
     if not isinstance(error, RuntimeError) or "DataLoader" not in str(error):
         return None
@@ -627,7 +627,7 @@ def worker_failure(error: BaseException) -> RunError | None:
     text = str(cause) if isinstance(cause, RuntimeError) and "DataLoader worker" in str(cause) else str(error)
     last = text.strip().splitlines()[-1].strip().rstrip(".")
     kind, _, message = last.partition(": ")
-    if kind.rsplit(".")[-1] in ("RunError", "MissingExtra"):  # our own error, made in the worker
+    if kind.rsplit(".")[-1] in ("RunError", "MissingExtra"):  # our own error, raised in the worker
         where, _, what = message.partition(": ")
         what, _, todo = what.partition("; ")
         return RunError(where, what, todo or "see the messages above")

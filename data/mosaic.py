@@ -1,4 +1,4 @@
-"""Pictures made of several: mosaic, mixup and pasted boxes, drawn at the final size without a larger canvas between."""
+"""Mosaic, mixup and copy-paste augmentation, drawn directly at the final size."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from data.augment import (
 )
 from utils.letterbox import Letterbox
 
-CENTRE_RANGE = (0.25, 0.75)  # where the four tiles meet, as a part of the input's size
+CENTRE_RANGE = (0.25, 0.75)  # where the four tiles meet, as a fraction of the input size
 MIXUP_BETA = 32.0  # YOLOv5: both images stay visible at nearly equal strength
-PASTE_COVER = 0.3  # a pasted box may cover at most this part of an object
+PASTE_COVER = 0.3  # maximum fraction of an object that a pasted box may cover
 
 
 def draw_centre(rng: np.random.Generator, input_size: tuple[int, int]) -> tuple[int, int]:
-    """(x, y) pixel in which the four tiles of a mosaic meet."""
+    """Draw the (x, y) pixel where the four tiles of a mosaic meet."""
     y, x = (round(side * rng.uniform(*CENTRE_RANGE)) for side in input_size)
     return x, y
 
@@ -37,15 +37,15 @@ def compose_mosaic(
     letterbox: Letterbox,
     config: AugmentConfig,
 ) -> Sample:
-    """Four images around one point, each resized straight into its place.
+    """Combine four images around one point, each resized directly into its quarter.
 
-    An image larger than its quarter shows a random crop; a smaller one touches the point where the tiles meet.
+    An image larger than its quarter is cropped at random; a smaller one touches the point where the tiles meet.
 
     Args:
         parts: four times (photo, boxes (N, 4) xyxy in the photo's own pixels, labels (N,), weights (N,), geometry).
         centre: (x, y), see `draw_centre`.
         letterbox: gives the input size, the padding and the scale 1.
-        config: says which cut boxes stay.
+        config: sets which cut boxes are kept.
 
     Source: YOLOv4, section 3.3, https://arxiv.org/abs/2004.10934
     """
@@ -73,7 +73,7 @@ def compose_mosaic(
 
 
 def mix(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
-    """Blend two images of one size; the objects of both count in full (https://arxiv.org/abs/1902.04103)."""
+    """Blend two images of one size; the objects of both keep their full weight (https://arxiv.org/abs/1902.04103)."""
     weight = rng.beta(MIXUP_BETA, MIXUP_BETA)
     image = cv2.addWeighted(first.image, weight, second.image, 1 - weight, 0)
     return Sample(image, *(np.concatenate(pair) for pair in zip(first[1:], second[1:], strict=True)))
@@ -82,10 +82,10 @@ def mix(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
 def paste_box(
     sample: Sample, photo: Photo, box: np.ndarray, label: int, letterbox: Letterbox, rng: np.random.Generator
 ) -> Sample:
-    """Paste one object's rectangle at a random place where it hides no other object; unchanged if there is none.
+    """Paste one object's crop at a random place where it hides no other object; unchanged if there is no such place.
 
     Args:
-        sample: the image to paste into, which is changed.
+        sample: the image to paste into, modified in place.
         photo: the image to cut from.
         box: (4,) xyxy in the photo's own pixels.
         label: its class.
@@ -117,7 +117,7 @@ def paste_box(
 
 
 def _tile_origin(low: int, high: int, length: float, shift: float, at_low: bool) -> float:
-    """Where a tile of `length` begins in its window [low, high): a random crop, or against the middle."""
+    """Where a tile of `length` starts in its window [low, high): a random crop, or aligned to the middle."""
     free = (high - low) - length
     if free < 0:
         return low + free * shift
@@ -125,7 +125,7 @@ def _tile_origin(low: int, high: int, length: float, shift: float, at_low: bool)
 
 
 def _covered(boxes: np.ndarray, pasted: np.ndarray) -> float:
-    """The largest part of any box that `pasted` hides."""
+    """The largest fraction of any box that `pasted` hides."""
     if not len(boxes):
         return 0.0
     sides = np.minimum(boxes[:, 2:], pasted[2:]) - np.maximum(boxes[:, :2], pasted[:2])

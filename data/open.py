@@ -1,4 +1,4 @@
-"""Open a data set of any known format: recognise it, list its splits, read one as a DatasetIndex."""
+"""Open a data set of any supported format: detect the format, list the splits, read a split."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from utils.errors import UserError
 from utils.images import MAX_MEGAPIXELS
 
 ACCEPTED = "a data set: pictures with VOC XML, COCO JSON, YOLO txt or another layout of docs/DATA.md"
-AUTO_TRAIN, AUTO_VAL = "auto-train", "auto-val"  # the division of a set that has none
-MAX_UNPACKED = 3  # folders that hold nothing but the next one, as archives are unpacked
+AUTO_TRAIN, AUTO_VAL = "auto-train", "auto-val"  # division of a data set without splits
+MAX_UNPACKED = 3  # maximum nesting of folders that hold only one folder, as in unpacked archives
 
 
 @dataclass(frozen=True)
 class Format:
-    """How one format is recognised and read.
+    """How to detect and read one format.
 
     Args:
-        name: as `DatasetIndex.source["format"]` has it.
-        title: what people call it.
-        sniff: what in the folder (or file) says that it is this format, None if nothing does.
+        name: value of `DatasetIndex.source["format"]`.
+        title: display name.
+        sniff: returns the evidence in the folder (or file) for this format, None if there is none.
         splits: the names of its splits; None for a format that is read as a whole.
-        read: (place, split, class names, megapixels, need pictures, picture folder) to one split; None likewise.
-        fill: of a format that is read as a whole, what fills `Labels`.
+        read: reads one split from (place, split, class names, megapixels, need_pictures, image folder); None likewise.
+        fill: for a format that is read as a whole, the function that fills `Labels`.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Format:
 
 @dataclass(frozen=True)
 class Recognised:
-    """A data set whose format is known.
+    """A data set whose format was detected.
 
     Args:
-        format: what it is.
-        place: what to read: the folder or file that was given, or the folder that it holds alone.
-        why: what was found that says so.
+        format: the format.
+        place: what to read: the given folder or file, or its only subfolder.
+        why: the evidence for the format.
     """
 
     format: Format
@@ -129,7 +129,7 @@ def _read_plain(place: Path, split: str, names: Sequence[str] | None, limit: flo
     return yolo_txt.read_plain_yolo(Folder(place), split, names, limit)
 
 
-FORMATS = (  # in this order: the first that recognises a folder reads it
+FORMATS = (  # in order of priority
     Format("voc", "Pascal VOC", _sniff_voc, _voc_splits, _read_voc),
     Format("yolo", "YOLO txt", _sniff_yolo, yolo_txt.list_yolo_splits, _read_yolo),
     Format("coco", "COCO", _sniff_coco, lambda place: list(coco.find_coco_files(place)), _read_coco),
@@ -146,17 +146,17 @@ FORMATS = (  # in this order: the first that recognises a folder reads it
     Format("cvat_xml", "CVAT XML", cvat_xml.sniff, fill=cvat_xml.read),
     Format("csv", "CSV", csv_table.sniff, fill=csv_table.read),
 )
-_WITHOUT_LISTING = ("voc", "yolo", "coco")  # recognised by a few names, however many files there are
+_WITHOUT_LISTING = ("voc", "yolo", "coco")  # detected by a few names, for any number of files
 
 
 # --- recognising -----------------------------------------------------------------------------------------------------
 
 
 def recognise(data: str | os.PathLike[str]) -> Recognised:
-    """Which format a folder or file is of, and why.
+    """Detect the format of a folder or file.
 
     Raises:
-        UserError: if it is none; says what was found, what it looks like, and what would be read.
+        UserError: if no format matches; lists the content, the likely format, and what is supported.
     """
     path = Path(data)
     if not os.path.lexists(path):
@@ -188,7 +188,7 @@ def _recognise_quickly(place: Path) -> Recognised | None:
 
 
 def _only_folder(place: Path) -> Path | None:
-    """The one folder that a folder holds and nothing else of interest."""
+    """The only subfolder of a folder that holds nothing else of interest."""
     if not place.is_dir():
         return None
     inner = [each for each in place.iterdir() if each.is_dir() and not each.name.startswith((".", "__MACOSX"))]
@@ -198,12 +198,12 @@ def _only_folder(place: Path) -> Path | None:
 
 
 def recognise_format(data: str | os.PathLike[str]) -> str:
-    """The name of the format; raises UserError as `recognise`."""
+    """The name of the format; raises UserError like `recognise`."""
     return recognise(data).format.name
 
 
 def _unrecognised(folder: Folder) -> UserError:
-    """What a folder holds that is no data set, what that looks like, and what to do."""
+    """Error text for a folder that is not a data set: its content, the likely format, and the remedy."""
     where = folder.only or folder.root
     kinds = Counter(suffix_of(path) or "files without suffix" for path in folder.files)
     if folder.only is not None:
@@ -228,10 +228,10 @@ def _unrecognised(folder: Folder) -> UserError:
 
 
 def list_splits(data: str | os.PathLike[str]) -> list[str]:
-    """The names of the splits that `open_dataset` takes for this data set.
+    """The split names that `open_dataset` accepts for this data set.
 
     Raises:
-        UserError: as `recognise`.
+        UserError: like `recognise`.
     """
     return _splits(recognise(data))
 
@@ -241,7 +241,7 @@ def _splits(found: Recognised) -> list[str]:
         return found.format.splits(found.place)
     try:
         whole = _whole(found, None, True, MAX_MEGAPIXELS)
-    except UserError:  # class numbers without names: their splits are known all the same
+    except UserError:  # class numbers without names: the splits are still known
         whole = _whole(found, [str(number) for number in range(1000)], True, MAX_MEGAPIXELS)
     names = dict.fromkeys(whole.source["split_of"])
     return [*(name for name in ("train", "val", "test") if name in names), *sorted(names.keys() - _USUAL)] or [ALL]
@@ -253,8 +253,8 @@ _USUAL = {"train", "val", "test"}
 def default_splits(data: str | os.PathLike[str]) -> tuple[str, str]:
     """(training split, validation split): train and val, else trainval and test, else train and test.
 
-    A data set without such a pair is divided: `auto-train` and `auto-val` are all its images, by seed, every class in
-    both, near-duplicates together.
+    A data set without such a pair is divided: `auto-train` and `auto-val` are all its images, seeded, stratified by
+    class, with near-duplicates kept together.
     """
     names = list_splits(data)
     for train, val in (("train", "val"), ("trainval", "test"), ("train", "test")):
@@ -265,7 +265,7 @@ def default_splits(data: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def training_split(data: str | os.PathLike[str]) -> str:
-    """The split to look at when none is named: the one to train on, else the only or first one.
+    """The default split: the training split, else the only or first one.
 
     Raises:
         UserError: if there is no split.
@@ -281,10 +281,10 @@ def training_split(data: str | os.PathLike[str]) -> str:
 
 
 def match_split(data: str | os.PathLike[str], split: str) -> str:
-    """The data set's own name of a split: `val` also means `valid`, `val2017`, `Validation`.
+    """Resolve a split name: `val` also matches `valid`, `val2017`, `Validation`.
 
     Raises:
-        UserError: if there is none; names those that are there.
+        UserError: if there is none; lists the splits.
     """
     return _matched(data, split, list_splits(data))
 
@@ -328,23 +328,23 @@ def open_dataset(
     need_pictures: bool = True,
     image_folder: str | os.PathLike[str] | None = None,
 ) -> DatasetIndex:
-    """Read one split of a data set of any known format.
+    """Read one split of a data set of any supported format.
 
     Args:
-        data: a folder or file of any layout of docs/DATA.md.
+        data: a folder or file in any layout of docs/DATA.md.
         split: its name; for VOC also several years, `VOC2007:trainval+VOC2012:trainval`; `auto-train` and `auto-val`
-            are the division of all images that training makes where there is none.
-        class_names: the classes in the order of the labels; None takes those of the data set.
-        use_cache: keep the index in the user's cache folder and take it from there while the files are the same.
-        max_megapixels: leave out pictures that claim more.
-        allow_empty: give an index without images back instead of raising.
-        need_pictures: if false, VOC and COCO are read from their annotations alone where not one picture is there.
-        image_folder: where the pictures of a COCO JSON are.
+            are the division of all images that training uses if there are no splits.
+        class_names: the classes in label order; None uses those of the data set.
+        use_cache: cache the index in the user's cache folder and reuse it while the files are unchanged.
+        max_megapixels: leave out images whose header states more.
+        allow_empty: return an index without images instead of raising.
+        need_pictures: if false, VOC and COCO are read from annotations alone if no image file exists.
+        image_folder: image folder of a COCO JSON.
 
     Raises:
-        UserError: if the data set or split is not there, or not one of its images can be used.
+        UserError: if the data set or split does not exist, or none of its images can be used.
     """
-    found = recognise(Path(data).absolute())  # what is kept in the cache must not depend on the working folder
+    found = recognise(Path(data).absolute())  # the cached index must not depend on the working folder
     own = _splits(found)
     name = split if found.format.name == "voc" and _has_voc_years(split) else _matched(data, split, own)
     names = None if class_names is None else list(class_names)
@@ -394,7 +394,7 @@ def _whole(found: Recognised, names: Sequence[str] | None, use_cache: bool, max_
 
 
 def _part_of_whole(whole: DatasetIndex, split: str) -> DatasetIndex:
-    """The images of one split; what was left out of all of them is told with each."""
+    """The images of one split; the skips of the whole data set are reported with each split."""
     split_of = whole.source["split_of"]
     chosen = [i for i, name in enumerate(split_of) if name == split or split == ALL]
     source = {**whole.source, "split": split, "split_of": [split_of[i] for i in chosen]}

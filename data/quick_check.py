@@ -1,4 +1,4 @@
-"""The part of the data check that takes a moment: run by train.py before the first epoch."""
+"""Fast data checks that train.py runs before the first epoch."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from utils.errors import UserError
 from utils.images import read_image
 
 IMBALANCE = 100.0  # most frequent class to rarest
-FEW = 10  # boxes of a class
-MAX_COMPARED = 200  # classes that a rare one may be a typing error of
+FEW = 10  # minimum boxes of a class
+MAX_COMPARED = 200  # maximum number of classes that a rare one is compared with for typing errors
 MAX_TYPO_SHARE = 0.05  # of the boxes of the class that was meant
-SMALL_SPLIT, GOOD_SPLIT = 10, 50  # pictures
-MOSTLY = 0.5  # share of pictures without a box from which on they were probably not labelled
-PROBED = 50  # images that are tried at most before all are taken for broken
+SMALL_SPLIT, GOOD_SPLIT = 10, 50  # images
+MOSTLY = 0.5  # fraction of images without a box from which labels are probably missing
+PROBED = 50  # maximum number of images tried before all are considered broken
 
 
 def quick_check(train: DatasetIndex, val: DatasetIndex | None = None) -> list[Finding]:
-    """What can be said in a moment, without decoding more pictures than it takes to find a good one.
+    """Run the fast checks, decoding only as many images as needed to find a valid one.
 
     Args:
         train: the training split.
         val: the validation split, read with the same class names.
 
     Returns:
-        The findings that do not prevent a training.
+        The findings that do not prevent training.
 
     Raises:
         UserError: if a split has no image, none that can be decoded, or no box of any class; names the classes that
@@ -62,8 +62,8 @@ def _refuse_hopeless(index: DatasetIndex) -> None:
 
 
 def _refuse_unreadable(index: DatasetIndex) -> None:
-    """Look for one picture that can be decoded: where there is none, training would find that out later and slowly."""
-    if "format" not in index.source:  # made in memory, or of shards
+    """Find one image that can be decoded; without this check, training would fail late."""
+    if "format" not in index.source:  # in memory, or from shards
         return
     reasons = []
     for i in np.unique(np.linspace(0, len(index) - 1, PROBED).round().astype(int)).tolist():
@@ -78,7 +78,7 @@ def _refuse_unreadable(index: DatasetIndex) -> None:
 
 
 def check_class_names(indices: dict[str, DatasetIndex]) -> list[Finding]:
-    """Classes that are probably one, written in two ways: once for all splits."""
+    """Classes that are probably one class with two spellings; reported once for all splits."""
     counts: Counter[str] = Counter()
     for index in indices.values():
         for name, count in zip(
@@ -105,7 +105,7 @@ def check_class_names(indices: dict[str, DatasetIndex]) -> list[Finding]:
 
 
 def _is_typo(name: str, other: str) -> bool:
-    """Whether two words differ by one letter put in, left out or changed, or by two neighbours exchanged."""
+    """Whether two words differ by one inserted, deleted or changed letter, or by two swapped neighbours."""
     one, two = sorted((name.casefold(), other.casefold()), key=len)
     if len(one) < 3 or len(two) - len(one) > 1:
         return False
@@ -145,7 +145,7 @@ def _letters(name: str) -> str:
 
 
 def check_sizes(index: DatasetIndex, split: str) -> list[Finding]:
-    """Splits of which a score says nothing, and pictures that were probably not labelled at all."""
+    """Splits too small for a meaningful score, and images that were probably not labelled."""
     where = index.source.get("json") or index.source.get("root", index.name)
     findings: list[Finding] = []
     count = len(index)

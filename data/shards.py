@@ -1,4 +1,4 @@
-"""Training images streamed from tar shards (webdataset's layout) on disk or http, for sets that no disk here holds."""
+"""Stream training images from tar shards (webdataset layout) on disk or http, for sets larger than the disk."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from utils.letterbox import Letterbox
 
 MANIFEST, INDEX = "shards.json", "index.npz"
 LAYOUT_VERSION = 1
-IMAGES_PER_SHARD = 1000  # of COCO about 160 MB: few requests to an object store, and small enough to be shuffled
-SHUFFLED_IMAGES = 512  # compressed images that a worker keeps to draw from: of COCO about 80 MB
+IMAGES_PER_SHARD = 1000  # about 160 MB for COCO: few requests to an object store, and small enough to shuffle
+SHUFFLED_IMAGES = 512  # compressed images in a worker's shuffle buffer: about 80 MB for COCO
 MAX_IMAGE_BYTES = 256 << 20
 MAX_INDEX_BYTES = 4 << 30
-HTTP_SECONDS = 60  # without a byte
-ATTEMPTS = 4  # at a shard, each going on where the last broke off
-FIRST_WAIT = 1.0  # seconds before the second attempt, then twice as long each
+HTTP_SECONDS = 60  # timeout without data
+ATTEMPTS = 4  # attempts per shard, each resuming where the last failed
+FIRST_WAIT = 1.0  # seconds before the second attempt, doubled each time
 _ARRAYS = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", "boxes", "labels", "difficult", "crowd")
 
 
@@ -53,8 +53,8 @@ def write_shards(
 ) -> Path:
     """Write a split as tar shards: `00000012.jpg`, the file's own bytes, beside `00000012.json`, its boxes.
 
-    The images are shuffled once here, so that every shard is a sample of the whole. `index.npz` holds all annotations
-    again, as they fit into memory, and `shards.json` says how many images each shard has.
+    The images are shuffled once here, so that every shard is a random sample. `index.npz` holds all annotations
+    again, as they fit into memory, and `shards.json` gives the number of images in each shard.
 
     Args:
         index: the split. Images that cannot be read are left out, with a warning.
@@ -127,10 +127,10 @@ def _add_sample(tar: tarfile.TarFile, key: str, index: DatasetIndex, i: int, dat
 
 @dataclass(frozen=True)
 class ShardSet:
-    """Shards, where they are and what is in them.
+    """Shards, their location and content.
 
     Args:
-        location: folder or address that holds `shards.json`.
+        location: folder or URL that holds `shards.json`.
         index: all annotations; image i is the i-th of the shards, one after another.
         files: names of the shards.
         counts: images in each.
@@ -171,10 +171,10 @@ class ShardSet:
                 yield from self.read(shard, first + left_out, end)
 
     def read(self, shard: int, first: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """(position in the index, the picture's file) of images `first` to `end` of a shard, streamed.
+        """(position in the index, the image's file) of images `first` to `end` of a shard, streamed.
 
         Raises:
-            RunError: if it cannot be read in several attempts, each going on where the last broke off.
+            RunError: if it cannot be read in several attempts, each resuming where the last failed.
         """
         address = f"{self.location}/{self.files[shard]}"
         start = sum(self.counts[:shard])
@@ -200,7 +200,7 @@ def open_shards(location: str | os.PathLike[str]) -> ShardSet:
     """The shards in a folder or below an http(s) address, their annotations read.
 
     Raises:
-        UserError: if there are none, or they are not as `write_shards` makes them.
+        UserError: if there are none, or they were not written by `write_shards`.
     """
     place = os.fspath(location).rstrip("/").removesuffix("/" + MANIFEST)
     try:
@@ -221,7 +221,7 @@ def open_shards(location: str | os.PathLike[str]) -> ShardSet:
 
 
 def open_stream(address: str) -> IO[bytes]:
-    """A file, an http(s) address, or, with the library webdataset, whatever its `gopen` knows (s3:, gs:, pipe:).
+    """Open a file, an http(s) URL, or, with the library webdataset, any scheme of its `gopen` (s3:, gs:, pipe:).
 
     Raises:
         OSError: if it cannot be opened.
@@ -248,7 +248,7 @@ def _fetch(address: str) -> bytes:
 
 
 def _samples(stream: IO[bytes], first: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Pictures of an open tar whose keys are `first` to `end`; nothing is unpacked to disk, names are keys only."""
+    """Images of an open tar whose keys are `first` to `end`; nothing is unpacked to disk, names are keys only."""
     with tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
             key, _, suffix = member.name.partition(".")
@@ -269,14 +269,14 @@ def _samples(stream: IO[bytes], first: int, end: int) -> Iterator[tuple[int, byt
 
 
 class _Window:
-    """The pictures of a worker that may be drawn from: takes `PhotoReader`'s place.
+    """Shuffle buffer of a worker, used in place of `PhotoReader`.
 
     Args:
-        order: the pictures in the order in which they come.
-        stream_from: the pictures' files from a place in that order on.
-        size: pictures to draw from, and as many more, drawn already, for mosaics.
+        order: the images in the order in which they come.
+        stream_from: the images' files from a place in that order on.
+        size: images to draw from, and as many more, drawn already, for mosaics.
 
-    Before `open`, pictures are drawn without their files, so that an epoch can be taken up in its middle without
+    Before `open`, images are drawn without their files, so that an epoch can be taken up in its middle without
     fetching what came before.
     """
 
@@ -291,7 +291,7 @@ class _Window:
         self.used: deque[int] = deque()
 
     def open(self) -> None:
-        """Fetch what is at hand, and from here on what is taken; once."""
+        """Read the current images, and from here on each drawn image; once."""
         if self.stream is not None:
             return
         kept = {*self.waiting, *self.used}
@@ -309,7 +309,7 @@ class _Window:
         return data
 
     def next(self, rng: np.random.Generator) -> int:
-        """A picture that has not been drawn before."""
+        """An image that has not been drawn before."""
         while len(self.waiting) < self.size and self.taken < len(self.order):
             i = self.order[self.taken]
             if self.stream is not None:
@@ -325,7 +325,7 @@ class _Window:
         return chosen
 
     def partner(self, rng: np.random.Generator) -> int:
-        """Any picture that is at hand, for a mosaic."""
+        """Any buffered image, for a mosaic."""
         i = int(rng.integers(len(self.waiting) + len(self.used)))
         return self.waiting[i] if i < len(self.waiting) else self.used[i - len(self.waiting)]
 
@@ -361,7 +361,7 @@ class ShardStream(IterableDataset):
         self.shards, self.make, self.batch_size = shards, make, batch_size
         self.workers, self.rank, self.world_size, self.shuffled = max(workers, 1), rank, world_size, shuffled
         self.seed = int(make.keywords["seed"])
-        # epoch, whether mosaics are on, first batch: shared, for workers outlive an epoch
+        # epoch, whether mosaics are on, first batch: shared, as workers outlive an epoch
         self.state = torch.zeros(3, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -379,7 +379,7 @@ class ShardStream(IterableDataset):
                 yield next(streams[number % self.workers])
 
     def _line(self, line: int, epoch: int, mosaic: bool, first_batch: int) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """The batches number line, line + workers, ..., from `first_batch` on; those before are drawn and left out."""
+        """Yield batches number line, line + workers, ..., from `first_batch` on; earlier ones are drawn and dropped."""
         share = self.rank * self.workers + line
         parts = self.shards.parts(self.seed, epoch, share, self.world_size * self.workers)
         rng = np.random.default_rng([self.seed, epoch, share, 11])
@@ -402,7 +402,7 @@ class ShardStream(IterableDataset):
 
 
 class ShardLoader(TrainLoader):
-    """`TrainLoader` over shards: the same to the training loop. `--resume` goes on within an epoch as well."""
+    """`TrainLoader` over shards, with the same interface. `--resume` also continues within an epoch."""
 
     def __init__(self, stream: ShardStream, workers: int, pin_memory: bool, timeout: float = 300.0) -> None:
         self.stream, self.workers, self.timeout = stream, workers, timeout if workers else 0.0
@@ -424,7 +424,7 @@ class ShardLoader(TrainLoader):
         return self.stream.batch_size
 
     def set_epoch(self, epoch: int, mosaic: bool = True, first_batch: int = 0, sizes: Any = None) -> None:
-        """See `EpochSampler.set_epoch`; shards know one size."""
+        """See `EpochSampler.set_epoch`; shards support one size only."""
         self.stream.state.copy_(torch.tensor([epoch, int(mosaic), first_batch]))
 
     def __len__(self) -> int:
@@ -443,7 +443,7 @@ def build_shard_loader(
     world_size: int = 1,
     shuffled: int = SHUFFLED_IMAGES,
 ) -> ShardLoader:
-    """As `build_train_loader`; `shuffled` compressed images are kept by each worker to draw from.
+    """Like `build_train_loader`; each worker buffers `shuffled` compressed images to draw from.
 
     Raises:
         UserError: for copy-paste, which needs images of rare classes at hand, or fewer images than batches.

@@ -1,4 +1,4 @@
-"""What was left out while reading a data set, and how it is reported."""
+"""Skipped images, annotations and boxes, and how they are reported."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from utils.files import write_atomically
 
 @dataclass(frozen=True)
 class Skip:
-    """Something left out, and why: an image, an annotation or a single box.
+    """A skipped image, annotation or box, and the reason.
 
     Args:
-        kind: `image` (left out whole), `box` (only the box is dropped) or `note` (nothing lost, but worth knowing).
+        kind: `image` (skipped), `box` (only the box is dropped) or `note` (nothing lost, but worth knowing).
         code: a short stable name of the fault, e.g. `truncated_image`, `unknown_class` (data/tools/findings.py).
         where: the file, or `file:line`.
-        what: what is wrong, in words.
+        what: what is wrong, as text.
         todo: what to do about it.
-        count: how many of its kind it stands for (boxes of an unlisted COCO category come as one).
+        count: how many faults it represents (boxes of an unlisted COCO category are reported as one).
     """
 
     kind: str
@@ -74,7 +74,7 @@ def used_summary(index: ReadSplit, name: str, late: Sequence[Skip]) -> str:
 
 
 def warn_skips(index: ReadSplit, shown: int = 5) -> None:
-    """Name what was left out, at most `shown` of each kind of fault, then how many more there are."""
+    """Report what was left out, at most `shown` of each kind of fault, then the number of further ones."""
     by_code: dict[tuple[str, str], list[Skip]] = {}
     for skip in index.skips:
         by_code.setdefault((skip.kind, skip.code), []).append(skip)

@@ -1,4 +1,4 @@
-"""Cut large images into overlapping tiles to train on, as prediction looks at them."""
+"""Cut large images into overlapping tiles for training, as in tiled prediction."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from utils.errors import UserError, warn
 from utils.files import write_atomically
 from utils.images import read_image, write_image
 
-VERSION = 1  # raise it when tiles change
-WHOLE_SHARE = 0.4  # of an object, from which on its part in a tile is to be found there
+VERSION = 1  # increase when tiles change
+WHOLE_SHARE = 0.4  # minimum visible fraction of an object for its part in a tile to be a label
 SEEN_SHARE = 0.1  # below WHOLE_SHARE and above this, a part is neither an object nor background
 QUALITY = 95
 DONE = "tiles.json"
@@ -42,9 +42,9 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
 
 
 def boxes_in_tile(boxes: np.ndarray, window: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 4) boxes of an image as they are in a tile, its own pixels, and (N,) the share of each that it shows.
+    """(N, 4) boxes of an image in a tile's pixel coordinates, and (N,) the visible fraction of each.
 
-    An object that the border cuts is labelled by its visible part: prediction joins such parts again.
+    An object cut by the border is labelled by its visible part; prediction joins such parts again.
     """
     left, top, right, bottom = window
     offset = np.array([left, top, left, top], np.float64)
@@ -129,7 +129,7 @@ class _Parts:
         left, top, right, bottom = window
         boxes, share = boxes_in_tile(index.boxes[part], window)
         kept = share > SEEN_SHARE
-        crowd = index.crowd[part] | (share < WHOLE_SHARE)  # a part that says too little is ignored, not background
+        crowd = index.crowd[part] | (share < WHOLE_SHARE)  # a part below this fraction is ignored, not background
         self._add(path, f"{index.image_ids[i]}@{left},{top}", (bottom - top, right - left), boxes, part, kept, crowd)
 
     def _add(

@@ -1,1 +1,1 @@
-"""Scoring: one evaluator, the metrics, and the reports."""
+"""Evaluation: the evaluator, metrics and reports."""

@@ -1,4 +1,4 @@
-"""Labels that are probably wrong, by what a detector that has not learnt from them sees."""
+"""Find labels that are probably wrong, using detections of a model that was not trained on them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from data.index import DatasetIndex
 from evaluation.evaluator import FoundDetections
 
 MISSING, PHANTOM, CLASS, SLOPPY, DUPLICATE = KINDS = ("missing", "phantom", "class", "sloppy", "duplicate")
-FOUND_IOU = 0.5  # from which a detection is of the object that a label means, as in VOC's metric
-SEEN_IOU = 0.1  # below which it has nothing to do with it (TIDE, section 2.2)
-OTHER_IOU = 0.45  # with a label of another class: then the class is in doubt, not the object
-NEAR_IOU = 0.2  # with a label of its own class: then the box is in doubt, not the object
+FOUND_IOU = 0.5  # minimum IoU of a detection with its object, as in VOC's metric
+SEEN_IOU = 0.1  # below it, detection and label are unrelated (TIDE, section 2.2)
+OTHER_IOU = 0.45  # with a label of another class: then the class is in doubt
+NEAR_IOU = 0.2  # with a label of the same class: then the box is in doubt
 FITS_IOU = 0.8  # usual for a good detection and a good label
-DUPLICATE_IOU = 0.75  # of two labels of one class
+DUPLICATE_IOU = 0.75  # of two labels of the same class
 TWIN_IOU = 0.9  # of two labels of different classes
-INSIDE = 0.7  # share of a detection that lies in a label of its class: it is a part of that object
+INSIDE = 0.7  # fraction of a detection inside a label of its class: it is a part of that object
 LEAST_SCORE = 0.05
-SEEN = 0.25  # support from which an object counts as seen
-SHRINK = 20.0  # labels that a rare class is assumed to have beside its own, all like the average
-PRIOR = {PHANTOM: 0.02, CLASS: 0.03}  # share of labels that are wrong so, before anything is seen
+SEEN = 0.25  # support from which an object counts as detected
+SHRINK = 20.0  # strength of shrinkage to the average, in labels, for rare classes
+PRIOR = {PHANTOM: 0.02, CLASS: 0.03}  # prior fraction of wrong labels
 STEPS, RIDGE = 30, 1.0  # of the logistic regression
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One label that is probably wrong, or one that is missing.
+    """One label that is probably wrong or missing.
 
     Args:
         kind: one of `KINDS`.
-        score: how sure it is, 0 to 1; findings of all kinds are ranked by it.
+        score: confidence, 0 to 1; findings of all kinds are ranked by it.
         image: position in the index.
         label: position of the label in the index's box arrays; -1 where one is missing.
         detection: position in the detections; -1 where none supports the finding.
@@ -49,16 +49,16 @@ class Finding:
 
 
 def find_label_errors(index: DatasetIndex, found: FoundDetections) -> list[Finding]:
-    """All findings, the surest first; a label or an image's place is named once, for the kind it is surest of.
+    """All findings, by decreasing score; a label or a location is reported once, for its highest-scoring kind.
 
     Args:
         index: labels.
-        found: detections of a detector that has not learnt from these labels (out of fold), with their scores from
+        found: detections of a detector that was not trained on these labels (out of fold), with their scores from
             about 0.05 on; labels index `index.class_names`.
 
-    The ideas are those of ObjectLab (Tkachenko, Thyagarajan and Mueller, 2023, https://arxiv.org/abs/2309.00832):
-    overlooked, swapped and badly located objects. Scores of detections are calibrated on these labels first, and a
-    label without a detection counts as much as labels of its class, size and place usually have one.
+    Based on ObjectLab (Tkachenko, Thyagarajan and Mueller, 2023, https://arxiv.org/abs/2309.00832):
+    overlooked, swapped and badly located objects. Detection scores are first calibrated on these labels. A
+    label without a detection is weighted by how often labels of its class, size and position have one.
     """
     keep = found.scores >= LEAST_SCORE
     pairs = _Pairs(index, found, keep)
@@ -83,12 +83,12 @@ def find_label_errors(index: DatasetIndex, found: FoundDetections) -> list[Findi
 
 
 class _Pairs:
-    """All pairs of a detection and a label of one image that overlap, as flat arrays.
+    """All overlapping pairs of a detection and a label of one image, as flat arrays.
 
     Attributes:
         det, gt: (P,) positions in the detections and labels.
-        iou, inside: (P,) IoU, and the share of the detection that lies in the label.
-        same: (P,) bool, one class.
+        iou, inside: (P,) IoU, and the fraction of the detection inside the label.
+        same: (P,) bool, whether the classes are equal.
     """
 
     def __init__(self, index: DatasetIndex, found: FoundDetections, keep: np.ndarray) -> None:
@@ -117,7 +117,7 @@ class _Pairs:
         return result
 
     def best_of_label(self, values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(M,) the largest value over each label's pairs of the mask, 0 without, and which detection it is, or -1."""
+        """(M,) the largest value over each label's pairs of the mask (0 without), and its detection (-1 without)."""
         best, which = np.zeros(self.index.num_boxes), np.full(self.index.num_boxes, -1, np.int64)
         order = np.flatnonzero(mask)[np.argsort(values[mask], kind="stable")]
         best[self.gt[order]] = values[order]
@@ -126,7 +126,7 @@ class _Pairs:
 
 
 def box_overlaps(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N, M) IoU of (N, 4) and (M, 4) xyxy boxes, and the share of each first box that lies in each other one."""
+    """(N, M) IoU of (N, 4) and (M, 4) xyxy boxes, and the fraction of each first box inside each second one."""
     boxes, others = np.asarray(boxes, np.float64), np.asarray(others, np.float64)
     left_top = np.maximum(boxes[:, None, :2], others[None, :, :2])
     right_bottom = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
@@ -137,10 +137,10 @@ def box_overlaps(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _calibrated(pairs: _Pairs) -> np.ndarray:
-    """(N,) how often detections of such a class and score have a label of their class: monotone fits to these labels.
+    """(N,) calibrated scores: how often detections of this class and score match a label; isotonic fits to the labels.
 
-    What is a dining table to the detector may not be one to the person who labels: so each class is fitted by itself,
-    and drawn to the fit of all classes as far as it is rare.
+    The detector and the annotator may define a class differently, so each class is fitted separately,
+    and shrunk to the fit of all classes if it is rare.
     """
     scores, labels = pairs.found.scores, pairs.found.labels
     right = (pairs.most_of_det(pairs.iou, pairs.same) >= FOUND_IOU).astype(np.float64)
@@ -150,7 +150,7 @@ def _calibrated(pairs: _Pairs) -> np.ndarray:
         mine = pairs.dets[labels[pairs.dets] == label]
         weight = right[mine].sum() / (right[mine].sum() + SHRINK)
         own[mine] = weight * _fit_to_scores(scores, right, mine)[mine] + (1 - weight) * chance[mine]
-    return np.clip(own * 0.98 + 0.02 * scores, 0, 1)  # the score decides among equals
+    return np.clip(own * 0.98 + 0.02 * scores, 0, 1)  # the score breaks ties
 
 
 def _fit_to_scores(scores: np.ndarray, right: np.ndarray, dets: np.ndarray) -> np.ndarray:
@@ -179,13 +179,13 @@ def increasing_fit(values: np.ndarray) -> np.ndarray:
 
 
 def _missing(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
-    """Detections where nothing is labelled; one for a place."""
+    """Detections without a label; one per location."""
     found, crowd = pairs.found, pairs.index.crowd[pairs.gt]
     own = pairs.most_of_det(pairs.iou, pairs.same)
     other = pairs.most_of_det(pairs.iou, ~pairs.same)
     inside = pairs.most_of_det(pairs.inside, pairs.same | crowd)
     free = (own < NEAR_IOU) & (other < OTHER_IOU)
-    # a part of a labelled object, or one of a crowd, is seldom an object that was forgotten
+    # a part of a labelled object, or one of a crowd, is seldom a missing label
     score = chance * (1 - own) * (1 - 0.5 * other) * np.where(inside > INSIDE, 0.3, 1.0)
     candidates = pairs.dets[free[pairs.dets]]
     candidates = candidates[np.argsort(-score[candidates], kind="stable")]
@@ -202,9 +202,9 @@ def _missing(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
 
 
 def _phantoms(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
-    """Labels on which no detection is, though labels like them usually have one; `difficult` ones seldom have."""
+    """Labels without a detection where similar labels usually have one; `difficult` ones seldom have."""
     index = pairs.index
-    # a detection of another class is there: something is, then
+    # a detection of another class shows that there is an object
     near = np.clip((pairs.iou - SEEN_IOU / 2) / (FOUND_IOU - SEEN_IOU / 2), 0, 1)
     support, _ = pairs.best_of_label(near * np.sqrt(pairs.found.scores[pairs.det]), near > 0)
     usual = _usually_seen(index, support >= SEEN, pairs.image_of_label)
@@ -218,7 +218,7 @@ def _phantoms(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
 
 
 def _usually_seen(index: DatasetIndex, seen: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """(M,) the chance that a label like this one has a detection, by class, size, shape, place and neighbours."""
+    """(M,) probability that a label has a detection, from its class, size, shape, position and neighbours."""
     if not index.num_boxes:
         return np.zeros(0)
     sides = np.maximum(index.boxes[:, 2:] - index.boxes[:, :2], 1e-3)
@@ -238,12 +238,12 @@ def _usually_seen(index: DatasetIndex, seen: np.ndarray, owner: np.ndarray) -> n
     table = np.stack([np.asarray(each, np.float64) for each in features], axis=1)
     table = (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-6)
     classes = np.eye(len(index.class_names))[index.labels]
-    parts = [np.ones((len(table), 1)), table, classes, classes * table[:, :1]]  # each class has its own smallest size
+    parts = [np.ones((len(table), 1)), table, classes, classes * table[:, :1]]  # each class has its own minimum size
     return fit_logistic(np.concatenate(parts, axis=1), seen)
 
 
 def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> np.ndarray:
-    """(M,) chances of an outcome by a ridge logistic regression on (M, F) features, the first of which is constant."""
+    """(M,) probabilities from a ridge logistic regression on (M, F) features, the first of which is constant."""
     weights = np.zeros(table.shape[1])
     penalty = np.full(table.shape[1], RIDGE)
     penalty[0] = 1e-6
@@ -259,12 +259,12 @@ def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> np.ndarray:
 
 
 def _wrong_classes(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
-    """Labels on whose place a detection of another class is, and none of their own."""
+    """Labels that overlap a detection of another class, and none of their own."""
     index, found = pairs.index, pairs.found
     p = chance[pairs.det]
     fits = pairs.iou >= FOUND_IOU
     own, _ = pairs.best_of_label(found.scores[pairs.det], fits & pairs.same)
-    # a detection that has a label of its own class is explained by that one
+    # a detection that matches a label of its own class is explained by it
     explained = pairs.most_of_det(pairs.iou, pairs.same) >= FOUND_IOU
     nearest = pairs.iou >= pairs.most_of_det(pairs.iou, np.ones(len(pairs.iou), bool))[pairs.det] - 1e-9
     against, which = pairs.best_of_label(
@@ -286,7 +286,7 @@ def _wrong_classes(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
 
 
 def _confusion(index: DatasetIndex, found: FoundDetections, which: np.ndarray) -> np.ndarray:
-    """(C, C) how often labels of a class (row) look like another (column) to the detector, drawn to the average."""
+    """(C, C) how often labels of a class (row) are detected as another (column), shrunk to the average."""
     count = len(index.class_names)
     table = np.zeros((count, count))
     doubted = np.flatnonzero(which >= 0)
@@ -297,7 +297,7 @@ def _confusion(index: DatasetIndex, found: FoundDetections, which: np.ndarray) -
 
 
 def _sloppy(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
-    """Labels whose object is found, but not where they say."""
+    """Labels whose object is detected at another location."""
     index, found = pairs.index, pairs.found
     seen = pairs.same & (pairs.iou >= NEAR_IOU)
     best_iou, _ = pairs.best_of_label(pairs.iou, seen & (found.scores[pairs.det] >= 0.3 * _best_score(pairs, seen)))
@@ -321,7 +321,7 @@ def _best_score(pairs: _Pairs, mask: np.ndarray) -> np.ndarray:
 
 
 def _duplicates(index: DatasetIndex) -> list[Finding]:
-    """Labels that say what another says already."""
+    """Labels that duplicate another label."""
     result = []
     for i in range(len(index)):
         start, end = int(index.offsets[i]), int(index.offsets[i + 1])
@@ -335,7 +335,7 @@ def _duplicates(index: DatasetIndex) -> list[Finding]:
 
 
 def finding_row(finding: Finding, index: DatasetIndex, found: FoundDetections, rank: int) -> dict[str, Any]:
-    """A finding as plain types, as the labelling page reads it: `image`, `kind`, `score`, `label`, `suggestion`."""
+    """A finding as plain types for the labelling page: `image`, `kind`, `score`, `label`, `suggestion`."""
     label = suggestion = None
     if finding.label >= 0:
         label = _row(index.class_names[index.labels[finding.label]], index.boxes[finding.label])
@@ -373,5 +373,5 @@ def _words(kind: str, label: dict[str, Any] | None, suggestion: dict[str, Any] |
 
 
 def counts_by_kind(findings: Sequence[Finding], least: float = 0.5) -> dict[str, int]:
-    """How many findings of each kind have a score of at least `least`."""
+    """Number of findings of each kind with a score of at least `least`."""
     return {kind: sum(1 for each in findings if each.kind == kind and each.score >= least) for kind in KINDS}

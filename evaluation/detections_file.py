@@ -1,4 +1,4 @@
-"""Detections from elsewhere: COCO results, predict.py's lists, and files in the VOC challenge's own layout."""
+"""Read and write detections: COCO results, predict.py's lists, and the VOC challenge's layout."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from evaluation.evaluator import EvaluationResult, FoundDetections, plain_class_
 from utils.errors import UserError, warn
 from utils.json_file import read_json
 
-MAX_MISSING = 0.5  # share of the split's images that a file may lack before it is refused
+MAX_MISSING = 0.5  # fraction of the split's images that a file may lack
 MISSING = ("refuse", "empty", "skip")
 # https://github.com/cocodataset/cocoapi: 80 of the numbers 1 to 90
 COCO_CATEGORY_IDS = tuple(k for k in range(1, 91) if k not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
-_Row = tuple[Any, list[float], float, int | None]  # image, box xyxy, score, label (-1: a class that the data lacks)
+_Row = tuple[Any, list[float], float, int | None]  # image, box xyxy, score, label (-1: class not in the data)
 _FORMATS = "a COCO results list, or the list that predict.py --json writes"
 
 
 @dataclass(frozen=True)
 class ReadDetections:
-    """What a file of detections holds.
+    """Content of a detections file.
 
     Args:
         found: the detections; `found.images` are the images that they are scored on.
-        notes: what was assumed, in words, to be told.
+        notes: assumptions to report, as text.
     """
 
     found: FoundDetections
@@ -45,26 +45,26 @@ def read_detections(
     missing: str = "refuse",
     others: str = "refuse",
 ) -> ReadDetections:
-    """Detections of a JSON file, for the images of an index.
+    """Read detections from a JSON file, for the images of an index.
 
     Args:
         path: a COCO results file (a list of `image_id`, `category_id`, `bbox` xywh, `score`, or an object with such a
             list in `annotations`), or predict.py's list of `image` and `detections` (`class_name`, `score`,
             `box_xyxy`).
-        index: the split. Images are found by id, by file name, or by file name without folder and suffix; numbers
-            also with other leading zeros.
+        index: the split. Images are matched by id, by file name, or by file name without folder and suffix; numbers
+            also with different leading zeros.
         classes: the names of the file's category numbers, in their order.
-        missing: what images are that the file does not list: `empty` (nothing was found on them), `skip` (they were
-            not looked at), or `refuse`: an error if they are more than half, else `skip` for predict.py's lists,
-            which name every image, and `empty` for COCO results, which cannot.
-        others: what images are that the split does not have: `refuse`, or `skip`: left out.
+        missing: how to treat images that the file does not list: `empty` (no detections), `skip` (not
+            evaluated), or `refuse`: an error if they are more than half, else `skip` for predict.py's lists,
+            which list every image, and `empty` for COCO results, which cannot.
+        others: how to treat images that are not in the split: `refuse`, or `skip`: leave them out.
 
     Returns:
         labels index `index.class_names`, boxes are float64.
 
     Raises:
-        UserError: if the file cannot be read, is of neither form, holds impossible boxes or scores, or images that
-            the split does not have; the row is named.
+        UserError: if the file cannot be read, has neither form, contains invalid boxes or scores, or images that
+            the split does not have; the message names the row.
     """
     values = read_json(path, _FORMATS)
     rows = _rows(path, values)
@@ -160,7 +160,7 @@ def _our_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex) -> It
 
 
 def _coco_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex, labels: dict[int, int]) -> Iterable[_Row]:
-    """The detections of COCO results; label -1 for a category that the data does not have."""
+    """The detections of COCO results; label -1 for a category that is not in the data."""
     unknown: Counter[str] = Counter()
     known = 0
     for number, row in enumerate(rows):
@@ -180,10 +180,10 @@ def _coco_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex, labe
 def _category_labels(
     path: Path, values: Any, rows: list[dict[str, Any]], index: DatasetIndex, classes: Sequence[str] | None
 ) -> tuple[dict[int, int], str]:
-    """The label of each category number, and how that was found out, in words.
+    """The label of each category number, and a text that says how it was found.
 
-    By name where `classes` or a `categories` list of the file names the numbers; else the data set's own COCO numbers;
-    else 1, 2, ... in the order of the classes.
+    By name if `classes` or a `categories` list of the file names the numbers; else by the data set's COCO numbers;
+    else 1, 2, ... in class order.
     """
     numbers = {row["category_id"] for row in rows if type(row.get("category_id")) is int}
     categories = values.get("categories") if isinstance(values, dict) else None
@@ -211,7 +211,7 @@ def _category_labels(
 
 
 def _numbered(classes: Sequence[str], numbers: set[int]) -> dict[int, str]:
-    """Names by category number: counted from 1 (0 if that occurs); of COCO's 80, its own numbers, which have gaps."""
+    """Names by category number: from 1 (0 if it occurs); for COCO's 80 classes, COCO's numbers, which have gaps."""
     if len(classes) == len(COCO_CATEGORY_IDS) and not numbers - set(COCO_CATEGORY_IDS):
         return dict(zip(COCO_CATEGORY_IDS, classes, strict=True))
     return dict(enumerate(classes, 0 if 0 in numbers else 1))
@@ -251,7 +251,7 @@ def _numbers(where: str, value: Any, count: int, name: str) -> list[float]:
 
 
 class _ImageLookup:
-    """Positions of images by id or file name, exactly first, then leniently."""
+    """Positions of images by id or file name: exact matches first, then lenient ones."""
 
     def __init__(self, index: DatasetIndex) -> None:
         self.index = index
@@ -266,7 +266,7 @@ class _ImageLookup:
                 self.lenient[key].append(i)
 
     def find(self, path: Path, key: str | int) -> int | None:
-        """Position of an image, None if it is not there. Raises UserError where two images answer."""
+        """Position of an image, None if not found. Raises UserError if two images match."""
         text = str(key)
         if text not in self._found:
             self._found[text] = self._search(path, text)
@@ -287,7 +287,7 @@ class _ImageLookup:
 
 
 def _plain(text: str) -> str:
-    """Without leading zeros, so that 000012 is 12."""
+    """Strip leading zeros, so that 000012 equals 12."""
     return text.lstrip("0") or "0" if text.isdigit() else text
 
 
@@ -296,7 +296,7 @@ def _example(index: DatasetIndex) -> str:
 
 
 def detection_lists(result: EvaluationResult) -> list[dict[str, Any]]:
-    """predict.py's list of an evaluation's detections: one object an image, of `image`, `width`, `height`,
+    """Detections of an evaluation in predict.py's format: one object per image, with `image`, `width`, `height`,
     `detections` (each `class_id`, `class_name`, `score`, `box_xyxy`)."""
     record, index = result.record, result.index
     bounds = np.searchsorted(record.det_image, np.arange(record.num_images + 1))
@@ -330,19 +330,19 @@ def detection_lists(result: EvaluationResult) -> list[dict[str, Any]]:
 
 
 def write_voc_results(folder: Path, result: EvaluationResult, split: str, entry: str = "comp4") -> Path:
-    """One file a class, as the VOC evaluation server takes them.
+    """Write one file per class, in the format of the VOC evaluation server.
 
-    `results/VOC<year>/Main/<entry>_det_<split>_<class>.txt`, a line a detection: image id, score, and the box
+    `results/VOC<year>/Main/<entry>_det_<split>_<class>.txt`, one line per detection: image id, score, and the box,
     1-based and inclusive.
 
     Args:
-        folder: where `results` goes.
+        folder: parent folder of `results`.
         result: an evaluation.
         split: the image set, e.g. `test` or `VOC2012:test`.
         entry: `comp3` if only VOC's own images were used in training (pretraining included), else `comp4`.
 
     Returns:
-        the folder of the files.
+        The folder of the files.
 
     Source: VOC2012 development kit, section 4.3.
     """

@@ -1,4 +1,4 @@
-"""Score a split: the one evaluator of training and eval.py."""
+"""Evaluate a detector on a split; used by training and by eval.py."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from utils.threads import parallel_map
 from utils.thresholds import Thresholds
 
 STAGES = ("decode", "preprocess", "network", "postprocess")
-READ_AHEAD_BATCHES = 2  # decoded batches waiting for the network: bounds memory
+READ_AHEAD_BATCHES = 2  # decoded batches waiting for the network; bounds memory
 
-# Names that mean one class in VOC and in COCO.
+# Class names that are equivalent in VOC and COCO.
 CLASS_ALIASES = {
     "aeroplane": "airplane",
     "motorbike": "motorcycle",
@@ -37,14 +37,14 @@ CLASS_ALIASES = {
 }
 
 
-# What a detector is asked for when it is scored: a low score threshold, so that the whole precision-recall curve is
-# seen; NMS as in prediction; COCO's limit of detections (https://cocodataset.org/#detection-eval); several classes a
-# box, so that a doubtful box also counts at its second class.
+# Thresholds for evaluation: a low score threshold, so that the whole precision-recall curve is covered;
+# the NMS of prediction; COCO's limit of detections (https://cocodataset.org/#detection-eval); and several classes per
+# box, so that an ambiguous box also counts for its second class.
 EVAL_THRESHOLDS = Thresholds(score_threshold=0.001, iou_threshold=0.5, max_detections=100, multi_label=True)
 
 
 class DetectorLike(Protocol):
-    """`nets.detector.Detector`, or anything that does the same."""
+    """`nets.detector.Detector`, or any object with the same interface."""
 
     @property
     def config(self) -> Any: ...
@@ -61,7 +61,7 @@ class FoundDetections:
         boxes: (N, 4) xyxy image pixels.
         scores: (N,).
         labels: (N,) int64, index into the scored class names.
-        images: (I,) int64 positions of the images that were looked at.
+        images: (I,) int64 positions of the images that were processed.
         seconds: time spent by stage, and `wall`.
         skips: images that could not be read.
     """
@@ -76,7 +76,7 @@ class FoundDetections:
 
     @classmethod
     def from_list(cls, positions: Sequence[int], found: Sequence[Detections], **others: Any) -> FoundDetections:
-        """From one `Detections` an image."""
+        """Concatenate one `Detections` per image."""
         counts = [len(each) for each in found]
         return cls(
             np.repeat(np.asarray(positions, np.int64), counts),
@@ -89,7 +89,7 @@ class FoundDetections:
 
     @classmethod
     def merged(cls, parts: Sequence[FoundDetections]) -> FoundDetections:
-        """The parts of several processes in the order of the images, as one process would have found them."""
+        """Merge the parts of several processes in image order, as a single process would return them."""
         image = np.concatenate([part.image for part in parts])
         order = np.argsort(image, kind="stable")
         stages = {key for part in parts for key in part.seconds}
@@ -106,13 +106,13 @@ class FoundDetections:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found, and the figures.
+    """Result of an evaluation: detections, ground truth and metrics.
 
     Args:
         record: detections and ground truth of all images.
         index: the images that were scored, in the order of the record.
-        figures: `voc07_mAP50`, `voc10_mAP50`, `coco_AP`, `coco_AP50`, ... and `per_class`; None where nothing is there.
-        protocol: in words, how the figures came about.
+        figures: `voc07_mAP50`, `voc10_mAP50`, `coco_AP`, `coco_AP50`, ... and `per_class`; None where undefined.
+        protocol: text that describes how the metrics were computed.
         seconds: time spent by stage (`decode`, `preprocess`, `network`, `postprocess`, over all threads), `wall`.
         skips: images left out.
         num_not_scored: objects of classes that the model does not know.
@@ -153,7 +153,7 @@ class EvaluationResult:
 
     @property
     def timing(self) -> dict[str, float]:
-        """Share of each stage in the time that the four took together."""
+        """Fraction of the total time of the four stages that each stage takes."""
         total = sum(self.seconds.get(stage, 0.0) for stage in STAGES)
         return {stage: self.seconds[stage] / total for stage in STAGES if total and stage in self.seconds}
 
@@ -162,7 +162,7 @@ class EvaluationResult:
         return self.record.num_images
 
     def per_class(self) -> dict[str, dict[str, Any]]:
-        """Name to AP by each protocol, counts, and precision, recall and F1 at the class's own best threshold."""
+        """Per class: AP by each protocol, counts, and precision, recall and F1 at the class's best-F1 threshold."""
         rows = {}
         for name, curve in zip(self.record.class_names, self.curves.per_class, strict=True):
             threshold, _ = curve.best
@@ -177,11 +177,11 @@ class EvaluationResult:
         return rows
 
     def per_image(self) -> list[dict[str, Any]]:
-        """One plain dict an image.
+        """One plain dict per image.
 
-        `objects` counts those of each class that are scored; `true_positives`, `false_positives` and `missed` are at
-        the best-F1 threshold; `detections` are all [class index, score, outcome at IoU 0.5: 1 right, 0 wrong,
-        -1 ignored], which is what comparing two models needs.
+        `objects` counts the scored objects of each class; `true_positives`, `false_positives` and `missed` are at
+        the best-F1 threshold; `detections` are all [class index, score, outcome at IoU 0.5: 1 correct, 0 wrong,
+        -1 ignored], which is the input for comparing two models.
         """
         record = self.record
         counted = ~record.gt_ignored
@@ -249,23 +249,23 @@ def evaluate(
     gather: Callable[[Any], list[Any] | None] | None = None,
     read: Callable[[Path], np.ndarray] | None = None,
 ) -> EvaluationResult | None:
-    """Score a detector on a split, in the images' own pixels.
+    """Evaluate a detector on a split, in image pixel coordinates.
 
     Args:
-        detector: its `config.class_names` are the classes that are scored; objects of others are left out and counted.
+        detector: its `config.class_names` are the scored classes; objects of other classes are left out and counted.
         index: the split.
-        batch_size: images given to the network at once; 0 takes what is usual for the runtime. It does not change the
-            figures.
+        batch_size: images per forward pass; 0 uses the default of the runtime. It does not change the
+            metrics.
         thresholds: which detections are kept.
-        coco: `auto`, `pycocotools`, `faster`, or None to leave COCO's figures out.
-        progress: show a bar.
+        coco: `auto`, `pycocotools`, `faster`, or None to skip the COCO metrics.
+        progress: show a progress bar.
         workers: threads that decode images ahead.
-        rank, world_size: this process looks at the images rank, rank + world_size, ...
-        gather: given an object, the list of all processes' objects by rank (or None where only others need it).
-        read: path to (H, W, 3) uint8 RGB; by default from the file, a large JPEG at a fraction of its size.
+        rank, world_size: this process evaluates the images rank, rank + world_size, ...
+        gather: takes an object and returns the list of all processes' objects by rank (None on ranks that need none).
+        read: path to (H, W, 3) uint8 RGB; by default reads the file, and decodes a large JPEG at reduced size.
 
     Returns:
-        The result of all images, the same in every process; None where `gather` gave None.
+        The result over all images, the same in every process; None where `gather` returned None.
 
     Raises:
         UserError: if model and data have no class in common.
@@ -292,18 +292,18 @@ def score(
     coco: str | None = "auto",
     origin: str = "",
 ) -> EvaluationResult:
-    """Figures of detections that are there already.
+    """Compute the metrics of existing detections.
 
     Args:
         index: the split.
         class_names: the scored classes, which the detections' labels index.
         class_map: (C_index,) the index's labels as labels of `class_names`, -1 for those not scored.
-        found: detections, and which images they are of.
-        coco: `auto`, `pycocotools`, `faster`, or None to leave COCO's figures out.
-        origin: how the detections came about, for `protocol`.
+        found: detections, and the images they belong to.
+        coco: `auto`, `pycocotools`, `faster`, or None to skip the COCO metrics.
+        origin: describes how the detections were made, for `protocol`.
     """
     part = index.subset(found.images)
-    has_area = (found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)  # clipping leaves nothing of a box in the padding
+    has_area = (found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)  # clipping leaves a box in the padding empty
     detections = (each[has_area] for each in (found.image, found.boxes, found.scores, found.labels))
     record = record_from_index(index, class_names, class_map, found.images, *detections)
     figures = voc_figures(record)
@@ -325,7 +325,7 @@ def score(
 
 
 def describe(thresholds: Thresholds) -> str:
-    """The thresholds in words."""
+    """The thresholds as text."""
     labels = "several classes a box" if thresholds.multi_label else "the best class of a box"
     return (
         f"score >= {thresholds.score_threshold:g}, NMS at IoU {thresholds.iou_threshold:g} within a class, "
@@ -346,7 +346,7 @@ def run_detector(
     """Detections of the images at `positions`; an image that cannot be read is skipped, with a warning."""
     from tqdm import tqdm
 
-    from utils.images import decoded_bytes, read_image_and_size, read_start  # late: OpenCV, which --help does not need
+    from utils.images import decoded_bytes, read_image_and_size, read_start  # late: OpenCV import, not needed by --help
 
     started, before = time.perf_counter(), dict(getattr(detector, "timings", {}))
     seen: list[int] = []
@@ -377,7 +377,7 @@ def run_detector(
     def cost(position: int) -> int:
         try:
             return decoded_bytes(read_start(index.path(position)), decoded_size)
-        except UserError:  # `load` says why
+        except UserError:  # `load` reports the reason
             return 0
 
     ahead = max(2 * workers, READ_AHEAD_BATCHES * batch_size)
@@ -405,7 +405,7 @@ def run_detector(
 
 @dataclass(frozen=True)
 class _Loaded:
-    """An image of an index, (height, width) of the whole one where it was decoded at a fraction, seconds it took."""
+    """An image of an index, the full (height, width) if it was decoded at reduced size, and the seconds it took."""
 
     position: int
     image: np.ndarray
@@ -414,21 +414,21 @@ class _Loaded:
 
 
 def match_classes(model_classes: Sequence[str], data_classes: Sequence[str], name: str) -> np.ndarray:
-    """The data's classes as the model's, by name.
+    """Map the data's classes to the model's classes by name.
 
-    Names are the same if they differ in capitals, spaces, hyphens and underscores only, or mean one class in VOC and
-    COCO. A warning tells which classes stand on one side alone.
+    Names match if they differ only in case, spaces, hyphens and underscores, or are equivalent in VOC and
+    COCO. A warning lists the classes that only one side has.
 
     Args:
         model_classes: classes that are scored.
         data_classes: classes of the annotations.
-        name: what to call the data.
+        name: name of the data set in messages.
 
     Returns:
         (C_data,) int64, index into `model_classes`, -1 for a class that the model does not know.
 
     Raises:
-        UserError: if none is known.
+        UserError: if no class is known.
     """
     exact = {each: i for i, each in enumerate(model_classes)}
     loose = {plain_class_name(each): i for i, each in reversed(list(enumerate(model_classes)))}
@@ -451,7 +451,7 @@ def match_classes(model_classes: Sequence[str], data_classes: Sequence[str], nam
 
 
 def plain_class_name(name: str) -> str:
-    """A class name without case, spaces and punctuation, VOC's name changed for COCO's."""
+    """A class name without case, spaces and punctuation; a VOC name is replaced by its COCO name."""
     plain = "".join(letter for letter in name.casefold() if letter not in " -_")
     return CLASS_ALIASES.get(plain, plain)
 

@@ -1,4 +1,4 @@
-"""The images that a detector does worst on, as a data set to label: pictures, labels, what was found, and a queue."""
+"""Write the images with the most errors as a data set for labelling, with labels, detections and a queue."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from evaluation.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE
 from utils.errors import UserError
 from utils.files import write_file
 
-YEAR = "VOC2012"  # the folder of a devkit that every reader of VOC takes
+YEAR = "VOC2012"  # a devkit folder name that every VOC reader accepts
 FALLBACK_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
 class Mistakes:
-    """What is right and wrong at a score threshold, and where most is wrong.
+    """Correct and wrong detections and missed objects at a score threshold.
 
     Args:
         right, wrong: (N,) bool, detections.
         missed: (M,) bool, objects.
-        counts: (3, I) how many are right, wrong and missed in each image.
-        worst_first: positions of the images with mistakes, those with the most first, then those with the least right.
+        counts: (3, I) numbers of right, wrong and missed in each image.
+        worst_first: positions of the images with errors, by decreasing errors, then by increasing correct detections.
     """
 
     right: np.ndarray
@@ -40,7 +40,7 @@ class Mistakes:
 
 
 def find_mistakes(result: EvaluationResult, threshold: float) -> Mistakes:
-    """Mistakes of an evaluation among detections of at least `threshold`."""
+    """Errors of an evaluation among detections with a score of at least `threshold`."""
     record = result.record
     kept = record.det_scores >= threshold
     right = kept & (result.outcome == TRUE_POSITIVE)
@@ -58,14 +58,14 @@ def find_mistakes(result: EvaluationResult, threshold: float) -> Mistakes:
 def export_worst(result: EvaluationResult, folder: Path, count: int) -> int:
     """Write the worst images as a VOC devkit with a split `worst`, `detections.json` and `queue.json`.
 
-    The pictures are copied: what is labelled there changes nothing in the data set. The queue names what was found
-    without a label and what was missed; `serve.py --label FOLDER --queue FOLDER/queue.json` shows it.
+    The images are copied, so labelling does not change the original data set. The queue lists detections
+    without a label and missed objects; `serve.py --label FOLDER --queue FOLDER/queue.json` shows it.
 
     Returns:
         how many images were written.
 
     Raises:
-        UserError: if the folder holds something already.
+        UserError: if the folder is not empty.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError("--export", f"{folder} is not empty", "name another folder")
@@ -90,7 +90,7 @@ def export_worst(result: EvaluationResult, folder: Path, count: int) -> int:
 
 
 def _names(result: EvaluationResult, positions: np.ndarray) -> list[str]:
-    """A name for each picture, its own where no other has it."""
+    """A unique name for each image; its own name if no other image has it."""
     taken: set[str] = set()
     names = []
     for i in positions.tolist():
@@ -125,7 +125,7 @@ def _found(result: EvaluationResult, i: int, threshold: float) -> list[dict[str,
 
 
 def _findings(result: EvaluationResult, i: int, picture: Path, mistakes: Mistakes) -> list[dict[str, Any]]:
-    """What the labelling page shows of an image: wrong detections as objects that may lack a label, and missed ones."""
+    """Queue entries of an image: wrong detections that may lack a label, and missed objects."""
     record = result.record
     image = os.path.abspath(picture)
     wrong = np.flatnonzero(mistakes.wrong & (record.det_image == i))

@@ -1,4 +1,4 @@
-"""What every reader does with the boxes it has read: turn them upright, clip them, drop those that cannot be."""
+"""Validate the boxes of all readers: reorder corners, clip to the image, drop invalid ones."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from data.skips import Skip
 from utils.images import ImageError, ImageHeader, read_header, turn_boxes
 from utils.pools import stopping_at_once
 
-HUGE = 1e6  # pixels; no picture under the cap in megapixels is that wide and no box means it
-TOLERANCE = 1.0  # pixels; rounding, and counting from 0 or 1, put boxes this far outside: clipped without a note
+HUGE = 1e6  # pixels; larger than any image within the megapixel limit
+TOLERANCE = 1.0  # pixels; rounding and 0- or 1-based counting exceed the image by this much: clipped without a note
 _EPSILON = 1e-6
 
 
 @dataclass
 class RawSplit:
-    """A split as its files say it, before any picture was looked at.
+    """A split as stated by its files, before any image is opened.
 
     Args:
-        name: what to call it to the user.
+        name: name in messages.
         class_names: the classes, in the order of `labels`.
-        paths: the picture of each image (I).
+        paths: the file of each image (I).
         image_ids: unique, str or int (I).
-        declared: (I, 2) (height, width) as the annotation says, 0 where it does not.
+        declared: (I, 2) (height, width) from the annotation, 0 if not stated.
         box_image: (M,) index of the image that owns each box, ascending or not.
-        boxes: (M, 4) xyxy, 0-based pixels, or fractions of the upright picture if `normalised`.
+        boxes: (M, 4) xyxy, 0-based pixels, or fractions of the upright image if `normalised`.
         labels: (M,) index into `class_names`.
         difficult: (M,) bool.
         crowd: (M,) bool.
-        box_where: names the place of box m for a message: `file:line`.
-        normalised: whether the boxes are fractions of the picture's width and height.
-        numbers: how the file states a box: `corners` or `xywh`; None if it cannot be taken for the other.
+        box_where: gives the location of box m for a message: `file:line`.
+        normalised: whether the boxes are fractions of the image's width and height.
+        numbers: how the file states a box: `corners` or `xywh`; None if the form is not ambiguous.
         areas: (M,) COCO's areas, or None.
         box_refs: (M,) the line or annotation id of each box, or None.
-        scores: (M,) how sure the detector was that made each label, or None.
-        skips: what the reader itself left out.
+        scores: (M,) detector confidence of each label, or None.
+        skips: what the reader left out.
     """
 
     name: str
@@ -67,12 +67,12 @@ class RawSplit:
 
 
 def build_index(raw: RawSplit, max_megapixels: float, need_pictures: bool = True) -> DatasetIndex:
-    """The index of a split: pictures without a readable header left out, boxes upright, inside and not degenerate.
+    """Build the index of a split: drop images without a readable header and degenerate boxes, clip boxes to the image.
 
     Args:
         raw: the split.
-        max_megapixels: leave out pictures that claim more.
-        need_pictures: if false and not one of the pictures is there, the sizes that the annotations state are taken.
+        max_megapixels: leave out images whose header states more.
+        need_pictures: if false and no image file exists, use the sizes that the annotations state.
     """
     skips = list(raw.skips)
     headers = _read_headers(raw, skips, max_megapixels)
@@ -131,7 +131,7 @@ def _read_headers(raw: RawSplit, skips: list[Skip], max_megapixels: float) -> li
 
     bar = tqdm(total=len(raw.paths), desc=f"{raw.name}: headers", delay=2, leave=False)
     headers: list[ImageHeader | None] = []
-    with bar, stopping_at_once(ThreadPoolExecutor(4)) as pool:  # a cold disk answers several questions at once
+    with bar, stopping_at_once(ThreadPoolExecutor(4)) as pool:  # a cold disk serves several requests in parallel
         for answer in pool.map(read, raw.paths, chunksize=64):
             bar.update()
             if isinstance(answer, ImageError):
@@ -149,7 +149,7 @@ def _turn_where_annotated_lying(
     orientation: np.ndarray,
     skips: list[Skip],
 ) -> None:
-    """Boxes are of the upright picture, unless the annotation states the size of the picture as it lies in the file."""
+    """Rotate boxes to the upright image if the annotation states the stored size of the image."""
     lying = (orientation >= 5) & (raw.declared == stored).all(1) & (stored[:, 0] != stored[:, 1])
     for i in np.flatnonzero(lying).tolist():
         own = owner == i
@@ -168,9 +168,9 @@ def _note_sizes(raw: RawSplit, sizes: np.ndarray, good: np.ndarray, skips: list[
 
 
 def _compare_readings(raw: RawSplit, boxes: np.ndarray, sizes: np.ndarray) -> None:
-    """Count the boxes that do not fit into their pictures as they were read, and as the other usual form of a box.
+    """Count the boxes that do not fit into their images as read, and in the other common box form.
 
-    The counts are facts of the index, for `dataset.py check`: which form a file has is never guessed.
+    The counts are stored in the index for `dataset.py check`; the form of a file is never guessed.
     """
     facts = raw.source.setdefault("facts", {})
     limit = sizes[:, ::-1]
@@ -193,12 +193,12 @@ def _compare_readings(raw: RawSplit, boxes: np.ndarray, sizes: np.ndarray) -> No
 def _clean(
     raw: RawSplit, boxes: np.ndarray, order: np.ndarray, sizes: np.ndarray, skips: list[Skip]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clipped boxes and which of them to keep; every one dropped or clipped is named."""
+    """Clipped boxes and a mask of those to keep; every dropped or clipped box is reported."""
     limit = sizes[:, [1, 0, 1, 0]]
     with np.errstate(invalid="ignore"):
         clipped = np.clip(boxes, 0, limit)
         wide, inside = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]
-        faults = [  # in this order: the first that is true is the reason
+        faults = [  # in this order: the first match is the reason
             ("nan_box", ~np.isfinite(boxes).all(1), "is not finite"),
             ("huge_box", (np.abs(boxes) > HUGE).any(1), "has absurd coordinates"),
             ("reversed_box", (wide < 0).any(1), "has its corners reversed"),
@@ -219,6 +219,6 @@ def _clean(
 
 
 def _box(box: np.ndarray, raw: RawSplit) -> str:
-    one_based = raw.source.get("format") in ("voc", "xml")  # say the numbers that stand in the file
+    one_based = raw.source.get("format") in ("voc", "xml")  # report the numbers as in the file
     values = box + np.array([1, 1, 0, 0]) if one_based else box
     return "the box (" + ", ".join(f"{value:g}" for value in values) + ")"

@@ -24,13 +24,13 @@ from utils.images import MAX_MEGAPIXELS
 
 MAX_JSON_BYTES = 2048 * MEGABYTE
 SNIFFED_BYTES = 1 << 20
-MAX_FILES = 50  # annotation files of a folder
-MAX_ID = 1000  # characters of an id that is text
+MAX_FILES = 50  # maximum number of annotation files in a folder
+MAX_ID = 1000  # maximum length of a text id
 _INT64 = 2**63 - 1
 
 
 def find_coco_files(data: str | os.PathLike[str]) -> dict[str, Path]:
-    """The annotation files of a COCO folder (or beside a JSON, and itself), by the name of their split.
+    """The annotation files of a COCO folder (or next to a JSON, including it), by split name.
 
     `annotations/instances_train2017.json` is `train2017`, `train/_annotations.coco.json` (Roboflow) is `train`,
     `val.json` is `val`.
@@ -46,14 +46,14 @@ def find_coco_files(data: str | os.PathLike[str]) -> dict[str, Path]:
     if not found:
         for where in ("[aA]nnotations/*.json", "*.json", "*/*.json"):
             files = sorted(path.glob(where))
-            if len(files) <= MAX_FILES:  # a JSON a picture is another tool's
+            if len(files) <= MAX_FILES:  # many files, one JSON per image, belong to another format
                 files = [each for each in files if each.is_file() and looks_like_coco(each)]
                 found |= _named(files, {path, *path.glob("[aA]nnotations")})
     return found
 
 
 def _named(files: Sequence[Path], plain: set[Path]) -> dict[str, Path]:
-    """Files by split: in `plain` folders their own name says it, elsewhere their folder's (`valid/a.json`)."""
+    """Files by split: in `plain` folders named by the file, elsewhere by the folder (`valid/a.json`)."""
     names = [_split_of(each) if each.parent in plain else each.parent.name for each in files]
     times = Counter(names)
     return {name if times[name] == 1 else f"{each.parent.name}/{each.stem}": each
@@ -71,7 +71,7 @@ def _split_of(path: Path) -> str:
 
 
 def looks_like_coco(path: Path) -> bool:
-    """Whether a JSON has COCO's three lists, by its first and last bytes; `categories` alone are another tool's."""
+    """Whether a JSON has COCO's three lists, by its first and last bytes; `categories` alone means another format."""
     try:
         head, tail, size = read_ends(path, MAX_JSON_BYTES, SNIFFED_BYTES, SNIFFED_BYTES)
     except UserError:
@@ -81,9 +81,9 @@ def looks_like_coco(path: Path) -> bool:
 
 
 class _Rows:
-    """Annotations as they are parsed: numbers go into flat arrays at once, outlines are thrown away.
+    """Collects annotations during parsing: numbers go directly into flat arrays, outlines are discarded.
 
-    The official train2017 file is 450 MB of text and several GB of Python objects if they are all kept.
+    The official train2017 file is 450 MB of text, and several GB if kept as Python objects.
     """
 
     def __init__(self) -> None:
@@ -95,13 +95,13 @@ class _Rows:
         self.crowd = array("b")
         self.difficult = array("b")
         self.faults: dict[int, tuple[str, str]] = {}
-        self.numbers: dict[str, int] = {}  # what stands for an id that is text
+        self.numbers: dict[str, int] = {}  # numbers that replace text ids
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def hook(self, item: dict[str, Any]) -> Any:
-        """Called by the JSON parser with every object it has read, innermost first."""
+        """Called by the JSON parser with every object, innermost first."""
         if "category_id" in item or ("bbox" in item and "image_id" in item):
             return self._add(item)
         if "counts" in item and "size" in item:
@@ -130,7 +130,7 @@ class _Rows:
         return _Row(row)
 
     def number(self, identity: Any) -> int:
-        """The id as a number: itself, a negative one that stands for a text, or -1 for what is no id."""
+        """The id as a number: itself, a negative number for a text id, or -1 for an invalid id."""
         identity = _id(identity)
         if isinstance(identity, str):
             return self.numbers.setdefault(identity, -2 - len(self.numbers))
@@ -138,7 +138,7 @@ class _Rows:
 
 
 class _Row(int):
-    """The number of an annotation in the flat arrays; its own type, so that no number of the file is taken for one."""
+    """The number of an annotation in the flat arrays; a separate type, to distinguish it from numbers of the file."""
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:
@@ -146,7 +146,7 @@ def _is_integer(value: Any) -> TypeGuard[int]:
 
 
 def _id(value: Any) -> int | str | None:
-    """An id: a whole number, also one written as text, or another text; None for anything else."""
+    """An id: an integer, also one written as text, or another text; None for anything else."""
     if isinstance(value, str) and 0 < len(value) <= MAX_ID:
         return int(value) if re.fullmatch(r"0|[1-9][0-9]{0,17}", value) else value
     return value if _is_integer(value) else None
@@ -177,16 +177,16 @@ def read_coco(
     Args:
         data: the JSON, or a folder that `find_coco_files` understands.
         split: which of the folder's files, e.g. `train2017`; None if there is only one.
-        class_names: the classes in the order of the labels; None takes the categories by rising id.
-        image_folder: where the pictures are; None looks in the usual places.
-        max_megapixels: leave out pictures that claim more.
-        need_pictures: if false, a set without any picture is read from its annotations alone.
+        class_names: the classes in label order; None uses the categories by ascending id.
+        image_folder: the image folder; None searches the usual folders.
+        max_megapixels: leave out images whose header states more.
+        need_pictures: if false, a data set without any image file is read from its annotations alone.
 
     Returns:
-        The split, with images that have no annotation as negatives; crowds are marked, `ignore` and `difficult` too.
+        The split; images without annotations are negatives; crowds are marked, `ignore` and `difficult` too.
 
     Raises:
-        UserError: if the file or split is not there, or the JSON as a whole is not COCO's.
+        UserError: if the file or split does not exist, or the JSON is not in COCO format.
 
     Source: https://cocodataset.org/#format-data
     """
@@ -266,10 +266,10 @@ def _load(path: Path, rows: _Rows) -> dict[str, Any]:
 
 
 def _categories(items: list[Any], path: Path, rows: _Rows) -> dict[int, str]:
-    """Category number to name, by rising id; the ids may have holes, or be text.
+    """Category id to name, by ascending id; ids may have gaps, or be text.
 
     Raises:
-        UserError: if one has no id or name, or an id or name is there twice.
+        UserError: if one has no id or name, or an id or name is duplicated.
     """
     categories: dict[int, str] = {}
     for number, item in enumerate(items):
@@ -309,7 +309,7 @@ def _empty_roots(
 
 
 def _home(data: str | os.PathLike[str], path: Path, image_folder: str | os.PathLike[str] | None) -> Path:
-    """The folder whose pictures may be meant by a name that leads nowhere."""
+    """The folder to search for image names that do not resolve."""
     if image_folder is not None:
         return Path(image_folder)
     if os.path.isdir(data):
@@ -318,7 +318,7 @@ def _home(data: str | os.PathLike[str], path: Path, image_folder: str | os.PathL
 
 
 def _image_folder(path: Path, split: str, items: list[Any]) -> Path:
-    """The usual place that holds the first pictures of the file, else the one that exists."""
+    """The usual place that holds the first images of the file, else the one that exists."""
     root = path.parent.parent if path.parent.name.casefold() == "annotations" else path.parent
     places = [root / split, root / "images" / split, root / "images", root / split / "images", path.parent, root]
     places += [root / re.sub(r"\d{4}$", "", split), root / "images" / re.sub(r"\d{4}$", "", split)]
@@ -331,12 +331,12 @@ def _image_folder(path: Path, split: str, items: list[Any]) -> Path:
 
 
 class _Pictures:
-    """Finds the picture that an entry names: as a path, else by what the name has in common with one picture only.
+    """Find the image that an entry names: by path, else by the only image whose name matches partially.
 
     Args:
         path: the JSON.
-        base: where its names usually start from.
-        home: the folder to look through for names that lead nowhere.
+        base: folder that relative names start from.
+        home: folder to search for names that do not resolve.
     """
 
     def __init__(self, path: Path, base: Path, home: Path) -> None:
@@ -345,7 +345,7 @@ class _Pictures:
         self._inside = os.path.realpath(base) + os.sep
 
     def find(self, name: str, where: str, skips: list[Skip]) -> str | None:
-        """The path; None if it leads out of the data set or is several pictures' name, which becomes a skip."""
+        """The path; None, with a skip, if it leaves the data set or is ambiguous."""
         exact = os.path.join(self.base, name)
         if "\0" in name:
             skips.append(self._outside(where, name))
@@ -375,7 +375,7 @@ class _Pictures:
         return Skip("image", "leads_outside", where, what, "keep pictures inside the data set")
 
     def notes(self, total: int) -> list[Skip]:
-        """How many pictures were found by less than their path, with an example."""
+        """Number of images that were not found by their full path, with an example."""
         return [] if self._folder is None else self._folder.notes(str(self.path), total)
 
 
@@ -414,7 +414,7 @@ def _size(item: dict[str, Any], where: str, skips: list[Skip]) -> tuple[int, int
 def _add_boxes(
     raw: RawSplit, image_ids: np.ndarray, rows: _Rows, annotations: list[Any], categories: dict[int, str], path: Path
 ) -> dict[str, int]:
-    """Fill the boxes of `raw`; returns how often each class is in the file."""
+    """Fill the boxes of `raw`; returns the number of boxes per class."""
     skips = raw.skips
     taken = np.array([each for each in annotations if type(each) is _Row], np.int64)
     for number, item in enumerate(annotations):
@@ -460,7 +460,7 @@ def _add_boxes(
 
     kept = np.flatnonzero(keep)
     boxes = boxes[keep]
-    with np.errstate(all="ignore"):  # what is not finite is dropped later, by name
+    with np.errstate(all="ignore"):  # non-finite values are dropped and reported later
         areas, sizes = np.array(rows.areas)[taken][keep], boxes[:, 2:].prod(1)
         boxes[:, 2:] += boxes[:, :2]
     raw.box_image, raw.boxes, raw.labels = owner[keep], boxes, labels[keep]
@@ -473,7 +473,7 @@ def _add_boxes(
 
 
 def _lookup(values: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Position of each value in `keys` (any order, unique), and whether it is there at all."""
+    """Position of each value in `keys` (any order, unique), and whether it was found."""
     if not len(keys):
         return np.full(len(values), -1), np.zeros(len(values), bool)
     order = np.argsort(keys)

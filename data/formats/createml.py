@@ -1,4 +1,4 @@
-"""Read Apple's CreateML JSON: a list of pictures with the centres and sizes of their boxes, in pixels.
+"""Read Apple CreateML JSON: a list of images with box centres and sizes in pixels.
 
 Source: https://developer.apple.com/documentation/createml/building-an-object-detector-data-source
 """

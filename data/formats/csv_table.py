@@ -1,4 +1,4 @@
-"""Read tables of boxes: TensorFlow's and Kaggle's CSV in any order of columns, Open Images, RetinaNet, AutoML.
+"""Read CSV tables of boxes: TensorFlow, Kaggle (any column order), Open Images, RetinaNet, AutoML.
 
 Sources: https://storage.googleapis.com/openimages/web/download_v7.html (Open Images),
 https://github.com/fizyr/keras-retinanet#csv-datasets, https://cloud.google.com/vertex-ai/docs (AutoML).
@@ -20,7 +20,7 @@ from utils.files import MEGABYTE, read_file
 from utils.images import IMAGE_SUFFIXES
 
 MAX_CSV_BYTES = 1024 * MEGABYTE
-_COLUMNS = {  # what a column means: how it may be called, in small letters without punctuation
+_COLUMNS = {  # column meaning: possible headers, in lower case without punctuation
     "file": ("filename", "file", "image", "imagename", "imagepath", "imageid", "img", "imgname", "imgpath", "filepath",
              "path", "externalid", "imagefilename", "imagefile"),
     "class": ("class", "label", "labelname", "classname", "category", "categoryname", "name", "tag", "objectclass",
@@ -64,7 +64,7 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
             image = labels.image(cell["file"], path, number, size, cell.get("split", "").lower() or None)
             box = _box(cell, labels)
             if image is None or not any(box):
-                continue  # a picture without objects
+                continue  # an image without objects
             has_class = has_class or "class" in cell
             name = descriptions.get(cell.get("class", ONE_CLASS), cell.get("class", ONE_CLASS))
             numbers = [abs(value) for each in box if (value := number_of(each)) is not None]
@@ -93,7 +93,7 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _columns_of(folder: Folder, path: str) -> dict[str, int] | None:
-    """Where each column is, with `header` if the first line names them; None if the table is not one of boxes."""
+    """The position of each column, and `header` if the first line names them; None if it is not a table of boxes."""
     lines = folder.head(path).decode("utf-16" if folder.head(path)[:2] == b"\xff\xfe" else "utf-8-sig", "replace")
     rows = list(csv.reader(lines.splitlines()[:2], delimiter=max(",;\t|", key=lines.split("\n")[0].count)))
     if not rows or not rows[0]:
@@ -124,7 +124,7 @@ def _without_header(row: Sequence[str]) -> dict[str, int] | None:
 
 
 def _box(cell: dict[str, str], labels: Labels) -> list[object]:
-    """xyxy of a row; texts where they are no numbers."""
+    """xyxy of a row; as text where a value is not a number."""
     if "x1" in cell:
         return [cell[key] for key in ("x1", "y1", "x2", "y2")]
     if "box" in cell:  # Kaggle's "[834.0, 222.0, 56.0, 36.0]" is x, y, width, height

@@ -1,4 +1,4 @@
-"""Read CVAT's own XML, "CVAT for images 1.1": boxes, polygons and ellipses of pictures, with their subsets.
+"""Read CVAT XML ("CVAT for images 1.1"): boxes, polygons and ellipses, with subsets.
 
 Source: https://docs.cvat.ai/docs/manual/advanced/xml_format/
 """

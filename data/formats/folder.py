@@ -1,4 +1,4 @@
-"""The files of a data set's folder, listed once, and the picture that an annotation means by a name."""
+"""List the files of a data set folder, and find the image that an annotation names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.images import IMAGE_SUFFIXES
 from utils.walk import walk_files
 
 MAX_FILES = 1_000_000
-HEAD_BYTES = 1 << 16  # what is read of a file to find out what it is
+HEAD_BYTES = 1 << 16  # bytes read to detect the type of a file
 UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}[-_](?=.)")  # Label Studio puts one before every uploaded name
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
@@ -28,7 +28,7 @@ SPLIT_WORDS = {
 
 
 def plain_name(text: str) -> str:
-    """A name as two file systems would agree on it: composed Unicode, `/` between folders, no difference of case."""
+    """Normalise a name across file systems: composed Unicode, `/` as separator, case-folded."""
     return unicodedata.normalize("NFC", text.replace("\\", "/")).casefold()
 
 
@@ -42,7 +42,7 @@ def split_of(name: str) -> str | None:
 
 
 class Folder:
-    """What lies in a folder, through links that stay inside it.
+    """The files of a folder, following links that stay inside it.
 
     Args:
         root: the folder, or one annotation file, which then stands for all annotations in its folder.
@@ -50,7 +50,7 @@ class Folder:
     Attributes:
         root: the folder.
         files: paths of all files below it, sorted.
-        pictures: those that are pictures by their suffix.
+        pictures: those that are images by their suffix.
         outside: links that lead out of the folder; they are not followed.
     """
 
@@ -64,7 +64,7 @@ class Folder:
 
     @classmethod
     def unlisted(cls, root: str | os.PathLike[str]) -> Folder:
-        """The folder or file without a look at what is in it."""
+        """The folder or file, without listing its content."""
         folder = cls.__new__(cls)
         folder.only = Path(root) if not os.path.isdir(root) else None
         folder.root = Path(root).parent if folder.only is not None else Path(root)
@@ -72,7 +72,7 @@ class Folder:
         return folder
 
     def having(self, *suffixes: str) -> list[str]:
-        """The annotation files with one of these suffixes (small letters, with the dot)."""
+        """The annotation files with one of these suffixes (lower case, with the dot)."""
         if self.only is not None:
             return [str(self.only)] if suffix_of(self.only) in suffixes else []
         return [path for path in self.files if suffix_of(path) in suffixes]
@@ -98,18 +98,18 @@ class Folder:
         return _grouped((UPLOAD_PREFIX.sub("", plain_name(os.path.basename(path))), path) for path in self.pictures)
 
     def find(self, name: str, base: str | os.PathLike[str] | None = None) -> tuple[str | None, list[str]]:
-        """The picture that an annotation calls `name`.
+        """Find the image that an annotation calls `name`.
 
-        It is looked for as a path from `base` and from the root, then by the only picture with that base name, that
-        name without its suffix, or that name without Label Studio's upload prefix. What was not found as a path is
+        It is searched as a path from `base` and from the root, then as the only image with that base name, that
+        name without its suffix, or that name without Label Studio's upload prefix. Images not found as a path are
         counted in `matched`.
 
         Args:
-            name: as it stands in the annotation: any slashes, absolute paths and addresses included.
+            name: the name in the annotation; any slashes, absolute paths and URLs are accepted.
             base: the folder of the annotation file.
 
         Returns:
-            The path, or None and the pictures that could be meant (none, or several).
+            The path, or None and the candidates (none, or several).
         """
         name = re.sub(r"^.*[?&]d=", "", name.strip())  # Label Studio: /data/local-files/?d=images/a.jpg
         name = name.removeprefix("file://")
@@ -146,9 +146,9 @@ class Folder:
         self.example.setdefault(how, (name, self.relative(path)))
 
     def same_stem(self, annotation: str) -> tuple[str | None, list[str]]:
-        """The picture that an annotation file is named after; None and the candidates if it is not just one.
+        """The image that an annotation file is named after; None and the candidates if it is not unique.
 
-        Of several, the one beside it, of its split, or in a folder of the same name is meant.
+        Among several, the one next to it, of its split, or in a folder of the same name is chosen.
         """
         candidates = self._by_stem.get(plain_name(stem_of(annotation)), [])
         folder = os.path.dirname(annotation)
@@ -164,7 +164,7 @@ class Folder:
         return (candidates[0], []) if candidates and beside else (None, candidates)
 
     def notes(self, where: str, total: int) -> list[Skip]:
-        """How many pictures were found by less than their path, with an example of each way."""
+        """Number of images that were not found by their full path, with an example of each kind."""
         notes = []
         for how, count in self.matched.items():
             name, path = self.example[how]
@@ -173,7 +173,7 @@ class Folder:
         return notes
 
     def head(self, path: str) -> bytes:
-        """The first bytes of a file; none if it cannot be read."""
+        """The first bytes of a file; empty if it cannot be read."""
         try:
             return read_file(path, 1 << 40, HEAD_BYTES)
         except FileError:
@@ -188,7 +188,7 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _nearest(name: str, candidates: list[str], base: str | os.PathLike[str] | None) -> list[str]:
-    """Of several pictures with one base name, those whose folders agree best with `name`, or that lie beside `base`."""
+    """Of several images with one base name, those whose folders match `name` best, or that lie next to `base`."""
     parts = name.split("/")[::-1]
 
     def shared(path: str) -> int:
@@ -202,7 +202,7 @@ def _nearest(name: str, candidates: list[str], base: str | os.PathLike[str] | No
 
 
 def suffix_of(path: str | os.PathLike[str]) -> str:
-    """The suffix in small letters, with its dot."""
+    """The suffix in lower case, with its dot."""
     return os.path.splitext(os.fspath(path))[1].lower()
 
 

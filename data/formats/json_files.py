@@ -1,4 +1,4 @@
-"""Read the JSON files of labelling tools for a reader of annotations."""
+"""Read JSON files of labelling tools."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_JSON_BYTES = 512 * MEGABYTE
 
 
 def load_json(path: str) -> tuple[Any, str]:
-    """The content of a JSON file, and why it cannot be read (empty if it can)."""
+    """The content of a JSON file, and the reason if it cannot be read (empty if it can)."""
     try:
         data = read_file(path, MAX_JSON_BYTES)
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"

@@ -1,4 +1,4 @@
-"""Read KITTI's label files: a line an object, of its type, three numbers, and the box in pixels.
+"""Read KITTI label files: one line per object, with its type, three numbers, and the box in pixels.
 
 Source: https://www.cvlibs.net/datasets/kitti/eval_object.php
 """
@@ -33,7 +33,7 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
     labels.numbers = "corners"
     homes = {path.rsplit("/", 1)[0] for path in _files(folder)}
     ignored = 0
-    for path in folder.having(".txt"):  # an empty file beside the others is a picture without objects
+    for path in folder.having(".txt"):  # an empty file beside the others is an image without objects
         if path.rsplit("/", 1)[0] not in homes:
             continue
         picture, _ = folder.same_stem(path)

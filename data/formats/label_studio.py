@@ -1,4 +1,4 @@
-"""Read Label Studio's own JSON (full and JSON-MIN): rectangles and polygons in percent of the picture.
+"""Read Label Studio JSON (full and JSON-MIN): rectangles and polygons in percent of the image.
 
 Source: https://labelstud.io/guide/export
 """
@@ -58,7 +58,7 @@ def _picture(task: Any) -> str | None:
 
 
 def _values(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The values of all regions: of the full export, or of JSON-MIN's list `label`."""
+    """The values of all regions, from the full export or from JSON-MIN's `label` list."""
     for annotation in task.get("annotations") or []:
         for result in (annotation.get("result") or []) if isinstance(annotation, dict) else []:
             if isinstance(result, dict) and isinstance(result.get("value"), dict):

@@ -1,4 +1,4 @@
-"""Read LabelMe's JSON files: rectangles, polygons and circles, one file a picture.
+"""Read LabelMe JSON files: rectangles, polygons and circles, one file per image.
 
 Source: https://github.com/wkentaro/labelme
 """

@@ -1,4 +1,4 @@
-"""Gathers the pictures and boxes of a whole data set while a reader goes through its annotation files."""
+"""Collect the images and boxes of a data set from its annotation files."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from data.index import DatasetIndex
 from data.skips import Skip
 from utils.errors import brief
 
-ALL = "all"  # the split of what no folder or list divides
+ALL = "all"  # the split of images without a list or folder of a split
 
 
 class Labels:
-    """What the small readers fill; `finish` makes an index of it.
+    """Container that the small readers fill; `finish` builds the index.
 
     Args:
-        folder: the data set's folder, in which pictures are looked for.
+        folder: the data set's folder, which is searched for images.
 
     Attributes:
-        unit: what stands between an annotation file and the number of a box in it, in messages: `:` for a line.
-        normalised: boxes are fractions of the upright picture.
+        unit: separator between annotation file and box number in messages: `:` for a line.
+        normalised: boxes are fractions of the upright image.
         numbers: `corners` or `xywh` where the file does not say which of the two its four numbers are.
-        names: the class names in the order of the file's numbers, where a class is a number.
-        declared_names: keep the names that have no box.
+        names: class names by class number, if classes are numbers.
+        declared_names: keep names without boxes.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -57,14 +57,14 @@ class Labels:
     def image(
         self, name: str, file: str, number: int = 0, size: tuple[Any, Any] = (None, None), split: str | None = None
     ) -> int | None:
-        """The number of the picture that an annotation file calls `name`; None if it is not there, which is noted.
+        """The number of the image that an annotation file calls `name`; None, with a skip, if it does not exist.
 
         Args:
-            name: a path, whole or not, of any system; see `Folder.find`.
+            name: a path, complete or partial, of any operating system; see `Folder.find`.
             file: the annotation file.
-            number: where in it.
-            size: (height, width) that it states.
-            split: that it states; else the one that a folder or the file's own name says.
+            number: position in the file.
+            size: (height, width) stated by the file.
+            split: stated by the file; else taken from the folder or the file name.
         """
         self.files[file] = None
         path, several = self.folder.find(name, os.path.dirname(file))
@@ -99,16 +99,16 @@ class Labels:
         difficult: bool = False,
         crowd: bool = False,
     ) -> None:
-        """One object; what cannot be used is dropped and noted.
+        """Add one object; an invalid one is dropped and reported.
 
         Args:
-            image: as `image` gave it.
+            image: as returned by `image`.
             name: of the class.
-            box: xyxy; anything that should be four numbers.
+            box: xyxy; should be four numbers, but is validated.
             file: the annotation file.
-            number: where in it.
-            difficult: it neither counts nor costs in evaluation.
-            crowd: it stands for many objects.
+            number: position in the file.
+            difficult: the object is ignored in evaluation.
+            crowd: the region stands for many objects.
         """
         values = [number_of(value) for value in box]
         name = name.strip() if isinstance(name, str) else name
@@ -123,15 +123,15 @@ class Labels:
         self._where.append((file, number))
 
     def drop(self, code: str, file: str, number: int, what: str) -> None:
-        """Note a box that cannot be used."""
+        """Record a box that cannot be used."""
         self.skips.append(Skip("box", code, f"{file}{self.unit}{number}", f"{what}; box dropped", "correct it"))
 
     def refuse(self, file: str, what: str, todo: str = "correct or remove the file") -> None:
-        """Note an annotation file that cannot be used."""
+        """Record an annotation file that cannot be used."""
         self.skips.append(Skip("image", "bad_annotation_file", file, what, todo))
 
     def finish(self, kind: str, class_names: Sequence[str] | None, max_megapixels: float) -> DatasetIndex:
-        """The index of all splits together; `source["split_of"]` names the split of each image."""
+        """Build the index of all splits together; `source["split_of"]` gives the split of each image."""
         found = Counter(self._classes)
         if class_names is None:
             class_names = [name for name in self.names or () if found[name] or self.declared_names] or sorted(found)
@@ -184,7 +184,7 @@ class Labels:
 
 
 def number_of(value: Any) -> float | None:
-    """A number, also one written as text with a decimal comma; None for anything else."""
+    """A number, also if written as text with a decimal comma; None for anything else."""
     if isinstance(value, bool) or value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Read Pascal VOC's XML files wherever they lie: beside the pictures (labelImg), or in any two folders.
+"""Read Pascal VOC XML files in any layout: next to the images (labelImg), or in separate folders.
 
 Source: VOC2012 development kit, section 2.3, http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/
 """
@@ -31,14 +31,14 @@ def sniff(folder: Folder) -> str | None:
 
 
 def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: float) -> DatasetIndex:
-    """All annotated pictures; their splits are those of lists (`ImageSets/Main/train.txt`) or folders (`valid/`)."""
+    """All annotated images; their splits are those of lists (`ImageSets/Main/train.txt`) or folders (`valid/`)."""
     reader = XmlReader()
     label_files: dict[str, str] = {}
     skips: list[Skip] = []
     pairs: list[tuple[str, str]] = []
     for xml in folder.having(".xml"):
         picture, several = folder.same_stem(xml)
-        if picture is None and not several:  # its own name has changed
+        if picture is None and not several:  # the image was renamed
             head = re.search(rb"<filename>([^<]+)</filename>", folder.head(xml))
             picture, several = (
                 folder.find(head[1].decode("utf-8", "replace"), os.path.dirname(xml)) if head else (None, [])
@@ -86,7 +86,7 @@ def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: floa
 
 
 def _split_lists(folder: Folder) -> dict[str, str]:
-    """The split of each base name that a list of one name a line gives (`ImageSets/Main/train.txt`, `val.txt`)."""
+    """The split of each base name listed in files of one name per line (`ImageSets/Main/train.txt`, `val.txt`)."""
     known = {plain_name(stem_of(path)) for path in folder.pictures}
     split_by_stem: dict[str, str] = {}
     for path in folder.files:

@@ -1,4 +1,4 @@
-"""Where the annotation of a picture or of a box stands."""
+"""Locations of annotations, for messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from data.index import DatasetIndex
 
 
 def annotation_file(index: DatasetIndex, picture: str) -> str:
-    """The annotation file of a picture of an index."""
+    """The annotation file of an image of an index."""
     listed = index.source.get("label_files", {}).get(picture)
     if listed is not None:
         return listed
@@ -19,7 +19,7 @@ def annotation_file(index: DatasetIndex, picture: str) -> str:
 
 
 def box_where(index: DatasetIndex, image: int, box: int) -> str:
-    """The place of a box in its annotation: `file:line`, `file: annotation id`, or as the format counts its boxes."""
+    """The location of a box in its annotation: `file:line`, `file: annotation id`, or the box number of the format."""
     picture = str(index.path(image))
     file = annotation_file(index, picture)
     if file == picture or index.box_refs is None:

@@ -1,4 +1,4 @@
-"""Images and labels of any data set as a COCO folder, with its pictures linked: for runs on parts of the data."""
+"""Write subsets of any data set as a COCO folder with linked images."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Part = tuple[DatasetIndex, np.ndarray]  # an index, and the positions of some of
 
 
 def write_snapshot(folder: Path, splits: Mapping[str, Sequence[Part]]) -> dict[str, int]:
-    """Write `annotations/instances_SPLIT.json` and a link `images` to the folder that holds all pictures.
+    """Write `annotations/instances_SPLIT.json` and a link `images` to the common image folder.
 
     Args:
-        folder: to write into.
-        splits: of each split's name, its images; all indices have the same classes. An image may be in several splits,
+        folder: the output folder.
+        splits: images of each split, by name; all indices have the same classes. An image may be in several splits,
             and has the same id in all of them.
 
     Returns:
-        images of each split.
+        Number of images of each split.
     """
     indices = [index for parts in splits.values() for index, _ in parts]
     class_names = indices[0].class_names
@@ -69,7 +69,7 @@ def _annotations(parts: Iterable[Part], number: Mapping[Path, int]) -> Iterator[
 
 
 def link_pictures(source: Path, link: Path, pictures: Iterable[Path]) -> None:
-    """Make pictures reachable below `link`: a link to their folder, or, where the system allows none, copies."""
+    """Make images available below `link`: by a link to their folder, or by copies if links are not supported."""
     if os.path.lexists(link):
         return
     try:

@@ -1,4 +1,4 @@
-"""Read Supervisely's JSON: `img/a.jpg` with `ann/a.jpg.json`; its data sets (`ds0`, `train`) are the splits.
+"""Read Supervisely JSON: `img/a.jpg` with `ann/a.jpg.json`; its data sets (`ds0`, `train`) are the splits.
 
 Source: https://docs.supervisely.com/customization-and-integration/00_ann_format_navi
 """

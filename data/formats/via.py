@@ -1,4 +1,4 @@
-"""Read the VGG Image Annotator's JSON (exported, or its project) and CSV, version 1 and 2.
+"""Read VGG Image Annotator JSON (export or project) and CSV, versions 1 and 2.
 
 Source: https://www.robots.ox.ac.uk/~vgg/software/via/docs/
 """
@@ -83,7 +83,7 @@ def _loads(text: str | None) -> dict[str, Any]:
 
 
 def _class(attributes: Any) -> Any:
-    """The class of a region: the attribute that is called so, else the only one; of a checkbox, what is ticked."""
+    """The class of a region: the attribute of that name, else the only one; of a checkbox, the checked value."""
     if not isinstance(attributes, dict) or not attributes:
         return None
     by_name = {key.lower(): value for key, value in attributes.items()}

@@ -30,7 +30,7 @@ from utils.walk import walk_files
 MAX_XML_BYTES = 10 * MEGABYTE
 MAX_SPLIT_BYTES = 256 * MEGABYTE
 MAX_DEPTH = 64
-ALL = "all"  # the split of a set without lists: every annotated picture
+ALL = "all"  # the split of a data set without lists: every annotated image
 _ANNOTATION_SUFFIXES = (".xml", ".txt", ".json", ".csv")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -40,7 +40,7 @@ _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 @dataclass
 class VocObject:
-    """One `<object>`: the texts of its children and of its `<bndbox>`, as they stand, and its line."""
+    """One `<object>`: the raw texts of its children and of its `<bndbox>`, and its line."""
 
     line: int
     fields: dict[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class VocAnnotation:
 
 
 class _Collector:
-    """What the parser calls at every tag; it keeps the few texts that matter, so that no file fills the memory."""
+    """Parser callbacks; only the needed texts are kept, to bound memory."""
 
     def __init__(self) -> None:
         self.annotation = VocAnnotation()
@@ -100,7 +100,7 @@ def parse_voc_xml(data: bytes, where: object) -> VocAnnotation:
     """The texts of a VOC annotation file.
 
     Raises:
-        FileError: `bad_xml` if it is empty, cut, not XML or not VOC's, or declares a document type or entities.
+        FileError: `bad_xml` if it is empty, truncated, not XML or not VOC, or declares a document type or entities.
     """
     if not data.strip(b"\xef\xbb\xbf \t\r\n\0"):
         raise FileError("bad_xml", where, "is empty", "annotate the picture, or remove the file")
@@ -126,7 +126,7 @@ def _parse(data: bytes) -> VocAnnotation:
 
 
 def recode_xml(data: bytes) -> bytes:
-    """XML in an encoding that expat does not know (GBK, as labelling tools in China write) as UTF-8; else unchanged."""
+    """Convert XML in an encoding that expat lacks (such as GBK, common in China) to UTF-8; else unchanged."""
     declared = re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)""", data[:200])
     if declared and declared[1].lower() not in (b"utf-8", b"utf-16", b"ascii", b"us-ascii", b"iso-8859-1"):
         text = data.decode(declared[1].decode("ascii"))
@@ -153,7 +153,7 @@ def find_voc_years(root: str | os.PathLike[str]) -> dict[str, Path]:
 def list_voc_splits(root: str | os.PathLike[str]) -> dict[str, list[str]]:
     """The splits of each year folder; the devkit's lists of single classes (`dog_train`) are not splits.
 
-    Where no year has a list, `all` is the one split: every annotated picture.
+    If no year has a list, the only split is `all`: every annotated image.
     """
     splits = {}
     for year, folder in find_voc_years(root).items():
@@ -170,12 +170,12 @@ def _is_year(folder: Path) -> bool:
 
 
 def split_files(root: str | os.PathLike[str], split: str) -> list[tuple[str, Path]]:
-    """The year and the file of every part of a split such as `trainval` or `VOC2007:trainval+2012:train`.
+    """The year and the file of each part of a split such as `trainval` or `VOC2007:trainval+2012:train`.
 
     A part without a year stands for every year that has it.
 
     Raises:
-        UserError: if there is no such year or split; it names those that are there.
+        UserError: if there is no such year or split; lists those that exist.
     """
     years = find_voc_years(root)
     if not years:
@@ -200,7 +200,7 @@ def split_files(root: str | os.PathLike[str], split: str) -> list[tuple[str, Pat
 
 
 class VocFolder:
-    """The pictures and annotations of one year, by id."""
+    """The images and annotations of one year, by id."""
 
     def __init__(self, folder: Path, home: str) -> None:
         self.folder = folder
@@ -221,7 +221,7 @@ class VocFolder:
             suffix = suffix_of(path)
             if suffix == ".xml" if is_xml else suffix not in _ANNOTATION_SUFFIXES:
                 found.setdefault(identity(path), []).append(path)
-        for stem, paths in found.items():  # a file of another suffix is a picture only where there is no other
+        for stem, paths in found.items():  # a file of another suffix is an image only where there is no other
             pictures = [path for path in paths if suffix_of(path) in IMAGE_SUFFIXES]
             found[stem] = sorted(pictures or paths)
         return {stem: paths[0] for stem, paths in found.items()}, {s: p for s, p in found.items() if len(p) > 1}
@@ -249,7 +249,7 @@ class VocFolder:
 
 
 class XmlReader:
-    """Gathers images and boxes in plain lists while it goes through the files."""
+    """Collects images and boxes in plain lists."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
@@ -302,7 +302,7 @@ class XmlReader:
             if number is None:
                 return self._drop("bad_number", where, f"<{edge}> of the {name} is {each.edges.get(edge, '')[:40]!r}")
         xmin, ymin, xmax, ymax = (float(number) for number in numbers if number is not None)
-        if xmin == xmax or ymin == ymax:  # one pixel wide by the letter of the format; in fact a click
+        if xmin == xmax or ymin == ymax:  # valid as one pixel wide, but in practice a click
             return self._drop("zero_box", where, f"the {name} ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) has no area")
         self.facts["decimal"] += any(number % 1 != 0 for number in (xmin, ymin, xmax, ymax) if np.isfinite(number))
         self.owner.append(len(self.paths) - 1)
@@ -346,12 +346,12 @@ def read_voc(
     Args:
         root: the devkit, the folder around it, or one year folder.
         split: a file of ImageSets/Main without `.txt`; several with `+`, of one year with `VOC2007:`.
-        class_names: the classes in the order of the labels; None takes those of the annotations, in alphabetical order.
-        max_megapixels: leave out pictures that claim more.
-        need_pictures: if false, a set without any picture is read from its annotations alone.
+        class_names: the classes in label order; None uses those of the annotations, in alphabetical order.
+        max_megapixels: leave out images whose header states more.
+        need_pictures: if false, a data set without any image file is read from its annotations alone.
 
     Returns:
-        The split; image ids are the VOC ids, with `VOC2007/` before them where several years are joined.
+        The split; image ids are the VOC ids, prefixed by `VOC2007/` if several years are joined.
 
     Raises:
         UserError: if there is no such folder, year or split. Bad images and boxes are skips of the result.
@@ -392,7 +392,7 @@ def read_voc(
 
 
 def _lines(path: Path, folder: VocFolder) -> list[tuple[int, str]]:
-    """The lines of a split with their numbers; of `all`, which has no file, the annotated pictures."""
+    """The lines of a split with their numbers; of `all`, which has no file, the annotated images."""
     if path.stem == ALL and not os.path.lexists(path):
         return list(enumerate(sorted(folder.images.keys() & folder.annotations.keys()), 1))
     return read_lines(path, MAX_SPLIT_BYTES)
@@ -438,7 +438,7 @@ def finish_xml(
 
 
 def annotation_path(image_path: str | os.PathLike[str]) -> Path:
-    """The XML file that belongs to a picture of a VOC folder."""
+    """The XML file that belongs to an image of a VOC folder."""
     path = Path(image_path)
     parts = list(path.parts)
     place = len(parts) - 1 - parts[::-1].index("JPEGImages")
@@ -449,13 +449,13 @@ def annotation_path(image_path: str | os.PathLike[str]) -> Path:
 
 
 def leads_outside(line: str) -> bool:
-    """Whether a line of a split is a path that leads away from the folder it should be in."""
+    """Whether a line of a split is a path that leaves its folder."""
     bare = line.strip()
     return bare.startswith(("/", "\\")) or bare[1:3] in (":\\", ":/") or ".." in re.split(r"[/\\]", bare)
 
 
 def _use(line: str, where: str, folder: VocFolder, skips: list[Skip]) -> str | None:
-    """The id of a line of a split if its picture and annotation are there, else None and the reason in `skips`."""
+    """The id of a line of a split if its image and annotation are there, else None and the reason in `skips`."""
     bare = line.strip()
     identity = folder.identify(line)
     if identity in folder.outside or (identity is None and leads_outside(line)):
@@ -477,6 +477,6 @@ def _use(line: str, where: str, folder: VocFolder, skips: list[Skip]) -> str | N
 
 def _number(text: str) -> float | None:
     try:
-        return float(text) if "_" not in text else None  # Python's 1_000 is nobody else's number
+        return float(text) if "_" not in text else None  # only Python accepts 1_000
     except ValueError:
         return None

@@ -1,4 +1,4 @@
-"""Read Microsoft VoTT's JSON: the export of a project, or one file an asset.
+"""Read Microsoft VoTT JSON: a project export, or one file per asset.
 
 Source: https://github.com/microsoft/VoTT
 """

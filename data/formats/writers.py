@@ -1,4 +1,4 @@
-"""Write boxes in the formats that others read: VOC XML, COCO JSON, YOLO txt."""
+"""Write annotations: VOC XML, COCO JSON, YOLO txt."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 import yaml
 
-# A box that went through another format comes back with the noise of floating-point arithmetic (1e-12) or of that
-# format's own rounding; a number this near to one as the format usually has it is that number.
+# A box converted through another format carries floating-point noise (1e-12) or that
+# format's rounding error. A number this close to the format's usual precision is rounded to it.
 VOC_NOISE = 1e-4  # pixels from an integer
 COCO_NOISE = 1e-7  # pixels from two decimals
 YOLO_NOISE = 1e-11  # of the side, from six decimals
@@ -31,14 +31,14 @@ def voc_xml(
     """A Pascal VOC annotation.
 
     Args:
-        file_name: of the picture.
-        size: (height, width) of the picture, pixels.
+        file_name: of the image.
+        size: (height, width) of the image, pixels.
         boxes: (N, 4) xyxy, 0-based pixels; written 1-based and inclusive, with decimals only where there are some.
         names: class name of each box.
         difficult: of each box; false if not given.
         fields: of each box, other elements to write (`pose`, `truncated`, `occluded`, ...).
-        folder: what stands in `<folder>`.
-        depth: channels of the picture.
+        folder: content of `<folder>`.
+        depth: channels of the image.
     """
     lines = [
         "<annotation>",
@@ -61,12 +61,12 @@ def voc_xml(
 
 
 def xml_text(text: str) -> str:
-    """`text` as XML 1.0 can hold it: marked-up, and without the control characters that no XML may have."""
+    """Escape `text` for XML 1.0, and remove control characters that XML forbids."""
     return escape("".join(c if c in "\t\n" or c >= " " else "\ufffd" for c in text))
 
 
 def voc_number(value: float) -> str:
-    """A pixel coordinate: an integer where it is one, as VOC has it, else all its decimals."""
+    """Format a pixel coordinate: as an integer if it is one, as in VOC, else with all decimals."""
     nearest = round(value)
     return str(nearest) if abs(value - nearest) < VOC_NOISE else _short(value, 10)
 
@@ -81,7 +81,7 @@ def coco_annotation(
         image_id, category_id: as in `images` and `categories`.
         box: (4,) xyxy pixels; written as x, y, width, height.
         crowd: the region stands for many objects.
-        area: of the outline, square pixels; the box's own if not known.
+        area: of the outline, square pixels; None uses the area of the box.
     """
     x, y, width, height = (coco_number(v) for v in (box[0], box[1], box[2] - box[0], box[3] - box[1]))
     return {
@@ -95,7 +95,7 @@ def coco_annotation(
 
 
 def coco_number(value: float) -> float | int:
-    """A pixel coordinate with the two decimals that COCO's files have, or all where it has more."""
+    """Format a pixel coordinate with two decimals, as in COCO's files, or all if it has more."""
     near = round(float(value), 2)
     near = near if abs(value - near) < COCO_NOISE else round(float(value), 10)
     return int(near) if near == int(near) else near
@@ -108,7 +108,7 @@ def write_coco_json(
     annotations: Iterable[Mapping[str, Any]],
     info: Mapping[str, Any] | None = None,
 ) -> None:
-    """A COCO instances file, an entry at a time, so that one of a million boxes needs no memory.
+    """Write a COCO instances file entry by entry, in constant memory.
 
     Source: https://cocodataset.org/#format-data
     """
@@ -122,14 +122,14 @@ def write_coco_json(
 
 
 def yolo_txt(boxes: np.ndarray, labels: Sequence[int] | np.ndarray, size: tuple[int, int]) -> str:
-    """The lines of a YOLO label file: class, centre x, y, width, height as fractions of the picture.
+    """The lines of a YOLO label file: class, centre x, y, width, height as fractions of the image.
 
     Args:
         boxes: (N, 4) xyxy pixels.
         labels: (N,) class of each box.
-        size: (height, width) of the picture, pixels.
+        size: (height, width) of the image, pixels.
 
-    Fractions have as many digits as it takes to get the same pixels back.
+    Fractions have as many digits as needed to restore the same pixels.
     """
     height, width = size
     lines = []
@@ -140,13 +140,13 @@ def yolo_txt(boxes: np.ndarray, labels: Sequence[int] | np.ndarray, size: tuple[
 
 
 def yolo_number(value: float) -> str:
-    """A fraction with six decimals where it has no more, else all of them."""
+    """Format a fraction with six decimals, or all if it has more."""
     near = round(value, 6)
     return _short(near, 6) if abs(value - near) < YOLO_NOISE else _short(value, 16)
 
 
 def write_yolo_yaml(path: Path, class_names: Sequence[str], splits: Mapping[str, str], root: str | None = None) -> None:
-    """A data.yaml: where the pictures are, the list or folder of each split, the class names.
+    """A data.yaml: the image root, the list or folder of each split, the class names.
 
     Source: https://docs.ultralytics.com/datasets/detect/
     """
@@ -156,12 +156,12 @@ def write_yolo_yaml(path: Path, class_names: Sequence[str], splits: Mapping[str,
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """A text file of one entry a line; names that are not UTF-8 keep their bytes."""
+    """A text file with one entry per line; names that are not UTF-8 keep their bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
 
 
 def _short(value: float, decimals: int) -> str:
-    """A plain decimal number (never 1e-05) without the zeros that say nothing."""
+    """A plain decimal number (never 1e-05) without trailing zeros."""
     text = f"{value:.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,4 +1,4 @@
-"""The rows of YOLO label files: `class cx cy width height`, a polygon, or a box with key points."""
+"""Parse rows of YOLO label files: `class cx cy width height`, a polygon, or a box with key points."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from utils.errors import UserError
 from utils.files import MEGABYTE, FileError, read_file
 
 MAX_LABEL_BYTES = 10 * MEGABYTE
-NOT_NORMALISED = 2.0  # a fraction beyond this is not a rounding error but a pixel
-LIKELY_KEY_POINTS = 0.8  # share of the rows that can be key points from which on a set is not taken for polygons
+NOT_NORMALISED = 2.0  # a larger value is a pixel coordinate, not a rounding error
+LIKELY_KEY_POINTS = 0.8  # fraction of rows that fit key points from which a data set is not read as polygons
 ROW = re.compile(rb"^\s*\d+(\.0*)?(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*$", re.IGNORECASE)
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "obj_train_data")
 _LABEL_FOLDERS = ("labels", "label", "annotations", "annotation", "annots", "txt")
@@ -26,11 +26,11 @@ Box = tuple[float, float, float, float]
 
 
 class Rows:
-    """Gathers the rows of label files in plain lists.
+    """Collects the rows of label files in plain lists.
 
     Args:
         key_points: number and size of the key points of each row (`kpt_shape`), so that columns 2 to 5 are its box.
-        are_polygons: rows of more than five columns are polygons; without either it is found out, or an error.
+        are_polygons: rows of more than five columns are polygons; if neither is given, it is detected, or an error.
     """
 
     def __init__(self, key_points: tuple[int, int] | None = None, are_polygons: bool = False) -> None:
@@ -46,7 +46,7 @@ class Rows:
         self._first_wide = ""
 
     def add(self, image: int, path: str) -> bool:
-        """Read the labels of an image; False if there is a file and it cannot be read."""
+        """Read the labels of an image; False if the file exists but cannot be read."""
         try:
             text = decode_text(read_file(path, MAX_LABEL_BYTES), path)
         except UserError as error:
@@ -62,7 +62,7 @@ class Rows:
 
     def _add_line(self, image: int, words: list[str], path: str, number: int) -> None:
         try:
-            if "_" in "".join(words):  # Python's 1_000 is nobody else's number
+            if "_" in "".join(words):  # only Python accepts 1_000
                 raise ValueError
             values = [float(word) for word in words]
         except ValueError:
@@ -106,10 +106,10 @@ class Rows:
         self.skips.append(Skip("box", code, f"{path}:{number}", f"{what}; box dropped", "correct the label"))
 
     def check_columns(self, config: object) -> None:
-        """Refuse rows that can be polygons as well as boxes with key points.
+        """Reject rows that can be polygons as well as boxes with key points.
 
         Args:
-            config: the data.yaml that should say what they are.
+            config: the data.yaml that should specify it.
 
         Raises:
             UserError: if all rows have the same number of columns, and most of them make sense with key points.
@@ -130,8 +130,8 @@ class Rows:
         """The number of the first class: 1 if all numbers of the data set are 1 to `count`, else 0.
 
         Args:
-            count: of the class names.
-            others: the class numbers of the other splits; asked only where these rows leave the question open.
+            count: number of class names.
+            others: class numbers of the other splits; called only if these rows are ambiguous.
         """
         own = set(self.classes)
         if not own or 0 in own or max(own) > count:
@@ -161,7 +161,7 @@ def _key_point_size(values: Sequence[float]) -> int:
 
 
 def class_numbers(paths: Iterable[str]) -> Iterable[int]:
-    """The class of every row of label files, without a look at the rest."""
+    """The class of every row of label files, without parsing the rest."""
     for path in paths:
         try:
             data = read_file(path, MAX_LABEL_BYTES)
@@ -171,21 +171,21 @@ def class_numbers(paths: Iterable[str]) -> Iterable[int]:
 
 
 def label_path(image: str | os.PathLike[str]) -> str:
-    """Where the format has a picture's label file: the last folder `images` becomes `labels`, the suffix `.txt`."""
+    """The standard label path of an image: the last folder `images` becomes `labels`, the suffix `.txt`."""
     head, separator, tail = os.fspath(image).rpartition(f"{os.sep}images{os.sep}")
     stem = os.path.splitext(tail if separator else os.fspath(image))[0]
     return f"{head}{os.sep}labels{os.sep}{stem}.txt" if separator else f"{stem}.txt"
 
 
 class LabelFiles:
-    """Finds the label files of pictures: where the format has them, whatever the case and Unicode form of the names."""
+    """Find the label files of images at their standard paths, ignoring case and Unicode form."""
 
     def __init__(self) -> None:
         self._listings: dict[str, dict[str, str]] = {}
         self._folders: dict[str, list[str]] = {}
 
     def find(self, image: str) -> str:
-        """The label file of a picture; if there is none, the path that the format has for it."""
+        """The label file of an image; if it does not exist, the standard path."""
         key = plain_name(stem_of(image))
         for folder in self._folders_for(os.path.dirname(image)):
             if (name := self._listing(folder).get(key)) is not None:

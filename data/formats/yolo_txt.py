@@ -1,4 +1,4 @@
-"""Read YOLO text labels as a DatasetIndex: with a data.yaml, a darknet obj.data, or nothing but a list of names."""
+"""Read YOLO text labels: with a data.yaml, a darknet obj.data, or only a list of class names."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ MAX_LIST_BYTES = 256 * MEGABYTE
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "minival", "trainval")
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "_classes.txt", "names.txt", "class_names.txt")
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
-ALL = "all"  # the split of a set that is not divided
+ALL = "all"  # the split of a data set without splits
 _SETTINGS = ("path", "names", "nc", "download", "task", "kpt_shape", "flip_idx", "roboflow")
 
 
 @dataclass
 class DataYaml:
-    """What a data.yaml, an obj.data or the folder itself says of a data set.
+    """The description of a data set by a data.yaml, an obj.data or the folder itself.
 
     Args:
-        path: the file, or the folder where there is none.
-        root: what its relative paths start from.
-        splits: name to the folders, lists or pictures it names.
+        path: the file, or the folder if there is no file.
+        root: base of its relative paths.
+        splits: name to the folders, lists or images it names.
         class_names: in the order of the labels.
         key_points: number and size of the key points of a row (`kpt_shape`).
         are_polygons: `task` is `segment` or `obb`: rows of more than five columns are polygons.
-        found_by_hand: there is no file: the names of classes without a box are left out.
-        notes: what was put right, to be told.
+        found_by_hand: there is no file; the names of classes without a box are left out.
+        notes: corrections to report.
     """
 
     path: Path
@@ -96,7 +96,7 @@ def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
     """Read a data.yaml or obj.data (or the one of a folder).
 
     Raises:
-        UserError: if it is not there, bigger than 256 KB, no YAML, or its names or splits are not what they should be.
+        UserError: if it does not exist, is larger than 256 KB, is not YAML, or its names or splits are invalid.
     """
     path = Path(data)
     if path.is_dir():
@@ -146,7 +146,7 @@ def _splits(content: dict[Any, Any], config: DataYaml) -> dict[str, list[str]]:
 
 
 def _from_obj_data(text: str, path: Path) -> DataYaml:
-    """Darknet's `key = value` lines; its paths start from where darknet was run (`data/train.txt`)."""
+    """Parse darknet's `key = value` lines; paths are relative to darknet's working folder (`data/train.txt`)."""
     rows = (line.split("=", 1) for line in text.splitlines() if "=" in line and not line.lstrip().startswith("#"))
     content = {key.strip().lower(): value.strip() for key, value in rows}
     names = _tail_in(content.get("names", ""), [path.parent])
@@ -229,7 +229,7 @@ def _order(names: Sequence[str]) -> str:
 
 
 def _tail_in(name: str, bases: Iterable[str | os.PathLike[str]]) -> str | None:
-    """The longest end of a path that exists in one of the folders, whatever the case and the slashes of its parts."""
+    """The longest suffix of a path that exists in one of the folders, ignoring case and slash style."""
     parts = [part for part in re.split(r"[/\\]", re.sub(r"^[A-Za-z]:", "", name)) if part not in ("", ".", "..")]
     folders = list(dict.fromkeys(os.fspath(base) for base in bases))
     for start in range(len(parts)):
@@ -255,7 +255,7 @@ def _descend(base: str, parts: Sequence[str]) -> str | None:
 
 
 def _resolve(config: DataYaml, entry: str) -> tuple[Path | None, bool]:
-    """The place of an entry, and whether it had to be looked for: another machine's path, or another case."""
+    """The location of an entry, and whether it had to be searched: another machine's path, or another case."""
     trimmed = re.sub(r"^(\.\.[/\\])+", "", entry)  # Roboflow's ../train/images
     for candidate in (config.root / entry, config.path.parent / entry, config.path.parent / trimmed):
         if candidate.exists():
@@ -269,7 +269,7 @@ def _resolve(config: DataYaml, entry: str) -> tuple[Path | None, bool]:
 
 @dataclass
 class _Files:
-    """The pictures of a split, where each was named, and what the index depends on."""
+    """The images of a split, where each was named, and the index's dependencies."""
 
     images: list[str] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
@@ -349,7 +349,7 @@ def _outside(where: str, path: str, config: DataYaml) -> Skip:
 
 
 def sniff_plain(folder: Folder) -> str | None:
-    """What says that a folder holds pictures and YOLO labels without a data.yaml, or None."""
+    """Evidence that a folder holds images and YOLO labels without a data.yaml, or None."""
     labels = _pair(folder)
     heads = (folder.head(path).strip() for path in labels.values())
     rows = [head.splitlines()[0] for head in islice(filter(None, heads), 20)]
@@ -359,7 +359,7 @@ def sniff_plain(folder: Folder) -> str | None:
 
 
 def _pair(folder: Folder) -> dict[str, str]:
-    """The label file of each picture that has one: where the format has it, else the only .txt of its name."""
+    """The label file of each image that has one: at the standard path, else the only .txt of its name."""
     finder = LabelFiles()
     by_stem: dict[str, list[str]] = {}
     for path in folder.having(".txt"):
@@ -378,10 +378,10 @@ def _pair(folder: Folder) -> dict[str, str]:
 
 
 def plain_config(folder: Folder, class_names: Sequence[str] | None) -> tuple[DataYaml, dict[str, str]]:
-    """What a folder without a data.yaml holds, and the label file of each picture.
+    """The content of a folder without a data.yaml, and the label file of each image.
 
     Raises:
-        UserError: if no file gives the class names and `class_names` does not either.
+        UserError: if neither a file nor `class_names` gives the class names.
     """
     names = names_of_folder(folder)
     if names is None and class_names is None:
@@ -394,7 +394,7 @@ def plain_config(folder: Folder, class_names: Sequence[str] | None) -> tuple[Dat
 
 
 def names_needed(folder: Folder) -> UserError:
-    """What to say of labels whose class numbers no file explains."""
+    """Error text for class numbers without class names."""
     return UserError(
         folder.root,
         f"has labels with class numbers, but no class names (looked for {', '.join(NAME_FILES)} and data.yaml)",
@@ -403,7 +403,7 @@ def names_needed(folder: Folder) -> UserError:
 
 
 def names_of_folder(folder: Folder) -> tuple[str, ...] | None:
-    """The class names that a file of the folder gives; several files must agree.
+    """The class names given by a file of the folder; several files must agree.
 
     Raises:
         UserError: if two files give other names to the same numbers.
@@ -438,20 +438,20 @@ def read_yolo(
     class_names: Sequence[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> DatasetIndex:
-    """Read a split that a data.yaml names.
+    """Read a split of a data.yaml.
 
     Args:
         data: the data.yaml or obj.data, or the folder that holds it.
         split: `train`, `val` or `test`, as the file names it.
-        class_names: the classes in the order of the labels; None takes the file's. They are matched by name.
-        max_megapixels: leave out pictures that claim more.
+        class_names: the classes in label order; None uses the file's. They are matched by name.
+        max_megapixels: leave out images whose header states more.
 
     Returns:
-        The split; image ids are the pictures' paths within the data set, without suffix. A picture without a label
-        file is one without objects, as the format has it; a polygon becomes its box.
+        The split; image ids are the image paths within the data set, without suffix. An image without a label
+        file has no objects, as in the format; a polygon becomes its box.
 
     Raises:
-        UserError: if the yaml, the split or its folder is not there, or rows can be read in two ways. Bad images and
+        UserError: if the yaml, the split or its folder does not exist, or rows are ambiguous. Bad images and
             boxes are skips of the result.
 
     Source: https://docs.ultralytics.com/datasets/detect/
@@ -465,7 +465,7 @@ def read_plain_yolo(
     """Like `read_yolo` of a folder without a data.yaml; its splits are `train`, `val`, `test` folders, else `all`."""
     config, labels = plain_config(folder, class_names)
     names = class_names
-    if names is None:  # labelImg's classes.txt lists what the tool knows, not what was labelled
+    if names is None:  # labelImg's classes.txt lists the tool's classes, not those in use
         used = Counter(class_numbers(labels.values()))
         start = int(0 not in used and max(used, default=0) == len(config.class_names))
         names = [name for number, name in enumerate(config.class_names, start) if used[number]] or config.class_names
@@ -553,7 +553,7 @@ def _labelled_names(
     skips: list[Skip],
     looked_at: list[str],
 ) -> tuple[list[str], np.ndarray]:
-    """The class name of each row, and whether it has one; numbers beyond the list are told with what they may be.
+    """The class name of each row, and whether it has one; numbers beyond the list are reported with a suggestion.
 
     `looked_at` gets the label files of the other splits if they had to be read.
     """
@@ -598,7 +598,7 @@ def _unlisted(found: Counter[str], names: Sequence[str], path: Path) -> list[Ski
 
 
 def unique_ids(images: Sequence[str], root: str | os.PathLike[str]) -> list[str]:
-    """Unique names: the path within the data set without suffix, with it where two pictures share that."""
+    """Unique names: the path within the data set without suffix, or with it if two images share that."""
     names = [os.path.relpath(image, root).replace(os.sep, "/") for image in images]
     stems = [os.path.splitext(name)[0] for name in names]
     times = Counter(stems)

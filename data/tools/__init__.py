@@ -1,1 +1,1 @@
-"""What `dataset.py` runs: check, fix, split, convert, statistics, anchors, demo data and downloads."""
+"""Tools of `dataset.py`: check, fix, split, convert, statistics, anchors, demo data and downloads."""

@@ -17,25 +17,25 @@ from utils.errors import UserError
 from utils.letterbox import RESIZE_MODES, Letterbox
 
 RATIO_LIMIT = 4.0  # YOLOv5's `anchor_t`: a side may be up to 4 times an anchor's, or a quarter of it
-RESTARTS = 4  # k-means finds a local optimum; the best of so many is taken
+RESTARTS = 4  # k-means finds a local optimum; the best of these runs is used
 MAX_ROUNDS = 100
-MAX_BOXES = 50_000  # boxes that are clustered; more are drawn from, which moves the anchors by less than their rounding
-MIN_SIDE = 1.0  # input pixels; smaller boxes are gone at that size, and would only draw anchors to nothing
+MAX_BOXES = 50_000  # maximum boxes to cluster; a random sample of more moves the anchors by less than their rounding
+MIN_SIDE = 1.0  # input pixels; smaller boxes vanish at that size and would only shrink the anchors
 
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
 
 @dataclass(frozen=True)
 class AnchorReport:
-    """Old and new anchors of a data set, and how each fits.
+    """Old and new anchors of a data set, and their fit.
 
     Args:
         num_boxes: boxes they were measured on.
         old_anchors, new_anchors: levels x anchors x (width, height), input pixels, ascending.
-        old_recall, new_recall: best possible recall: the share of boxes that some anchor can answer for.
+        old_recall, new_recall: best possible recall: the fraction of boxes that some anchor can match.
         old_iou, new_iou: mean over boxes of the best anchor's IoU, both centred.
-        accepted: whether the new ones are better: higher recall, or the same and a higher IoU.
-        reason: why, in words.
+        accepted: whether the new ones are better: higher recall, or equal recall and higher IoU.
+        reason: the reason, as text.
     """
 
     num_boxes: int
@@ -50,7 +50,7 @@ class AnchorReport:
 
     @property
     def anchors(self) -> Anchors:
-        """The ones to use."""
+        """The anchors to use."""
         return self.new_anchors if self.accepted else self.old_anchors
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def shape_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 def measure_anchors(sizes: np.ndarray, anchors: Anchors | np.ndarray) -> tuple[float, float]:
     """(best possible recall, mean best IoU) of anchors for (M, 2) box sizes; (0, 0) where there is no box.
 
-    A box can be answered for if max(w / wa, wa / w, h / ha, ha / h) < 4 for some anchor.
+    A box can be matched if max(w / wa, wa / w, h / ha, ha / h) < 4 for some anchor.
 
     Source: the measure of YOLOv5's utils/autoanchor.py, `check_anchors`, https://github.com/ultralytics/yolov5
     """
@@ -107,15 +107,15 @@ def measure_anchors(sizes: np.ndarray, anchors: Anchors | np.ndarray) -> tuple[f
 
 
 def cluster_anchors(sizes: np.ndarray, count: int = 9, seed: int = 0) -> np.ndarray:
-    """(count, 2) widths and heights that the boxes gather round, by area; input pixels.
+    """(count, 2) cluster centres of box widths and heights, by area; input pixels.
 
     Args:
         sizes: (M, 2) width, height, all above 0, at least `count` different ones.
-        count: how many.
-        seed: of the start (k-means++) and of the draw from very many boxes.
+        count: number of clusters.
+        seed: of the initialisation (k-means++) and of the sample of very many boxes.
 
     Source: YOLOv2, section 2, "Dimension Clusters", https://arxiv.org/abs/1612.08242; the start: k-means++, Arthur
-    and Vassilvitskii, SODA 2007. A cluster's centre is its median, which one very long box does not pull away.
+    and Vassilvitskii, SODA 2007. A cluster's centre is its median, which is robust to very long boxes.
     """
     rng = np.random.default_rng(seed)
     if len(sizes) > MAX_BOXES:
@@ -130,7 +130,7 @@ def cluster_anchors(sizes: np.ndarray, count: int = 9, seed: int = 0) -> np.ndar
 
 
 def _spread(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """k-means++: each next centre is drawn with the chance of its squared distance to the nearest so far."""
+    """k-means++: draw each next centre with probability proportional to its squared distance to the nearest centre."""
     chosen = [int(rng.integers(len(sizes)))]
     distance = 1 - shape_iou(sizes, sizes[chosen])[:, 0]
     while len(chosen) < count:
@@ -163,7 +163,7 @@ def propose_anchors(
 
     Args:
         index: the training split.
-        letterbox: how images reach the network (`ModelConfig.letterbox`).
+        letterbox: resizing to the network input (`ModelConfig.letterbox`).
         current_anchors: levels x anchors x (width, height), input pixels (`ModelConfig.anchors`).
         seed: of the clustering.
     """

@@ -1,4 +1,4 @@
-"""Find faults of a data set before training: `dataset.py check`."""
+"""Check a data set for errors before training: `dataset.py check`."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from utils.files import FileError, read_lines, write_file
 from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 
 TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
-LARGEST_INPUT = 1280  # beyond this, tiles are cheaper
-SUSPICIOUS = 0.3  # share of clipped boxes beyond which the boxes are probably of another format
+LARGEST_INPUT = 1280  # above it, tiles are cheaper
+SUSPICIOUS = 0.3  # fraction of clipped boxes above which the box format is probably wrong
 
 
 # --- boxes -----------------------------------------------------------------------------------------------------------
 
 
 def check_boxes(index: DatasetIndex, split: str, input_size: int) -> list[Finding]:
-    """Boxes that are there twice, that are tiny at the training size, or that are all of another format."""
+    """Find duplicate boxes, boxes that are tiny at the training size, and boxes of another format."""
     owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
     findings = _check_twins(index, owner, split)
     if index.num_boxes:
@@ -74,7 +74,7 @@ def _check_twins(index: DatasetIndex, owner: np.ndarray, split: str) -> list[Fin
 
 
 def _check_format(index: DatasetIndex, split: str) -> list[Finding]:
-    """Signs that all boxes were written in another format than the one they are read in."""
+    """Evidence that all boxes have another format than the one used to read them."""
     kind, facts = index.source.get("format"), index.source.get("facts", {})
     where, findings = index.source.get("json") or index.source.get("root", index.name), []
     total = max(index.num_boxes + sum(skip.count for skip in index.skips if skip.kind == "box"), 1)
@@ -101,11 +101,11 @@ def _check_format(index: DatasetIndex, split: str) -> list[Finding]:
     return findings
 
 
-# --- the pictures themselves -----------------------------------------------------------------------------------------
+# --- the images themselves -----------------------------------------------------------------------------------------
 
 
 def check_looks(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[Finding]:
-    """What decoding every picture has shown: damage, and the same photograph in several places."""
+    """Findings from decoding every image: damage, and duplicate images."""
     findings = []
     for split, index in indices.items():
         for i, look in enumerate(looks[split]):
@@ -118,7 +118,7 @@ def check_looks(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) 
 
 
 def check_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
-    """Annotations without a picture, and pictures that nothing uses."""
+    """Annotations without an image, and images that nothing uses."""
     kinds = {index.source.get("format") for index in indices.values()}
     if kinds == {"voc"}:
         return _voc_strays(next(iter(indices.values())).source["root"])
@@ -141,7 +141,7 @@ def _voc_strays(root: str) -> list[Finding]:
             )
         used: set[str | None] = set()
         for name in splits[year]:
-            with contextlib.suppress(FileError):  # a split that cannot be read has been told
+            with contextlib.suppress(FileError):  # an unreadable split was already reported
                 lines = read_lines(path / "ImageSets/Main" / f"{name}.txt", MAX_SPLIT_BYTES)
                 used |= {folder.identify(line) for _, line in lines}
         spare = folder.images.keys() - used
@@ -176,7 +176,7 @@ def _yolo_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
 
 
 def _other_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
-    """Pictures of a layout without lists that have no annotation."""
+    """Images of a layout without lists that have no annotation."""
     index = next(iter(indices.values()))
     used = {os.path.realpath(each.path(i)) for each in indices.values() for i in range(len(each))}
     used |= {os.path.realpath(skip.where.rsplit(":", 1)[0]) for each in indices.values() for skip in each.skips}
@@ -244,20 +244,20 @@ def check_dataset(
     """Check splits of a data set.
 
     Args:
-        data: what `open_dataset` takes.
-        splits: their names; empty takes all that training and scoring use.
-        class_names: the classes; None takes the data set's.
-        input_size: pixels; boxes are called tiny with respect to it.
-        images: decode every picture, too.
-        workers: processes for that.
-        max_megapixels: refuse pictures that claim more.
-        use_cache: take indices from the cache where they are still true.
+        data: argument of `open_dataset`.
+        splits: split names; empty checks all splits used for training and evaluation.
+        class_names: the classes; None uses the data set's.
+        input_size: pixels; the reference for tiny boxes.
+        images: also decode every image.
+        workers: number of processes for decoding.
+        max_megapixels: reject larger images.
+        use_cache: use cached indices if they are up to date.
 
     Returns:
-        The report, the splits that could be read, and what was seen of each picture (empty without `images`).
+        The report, the readable splits, and the result of decoding each image (empty without `images`).
 
     Raises:
-        UserError: if there is no data set or no such split.
+        UserError: if the data set or a split does not exist.
     """
     start = time.perf_counter()
     found = recognise(data)
@@ -277,7 +277,7 @@ def check_dataset(
     for number, (name, index) in enumerate(indices.items()):
         report.findings += _check_split(index, name, input_size, is_training=number == 0)
         report.splits[name] = _describe(index)
-    report.findings = list(dict.fromkeys(report.findings))  # what was left out of the whole is told by every split
+    report.findings = list(dict.fromkeys(report.findings))  # skips of the whole data set are repeated in every split
     report.findings += check_class_names(indices) + check_overlap(indices) + check_strays(indices)
     looks: dict[str, list[Look]] = {}
     if images:
@@ -288,7 +288,7 @@ def check_dataset(
 
 
 def _splits_to_check(data: str | os.PathLike[str], report: CheckReport) -> list[str]:
-    """All splits but unions of others (trainval beside train and val) and years one by one."""
+    """All splits except unions of others (trainval with train and val) and single years."""
     names = [name for name in list_splits(data) if ":" not in name]
     if "train" in names and "val" in names:
         names = [name for name in names if name != "trainval"]
@@ -300,7 +300,7 @@ def _splits_to_check(data: str | os.PathLike[str], report: CheckReport) -> list[
 
 
 def _check_split(index: DatasetIndex, name: str, input_size: int, is_training: bool) -> list[Finding]:
-    shared = index.source.get("split_of") is not None  # a format that is read as a whole says it of all splits
+    shared = index.source.get("split_of") is not None  # a format that is read as a whole reports it for all splits
     findings = [
         finding(skip.code, skip.where, skip.what, skip.todo, "" if shared else name, skip.count) for skip in index.skips
     ]
@@ -338,7 +338,7 @@ def _look(indices: dict[str, DatasetIndex], max_megapixels: float, workers: int 
 
 
 def print_report(report: CheckReport, shown: int) -> None:
-    """What kinds of findings there are, the worst first: a line a kind, and `shown` examples of each."""
+    """The kinds of findings, most severe first: one line per kind, and `shown` examples of each."""
     print(f"{printable(report.data)}: {printable(report.why)}")
     for name, facts in report.splits.items():
         words = f"{facts['images']} images ({facts['images_without_boxes']} without boxes), {facts['boxes']} boxes"
@@ -358,7 +358,7 @@ _PLURAL = {ERROR: "errors", WARNING: "warnings", INFO: "notes"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`dataset.py check`: 0 if there is no error, 1 if there is one."""
+    """Run `dataset.py check`: returns 0 without errors, else 1."""
     options = parse_options(CheckOptions, argv, description=__doc__ or "", prog="dataset.py check")
     for name, file in (("--json", options.json), ("--report", options.report)):
         if file and os.path.lexists(file) and not options.overwrite:

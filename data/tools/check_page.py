@@ -1,4 +1,4 @@
-"""The page of a check: contact sheets of what is suspicious, with the boxes drawn, in one HTML file."""
+"""HTML page of a check: contact sheets of suspicious images, with boxes drawn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.errors import UserError, printable
 from utils.files import write_file
 from utils.images import read_image
 
-SHOWN = 12  # pictures of a kind
+SHOWN = 12  # images of a kind
 SIDE = 240  # pixels of a thumbnail
 _USUAL, _CULPRIT = (40, 170, 80), (230, 30, 30)  # colours of boxes, RGB
 _STYLE = """body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;max-width:1200px;color:#222}
@@ -28,7 +28,7 @@ td,th{padding:2px 12px 2px 0;text-align:left}"""
 
 
 def write_check_page(path: str | Path, report: CheckReport, indices: dict[str, DatasetIndex]) -> None:
-    """Write the findings by kind, the worst first, with thumbnails of the pictures that they are about.
+    """Write the findings by kind, most severe first, with thumbnails of their images.
 
     Args:
         path: the HTML file.
@@ -57,7 +57,7 @@ def _splits(report: CheckReport) -> str:
 
 
 class _Pictures:
-    """Draws the pictures that findings are about."""
+    """Draws the images that findings are about."""
 
     def __init__(self, indices: dict[str, DatasetIndex]) -> None:
         self.place: dict[str, tuple[DatasetIndex, int]] = {}

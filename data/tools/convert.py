@@ -1,4 +1,4 @@
-"""Write a data set in another format, and say what that format cannot hold."""
+"""Convert a data set to another format, and report what that format cannot store."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from utils.files import FileError, read_file
 
 FORMATS = ("voc", "coco", "yolo")
 REPORT = "conversion_report.json"
-YEAR = "VOC2007"  # the folder that pictures of another format go to
+YEAR = "VOC2007"  # the folder that images of another format go to
 KEPT_FIELDS = ("pose", "truncated", "occluded")  # of VOC's objects; COCO holds them as additional keys
 _VOC_KNOWN = {"name", "difficult", "bndbox", *KEPT_FIELDS}
 _COCO_EXTRAS = ("segmentation", "keypoints", "supercategory", "coco_url", "flickr_url", "date_captured", "license")
 MAX_JSON_BYTES = 2 << 30
-MAX_LISTED = 1000  # skips and new names that the report spells out
+MAX_LISTED = 1000  # skips and new names listed in the report
 
 
 @dataclass
 class ConversionReport:
-    """What a conversion wrote, and what it could not.
+    """Result of a conversion, with its losses.
 
     Args:
         source, target: the folders.
@@ -52,9 +52,9 @@ class ConversionReport:
         splits: images and boxes of each.
         class_names: in the order of the labels.
         category_ids: COCO's numbers of the classes, if the source has any.
-        lost: what the target cannot hold, with how often it occurred.
-        renamed: new names of pictures, where two had the same one.
-        skipped: what the source's reader left out, in words.
+        lost: information that the target cannot store, with counts.
+        renamed: new image names, for duplicate names.
+        skipped: what the source's reader left out, as text.
     """
 
     source: str
@@ -69,7 +69,7 @@ class ConversionReport:
     skipped: list[str] = field(default_factory=list)
 
     def lose(self, what: str, count: int = 1) -> None:
-        """Note that `count` times something could not be held."""
+        """Record that `count` items could not be stored."""
         if count:
             self.lost[what] = self.lost.get(what, 0) + int(count)
 
@@ -90,7 +90,7 @@ class _Item:
     """One image of the source, ready to be written: its boxes and flags, and what else its format says of them."""
 
     path: Path
-    name: str  # of the picture in the target, with suffix
+    name: str  # of the image in the target, with suffix
     image_id: Any
     size: tuple[int, int]
     boxes: np.ndarray
@@ -116,19 +116,19 @@ def convert_dataset(
     year: str | None = None,
     progress: bool = True,
 ) -> ConversionReport:
-    """Write a data set in another format.
+    """Convert a data set to another format.
 
     VOC becomes `target/YEAR/{JPEGImages,Annotations,ImageSets/Main}` and `target/classes.txt`; COCO
     `target/images` and `target/annotations/instances_SPLIT.json`; YOLO `target/{images,labels}`, `SPLIT.txt` and
-    `data.yaml`. Boxes keep their exact pixels; coming back, they are the same.
+    `data.yaml`. Boxes keep their exact pixels; a conversion back restores them.
 
     Args:
         source: a data set of any known format; it is only read.
         target: a folder that does not exist or is empty.
         to: `voc`, `coco` or `yolo`.
         split: one split, or `all`.
-        class_names: the classes in the order of the labels; None takes the source's.
-        link: make hard links to the pictures instead of copies, where the disk allows it.
+        class_names: the classes in label order; None uses the source's.
+        link: make hard links to the images instead of copies, if the file system allows it.
         year: name of the VOC folder; None takes the source's, else `VOC2007`.
         progress: show a bar.
 
@@ -187,7 +187,7 @@ def _open_all(source: Path, names: Sequence[str], class_names: Sequence[str] | N
 
 
 class _Converter:
-    """Goes through the images of all splits once, and writes each where it belongs.
+    """Processes the images of all splits once, and writes each to the target.
 
     Args:
         indexes: of each split.
@@ -262,7 +262,7 @@ class _Converter:
             )
 
     def is_new(self, item: _Item, text: str) -> bool:
-        """Whether the picture was not written before, in another split; notes where its annotation differs there."""
+        """Whether the image was not written before, in another split; notes where its annotation differs there."""
         if item.path in self.written:
             if self.written[item.path] != text.encode("utf-8", "surrogateescape"):
                 self.report.lose("picture in two splits with different boxes, of which the first were kept")
@@ -271,7 +271,7 @@ class _Converter:
         return True
 
     def place(self, item: _Item, folder: Path) -> None:
-        """The picture itself, byte for byte."""
+        """The image itself, byte for byte."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.link:
             try:
@@ -281,7 +281,7 @@ class _Converter:
         shutil.copyfile(item.path, folder / item.name)
 
     def to_voc(self, year: str | None) -> None:
-        """VOC: crowds become difficult, since both neither count nor cost."""
+        """VOC: crowds become difficult, since evaluation ignores both."""
         home = self.root / (year or self._year())
         for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (home / name).mkdir(parents=True)
@@ -335,7 +335,7 @@ class _Converter:
             write_coco_json(path, categories, images, annotations, {"description": f"{index.name}, converted"})
 
     def to_yolo(self, year: str | None) -> None:
-        """YOLO: crowds are left out, since they would be taken for one object."""
+        """YOLO: crowds are left out, since they would be read as one object."""
         (self.root / "labels").mkdir()
         lists = {}
         for split, index in self.indexes.items():
@@ -371,7 +371,7 @@ class _Converter:
         return {self.class_names[k] for index in self.indexes.values() for k in np.unique(index.labels)}
 
     def _image_ids(self) -> dict[Path, int]:
-        """COCO's own image ids, or the numbers that the pictures are named by, or 1, 2, 3, ..."""
+        """COCO's own image ids, or the numbers that the images are named by, or 1, 2, 3, ..."""
         paths = {index.path(i): index.image_ids[i] for index in self.indexes.values() for i in range(len(index))}
         own = [int(each) for each in paths.values() if isinstance(each, np.integer)]
         if len(own) == len(set(own)) == len(paths):
@@ -441,7 +441,7 @@ def _coco_fields(index: DatasetIndex, report: ConversionReport) -> dict[int, dic
 
 
 def _plain_stem(stem: str) -> str:
-    """A file name that can stand on a line of a list and in JSON."""
+    """A file name that is valid on a line of a list and in JSON."""
     text = stem.encode("utf-8", "backslashreplace").decode("utf-8").replace("\\", "_")
     return re.sub(r"[\x00-\x1f\x7f/:]", "_", text).strip() or "image"
 

@@ -1,4 +1,4 @@
-"""Draw a small VOC-format data set from nothing: landscapes, coasts and seabeds with six kinds of objects."""
+"""Draw a small synthetic VOC-format data set: landscapes, coasts and seabeds with six kinds of objects."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from utils.errors import UserError
 
 DEMO_CLASSES = ("balloon", "boat", "car", "fish", "house", "tree")
 DEMO_YEAR = "VOC2026"
-DEMO_VERSION = 1  # raise it when the pictures change: a folder written by another version is not taken for this one
-SIDES = (320, 416)  # shortest and longest side of a picture, pixels
+DEMO_VERSION = 1  # raise it when the images change: a folder written by another version is not taken for this one
+SIDES = (320, 416)  # shortest and longest side of an image, pixels
 TRAIN_SHARE, VAL_SHARE = 0.70, 0.10  # the rest is the test split
-EMPTY_SHARE = 0.06  # pictures without any object
-MIN_VISIBLE = 0.12  # an object of which less is seen is not annotated
-DIFFICULT_VISIBLE = 0.40  # one of which less is seen is `difficult`
+EMPTY_SHARE = 0.06  # images without any object
+MIN_VISIBLE = 0.12  # an object with a smaller visible fraction is not annotated
+DIFFICULT_VISIBLE = 0.40  # an object with a smaller visible fraction is `difficult`
 MIN_SIDE = 6  # pixels; a visible part thinner than this is no object
 
 Colour = tuple[int, int, int]
@@ -35,7 +35,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class DemoObject:
-    """One annotated object: xyxy box of what is seen of it (0-based, continuous pixels) and its flags."""
+    """One annotated object: xyxy box of its visible part (0-based, continuous pixels) and its flags."""
 
     name: str
     box: tuple[int, int, int, int]
@@ -268,14 +268,14 @@ def noise(rng: Generator, height: int, width: int, cells: int) -> np.ndarray:
 
 
 class Scene:
-    """A picture being painted from back to front, which remembers what can still be seen of each object."""
+    """An image painted from back to front, which tracks the visible part of each object."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
         self.image = np.zeros((height, width, 3), np.float32)
         self.owner = np.full((height, width), -1, np.int16)  # the object that a pixel shows
         self.names: list[str] = []
-        self.areas: list[float] = []  # pixels of the whole object, also of what lies outside the picture
+        self.areas: list[float] = []  # pixels of the whole object, also of what lies outside the image
 
     def gradient(self, top: Colour, bottom: Colour, first: int, last: int) -> None:
         """Fill the rows from `first` to `last` from one colour to the other."""
@@ -358,7 +358,7 @@ class Scene:
         return True
 
     def objects(self) -> list[DemoObject]:
-        """What is to be annotated: the visible boxes, in the order of painting."""
+        """The objects to annotate: the visible boxes, in painting order."""
         found = []
         for number, name in enumerate(self.names):
             rows, columns = np.nonzero(self.owner == number)
@@ -548,7 +548,7 @@ def coast(scene: Scene, rng: Generator, count: int) -> None:
 
 
 def seabed(scene: Scene, rng: Generator, count: int) -> None:
-    """Under water: rays of light, weed, bubbles, fish; now and then a boat that has sunk."""
+    """Under water: rays of light, weed, bubbles, fish; sometimes a sunken boat."""
     hue = rng.uniform(0.45, 0.62)
     scene.gradient(hsv(hue, 0.5, rng.uniform(0.6, 0.9)), hsv(hue + 0.04, 0.85, rng.uniform(0.2, 0.4)), 0, scene.height)
     for _ in range(int(rng.integers(1, 5))):
@@ -574,7 +574,7 @@ def seabed(scene: Scene, rng: Generator, count: int) -> None:
 
 
 def poster(scene: Scene, rng: Generator, count: int) -> None:
-    """Wallpaper with plain shapes, where anything may be anywhere, more turned: there context does not help."""
+    """Wallpaper with plain shapes and objects anywhere at larger rotations, so that context does not help."""
     hue, value = rng.random(), rng.uniform(0.45, 0.95)
     upper, lower = (hsv(hue + turn, rng.uniform(0.1, 0.4), value - turn) for turn in (0, 0.1))
     scene.gradient(upper, lower, 0, scene.height)
@@ -605,11 +605,11 @@ SCENES: tuple[tuple[Callable[[Scene, Generator, int], None], float], ...] = (
 
 
 def draw_scene(seed: int, number: int, sides: tuple[int, int] = SIDES) -> tuple[np.ndarray, list[DemoObject]]:
-    """Picture `number` of the set of `seed`: (H, W, 3) uint8 RGB, and its objects.
+    """Image `number` of the set of `seed`: (H, W, 3) uint8 RGB, and its objects.
 
     Args:
         seed: of the whole set.
-        number: of the picture; it depends on nothing else, so a larger set begins with the smaller one.
+        number: of the image; it depends on nothing else, so a larger set begins with the smaller one.
         sides: shortest and longest side, pixels.
     """
     rng = np.random.default_rng([seed, number])
@@ -629,7 +629,7 @@ def draw_scene(seed: int, number: int, sides: tuple[int, int] = SIDES) -> tuple[
 
 
 def split_demo(num_images: int, seed: int) -> dict[str, list[int]]:
-    """Picture numbers of train, val, trainval and test; from 3 pictures on, none is empty."""
+    """Image numbers of train, val, trainval and test; from 3 images on, none is empty."""
     order = np.random.default_rng([seed, 2**31]).permutation(num_images)
     num_val = max(round(num_images * VAL_SHARE), 1) if num_images > 2 else 0
     num_test = max(round(num_images * (1 - TRAIN_SHARE - VAL_SHARE)), 1) if num_images > 1 else 0
@@ -641,13 +641,13 @@ def split_demo(num_images: int, seed: int) -> dict[str, list[int]]:
 def write_demo(
     root: str | Path, num_images: int = 400, seed: int = 0, sides: tuple[int, int] = SIDES, overwrite: bool = False
 ) -> Path:
-    """Write a VOC-format set of drawn pictures; the same arguments give the same bytes.
+    """Write a VOC-format set of drawn images; the same arguments give the same bytes.
 
     Args:
         root: the VOCdevkit folder to write into; the set is `root/VOC2026`.
-        num_images: how many pictures, split 70 / 10 / 20 into train, val and test.
-        seed: another seed, other pictures.
-        sides: shortest and longest side of the pictures, pixels.
+        num_images: how many images, split 70 / 10 / 20 into train, val and test.
+        seed: another seed, other images.
+        sides: shortest and longest side of the images, pixels.
         overwrite: replace another demo set that is there.
 
     Returns:
@@ -666,7 +666,7 @@ def write_demo(
         written = _written_facts(folder)
         if written == facts and not overwrite:
             return folder
-        if written is None:  # not ours: --overwrite must not delete somebody's pictures
+        if written is None:  # not ours: --overwrite must not delete somebody's images
             raise UserError(folder, "is there already and is no demo set", "choose another folder")
         if not overwrite:
             raise UserError(folder, "holds another demo set", "choose another folder, or give --overwrite")

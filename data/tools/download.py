@@ -1,4 +1,4 @@
-"""Fetch and unpack the public data sets: Pascal VOC 2007 and 2012, COCO 2017."""
+"""Download and unpack public data sets: Pascal VOC 2007 and 2012, COCO 2017."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARCHIVES = "archives"  # where in the output folder the downloaded files stay
 
 @dataclass(frozen=True)
 class Archive:
-    """One file to fetch: address, digest, size in bytes where known, and the folder to unpack it into."""
+    """One file to download: URL, digest, size in bytes if known, and the folder to unpack it into."""
 
     url: str
     md5: str
@@ -60,12 +60,12 @@ DATASETS: dict[str, tuple[Archive, ...]] = {
 def download_dataset(
     name: str, output: str | Path = ".", mirror: str | None = None, keep_archives: bool = False, progress: bool = True
 ) -> Path:
-    """Fetch, check and unpack a data set; what is already there is not fetched again, what broke off is continued.
+    """Download, verify and unpack a data set; existing files are kept, partial downloads are resumed.
 
     Args:
         name: a key of `DATASETS`.
         output: VOC goes to `output/VOCdevkit/VOC2007` and so on, COCO to `output/coco2017`.
-        mirror: an address under which the archives lie by their file names, instead of the official ones.
+        mirror: URL of a folder with the archives by file name, used instead of the official ones.
         keep_archives: leave the archives in `output/archives` after unpacking.
         progress: show bars.
 
@@ -73,7 +73,7 @@ def download_dataset(
         The folder to give as `--data`.
 
     Raises:
-        UserError: for a name that is not known.
+        UserError: for an unknown name.
         RunError: as `utils.download.download`; and for an archive that is damaged or not safe to unpack.
     """
     if name not in DATASETS:
@@ -130,11 +130,11 @@ class _Reader:
 def extract(path: Path, folder: Path, progress: bool = True, max_bytes: int | None = None) -> int:
     """Unpack a tar or zip file into `folder`, and say how many files it held.
 
-    Every entry is looked at before the first is written. Files appear by renaming, so that none is ever half there.
+    Every entry is checked before the first is written. Files are written atomically.
 
     Args:
         path: the archive.
-        folder: where to; made if needed. A file that is there already is replaced.
+        folder: the output folder; created if needed. An existing file is replaced.
         progress: show a bar.
         max_bytes: limit of the unpacked size; by default `MAX_RATIO` times the archive's.
 
@@ -171,7 +171,7 @@ def extract(path: Path, folder: Path, progress: bool = True, max_bytes: int | No
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Reader]:
-    """The archive, with its own errors told as ours."""
+    """Open the archive, converting its errors to ours."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Find the same photograph in several places of a data set, in groups."""
+"""Find duplicate images in a data set, in groups."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SAME_THUMBNAIL = 0.97  # correlation of two thumbnails of one photograph
 
 
 def check_duplicates(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[Finding]:
-    """Groups of pictures with the same bytes, or nearly the same content, in several splits; or twice in one.
+    """Groups of identical or nearly identical images across splits, or within one split.
 
-    A file that is itself in two splits is told by `check_overlap`.
+    An identical file in two splits is reported by `check_overlap`.
     """
     places = [(split, i) for split, index in indices.items() for i in range(len(index))]
     files = [os.path.realpath(indices[split].path(i)) for split, i in places]
@@ -64,7 +64,7 @@ def _near_pairs(seen: Sequence[Look], files: Sequence[str]) -> list[tuple[int, i
 
 
 def _looks_same(one: Look, other: Look) -> bool:
-    """Whether two thumbnails are the same but for brightness and contrast: a second opinion on two near hashes."""
+    """Whether two thumbnails match up to brightness and contrast; confirms two similar hashes."""
     first, second = (np.frombuffer(look.thumbnail, np.uint8).astype(np.float64) for look in (one, other))
     if min(first.std(), second.std()) < 1:
         return False
@@ -72,7 +72,7 @@ def _looks_same(one: Look, other: Look) -> bool:
 
 
 def _groups(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """The group of each picture: the smallest number that it is linked with."""
+    """The group of each image: the smallest linked number."""
     parent = list(range(count))
 
     def root(number: int) -> int:

@@ -1,4 +1,4 @@
-"""What a check of a data set can find, how bad each is, and the report that holds it."""
+"""Findings of a data set check: codes, severities, and the report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utils.errors import printable
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 CODES = {  # every code, how bad it is, and what it means
-    # pictures
+    # images
     "missing_image": (ERROR, "a split or annotation names a picture that is not there"),
     "empty_file": (ERROR, "a picture has no bytes"),
     "not_an_image": (ERROR, "a file is no picture: a web page, a Git LFS pointer, something else"),
@@ -95,16 +95,16 @@ CODES = {  # every code, how bad it is, and what it means
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or worth knowing.
+    """One finding of a check.
 
     Args:
         severity: `error`, `warning` or `info`.
         code: a key of `CODES`.
         where: the file, or `file:line`.
-        what: what is wrong with it.
-        todo: what to do about it.
+        what: the fault.
+        todo: the remedy.
         split: the split it was found in; empty if it is about several.
-        count: how many of its kind it stands for.
+        count: how many faults of its kind it represents.
         pictures: the files that it is about, for the page.
         box: xyxy pixels of the box that it is about.
     """
@@ -120,7 +120,7 @@ class Finding:
     box: tuple[float, ...] | None = None
 
     def with_pictures(self, paths: Sequence[str]) -> Finding:
-        """The same, with the pictures that it is about."""
+        """The same, with the images that it is about."""
         return replace(self, pictures=tuple(paths))
 
     def with_box(self, picture: str, box: Sequence[float]) -> Finding:

@@ -1,4 +1,4 @@
-"""Write a corrected copy of a data set: what `dataset.py check` found wrong is left out or put right."""
+"""Write a corrected copy of a data set: faults found by `dataset.py check` are removed or corrected."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from utils.files import MEGABYTE, FileError, read_file
 
 @dataclass(frozen=True)
 class _Part:
-    """A split as it shall be written: only the images and boxes that stay."""
+    """A split to write: only the images and boxes that are kept."""
 
     split: str
     index: DatasetIndex
 
 
 def check_target(target: Path, data: Path) -> None:
-    """Refuse to write over something, or into the data set itself.
+    """Refuse to overwrite files, or to write into the data set itself.
 
     Raises:
-        UserError: if `target` holds something, is no folder, or lies within `data`.
+        UserError: if `target` is not empty, is not a folder, or lies within `data`.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UserError("--fix", f"{target} is not a folder", "name a new one")
@@ -49,19 +49,19 @@ def check_target(target: Path, data: Path) -> None:
 
 
 def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[str]:
-    """Copy pictures and write annotations anew, in the format of the original, which is not touched.
+    """Copy images and rewrite annotations in the original format; the original is not changed.
 
-    Left out: pictures that cannot be decoded, boxes that cannot be, boxes that are there twice, and all but one copy of
-    a picture (of two splits the later one keeps it, so that what is scored stays whole). Put right: boxes that reach
-    out of the picture or lie as the file and not as the picture does, sizes, `difficult`, numbers of annotations.
+    Removed: images that cannot be decoded, invalid boxes, duplicate boxes, and all but one copy of
+    an image (the later split keeps it, so that evaluation splits stay complete). Corrected: boxes that exceed
+    the image or ignore its orientation, sizes, `difficult`, annotation numbers.
 
     Args:
-        target: a folder that does not exist or is empty; it appears only when the copy is whole.
+        target: a folder that does not exist or is empty; it appears only when the copy is complete.
         indices: the splits, by name.
-        looks: what decoding their pictures has shown.
+        looks: results of decoding their images.
 
     Returns:
-        What was done, a line each; the list of everything left out is `fixed.csv` in the copy.
+        One line of text per change; everything left out is listed in `fixed.csv` in the copy.
     """
     removed: list[Skip] = []
     parts = _choose(indices, looks, removed)
@@ -81,7 +81,7 @@ def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict
 
 
 def _choose(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]], removed: list[Skip]) -> list[_Part]:
-    """The images and boxes that stay; the later splits choose first."""
+    """The images and boxes to keep; later splits have priority."""
     taken: dict[Any, str] = {}
     parts = []
     for split, index in reversed(indices.items()):
@@ -114,7 +114,7 @@ def _without_twins(index: DatasetIndex, removed: list[Skip]) -> DatasetIndex:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A copy and not a link: whoever changes the one must not change the other."""
+    """Copy a file instead of linking it, so that changes to one do not affect the other."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 
@@ -198,7 +198,7 @@ def _coco_id(index: DatasetIndex, i: int) -> int:
 
 
 def _coco_annotations(index: DatasetIndex, categories: Sequence[int]) -> list[dict[str, Any]]:
-    """Numbered anew where a number is missing, twice, or 0, which pycocotools takes for a miss."""
+    """Renumber annotations if a number is missing, duplicated, or 0, which pycocotools counts as a miss."""
     owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
     ids = index.box_refs if index.box_refs is not None else np.zeros(index.num_boxes, np.int64)
     times = Counter(ids.tolist())

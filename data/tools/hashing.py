@@ -1,4 +1,4 @@
-"""Perceptual hashes: which pictures of a set are the same photograph, or nearly."""
+"""Perceptual hashes, to find duplicate and near-duplicate images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from utils.pools import stopping_at_once
 
 HASH_SIDE = 8  # a hash compares 8 x 8 neighbours, once to the right and once down: 128 bits
 MAX_DISTANCE = 8  # of 128 bits; rescaling and recompression change fewer, other photographs more (see tests)
-HASHED_SIZE = (64, 64)  # pixels that suffice; a JPEG is decoded no larger than it need be
+HASHED_SIZE = (64, 64)  # sufficient size in pixels; a JPEG is decoded at the smallest sufficient size
 
 
 def image_hashes(index: DatasetIndex, workers: int | None = None) -> np.ndarray:
     """(I, 2) uint64 difference hashes of all images of a split, in its order.
 
-    An image that cannot be read, or that shows nothing (one colour), has the hash 0 and is like no other.
+    An image that cannot be read, or has a single colour, has the hash 0 and matches no other.
     """
     return file_hashes([index.path(i) for i in range(len(index))], workers)
 
@@ -37,7 +37,7 @@ def file_hashes(paths: Sequence[str | Path], workers: int | None = None) -> np.n
 
 
 def picture_hash(image: np.ndarray) -> np.ndarray:
-    """(2,) uint64 dHash of an (H, W) or (H, W, 3) uint8 picture: which cells outshine their neighbours.
+    """(2,) uint64 dHash of an (H, W) or (H, W, 3) uint8 image: which cells are brighter than their neighbours.
 
     Source: N. Krawetz, "Kind of Like That", 2013, https://www.hackerfactor.com/blog/index.php?/archives/529
     """
@@ -59,14 +59,14 @@ def _file_hash(path: str | Path) -> np.ndarray:
 def near_duplicate_groups(hashes: np.ndarray, max_distance: int = MAX_DISTANCE) -> np.ndarray:
     """(N,) int64 group numbers: images whose hashes differ in at most `max_distance` bits share one.
 
-    Two images are also of one group if a third is near to both.
+    Grouping is transitive: two images that are both near to a third are in one group.
 
     Args:
-        hashes: (N,) or (N, K) uint64. A hash of nothing but zeros belongs to nobody.
+        hashes: (N,) or (N, K) uint64. An all-zero hash matches no other.
         max_distance: bits.
 
     Hashes within d bits agree exactly in at least one of d + 1 slices, so only those that share a slice are compared
-    (multi-index hashing, Norouzi et al., CVPR 2012): no table of all pairs, also for the 118k images of COCO.
+    (multi-index hashing, Norouzi et al., CVPR 2012). No table of all pairs is built, even for COCO's 118k images.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components

@@ -1,4 +1,4 @@
-"""Decode every picture once, several at a time, and keep of each what a check needs to know."""
+"""Decode every image once, in parallel, and keep the facts that checks need."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from utils.images import MAX_MEGAPIXELS, decode_held, decode_image, read_header_
 from utils.pools import stopping_at_once
 
 THUMBNAIL = 16  # pixels a side
-_MANY = 256  # pictures from which on it pays to start processes
+_MANY = 256  # images from which on it pays to start processes
 
 
 @dataclass(frozen=True)
 class Look:
-    """What decoding a picture has shown.
+    """Result of decoding an image.
 
     Args:
-        code: what is wrong with it, empty if nothing is.
-        what: that in words; `todo`: what to do about it.
+        code: code of the fault, empty if there is none.
+        what: the fault as text; `todo`: the remedy.
         digest: of the file's bytes; empty if it could not be read.
         hash: 128 bits of a perceptual hash, 0 if it could not be decoded.
         thumbnail: 16x16 grey values.
@@ -48,7 +48,7 @@ class Look:
 
 
 def look_at(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> Look:
-    """Decode one picture."""
+    """Decode one image."""
     digest = b""
     try:
         held = [read_file(path, int(max_megapixels * 4e6))]
@@ -74,16 +74,16 @@ def look_at(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> Look:
 def look_at_all(
     paths: Sequence[str], max_megapixels: float = MAX_MEGAPIXELS, workers: int | None = None, words: str = "pictures"
 ) -> list[Look]:
-    """Decode all pictures with a progress bar.
+    """Decode all images with a progress bar.
 
     Args:
         paths: the files.
         max_megapixels: refuse bigger ones.
-        workers: processes; None takes one a core, at most 8. Few pictures are decoded in this process.
+        workers: processes; None takes one a core, at most 8. Few images are decoded in this process.
         words: what the bar calls them.
 
     Raises:
-        RunError: if a picture makes the decoder crash.
+        RunError: if an image makes the decoder crash.
     """
     count = min(os.cpu_count() or 1, 8) if workers is None else workers
     with tqdm(total=len(paths), desc=words, unit="img", delay=1) as bar:
@@ -108,12 +108,12 @@ def look_at_all(
 
 def _quieten() -> None:
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent process
 
 
 @contextmanager
 def heard_complaints() -> Iterator[list[str]]:
-    """What C libraries print to stderr meanwhile: libjpeg decodes damaged data and only says so there."""
+    """Capture stderr of C libraries: libjpeg decodes damaged data and reports it only there."""
     lines: list[str] = []
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:

@@ -1,4 +1,4 @@
-"""Write a folder that appears only when it is whole."""
+"""Write a folder atomically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.errors import RunError
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` at the end; after any error or signal nothing of it is left.
+    """A temporary folder that is renamed to `target` at the end; after an error or signal it is removed.
 
     Args:
         target: a folder that does not exist or is empty.

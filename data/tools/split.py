@@ -1,4 +1,4 @@
-"""Divide a data set into train, val and test: by class, by seed, and never the same photograph on both sides."""
+"""Divide a data set into train, val and test: stratified by class, seeded, near-duplicates in one split."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ MAX_JSON_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Pool:
-    """All images that are to be divided.
+    """All images to divide.
 
     Args:
-        format: `voc`, `coco`, `yolo`, or `other`: what is read, but written as COCO.
-        root: the data set as it was given.
-        paths: of the pictures.
-        ids: what names each image in a list: (year, id) in VOC, (annotation file, image id) in COCO, else nothing.
+        format: `voc`, `coco`, `yolo`, or `other`: any readable format, written as COCO.
+        root: the data set as given.
+        paths: of the images.
+        ids: id of each image in a list: (year, id) in VOC, (annotation file, image id) in COCO, else empty.
         class_names: found in the annotations.
         counts: (I, C) boxes of each class in each image.
-        index: all images, where the new lists are written from it.
+        index: all images, if the new lists are written from it.
     """
 
     format: str
@@ -52,14 +52,14 @@ class Pool:
 
 @dataclass
 class SplitReport:
-    """What `split` did.
+    """Result of `split`.
 
     Args:
-        images: of each split.
-        classes: of each class, its boxes in each split.
-        groups_of_duplicates: sets of near-duplicate images, each kept on one side.
-        files: what was written.
-        data: what to give as `--data` from now on.
+        images: number of images of each split.
+        classes: boxes of each class in each split.
+        groups_of_duplicates: groups of near-duplicate images, each kept in one split.
+        files: the written files.
+        data: the new value of `--data`.
     """
 
     images: dict[str, int]
@@ -91,22 +91,22 @@ def split_dataset(
 ) -> SplitReport:
     """Divide a data set and write the lists.
 
-    VOC gets ImageSets/Main files (with trainval as train and val together), COCO a JSON a split with everything that
-    the original says of its images, YOLO lists of pictures and a data.yaml; the boxes of other layouts are written as
-    COCO. The pictures stay where they are.
+    VOC gets ImageSets/Main files (with trainval as train and val together), COCO one JSON per split with all
+    original entries of its images, YOLO image lists and a data.yaml; boxes of other layouts are written as
+    COCO. The images are not moved.
 
     Args:
-        data: the data set. Of VOC every annotated picture takes part, of the others all splits together.
-        shares: of each split's name, its share; they add up to 1.
-        output: folder for the new lists, with links to the pictures, to be given as `--data`; None is `DATA-split`
+        data: the data set. For VOC all annotated images are divided, for others the union of all splits.
+        shares: share of each split, by name; they sum to 1.
+        output: folder for the new lists, with links to the images, to pass as `--data`; None is `DATA-split`
             beside the data set.
         in_place: for VOC, write into the data set's own ImageSets/Main instead.
-        seed: another seed, another division.
-        max_distance: bits by which hashes of near-duplicates differ; -1 looks for none.
-        overwrite: replace lists that are there already.
+        seed: random seed of the division.
+        max_distance: maximum hash distance of near-duplicates, bits; -1 disables the search.
+        overwrite: replace existing lists.
 
     Raises:
-        UserError: for shares that do not add up to 1, no place to write, or lists that are there already.
+        UserError: for shares that do not sum to 1, no place to write, or existing lists.
     """
     shares = check_shares(shares)
     if output is not None and in_place:
@@ -166,7 +166,7 @@ def read_pool(data: str | Path) -> Pool:
 
 
 def _is_plain_coco(root: Path) -> bool:
-    """Whether every picture is where its JSON says, so that the JSON can be divided as it stands."""
+    """Whether every image is where its JSON says, so that the JSON can be divided as it stands."""
     skips = [skip for split in list_splits(root) for skip in open_dataset(root, split, allow_empty=True).skips]
     return not any(skip.code in ("found_by_name", "root_category") for skip in skips) and not any(
         isinstance(each, str)
@@ -179,7 +179,7 @@ _Images = tuple[list[Path], list[tuple[str, Any]], list[list[str]]]
 
 
 def _voc_images(root: Path) -> _Images:
-    """Every picture of every year that has a readable annotation, whether a list names it or not."""
+    """Every image of every year that has a readable annotation, whether a list names it or not."""
     paths: list[Path] = []
     ids: list[tuple[str, Any]] = []
     names: list[list[str]] = []
@@ -245,7 +245,7 @@ def _write_voc(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_pla
 
 
 def _write_coco(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
-    """A JSON a split, with all that the original files say; pictures are found through links to their folders."""
+    """A JSON a split, with all that the original files say; images are found through links to their folders."""
     (target / "annotations").mkdir(parents=True, exist_ok=True)
     documents = {where: json.loads(read_file(where, MAX_JSON_BYTES)) for where in {where for where, _ in pool.ids}}
     links = _coco_links(pool, documents)
@@ -294,7 +294,7 @@ def _linked_name(path: Path, image: Mapping[str, Any], links: Mapping[str, str])
 
 
 def _write_other(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
-    """A COCO JSON a split of what was read; pictures are found through a link to the folder of them all."""
+    """A COCO JSON a split of what was read; images are found through a link to the folder of them all."""
     index = pool.index
     assert index is not None
     home = os.path.commonpath([os.path.realpath(path.parent) for path in pool.paths])

@@ -1,4 +1,4 @@
-"""What is in a data set: classes, sizes, shapes and places of its boxes, in numbers and as a picture."""
+"""Statistics of a data set: classes, box sizes, shapes and positions, as numbers and as a figure."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from utils.letterbox import RESIZE_MODES, Letterbox
 COCO_AREAS = (32**2, 96**2)  # pixels: small, medium, large; https://cocodataset.org/#detection-eval
 GRID = 16  # cells of the heat map, each way
 PERCENTILES = (5, 25, 50, 75, 95)
-LONGEST_NAME = 24  # characters of a class name in the picture
-BAR_CLASSES = 40  # classes drawn; of more, the most frequent
+LONGEST_NAME = 24  # characters of a class name in the image
+BAR_CLASSES = 40  # maximum number of classes drawn, the most frequent first
 
 
 def dataset_stats(index: DatasetIndex, letterbox: Letterbox, anchors: Sequence[Any]) -> dict[str, Any]:
-    """Everything that `stats` tells, as plain types.
+    """All statistics, as plain types.
 
     Args:
         index: one split.
-        letterbox: how images reach the network.
+        letterbox: resizing to the network input.
         anchors: levels x anchors x (width, height), input pixels.
     """
     counts = np.diff(index.offsets)
@@ -70,7 +70,7 @@ def dataset_stats(index: DatasetIndex, letterbox: Letterbox, anchors: Sequence[A
 
 
 def centre_map(index: DatasetIndex, grid: int = GRID) -> np.ndarray:
-    """(grid, grid) int64: how many boxes have their centre in each cell of the picture, rows from the top."""
+    """(grid, grid) int64: how many boxes have their centre in each cell of the image, rows from the top."""
     owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
     sizes = index.sizes[owner]
     known = (sizes > 0).all(axis=1)
@@ -95,7 +95,7 @@ def _class_rows(index: DatasetIndex) -> list[dict[str, Any]]:
 
 
 def _imbalance(index: DatasetIndex) -> float:
-    """How many times more boxes the most frequent class has than the rarest that occurs."""
+    """Ratio of the box counts of the most frequent and the rarest occurring class."""
     counts = np.bincount(index.labels, minlength=1)
     there = counts[counts > 0]
     return _round(there.max() / there.min()) if len(there) else 0.0
@@ -128,7 +128,7 @@ def _box_numbers(index: DatasetIndex, sizes: np.ndarray) -> dict[str, Any]:
 
 
 def _anchor_rows(sizes: np.ndarray, anchors: Sequence[Any]) -> list[dict[str, Any]]:
-    """Of each anchor, the share of boxes whose shape it fits best, and of those it can answer for."""
+    """Per anchor, the fraction of boxes that it fits best, and of boxes that it can match."""
     flat = np.asarray(anchors, np.float64).reshape(-1, 2)
     if len(sizes):
         best = np.concatenate(
@@ -145,7 +145,7 @@ def _anchor_rows(sizes: np.ndarray, anchors: Sequence[Any]) -> list[dict[str, An
 
 
 def format_stats(stats: dict[str, Any]) -> str:
-    """The same as text for a terminal."""
+    """The statistics as text for a terminal."""
     per_image, boxes, anchors = stats["objects_per_image"], stats["box_sizes"], stats["anchors"]
     lines = [
         f"{stats['name']}: {stats['num_images']} images ({stats['num_empty_images']} without objects), "
@@ -177,7 +177,7 @@ def format_stats(stats: dict[str, Any]) -> str:
 def draw_stats(
     index: DatasetIndex, stats: dict[str, Any], letterbox: Letterbox, anchors: Sequence[Any], path: Path
 ) -> None:
-    """The same as a PNG of six panels."""
+    """The statistics as a PNG of six panels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -236,7 +236,7 @@ def _draw_logarithmic(axes: Any, values: np.ndarray, anchors: np.ndarray, label:
 
 
 def _label_few(axes: Any) -> None:
-    """Labels at 1, 2 and 5 of each power of ten: those of every minor tick would overlap."""
+    """Labels at 1, 2 and 5 of each power of ten: labels of all minor ticks would overlap."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
@@ -250,7 +250,7 @@ def _short(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A class name that matplotlib does not take for a formula."""
+    """Escape a class name so that matplotlib does not parse it as a formula."""
     return name.replace("$", r"\$")
 
 

@@ -1,1 +1,1 @@
-"""Measures of detections against ground truth, one file each."""
+"""Metrics of detections against ground truth, one module each."""

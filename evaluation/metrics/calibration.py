@@ -1,4 +1,4 @@
-"""Whether a score of 0.7 is right seven times in ten."""
+"""Calibration: compare detection scores with measured precision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluation.metrics.matching import IGNORED, TRUE_POSITIVE
 
-LEAST_SCORE = 0.05  # below it lies the mass of boxes that nobody looks at
+LEAST_SCORE = 0.05  # most of the many low-scoring boxes lie below it
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Calibration:
 
 
 def calibrate(scores: np.ndarray, outcome: np.ndarray, bins: int = 10) -> Calibration:
-    """Compare scores with how often they are right.
+    """Compare scores with precision.
 
     Args:
         scores: (N,) in [0, 1].
-        outcome: (N,) of `matching.outcomes`; ignored ones are left out, and scores below `LEAST_SCORE`.
-        bins: how many.
+        outcome: (N,) of `matching.outcomes`; ignored detections and scores below `LEAST_SCORE` are left out.
+        bins: number of bins.
 
     Source: detection expected calibration error, https://arxiv.org/abs/2004.13546, section 3.
     """

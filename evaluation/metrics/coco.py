@@ -1,4 +1,4 @@
-"""COCO's twelve figures, by pycocotools or by faster-coco-eval."""
+"""COCO's twelve metrics, by pycocotools or faster-coco-eval."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ FIGURES = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 )
-# Outside of every area range, the widest of which ends at 1e10: pycocotools ignores such an object, yet compares by
-# the ordinary IoU. Its `ignore` key does not do it: `_prepare` overwrites that with `iscrowd`.
+# Outside every area range (the widest ends at 1e10): pycocotools ignores such an object but uses the
+# ordinary IoU. The `ignore` key does not work: `_prepare` overwrites it with `iscrowd`.
 _IGNORED_AREA = 1e11
 
 
 def choose_evaluator(evaluator: str) -> str:
-    """`auto` to `faster` where faster-coco-eval is installed (the same figures to 1e-6), else `pycocotools`."""
+    """Resolve `auto` to `faster` if faster-coco-eval is installed (same metrics to 1e-6), else `pycocotools`."""
     if evaluator != "auto":
         return evaluator
     return "faster" if importlib.util.find_spec("faster_coco_eval") else "pycocotools"
 
 
 def coco_figures(record: EvalRecord, evaluator: str = "auto") -> dict[str, Any]:
-    """The twelve figures of a record, and AP of each class; exactly pycocotools' numbers.
+    """The twelve COCO metrics of a record, and AP of each class; identical to pycocotools.
 
-    Crowd regions match freely and do not count; VOC's `difficult` objects do not count. At most 100 detections of
-    a class in an image are scored. The size of an object is its annotation's `area` where there is one.
+    Crowd regions match any number of detections and do not count; VOC's `difficult` objects do not count. At most 100
+    detections per class and image are scored. The size of an object is its annotation's `area` if given.
 
 
     Raises:
-        MissingExtra: if `faster` is asked for and faster-coco-eval is not installed.
+        MissingExtra: if `faster` is requested and faster-coco-eval is not installed.
     """
     coco_class, eval_class = _tools(choose_evaluator(evaluator))
     figures: dict[str, Any] = {f"coco_{name}": None for name in FIGURES}
@@ -48,7 +48,7 @@ def coco_figures(record: EvalRecord, evaluator: str = "auto") -> dict[str, Any]:
     }
     if not record.num_gt.any():
         return figures
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints whatever it does
+    with contextlib.redirect_stdout(io.StringIO()):  # suppress pycocotools' output
         evaluation = eval_class(_coco(coco_class, record, False), _coco(coco_class, record, True), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -66,7 +66,7 @@ def coco_figures(record: EvalRecord, evaluator: str = "auto") -> dict[str, Any]:
 
 
 def _tools(evaluator: str) -> tuple[Any, Any]:
-    """(COCO, COCOeval) of the evaluator."""
+    """(COCO, COCOeval) classes of the evaluator."""
     if evaluator == "faster":
         try:
             from faster_coco_eval import COCO, COCOeval_faster
@@ -82,15 +82,15 @@ def _tools(evaluator: str) -> tuple[Any, Any]:
 
 
 def _coco(coco_class: Any, record: EvalRecord, detections: bool) -> Any:
-    """Ground truth or detections as the tools' own object, made in memory.
+    """Build the evaluator's ground-truth or detection object in memory.
 
-    Ids start at 1: an annotation with id 0 counts as missed in pycocotools even when it is found.
+    Ids start at 1: pycocotools counts an annotation with id 0 as missed even if it is found.
     """
     if detections:
         image, labels, boxes = record.det_image, record.det_labels, record.det_boxes
     else:
         image, labels, boxes = record.gt_image, record.gt_labels, record.gt_boxes
-    if np.issubdtype(record.image_ids.dtype, np.integer):  # equal scores are ranked in the order of the ids
+    if np.issubdtype(record.image_ids.dtype, np.integer):  # equal scores are ranked in id order
         image = np.argsort(np.argsort(record.image_ids, kind="stable"))[image]
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     areas = xywh[:, 2] * xywh[:, 3] if detections else record.gt_areas

@@ -1,4 +1,4 @@
-"""Whether one model is better than another, or only luckier with these images."""
+"""Compare two evaluations, with bootstrap confidence intervals of the mAP difference."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _EXPECTED = "a file written by eval.py --json"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations of the same images, by VOC10 AP at IoU 0.5 over the classes that both score.
+    """Comparison of two evaluations of the same images, by VOC10 AP at IoU 0.5 over the classes that both score.
 
     Args:
-        name_a, name_b: what was compared.
+        name_a, name_b: names of the two evaluations.
         a, b: mAP50 of each.
         low, high: ends of the interval of b - a.
-        num_images: that both scored.
-        repetitions: of the bootstrap.
-        confidence: of the intervals.
+        num_images: number of images that both scored.
+        repetitions: number of bootstrap samples.
+        confidence: confidence level of the intervals.
         per_class: name to (AP of a, AP of b, low, high of the difference).
     """
 
@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The comparison as text."""
         if self.low == self.high == 0:
             return "there is no difference."
         if self.low > 0:
@@ -58,7 +58,7 @@ class Comparison:
         return "the difference is not more than noise on these images: score on more of them, or call it a draw."
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types."""
+        """The comparison as plain types."""
         return {
             "a": {"name": self.name_a, "voc10_mAP50": self.a},
             "b": {"name": self.name_b, "voc10_mAP50": self.b},
@@ -77,7 +77,7 @@ class Comparison:
 
 
 def compare_results(path_a: Path, path_b: Path, repetitions: int = REPETITIONS) -> Comparison:
-    """Compare two files of `eval.py --json`. Raises UserError if they are not, or are not of the same images."""
+    """Compare two files of `eval.py --json`. Raises UserError if a file is invalid or the images differ."""
     result_a, result_b = _read_result(path_a), _read_result(path_b)
     try:
         return compare_rows(result_a, result_b, str(path_a), str(path_b), repetitions)
@@ -95,9 +95,9 @@ def _read_result(path: Path) -> dict[str, Any]:
 
 
 def score_interval(path: Path, repetitions: int = REPETITIONS) -> tuple[float, float, float]:
-    """VOC10 mAP50 of a file of `eval.py --json`, and the ends of its interval over images.
+    """VOC10 mAP50 of a file of `eval.py --json`, and its bootstrap confidence interval.
 
-    It is the difference to a detector that finds nothing.
+    The mAP is treated as the difference to a detector without detections.
     """
     result = _read_result(path)
     nothing = {**result, "per_image": [{**row, "detections": []} for row in result["per_image"]]}
@@ -115,8 +115,8 @@ def compare_rows(
 ) -> Comparison:
     """Compare two results of `EvaluationResult.to_json(per_image=True)`.
 
-    Images are drawn with replacement, the same for both, and both mAPs are measured again; the interval is of
-    percentiles of their difference. So what two models find hard alike does not widen it.
+    Images are resampled with replacement, the same for both, and both mAPs are computed again. The interval is taken
+    from the percentiles of their difference, so images that are hard for both models do not widen it.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
     """
@@ -170,13 +170,13 @@ def _objects(rows: Mapping[str, Any], images: list[str], classes: list[str]) -> 
 
 
 class _Ranked:
-    """The detections of one side, sorted once by class and score, whose AP can be measured for weighted images.
+    """The detections of one model, sorted once by class and score, for computing AP with weighted images.
 
     Args:
         rows: results by image id.
-        images: the ids that count, in order.
+        images: ids of the images to use, in order.
         labels: the common class of each class index of the file, -1 for none.
-        num_classes: common classes.
+        num_classes: number of common classes.
     """
 
     def __init__(self, rows: Mapping[str, Any], images: list[str], labels: list[int], num_classes: int) -> None:
@@ -190,7 +190,7 @@ class _Ranked:
         self.bounds = np.searchsorted(label[order], np.arange(num_classes + 1))
 
     def average_precision(self, weights: np.ndarray, objects: np.ndarray) -> np.ndarray:
-        """(C,) VOC10 AP with each image counted `weights` (I,) times; NaN for classes without objects then."""
+        """(C,) VOC10 AP with each image counted `weights` (I,) times; NaN for classes without objects."""
         num_gt = weights @ objects
         weight = weights[self.image]
         true = np.concatenate([[0.0], np.cumsum(weight * self.right)])

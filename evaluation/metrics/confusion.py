@@ -1,4 +1,4 @@
-"""Which class is taken for which, background included."""
+"""Confusion matrix of detections, with background."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from evaluation.metrics.voc import IOU_THRESHOLD
 
 
 def confusion_matrix(record: EvalRecord, score_threshold: float, iou_threshold: float = IOU_THRESHOLD) -> np.ndarray:
-    """Count objects by their class and by the class they were given.
+    """Count objects by their true class and their predicted class.
 
     Detections and objects of any class are matched one to one, the largest IoU first. A detection of a difficult
     object or a crowd is left out.
 
     Args:
         record: detections and ground truth.
-        score_threshold: lowest score of a detection that counts.
-        iou_threshold: least IoU of a match.
+        score_threshold: minimum score of a detection.
+        iou_threshold: minimum IoU of a match.
 
     Returns:
-        (C + 1, C + 1) int64, rows the truth, columns the answer; the last of each is background: the last column
-        counts missed objects, the last row detections where nothing is.
+        (C + 1, C + 1) int64, rows true classes, columns predicted; the last of each is background: the last column
+        counts missed objects, the last row detections without an object.
     """
     background = record.num_classes
     kept = record.keep_detections(record.det_scores >= score_threshold)
@@ -43,7 +43,7 @@ def confusion_matrix(record: EvalRecord, score_threshold: float, iou_threshold: 
 
 
 def _matching_pairs(record: EvalRecord, iou_threshold: float) -> list[tuple[int, int]]:
-    """(detection, object) of enough IoU: with objects that count before those that do not, largest IoU first."""
+    """(detection, object) pairs of sufficient IoU: objects that count first, then by decreasing IoU."""
     parts = []
     for dets, gts, _ in pairs_in_image(record, False, None):
         iou = pair_iou(record.det_boxes[dets], record.gt_boxes[gts])

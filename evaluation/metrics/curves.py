@@ -1,4 +1,4 @@
-"""Precision, recall and F1 as functions of the score, by class and over all classes."""
+"""Precision, recall and F1 as functions of the score, per class and over all classes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from evaluation.metrics.record import EvalRecord
 
 @dataclass(frozen=True)
 class ScoreCurve:
-    """What keeping the detections of at least a score gives, K distinct scores, highest first.
+    """Counts at each of K distinct score thresholds, highest first.
 
     Args:
-        scores: (K,) float64, strictly falling.
-        true_positives, false_positives: (K,) int64, how many are kept.
-        num_gt: objects that count.
+        scores: (K,) float64, strictly decreasing.
+        true_positives, false_positives: (K,) int64, counts of detections with at least this score.
+        num_gt: number of objects that count.
     """
 
     scores: np.ndarray
@@ -50,9 +50,9 @@ class ScoreCurve:
 
     @property
     def best(self) -> tuple[float | None, float | None]:
-        """(threshold, F1) where F1 is largest; None where nothing was found or nothing is there.
+        """(threshold, F1) where F1 is largest; None without detections or without objects.
 
-        The threshold lies midway to the next score below, so that rounding it loses no detection.
+        The threshold lies midway to the next lower score, so that rounding it loses no detection.
         """
         if not len(self.scores) or not self.num_gt or not self.true_positives[-1]:
             return None, None
@@ -100,7 +100,7 @@ def score_curves(record: EvalRecord, outcome: np.ndarray) -> ScoreCurves:
 
 
 def _curve(scores: np.ndarray, outcome: np.ndarray, num_gt: int) -> ScoreCurve:
-    """From sorted detections; equal scores are kept or dropped together."""
+    """The curve of sorted detections; equal scores are kept or dropped together."""
     true = np.cumsum(outcome == TRUE_POSITIVE, dtype=np.int64)
     last = np.flatnonzero(np.diff(scores, append=-np.inf) != 0) if len(scores) else np.zeros(0, np.int64)
     return ScoreCurve(scores[last], true[last], last + 1 - true[last], num_gt)

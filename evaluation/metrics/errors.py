@@ -1,4 +1,4 @@
-"""What kind of mistake costs how much mAP, in the manner of TIDE."""
+"""Classify detection errors by type and measure the mAP that each type costs (TIDE)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(6)
 ERROR_TYPES = ("classification", "localisation", "both", "duplicate", "background", "missed")
 SIZES = ("small", "medium", "large")
 SIZE_LIMITS = (32.0**2, 96.0**2)  # COCO's, pixels of area
-BACKGROUND_IOU = 0.1  # below it a detection has nothing to do with an object (TIDE, section 2.2)
+BACKGROUND_IOU = 0.1  # below it a detection matches no object (TIDE, section 2.2)
 
 
 @dataclass(frozen=True)
 class ErrorAnalysis:
-    """The mistakes of a record, by type (`ERROR_TYPES`), class and size of object (`SIZES`).
+    """The errors of a record, by type (`ERROR_TYPES`), class and object size (`SIZES`).
 
     Args:
-        det_type: (N,) int8, the type of each detection's mistake, -1 for none.
-        det_gt: (N,) int64, the object that the mistake concerns, -1 for none.
-        missed: (M,) bool, objects that nothing answers for, not even a mistake of class or place.
-        counts: (6, 3) int64, mistakes by type and size.
-        gain: (6,) what mAP50 (VOC10) would gain if all mistakes of a type, and no others, were mended.
+        det_type: (N,) int8, the error type of each detection, -1 for none.
+        det_gt: (N,) int64, the object that the error concerns, -1 for none.
+        missed: (M,) bool, objects without any detection, not even one of wrong class or location.
+        counts: (6, 3) int64, errors by type and size.
+        gain: (6,) the gain in mAP50 (VOC10) if all errors of this type, and no others, were corrected.
         gain_by_class: (6, C) the same for AP of each class, NaN for classes without objects.
         gain_by_size: (6, 3) the same for mAP, by size of object (of the detection, for background).
-        average_precision: the mAP itself, NaN without objects.
+        average_precision: the mAP, NaN without objects.
     """
 
     det_type: np.ndarray
@@ -43,13 +43,13 @@ class ErrorAnalysis:
 
 
 def analyse_errors(record: EvalRecord, outcome: np.ndarray) -> ErrorAnalysis:
-    """Sort the mistakes by type and measure what each costs.
+    """Classify the errors and measure the mAP that each type costs.
 
     Each false positive has one type, tried in this order: localisation (IoU of 0.1 to 0.5 with an object of its
     class), classification (0.5 or more with one of another class), duplicate (0.5 or more with an object that is found
-    already), background (less than 0.1 with any object), both (the rest). To mend is to give the box or class of the
-    object, or to remove what would then be a second detection; to remove duplicates and background; to take away
-    missed objects.
+    already), background (less than 0.1 with any object), both (the rest). A correction sets the box or class of the
+    object, or removes the detection if that would make it a second one; it removes duplicates and background, and it
+    removes missed objects.
 
     Args:
         record: detections and ground truth.
@@ -86,7 +86,7 @@ def analyse_errors(record: EvalRecord, outcome: np.ndarray) -> ErrorAnalysis:
 
 
 def _types(record: EvalRecord, outcome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Type of each false positive and the object it concerns."""
+    """Type of each false positive, and the object it concerns."""
     counted = ~record.gt_ignored
     own, any_class = best_matches(record, True, counted), best_matches(record, False, counted)
     wrong = outcome == FALSE_POSITIVE
@@ -125,7 +125,7 @@ def _mended(
 
 
 def _class_ap(record: EvalRecord, outcome: np.ndarray, num_gt: np.ndarray) -> np.ndarray:
-    """(C,) VOC10 AP; NaN for a class without objects, 1 for one whose objects were all taken away as missed."""
+    """(C,) VOC10 AP; NaN for a class without objects, 1 for one whose objects were all removed as missed."""
     curves = class_curves(record, outcome, num_gt)
     ap = np.array([average_precision_10(recall, precision) for _, recall, precision in curves])
     ap[(num_gt == 0) & (record.num_gt > 0)] = 1.0

@@ -1,4 +1,4 @@
-"""Which object each detection answers for, over a whole split at once."""
+"""Match detections to objects, over a whole split at once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PAIRS_AT_ONCE = 4_000_000  # bounds memory (about 0.5 GB) whatever the number o
 
 @dataclass(frozen=True)
 class BestMatch:
-    """The object of largest IoU for each of N detections.
+    """The object with the largest IoU for each of N detections.
 
     Args:
         iou: (N,) float64, 0 where there is no object to compare with.
-        gt: (N,) int64 position of the object in the record, the first of equals, -1 for none.
+        gt: (N,) int64 position of the object in the record, the first among equals, -1 for none.
     """
 
     iou: np.ndarray
@@ -27,7 +27,7 @@ class BestMatch:
 
 
 def pair_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
-    """(P,) IoU of (P, 4) xyxy boxes with (P, 4) others, row by row; 0 where neither has an area."""
+    """(P,) IoU of (P, 4) xyxy boxes with (P, 4) others, row by row; 0 if both areas are zero."""
     left_top = np.maximum(boxes_a[:, :2], boxes_b[:, :2])
     right_bottom = np.minimum(boxes_a[:, 2:], boxes_b[:, 2:])
     sides = right_bottom - left_top
@@ -39,13 +39,13 @@ def pair_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
 
 
 def best_matches(record: EvalRecord, same_class: bool = True, gt_mask: np.ndarray | None = None) -> BestMatch:
-    """The best object of the same image (and class) for each detection, whether or not it is taken already.
+    """The best object of the same image (and class) for each detection, whether or not it is already matched.
 
-    The VOC devkit looks for it without regard to other detections, so it depends on no order and vectorises.
+    As in the VOC devkit, the result does not depend on other detections or their order, so it is vectorised.
 
     Args:
         record: detections and ground truth.
-        same_class: compare with objects of the detection's own class only.
+        same_class: compare only with objects of the detection's class.
         gt_mask: (M,) bool, objects to consider; all of them by default.
     """
     iou = np.zeros(len(record.det_image))
@@ -64,8 +64,8 @@ def best_matches(record: EvalRecord, same_class: bool = True, gt_mask: np.ndarra
 def outcomes(record: EvalRecord, matches: BestMatch, iou_threshold: float) -> np.ndarray:
     """True positive (1), false positive (0) or ignored (-1) for each detection, by the VOC protocol.
 
-    Highest score first (equal scores in the order they were given), a detection whose best object has an IoU of at
-    least the threshold is ignored if that object is difficult, a true positive if it is the first for it, and a false
+    In descending score order (ties keep their input order), a detection whose best object has an IoU of at
+    least the threshold is ignored if that object is difficult, a true positive if it is the object's first, and a false
     positive otherwise.
 
     Source: VOCdevkit, VOCevaldet.m, http://host.robots.ox.ac.uk/pascal/VOC/voc2012/
@@ -85,7 +85,7 @@ def outcomes(record: EvalRecord, matches: BestMatch, iou_threshold: float) -> np
 def pairs_in_image(
     record: EvalRecord, same_class: bool, gt_mask: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(detections, objects, start of each detection) of the pairs that share an image (and class), in parts."""
+    """Yield (detections, objects, start of each detection) of the pairs that share an image (and class), in parts."""
     classes = record.num_classes if same_class else 1
     det_keys = record.det_image * classes + (record.det_labels if same_class else 0)
     gt_keys = record.gt_image * classes + (record.gt_labels if same_class else 0)

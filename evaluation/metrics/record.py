@@ -1,4 +1,4 @@
-"""Detections and ground truth of a whole split as flat arrays: what every metric computes from."""
+"""Detections and ground truth of a split as flat arrays, the input of all metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data.index import DatasetIndex
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """What was found and what is there, N detections and M objects in I images.
+    """N detections and M ground-truth objects in I images.
 
     Args:
         class_names: the classes that are scored.
@@ -22,7 +22,7 @@ class EvalRecord:
         det_scores: (N,) float64.
         det_labels, gt_labels: (N,), (M,) int64, index into `class_names`.
         gt_difficult, gt_crowd: (M,) bool.
-        gt_areas: (M,) float64 pixels, as the annotation says (COCO: of the mask) or else of the box.
+        gt_areas: (M,) float64 pixels, from the annotation (COCO: of the mask) or else of the box.
     """
 
     class_names: tuple[str, ...]
@@ -48,7 +48,7 @@ class EvalRecord:
 
     @property
     def gt_ignored(self) -> np.ndarray:
-        """(M,) bool: objects that neither count nor cost by the VOC protocol."""
+        """(M,) bool: objects that the VOC protocol ignores."""
         return self.gt_difficult | self.gt_crowd
 
     @property
@@ -73,7 +73,7 @@ class EvalRecord:
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:
-    """(N,) areas of (N, 4) xyxy boxes, in float64; 0 for a box turned inside out."""
+    """(N,) areas of (N, 4) xyxy boxes, in float64; 0 for an inverted box."""
     boxes = np.asarray(boxes, np.float64)
     return np.clip(boxes[:, 2] - boxes[:, 0], 0, None) * np.clip(boxes[:, 3] - boxes[:, 1], 0, None)
 
@@ -88,7 +88,7 @@ def record_from_index(
     det_scores: np.ndarray,
     det_labels: np.ndarray,
 ) -> EvalRecord:
-    """A record whose ground truth is taken from an index at once, in its own precision.
+    """Build a record with the ground truth of an index, in full precision.
 
     Args:
         index: the split.
@@ -96,7 +96,7 @@ def record_from_index(
         class_map: (C_index,) int64, the index's labels as labels of `class_names`, -1 for classes not scored.
         images: (I,) positions in `index` of the images that were scored, ascending.
         det_image: (N,) position in `index` of each detection's image; the order of the detections within an image is
-            kept, as it decides between equal scores.
+            kept, as it decides the order of equal scores.
         det_boxes, det_scores, det_labels: the detections.
     """
     images = np.asarray(images, np.int64)

@@ -10,14 +10,14 @@ import numpy as np
 from evaluation.metrics.matching import IGNORED, TRUE_POSITIVE, best_matches, outcomes
 from evaluation.metrics.record import EvalRecord
 
-IOU_THRESHOLD = 0.5  # the VOC challenge's
-# k * 0.1 in floating point, as every Python evaluation of VOC has it since py-faster-rcnn's voc_eval.py: a recall of
-# exactly 0.3, 0.6 or 0.7 lies just below its point.
+IOU_THRESHOLD = 0.5  # of the VOC challenge
+# k * 0.1 in floating point, as in py-faster-rcnn's voc_eval.py and later Python evaluations of VOC: a recall of
+# exactly 0.3, 0.6 or 0.7 lies just below its recall point.
 ELEVEN_POINTS = np.arange(0.0, 1.1, 0.1)
 
 
 def average_precision_07(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Mean over recall 0, 0.1, ... 1 of the best precision at that recall or above (VOC2007, section 4.2).
+    """Mean over recall 0, 0.1, ... 1 of the maximum precision at that recall or above (VOC2007, section 4.2).
 
     Args:
         recall, precision: (N,) after each detection, highest score first.
@@ -31,7 +31,7 @@ def average_precision_07(recall: np.ndarray, precision: np.ndarray) -> float:
 
 
 def average_precision_10(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Area under the monotonically falling precision-recall curve (VOC2010 and later, section 3.4.1).
+    """Area under the monotonically decreasing precision-recall curve (VOC2010 and later, section 3.4.1).
 
     Args:
         recall, precision: (N,) after each detection, highest score first.
@@ -45,12 +45,12 @@ def average_precision_10(recall: np.ndarray, precision: np.ndarray) -> float:
 def class_curves(
     record: EvalRecord, outcome: np.ndarray, num_gt: np.ndarray | None = None
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(scores, recall, precision) of each class, highest score first, ignored detections left out.
+    """(scores, recall, precision) of each class, highest score first, without ignored detections.
 
     Args:
         record: detections and ground truth.
         outcome: (N,) of `matching.outcomes`.
-        num_gt: (C,) objects of each class, the record's own by default. Without objects the recall is 0.
+        num_gt: (C,) objects of each class, by default from the record. Recall is 0 without objects.
     """
     num_gt = record.num_gt if num_gt is None else num_gt
     counted = np.flatnonzero(outcome != IGNORED)
@@ -77,8 +77,8 @@ def voc_ap(record: EvalRecord, outcome: np.ndarray) -> tuple[np.ndarray, np.ndar
 def voc_figures(record: EvalRecord, iou_thresholds: Sequence[float] = (IOU_THRESHOLD,)) -> dict[str, Any]:
     """mAP and AP of each class by both protocols.
 
-    A detection belongs to the object of its class with the largest IoU. Objects marked `difficult` are ignored. A
-    second detection of an object is a false positive. Equal scores keep the order in which they were given. Crowd
+    A detection is matched to the object of its class with the largest IoU. Objects marked `difficult` are ignored. A
+    second detection of an object is a false positive. Equal scores keep their input order. Crowd
     regions are treated as difficult. The mean is over the classes that have objects.
 
     Returns:
@@ -106,12 +106,12 @@ def voc_figures(record: EvalRecord, iou_thresholds: Sequence[float] = (IOU_THRES
 
 
 def mean_or_none(values: np.ndarray) -> float | None:
-    """The mean of the values that are there (not NaN), None if there are none."""
+    """The mean of the values that are not NaN; None if there are none."""
     values = np.asarray(values, np.float64)
     there = ~np.isnan(values)
     return float(values[there].mean()) if there.any() else None
 
 
 def none_if_nan(value: float) -> float | None:
-    """JSON has no NaN: None instead."""
+    """Replace NaN by None, as JSON has no NaN."""
     return None if np.isnan(value) else float(value)

@@ -1,1 +1,1 @@
-"""What an evaluation says to a reader: text and a page."""
+"""Reports of an evaluation: text and HTML."""

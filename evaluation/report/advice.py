@@ -1,4 +1,4 @@
-"""The three things most worth doing, each with the figure that says so."""
+"""The three most useful recommendations, each with the metric that supports it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from evaluation.metrics.errors import (
     ErrorAnalysis,
 )
 
-HARDLY_LEARNED = 0.05  # mAP50 below which there is no point in looking at single mistakes
+HARDLY_LEARNED = 0.05  # mAP50 below which single errors are not analysed
 FALLBACK_THRESHOLD = 0.25
-NOTABLE_F1 = 0.005  # a gain of F1 that another threshold must bring to be advised
-NOTABLE_SHARE = 0.1  # of wrong classes, from which a pair of classes stands out
+NOTABLE_F1 = 0.005  # minimum F1 gain for recommending another threshold
+NOTABLE_SHARE = 0.1  # minimum fraction of class errors for naming a pair of classes
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One thing to do.
+    """One recommendation.
 
     Args:
-        gain: what mAP50 would gain if it succeeded altogether, 0 where that is not known.
-        text: the figure and what to do, in one sentence each.
+        gain: possible gain in mAP50, 0 if unknown.
+        text: the metric and the recommendation, in one sentence each.
     """
 
     gain: float
@@ -39,11 +39,11 @@ class Advice:
 
 @dataclass(frozen=True)
 class Scored:
-    """What was scored, so that no advice is what is the case already.
+    """Settings of the evaluation, so that no recommendation repeats the current setting.
 
     Args:
         input_size: (height, width) of the network's input; None if no network was scored.
-        score_threshold: what prediction uses by default.
+        score_threshold: default of prediction.
         iou_threshold: of the NMS in this evaluation.
         has_converged: whether its training had stopped improving.
     """
@@ -58,13 +58,13 @@ UNKNOWN = Scored()
 
 
 def advise(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored = UNKNOWN, limit: int = 3) -> list[Advice]:
-    """What is most worth doing, the largest gain first.
+    """Recommendations, the largest gain first.
 
     Args:
         result: the evaluation.
         errors: of `analyse_errors` on its record.
         scored: what was scored.
-        limit: how many.
+        limit: maximum number.
     """
     if np.isnan(errors.average_precision):
         return [Advice(0.0, "There are no objects to score against: name a split that has annotations.")]
@@ -89,7 +89,7 @@ def _cost(gain: float, errors: ErrorAnalysis) -> str:
 
 
 def _more(scored: Scored) -> str:
-    """What helps a network that knows too little."""
+    """Recommendations for a network with very low mAP."""
     wider = "a wider network (--alpha, --neck-width) from pretrained weights"
     return (
         f"its training had stopped improving, so more images, or {wider}"
@@ -140,7 +140,7 @@ def _classification(result: EvaluationResult, errors: ErrorAnalysis, scored: Sco
     gain, record = errors.gain[CLASSIFICATION], result.record
     wrong = np.flatnonzero(errors.det_type == CLASSIFICATION)
     pairs = np.zeros((record.num_classes, record.num_classes))
-    # by score: with several classes a box, a mass of faint second answers would drown what matters
+    # by score: with several classes per box, many low-scoring second classes would hide the important ones
     np.add.at(pairs, (record.gt_labels[errors.det_gt[wrong]], record.det_labels[wrong]), record.det_scores[wrong])
     share = pairs.max(initial=0.0) / max(pairs.sum(), 1e-9)
     if share < NOTABLE_SHARE:

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file that holds all it shows and needs no network."""
+"""HTML report of an evaluation: one self-contained file."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def write_report(
     model: str = "",
     read: Callable[[Path], np.ndarray] | None = None,
 ) -> None:
-    """Write the page.
+    """Write the report.
 
     Args:
         path: the HTML file.
-        result: what to report.
-        scored: what was scored, for the advice.
-        model: what was scored, in the user's words.
-        read: path to (H, W, 3) uint8 RGB; `utils.images.read_image` by default. A picture that cannot be read is
+        result: the evaluation.
+        scored: settings of the evaluation, for the recommendations.
+        model: name of the model, as the user gave it.
+        read: path to (H, W, 3) uint8 RGB; `utils.images.read_image` by default. An image that cannot be read is
             left out, and the page says so.
     """
     write_file(path, report_html(result, scored, model, read).encode("utf-8", "backslashreplace"))
@@ -98,7 +98,7 @@ def report_html(
     model: str = "",
     read: Callable[[Path], np.ndarray] | None = None,
 ) -> str:
-    """The page as text; see `write_report`."""
+    """The report as text; see `write_report`."""
     read = read or read_image
     errors = analyse_errors(result.record, result.outcome)
     threshold = working_threshold(result)
@@ -140,7 +140,7 @@ def report_html(
 
 
 def page_html(title: str, sections: list[str]) -> str:
-    """A page of its own: sections of HTML in the report's style."""
+    """A separate page: sections of HTML in the style of the report."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -1,4 +1,4 @@
-"""The pictures of a report: the worst images and the most confident mistakes, with what was found and what is there."""
+"""Images of a report: the worst images and the most confident errors, with detections and ground truth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.draw import line_width, put_text, text_height, text_size
 from utils.errors import UserError, printable
 
 WORST_IMAGES, WORST_MISTAKES = 12, 16
-TILE = 640  # longest side of a picture in the page, pixels
+TILE = 640  # longest side of an image in the page, pixels
 JPEG_QUALITY = 80
 RIGHT, WRONG, MISSED = (22, 163, 74), (220, 38, 38), (245, 158, 11)  # RGB
 
@@ -26,7 +26,7 @@ Mark = tuple[np.ndarray, tuple[int, int, int], str]  # box (4,) image pixels, co
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the page: a `data:` address (empty where the file is not there) and what stands below it."""
+    """One image of the page: a `data:` URL (empty if the file is missing) and its caption."""
 
     source: str
     caption: str
@@ -35,7 +35,7 @@ class Picture:
 def worst_images(
     result: EvaluationResult, threshold: float, read: Callable[[Path], np.ndarray], limit: int = WORST_IMAGES
 ) -> list[Picture]:
-    """The images with the most wrong and missed objects at a score threshold, as pictures with boxes."""
+    """The images with the most wrong detections and missed objects at a score threshold, with boxes drawn."""
     record = result.record
     mistakes = find_mistakes(result, threshold)
     pictures = []
@@ -44,7 +44,7 @@ def worst_images(
         marks: list[Mark] = []
         for mask, colour in ((mistakes.right, RIGHT), (mistakes.wrong, WRONG)):
             for d in np.flatnonzero(mask & (record.det_image == i)):
-                # what is right needs no words, which would cover what is wrong
+                # correct boxes get no text, which would cover the wrong ones
                 text = (
                     f"{record.class_names[record.det_labels[d]]} {record.det_scores[d]:.2f}"
                     if mask is mistakes.wrong
@@ -65,7 +65,7 @@ def confident_mistakes(
     read: Callable[[Path], np.ndarray],
     limit: int = WORST_MISTAKES,
 ) -> list[Picture]:
-    """The wrong detections with the highest scores, cut out with some of what is around them."""
+    """Crops of the wrong detections with the highest scores, with some context."""
     record = result.record
     wrong = np.flatnonzero(errors.det_type >= 0)
     pictures = []
@@ -100,7 +100,7 @@ def crop(
     around: np.ndarray | None,
     read: Callable[[Path], np.ndarray],
 ) -> str:
-    """A picture, or the part of it around a box, with marked boxes, as a JPEG in a `data:` address."""
+    """An image, or a crop around a box, with marked boxes, as a JPEG in a `data:` URL."""
     try:
         image = read(path)
     except (UserError, OSError, ValueError):
@@ -123,7 +123,7 @@ def crop(
 
 
 def _mark(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], text: str) -> None:
-    """One box with its text, inside the top edge so that it stays in the picture."""
+    """Draw one box, with its text inside the top edge so that it stays in the image."""
     height, width = canvas.shape[:2]
     x1, y1, x2, y2 = np.clip(np.rint(box), -1, [width, height, width, height]).astype(int).tolist()
     cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, max(2, line_width(canvas)))

@@ -1,4 +1,4 @@
-"""The curves and bars of a report, as pictures inside the page."""
+"""Plots of a report: curves and bars as inline SVG images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from evaluation.metrics.errors import ERROR_TYPES, SIZES, ErrorAnalysis
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_POINTS = 300  # of a curve; more cannot be seen and would make the page large
-MOST_CLASSES = 30  # of a figure that has a row a class
-NAMED_CURVES = 10  # classes that get a colour of their own
+MOST_POINTS = 300  # per curve; more are not visible and make the page large
+MOST_CLASSES = 30  # of a figure with one row per class
+NAMED_CURVES = 10  # classes with their own colour
 INK, ACCENT, GOOD, BAD, MUTED = "#1f2933", "#2563eb", "#15803d", "#c2410c", "#9aa5b1"
 SIZE_COLOURS = ("#f59e0b", "#ea580c", "#7c2d12")
 
 
 def data_uri(figure: Figure) -> str:
-    """The figure as an SVG in a `data:` address."""
+    """The figure as an SVG in a `data:` URL."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -43,7 +43,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
 
 
 def _text(name: str) -> str:
-    """A class name that matplotlib does not take for mathematics."""
+    """Escape a class name so that matplotlib does not parse it as mathematics."""
     return name.replace("$", r"\$")
 
 
@@ -94,7 +94,7 @@ def curves_figure(result: EvaluationResult) -> Figure:
 
 
 def class_figure(result: EvaluationResult) -> Figure:
-    """AP50 of each class as bars, the weakest first."""
+    """AP50 of each class as bars, lowest first."""
     rows = [(n, row["voc10_AP50"]) for n, row in result.figures["per_class"].items() if row["voc10_AP50"] is not None]
     rows = sorted(rows, key=lambda row: row[1])[:MOST_CLASSES]
     figure, (axis,) = _figure(6, 1.2 + 0.24 * len(rows))
@@ -108,7 +108,7 @@ def class_figure(result: EvaluationResult) -> Figure:
 
 
 def errors_figure(result: EvaluationResult, errors: ErrorAnalysis) -> Figure:
-    """What each kind of mistake costs: by size of object, and by class."""
+    """mAP cost of each error type, by object size and by class."""
     num_gt = result.record.num_gt
     order = [c for c in np.argsort(-np.nan_to_num(errors.gain_by_class).sum(axis=0)) if num_gt[c]][:MOST_CLASSES]
     figure, (left, right) = _figure(13, max(3.6, 1.4 + 0.2 * len(order)), 2)
@@ -140,7 +140,7 @@ def errors_figure(result: EvaluationResult, errors: ErrorAnalysis) -> Figure:
 
 
 def confusion_figure(matrix: np.ndarray, class_names: tuple[str, ...], threshold: float) -> Figure:
-    """Rows: actual class; columns: predicted class; shares of a row. Classes with the most objects come first."""
+    """Rows: actual class; columns: predicted class; row fractions. Classes with the most objects come first."""
     totals = matrix[:-1].sum(axis=1)
     kept = [c for c in np.argsort(-totals, kind="stable") if totals[c] or matrix[-1, c]][:MOST_CLASSES]
     order = [*kept, len(class_names)]
@@ -162,7 +162,7 @@ def confusion_figure(matrix: np.ndarray, class_names: tuple[str, ...], threshold
 
 
 def calibration_figure(calibration: Calibration) -> Figure:
-    """How often a score is right, and how many detections have it."""
+    """Precision by score, and the number of detections per score bin."""
     figure, (axis,) = _figure(6, 4)
     centres = (calibration.edges[1:] + calibration.edges[:-1]) / 2
     axis.bar(centres, np.nan_to_num(calibration.precision), width=0.09, color=ACCENT, alpha=0.85, label="right")

@@ -1,4 +1,4 @@
-"""An evaluation as one page of plain text."""
+"""Plain-text report of an evaluation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from utils.errors import printable
 if TYPE_CHECKING:
     from evaluation.metrics.compare import Comparison
 
-FEW_IMAGES = 200  # below which the page says how uncertain the figures are
-MOST_CLASSES = 40  # of a table that is to stay one page
+FEW_IMAGES = 200  # below this number the report states the uncertainty
+MOST_CLASSES = 40  # maximum rows of the class table
 
 
 def summary_text(result: EvaluationResult, scored: Scored = UNKNOWN) -> str:
-    """Figures, classes, time, what is lost and why, and what to do: one page that ends in three things to do."""
+    """The report: metrics, classes, time, errors and their cost, and three recommendations."""
     errors = analyse_errors(result.record, result.outcome)
     parts = [
         _head(result),
@@ -36,7 +36,7 @@ def summary_text(result: EvaluationResult, scored: Scored = UNKNOWN) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A figure with fixed digits, `-` for None."""
+    """A number with fixed digits, `-` for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -61,7 +61,7 @@ def _figures(result: EvaluationResult) -> str:
 
 
 def class_table(result: EvaluationResult) -> str:
-    """A line a class with objects, at most 40: AP, and what is found at the working threshold."""
+    """One line per class with objects, at most 40: AP, and results at the working threshold."""
     rows = [row for row in working_rows(result) if row.objects]
     width = max([len(printable(row.name)) for row in rows] + [5])
     lines = [
@@ -79,19 +79,19 @@ def class_table(result: EvaluationResult) -> str:
 
 
 def working_threshold(result: EvaluationResult) -> float:
-    """The score threshold of the table: that of the best F1 over all classes, if anything was found."""
+    """The score threshold of the table: the best-F1 threshold over all classes, if there are detections."""
     return FALLBACK_THRESHOLD if result.best_f1_threshold is None else result.best_f1_threshold
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class at the working threshold.
+    """Results of a class at the working threshold.
 
     Args:
-        objects: that count.
+        objects: number of objects that count.
         ap50, coco: AP at IoU 0.5 (VOC 2010), and over IoU 0.5 to 0.95; None where there is none.
         found, wrong: true and false positives with a score of at least the working threshold.
-        precision, recall: of them; None where nothing was kept, or nothing is there.
+        precision, recall: of these; None where undefined.
     """
 
     name: str
@@ -111,7 +111,7 @@ class ClassRow:
 
 
 def working_rows(result: EvaluationResult) -> list[ClassRow]:
-    """Every class at the working threshold."""
+    """Results of every class at the working threshold."""
     threshold = working_threshold(result)
     rows = zip(result.record.class_names, result.per_class().values(), result.curves.per_class, strict=True)
     return [
@@ -121,10 +121,10 @@ def working_rows(result: EvaluationResult) -> list[ClassRow]:
 
 
 def noise_text(result: EvaluationResult) -> str:
-    """How far the figures are uncertain, where the images are few; else an empty text.
+    """The uncertainty of the metrics if there are few images; else an empty text.
 
-    The 95 % interval of a share of n independent objects, 1.96 sqrt(p (1 - p) / n); objects of one image are not quite
-    independent, so it is a lower bound.
+    The 95 % interval of a proportion over n independent objects, 1.96 sqrt(p (1 - p) / n). Objects of one image are not
+    fully independent, so it is a lower bound.
     """
     objects = int(result.record.num_gt.sum())
     if result.num_images >= FEW_IMAGES or not objects:
@@ -174,7 +174,7 @@ def _advice(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored) -> 
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """A comparison in words."""
+    """The comparison as text."""
     c = comparison
     lines = [
         f"A {printable(c.name_a)}: mAP50 {number(c.a)}",
