@@ -1,4 +1,4 @@
-"""The network: backbones, neck, head, boxes, losses, checkpoints, exports, the detector."""
+"""The network and its parts: backbones, neck, head, box coding, losses, checkpoints, exports and the detector."""
 
 from importlib import import_module
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import utils
 
-# A program with a `utils` of its own would fail later, with an error that names some function of ours.
+# A program with its own `utils` package would fail later, with an error about one of our functions.
 _UTILS = Path(getattr(utils, "__file__", None) or next(iter(getattr(utils, "__path__", [""]))))
 if Path(__file__).resolve().parents[1] not in _UTILS.resolve().parents:
     raise ImportError(
@@ -17,7 +17,7 @@ __all__ = ["Detections", "Detector", "Thresholds", "load_detector"]
 
 
 def __getattr__(name: str) -> Any:
-    """What users import, resolved on demand: no module of `nets` knows `prediction`, where the Python API is."""
+    """Load the public names lazily: the Python API is in `prediction`, which no module of `nets` imports."""
     if name in __all__:
         return getattr(import_module("prediction"), name)
     raise AttributeError(f"module 'nets' has no attribute {name!r}")

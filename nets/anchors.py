@@ -9,13 +9,15 @@ from nets.model_config import MAX_LOG_SIZE
 
 
 def decode(offsets: Tensor, anchors: Tensor, cells: Tensor, stride: int | Tensor, scale_xy: float | Tensor) -> Tensor:
-    """Turn raw offsets into boxes. All arguments broadcast against each other.
+    """Decode raw offsets into boxes. All arguments broadcast against each other.
+
+    centre = (cell + s * sigmoid(t_xy) - (s - 1) / 2) * stride; size = anchor * exp(t_wh).
 
     Args:
         offsets: (..., 4) logits tx, ty, tw, th.
         anchors: (..., 2) width, height in input pixels.
         cells: (..., 2) column, row of the grid cell.
-        stride: of the level, input pixels a cell.
+        stride: stride of the level, input pixels per cell.
         scale_xy: grid sensitivity s: the centre may leave its cell by (s - 1) / 2.
 
     Returns:
@@ -29,7 +31,7 @@ def decode(offsets: Tensor, anchors: Tensor, cells: Tensor, stride: int | Tensor
 
 
 def decode_xy(offsets: Tensor, cells: Tensor, stride: int | Tensor, scale_xy: float | Tensor) -> Tensor:
-    """Centres of boxes, for `decode` and for graphs that keep the coordinates in another dimension than the last."""
+    """Centres of boxes, for `decode` and for graphs whose coordinates are not in the last dimension."""
     return (offsets.sigmoid() * scale_xy - (scale_xy - 1) / 2 + cells) * stride
 
 

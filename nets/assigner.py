@@ -1,4 +1,4 @@
-"""Which anchors are responsible for which ground-truth box, for a whole batch at once."""
+"""Label assignment: match anchors to ground-truth boxes, for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torchvision.ops import box_convert
 from nets.anchors import decode
 from nets.model_config import STRIDES, ModelConfig
 
-# YOLOv5's `anchor_t`: an anchor may answer for boxes up to 4 times wider, narrower, higher or lower than itself.
+# YOLOv5's `anchor_t`: an anchor matches a box if their widths and heights differ by a factor of at most 4.
 RATIO_LIMIT = 4.0
-# YOLOv4's `iou_thresh`: anchors whose shape has at least this IoU with the box answer for it.
+# YOLOv4's `iou_thresh`: an anchor matches a box if the IoU of their shapes (same centre) is at least this.
 SHAPE_IOU_LIMIT = 0.213
-# SimOTA (YOLOX, section 2.1): how many of the best IoUs are summed into the number of answers.
+# SimOTA (YOLOX, section 2.1): the sum of a box's highest 10 IoUs gives the number of predictions matched to it.
 SIMOTA_TOP = 10
 SIMOTA_IOU_WEIGHT = 3.0
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Pairs of an anchor and the box it answers for, P of them, over the whole batch.
+    """P pairs of a prediction and the ground-truth box assigned to it, over the whole batch.
 
     Attributes:
-        level, image, anchor, row, column: (P,) int64, which prediction.
-        target: (P,) int64, which ground-truth box.
+        level, image, anchor, row, column: (P,) int64, indices of the prediction.
+        target: (P,) int64, index of the ground-truth box.
     """
 
     level: Tensor
@@ -46,7 +46,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an assigner looks at: the batch's boxes in the grid of every level, and the predictions themselves."""
+    """The input of an assigner: the batch's ground-truth boxes, the grid sizes of the levels, and the predictions."""
 
     boxes: Tensor  # (M, 4) cxcywh, input pixels
     labels: Tensor  # (M,)
@@ -68,7 +68,7 @@ def anchor_table(config: ModelConfig, device: torch.device) -> Tensor:
 
 
 def _shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
-    """(M, 2) and (K, 2) widths and heights to (M, K) IoU of boxes laid on the same centre."""
+    """(M, 2) and (K, 2) widths and heights to (M, K) IoU of boxes with the same centre."""
     inter = torch.minimum(sizes[:, None], anchors[None]).prod(-1)
     return inter / (sizes.prod(-1)[:, None] + anchors.prod(-1)[None] - inter)
 
@@ -92,7 +92,7 @@ def _level_tables(scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def assign_best(scene: Scene) -> Matches:
-    """The one anchor, of all levels, whose shape fits best, in the cell of the centre (YOLOv3, and the reference)."""
+    """The anchor of all levels with the highest shape IoU, in the cell of the centre (YOLOv3, and the reference)."""
     iou = _shape_iou(scene.boxes[:, 2:], anchor_table(scene.config, scene.boxes.device))
     chosen = torch.zeros_like(iou, dtype=torch.bool)
     chosen[torch.arange(len(iou), device=iou.device), iou.argmax(dim=1)] = True
@@ -100,7 +100,7 @@ def assign_best(scene: Scene) -> Matches:
 
 
 def assign_iou(scene: Scene) -> Matches:
-    """Every anchor with shape IoU of at least 0.213, and the best one, in the cell of the centre (YOLOv4's darknet)."""
+    """Every anchor with a shape IoU of at least 0.213, and the best one, in the cell of the centre (YOLOv4)."""
     iou = _shape_iou(scene.boxes[:, 2:], anchor_table(scene.config, scene.boxes.device))
     return _at_centre(scene, (iou >= SHAPE_IOU_LIMIT) | (iou >= iou.amax(dim=1, keepdim=True)))
 
@@ -108,7 +108,7 @@ def assign_iou(scene: Scene) -> Matches:
 def assign_ratio(scene: Scene) -> Matches:
     """Every anchor within a factor of 4 in both sides, in the cell of the centre and its two nearest neighbours.
 
-    A box that no anchor fits gets the best-shaped one, so that no object is left without an answer.
+    A box that no anchor fits gets the anchor with the best shape, so that every object is matched.
     Source: YOLOv5's documentation, "target assignment"; needs a grid sensitivity of 2 to reach from a neighbour.
     """
     anchors = anchor_table(scene.config, scene.boxes.device)
@@ -135,10 +135,10 @@ def assign_ratio(scene: Scene) -> Matches:
 
 @torch.no_grad()
 def assign_simota(scene: Scene) -> Matches:
-    """Of the candidates of `assign_ratio`, those of least cost; how many, each box's best IoUs say.
+    """The candidates of `assign_ratio` with the lowest cost. The sum of a box's best IoUs gives their number.
 
-    Cost = class cross-entropy + 3 * -log IoU; a prediction wanted by two boxes goes to the cheaper.
-    Source: YOLOX, section 2.1, SimOTA, https://arxiv.org/abs/2107.08430; over such candidates: YOLOv7, section 4.2,
+    Cost = class cross-entropy + 3 * -log IoU. A prediction matched to two boxes is kept for the one with lower cost.
+    Source: YOLOX, section 2.1, SimOTA, https://arxiv.org/abs/2107.08430; with these candidates: YOLOv7, section 4.2,
     https://arxiv.org/abs/2207.02696
     """
     found = assign_ratio(scene)
@@ -174,7 +174,7 @@ def _rank_within(groups: Tensor, values: Tensor, count: int) -> Tensor:
 
 
 def _first_of_each(keys: Tensor, cost: Tensor) -> Tensor:
-    """Indices of the cheapest entry of each key."""
+    """Indices of the entry with the lowest cost for each key."""
     order = cost.argsort(stable=True)
     order = order[keys[order].argsort(stable=True)]
     ordered = keys[order]
@@ -184,7 +184,7 @@ def _first_of_each(keys: Tensor, cost: Tensor) -> Tensor:
 
 
 def _place_keys(matches: Matches, scene: Scene) -> Tensor:
-    """One number for each prediction of the batch."""
+    """A unique number for each prediction of the batch."""
     height, width = (max(grid[axis] for grid in scene.grids) for axis in (0, 1))
     keys = matches.image
     for part, size in (
@@ -212,10 +212,10 @@ def gather(predictions: Sequence[Tensor], matches: Matches) -> Tensor:
         image, anchor = matches.image[where], matches.anchor[where]
         row, column = matches.row[where], matches.column[where]
         _, anchors, height, width, outputs = raw.shape
-        # whole rows of a flat view: their gradient is added row by row, several times quicker than element by element
+        # index whole rows of a flat view: the backward adds rows, several times faster than adding single elements
         if raw.is_contiguous():
             place = ((image * anchors + anchor) * height + row) * width + column
-        else:  # channels last lays a cell's anchors side by side
+        else:  # in channels-last format a cell's anchors are adjacent in memory
             raw = raw.permute(0, 2, 3, 1, 4)
             place = ((image * height + row) * width + column) * anchors + anchor
         rows.append(raw.reshape(-1, outputs).index_select(0, place))
@@ -225,7 +225,7 @@ def gather(predictions: Sequence[Tensor], matches: Matches) -> Tensor:
 
 
 def decode_matches(offsets: Tensor, matches: Matches, config: ModelConfig) -> Tensor:
-    """(P, 4) raw offsets of the matches to boxes, cxcywh, input pixels."""
+    """(P, 4) raw offsets of the matches to (P, 4) boxes, cxcywh, input pixels."""
     device = offsets.device
     strides = torch.tensor(STRIDES, device=device)[matches.level][:, None]
     scales = torch.tensor(config.scale_xy, device=device)[matches.level][:, None]

@@ -1,4 +1,4 @@
-"""Image in, detections in its own pixels out."""
+"""The detector: preprocessing, network and postprocessing of RGB images."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Own = TypeVar("Own", bound="Detector")
 
 
 class Detector:
-    """A network with everything around it that turns images into objects.
+    """A network with its preprocessing and postprocessing.
 
     Args:
         runtime: the network (see `nets.runtime`).
 
     Attributes:
         config: the model's configuration; `config.class_names[label]` names a detection.
-        timings: seconds spent so far in `preprocess`, `network`, `postprocess`.
+        timings: total seconds spent in `preprocess`, `network` and `postprocess`.
 
-    Several threads may use it at once: one is in the network while others prepare and read.
+    It is thread-safe: one thread runs the network while others do preprocessing and postprocessing.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -44,8 +44,8 @@ class Detector:
 
     @classmethod
     def from_model(cls: type[Own], model: YOLOv4, device: str = "cpu") -> Own:
-        """A detector on a copy of a network's present weights."""
-        from nets.torch_runtime import TorchRuntime  # late: an exported file runs without PyTorch
+        """A detector with a copy of the model's current weights."""
+        from nets.torch_runtime import TorchRuntime  # imported here: exported files run without PyTorch
 
         return cls(TorchRuntime(model, device))
 
@@ -53,7 +53,7 @@ class Detector:
     def open(
         cls: type[Own], model: str | os.PathLike[str] | None = None, device: str = "auto", runtime: str = "auto"
     ) -> Own:
-        """A detector from a model file, the name of bundled weights, or a run's folder (see `find_model`)."""
+        """Load a detector from a model file, the name of bundled weights, or a run's folder (see `find_model`)."""
         return cls(load_runtime(find_model(model), device, runtime))
 
     @property
@@ -61,7 +61,7 @@ class Detector:
         return self.runtime.config
 
     def set_input_size(self, input_size: Sequence[int] | int) -> None:
-        """Run at another (height, width). Raises UserError if the file was exported for one size."""
+        """Set the input size, (height, width). Raises UserError if the file was exported for a fixed size."""
         size = input_size_option(input_size)
         if self.runtime.fixed_size and size != self.config.input_size:
             raise UserError(
@@ -72,7 +72,7 @@ class Detector:
         self.runtime.config = self.config.replace(input_size=size)
 
     def decoded_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) at which an image of this size loses nothing: see `Letterbox.decoded_size`."""
+        """Minimum (height, width) at which to decode an image of this size: see `Letterbox.decoded_size`."""
         return self.config.letterbox.decoded_size(height, width)
 
     def detect_batch(
@@ -81,10 +81,10 @@ class Detector:
         thresholds: Thresholds = OWN_THRESHOLDS,
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detections]:
-        """Objects of RGB images (H, W, 3) uint8 of any sizes, each in its own pixels.
+        """Detect objects in RGB images (H, W, 3) uint8 of any sizes. Boxes are in the pixels of each image.
 
-        `sizes` are the (height, width) of the whole images, where they were decoded at a fraction (`decoded_size`):
-        boxes are in their pixels.
+        `sizes` are the original (height, width) of images that were decoded at a reduced size (`decoded_size`).
+        Boxes are then in pixels of the original images.
         """
         if not images:
             return []
@@ -115,7 +115,7 @@ class Detector:
         return results
 
     def _parts(self, batch: np.ndarray) -> Iterator[np.ndarray]:
-        """The batch in the sizes that the runtime takes; the last part is filled up with zeros."""
+        """Split the batch into the batch sizes that the runtime accepts; the last part is padded with zeros."""
         size = self.runtime.fixed_batch
         if size is None:
             yield batch

@@ -1,4 +1,4 @@
-"""Fold batch norms into the convolutions before them: the same answers, fewer passes over memory."""
+"""Fold batch norms into the preceding convolutions: the same outputs with fewer memory accesses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fuse_batch_norms(model: nn.Module) -> nn.Module:
-    """Fold every BatchNorm2d that follows a Conv2d in a Sequential. Changes and returns `model`, in eval mode."""
+    """Fold every BatchNorm2d that follows a Conv2d in a Sequential. In place; returns `model` in eval mode."""
     model.eval()
     for module in model.modules():
         if not isinstance(module, nn.Sequential):

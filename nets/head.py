@@ -1,4 +1,4 @@
-"""One prediction map for each stride: three anchors with box, objectness and class logits."""
+"""The detection head: per level, box offsets, objectness and class logits of three anchors."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from nets.layers import ResidualSeparable, build_conv3x3, initialize
 from nets.model_config import ANCHORS_PER_LEVEL, STRIDES, ModelConfig
 
-_PRIOR_OBJECTS = 8  # objects that an image of _PRIOR_SIZE pixels is taken to hold, at each level
+_PRIOR_OBJECTS = 8  # expected objects per level in an image of _PRIOR_SIZE x _PRIOR_SIZE pixels
 _PRIOR_SIZE = 640
-_PRIOR_CLASS = 0.6  # the classes' probabilities sum to about this
+_PRIOR_CLASS = 0.6  # approximate sum of the class probabilities
 
 
 class Head(nn.Module):
-    """A 3x3 convolution and a 1x1 one with bias for each level.
+    """A 3x3 convolution and a 1x1 convolution with bias for each level.
 
     Args:
-        in_channels: of p3, p4, p5, as the neck states them.
-        config: gives the classes, `neck_conv`, and through the anchors the outputs of a cell.
+        in_channels: channels of p3, p4, p5 (the neck's `out_channels`).
+        config: sets the number of classes, `neck_conv`, and the number of anchors per cell.
     """
 
     def __init__(self, in_channels: tuple[int, int, int], config: ModelConfig) -> None:
@@ -53,10 +53,11 @@ class Head(nn.Module):
 
 @torch.no_grad()
 def initialize_prediction(conv: nn.Conv2d, num_classes: int, stride: int) -> None:
-    """Start the last convolution near its biases, and those at what an image without learning should answer.
+    """Initialise the last convolution with small weights, and biases that give the prior probabilities.
 
-    Nearly every anchor is background. A start at probability 1/2 spends the first steps unlearning it; this one
-    expects 8 objects in 640 x 640 pixels among the cells of a level, and classes that sum to about 0.6.
+    Nearly every anchor is background. With an initial objectness of 1/2, the loss of the background would dominate the
+    first steps. This prior assumes 8 objects per level in 640 x 640 pixels, and class probabilities with a sum of
+    about 0.6.
 
     Source: focal loss, section 4.1, https://arxiv.org/abs/1708.02002; the numbers are YOLOv5's (biases of `Detect`).
     """

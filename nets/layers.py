@@ -13,19 +13,20 @@ ActivationType = Callable[..., nn.Module]
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
-    """Round a channel count to a multiple of `divisor`, never losing more than a tenth of it.
+    """Round a channel count to a multiple of `divisor`, without reducing it by more than 10 %.
 
-    Source: the MobileNet authors' own code, tensorflow/models research/slim/nets/mobilenet/mobilenet.py.
+    Source: the MobileNet authors' code, tensorflow/models research/slim/nets/mobilenet/mobilenet.py.
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 class _StridedDepthwise(torch.autograd.Function):
-    """A depthwise convolution of stride 2 whose gradient is that of stride 1 over a gradient spread with zeros.
+    """A depthwise convolution of stride 2 with a faster backward on CPUs.
 
-    The values are the same. oneDNN has no quick backward for the strided case: MobileNetV2's first one alone took a
-    tenth of a training step on a CPU (docs/EXPERIMENTS.md).
+    The backward inserts zeros between the output gradients and uses the backward of stride 1. The values are the same.
+    oneDNN has no fast backward for stride 2: the first such layer of MobileNetV2 alone took a tenth of a training step
+    on a CPU (docs/EXPERIMENTS.md).
     """
 
     @staticmethod
@@ -40,7 +41,7 @@ class _StridedDepthwise(torch.autograd.Function):
         (gradient,) = gradients
         height, width = (x.shape[i] + 2 * ctx.padding - weight.shape[i] + 1 for i in (2, 3))
         shape = (*gradient.shape[:2], height, width)
-        # made in this layout, not brought into it: that copy took longer than the convolution's own gradient
+        # allocated as channels last: a conversion afterwards took longer than the convolution's backward
         spread = torch.empty(shape, dtype=gradient.dtype, device=x.device, memory_format=torch.channels_last).zero_()
         spread[:, :, ::2, ::2] = gradient
         mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
@@ -51,7 +52,7 @@ class _StridedDepthwise(torch.autograd.Function):
 
 
 class StridedConv2d(nn.Conv2d):
-    """A convolution of stride 2 and square kernel that trains quickly on a CPU where it is depthwise."""
+    """A convolution of stride 2 with a square kernel; if depthwise, it has a fast backward on CPUs."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         is_slow = self.groups == self.in_channels and self.training and not input.is_cuda and torch.is_grad_enabled()
@@ -66,11 +67,11 @@ class StridedConv2d(nn.Conv2d):
 
 
 class Conv2dSamePadding(StridedConv2d):
-    """A convolution of stride 2 that pads as TensorFlow's SAME does on maps of even size.
+    """A convolution of stride 2 with TensorFlow's SAME padding for feature maps of even size.
 
-    Of the k - 2 rows and columns of padding the larger half goes to the bottom and the right (k = 3: these alone).
-    Sizes here are always even where a stride is 2, so the padding is constant, as an exported convolution can carry
-    it. Parameters are those of `nn.Conv2d`.
+    Of the k - 2 rows and columns of padding, the larger half is at the bottom and the right (k = 3: only there).
+    Inputs of a stride-2 convolution always have even sizes here, so the padding is constant and can be exported.
+    Parameters are those of `nn.Conv2d`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, bias: bool = False):
@@ -84,12 +85,12 @@ class Conv2dSamePadding(StridedConv2d):
 
 
 def conv_norm(x: Tensor, conv: Any, norm: Any) -> Tensor:
-    """Convolution and batch norm. A norm that keeps its averages while the rest trains is folded into the kernel.
+    """Convolution and batch norm. In training with frozen running statistics, the norm is folded into the kernel.
 
-    The values and the gradients of `conv.weight`, `norm.weight` and `norm.bias` are the same, for two passes over
-    memory less in each direction: what fine-tuning with frozen averages costs little for (docs/EXPERIMENTS.md).
+    The outputs and the gradients of `conv.weight`, `norm.weight` and `norm.bias` are the same. It saves two passes over
+    memory in the forward and in the backward (docs/EXPERIMENTS.md).
     """
-    folds = isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)  # not so where fused or quantised
+    folds = isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)  # False if fused or quantised
     if not folds or norm.training or not torch.is_grad_enabled():
         result: Tensor = norm(conv(x))
         return result
@@ -103,7 +104,7 @@ class ConvBNAct(nn.Sequential):
 
     Args:
         activation: the activation's class, or None.
-        eps: of the batch norm.
+        eps: epsilon of the batch norm.
         padding: `symmetric` or `tf_same` (see `Conv2dSamePadding`); they differ only for stride 2.
     """
 
@@ -152,7 +153,7 @@ class SeparableConv(nn.Sequential):
 
 
 class ResidualSeparable(SeparableConv):
-    """A separable convolution of as many outputs as inputs, added to its input."""
+    """A separable convolution with a residual connection; input and output channels are equal."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels)
@@ -162,22 +163,23 @@ class ResidualSeparable(SeparableConv):
 
 
 def build_conv3x3(kind: str, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
-    """The neck's and head's 3x3 convolution: `separable` or `standard`."""
+    """Build the 3x3 convolution of neck and head: `separable` or `standard`."""
     if kind == "separable":
         return SeparableConv(in_channels, out_channels, 3, stride)
     return ConvBNAct(in_channels, out_channels, 3, stride)
 
 
 def initialize(module: nn.Module, identity_depthwise: bool = False) -> None:
-    """He initialisation of every convolution below `module`; batch norms start as the identity.
+    """He initialisation of every convolution in `module`; batch norms get weight 1 and bias 0.
 
     Args:
         module: what to initialise.
-        identity_depthwise: depthwise kernels start as the identity with a tenth of the noise, so that what a pretrained
-            backbone sees comes through a deep neck unblurred and training starts sooner (docs/EXPERIMENTS.md).
+        identity_depthwise: initialise depthwise kernels near the identity: 1 at the centre plus a tenth of the usual
+            noise. Features of a pretrained backbone then pass through a deep neck almost unchanged, and training
+            converges sooner (docs/EXPERIMENTS.md).
 
-    The fan-out of a depthwise convolution is that of its own group: counting all channels, as the plain formula does,
-    would start its kernels a factor of sqrt(channels) too small.
+    The fan-out of a depthwise convolution is counted within its group. With all channels counted, its initial weights
+    would be too small by a factor of sqrt(channels).
 
     Source: https://arxiv.org/abs/1502.01852, section 2.2
     """
@@ -197,7 +199,7 @@ def initialize(module: nn.Module, identity_depthwise: bool = False) -> None:
 
 
 def set_bn_eps(module: nn.Module, eps: float) -> None:
-    """Set the epsilon of every batch norm below `module`."""
+    """Set the epsilon of every batch norm in `module`."""
     for layer in module.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.eps = eps

@@ -1,4 +1,4 @@
-"""The options of the loss: name, default, range and help text of each, once."""
+"""Options of the loss, with their defaults, ranges and help texts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from utils.config import check_fields, option
 
 ASSIGNERS = ("best", "iou", "ratio", "simota")  # the rules of nets.assigner
-BOX_LOSSES = ("giou", "diou", "ciou")  # those of nets.losses
+BOX_LOSSES = ("giou", "diou", "ciou")  # implemented in nets.losses
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """How predictions are turned into a loss. A field here is an option of train.py.
+    """Settings of the loss. Each field is an option of train.py.
 
     Raises:
-        ValueError: for a value outside its range, naming it.
+        ValueError: for a value outside its range.
     """
 
     assigner: str = option("ratio", "rule that matches anchors with objects", choices=ASSIGNERS)

@@ -1,4 +1,4 @@
-"""Predictions and targets to named losses."""
+"""The training loss: box, objectness and class terms."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ MIN_SIDE = 0.01  # pixels
 class _CrossEntropy(torch.autograd.Function):
     """`F.binary_cross_entropy_with_logits(logits, target, reduction="none")` for logits (...) and targets in [0, 1].
 
-    Its softplus by way of `log` instead of `log1p`, which PyTorch computes ten times slower on a CPU; between them lie
-    6e-8 at most, as 1 + exp(-|x|) is in [1, 2].
+    The softplus uses `log` instead of `log1p`, which is ten times slower on a CPU in PyTorch. The results differ by at
+    most 6e-8, because 1 + exp(-|x|) is in [1, 2].
     """
 
     @staticmethod
@@ -55,14 +55,14 @@ class YOLOLoss:
 
     Args:
         config: anchors and grid sensitivity of the model.
-        settings: weights, rules and targets.
-        total: adds a number up over all processes (identity for one), so that N processes with a part of the batch
-            each divide by what one process with the whole batch would.
+        settings: weights of the terms, assignment rule and targets.
+        total: sums a number over all processes (identity for one process). N processes that share a batch then
+            normalise by the same number as one process with the whole batch.
         world_size: number of processes; gradients are averaged over them, so each loss is multiplied by it.
-        class_weights: (C,) one factor for each class; empty for all alike.
+        class_weights: (C,) one factor for each class; empty for equal weights.
 
     Raises:
-        ValueError: for another number of class weights than classes.
+        ValueError: if the number of class weights is not the number of classes.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class YOLOLoss:
         self.total, self.world_size = total or (lambda value: value), world_size
 
     def __call__(self, predictions: Sequence[Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Judge a batch.
+        """Compute the loss of a batch.
 
         Args:
             predictions: three raw tensors (B, A, H, W, 5 + C), strides 8, 16, 32.
             targets: `boxes` (M, 4) xyxy input pixels, `labels` (M,), `image_index` (M,) position in the batch, and
-                perhaps `weights` (M,) in [0, 1]: what a label counts, and its objectness. The anchors that would answer
-                for a label of weight 0 are left alone: neither object nor background.
+                optionally `weights` (M,) in [0, 1]: the weight of each label, also used in its objectness target.
+                Anchors matched to a label of weight 0 are ignored: neither object nor background.
 
         Returns:
             `box`, `objectness`, `class`: scalars, weighted; the total is their sum. Finite for a batch without objects.
@@ -124,7 +124,7 @@ class YOLOLoss:
     def _objectness(self, scene: Scene, matches: Matches, positive_targets: Tensor, doubtful: Matches) -> Tensor:
         total = positive_targets.new_zeros(())
         sizes = [raw[..., 4].numel() for raw in scene.predictions]
-        # where several boxes claim one place, the best of them says how good it is
+        # if several boxes are matched to one prediction, the highest target is used
         targets = positive_targets.new_zeros(sum(sizes)).scatter_reduce_(
             0, _places(scene, matches), positive_targets, "amax"
         )
@@ -145,13 +145,13 @@ class YOLOLoss:
 
     @torch.no_grad()
     def _overlapping(self, scene: Scene, level: int) -> Tensor:
-        """(B, A, H, W) bool: places whose box overlaps an object of its image by more than `ignore_iou`."""
+        """(B, A, H, W) bool: predictions whose box has an IoU above `ignore_iou` with an object of their image."""
         raw = scene.predictions[level]
         anchors = torch.tensor(self.config.anchors[level], device=raw.device)
         decoded = decode_level(raw[..., :4], anchors, STRIDES[level], self.config.scale_xy[level])
         boxes = box_convert(decoded.flatten(1, 3), "cxcywh", "xyxy")
         objects = box_convert(scene.boxes, "cxcywh", "xyxy")
-        # one (images, objects of the fullest image) table instead of a loop over images
+        # one table (images, maximum number of objects in an image) instead of a loop over images
         counts = torch.bincount(scene.images, minlength=len(raw))
         order = scene.images.argsort(stable=True)
         image = scene.images[order]
@@ -176,16 +176,16 @@ class YOLOLoss:
 
 
 def _not_empty(boxes: Tensor) -> Tensor:
-    """cxcywh boxes with sides of at least MIN_SIDE; the gradient is that of the boxes as they are.
+    """Clamp the sides of cxcywh boxes to at least MIN_SIDE; the gradient is that of the unclamped boxes.
 
-    A side below the resolution of float32 at its place is 0 as xyxy, and the aspect ratio of CIoU is 0 / 0 then.
+    A side below the float32 resolution of its coordinates becomes 0 in xyxy, and CIoU's aspect ratio becomes 0 / 0.
     """
     sides = boxes[:, 2:]
     return torch.cat([boxes[:, :2], sides + (sides.detach().clamp(min=MIN_SIDE) - sides.detach())], dim=1)
 
 
 def _places(scene: Scene, matches: Matches) -> Tensor:
-    """(P,) where each match's objectness stands when those of all levels are laid end to end."""
+    """(P,) index of each match's objectness in the concatenation of all levels."""
     grids = torch.tensor(scene.grids, device=matches.level.device)
     anchors = scene.predictions[0].shape[1]
     sizes = len(scene.predictions[0]) * anchors * grids.prod(1)

@@ -1,4 +1,4 @@
-"""What defines a network and how an image must be given to it: plain types that travel with the weights."""
+"""The model's configuration: network, preprocessing and thresholds, as plain types saved with the weights."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from utils.errors import UserError, brief
 from utils.letterbox import INTERPOLATIONS, PAD_VALUE, RESIZE_MODES, Letterbox
 
-FORMAT = "mobilenet-yolov4"  # what our checkpoints and exported files call themselves
+FORMAT = "mobilenet-yolov4"  # the format name in our checkpoints and exported files
 STRIDES = (8, 16, 32)
 ANCHORS_PER_LEVEL = 3
-# exp() of a raw size is cut here: e^8 = 2981 anchors is wider than any image, and areas stay far inside float32.
-# (The reference does not cut; the boxes of its test answers reach e^6.2.)
+# Raw sizes are clamped here before exp(): e^8 = 2981 anchor widths is wider than any image, and areas fit in float32.
+# (The reference does not clamp; the boxes of its test outputs reach e^6.2.)
 MAX_LOG_SIZE = 8.0
 NECK_CONVS = ("separable", "standard")
 NECKS = ("panet", "slim")
 PADDINGS = ("symmetric", "tf_same")
 SE_ORDERS = ("after", "before")
 
-# k-means of YOLOv4 on COCO at 416, as the reference uses them; width, height in pixels of a 416 input.
-# Level by level, strides 8, 16, 32. https://arxiv.org/abs/2004.10934
+# YOLOv4's anchors, from k-means on COCO at input size 416, as in the reference. (width, height) in pixels of a 416
+# input, for the strides 8, 16, 32. https://arxiv.org/abs/2004.10934
 YOLOV4_ANCHORS = (
     ((12.0, 16.0), (19.0, 36.0), (40.0, 28.0)),
     ((36.0, 75.0), (76.0, 55.0), (72.0, 146.0)),
@@ -35,7 +35,7 @@ Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything needed to rebuild a network, and to prepare its images and read its answers.
+    """Everything needed to build a network, preprocess its images and decode its outputs.
 
     Args:
         class_names: the classes, in the order of the head's outputs.
@@ -43,21 +43,21 @@ class ModelConfig:
         alpha: width multiplier of the backbone (MobileNetV1, section 3.3).
         se_order: squeeze-and-excitation `after` the activation (torchvision) or `before` it (the reference).
         padding: `symmetric`, or `tf_same`: stride-2 convolutions pad right and bottom only, as TensorFlow does.
-        bn_eps: epsilon of the backbone's batch norms; None takes the architecture's own.
-        neck: `panet` (the reference's), or `slim`: a third of its convolutions (`nets.neck`).
+        bn_eps: epsilon of the backbone's batch norms; None uses the architecture's default.
+        neck: `panet` (the reference's), or `slim`, which has a third of its convolutions (`nets.neck`).
         neck_conv: `separable` or `standard` 3x3 convolutions in neck and head.
         neck_width: width multiplier of neck and head.
         anchors: 3 levels x 3 anchors x (width, height), input pixels, strides ascending.
         scale_xy: grid sensitivity of each level (YOLOv4, section 3.4): centre = cell + s * sigmoid(t) - (s - 1) / 2.
         input_size: (height, width), multiples of 32.
         resize_mode, interpolation, pad_value: see `utils.letterbox.Letterbox`.
-        mean, std: of the weights' input, per RGB channel, on the [0, 1] scale.
-        score_threshold, iou_threshold, max_detections: what prediction uses unless told otherwise.
-        score_threshold_source: where the threshold comes from, to be told to the user.
-        multi_label: a box may answer for several classes (each above the threshold) instead of its best one alone.
+        mean, std: of the input normalisation, per RGB channel, on the [0, 1] scale.
+        score_threshold, iou_threshold, max_detections: defaults for prediction.
+        score_threshold_source: how the threshold was chosen, shown to the user.
+        multi_label: a box may have several classes (each above the threshold) instead of only the best one.
 
     Raises:
-        ValueError: for a value that cannot make a network, naming it and what is allowed.
+        ValueError: for an invalid value.
     """
 
     class_names: tuple[str, ...]
@@ -139,7 +139,7 @@ class ModelConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, as JSON and checkpoints hold them."""
+        """Plain lists, numbers and strings, as stored in JSON and checkpoints."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
@@ -171,7 +171,7 @@ def check_input_size(size: Sequence[int] | int) -> tuple[int, int]:
 
 
 def input_size_option(size: Sequence[int] | int, option: str = "--input-size") -> tuple[int, int]:
-    """`check_input_size` of what a user typed. Raises UserError."""
+    """`check_input_size` for a command-line value. Raises UserError."""
     try:
         return check_input_size(size)
     except ValueError as error:
@@ -180,7 +180,7 @@ def input_size_option(size: Sequence[int] | int, option: str = "--input-size") -
 
 
 def scale_anchors(input_size: tuple[int, int]) -> Anchors:
-    """YOLOv4's anchors, which are those of a 416 input, for another size."""
+    """YOLOv4's anchors scaled from input size 416 to another size."""
     factor = min(input_size) / 416
     return tuple(tuple((w * factor, h * factor) for w, h in level) for level in YOLOV4_ANCHORS)
 

@@ -1,4 +1,4 @@
-"""SPP and PANet: mixes the backbone's three maps from the top down and from the bottom up."""
+"""The neck, SPP and PANet: fuses the backbone's three feature maps top-down and bottom-up."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from nets.layers import ConvBNAct, ResidualSeparable, SeparableConv, build_conv3x3, initialize, make_divisible
 from nets.model_config import ModelConfig
 
-_WIDTHS = (128, 256, 512)  # of the three levels at neck width 1, as in the reference
+_WIDTHS = (128, 256, 512)  # channels of the three levels at neck width 1, as in the reference
 
 
 class SPP(nn.Module):
-    """Concatenates max pools of 13, 9 and 5, and the input itself: 4 times the channels.
+    """Spatial pyramid pooling: concatenates max pools of size 13, 9 and 5 and the input (4 times the channels).
 
-    A pool of 9 is a pool of 5 over a pool of 5, and one of 13 another 5 over that: the same maxima for a third of
-    the comparisons.
+    Two pools of size 5 in a row equal one of size 9, and three equal one of size 13. The outputs are the same with a
+    third of the comparisons.
 
     Source: YOLOv4, section 3.4, https://arxiv.org/abs/2004.10934; spatial pyramids, https://arxiv.org/abs/1406.4729
     """
@@ -29,10 +29,10 @@ class SPP(nn.Module):
 
 
 class ConvBlock(nn.Sequential):
-    """Convolutions 1x1 and 3x3 in turn, beginning and ending with 1x1: `width`, `2 * width`, `width`, ...
+    """Alternating 1x1 and 3x3 convolutions, first and last 1x1, of `width`, `2 * width`, `width`, ... channels.
 
     Args:
-        count: 3 or 5.
+        count: number of convolutions, 3 or 5.
     """
 
     def __init__(self, kind: str, in_channels: int, width: int, count: int) -> None:
@@ -43,13 +43,13 @@ class ConvBlock(nn.Sequential):
 
 
 class Neck(nn.Module):
-    """SPP and PANet over (c3, c4, c5), shared by all backbones.
+    """SPP and PANet on (c3, c4, c5), used with all backbones.
 
     Args:
-        in_channels: of c3, c4, c5, as the backbone states them.
-        config: gives `neck_conv` and `neck_width`.
+        in_channels: channels of c3, c4, c5 (the backbone's `out_channels`).
+        config: sets `neck_conv` and `neck_width`.
 
-    `out_channels` are those of (p3, p4, p5), at the strides of the input.
+    `out_channels` are the channels of (p3, p4, p5), which have the strides of (c3, c4, c5).
 
     Source: PANet, https://arxiv.org/abs/1803.01534, as YOLOv4 uses it (section 3.4)
     """
@@ -85,17 +85,17 @@ class Neck(nn.Module):
 
 
 class SlimBlock(nn.Sequential):
-    """A 1x1 convolution that joins two maps, and a residual separable one, without the double widths of `ConvBlock`."""
+    """A 1x1 convolution that fuses two maps, then a residual separable one; no doubled widths as in `ConvBlock`."""
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__(ConvBNAct(in_channels, width), ResidualSeparable(width))
 
 
 class SlimNeck(nn.Module):
-    """SPP and PANet as in `Neck`, with one `SlimBlock` where that has five or six convolutions.
+    """SPP and PANet as in `Neck`, with one `SlimBlock` in place of five or six convolutions.
 
-    The pyramid pools half of the deepest level's width (YOLOX's bottleneck), because a concatenation of four whole ones
-    is the widest map of the network.
+    SPP takes half of the deepest level's channels (YOLOX's bottleneck), because with all of them its concatenation of
+    four maps would be the widest feature map of the network.
     """
 
     def __init__(self, in_channels: tuple[int, int, int], config: ModelConfig) -> None:
@@ -122,5 +122,5 @@ class SlimNeck(nn.Module):
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Twice the size, nearest neighbour."""
+    """Nearest-neighbour upsampling by a factor of 2."""
     return F.interpolate(x, scale_factor=2, mode="nearest")

@@ -1,8 +1,8 @@
-"""Non-maximum suppression (NMS) and its relatives in NumPy: one box for each object.
+"""Non-maximum suppression (NMS) and its variants in NumPy.
 
 Each function takes boxes (N, 4) xyxy float32, scores (N,) and labels (N,), best first, and an IoU threshold, and
-returns the same three of what remains, best first: it can be the `suppress` of `nets.postprocess.postprocess`. N is at
-most 1000 there. NumPy, so that an exported file is read without importing PyTorch; the tests compare with torchvision.
+returns the remaining boxes, scores and labels, best first. It can be the `suppress` of `nets.postprocess.postprocess`,
+where N is at most 1000. With NumPy, exported files run without PyTorch; the tests compare with torchvision.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = 128  # boxes whose overlaps are computed at once
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, M) IoU of boxes (N, 4) and (M, 4), xyxy; NaN where neither has an area, as in torchvision."""
+    """(N, M) IoU of boxes (N, 4) and (M, 4), xyxy; NaN if both areas are 0, as in torchvision."""
     intersection, union = _intersection_and_union(a, b)
     with np.errstate(invalid="ignore", divide="ignore"):
         return intersection / union
@@ -34,13 +34,13 @@ def _intersection_and_union(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, n
 
 
 def nms(boxes: np.ndarray, labels: np.ndarray | None, iou_threshold: float, limit: int | None = None) -> np.ndarray:
-    """Greedy NMS: indices of the boxes that overlap no better one by more than `iou_threshold`.
+    """Greedy NMS: indices of the boxes whose IoU with every better kept box is at most `iou_threshold`.
 
     Args:
         boxes: (N, 4) xyxy, best first.
         labels: (N,) only boxes of the same class suppress each other; None compares all.
         iou_threshold: 0 to 1.
-        limit: stop after this many; greedy NMS decides about the best boxes without looking at the others.
+        limit: stop after this many boxes; in greedy NMS, lower-scoring boxes do not affect better ones.
     """
     threshold = np.float64(iou_threshold)  # torchvision compares a float32 IoU with a double
     rest = np.arange(len(boxes))
@@ -57,7 +57,7 @@ def nms(boxes: np.ndarray, labels: np.ndarray | None, iou_threshold: float, limi
 
 
 def _greedy(overlaps: np.ndarray) -> list[int]:
-    """Rows that no earlier kept row overlaps, of a square table of booleans; a row is an integer of as many bits."""
+    """Rows of a square boolean table that no earlier kept row overlaps; each row is held as an integer bit mask."""
     rows = np.packbits(overlaps, axis=1, bitorder="little")
     kept, suppressed = [], 0
     for i, row in enumerate(rows):
@@ -68,13 +68,13 @@ def _greedy(overlaps: np.ndarray) -> list[int]:
 
 
 def agnostic_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float) -> Found:
-    """Greedy NMS over all classes together: one place holds one object."""
+    """Greedy NMS over all classes together (class-agnostic)."""
     keep = nms(boxes, None, iou_threshold)
     return boxes[keep], scores[keep], labels[keep]
 
 
 def diou_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float) -> Found:
-    """Greedy NMS within a class by IoU less the distance of the centres: neighbours that overlap are kept apart.
+    """Greedy NMS within a class by DIoU (IoU minus the normalised centre distance), which keeps overlapping neighbours.
 
     Source: Zheng et al. 2020, section 3.4, https://arxiv.org/abs/1911.08287
     """
@@ -94,11 +94,11 @@ def soft_nms(
     sigma: float = 0.5,
     score_threshold: float = 0.001,
 ) -> Found:
-    """Lower the score of what overlaps a better box of its class, by exp(-IoU^2 / sigma), instead of dropping it.
+    """Soft-NMS: multiply the score of a box by exp(-IoU^2 / sigma) for each better box of its class.
 
     Args:
-        iou_threshold: not used by the Gaussian form; here so that all functions are called alike.
-        sigma: the smaller, the stronger the decay.
+        iou_threshold: not used by the Gaussian form; present so that all functions have the same signature.
+        sigma: smaller values give a stronger decay.
         score_threshold: boxes below it are dropped.
 
     Source: Bodla et al. 2017, section 3, https://arxiv.org/abs/1704.04503
@@ -125,9 +125,9 @@ def weighted_box_fusion(
 
     Args:
         iou_threshold: a box joins the cluster of its class whose average it overlaps most, if by more than this.
-        views: how often the image was looked at (models, or test-time views). With more than one, a cluster's score
-            is its mean, less where fewer than `views` boxes agree, as in the paper. One network's own candidates for
-            an object are not independent votes: with one view the best score stays.
+        views: number of predictions of the image (models, or test-time augmentations). With more than one, a cluster's
+            score is its mean, reduced if it has fewer than `views` boxes, as in the paper. The candidates of a single
+            network are not independent, so with one view the best score is kept.
 
     Source: Solovyev et al. 2021, section 3, https://arxiv.org/abs/1910.13302
     """
@@ -158,18 +158,18 @@ def merge_cut_boxes(
     iou_threshold: float,
     share_threshold: float = 0.5,
 ) -> Found:
-    """Join what several tiles saw of one object.
+    """Merge the boxes that several tiles give for one object.
 
-    Two boxes of a class are one object if their IoU is above `iou_threshold`; or, where the edge of a tile cut one of
-    them, if more than `share_threshold` of the smaller lies in the other: half an object lies inside the whole one with
-    a low IoU. Then the result is the box around both; the best score stays.
+    Two boxes of a class are one object if their IoU is above `iou_threshold`. If a tile's edge cut one of them, they
+    are also one object if more than `share_threshold` of the smaller box lies in the other, because half an object and
+    the whole object have a low IoU. The result is the box that encloses both, with the best score.
 
     Args:
         boxes, scores, labels: (N, 4) xyxy, (N,), (N,).
         cut: (N,) bool, whether the box ends at the edge of its tile.
 
     Source: after the greedy non-maximum merging of SAHI, https://arxiv.org/abs/2202.06934, which also joins a small
-    object with a large one of its class behind it; asking for a cut box spares those.
+    object with a large one of its class behind it; requiring a cut box avoids this.
     """
     waiting = np.ones(len(boxes), bool)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -181,7 +181,7 @@ def merge_cut_boxes(
         kept.append(int(i))
         waiting[i] = False
         is_cut = bool(cut[i])
-        while True:  # the box around both may hold parts that neither held
+        while True:  # the enclosing box may overlap boxes that neither of the two did
             intersection, union = (each[0] for each in _intersection_and_union(merged[i : i + 1], boxes))
             area = (merged[i, 2] - merged[i, 0]) * (merged[i, 3] - merged[i, 1])
             same = labels == labels[i]
@@ -190,7 +190,7 @@ def merge_cut_boxes(
             waiting &= ~double & ~part
             if not part.any():
                 break
-            is_cut = is_cut and bool(cut[part].all())  # together with a whole one it is whole
+            is_cut = is_cut and bool(cut[part].all())  # a box merged with an uncut one counts as uncut
             merged[i, :2] = np.minimum(merged[i, :2], boxes[part, :2].min(axis=0))
             merged[i, 2:] = np.maximum(merged[i, 2:], boxes[part, 2:].max(axis=0))
     return merged[kept], scores[kept], labels[kept]

@@ -1,6 +1,6 @@
-"""From predictions to Detections: threshold, decode what remains, suppress what overlaps.
+"""Postprocessing: turn predictions into Detections by score threshold, box decoding and NMS.
 
-NumPy throughout: exported files run without importing PyTorch, and the arrays of one image are too small for a GPU.
+It uses only NumPy: exported files run without PyTorch, and the arrays of one image are too small for a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nets.nms import nms
 from utils.detections import Detections
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
-# The most candidates of one image that suppression looks at, best first: bounds its cost whatever the scores are.
+# The maximum number of candidates per image for NMS, best first. It bounds the cost for any scores.
 MAX_CANDIDATES = 1000
 
 
@@ -41,7 +41,7 @@ def postprocess(
 def postprocess_decoded(
     boxes: Any, scores: Any, config: ModelConfig, thresholds: Thresholds = OWN_THRESHOLDS
 ) -> list[Detections]:
-    """The same for a network that decodes by itself (an exported file).
+    """As `postprocess`, for a network that decodes its boxes itself (an exported file).
 
     Args:
         boxes: (B, N, 4) xyxy, input pixels.
@@ -66,14 +66,14 @@ def _read_maps(maps: Sequence[np.ndarray], config: ModelConfig, rules: Threshold
     """Detections of one image from its three maps (A, H, W, 5 + C)."""
     threshold = rules.score_threshold
     assert threshold is not None  # `_rules` has filled in the model's
-    # a score is at most its objectness, so that most places are dismissed by one comparison of logits
+    # a score is at most its objectness, so one comparison of logits rejects most predictions
     least = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-math.inf if threshold <= 0 else math.inf)
     found = [np.nonzero(raw[..., 4] >= least) for raw in maps]
     rows = np.concatenate([raw[place] for raw, place in zip(maps, found, strict=True)]).astype(np.float32, copy=False)
     level = np.repeat(np.arange(len(maps)), [len(place[0]) for place in found])
     anchor, row, column = (np.concatenate(index) for index in zip(*found, strict=True))
     places, scores, labels = _best_candidates(sigmoid(rows[:, 4:5]) * sigmoid(rows[:, 5:]), rules)
-    # only what remains is decoded
+    # decode only the remaining predictions
     level, anchor, row, column = level[places], anchor[places], row[places], column[places]
     anchors = np.array(config.anchors, np.float32)[level, anchor]
     strides, scales = (np.array(values, np.float32)[level][:, None] for values in (STRIDES, config.scale_xy))
@@ -92,7 +92,7 @@ def decode_boxes(
 
 
 def _best_candidates(scores: np.ndarray, rules: Thresholds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The (box, class) pairs that reach the threshold, best first, as many as suppression looks at.
+    """The (box, class) pairs that reach the threshold, best first, at most as many as NMS takes.
 
     Args:
         scores: (K, C).

@@ -1,4 +1,4 @@
-"""What a runtime is: uint8 images in, outputs of the network out."""
+"""Base class of the runtimes, which run a network on uint8 images."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from utils.detections import Detections
 from utils.errors import UserError
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
-GPU_BATCH = 8  # images that are usually run at once on a GPU
+GPU_BATCH = 8  # default batch size on a GPU
 
 
 class Runtime(ABC):
     """A network that is ready to run.
 
     Attributes:
-        name: what to call it to the user.
+        name: the name shown to the user.
         config: the model's configuration.
-        decodes: whether `run` gives [boxes (B, N, 4) xyxy input pixels, scores (B, N, C)] instead of three raw maps.
-        fixed_batch: the only batch size it takes, or None for any.
-        fixed_size: whether it takes no other input size than the configuration's.
-        usual_batch: images to run at once where nobody says: larger batches are slower on a CPU (docs/SPEED.md).
+        decodes: whether `run` returns [boxes (B, N, 4) xyxy input pixels, scores (B, N, C)] instead of three raw maps.
+        fixed_batch: the only supported batch size, or None for any.
+        fixed_size: whether the configuration's input size is the only supported one.
+        usual_batch: default batch size; larger batches are slower on a CPU (docs/SPEED.md).
     """
 
     name: str
@@ -43,7 +43,7 @@ class Runtime(ABC):
         """The outputs for images (B, H, W, 3) uint8 RGB of the input size."""
 
     def warm_up(self, batch: int = 1) -> None:
-        """Run once on grey, so that the first real image does not pay for memory and kernels."""
+        """Run once on a grey image, so that memory and kernels are set up before the first real image."""
         height, width = self.config.input_size
         self.run(np.full((self.fixed_batch or batch, height, width, 3), 127, np.uint8))
 
@@ -55,12 +55,12 @@ class Runtime(ABC):
 
 
 DEVICES = ("cpu", "cuda", "mps")
-# what a driver leaves where a GPU could be used: NVIDIA's, WSL's, Jetson's, AMD's
+# device files that the GPU drivers create: NVIDIA's, WSL's, Jetson's, AMD's
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/kfd")
 
 
 def _check_cuda(torch: Any, device: str, index: int) -> None:
-    """Say why a CUDA device cannot be used. Raises UserError."""
+    """Check that a CUDA device can be used. Raises UserError with the reason if not."""
     if torch.version.cuda is None:
         what = f"{device!r}: this PyTorch ({torch.__version__}) is built without CUDA"
         raise UserError("--device", what, "install a CUDA build of PyTorch, or use --device cpu")
@@ -73,10 +73,10 @@ def _check_cuda(torch: Any, device: str, index: int) -> None:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` to a device's name. Raises UserError for one that is not there."""
+    """Resolve `auto` to a device name. Raises UserError if the device is not available."""
     if device == "cpu" or (device == "auto" and not _may_have_gpu()):
         return "cpu"
-    import torch  # late: on a machine without a GPU an exported file runs without PyTorch
+    import torch  # imported here: without a GPU, exported files run without PyTorch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -92,7 +92,7 @@ def resolve_device(device: str) -> str:
 
 
 def _may_have_gpu() -> bool:
-    """Whether it is worth asking PyTorch, which takes seconds to import."""
+    """Whether there may be a GPU; avoids the import of PyTorch, which takes seconds."""
     if "torch" in sys.modules or sys.platform == "win32":
         return True
     return sys.platform == "linux" and any(os.path.exists(file) for file in GPU_FILES)

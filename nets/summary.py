@@ -17,14 +17,14 @@ from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command
 
-# A kernel below this is dead: folded with its batch norm, the largest effect of one input on the output. Activations
-# here run from 0 to 6, so that nine such weights move the output by less than 1 % of its range.
+# A kernel is dead if all its weights, folded with the batch norm, are below this. Activations here are from 0 to 6, so
+# nine such weights change the output by less than 1 % of its range.
 DEAD_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
 class SummaryOptions:
-    """What `python -m nets.summary` takes."""
+    """Options of `python -m nets.summary`."""
 
     checkpoint: str | None = option(
         None, "a checkpoint to describe, instead of the options", positional=True, nargs="?", metavar="CHECKPOINT"
@@ -40,7 +40,7 @@ class SummaryOptions:
 
 @dataclass(frozen=True)
 class ConvShape:
-    """A convolution: side of its kernel, channels, groups, and (height, width) of its output."""
+    """A convolution: kernel size, channels, groups, and (height, width) of its output."""
 
     kernel: int
     in_channels: int
@@ -51,14 +51,14 @@ class ConvShape:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs for one image.
+    """Cost of one layer for one image.
 
     Args:
         name: its path in the network.
         stage: `backbone/stride 8`, `neck/top_down4`, `head/stride 8`, ...
-        parameters: its own.
-        multiply_adds: of convolutions and linear layers; norms fold into them and activations are not counted.
-        activations: elements that convolutions and linear layers put out.
+        parameters: number of its parameters.
+        multiply_adds: of convolutions and linear layers; norms are folded into them and activations are not counted.
+        activations: number of output elements of convolutions and linear layers.
         conv: its shape, for a convolution.
     """
 
@@ -72,7 +72,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class SeparableCost:
-    """A depthwise convolution and the pointwise one after it, beside the ordinary one of the same k, M and N.
+    """A depthwise convolution and the following pointwise one, compared with a standard one of the same k, M and N.
 
     MobileNetV1, section 3.1: the pair costs D*D*M*(k*k + N), the ordinary one D*D*M*N*k*k, hence 1/N + 1/k^2.
 
@@ -100,13 +100,13 @@ class SeparableCost:
 
 @dataclass(frozen=True)
 class DeadKernels:
-    """How many channels of a depthwise convolution pass nothing on (see `find_dead_kernels`).
+    """Numbers of dead channels of a depthwise convolution (see `find_dead_kernels`).
 
     Args:
-        name: of the convolution.
-        channels: that it has.
-        empty: whose kernel has shrunk to nothing.
-        silent: of the others, those that ReLU6 holds at 0 whatever comes in.
+        name: name of the convolution.
+        channels: number of its channels.
+        empty: channels whose kernel is almost 0.
+        silent: of the others, channels whose ReLU6 output is 0 for every input.
     """
 
     name: str
@@ -116,7 +116,7 @@ class DeadKernels:
 
 
 def count_layers(config: ModelConfig) -> list[LayerCost]:
-    """Cost of each layer for one image of `config.input_size`, in the order of the computation; needs no memory."""
+    """Cost of each layer for one image of `config.input_size`, in execution order; allocates no tensors."""
     with torch.device("meta"):
         model = YOLOv4(config.replace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))).eval()
         costs: list[LayerCost] = []
@@ -180,13 +180,13 @@ def _sum(costs: list[LayerCost]) -> dict[str, int]:
 
 
 def compare_separable(costs: list[LayerCost]) -> list[SeparableCost]:
-    """Every depthwise convolution with the pointwise one that follows, beside the ordinary one that they replace."""
+    """Compare every depthwise and following pointwise convolution with the standard convolution that they replace."""
     convs = [(cost, cost.conv) for cost in costs if cost.conv is not None]
     pairs = []
     for number, (depthwise, conv) in enumerate(convs):
         if not conv.groups == conv.in_channels == conv.out_channels > 1 or conv.kernel == 1:
             continue
-        # between them may stand the two of squeeze-and-excitation, on 1x1 maps
+        # the two convolutions of squeeze-and-excitation, on 1x1 maps, may be between them
         for pointwise, following in convs[number + 1 : number + 4]:
             takes_it = (following.kernel, following.in_channels, following.groups) == (1, conv.out_channels, 1)
             if takes_it and following.size == conv.size:
@@ -202,15 +202,15 @@ def compare_separable(costs: list[LayerCost]) -> list[SeparableCost]:
 
 
 def find_dead_kernels(model: nn.Module) -> list[DeadKernels]:
-    """Depthwise kernels that pass nothing on, layer by layer.
+    """Count the dead depthwise kernels of each layer.
 
-    With w and b the kernel and shift after folding the batch norm (w * gamma / sqrt(var + eps)), a channel is `empty`
-    when no weight of it reaches `DEAD_WEIGHT`: kernel or gamma has shrunk to nothing, and the output is a constant.
-    It is `silent` when it stands between two ReLU6, as in V1, V2 and the neck, and 6 * sum(max(w, 0)) + b <= 0: no
-    input lifts it above 0, so that nothing passes and no gradient revives it.
+    w and b are the kernel and bias after folding the batch norm (w * gamma / sqrt(var + eps)). A channel is `empty` if
+    no weight reaches `DEAD_WEIGHT`: kernel or gamma is almost 0, and the output is constant. It is `silent` if it is
+    between two ReLU6, as in V1, V2 and the neck, and 6 * sum(max(w, 0)) + b <= 0: the output is 0 for every input, and
+    so is the gradient.
 
     Args:
-        model: with trained weights.
+        model: the model, with trained weights.
     """
     modules = list(model.named_modules())
     report = []
@@ -229,7 +229,7 @@ def find_dead_kernels(model: nn.Module) -> list[DeadKernels]:
 
 
 def summarize(config: ModelConfig, model: nn.Module | None = None) -> dict[str, Any]:
-    """The whole study as plain values.
+    """The whole summary as plain values.
 
     Args:
         config: the network.
@@ -257,7 +257,7 @@ def summarize(config: ModelConfig, model: nn.Module | None = None) -> dict[str, 
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-    """The same as tables."""
+    """Format the summary as tables."""
     height, width = summary["input_size"]
     lines = [
         f"{summary['backbone']}, alpha {summary['alpha']:g}, {summary['neck_conv']} neck of width "
@@ -312,7 +312,7 @@ def _format_dead(summary: dict[str, Any]) -> list[str]:
 
 
 def build_config(options: SummaryOptions) -> ModelConfig:
-    """The network that the options describe. Raises UserError for values that make none."""
+    """The configuration for the options. Raises UserError for invalid values."""
     names = ("backbone", "alpha", "neck_conv", "neck_width")
     values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     classes = tuple(f"class {number}" for number in range(options.num_classes or 80))
@@ -323,7 +323,7 @@ def build_config(options: SummaryOptions) -> ModelConfig:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Count and print."""
+    """Print the summary of a network."""
     options = parse_options(SummaryOptions, argv, description=str(__doc__), prog="python -m nets.summary")
     model = None
     if options.checkpoint is None:

@@ -1,4 +1,4 @@
-"""Large pictures and small objects: look at overlapping tiles, and join what they saw."""
+"""Tiled detection for small objects in large images: detect in overlapping tiles and merge the results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EDGE = 0.01  # a box that ends within this share of a tile's side was probably c
 
 
 class TiledDetector:
-    """A detector that sees each image in tiles, and once as a whole for what is larger than a tile.
+    """A detector that runs on tiles of each image, and on the whole image for objects larger than a tile.
 
     Args:
-        detector: has `config` and `detect_batch`.
-        tile: side of a tile in image pixels; None takes the model's input size, so that nothing is shrunk.
-        overlap: share of a tile that its neighbour sees too, 0 to 0.9: at least the size of the objects looked for.
-        whole: also look at the whole image.
-        batch_size: tiles run at once.
+        detector: a detector with `config` and `detect_batch`.
+        tile: side of a tile in image pixels; None uses the model's input size, so that tiles are not resized.
+        overlap: overlap of neighbouring tiles as a share of a tile, 0 to 0.9; at least the size of the small objects.
+        whole: also run on the whole image.
+        batch_size: number of tiles per batch.
 
     Source: SAHI, https://arxiv.org/abs/2202.06934
     """
@@ -89,9 +89,9 @@ def join_views(
     max_detections: int,
     suppress: Suppress | None = None,
 ) -> Detections:
-    """Detections of tiles, all in image pixels, as one, best first: cut objects whole again, doubles dropped.
+    """Merge the detections of all tiles, in image pixels, best first: cut objects are joined, duplicates dropped.
 
-    `suppress` is for what merging within a class leaves: doubles of other classes.
+    Merging works within a class. `suppress` then removes duplicates of different classes.
     """
     boxes, scores, labels = (
         np.concatenate([getattr(view, name) for view in views]) for name in ("boxes", "scores", "labels")

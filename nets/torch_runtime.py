@@ -1,4 +1,4 @@
-"""The network itself, on PyTorch."""
+"""The PyTorch runtime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.allocator import keep_freed_memory
 
 
 class TorchRuntime(Runtime):
-    """The network itself: batch norms folded, channels last."""
+    """Runs the network in PyTorch, with folded batch norms and channels-last memory format."""
 
     name = "torch"
 
@@ -28,6 +28,6 @@ class TorchRuntime(Runtime):
 
     @torch.inference_mode()
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        # (B, H, W, 3) read as (B, 3, H, W) is channels last without a copy
+        # (B, H, W, 3) permuted to (B, 3, H, W) is channels last without a copy
         maps = self.model(torch.from_numpy(images).to(self.device, non_blocking=True).permute(0, 3, 1, 2))
         return [raw.cpu().numpy() for raw in maps]

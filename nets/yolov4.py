@@ -1,4 +1,4 @@
-"""The network: images to raw predictions at three strides."""
+"""The YOLOv4 network: backbone, neck and head."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nets.neck import Neck, SlimNeck
 
 
 class YOLOv4(nn.Module):
-    """Backbone, SPP and PANet, and a head of three anchors a level.
+    """YOLOv4 with a MobileNet or timm backbone, SPP and PANet, and a head with three anchors per level.
 
     Args:
         config: everything that defines the network; kept as `.config`.
 
     Raises:
         UserError: for an unknown backbone.
-        MissingExtra: for a timm backbone without timm.
+        MissingExtra: for a timm backbone if timm is not installed.
 
     Source: YOLOv4, https://arxiv.org/abs/2004.10934, section 3
     """
@@ -34,7 +34,7 @@ class YOLOv4(nn.Module):
         self.neck = (SlimNeck if config.neck == "slim" else Neck)(self.backbone.out_channels, config)
         self.head = Head(self.neck.out_channels, config)
         self._is_normalized = any(config.mean) or any(std != 1 for std in config.std)
-        # No weights, so not in the state dict; on the CPU even when the rest is built without memory on `meta`.
+        # Constants, so not in the state dict. They are on the CPU even if the model is built on the `meta` device.
         std = torch.tensor(config.std, device="cpu").view(1, 3, 1, 1)
         self.register_buffer("scale", 1 / std, persistent=False)
         self.register_buffer("shift", -torch.tensor(config.mean, device="cpu").view(1, 3, 1, 1) / std, persistent=False)

@@ -1,1 +1,1 @@
-"""What several folders use: errors, options, files, images, drawing, detections."""
+"""Shared utilities: errors, options, files, images, drawing and detections."""

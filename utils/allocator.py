@@ -1,4 +1,4 @@
-"""Keep the memory that a training step frees for the next one, where the C library can be told to."""
+"""Make the C library keep freed memory for the next training step, where it supports this."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _TOP_PAD_BYTES = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc serve large blocks from its heap and never give the heap back. Returns whether it does.
+    """Make glibc allocate large blocks on its heap and never shrink the heap. Returns whether this succeeded.
 
-    Otherwise each large tensor of a step is mapped anew and the kernel fills it with zeros, page by page: 5 of 40 CPU
-    milliseconds an image in the training of `small` (docs/EXPERIMENTS.md, section 8). Elsewhere than on glibc: nothing.
+    Otherwise each large tensor of a step is mapped again, and the kernel fills its pages with zeros: 5 of 40 CPU
+    milliseconds per image in the training of `small` (docs/EXPERIMENTS.md, section 8). Without glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return False

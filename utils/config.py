@@ -1,4 +1,4 @@
-"""A frozen dataclass becomes a command line; every value keeps its origin: default, preset, config file or typed."""
+"""Command-line options from a frozen dataclass; each value has an origin: default, preset, config file or typed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from utils.other_words import option_hint, value_hint
 Options = TypeVar("Options")
 
 CONFIG_SIZE_LIMIT = 1 << 20  # bytes; a configuration is a page of text
-HUGE = 1e300  # nothing is so large; a number beyond may not even be a float
+HUGE = 1e300  # upper limit of numbers; larger ones may not fit in a float
 ORIGINS, REASONS = "_origins", "_reasons"  # keys of a run's config.json
-# what a value can come from, the weakest first; `preset`, `config` and `checkpoint` are followed by a name
+# origins of a value, lowest priority first; `preset`, `config` and `checkpoint` are followed by a name
 DEFAULT, AUTO, CHECKPOINT, PRESET, CONFIG, TYPED = "default", "auto", "checkpoint", "preset", "config", "typed"
 _RANKS = {DEFAULT: 0, AUTO: 0, CHECKPOINT: 0, PRESET: 1, CONFIG: 2, TYPED: 3}
 
@@ -47,12 +47,12 @@ def option(
     """A dataclass field that is also a command-line option.
 
     Args:
-        default: used where neither command line nor config file says otherwise.
-        help: what it does, with the unit and the special values.
+        default: the value if neither command line nor config file sets the option.
+        help: what the option does, with its unit and special values.
         choices: the allowed values.
         low, high: the allowed range, both ends included. `above`: a lower end that is not included.
         nargs, positional, metavar: as argparse's.
-        common: shown by --help; a command that has such options shows the others with --help-all only.
+        common: shown by --help; a command with common options shows the others only with --help-all.
         old: an earlier name, accepted with a warning.
     """
     metadata = {
@@ -71,7 +71,7 @@ def option(
 
 
 def group(cls: type, title: str) -> Any:
-    """A dataclass field that holds a dataclass of options; on the command line they are one group under `title`."""
+    """A dataclass field that holds a dataclass of options, shown in the help as one group with the title `title`."""
     return field(default_factory=cls, metadata={"group": title})
 
 
@@ -80,11 +80,11 @@ class Leaf:
     """One option of a dataclass of options or of its groups.
 
     Args:
-        name: of the field; unique among all groups, as it is the option's name on the command line and in files.
+        name: name of the field, also of the option on the command line and in files; unique among all groups.
         path: attribute names from the dataclass to the value.
-        hint: the annotation.
-        field: the dataclass field, its metadata as of `option`.
-        title: of the group; empty outside of groups.
+        hint: the type annotation.
+        field: the dataclass field, with the metadata of `option`.
+        title: title of the group; empty outside groups.
     """
 
     name: str
@@ -98,10 +98,10 @@ _known_leaves: dict[type, dict[str, Leaf]] = {}
 
 
 def leaves(cls: type) -> dict[str, Leaf]:
-    """All options of a dataclass, those of its groups included, by name.
+    """All options of a dataclass by name, including those of its groups.
 
     Raises:
-        TypeError: if two groups have an option of one name, or a field is no option.
+        TypeError: if two groups have an option with the same name, or a field is not an option.
     """
     if cls in _known_leaves:
         return _known_leaves[cls]
@@ -126,12 +126,12 @@ def _walk(cls: type, path: tuple[str, ...], title: str) -> Iterator[Leaf]:
 
 
 def get_option(options: Any, name: str) -> Any:
-    """The value of an option, wherever its group is."""
+    """The value of an option, in any group."""
     return functools.reduce(getattr, leaves(type(options))[name].path, options)
 
 
 def replace_options(options: Options, values: Mapping[str, Any]) -> Options:
-    """A copy with some options changed, by name, wherever their groups are; values are not checked."""
+    """A copy with some options changed, by name, in any group; values are not checked."""
     for name, value in values.items():
         options = _replace(options, leaves(type(options))[name].path, value)
     return options
@@ -170,8 +170,8 @@ class Settings(Generic[Options]):
 
     Args:
         options: the dataclass.
-        origins: by option: `default`, `auto`, `typed`, or `preset`, `config` or `checkpoint` with its name behind it.
-        reasons: by option, for what was chosen: why.
+        origins: by option: `default`, `auto`, `typed`, or `preset`, `config` or `checkpoint` followed by its name.
+        reasons: by option: why an automatic value was chosen.
     """
 
     options: Options
@@ -180,12 +180,12 @@ class Settings(Generic[Options]):
 
     @classmethod
     def of(cls, options: Options) -> Settings[Options]:
-        """Settings made in Python: what differs from the default counts as typed."""
+        """Settings from an options object: values that differ from the default count as typed."""
         values, usual = options_to_dict(options), options_to_dict(type(options)())
         return cls(options, {name: DEFAULT if value == usual[name] else TYPED for name, value in values.items()})
 
     def rank(self, name: str) -> int:
-        """How strong the origin is: 3 typed, 2 config file, 1 preset, 0 default or chosen."""
+        """Priority of the origin: 3 typed, 2 config file, 1 preset, 0 default or chosen automatically."""
         return _RANKS[self.origins[name].split()[0]]
 
     def is_given(self, *names: str) -> bool:
@@ -193,17 +193,17 @@ class Settings(Generic[Options]):
         return any(self.rank(name) > 0 for name in names)
 
     def choose(self, origin: str, values: Mapping[str, Any], reasons: Mapping[str, str] | None = None) -> Settings:
-        """These settings with other values, whatever their present origin."""
+        """A copy with new values and their origin, whatever the current origin."""
         origins = {**self.origins, **dict.fromkeys(values, origin)}
         kept = {name: why for name, why in self.reasons.items() if name not in values}
         return Settings(replace_options(self.options, values), origins, {**kept, **(reasons or {})})
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json holds: each option's value, and under keys for comments the origins and reasons."""
+        """The content of config.json: each option's value, and the origins and reasons under comment keys."""
         return {**options_to_dict(self.options), ORIGINS: dict(self.origins), REASONS: dict(self.reasons)}
 
     def table(self, everything: bool = True) -> str:
-        """One line an option, by group: name, value, origin and reason; without `everything` no defaults."""
+        """One line per option, by group: name, value, origin and reason; defaults only with `everything`."""
         shown = [
             leaf for leaf in leaves(type(self.options)).values() if everything or self.origins[leaf.name] != DEFAULT
         ]
@@ -256,7 +256,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _ShowHelp(argparse.Action):
-    """Print the help of the parser that `make` gives, and leave."""
+    """Print the help of the parser that `make` returns, and exit."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, make: Any, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
@@ -280,8 +280,8 @@ def parse_options(
 
     Args:
         cls: a frozen dataclass whose fields come from `option` or `group`.
-        argv: the arguments; None takes the process's.
-        description: the script's sentence, shown by --help.
+        argv: the arguments; None uses those of the process.
+        description: the script's description, shown by --help.
         presets: a folder of NAME.json files that `--preset NAME` may name (as `--config` does by path).
         example: a command line to show at the end of --help.
 
@@ -300,7 +300,7 @@ def parse_settings(
     presets: Path | None = None,
     example: str | None = None,
 ) -> Settings[Options]:
-    """As `parse_options`, with the origin of each value; a typed value counts as typed if it equals the default too."""
+    """As `parse_options`, with the origin of each value; a typed value counts as typed even if it is the default."""
     parser = _build_parser(cls, description, prog, presets, example, show_all=True)
     typed = _new_names(cls, vars(parser.parse_intermixed_args(argv)), "command line")
     typed.pop("debug", None)
@@ -337,7 +337,7 @@ def _refuse_assignments(cls: type, typed: Mapping[str, Any], prog: str) -> None:
 
 
 def check_options(cls: type[Options], values: Mapping[str, Any]) -> Options:
-    """Build `cls` from plain values (of JSON, say), with each value's type and range checked.
+    """Build `cls` from plain values (for example from JSON) and check their types and ranges.
 
     Raises:
         UserError: naming the option, its value and what is allowed.
@@ -380,7 +380,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_settings(cls: type[Options], path: Path) -> Settings[Options]:
-    """What `Settings.to_dict` gave, from a file. Origins that it does not say count as typed."""
+    """Read a file written from `Settings.to_dict`. Values without an origin count as typed."""
     content = read_json_object(path)
     values = _known(cls, {name: value for name, value in content.items() if not name.startswith("_")}, path)
     origins = dict.fromkeys(leaves(cls), DEFAULT) | dict.fromkeys(values, TYPED)
@@ -412,7 +412,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _known(cls: type, values: dict[str, Any], where: object) -> dict[str, Any]:
-    """The values under their present names. Raises UserError for one that is no option."""
+    """The values under their current names. Raises UserError for an unknown option."""
     values = _new_names(cls, values, where)
     for name in values:
         if name not in leaves(cls):

@@ -1,4 +1,4 @@
-"""The command `yolov4-mobilenet train ...`: runs the script of that name, from any folder."""
+"""The command `yolov4-mobilenet NAME ...`: runs the script NAME.py from any folder."""
 
 from __future__ import annotations
 

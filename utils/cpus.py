@@ -18,7 +18,7 @@ THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """CPUs that this process may use: the fewest of those of its affinity and its cgroups' quota, rounded up.
+    """Number of CPUs that this process may use: the minimum of its affinity and its cgroups' quota, rounded up.
 
     Docker's `--cpuset-cpus` and `taskset` set the affinity, Docker's `--cpus` and Kubernetes' limits the quota.
     `os.cpu_count()` knows neither.
@@ -39,9 +39,9 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what OpenMP reads once, when PyTorch loads it: threads that fit the quota, and little spinning.
+    """Set OpenMP's environment variables before PyTorch loads it: threads that fit the quota, and little spinning.
 
-    Never changes what the user has set, in these variables or in others that mean the same.
+    Variables set by the user, and settings equivalent to them, are not changed.
     """
     if sys.platform.startswith("linux") and not any(name in environment for name in THREAD_SETTINGS):
         if cpu_quota() is not None:  # OpenMP sees the affinity by itself, but not the quota
@@ -52,7 +52,7 @@ def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> N
 
 
 def num_threads() -> int:
-    """Threads of a network on the CPU: PyTorch's number where it is loaded, so that one setting serves all runtimes."""
+    """Number of CPU threads of a network: PyTorch's number if it is loaded, so that all runtimes use one setting."""
     if (torch := sys.modules.get("torch")) is not None:
         return torch.get_num_threads()
     chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
@@ -60,19 +60,19 @@ def num_threads() -> int:
 
 
 def set_num_threads(threads: int) -> None:
-    """Have `num_threads`, and PyTorch if it is loaded now or later, take this many."""
+    """Set the number of threads for `num_threads`, and for PyTorch whether it is loaded now or later."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(threads)
 
 
 def may_spin(environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether threads of other runtimes (ONNX Runtime) shall spin while they wait: only if OMP_WAIT_POLICY asks."""
+    """Whether threads of other runtimes (ONNX Runtime) should spin while they wait, as set by OMP_WAIT_POLICY."""
     return environment.get("OMP_WAIT_POLICY", "").lower() == "active"
 
 
 def cpu_share() -> float | None:
-    """Share of the CPU time that this process's main thread was ready to use and got so far; None where unknown."""
+    """Share of the time this process's main thread was ready to run in which it had a CPU; None if unknown."""
     try:
         ran, waited = map(int, Path("/proc/self/schedstat").read_text().split()[:2])
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Boxes, scores and labels of one image: what every detector gives and every metric takes."""
+"""Detections of one image: boxes, scores and labels, as returned by detectors and used by metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.errors import MissingExtra, RunError, UserError
 
 SHOWN_OBJECTS = 8  # in `repr`
 SHOWN_ROWS = 50  # in a notebook
-SHOWN_SIDE = 900  # longer side of a notebook's picture, pixels
+SHOWN_SIDE = 900  # longer side of a notebook's image, pixels
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Detections:
 
     @classmethod
     def empty(cls) -> Detections:
-        """The image in which nothing was found."""
+        """Detections of an image without objects."""
         return cls(np.zeros((0, 4)), np.zeros(0), np.zeros(0))
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class Detections:
     def __getitem__(self, index: Any) -> Detections:
         if not isinstance(index, slice):
             index = np.atleast_1d(np.asarray(index))
-            index = index.astype(np.int64) if not index.size else index  # an empty list is of floats
+            index = index.astype(np.int64) if not index.size else index  # an empty list becomes a float array
         track_ids = None if self.track_ids is None else self.track_ids[index]
         return replace(
             self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], track_ids=track_ids
@@ -118,7 +118,7 @@ class Detections:
         return f"Detections({len(self)}: {shown}{more})" if len(self) else "Detections(0)"
 
     def _repr_html_(self) -> str:
-        """The picture with its boxes and a table of the objects, for notebooks."""
+        """The image with its boxes and a table of the objects, for notebooks."""
         counts = Counter(self.name_of(label) for label in self.labels)
         title = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "no objects"
         rows = "".join(
@@ -137,7 +137,7 @@ class Detections:
             picture = f'<img alt="{html.escape(title)}" src="data:image/jpeg;base64,{encoded}">'
         return f"<div><p>{html.escape(title)}</p>{picture}{table}</div>"
 
-    # --- pictures ----------------------------------------------------------------------------------------------------
+    # --- images ----------------------------------------------------------------------------------------------------
 
     @property
     def image(self) -> np.ndarray:
@@ -148,13 +148,13 @@ class Detections:
         """The boxes on a copy of the image.
 
         Args:
-            image: (H, W, 3) uint8 RGB; None takes the image in which they were found.
-            max_side: shrink the picture before drawing, so that its longer side has at most this many pixels.
+            image: (H, W, 3) uint8 RGB; None uses the source image.
+            max_side: shrink the image before drawing, so that its longer side has at most this many pixels.
 
         Returns:
             (H, W, 3) uint8 RGB.
         """
-        from utils.draw import draw_boxes, shrink  # OpenCV is slow to import, and detections without pictures need none
+        from utils.draw import draw_boxes, shrink  # OpenCV is slow to import, and detections without images need none
 
         picture = self._image(image)
         small, scale = shrink(picture, max_side)
@@ -162,7 +162,7 @@ class Detections:
         return draw_boxes(small, self.boxes * scale, self.labels, names, self.scores, self.track_ids)
 
     def save(self, path: str | os.PathLike[str], image: np.ndarray | None = None) -> Path:
-        """Write the drawn picture in the format of the path's suffix, and return the path.
+        """Write the drawn image in the format of the path's suffix, and return the path.
 
         Raises:
             UserError: for a suffix that cannot be written, and where the path is that of the image itself.
@@ -177,7 +177,7 @@ class Detections:
         return path
 
     def show(self, image: np.ndarray | None = None) -> None:
-        """Show the drawn picture: in the notebook, or in the system's picture viewer."""
+        """Show the drawn image: in the notebook, or in the system's image viewer."""
         from PIL import Image  # only this needs it
 
         picture = Image.fromarray(self.draw(image))
@@ -213,7 +213,7 @@ class Detections:
     # --- other forms -------------------------------------------------------------------------------------------------
 
     def to_dicts(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """One plain dict an object: class_id, class_name, score, box_xyxy (image pixels), and track_id if known."""
+        """One plain dict per object: class_id, class_name, score, box_xyxy (image pixels), and track_id if known."""
         rows: list[dict[str, Any]] = []
         for number, (box, score, label) in enumerate(zip(self.boxes, self.scores, self.labels, strict=True)):
             row: dict[str, Any] = {
@@ -231,8 +231,8 @@ class Detections:
         """COCO results: image_id, category_id, bbox xywh in image pixels, score.
 
         Args:
-            image_id: of the image in the annotation file.
-            category_ids: the id of each class; None takes label + 1.
+            image_id: id of the image in the annotation file.
+            category_ids: the id of each class; None uses label + 1.
 
         Source: https://cocodataset.org/#format-results
         """
@@ -248,7 +248,7 @@ class Detections:
         ]
 
     def to_dataframe(self) -> Any:
-        """A pandas table, one row an object: class_id, class_name, score, x1, y1, x2, y2 (image pixels), track_id.
+        """A pandas table, one row per object: class_id, class_name, score, x1, y1, x2, y2 (image pixels), track_id.
 
         Raises:
             MissingExtra: without pandas.
@@ -288,7 +288,7 @@ class Detections:
 
 
 def _open_viewer(picture: Any) -> bool:
-    """Whether a picture viewer was found and started."""
+    """Whether an image viewer was found and started."""
     from PIL import ImageShow  # only this needs it
 
     return bool(ImageShow.show(picture))

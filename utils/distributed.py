@@ -1,4 +1,4 @@
-"""This process among the others of a run, as torchrun starts them; alone, everything here is the identity."""
+"""Distributed runs started by torchrun; in a single process, every function here does nothing."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:  # nothing here imports PyTorch unless there are several proce
     from torch import Tensor, nn
 
 # A process that dies ends the others at once: torchrun looks every 0.1 s, sends SIGTERM, and SIGKILL 30 s later. This
-# is for those that are silent: how long a collective waits for a process that lives and does not come.
+# is the timeout of a collective for a process that is alive but does not respond.
 TIMEOUT_SECONDS = 300
-# How long a process that lost another one waits before it fails too, so that torchrun names the one that was first.
+# How long a process waits before it fails after losing another one, so that torchrun reports the first failure.
 GRACE_SECONDS = 3.0
 POLL_SECONDS = 0.02
 LEFTOVERS = "start several processes with torchrun; to run alone, unset RANK and WORLD_SIZE"
-EQUAL_PART = 1e-3  # what GPUs of different kinds may differ by in the norm of one gradient
+EQUAL_PART = 1e-3  # relative tolerance for the gradient norms of different kinds of GPU
 _SIOCGIFADDR = 0x8915  # of Linux: the address of an interface
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout", "tcpstore")
 
@@ -39,15 +39,15 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`; in a run of several processes each has the GPU of its own local rank.
-        backend: how to talk; by default nccl between GPUs, else gloo.
-        timeout_seconds: how long to wait for a process that does not come.
+        backend: communication backend; by default nccl between GPUs, else gloo.
+        timeout_seconds: how long to wait for a process that does not respond.
 
     Returns:
         This process's own device.
 
     Raises:
         UserError: if there are fewer GPUs than processes on this machine, or the environment is incomplete.
-        RunError: if the others do not answer.
+        RunError: if the other processes do not respond.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return device
@@ -85,9 +85,9 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
 
 
 def _choose_interface() -> None:
-    """In a run of several machines, name the network interface to gloo and NCCL where they would take the loopback.
+    """In a run of several machines, set the network interface of gloo and NCCL if they would use the loopback.
 
-    They take the address of the host's own name, which is 127.0.1.1 on Debian and Ubuntu. What the user sets stays.
+    They use the address of the host's own name, which is 127.0.1.1 on Debian and Ubuntu. The user's settings are kept.
     """
     names = [name for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ]
     is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
@@ -104,9 +104,9 @@ def _choose_interface() -> None:
 
 
 def interface_to(address: str) -> str | None:
-    """The network interface that leads to a host; where that is this one, that of the default route, or the only one.
+    """The network interface for a host. For this host, that of the default route, or the only one.
 
-    None where it is not known, as on systems other than Linux. Nothing is sent.
+    None if unknown, as on systems other than Linux. No packet is sent.
     """
     own = {ip: name for name, ip in _interfaces() if not ipaddress.ip_address(ip).is_loopback}
     for target in (address, "192.0.2.1"):  # of TEST-NET-1 (RFC 5737): it has no host, and the default route
@@ -140,10 +140,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _has_others(timeout_seconds: float) -> bool:
-    """Whether RANK and WORLD_SIZE, set without torchrun, mean several processes: left over, they would hang this one.
+    """Whether RANK and WORLD_SIZE, set without torchrun, mean several processes. Stale values would block this one.
 
     Raises:
-        UserError: for values that cannot be, and where MASTER_ADDR or MASTER_PORT is missing or no known host.
+        UserError: for invalid values, or if MASTER_ADDR or MASTER_PORT is missing or the host is unknown.
     """
     rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
     if not rank.isdecimal() or not count.isdecimal() or int(rank) >= int(count):
@@ -165,16 +165,16 @@ def _has_others(timeout_seconds: float) -> bool:
 
 
 def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> dist.Store:
-    """A part of torchrun's store that no earlier start has written to, the same for all processes of this one.
+    """A new prefix of torchrun's store, the same for all processes of this start.
 
-    torchrun keeps its store through restarts, with the addresses of the dead (pytorch/pytorch#167288), and counts
-    restarts by machine. So each process shows itself by a new word, to which the first answers with the start's name.
+    torchrun keeps its store through restarts, with the addresses of dead processes (pytorch/pytorch#167288), and counts
+    restarts per machine. So each process writes a new random word, and rank 0 replies with the name of the start.
     """
     word, deadline = uuid.uuid4().hex, time.monotonic() + timeout_seconds
     missing = set(range(1, world_size)) if rank == 0 else {0}
     if rank > 0:
         store.set(f"come/{rank}", word)
-    while missing:  # asking again and again, and not waiting in the store, so that a signal is heard
+    while missing:  # poll instead of blocking in the store, so that signals are handled
         for other in sorted(missing):
             if rank > 0 and store.check([f"start/{word}"]):
                 word = store.get(f"start/{word}").decode()
@@ -184,7 +184,7 @@ def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: 
                 missing.remove(other)
             elif rank == 0 and store.check(
                 [f"come/{other}"]
-            ):  # a word of an earlier start is answered too, which has no effect
+            ):  # a word of an earlier start gets a reply too, which has no effect
                 store.set(f"start/{store.get(f'come/{other}').decode()}", word)
         if time.monotonic() > deadline:
             raise RunError("torchrun", f"ranks {sorted(missing)} did not come in {timeout_seconds:g} s", "start again")
@@ -195,7 +195,7 @@ def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: 
 
 
 def own_device(device: str) -> str:
-    """`auto` and `cuda` in a run of several processes: each takes the GPU of its own number on its machine, if any."""
+    """Resolve `auto` and `cuda` in a run of several processes: each uses the GPU of its local rank, if any."""
     if "LOCAL_RANK" not in os.environ or device not in ("auto", "cuda"):
         return device
     import torch
@@ -279,10 +279,10 @@ def barrier() -> None:
 
 
 def check_equal(name: str, value: float) -> None:
-    """Make sure that a number which all processes must have is the same in all.
+    """Check that a number is the same in all processes.
 
     Raises:
-        RunError: in every process, naming the numbers by rank, where they differ by more than rounding.
+        RunError: in every process, with the numbers by rank, if they differ by more than rounding.
     """
     values = gather(value)
     if any(not math.isclose(each, values[0], rel_tol=EQUAL_PART) for each in values):
@@ -291,10 +291,10 @@ def check_equal(name: str, value: float) -> None:
 
 
 def share_buffers(model: nn.Module) -> nn.Module:
-    """Give every process the main one's buffers (batch norms' averages), in place; returns `model`.
+    """Copy the main process's buffers (batch norms' running statistics) to all processes, in place; returns `model`.
 
-    Weights are the same everywhere, averages over each process's own images are not, and what is scored is what the
-    main process saves.
+    Weights are the same in all processes, but running statistics are not. Evaluation must use those of the main
+    process, which saves the checkpoint.
     """
     if (dist := _with_others()) is not None:
         for buffer in model.buffers():
@@ -302,11 +302,11 @@ def share_buffers(model: nn.Module) -> nn.Module:
     return model
 
 
-# ---- failing together
+# ---- errors
 
 
 def recorded(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int | None]:
-    """`main` whose errors name the rank and reach torchrun's report of who failed first; unchanged without torchrun."""
+    """Wrap `main` so that its errors name the rank and appear in torchrun's report; unchanged without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return main
     from torch.distributed.elastic.multiprocessing.errors import record
@@ -330,7 +330,7 @@ def recorded(main: Callable[[list[str] | None], int | None]) -> Callable[[list[s
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that another process of the run cannot be reached, rather than that this one failed."""
+    """Whether an error means that another process of the run is unreachable, rather than that this one failed."""
     dist = sys.modules.get("torch.distributed")
     if dist is not None and isinstance(error, dist.DistError):
         return True

@@ -1,4 +1,4 @@
-"""Fetch a file over HTTP: it continues where it broke off, and is checked before it gets its name."""
+"""Download a file over HTTP, with resume after a broken connection and a check of the complete file."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from utils.files import file_digest, naming_errors
 
 CHUNK = 1 << 20  # bytes read at once
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken
-OPEN_SECONDS = 60.0  # for a connection and the head of its answer
-SLOW_SECONDS, SLOW_BYTES = 30.0, 30_000  # a connection that gives fewer bytes in so many seconds counts as broken
-RETRIES = 6  # attempts in a row that bring nothing new
+OPEN_SECONDS = 60.0  # for a connection and the headers of its response
+SLOW_SECONDS, SLOW_BYTES = 30.0, 30_000  # a connection with fewer bytes in this time counts as broken
+RETRIES = 6  # attempts in a row without a new byte
 MAX_PAUSE = 60.0  # seconds between two attempts at most
 SPARE = 64 << 20  # bytes left free on the disk
 RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
@@ -36,13 +36,13 @@ USER_AGENT = "yolov4-mobilenet"
 
 
 class _Broken(Exception):
-    """The connection failed in a way that may not happen again.
+    """The connection failed in a way that may be temporary.
 
     Args:
-        reason: in words.
+        reason: the reason, as text.
         pause: seconds that the server asked to wait.
-        weight: how many of the allowed failures this one is; a name that does not resolve is rarely a passing fault.
-        is_slow: whether it counts although bytes came.
+        weight: how many failures it counts as; a name that does not resolve is rarely a temporary fault.
+        is_slow: whether it counts as a failure although bytes were received.
     """
 
     def __init__(self, reason: str, pause: float | None = None, weight: int = 1, is_slow: bool = False) -> None:
@@ -51,19 +51,19 @@ class _Broken(Exception):
 
 
 class SlowError(OSError):
-    """An address that gives too few bytes a second."""
+    """The server sends too few bytes per second."""
 
 
 class TooLargeError(OSError):
-    """An address that gives more bytes than it may."""
+    """The server sends more bytes than allowed."""
 
 
 class BrokenOffError(OSError):
-    """A connection that ended before its answer did."""
+    """The connection ended before the end of the response."""
 
 
 def open_url(url: str, headers: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> Any:
-    """Open an http or https address: the response, whose head has arrived within `OPEN_SECONDS`.
+    """Open an http or https address and return the response; its headers must arrive within `OPEN_SECONDS`.
 
     Raises:
         OSError, http.client.HTTPException, ValueError: as `urllib.request.urlopen`; SlowError after `OPEN_SECONDS`.
@@ -77,7 +77,7 @@ def open_url(url: str, headers: Mapping[str, str] | None = None, timeout: float 
         except BaseException as error:  # raised below, in the caller's thread
             answers.put(error)
 
-    # a thread, because the socket's timeout counts from the last byte: a head may come byte by byte
+    # a thread, because the socket's timeout restarts at each byte, and headers may arrive byte by byte
     threading.Thread(target=work, daemon=True).start()
     try:
         answer = answers.get(timeout=OPEN_SECONDS)
@@ -89,7 +89,7 @@ def open_url(url: str, headers: Mapping[str, str] | None = None, timeout: float 
 
 
 def read_chunks(response: Any, max_bytes: int) -> Iterator[bytes]:
-    """The bytes of a response as they come.
+    """The bytes of a response as they arrive.
 
     Raises:
         TooLargeError: after `max_bytes`.
@@ -109,7 +109,7 @@ def read_chunks(response: Any, max_bytes: int) -> Iterator[bytes]:
             if since < SLOW_BYTES:
                 raise SlowError(f"gives only {since} bytes in {now - started:.0f} s")
             started, since = now, 0
-    left = getattr(response, "length", None)  # read1 does not say that the connection broke off
+    left = getattr(response, "length", None)  # read1 does not report a broken connection
     if left:
         raise BrokenOffError(f"broke off after {total} of {total + left} bytes")
 
@@ -123,7 +123,7 @@ def _read_some(response: Any, total: int) -> bytes:
 
 @dataclass(frozen=True)
 class _Job:
-    """One download: where from, where to, and the half-finished file with its note of what it is half of."""
+    """One download: address, target, and the partial file with a note of its source."""
 
     url: str
     path: Path
@@ -154,24 +154,24 @@ def download(
     timeout: float = TIMEOUT,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Fetch `url` to `path`; what is there already and passes the checks is not fetched again.
+    """Download `url` to `path`; an existing file that passes the checks is kept.
 
-    The bytes go to `path.part`, which a later call continues (HTTP Range, only if the server still has the same file);
-    `path` appears, by renaming, when the checks have passed.
+    The bytes go to `path.part`, which a later call continues (HTTP Range, only if the server still has the same file).
+    It is renamed to `path` after the checks have passed.
 
     Args:
         url: http or https address.
-        path: the file to make; its folder is made if needed.
-        sha256, md5: hexadecimal digest the file must have. torchvision's eight-digit prefixes are taken too.
-        size: bytes the file must have.
-        progress: show a bar.
+        path: the file to write; its folder is created if needed.
+        sha256, md5: expected hexadecimal digest. torchvision's eight-digit prefixes are accepted too.
+        size: expected size in bytes.
+        progress: show a progress bar.
         retries: attempts in a row without a new byte before giving up.
         timeout: seconds without a byte after which a connection counts as broken.
-        sleep: how to wait between attempts.
+        sleep: function that waits between attempts.
 
     Raises:
         UserError: for an address that is not http or https.
-        RunError: no network, no such file, disk full, or a file that is not what it must be.
+        RunError: no network, no such file, disk full, or a file that fails the checks.
     """
     job = _Job(url, Path(path), timeout)
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
@@ -182,7 +182,7 @@ def download(
             return job.path
         warn(job.path, wrong, "it is fetched again")
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(2):  # a file that continued a stale or damaged part is given one fresh start
+    for attempt in range(2):  # a download that continued a stale or damaged part is restarted once
         continued = job.part.exists()
         _fetch(job, size, progress, retries, sleep)
         wrong = verify_file(job.part, sha256, md5, size)
@@ -211,7 +211,7 @@ def verify_file(path: Path, sha256: str | None = None, md5: str | None = None, s
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raises RunError if `needed` bytes (and some to spare) are not free where `folder` is."""
+    """Raises RunError if the disk of `folder` has less than `needed` bytes (and a reserve) free."""
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE:
         gib = 1 << 30
@@ -220,7 +220,7 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
 
 
 def _fetch(job: _Job, size: int | None, progress: bool, retries: int, sleep: Callable[[float], None]) -> None:
-    """Fill the part file, over as many connections as it takes."""
+    """Complete the part file, with as many connections as needed."""
     from tqdm import tqdm
 
     failures = 0
@@ -241,7 +241,7 @@ def _fetch(job: _Job, size: int | None, progress: bool, retries: int, sleep: Cal
 
 
 def _receive(job: _Job, size: int | None, bar: Any) -> None:
-    """One connection. Raises _Broken if it ends before the file does."""
+    """Download over one connection. Raises _Broken if it ends before the file is complete."""
     note = _read_note(job)
     have = _part_size(job)
     validator = note.get("validator", "") if have else ""
@@ -249,7 +249,7 @@ def _receive(job: _Job, size: int | None, bar: Any) -> None:
     if have:
         headers["Range"] = f"bytes={have}-"
         if validator:
-            headers["If-Range"] = validator  # a file that changed meanwhile comes whole, not its end alone
+            headers["If-Range"] = validator  # a file that has changed is sent whole, not from the middle
     try:
         response = open_url(job.url, headers, job.timeout)
     except urllib.error.HTTPError as error:
@@ -284,12 +284,12 @@ def _receive(job: _Job, size: int | None, bar: Any) -> None:
 
 
 def _copy(job: _Job, response: Any, file: IO[bytes], bar: Any, max_bytes: int) -> None:
-    """Write what comes. Raises RunError when that is more than `max_bytes`, or when the disk is full."""
+    """Write the received bytes. Raises RunError for more than `max_bytes` or a full disk."""
     unchecked = 0
     try:
         for data in read_chunks(response, max_bytes):
             unchecked += len(data)
-            if unchecked > SPARE // 2:  # a server need not say how much it will send
+            if unchecked > SPARE // 2:  # the server need not send the file's length
                 check_disk(job.path.parent, 0, job.path.name)
                 unchecked = 0
             with naming_errors(job.part):
@@ -307,12 +307,12 @@ def _copy(job: _Job, response: Any, file: IO[bytes], bar: Any, max_bytes: int) -
 
 
 def _refused(job: _Job, error: urllib.error.HTTPError, have: int) -> None:
-    """What an HTTP error means: nothing left to fetch, try again, or give up."""
+    """Handle an HTTP error: nothing left to download, try again, or give up."""
     with error:
         if error.code == 416 and have:
             match = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
             if match and int(match[1]) == have:
-                return  # the part is already whole
+                return  # the part is already complete
             job.discard()
             raise _Broken("the part here is longer than the file there")
         if error.code in RETRY_STATUS:
@@ -323,7 +323,7 @@ def _refused(job: _Job, error: urllib.error.HTTPError, have: int) -> None:
 
 
 def _extent(status: int, headers: Message, have: int) -> tuple[int, int | None]:
-    """(first byte, total bytes) of an answer; the total is None where the server does not tell."""
+    """(first byte, total bytes) of a response; the total is None if the server does not send it."""
     if status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
         if not match:
@@ -334,7 +334,7 @@ def _extent(status: int, headers: Message, have: int) -> tuple[int, int | None]:
 
 
 def _validator(headers: Message) -> str:
-    """What names this version of the file: a strong ETag, or else the date of its last change (RFC 9110, 13.1.5)."""
+    """The validator of this version of the file: a strong ETag, or else Last-Modified (RFC 9110, 13.1.5)."""
     etag = headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
 
@@ -354,7 +354,7 @@ def _part_size(job: _Job) -> int:
 
 
 def _read_note(job: _Job) -> dict[str, Any]:
-    """What the part file is a part of; a part of another address, or of unknown origin, is dropped."""
+    """Read the note of the part file; a part of another address, or of unknown origin, is deleted."""
     try:
         note = json.loads(job.note.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Boxes, labels, trails and heat maps drawn on copies of RGB images, readable from 200 to 8000 pixels."""
+"""Draw boxes, labels, trails and heat maps on copies of RGB images of 200 to 8000 pixels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CJK_FONTS = (
 
 @functools.cache
 def class_colour(label: int) -> Colour:
-    """RGB colour of class index `label`: the same in every picture, run and program version."""
+    """RGB colour of class index `label`: the same in every image, run and program version."""
     hue = (label * GOLDEN_RATIO + 0.33) % 1.0
     lightness = (0.5, 0.66, 0.36)[label % 3]  # hues come near again after 5, 8, 13 classes: lightness tells them apart
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.9)
@@ -58,7 +58,7 @@ def line_width(image: np.ndarray) -> int:
 
 
 def text_height(image: np.ndarray) -> int:
-    """Height of capital letters in pixels: never below 8, which is the least one can read."""
+    """Height of capital letters in pixels: at least 8, the minimum for readable text."""
     return max(8, round((image.shape[0] + image.shape[1]) / 2 * 0.02))
 
 
@@ -80,13 +80,13 @@ def draw_boxes(
     track_ids: np.ndarray | None = None,
     notes: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Draw boxes with their class names. Each line has an outline, dark or bright, so that it is seen on any picture.
+    """Draw boxes with their class names. Each line has an outline, dark or bright, so that it is seen on any image.
 
     Args:
         image: (H, W, 3) uint8 RGB; left as it is.
         boxes: (N, 4) xyxy, image pixels.
         labels: (N,) indices into `class_names`.
-        class_names: what stands on the labels.
+        class_names: names of the classes, for the labels.
         scores: (N,) in [0, 1], or None for ground truth; the best is drawn last, on top.
         track_ids: (N,) identities, or None.
         notes: (N,) text after each label, e.g. `difficult`.
@@ -203,7 +203,7 @@ def draw_heatmap(image: np.ndarray, heat: np.ndarray, opacity: float = 0.5) -> n
 
 
 def draw_trail(canvas: np.ndarray, points: Sequence[tuple[float, float]], colour: Colour) -> None:
-    """Where an object has been, as a line through `points` (x, y pixels, oldest first), in place."""
+    """Draw an object's trail as a line through `points` (x, y pixels, oldest first), in place."""
     if len(points) > 1:
         vertices = np.rint(np.asarray(points)).astype(np.int32).reshape(-1, 1, 2)
         cv2.polylines(canvas, [vertices], False, colour, line_width(canvas), cv2.LINE_AA)
@@ -243,7 +243,7 @@ def put_text(canvas: np.ndarray, text: str, left: int, baseline: int, cap_height
 
 @dataclass(frozen=True)
 class Label:
-    """Text on a coloured ground, with its place in the picture."""
+    """Text on a coloured ground, with its place in the image."""
 
     text: str
     place: Place
@@ -260,13 +260,13 @@ class Label:
 
 
 def _place_label(canvas: np.ndarray, text: str, box: Place, colour: Colour, taken: Sequence[Place]) -> Label:
-    """The label of `box`, inside the picture, where it covers the least of the labels placed before it."""
+    """The label of `box`, inside the image, where it covers the least of the labels placed before it."""
     height, width = canvas.shape[:2]
     text = printable(text)
     cap_height = text_height(canvas)
     text_width, ascent, descent = text_size(text, cap_height)
     pad = _padding(cap_height)
-    while text_width + 2 * pad > width and cap_height > 5:  # a long name in a narrow picture
+    while text_width + 2 * pad > width and cap_height > 5:  # a long name in a narrow image
         cap_height = max(5, int(cap_height * min(0.95, (width - 2 * pad) / text_width)))
         text_width, ascent, descent = text_size(text, cap_height)
         pad = _padding(cap_height)
@@ -336,7 +336,7 @@ def _pillow_font(path: str, size: int) -> Any:
 
 
 def _put_pillow(canvas: np.ndarray, text: str, left: int, baseline: int, font: Any, colour: Colour) -> None:
-    """Through Pillow, in the small window that the text covers: converting the whole picture costs more."""
+    """Through Pillow, in the small window that the text covers: converting the whole image costs more."""
     from PIL import Image, ImageDraw
 
     x0, y0, x1, y1 = font.getbbox(text, anchor="ls")

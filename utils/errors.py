@@ -1,4 +1,4 @@
-"""One form for everything that goes wrong: `error: <where>: <what>; <what to do>`."""
+"""Exceptions, warnings and exit codes; all messages have the form `error: <where>: <what>; <what to do>`."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class UserError(ValueError):
 
 
 class RunError(UserError):
-    """A run that began rightly and could not go on (disk full, NaN, lost worker): one line, exit code 1."""
+    """A run that failed after a valid start (disk full, NaN, lost worker): one line, exit code 1."""
 
     exit_code = EXIT_FAILURE
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file that is not there, for those who wait for a FileNotFoundError."""
+    """A missing file; it is also a FileNotFoundError."""
 
     def __init__(self, where: object, what: str = "does not exist", todo: str = "check the name") -> None:
         super().__init__(where, what, todo)
@@ -66,7 +66,7 @@ class MissingExtra(RunError):
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to leave; what must be saved has been saved."""
+    """A signal asked the program to exit; everything that must be saved has been saved."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
@@ -110,9 +110,9 @@ def warn(where: object, what: str, todo: str = "") -> None:
 
 
 def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> NoReturn:
-    """Run a script's `main(argv)` and leave with the exit code of its outcome.
+    """Run a script's `main(argv)` and exit with the matching exit code.
 
-    0 done, 1 a run that failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM. A traceback appears only with `--debug`
+    0 success, 1 a failed run, 2 invalid input, 130 Ctrl-C, 143 SIGTERM. A traceback appears only with `--debug`
     (or `DEBUG=1` in the environment).
     """
     arguments = sys.argv[1:] if argv is None else argv
@@ -146,7 +146,7 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, of the machine or of a device."""
+    """Whether an error means that the machine or a device is out of memory."""
     if isinstance(error, MemoryError):
         return True
     kinds = {kind.__name__ for kind in type(error).__mro__}  # neither torch nor OpenCV need be imported to ask
@@ -155,7 +155,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class _Lasting:
-    """A stream that goes on when it cannot be written to; what is written then is lost.
+    """A stream that ignores write errors; text written after an error is lost.
 
     Attributes:
         error: the first error, if it is another one than that the reader has gone.
@@ -189,7 +189,7 @@ class _Lasting:
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
-    """Within it, a command goes on to its end when stdout or stderr cannot be written (`| head`, a full disk).
+    """Context manager in which a command continues if stdout or stderr cannot be written (`| head`, a full disk).
 
     Raises:
         RunError: at the end, if stdout could not be written for another reason than that its reader has gone.

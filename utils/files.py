@@ -1,4 +1,4 @@
-"""Read and write whole files: regular files only, up to a size, and never half a file on disk."""
+"""Read regular files up to a maximum size, and write files atomically."""
 
 from __future__ import annotations
 
@@ -106,10 +106,10 @@ def _opened(path: str | bytes | os.PathLike[str], max_bytes: int) -> Iterator[tu
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` beside `path` and rename it, so that nobody ever sees half of it.
+    """Write `data` to a temporary file beside `path` and rename it, so that no reader sees a partial file.
 
     Raises:
-        RunError: if the folder is not there or not writable, or the disk is full; nothing is left behind then.
+        RunError: if the folder is missing or not writable, or the disk is full; no temporary file is left.
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -137,7 +137,7 @@ def file_digest(path: Path, name: str = "sha256") -> str:
 def write_atomically(
     path: str | os.PathLike[str], data: bytes, before_rename: Callable[[], None] | None = None
 ) -> None:
-    """Write to a temporary name, to the disk, read back, rename: a reader sees the old file or the new one, whole.
+    """Write to a temporary file, sync, read back and rename: a reader sees the complete old or new file.
 
     Args:
         path: the file.
@@ -173,7 +173,7 @@ def write_atomically(
 
 @contextlib.contextmanager
 def naming_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Within it, an OSError of writing to an open file becomes a RunError that names the file."""
+    """Context manager that turns an OSError of writing to an open file into a RunError that names the file."""
     try:
         yield
     except OSError as error:
@@ -196,7 +196,7 @@ def _not_written(path: Path, size: int | None, error: OSError) -> RunError:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last; a no-op where folders cannot be opened (Windows)."""
+    """Sync a folder so that a rename is durable; a no-op where folders cannot be opened (Windows)."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

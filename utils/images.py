@@ -1,7 +1,7 @@
-"""Read a picture of any common format as upright RGB, or say in one line why it cannot be read.
+"""Read images of all common formats as upright RGB, with one-line errors, and write images.
 
-Nothing but bytes ever reaches a decoder: OpenCV ends the process on a name that is not UTF-8, waits for ever on a pipe,
-decodes half of a cut JPEG without a word, and believes a header that claims 30000x30000 pixels.
+Decoders only get bytes that have been checked. OpenCV itself ends the process for a name that is not UTF-8, waits
+forever on a pipe, decodes a truncated JPEG without an error, and accepts a header of 30000x30000 pixels.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _PILLOW_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM"
 _ENCODED_AS = {".jfif": ".jpg", ".mpo": ".jpg"}  # names that OpenCV does not know
 _HEADER_BYTES = 1 << 16
 _END_BYTES = 64
-_BYTES_PER_PIXEL = 4  # no picture under the cap in pixels needs a bigger file
+_BYTES_PER_PIXEL = 4  # no image under the cap in pixels needs a bigger file
 _STRIP_PIXELS = 1 << 20
 # Of the cap, the part for decoders that take more than 10 bytes a pixel: it is there to keep below 1 GB. Measured:
 # JPEG 2000 19, animated WebP 16, progressive CMYK 12, AVIF 11 bytes (docs/RELIABILITY.md).
@@ -71,27 +71,27 @@ _REDUCED = {  # OpenCV's reduced flags with BGR exchanged for RGB
     8: _RGB | (cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR),
 }
 
-# (height, width) that a caller needs at least, or a function that gives it for a picture of (height, width)
+# (height, width) that a caller needs at least, or a function that gives it for an image of (height, width)
 MinSize = tuple[int, int] | Callable[[int, int], tuple[int, int]]
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any decoding, and is adjustable
 
 
 class ImageError(FileError):
-    """A picture that cannot be read; `code` is one of `docs` of `dataset.py check`, e.g. `truncated_image`."""
+    """An image that cannot be read; `code` is one of `docs` of `dataset.py check`, e.g. `truncated_image`."""
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a picture says of itself before it is decoded.
+    """The header of an image, read before decoding.
 
     Args:
         height: rows as stored, pixels.
         width: columns as stored, pixels.
-        orientation: EXIF orientation, 1 to 8; from 5 on the upright picture has rows and columns exchanged.
-        kind: `jpeg` and `webp`, which OpenCV decodes as well as Pillow and quicker, `hdr`, which only OpenCV does; else
-            Pillow's name of the format in small letters, or `other`.
-        frame: where the frame of a JPEG begins, after all thumbnails; bytes.
+        orientation: EXIF orientation, 1 to 8; from 5 on the upright image has rows and columns exchanged.
+        kind: `jpeg` and `webp` (OpenCV decodes them as well as Pillow, and faster), `hdr` (only OpenCV reads it), else
+            Pillow's name of the format in lower case, or `other`.
+        frame: offset of the frame of a JPEG, after all thumbnails; bytes.
     """
 
     height: int
@@ -102,7 +102,7 @@ class ImageHeader:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the upright picture."""
+        """(height, width) of the upright image."""
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
@@ -111,14 +111,14 @@ def read_image(
     max_megapixels: float = MAX_MEGAPIXELS,
     min_size: MinSize | None = None,
 ) -> np.ndarray:
-    """Read a picture: (H, W, 3) uint8, RGB, upright.
+    """Read an image: (H, W, 3) uint8, RGB, upright.
 
     Args:
         path: the file; its suffix does not matter, its content does.
-        max_megapixels: refuse a picture that claims more, before decoding it.
-        min_size: (height, width) that the caller needs at least, or a function that gives it for the picture's own
-            (`Letterbox.decoded_size`). A JPEG 2, 4 or 8 times bigger on both sides is decoded at that fraction, which
-            is quicker and takes less memory; None decodes every pixel.
+        max_megapixels: refuse an image that claims more, before decoding it.
+        min_size: minimum (height, width) that the caller needs, or a function that returns it for the image's size
+            (`Letterbox.decoded_size`). A JPEG 2, 4 or 8 times larger on both sides is decoded at that fraction, which
+            is faster and takes less memory; None decodes every pixel.
 
     Raises:
         ImageError: with the reason in `code` and in words.
@@ -131,7 +131,7 @@ def read_image_and_size(
     max_megapixels: float = MAX_MEGAPIXELS,
     min_size: MinSize | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Like `read_image`, with the (height, width) of the whole picture, in whose pixels its boxes are."""
+    """Like `read_image`, with the (height, width) of the whole image, in whose pixels its boxes are."""
     held, where = [_read(path, max_megapixels)], os.fsdecode(path)
     header = read_header_bytes(held[0], where, max_megapixels)
     return _decode(held, header, where, _reduction(header, min_size)), header.size
@@ -144,12 +144,12 @@ def decode_image(
     reduce: int = 1,
     min_size: MinSize | None = None,
 ) -> np.ndarray:
-    """Decode the bytes of a picture: (H, W, 3) uint8, RGB, upright.
+    """Decode the bytes of an image: (H, W, 3) uint8, RGB, upright.
 
     Args:
         data: the file's content.
         where: what an error calls it.
-        max_megapixels: refuse a picture that claims more, before decoding it.
+        max_megapixels: refuse an image that claims more, before decoding it.
         reduce: 1, 2, 4 or 8: a JPEG is decoded at 1 / reduce of its size (rounded up), other formats whole.
         min_size: as in `read_image`; used when `reduce` is 1.
 
@@ -163,15 +163,15 @@ def decode_image(
 def decode_image_and_size(
     data: bytes, where: object = "image", max_megapixels: float = MAX_MEGAPIXELS, min_size: MinSize | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Like `decode_image`, with the (height, width) of the whole picture, in whose pixels its boxes are."""
+    """Like `decode_image`, with the (height, width) of the whole image, in whose pixels its boxes are."""
     header = read_header_bytes(data, where, max_megapixels)
     return _decode([data], header, where, _reduction(header, min_size)), header.size
 
 
 def decode_held(held: list[bytes], where: object = "image", max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
-    """Like `decode_image`, of the only element of `held`, which may be gone afterwards.
+    """Like `decode_image`, for the only element of `held`, which may be removed during decoding.
 
-    A raw TIFF is as large as what it is decoded to: who keeps no other reference to its bytes spares them.
+    A raw TIFF is as large as its decoded image. Without other references, its bytes are freed early.
     """
     return _decode(held, read_header_bytes(held[0], where, max_megapixels), where, 1)
 
@@ -195,15 +195,15 @@ def rgb_of_pillow(image: Image.Image, where: object = "image") -> np.ndarray:
 
 
 def read_image_size(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
-    """(height, width) of the upright picture, from its header alone."""
+    """(height, width) of the upright image, from its header alone."""
     return read_header(path, max_megapixels).size
 
 
 def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
-    """What the picture says of itself, read from the beginning and the end of the file where that is enough.
+    """Read the header of an image, from the beginning and the end of the file if that is enough.
 
     Raises:
-        ImageError: if it is not a picture, is cut off, or claims more than `max_megapixels`.
+        ImageError: if it is not an image, is cut off, or claims more than `max_megapixels`.
     """
     where, header = os.fsdecode(path), None
     try:
@@ -224,7 +224,7 @@ def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPI
 
 
 def read_start(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
-    """`read_header` without the look at the end of the file: enough to plan memory, not to trust the file."""
+    """`read_header` without a check of the end of the file: enough to plan memory, not to trust the file."""
     start = read_ends(path, int(max_megapixels * 1e6 * _BYTES_PER_PIXEL), _HEADER_BYTES, 0)[0]
     if start[:3] == _JPEG_MAGIC and (header := _jpeg_header(start)) is not None:
         return _checked(header, os.fsdecode(path), max_megapixels)
@@ -232,12 +232,12 @@ def read_start(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIX
 
 
 def decoded_bytes(header: ImageHeader, min_size: MinSize | None = None) -> int:
-    """Memory of the decoded picture, (H, W, 3) uint8."""
+    """Memory of the decoded image, (H, W, 3) uint8."""
     return 3 * header.height * header.width // _reduction(header, min_size) ** 2
 
 
 def read_header_bytes(data: bytes, where: object = "image", max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
-    """The header of a picture in memory; see `read_header`."""
+    """The header of an image in memory; see `read_header`."""
     if not data:
         raise ImageError("empty_file", where, "is empty", "copy or download it again")
     header = None
@@ -254,7 +254,7 @@ def read_header_bytes(data: bytes, where: object = "image", max_megapixels: floa
 
 
 def write_image(path: str | os.PathLike[str], image: np.ndarray, quality: int = 95) -> None:
-    """Write an RGB (H, W, 3) or grey (H, W) uint8 picture in the format of the path's suffix, whole or not at all.
+    """Write an RGB (H, W, 3) or grey (H, W) uint8 image in the format of the path's suffix, whole or not at all.
 
     Raises:
         UserError: if the suffix names no format that can be written.
@@ -270,7 +270,7 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray, quality: int = 
 
 
 def encode_image(image: np.ndarray, suffix: str = ".jpg", quality: int = 95) -> bytes:
-    """The bytes of a picture file of that suffix; see `write_image`. Raises ValueError for another suffix."""
+    """The bytes of an image file of that suffix; see `write_image`. Raises ValueError for another suffix."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix in _JPEG_SUFFIXES else []
     options = [cv2.IMWRITE_WEBP_QUALITY, quality] if suffix == ".webp" else options
@@ -375,7 +375,7 @@ def _png_header(data: bytes, where: object) -> ImageHeader:
 
 
 def _hdr_header(data: bytes) -> ImageHeader | None:
-    """Radiance pictures, which OpenCV reads and Pillow does not: `-Y height +X width` ends the header."""
+    """Radiance images, which OpenCV reads and Pillow does not: `-Y height +X width` ends the header."""
     words = data[:4096].partition(b"\n\n")[2].split(b"\n", 1)[0].split()
     if len(words) == 4 and words[0] == b"-Y" and words[2] == b"+X" and words[1].isdigit() and words[3].isdigit():
         return ImageHeader(int(words[1][:9]), int(words[3][:9]), 1, "hdr")
@@ -400,13 +400,13 @@ def _heif_brand(data: bytes) -> str:
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
-    """The formats that Pillow may take a picture for."""
+    """The formats that Pillow may take an image for."""
     return ("HEIF",) if _heif_brand(data) == "HEIC" else _PILLOW_FORMATS
 
 
 @functools.cache
 def _register_heif() -> bool:
-    """Teach Pillow to read HEIC, if one of the two packages that can is installed."""
+    """Register a HEIC reader in Pillow, if one of the two packages for it is installed."""
     for name in ("pi_heif", "pillow_heif"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name).register_heif_opener()
@@ -415,7 +415,7 @@ def _register_heif() -> bool:
 
 
 def _check_heif(data: bytes, where: object) -> None:
-    """Say what a HEIC or AVIF picture is where it cannot be decoded here."""
+    """Say what a HEIC or AVIF image is where it cannot be decoded here."""
     brand = _heif_brand(data)
     if brand == "HEIC" and not _register_heif():
         what = "is a HEIC photograph (Apple's format), which needs another package"
@@ -491,7 +491,7 @@ def _reduction(header: ImageHeader, min_size: MinSize | None) -> int:
 
 
 def _decode(held: list[bytes], header: ImageHeader, where: object, reduce: int) -> np.ndarray:
-    """Decode the bytes in `held`, which is emptied as soon as they have served."""
+    """Decode the bytes in `held`, which is emptied as soon as they are no longer needed."""
     data = held[0]
     if data[:8] == _PNG_MAGIC:
         _check_png(data, where)
@@ -565,7 +565,7 @@ def _decode_with_pillow(held: list[bytes], where: object) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 of a loaded picture, alpha dropped, 16 bits made 8; in strips, which need little memory."""
+    """(H, W, 3) uint8 of a loaded image, alpha dropped, 16 bits made 8; in strips, which need little memory."""
     width, height = image.size
     out = np.empty((height, width, 3), np.uint8)
     high = image.getextrema()[1] if image.mode == "F" else 65535
@@ -588,7 +588,7 @@ def _to_8_bits(grey: np.ndarray, high: Any) -> np.ndarray:
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """The upright picture (EXIF 2.32, tag 274)."""
+    """The upright image (EXIF 2.32, tag 274)."""
     if orientation == 1:
         return image
     if orientation >= 5:
@@ -601,10 +601,10 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def turn_boxes(boxes: np.ndarray, orientation: int, height: int, width: int) -> np.ndarray:
-    """(N, 4) xyxy boxes of the stored picture to those of the upright one.
+    """(N, 4) xyxy boxes of the stored image to those of the upright one.
 
     Args:
-        boxes: pixels of the picture as stored.
+        boxes: pixels of the image as stored.
         orientation: EXIF orientation, 1 to 8.
         height: rows as stored.
         width: columns as stored.

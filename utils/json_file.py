@@ -1,4 +1,4 @@
-"""Read a JSON file that a user names, or say in one line why it cannot be read."""
+"""Read a JSON file given by the user, with one-line errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fit an image into the network's input size, and map boxes there and back."""
+"""Letterbox: resize images to the network's input size, and map boxes between image and input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 RESIZE_MODES = ("letterbox", "stretch")
 INTERPOLATIONS = ("bilinear", "bicubic")
 PAD_VALUE = 114  # the grey that YOLO training pads with; the mean of natural images is near it
-# A picture is decoded at no less than so many times the side that the network sees: the decoder averages blocks of
+# An image is decoded at no less than so many times the side that the network sees: the decoder averages blocks of
 # pixels, and a second average over a few of them hides their borders. At 1 mAP50 fell by 0.4 points (docs/SPEED.md).
 SPARE_PIXELS = 2
 
@@ -48,7 +48,7 @@ class Letterbox:
         return new_height, new_width, (input_height - new_height) // 2, (input_width - new_width) // 2
 
     def decoded_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that a picture of this size should be decoded at, at least, so that `apply` loses nothing.
+        """(height, width) that an image of this size should be decoded at, at least, so that `apply` loses nothing.
 
         For `min_size` of `utils.images.read_image`. Bicubic resampling takes every pixel, as the reference does.
         """
@@ -62,7 +62,7 @@ class Letterbox:
     ) -> np.ndarray:
         """(H, W, 3) uint8 image to (input_height, input_width, 3) uint8, into `out` if given.
 
-        `size` is the (height, width) of the whole picture where `image` was decoded at a fraction of it.
+        `size` is the (height, width) of the whole image where `image` was decoded at a fraction of it.
         """
         new_height, new_width, top, left = self.geometry(*(size or image.shape[:2]))
         resized = resize(image, new_height, new_width, self.interpolation)

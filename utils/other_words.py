@@ -1,4 +1,4 @@
-"""The option that was meant: near misses, and the words of other detection tools."""
+"""Suggestions for unknown options: similar names, and the names used by other detection tools."""
 
 from __future__ import annotations
 

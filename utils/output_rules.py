@@ -1,4 +1,4 @@
-"""Where results may be written: checked before the work begins, so that no work is lost."""
+"""Check output paths before the work begins, so that no results are lost."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def check_output_file(
     Args:
         flag: the option that names it.
         path: the file.
-        overwrite: whether one that is there may be replaced.
-        data: data sets, into which nothing is written.
+        overwrite: whether an existing file may be replaced.
+        data: data sets, in which nothing may be written.
 
     Raises:
-        UserError: if it is there, is no file, lies in a data set, or cannot be written.
+        UserError: if it exists, is not a file, is in a data set, or cannot be written.
     """
     path = Path(path)
     if os.path.isdir(path):

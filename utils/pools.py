@@ -1,4 +1,4 @@
-"""Pools of threads and processes that stop when the work does."""
+"""Thread and process pools that stop at once after an error or Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Work beside work, in order: decoding, the network and encoding each in their own thread.
+"""Ordered pipelines of threads: decoding, the network and encoding each run in their own thread.
 
-What waits between two of them is bounded by number and by bytes: a picture of 12 megapixels takes 36 MB.
+The queues between them are bounded in items and bytes: an image of 12 megapixels takes 36 MB.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Queue:
         self._closed = False
 
     def put(self, item: Any) -> bool:
-        """Wait for room and append. False if nobody takes anything any more."""
+        """Wait for space and append. Returns False if the queue is closed."""
         cost = 0 if item is _END else self._cost(item)
         with self._changed:
             while not self._closed and self._items and self._is_full(cost):
@@ -61,7 +61,7 @@ class _Queue:
             return item
 
     def close(self) -> None:
-        """Let who waits in `put` go."""
+        """Release the threads that wait in `put`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -76,9 +76,9 @@ def prefetch(
     max_bytes: int = QUEUE_BYTES,
     cost: Callable[[Any], int] = array_bytes,
 ) -> Generator[T, None, None]:
-    """The same items in the same order, made in a thread that stays up to `size` ahead of who uses them.
+    """The same items in the same order, produced in a thread that is up to `size` items ahead of the consumer.
 
-    `max_bytes` bounds the sum of `cost` of what waits.
+    `max_bytes` bounds the total `cost` of the waiting items.
     """
     waiting = _Queue(size, max_bytes, lambda pair: cost(pair[0]))
 

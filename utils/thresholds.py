@@ -1,4 +1,4 @@
-"""Which detections a detector keeps: one dataclass for the Python API, the commands, the service and scoring."""
+"""Detection thresholds, shared by the Python API, the commands, the service and the evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from utils.errors import UserError
 
 MAX_DETECTIONS = 100_000
-# What the same thing is called elsewhere (Ultralytics, torchvision, supervision, MMDetection), and what it is here.
+# Names in other tools (Ultralytics, torchvision, supervision, MMDetection) and the names here.
 OTHER_NAMES = {
     "conf": "score_threshold",
     "conf_thres": "score_threshold",
@@ -46,11 +46,11 @@ class Thresholds:
     """Which detections are kept. None takes the model's own value.
 
     Args:
-        score_threshold: least objectness x class probability, 0 to 1.
+        score_threshold: minimum objectness x class probability, 0 to 1.
         iou_threshold: boxes of one class whose IoU exceeds this are one object, 0 to 1.
-        max_detections: most detections of one image.
+        max_detections: maximum number of detections per image.
         multi_label: whether a box may have several classes.
-        suppress: another suppression than greedy NMS within each class (see `nets.nms`).
+        suppress: an alternative to greedy NMS within each class (see `nets.nms`).
 
     Raises:
         UserError (a ValueError): for a value out of its range.

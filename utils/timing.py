@@ -1,4 +1,4 @@
-"""Time things beside each other, so that what else the machine does hits all alike, and say when it did too much."""
+"""Interleaved timing, so that other load affects all measurements equally; noisy measurements are reported."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 NOISY_SPREAD = 0.15  # quartiles further apart than this share of the median
-NOISY_CONTROL = 1.25  # a fixed piece of work whose median is this many times its quickest
+NOISY_CONTROL = 1.25  # a fixed piece of work whose median is this many times its fastest
 CONTROL = "control"
 _CONTROL_SIZE = 256  # a product of matrices: about a millisecond
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of one thing, one number a repetition."""
+    """Times of one measurement in seconds, one per repetition."""
 
     seconds: np.ndarray
 
@@ -53,7 +53,7 @@ def interleave(
     warm_up: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Sample]:
-    """Run all calls in turn, `repetitions` times, every other time in reverse.
+    """Run all calls in turn, `repetitions` times, with the order reversed every other time.
 
     Args:
         calls: what to time, by name.

@@ -1,4 +1,4 @@
-"""All files below a folder, through links to folders, without following a loop."""
+"""List all files below a folder; links to folders are followed without loops."""
 
 from __future__ import annotations
 

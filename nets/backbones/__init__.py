@@ -1,1 +1,1 @@
-"""One file for each architecture; a file added here is found by itself (see registry.py)."""
+"""Backbones, one file per architecture; files added here are found automatically (see registry.py)."""

@@ -1,4 +1,4 @@
-"""What a backbone is: a network that returns feature maps at strides 8, 16 and 32."""
+"""Base class of the backbones, which return feature maps at strides 8, 16 and 32."""
 
 from __future__ import annotations
 

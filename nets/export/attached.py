@@ -1,4 +1,4 @@
-"""Metadata of formats without a place for it: in a zip archive at the end of the file, or in a .json beside it."""
+"""Metadata for formats without a metadata field: in a zip archive at the end of the file, or in a .json beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints exported behind the scenes, once for each file: by default every command runs what is fastest here.
+"""Cache of automatically exported checkpoints: by default, every command uses the fastest runtime of this machine.
 
 Starting from an export that is there needs no PyTorch: the key is the digest of the checkpoint file, and the
 configuration stands in the export.

@@ -1,4 +1,4 @@
-"""Export a network and compare the file with it on images: a file that differs too much is removed."""
+"""Export a network and compare the file's outputs on images; a file that differs too much is removed."""
 
 from __future__ import annotations
 

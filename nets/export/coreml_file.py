@@ -17,7 +17,7 @@ from utils.errors import MissingExtra
 
 
 def export_coreml(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
-    """Write .mlpackage (a folder), an ML Program for iOS 16 and later; its input `images` is an RGB picture.
+    """Write .mlpackage (a folder), an ML Program for iOS 16 and later; its input `images` is an RGB image.
 
     Args:
         model: in eval mode.

@@ -1,4 +1,4 @@
-"""What all exported files have in common when they run."""
+"""Base class of the runtimes of exported files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an exported file takes and gives, and how the file says so itself; needs no PyTorch."""
+"""Inputs and outputs of an exported file, and the metadata that describes them; needs no PyTorch."""
 
 from __future__ import annotations
 

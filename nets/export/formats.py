@@ -1,4 +1,4 @@
-"""The table of export formats: suffix, packages, exporter, runtime and abilities of each, said once."""
+"""The table of export formats: suffix, packages, exporter, runtime and features of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network as it leaves PyTorch: everything that can be computed beforehand is, and decoding is part of it."""
+"""The network prepared for export: constants are precomputed, and box decoding is part of the graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open any model file for inference: a checkpoint or an exported file, on the runtime asked for."""
+"""Open any model file for inference: a checkpoint or an exported file, on the requested runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Suppression as part of an ONNX graph, as `nets.postprocess` does it."""
+"""NMS as part of an ONNX graph, equivalent to `nets.postprocess`."""
 
 from __future__ import annotations
 

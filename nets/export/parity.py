@@ -1,4 +1,4 @@
-"""Does an exported file answer as the network does? On photographs, by its outputs and by what is detected."""
+"""Compare an exported file with the network on photographs, by outputs and by detections."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def _clipped(found: Detections, config: ModelConfig) -> Detections:
 
 
 def drawn_photos(config: ModelConfig, count: int) -> list[np.ndarray]:
-    """Drawn pictures for where there are no photographs: smooth, edged and textured, as photographs are."""
+    """Drawn images for where there are no photographs: smooth, edged and textured, as photographs are."""
     from data.tools.demo import draw_scene
 
     return [draw_scene(0, number)[0] for number in range(count)]

@@ -1,4 +1,4 @@
-"""int8 after training: ranges from real images, and in floating point what measurably suffers."""
+"""Post-training int8 quantisation: calibration on real images; sensitive layers stay in floating point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep converters and quantisers from printing progress bars, advice and their own deprecations."""
+"""Suppress progress bars, advice and deprecation warnings of converters and quantisers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TorchScript: writing a network as a file that PyTorch runs without this platform's code."""
+"""TorchScript: writing a network as a file that PyTorch runs without this project's code."""
 
 from __future__ import annotations
 

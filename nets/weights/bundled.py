@@ -1,4 +1,4 @@
-"""Which model file a name means: a path, the name of bundled weights, a run's folder, or nothing."""
+"""Find a model file from a path, the name of bundled weights or a run's folder."""
 
 from __future__ import annotations
 

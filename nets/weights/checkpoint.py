@@ -1,4 +1,4 @@
-"""A model file that can rebuild its model, is written whole or not at all, and runs no code when read."""
+"""Checkpoints: self-contained model files that are written atomically and run no code when loaded."""
 
 from __future__ import annotations
 

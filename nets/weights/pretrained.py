@@ -1,4 +1,4 @@
-"""Backbone weights from elsewhere, renamed to ours, with a report of what was loaded and what was not."""
+"""Load pretrained backbone weights of other projects: rename their parameters and report what was loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start a model from a checkpoint of another: what fits is kept, classes are matched by name, and it is reported."""
+"""Initialise a model from another model's checkpoint: copy matching weights, match classes by name, and report it."""
 
 from __future__ import annotations
 
