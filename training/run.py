@@ -499,7 +499,7 @@ class Run:
     def _tiles(self) -> DatasetIndex:
         """The training images and their tiles; one process cuts them, the others find them."""
         dataset = self.options.dataset
-        size = (dataset.tile, dataset.tile) if dataset.tile else tuple(self.config.input_size)
+        size = (dataset.tile, dataset.tile) if dataset.tile else self.config.input_size
         if not distributed.is_main():
             distributed.barrier()
         index = tile_dataset(self.train_index, size, dataset.tile_overlap)
