@@ -31,6 +31,7 @@ def test_the_cosine_by_hand() -> None:
 def test_the_steps_by_hand() -> None:
     factor = rate_factor("step", 0, 100, 0.5)
     assert [factor(step) for step in (0, 79, 80, 89, 90, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert rate_factor("cosine", 0, 1, 0.5)(1) == 0.5
     assert rate_factor("constant", 0, 100, 0.5)(99) == 1.0 and rate_factor("cosine", 0, 0, 0.5)(0) == 1.0
 
 
@@ -46,6 +47,8 @@ def test_the_automatic_decay_looks_back_over_a_tenth() -> None:
 
 
 class Network(nn.Module):
+    """A convolution and a norm in the backbone, a convolution in the neck."""
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
@@ -69,6 +72,15 @@ def test_groups_by_hand() -> None:
     assert sgd["momentum"] == 0.8 and sgd["nesterov"] is True
     groups = parameter_groups(Network(), 0.2, 0.05, 0.1)  # an optimiser writes its settings into its groups
     assert build_optimizer("sgd", groups, 0.0).param_groups[0]["nesterov"] is False
+
+
+def test_the_average_takes_counters_over_as_they_are() -> None:
+    model = nn.BatchNorm2d(2)
+    average = ModelEMA(model, 0.9)
+    for count in (7, 9):
+        model.num_batches_tracked.fill_(count)
+        average.update(model)
+        assert average.model.num_batches_tracked.item() == count
 
 
 def test_the_average_by_hand() -> None:

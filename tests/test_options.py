@@ -287,10 +287,7 @@ EFFECTS: dict[str, tuple[tuple[str, ...], Any]] = {
     "resize_mode": (("--resize-mode", "stretch"), lambda run: run.loader.dataset.letterbox.mode),
     "multi_scale": (("--multi-scale", "0.5"), lambda run: len(run.loader.sampler.sizes)),
     "weights": (NANO, lambda run: run.config.input_size),
-    "pretrained": (
-        ("--pretrained", "bundled", "--backbone", "mobilenet_v2", "--alpha", "1"),
-        lambda run: run.config.mean,
-    ),
+    "pretrained": (("--pretrained", "bundled"), lambda run: run.options.start.weights),
     "freeze_epochs": ((*NANO, "--freeze-epochs", "2"), lambda run: (frozen(run, 1) > 0, frozen(run, 2))),
     "freeze_layers": ((*NANO, "--freeze-layers", "2"), lambda run: frozen(run, 0)),
     "freeze_norms": ((*NANO, "--freeze-norms"), lambda run: (frozen(run, 0), len(run.trainer.frozen))),
