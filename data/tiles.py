@@ -14,7 +14,6 @@ from data.index import DatasetIndex
 from data.index_cache import cache_folder, fingerprint
 from utils.errors import UserError, warn
 from utils.files import write_atomically
-from utils.images import read_image, write_image
 
 VERSION = 1  # increase when tiles change
 WHOLE_SHARE = 0.4  # minimum visible fraction of an object for its part in a tile to be a label
@@ -94,6 +93,8 @@ def tile_dataset(
 def _add_tiles(parts: _Parts, i: int, windows: list[tuple[int, int, int, int]], folder: Path, is_done: bool) -> None:
     paths = [folder / f"{i}_{left}_{top}.jpg" for left, top, _, _ in windows]
     if not (is_done and all(path.is_file() for path in paths)):
+        from utils.images import read_image, write_image  # late: OpenCV is slow to import
+
         try:
             image = read_image(parts.index.path(i))
         except UserError as error:

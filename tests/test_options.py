@@ -358,6 +358,8 @@ EFFECTS: dict[str, tuple[tuple[str, ...], Any]] = {
 }
 # tested where they act, as they do nothing when a run is made
 ELSEWHERE = {
+    "folds": "test_folds_and_tune", "tune": "test_folds_and_tune", "tile": "test_tiles_and_worst",
+    "tile_overlap": "test_tiles_and_worst", "image_folder": "test_layouts",
     "data": "every test", "shards": "test_shards", "val_data": "test_train", "classes": "test_train",
     "teacher": "test_teacher", "minutes": "test_budget", "eval_every": "test_run_folder", "best_by": "test_best_by",
     "patience": "test_train", "device": "needs a GPU", "threads": "test_cpus", "fast": "test_fast",

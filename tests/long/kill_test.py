@@ -259,6 +259,9 @@ def _leave_proof(writes: list[int]) -> None:
     def proven(run: training_run.Run) -> int:
         code = original(run)
         state = run.state.state_dict()
+        state["progress"] = {
+            k: v for k, v in state["progress"].items() if k not in ("seconds", "speeds")
+        }  # of the clock
         proof = {name: _digest(state[name]) for name in ("model", "optimizer", "random", "progress")}
         proof["average"] = _digest(run._scored_model().state_dict())
         proof |= _proof_of_files(run.folder)
