@@ -98,17 +98,17 @@ def in_double() -> Iterator[None]:
 @contextlib.contextmanager
 def after_step(act: Callable[[training_run.Run, int], None]) -> Iterator[None]:
     """Do something after each step of a training, given its number."""
-    before = training_run.Run._log_step
+    before = training_run.Run._after_step
 
     def log(run: training_run.Run, number: int, losses: dict[str, float]) -> None:
         before(run, number, losses)
         act(run, number)
 
-    training_run.Run._log_step = log
+    training_run.Run._after_step = log
     try:
         yield
     finally:
-        training_run.Run._log_step = before
+        training_run.Run._after_step = before
 
 
 # ---- forked: many starts in four processes, which meet at one store, as those of torchrun do after a restart
