@@ -181,10 +181,10 @@ from service.server import Server
 from utils.errors import run_command
 
 class Slow(Painted):
-    def detect_batch(self, images, **thresholds):
+    def detect_batch(self, *arguments, **named):
         if len(self.batches):
             time.sleep({seconds})
-        return super().detect_batch(images, **thresholds)
+        return super().detect_batch(*arguments, **named)
 
 def main(argv):
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -248,6 +248,9 @@ def _fork(arguments: list[str], run: Path, strike: Strike = lambda number, stage
         os._exit(code)
 
 
+MEASURED = ("seconds", "speeds")  # of a run's progress: wall-clock times, which differ from run to run
+
+
 def _leave_proof(writes: list[int]) -> None:
     """Have a training that comes to its end write digests of everything that it is.
 
@@ -259,9 +262,7 @@ def _leave_proof(writes: list[int]) -> None:
     def proven(run: training_run.Run) -> int:
         code = original(run)
         state = run.state.state_dict()
-        state["progress"] = {
-            k: v for k, v in state["progress"].items() if k not in ("seconds", "speeds")
-        }  # of the clock
+        state["progress"] = {k: v for k, v in state["progress"].items() if k not in MEASURED}
         proof = {name: _digest(state[name]) for name in ("model", "optimizer", "random", "progress")}
         proof["average"] = _digest(run._scored_model().state_dict())
         proof |= _proof_of_files(run.folder)
