@@ -17,7 +17,7 @@ struct Box { float x1, y1, x2, y2, score; int label; };
 // What `export.py` wrote about the model. Values are looked up by their names; the file is ours, so no JSON library.
 struct Settings {
   std::vector<std::string> names;
-  int height = 0, width = 0, pad_value = 114;
+  int height = 0, width = 0, pad_value = 114, max_detections = 100;
   float score_threshold = 0.25f, iou_threshold = 0.5f;
   bool letterbox = true;
 };
@@ -37,6 +37,7 @@ inline Settings read_settings(const std::string& model) {
   settings.score_threshold = std::strtof(value_of(model, "score_threshold").c_str(), nullptr);
   settings.iou_threshold = std::strtof(value_of(model, "iou_threshold").c_str(), nullptr);
   settings.pad_value = std::atoi(value_of(model, "pad_value").c_str());
+  settings.max_detections = std::atoi(value_of(model, "max_detections").c_str());
   settings.letterbox = value_of(model, "resize_mode").rfind("\"letterbox\"", 0) == 0;
   std::string name;
   bool inside = false;
@@ -89,6 +90,7 @@ inline std::vector<Box> read_boxes(const float* boxes, const float* scores, int 
   }
   std::stable_sort(found.begin(), found.end(), [](const Box& a, const Box& b) { return a.score > b.score; });
   for (const Box& box : found) {
+    if (int(kept.size()) == settings.max_detections) break;
     const bool twice = std::any_of(kept.begin(), kept.end(), [&](const Box& other) {
       return other.label == box.label && overlap(other, box) > settings.iou_threshold;
     });
