@@ -23,13 +23,7 @@ from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, are_installed, file_
 from nets.export.load import load_runtime
 from nets.model_config import ModelConfig, input_size_option
 from nets.runtime import Runtime
-from nets.weights.bundled import find_model
-from utils.config import option, parse_options
-from utils.cpus import num_threads, set_num_threads
-from utils.errors import MissingExtra, RunError, UserError, run_command, warn
-from utils.files import write_atomically
-from utils.thresholds import Thresholds
-from utils.timing import (
+from nets.timing import (
     CONTROL,
     Sample,
     control_call,
@@ -39,6 +33,12 @@ from utils.timing import (
     noise_reasons,
     resident_bytes,
 )
+from nets.weights.bundled import find_model
+from utils.config import option, parse_options
+from utils.cpus import num_threads, set_num_threads
+from utils.errors import MissingExtra, RunError, UserError, run_command, warn
+from utils.files import write_atomically
+from utils.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from nets.export.parity import Parity
@@ -310,7 +310,7 @@ def comparison_photos(config: ModelConfig, options: BenchmarkOptions) -> list[np
 
 def read_spread(index: DatasetIndex, wanted: int) -> list[np.ndarray]:
     """Read images spread evenly over a split."""
-    from utils.images import read_image
+    from imaging.image_io import read_image
 
     positions = np.unique(np.linspace(0, len(index) - 1, min(wanted, len(index))).astype(int))
     return [read_image(index.path(int(i))) for i in positions]
@@ -567,8 +567,8 @@ def random_network(config: ModelConfig) -> YOLOv4:
 
 def stage_photos(options: BenchmarkOptions, folder: Path) -> list[Path]:
     """The images of --images (at most three), or one synthetic image."""
+    from imaging.image_io import IMAGE_SUFFIXES, write_image
     from nets.export.parity import drawn_photos
-    from utils.images import IMAGE_SUFFIXES, write_image
 
     if options.images is None:
         import cv2
@@ -585,8 +585,8 @@ def stage_photos(options: BenchmarkOptions, folder: Path) -> list[Path]:
 
 def time_stages(detector: Detector, photo: Path, threshold: float) -> dict[str, Any]:
     """Median CPU milliseconds of each stage for one image."""
-    from utils.draw import draw_detections
-    from utils.images import read_image
+    from imaging.draw import draw_detections
+    from imaging.image_io import read_image
 
     config, runtime = detector.config, detector.runtime
     image = read_image(photo)

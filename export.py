@@ -184,8 +184,8 @@ def open_split(options: ExportOptions, split: str | None, default: int) -> Datas
 
 def comparison_photos(options: ExportOptions, index: DatasetIndex | None, config: ModelConfig) -> list[np.ndarray]:
     """Photographs of --images or --data, or synthetic images."""
+    from imaging.image_io import IMAGE_SUFFIXES
     from nets.export.parity import drawn_photos
-    from utils.images import IMAGE_SUFFIXES
 
     if options.images is not None:
         folder = Path(options.images)
@@ -204,7 +204,7 @@ def comparison_photos(options: ExportOptions, index: DatasetIndex | None, config
 
 def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
     """RGB images (H, W, 3) uint8; unreadable images are skipped with a warning."""
-    from utils.images import read_image
+    from imaging.image_io import read_image
 
     photos = []
     for path in paths:

@@ -22,15 +22,15 @@ import numpy as np
 
 from benchmarks.pareto import runner
 from data.open import open_dataset
+from imaging.image_io import read_image
 from nets.export.form import Form
 from nets.export.onnx_file import build_onnx
 from nets.export.quantize import quantize_onnx
 from nets.summary import summarize
+from nets.timing import interleave, machine
 from nets.weights.checkpoint import load_checkpoint, load_model
 from utils.errors import RunError, run_command
 from utils.files import write_file
-from utils.images import read_image
-from utils.timing import interleave, machine
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 BACKBONES = (

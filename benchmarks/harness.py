@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from nets.timing import Sample, interleave, machine
 from utils.errors import RunError
 from utils.files import read_file, write_file
-from utils.timing import Sample, interleave, machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MAX_BYTES = 10_000_000

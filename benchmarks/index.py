@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from imaging.image_io import write_image
 from utils.config import option, parse_options
 from utils.errors import run_command
-from utils.images import write_image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LINKS = 20_000  # names that share one picture: file systems allow some ten thousand

@@ -28,9 +28,9 @@ from data.image_cache import build_image_cache
 from data.index import DatasetIndex
 from data.loader import TrainLoader, build_train_loader
 from data.open import default_splits, open_dataset
+from imaging.image_io import read_image, write_image
 from utils.config import option, parse_options
 from utils.errors import run_command
-from utils.images import read_image, write_image
 
 REFERENCE_BATCH_MS = (157, 176)  # one thread, 8 images of 640x480, mosaic at 416: what the reference took elsewhere
 

@@ -35,13 +35,13 @@ from nets.export.onnx_file import build_onnx
 from nets.export.onnx_runtime import open_session
 from nets.model_config import ModelConfig, check_input_size
 from nets.summary import count_layers
+from nets.timing import interleave, machine
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_checkpoint, load_model, write_atomically
 from nets.weights.pretrained import pretrained_settings
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError, run_command
 from utils.json_file import read_json
-from utils.timing import interleave, machine
 
 PRESETS = Path(__file__).resolve().parent.parent / "model_data" / "presets"
 SCORE = "voc10_mAP50"

@@ -40,15 +40,15 @@ from data.open import default_splits, open_dataset
 from data.tools.demo import draw_scene
 from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, score
 from evaluation.metrics.coco import coco_figures
+from imaging.detections import Detections
+from imaging.image_io import read_image, read_image_and_size, write_image
 from nets.detector import Detector
 from nets.export.load import load_runtime
 from nets.weights.bundled import find_model
 from prediction.video import VideoReader, VideoWriter
 from utils.config import option, parse_options
 from utils.cpus import set_num_threads
-from utils.detections import Detections
 from utils.errors import run_command
-from utils.images import read_image, read_image_and_size, write_image
 
 STORED = REPOSITORY / "benchmarks" / "results" / "table.json"
 PHOTO = (3000, 4000)  # 12 megapixels

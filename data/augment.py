@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from data.augment_config import AugmentConfig
+from imaging.letterbox import Letterbox
 from utils.errors import MissingExtra
-from utils.letterbox import Letterbox
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom of a part of the canvas, pixels
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])

@@ -34,9 +34,9 @@ from data.augment import (
 from data.index import SCORE_RANGE, DatasetIndex
 from data.mosaic import compose_mosaic, draw_centre, mix, paste_box
 from data.skips import Skip
+from imaging.image_io import read_image_and_size
+from imaging.letterbox import Letterbox
 from utils.errors import RunError, UserError, warn
-from utils.images import read_image_and_size
-from utils.letterbox import Letterbox
 
 Size = tuple[int, int]
 SMALLEST = (32, 32)  # one cell of the coarsest map: batch norm of one smaller image has nothing to average over

@@ -18,7 +18,7 @@ from data.augment import (
     map_boxes,
     place,
 )
-from utils.letterbox import Letterbox
+from imaging.letterbox import Letterbox
 
 CENTRE_RANGE = (0.25, 0.75)  # where the four tiles meet, as a fraction of the input size
 MIXUP_BETA = 32.0  # YOLOv5: both images stay visible at nearly equal strength

@@ -30,8 +30,8 @@ from data.formats.folder import Folder, split_of, suffix_of
 from data.formats.labels import ALL, Labels
 from data.index import DatasetIndex, classes_found, join_indices
 from data.index_cache import cached_index
+from imaging.image_io import MAX_MEGAPIXELS
 from utils.errors import UserError
-from utils.images import MAX_MEGAPIXELS
 
 ACCEPTED = "a data set: pictures with VOC XML, COCO JSON, YOLO txt or another layout of docs/DATA.md"
 AUTO_TRAIN, AUTO_VAL = "auto-train", "auto-val"  # division of a data set without splits

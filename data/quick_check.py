@@ -10,8 +10,8 @@ import numpy as np
 from data.index import DatasetIndex, classes_found
 from data.tools.findings import Finding, finding, some_names
 from data.tools.look import heard_complaints
+from imaging.image_io import read_image
 from utils.errors import UserError
-from utils.images import read_image
 
 IMBALANCE = 100.0  # most frequent class to rarest
 FEW = 10  # minimum boxes of a class

@@ -27,11 +27,11 @@ from data.augment import AugmentConfig, Photo
 from data.index import DatasetIndex
 from data.loader import SampleKey, Size, TrainDataset, TrainLoader, _part, _SampleMaker, _start_worker, collate
 from data.open import default_splits, open_dataset
+from imaging.image_io import MAX_MEGAPIXELS, decode_image, read_header_bytes
+from imaging.letterbox import Letterbox
 from utils.config import option, parse_options
 from utils.errors import MissingExtra, RunError, UserError, warn
 from utils.files import read_file, write_atomically
-from utils.images import MAX_MEGAPIXELS, decode_image, read_header_bytes
-from utils.letterbox import Letterbox
 
 MANIFEST, INDEX = "shards.json", "index.npz"
 LAYOUT_VERSION = 1

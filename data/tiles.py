@@ -93,7 +93,7 @@ def tile_dataset(
 def _add_tiles(parts: _Parts, i: int, windows: list[tuple[int, int, int, int]], folder: Path, is_done: bool) -> None:
     paths = [folder / f"{i}_{left}_{top}.jpg" for left, top, _, _ in windows]
     if not (is_done and all(path.is_file() for path in paths)):
-        from utils.images import read_image, write_image  # late: OpenCV is slow to import
+        from imaging.image_io import read_image, write_image  # late: OpenCV is slow to import
 
         try:
             image = read_image(parts.index.path(i))

@@ -20,7 +20,7 @@ from evaluation.metrics.curves import ScoreCurves, score_curves
 from evaluation.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE, BestMatch, best_matches, outcomes
 from evaluation.metrics.record import EvalRecord, record_from_index
 from evaluation.metrics.voc import IOU_THRESHOLD, voc_figures
-from utils.detections import Detections
+from imaging.detections import Detections
 from utils.errors import UserError, warn
 from utils.threads import parallel_map
 from utils.thresholds import Thresholds
@@ -346,7 +346,11 @@ def run_detector(
     """Detections of the images at `positions`; an image that cannot be read is skipped, with a warning."""
     from tqdm import tqdm
 
-    from utils.images import decoded_bytes, read_image_and_size, read_start  # late: OpenCV import, not needed by --help
+    from imaging.image_io import (  # late: OpenCV import, not needed by --help
+        decoded_bytes,
+        read_image_and_size,
+        read_start,
+    )
 
     started, before = time.perf_counter(), dict(getattr(detector, "timings", {}))
     seen: list[int] = []

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from imaging.detections import Detections
 from nets.export.load import load_runtime
 from nets.model_config import ModelConfig, input_size_option
 from nets.runtime import Runtime
 from nets.weights.bundled import find_model
-from utils.detections import Detections
 from utils.errors import UserError
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 

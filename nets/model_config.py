@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from imaging.letterbox import INTERPOLATIONS, PAD_VALUE, RESIZE_MODES, Letterbox
 from utils.errors import UserError, brief
-from utils.letterbox import INTERPOLATIONS, PAD_VALUE, RESIZE_MODES, Letterbox
 
 FORMAT = "mobilenet-yolov4"  # the format name in our checkpoints and exported files
 STRIDES = (8, 16, 32)
@@ -50,7 +50,7 @@ class ModelConfig:
         anchors: 3 levels x 3 anchors x (width, height), input pixels, strides ascending.
         scale_xy: grid sensitivity of each level (YOLOv4, section 3.4): centre = cell + s * sigmoid(t) - (s - 1) / 2.
         input_size: (height, width), multiples of 32.
-        resize_mode, interpolation, pad_value: see `utils.letterbox.Letterbox`.
+        resize_mode, interpolation, pad_value: see `imaging.letterbox.Letterbox`.
         mean, std: of the input normalisation, per RGB channel, on the [0, 1] scale.
         score_threshold, iou_threshold, max_detections: defaults for prediction.
         score_threshold_source: how the threshold was chosen, shown to the user.

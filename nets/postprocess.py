@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from imaging.detections import Detections
 from nets.model_config import MAX_LOG_SIZE, STRIDES, ModelConfig
 from nets.nms import nms
-from utils.detections import Detections
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 # The maximum number of candidates per image for NMS, best first. It bounds the cost for any scores.

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from imaging.detections import Detections
 from nets.model_config import ModelConfig
 from nets.postprocess import postprocess, postprocess_decoded
-from utils.detections import Detections
 from utils.errors import UserError
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from data.tiles import tile_windows
+from imaging.detections import Detections
 from nets.nms import Suppress, agnostic_nms, merge_cut_boxes
-from utils.detections import Detections
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 EDGE = 0.01  # a box that ends within this share of a tile's side was probably cut there

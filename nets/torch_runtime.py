@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import torch
 
+from nets.allocator import keep_freed_memory
 from nets.fuse import fuse_batch_norms
 from nets.runtime import GPU_BATCH, Runtime
 from nets.yolov4 import YOLOv4
-from utils.allocator import keep_freed_memory
 
 
 class TorchRuntime(Runtime):

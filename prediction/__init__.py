@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "Detections": "utils.detections",
+    "Detections": "imaging.detections",
     "Detector": "prediction.detector",
     "Thresholds": "utils.thresholds",
     "load_detector": "prediction.detector",

@@ -21,11 +21,11 @@ from evaluation.detections_file import read_detections
 from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, run_detector
 from evaluation.report.html import page_html
 from evaluation.report.pictures import MISSED, WRONG, Mark, crop
+from imaging.image_io import read_image
 from prediction.detector import Detector, load_detector
 from utils.config import option, parse_options
 from utils.errors import UserError, printable, warn
 from utils.files import write_file
-from utils.images import read_image
 from utils.output_rules import check_output_file, check_output_folder
 
 ALL = "all"  # every split of a data set

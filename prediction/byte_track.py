@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from utils.detections import Detections
+from imaging.detections import Detections
 
 LOW_SCORE = 0.1  # known objects are followed through scores as low as this (section 3)
 LOST_SECONDS = 1.0  # a lost object is remembered for this long: 30 frames of a 30 Hz video, as in the paper

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data.skips import Skip
+from imaging.image_io import IMAGE_SUFFIXES
 from nets.detector import Detector
 from nets.export.formats import file_kind
 from nets.weights.bundled import default_model_text, find_model
@@ -27,7 +28,6 @@ from prediction.sources import Source, check_cameras, list_sources, unique_names
 from prediction.tracking import LineCounter, ZoneCounter, read_line, read_zone
 from utils import distributed
 from utils.errors import RunError, UserError, printable, warn
-from utils.images import IMAGE_SUFFIXES
 from utils.output_rules import check_output_folder
 
 PATIENCE_SECONDS = 7 * 24 * 3600  # one of several processes may have the longest video

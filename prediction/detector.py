@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 import nets.detector
+from imaging.detections import Detections
 from prediction.finder import class_mask, detect_filtered
 from prediction.inputs import each_image, is_single
 from prediction.streaming import stream
 from prediction.video import Frame
-from utils.detections import Detections
 from utils.errors import UserError
 from utils.thresholds import Thresholds, unknown_argument
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from data.class_names import class_index
+from imaging.detections import Detections
 from nets.nms import SUPPRESSIONS, soft_nms
 from nets.tiling import TiledDetector
 from prediction.tta import AugmentedDetector
-from utils.detections import Detections
 from utils.errors import UserError
 from utils.thresholds import Thresholds
 

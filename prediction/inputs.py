@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from imaging.image_io import IMAGE_SUFFIXES, read_image, rgb_of_pillow
 from prediction.video import is_video
 from utils.errors import MissingFileError, UserError
 from utils.files import FileError
-from utils.images import IMAGE_SUFFIXES, read_image, rgb_of_pillow
 
 COLORS = ("rgb", "bgr")
 CHANNELS = (1, 3, 4)
@@ -60,7 +60,7 @@ def as_image(image: Any, color: str = "rgb", where: str = "images") -> np.ndarra
     if isinstance(image, int):
         raise UserError(where, f"{image} is a webcam's number, not an image", f"use detector.stream({image})")
     if isinstance(image, bytes):
-        raise UserError(where, f"{len(image)} bytes", "decode them: utils.images.decode_image(data)")
+        raise UserError(where, f"{len(image)} bytes", "decode them: imaging.image_io.decode_image(data)")
     array = _as_array(image, where)
     return _from_array(array, color, where, array.shape, RULE)
 

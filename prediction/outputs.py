@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from data.formats.writers import voc_xml
-from utils.detections import Detections
+from imaging.detections import Detections
 from utils.errors import UserError
 from utils.files import naming_errors, write_file
 from utils.output_rules import check_output_folder, shortened_name
@@ -280,7 +280,7 @@ class _Crops(ResultWriter):
     """A crop of every object, in one folder per class."""
 
     def add(self, result: Result) -> None:
-        from utils.images import write_image  # late: OpenCV; the options need only the names in `WRITERS`
+        from imaging.image_io import write_image  # late: OpenCV; the options need only the names in `WRITERS`
 
         found = result.detections
         for number, (crop, label) in enumerate(zip(found.crops(result.image), found.labels, strict=True)):
@@ -294,7 +294,7 @@ class _Frames(ResultWriter):
     """The original images and video frames, to accompany VOC or YOLO labels of a video."""
 
     def add(self, result: Result) -> None:
-        from utils.images import write_image
+        from imaging.image_io import write_image
 
         write_image(self.folder.claim(f"frames/{result.file_key}.jpg"), result.image)
 

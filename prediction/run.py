@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from imaging.detections import Detections
+from imaging.draw import draw_boxes, draw_detections, draw_heatmap
+from imaging.image_io import write_image
 from prediction.byte_track import LOW_SCORE, ByteTracker
 from prediction.codecs import CODECS, choose_codec
 from prediction.explain import layer_cam, objectness_map
@@ -32,10 +35,7 @@ from prediction.sources import Source
 from prediction.tracking import LineCounter, TrackLog, ZoneCounter
 from prediction.video import Frame, TimedWriter, VideoWriter
 from utils import distributed
-from utils.detections import Detections
-from utils.draw import draw_boxes, draw_detections, draw_heatmap
 from utils.errors import UserError, printable, warn
-from utils.images import write_image
 from utils.threads import Background, parallel_map, prefetch
 
 CAMS_PER_PICTURE = 5

@@ -23,11 +23,7 @@ from typing import BinaryIO
 import numpy as np
 
 from data.skips import Skip
-from prediction.video import VIDEO_SUFFIXES, LiveReader, VideoReader, is_video, is_video_content
-from utils.download import BrokenOffError, SlowError, TooLargeError, open_url, read_chunks
-from utils.errors import UserError, printable
-from utils.files import naming_errors
-from utils.images import (
+from imaging.image_io import (
     IMAGE_SUFFIXES,
     MinSize,
     decode_image_and_size,
@@ -36,6 +32,10 @@ from utils.images import (
     read_image_and_size,
     read_start,
 )
+from prediction.video import VIDEO_SUFFIXES, LiveReader, VideoReader, is_video, is_video_content
+from utils.download import BrokenOffError, SlowError, TooLargeError, open_url, read_chunks
+from utils.errors import UserError, printable
+from utils.files import naming_errors
 from utils.output_rules import shortened_name
 from utils.walk import walk_files
 
@@ -85,7 +85,7 @@ class Source:
         return self.read_image_and_size()[0]
 
     def read_image_and_size(self, min_size: MinSize | None = None) -> tuple[np.ndarray, tuple[int, int]]:
-        """The image and its full (height, width); see `utils.images.read_image_and_size`."""
+        """The image and its full (height, width); see `imaging.image_io.read_image_and_size`."""
         if self.data is not None:
             return decode_image_and_size(self.data, self.name, min_size=min_size)
         assert self.path is not None

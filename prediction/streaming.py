@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from data.skips import Skip
+from imaging.detections import Detections
 from prediction.sources import Source, list_sources
 from prediction.video import Frame
-from utils.detections import Detections
 from utils.errors import MissingFileError, UserError, warn
 from utils.threads import parallel_map, prefetch
 

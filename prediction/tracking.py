@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from utils.detections import Detections
-from utils.draw import class_colour, draw_caption, draw_polygon, draw_trail
+from imaging.detections import Detections
+from imaging.draw import class_colour, draw_caption, draw_polygon, draw_trail
 from utils.errors import UserError
 from utils.files import write_file
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from imaging.detections import Detections
 from nets.nms import Suppress, nms, weighted_box_fusion
-from utils.detections import Detections
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 

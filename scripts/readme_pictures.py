@@ -16,14 +16,14 @@ sys.path.insert(0, str(REPOSITORY))
 
 from data.open import open_dataset
 from data.tools.demo import Scene, street
+from imaging.draw import contact_sheet, draw_detections, draw_heatmap
+from imaging.image_io import read_image, write_image
 from nets.tiling import TiledDetector
 from prediction.detector import Detector, load_detector
 from prediction.explain import layer_cam, objectness_map
 from prediction.video import VideoReader, VideoWriter
 from utils.config import option, parse_options
-from utils.draw import contact_sheet, draw_detections, draw_heatmap
 from utils.errors import RunError, UserError, run_command
-from utils.images import read_image, write_image
 
 SHOWN = 8  # test pictures, the first ones: not chosen
 SIDE = 3  # the large picture is so many test pictures wide and high

@@ -29,6 +29,7 @@ PARTS = (
     "training",
     "service",
     "benchmarks",
+    "imaging",
     "utils",
 )
 LAST_PARTS = ("scripts", "examples")

@@ -12,9 +12,10 @@ LAYERS = (
     ("training", "prediction", "service"),
     ("nets", "evaluation"),
     ("data",),
+    ("imaging",),
     ("utils",),
 )
-WIDTH, HEIGHT, BOX = 860, 430, (112, 34)
+WIDTH, HEIGHT, BOX = 860, 515, (112, 34)
 
 
 def sources(name: str) -> list[Path]:

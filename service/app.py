@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from data.tools.demo import draw_scene
+from imaging.image_io import encode_image
 from service.body import FORM, read_picture
 from service.browser import ORT_FILES, STATIC, STATIC_TYPES, WEBGPU_FILES, BrowserModel, describe_model
 from service.docs_page import docs_page
@@ -26,7 +27,6 @@ from service.limits import ByteBudget, Limits, RateLimit, Refused
 from service.metrics import CONTENT_TYPE, Metrics
 from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, Pipeline, Question
 from utils.errors import warn
-from utils.images import encode_image
 from utils.thresholds import OTHER_NAMES
 
 PARAMETERS = ("score_threshold", "max_detections", "classes")  # of /detect

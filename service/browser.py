@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from data.index_cache import cache_folder
+from imaging.draw import class_colour
 from nets.export.form import read_metadata
 from nets.export.onnx_runtime import open_session
 from nets.model_config import ModelConfig
 from utils.download import download
-from utils.draw import class_colour
 from utils.errors import RunError, UserError
 
 STATIC = Path(__file__).resolve().parent / "static"

@@ -17,8 +17,8 @@ from typing import Any
 
 import cv2
 
-from utils.images import ImageError, decode_image_and_size, read_header_bytes
-from utils.letterbox import Letterbox
+from imaging.image_io import ImageError, decode_image_and_size, read_header_bytes
+from imaging.letterbox import Letterbox
 
 LENGTHS = struct.Struct("<II")
 PIPE_BYTES = 1 << 20

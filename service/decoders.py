@@ -17,10 +17,10 @@ from typing import Any
 import anyio
 import numpy as np
 
+from imaging.letterbox import Letterbox
 from service.decode_process import LENGTHS, frame
 from service.limits import Refused
 from service.metrics import Metrics
-from utils.letterbox import Letterbox
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DECODERS = max(2, min(4, os.cpu_count() or 1))

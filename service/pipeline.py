@@ -11,12 +11,12 @@ from typing import Any
 import anyio
 import numpy as np
 
+from imaging.detections import Detections
 from nets.model_config import ModelConfig
 from service.batcher import Batcher
 from service.decoders import DECODERS, Decoders
 from service.limits import Limits, Refused
 from service.metrics import Metrics
-from utils.detections import Detections
 from utils.errors import warn
 from utils.thresholds import Thresholds
 

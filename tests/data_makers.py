@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.images import write_image
+from imaging.image_io import write_image
 
 HEIGHT, WIDTH = 120, 160
 Object = tuple[str, float, float, float, float]  # name and VOC's own xmin, ymin, xmax, ymax

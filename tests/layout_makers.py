@@ -9,7 +9,7 @@ from typing import Any
 
 from data_makers import HEIGHT, WIDTH, picture, voc_xml_text
 
-from utils.images import write_image
+from imaging.image_io import write_image
 
 DOG_BOX, CAT_BOX = (10, 20, 60, 80), (70, 30, 140, 110)  # xyxy pixels, 0-based
 OBJECTS = (("dog", DOG_BOX), ("cat", CAT_BOX))

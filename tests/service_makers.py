@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 import pytest
 
+from imaging.detections import Detections
 from nets.model_config import ModelConfig
 from service.limits import Limits
-from utils.detections import Detections
 from utils.thresholds import Thresholds
 
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[serve]'")

@@ -19,8 +19,8 @@ from data.tools.anchors import (
     shape_iou,
 )
 from data.tools.demo import write_demo
+from imaging.letterbox import Letterbox
 from nets.model_config import YOLOV4_ANCHORS, ModelConfig
-from utils.letterbox import Letterbox
 
 SQUARE = Letterbox((416, 416))
 

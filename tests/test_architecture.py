@@ -13,13 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 ENTRY_SCRIPTS = {"train", "eval", "predict", "export", "dataset", "serve", "benchmark"}
 MAY_IMPORT = {
     "utils": {"utils"},
-    "data": {"data", "utils"},
-    "nets": {"nets", "data", "utils"},
-    "evaluation": {"evaluation", "data", "utils"},
-    "prediction": {"prediction", "evaluation", "nets", "data", "utils"},
-    "training": {"training", "evaluation", "nets", "data", "utils"},
-    "service": {"service", "prediction", "nets", "data", "utils"},
-    "benchmarks": {"benchmarks", "service", "prediction", "training", "evaluation", "nets", "data", "utils"},
+    "imaging": {"imaging", "utils"},
+    "data": {"data", "imaging", "utils"},
+    "nets": {"nets", "data", "imaging", "utils"},
+    "evaluation": {"evaluation", "data", "imaging", "utils"},
+    "prediction": {"prediction", "evaluation", "nets", "data", "imaging", "utils"},
+    "training": {"training", "evaluation", "nets", "data", "imaging", "utils"},
+    "service": {"service", "prediction", "nets", "data", "imaging", "utils"},
+    "benchmarks": {"benchmarks", "service", "prediction", "training", "evaluation", "nets", "data", "imaging", "utils"},
 }
 # What takes long to import. A function may import a module of ours late where that keeps one of these out of a command
 # that does not need it: `--help`, a usage error, or prediction with an exported file.
@@ -87,6 +88,17 @@ def test_no_module_and_no_tool_imports_an_entry_script() -> None:
     rooms = {m: p for m, p in MODULES.items() if m not in ENTRY_SCRIPTS}
     found = {(m, t) for m, p in {**rooms, **tools}.items() for t, _ in imports(p) if t in ENTRY_SCRIPTS}
     assert not found
+
+
+def test_every_import_of_ours_names_a_module() -> None:
+    files = [*MODULES.values(), *(p for part in ("tests", "scripts", "examples") for p in (ROOT / part).rglob("*.py"))]
+    missing = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            missing |= {(path.name, n) for n in names if n.split(".")[0] in MAY_IMPORT and n not in MODULES}
+    assert not missing
 
 
 def test_imports_have_no_circle() -> None:

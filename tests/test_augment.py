@@ -19,7 +19,7 @@ from data.augment import (
     place_alone,
     shrink_or_grow,
 )
-from utils.letterbox import Letterbox
+from imaging.letterbox import Letterbox
 
 BLUE, RED = (20, 20, 200), (250, 10, 10)
 BOX = np.array([[60.0, 40.0, 180.0, 150.0]])

@@ -16,12 +16,12 @@ import benchmark
 from benchmark import BenchmarkOptions
 from benchmarks.formats_table import END, START, draw_formats, fill_markers, formats_table
 from data.tools.demo import DEMO_CLASSES, write_demo
+from imaging.image_io import write_image
 from nets.export.form import Form
+from nets.timing import Sample, interleave, machine, noise_reasons
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError, UserError
-from utils.images import write_image
-from utils.timing import Sample, interleave, machine, noise_reasons
 
 QUIET = Sample(np.full(20, 0.001))
 
@@ -47,12 +47,12 @@ def test_median_and_quartiles_are_those_of_the_repetitions() -> None:
 
 
 def test_a_quiet_machine_gives_no_reason_for_doubt(monkeypatch) -> None:
-    monkeypatch.setattr("utils.timing._load", lambda: 0.1)
+    monkeypatch.setattr("nets.timing._load", lambda: 0.1)
     assert noise_reasons(QUIET, {"a": QUIET}) == []
 
 
 def test_noise_is_named(monkeypatch) -> None:
-    monkeypatch.setattr("utils.timing._load", lambda: 1000.0)
+    monkeypatch.setattr("nets.timing._load", lambda: 1000.0)
     busy = Sample(np.array([1.0, 2.0] * 10))
     reasons = " | ".join(noise_reasons(busy, {"ours": busy}))
     assert "load" not in " ".join(noise_reasons(busy, {"ours": busy}, shares_matter=False))

@@ -25,8 +25,8 @@ from data.tools.check import check_dataset, main
 from data.tools.findings import CODES, CheckReport
 from data.tools.fix import check_target
 from data.tools.look import look_at
+from imaging.image_io import decode_image, write_image
 from utils.errors import UserError
-from utils.images import decode_image, write_image
 
 CLASSES = ("dog", "cat")
 

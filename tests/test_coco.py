@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from data.formats.coco import find_coco_files, read_coco
 from data.index import DatasetIndex
+from imaging.image_io import write_image
 from utils.errors import UserError
-from utils.images import write_image
 
 
 class Coco:

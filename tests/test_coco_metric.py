@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from evaluation.metrics.coco import FIGURES
-from utils.detections import Detections
+from imaging.detections import Detections
 from utils.errors import MissingExtra
 
 

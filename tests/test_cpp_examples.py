@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from export_makers import checkpoint, exported, pictures
 
+from imaging.image_io import write_image
 from nets import load_detector
 from nets.export.form import Form
-from utils.images import write_image
 
 SOURCES = Path(__file__).resolve().parent.parent / "examples" / "cpp"
 # where a release of each was unpacked, or what it was installed into

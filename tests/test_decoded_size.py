@@ -10,9 +10,9 @@ import pytest
 from export_makers import small_model
 
 from data.tools.demo import draw_scene
+from imaging.image_io import decoded_bytes, read_image_and_size, read_start, write_image
+from imaging.letterbox import Letterbox
 from nets.detector import Detector
-from utils.images import decoded_bytes, read_image_and_size, read_start, write_image
-from utils.letterbox import Letterbox
 from utils.thresholds import Thresholds
 
 

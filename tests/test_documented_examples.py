@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from imaging.image_io import write_image
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
 from prediction.video import VideoWriter
-from utils.images import write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/PYTHON.md")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils import draw
-from utils.detections import Detections
+from imaging import draw
+from imaging.detections import Detections
 
 NAMES = ("person", "dog", "猫", "a very long class name that does not fit a narrow picture")
 

@@ -18,7 +18,7 @@ from evaluation.metrics.calibration import calibrate
 from evaluation.metrics.compare import compare_rows, score_interval
 from evaluation.metrics.confusion import confusion_matrix
 from evaluation.metrics.errors import ERROR_TYPES, analyse_errors
-from utils.detections import Detections
+from imaging.detections import Detections
 from utils.errors import UserError
 
 NAMES = ("cat", "dog", "bird")

@@ -13,6 +13,8 @@ import torch
 from export_makers import CONFIG, checkpoint, exported, pictures, small_model
 
 import export
+from imaging.detections import Detections
+from imaging.image_io import write_image
 from nets.export.attached import attach, detach
 from nets.export.check import check_export, export_and_check
 from nets.export.form import Form, read_metadata, write_metadata
@@ -24,9 +26,7 @@ from nets.export.quantize import Node, choose_layers, group_nodes, output_error
 from nets.model_config import ModelConfig
 from nets.torch_runtime import TorchRuntime
 from nets.yolov4 import YOLOv4
-from utils.detections import Detections
 from utils.errors import MissingExtra, RunError, UserError
-from utils.images import write_image
 from utils.thresholds import Thresholds
 
 PLAIN, EVERYTHING = Form(), Form(uint8_input=True, nms=True, dynamic=True)

@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from utils.errors import UserError
-from utils.images import (
+from imaging.image_io import (
     ImageError,
     decode_image,
     read_header,
@@ -28,6 +27,7 @@ from utils.images import (
     turn_boxes,
     write_image,
 )
+from utils.errors import UserError
 
 RGB = picture(1, 60, 90)
 

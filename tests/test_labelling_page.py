@@ -12,13 +12,13 @@ import pytest
 from data_makers import make_voc
 from service_makers import Address, Painted, running, scene, until
 
+from imaging.detections import Detections
+from imaging.image_io import write_image
 from service.app import build_app
 from service.labelling.routes import Labelling
 from service.labelling.store import NO_FILE, open_store
 from service.labelling.suggest import Suggester
-from utils.detections import Detections
 from utils.errors import RunError
-from utils.images import write_image
 from utils.thresholds import Thresholds
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")

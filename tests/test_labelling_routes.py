@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from test_labelling_page import Labeller, photos
 
 import service.labelling.store as store_module
+from imaging.image_io import write_image
 from service.app import build_app
 from service.labelling.order import appearance, diverse_order, read_queue, step, uncertainty
 from service.labelling.routes import Labelling
@@ -23,7 +24,6 @@ from service.labelling.store import open_store
 from service.labelling.suggest import Suggester
 from service.labelling.trainer import LabelTrainer, _held_back, snapshot_labels
 from utils.errors import RunError, UserError
-from utils.images import write_image
 
 
 @pytest.fixture(autouse=True)

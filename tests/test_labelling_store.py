@@ -14,10 +14,10 @@ from PIL import Image
 from data.formats.voc import read_voc
 from data.formats.yolo_txt import read_data_yaml, read_yolo
 from data.open import open_dataset
+from imaging.image_io import write_image
 from service.labelling.documents import Box
 from service.labelling.store import NO_FILE, Conflict, Store, add_yaml_name, natural_key, open_store
 from utils.errors import RunError, UserError
-from utils.images import write_image
 
 
 def folder_of(kind: str, tmp_path: Path) -> Path:

@@ -34,8 +34,8 @@ from data.tools.check import main as check_main
 from data.tools.convert import convert_dataset
 from data.tools.findings import Finding
 from data.tools.split import split_dataset
+from imaging.image_io import write_image
 from utils.errors import RunError, UserError
-from utils.images import write_image
 
 
 @pytest.fixture(autouse=True)
@@ -430,7 +430,7 @@ def test_a_full_disk_ends_a_conversion_in_one_line(tmp_path: Path, monkeypatch: 
 def test_pictures_that_cannot_be_decoded_here_say_what_they_are(
     tmp_path: Path, kind: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("utils.images._register_heif", lambda: False)
+    monkeypatch.setattr("imaging.image_io._register_heif", lambda: False)
     make_yolo(tmp_path)
     path = tmp_path / "images/train/p0.jpg"
     data = path.read_bytes()

@@ -7,7 +7,7 @@ import pytest
 
 from data.augment import AugmentConfig, Photo, Sample, draw_geometry
 from data.mosaic import compose_mosaic, draw_centre, mix, paste_box
-from utils.letterbox import Letterbox
+from imaging.letterbox import Letterbox
 
 COLOURS = np.array([(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10)])
 

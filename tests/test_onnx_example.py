@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from export_makers import checkpoint, exported, pictures
 
+from imaging.image_io import write_image
 from nets.export.form import Form
 from prediction.detector import load_detector
-from utils.images import write_image
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "onnx_only.py"
 # an environment without torch and without this platform: importing either fails, as if it were not installed

@@ -14,8 +14,8 @@ from data import index_cache as cache
 from data.class_names import nearest_name, read_class_names
 from data.index import DatasetIndex
 from data.open import default_splits, list_splits, match_split, open_dataset, recognise_format
+from imaging.image_io import write_image
 from utils.errors import UserError
-from utils.images import write_image
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from imaging.detections import Detections
+from imaging.image_io import read_image
 from prediction.outputs import (
     WRITERS,
     OutputFolder,
@@ -19,9 +21,7 @@ from prediction.outputs import (
     fresh_folder,
     planned_files,
 )
-from utils.detections import Detections
 from utils.errors import UserError
-from utils.images import read_image
 
 NAMES = ("person", "dog & cat", "猫/x")
 

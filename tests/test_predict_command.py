@@ -20,6 +20,8 @@ import pytest
 import torch
 
 import predict
+from imaging.detections import Detections
+from imaging.image_io import read_image, write_image
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
@@ -29,9 +31,7 @@ from prediction import video
 from prediction.live_view import Page
 from prediction.streaming import stream
 from prediction.video import VideoReader, VideoWriter
-from utils.detections import Detections
 from utils.errors import UserError
-from utils.images import read_image, write_image
 from utils.thresholds import Thresholds
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from imaging.image_io import read_image, write_image
 from nets import Detections, Thresholds, load_detector
 from nets.model_config import ModelConfig
 from nets.weights import bundled
@@ -19,7 +20,6 @@ from nets.yolov4 import YOLOv4
 from prediction.detector import Detector
 from prediction.video import VideoWriter
 from utils.errors import MissingFileError, RunError, UserError
-from utils.images import read_image, write_image
 
 NAMES = ("cat", "dog", "bird")
 

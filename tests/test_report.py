@@ -16,8 +16,8 @@ from evaluation.metrics.errors import analyse_errors
 from evaluation.report.advice import Scored, advise
 from evaluation.report.html import report_html, write_report
 from evaluation.report.text import class_table, summary_text, working_rows, working_threshold
+from imaging.detections import Detections
 from training.metrics_file import has_converged
-from utils.detections import Detections
 from utils.errors import UserError
 
 NAMES = ("cat", "<script>alert(1)</script>", "$x_1$ ünï")

@@ -25,7 +25,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-ROOMS = ("nets", "utils", "data", "evaluation", "prediction", "training", "service", "benchmarks", "scripts")
+ROOMS = ("nets", "utils", "imaging", "data", "evaluation", "prediction", "training", "service", "benchmarks", "scripts")
 SOURCES = [*(p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))), *ROOT.glob("*.py")]
 
 

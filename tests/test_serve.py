@@ -22,6 +22,7 @@ import torch
 from service_makers import Address, Painted, encoded, running, scene, until
 
 import serve
+from imaging.image_io import decode_image
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
@@ -29,7 +30,6 @@ from prediction.detector import Detector
 from service.app import build_app
 from service.limits import CLIENTS_REMEMBERED, Limits, RateLimit, Refused, client_of
 from utils.errors import MissingExtra, UserError
-from utils.images import decode_image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = Limits(max_body=200_000, max_megapixels=2.0, read_timeout=2.0, queue=4, bodies=1_000_000, batch_wait=0.0)

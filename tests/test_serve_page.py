@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from service_makers import Address, Painted, encoded, running, scene, until
 
+from imaging.image_io import decode_image, read_image
 from nets.model_config import ModelConfig
 from prediction.detector import Detector
 from prediction.video import VideoWriter
 from service.app import build_app
-from utils.images import decode_image, read_image
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imaging.image_io import write_image
 from prediction.sources import Source, list_sources, unique_names
 from prediction.video import VideoWriter
-from utils.images import write_image
 
 
 def picture(path: Path, level: int = 90) -> Path:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from export_makers import checkpoint, pictures
 
+from imaging.image_io import write_image
 from nets.export.load import load_runtime
-from utils.images import write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train", "eval", "predict", "export", "dataset", "serve", "benchmark")

@@ -13,9 +13,9 @@ import dataset
 from data.index import DatasetIndex
 from data.tools.demo import write_demo
 from data.tools.stats import centre_map, dataset_stats, draw_stats, format_stats
+from imaging.letterbox import Letterbox
 from nets.model_config import YOLOV4_ANCHORS
 from utils.errors import UserError
-from utils.letterbox import Letterbox
 
 LETTERBOX = Letterbox((416, 416))
 

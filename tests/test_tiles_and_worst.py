@@ -16,10 +16,10 @@ from data.open import open_dataset
 from data.tiles import boxes_in_tile, tile_dataset, tile_windows
 from evaluation.evaluator import FoundDetections, score
 from evaluation.worst import export_worst, find_mistakes
+from imaging.image_io import read_image, write_image
 from service.labelling.order import read_queue
 from service.labelling.store import open_store
 from utils.errors import UserError
-from utils.images import read_image, write_image
 
 
 def test_a_cut_box_keeps_its_visible_part() -> None:

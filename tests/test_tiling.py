@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from data.tiles import tile_windows
+from imaging.detections import Detections
 from nets.model_config import ModelConfig
 from nets.nms import agnostic_nms
 from nets.tiling import TiledDetector
-from utils.detections import Detections
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imaging.detections import Detections
 from prediction.byte_track import ByteTracker
 from prediction.tracking import LineCounter, TrackLog, ZoneCounter, read_line, read_zone
-from utils.detections import Detections
 from utils.errors import UserError
 
 

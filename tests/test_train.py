@@ -20,6 +20,7 @@ from train_makers import assert_same, assert_same_run, demo_data, run_train
 import eval as eval_command
 import train
 from data.loader import multi_scale_sizes
+from imaging.image_io import write_image
 from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import load_checkpoint
@@ -30,7 +31,6 @@ from training.engine import Trainer
 from training.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
 from utils.config import Settings, check_options
 from utils.errors import UserError
-from utils.images import write_image
 
 
 @pytest.fixture(scope="module")

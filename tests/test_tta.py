@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from imaging.detections import Detections
 from nets.nms import agnostic_nms, weighted_box_fusion
 from prediction.tta import AugmentedDetector
-from utils.detections import Detections
 from utils.thresholds import Thresholds
 
 PICTURE = np.zeros((50, 100, 3), np.uint8)

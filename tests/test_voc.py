@@ -16,9 +16,9 @@ from data.class_names import read_class_names
 from data.formats.voc import annotation_path, find_voc_years, list_voc_splits, parse_voc_xml, read_voc
 from data.index import DatasetIndex
 from data.skips import Skip
+from imaging.image_io import write_image
 from utils.errors import UserError
 from utils.files import FileError
-from utils.images import write_image
 
 
 @pytest.fixture

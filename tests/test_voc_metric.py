@@ -13,7 +13,7 @@ from metric_makers import RecordBuilder, VOCMetric
 
 from evaluation.metrics.curves import score_curves
 from evaluation.metrics.matching import best_matches, outcomes
-from utils.detections import Detections
+from imaging.detections import Detections
 
 
 def devkit_ap(detections: list[Detections], targets: list[dict], label: int, threshold: float) -> tuple[float, float]:

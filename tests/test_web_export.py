@@ -20,11 +20,11 @@ from export_makers import checkpoint, pictures
 from service_makers import until
 
 import export
+from imaging.image_io import write_image
 from nets import load_detector
 from service import browser
 from utils.download import file_digest
 from utils.errors import RunError, UserError
-from utils.images import write_image
 
 # where npm's onnxruntime-web was unpacked (npm pack onnxruntime-web)
 ORT_WEB = os.environ.get("ORT_WEB_DIST")

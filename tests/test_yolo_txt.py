@@ -10,8 +10,8 @@ from data_makers import HEIGHT, WIDTH, make_yolo, picture
 
 from data.formats.yolo_txt import label_path, list_yolo_splits, read_data_yaml, read_yolo
 from data.index import DatasetIndex
+from imaging.image_io import write_image
 from utils.errors import UserError
-from utils.images import write_image
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import torch
 
 from data.index import DatasetIndex
 from data.loader import TrainLoader
+from imaging.image_io import read_image
 from nets.detector import Detector
 from nets.yolov4 import YOLOv4
 from training.choose import TrainSettings
@@ -23,7 +24,6 @@ from utils import distributed
 from utils.config import AUTO
 from utils.distributed import say
 from utils.errors import UserError
-from utils.images import read_image
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 4
 TIMED_IMAGES = 16

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from data.augment_config import AugmentConfig
 from data.index import SCORE_RANGE
+from imaging.letterbox import RESIZE_MODES
 from nets.loss_config import LossConfig
 from nets.model_config import NECK_CONVS, NECKS, PADDINGS, SE_ORDERS
 from nets.weights import NONE
 from utils.config import group, option
-from utils.letterbox import RESIZE_MODES
 
 PRESETS = Path(__file__).resolve().parents[1] / "model_data" / "presets"
 YOLOV4, AUTO_ANCHORS, KEPT_ANCHORS = "yolov4", "auto", "checkpoint"  # of --anchors

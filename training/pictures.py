@@ -10,10 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from data.index import DatasetIndex
+from imaging.draw import contact_sheet, draw_boxes, draw_detections, draw_targets
+from imaging.image_io import read_image, write_image
 from nets.detector import Detector
-from utils.draw import contact_sheet, draw_boxes, draw_detections, draw_targets
 from utils.errors import UserError
-from utils.images import read_image, write_image
 
 PREVIEW_BATCHES = 2
 PREVIEW_IMAGES = 8

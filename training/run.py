@@ -16,6 +16,7 @@ from data.open import AUTO_TRAIN
 from data.skips import Skip, used_summary, write_skips_csv
 from data.tiles import tile_dataset
 from evaluation.evaluator import EvaluationResult, evaluate
+from nets.allocator import keep_freed_memory
 from nets.detector import Detector
 from nets.tiling import TiledDetector
 from nets.weights import NONE
@@ -69,7 +70,6 @@ from training.state import (
 )
 from training.summary import class_counts, memory_used, network_size, next_commands
 from utils import distributed
-from utils.allocator import keep_freed_memory
 from utils.config import AUTO, options_to_dict
 from utils.cpus import cpu_share
 from utils.distributed import say

@@ -1,1 +1,1 @@
-"""Shared utilities: errors, options, files, images, drawing and detections."""
+"""Shared utilities: errors, options, files, threads and downloads."""

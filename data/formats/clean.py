@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data.index import DatasetIndex
+from data.pools import stopping_at_once
 from data.skips import Skip
-from utils.images import ImageError, ImageHeader, read_header, turn_boxes
-from utils.pools import stopping_at_once
+from imaging.image_io import ImageError, ImageHeader, read_header, turn_boxes
 
 HUGE = 1e6  # pixels; larger than any image within the megapixel limit
 TOLERANCE = 1.0  # pixels; rounding and 0- or 1-based counting exceed the image by this much: clipped without a note

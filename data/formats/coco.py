@@ -18,9 +18,9 @@ from data.formats.clean import RawSplit, build_index
 from data.formats.folder import Folder
 from data.index import DatasetIndex
 from data.skips import Skip
+from imaging.image_io import MAX_MEGAPIXELS
 from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_ends, read_file
-from utils.images import MAX_MEGAPIXELS
 
 MAX_JSON_BYTES = 2048 * MEGABYTE
 SNIFFED_BYTES = 1 << 20

@@ -15,9 +15,9 @@ from data.class_names import decode_text
 from data.formats.folder import Folder, suffix_of
 from data.formats.labels import Labels, number_of
 from data.skips import Skip
+from imaging.image_io import IMAGE_SUFFIXES
 from utils.errors import UserError
 from utils.files import MEGABYTE, read_file
-from utils.images import IMAGE_SUFFIXES
 
 MAX_CSV_BYTES = 1024 * MEGABYTE
 _COLUMNS = {  # column meaning: possible headers, in lower case without punctuation

@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from data.skips import Skip
+from imaging.image_io import IMAGE_SUFFIXES
 from utils.files import FileError, read_file
-from utils.images import IMAGE_SUFFIXES
 from utils.walk import walk_files
 
 MAX_FILES = 1_000_000

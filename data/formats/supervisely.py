@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from data.formats.folder import Folder, suffix_of
 from data.formats.json_files import load_json
 from data.formats.labels import Labels, number_of
-from utils.images import IMAGE_SUFFIXES
+from imaging.image_io import IMAGE_SUFFIXES
 
 
 def sniff(folder: Folder) -> str | None:

@@ -22,9 +22,9 @@ from data.formats.clean import RawSplit, build_index
 from data.formats.folder import suffix_of
 from data.index import DatasetIndex
 from data.skips import Skip
+from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.errors import UserError
 from utils.files import MEGABYTE, FileError, read_file, read_lines
-from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.walk import walk_files
 
 MAX_XML_BYTES = 10 * MEGABYTE

@@ -12,9 +12,9 @@ import numpy as np
 from data.class_names import read_class_names
 from data.index import DatasetIndex
 from data.open import open_dataset, training_split
+from imaging.letterbox import RESIZE_MODES, Letterbox
 from utils.config import option, parse_options
 from utils.errors import UserError
-from utils.letterbox import RESIZE_MODES, Letterbox
 
 RATIO_LIMIT = 4.0  # YOLOv5's `anchor_t`: a side may be up to 4 times an anchor's, or a quarter of it
 RESTARTS = 4  # k-means finds a local optimum; the best of these runs is used

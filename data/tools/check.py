@@ -24,10 +24,10 @@ from data.tools.duplicates import check_duplicates
 from data.tools.findings import CODES, ERROR, INFO, WARNING, CheckReport, Finding, finding, some_names
 from data.tools.fix import check_target, write_fixed_copy
 from data.tools.look import Look, look_at_all
+from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.config import option, parse_options
 from utils.errors import UserError, printable
 from utils.files import FileError, read_lines, write_file
-from utils.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 
 TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
 LARGEST_INPUT = 1280  # above it, tiles are cheaper

@@ -13,9 +13,9 @@ import numpy as np
 from data.formats.places import annotation_file
 from data.index import DatasetIndex
 from data.tools.findings import CODES, CheckReport, Finding
+from imaging.image_io import read_image
 from utils.errors import UserError, printable
 from utils.files import write_file
-from utils.images import read_image
 
 SHOWN = 12  # images of a kind
 SIDE = 240  # pixels of a thumbnail

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from data.index import DatasetIndex
-from utils.images import ImageError, read_image
-from utils.pools import stopping_at_once
+from data.pools import stopping_at_once
+from imaging.image_io import ImageError, read_image
 
 HASH_SIDE = 8  # a hash compares 8 x 8 neighbours, once to the right and once down: 128 bits
 MAX_DISTANCE = 8  # of 128 bits; rescaling and recompression change fewer, other photographs more (see tests)

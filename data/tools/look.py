@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import cv2
 from tqdm import tqdm
 
+from data.pools import stopping_at_once
 from data.tools.hashing import HASHED_SIZE, picture_hash
+from imaging.image_io import MAX_MEGAPIXELS, decode_held, decode_image, read_header_bytes
 from utils.errors import RunError
 from utils.files import FileError, read_file
-from utils.images import MAX_MEGAPIXELS, decode_held, decode_image, read_header_bytes
-from utils.pools import stopping_at_once
 
 THUMBNAIL = 16  # pixels a side
 _MANY = 256  # images from which on it pays to start processes

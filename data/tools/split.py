@@ -18,10 +18,10 @@ from data.formats.yolo_txt import read_data_yaml
 from data.index import DatasetIndex
 from data.open import list_splits, open_dataset, recognise
 from data.tools.hashing import MAX_DISTANCE, file_hashes, near_duplicate_groups
+from imaging.image_io import IMAGE_SUFFIXES
 from utils.config import option, parse_options
 from utils.errors import UserError, warn
 from utils.files import FileError, read_file
-from utils.images import IMAGE_SUFFIXES
 
 MAX_XML_BYTES = 10 << 20
 MAX_JSON_BYTES = 2 << 30

@@ -21,9 +21,9 @@ from data.tools.anchors import (
     shape_iou,
     two_sides,
 )
+from imaging.letterbox import RESIZE_MODES, Letterbox
 from utils.config import option, parse_options
 from utils.errors import UserError
-from utils.letterbox import RESIZE_MODES, Letterbox
 
 COCO_AREAS = (32**2, 96**2)  # pixels: small, medium, large; https://cocodataset.org/#detection-eval
 GRID = 16  # cells of the heat map, each way

@@ -27,8 +27,8 @@ from evaluation.report.plots import (
     errors_figure,
 )
 from evaluation.report.text import noise_text, number, working_rows, working_threshold
+from imaging.image_io import read_image
 from utils.files import write_file
-from utils.images import read_image
 
 _CSS = """
 :root { color-scheme: light; }
@@ -86,7 +86,7 @@ def write_report(
         result: the evaluation.
         scored: settings of the evaluation, for the recommendations.
         model: name of the model, as the user gave it.
-        read: path to (H, W, 3) uint8 RGB; `utils.images.read_image` by default. An image that cannot be read is
+        read: path to (H, W, 3) uint8 RGB; `imaging.image_io.read_image` by default. An image that cannot be read is
             left out, and the page says so.
     """
     write_file(path, report_html(result, scored, model, read).encode("utf-8", "backslashreplace"))

@@ -13,7 +13,7 @@ import numpy as np
 from evaluation.evaluator import EvaluationResult
 from evaluation.metrics.errors import BACKGROUND, BOTH, CLASSIFICATION, DUPLICATE, LOCALISATION, ErrorAnalysis
 from evaluation.worst import find_mistakes
-from utils.draw import line_width, put_text, text_height, text_size
+from imaging.draw import line_width, put_text, text_height, text_size
 from utils.errors import UserError, printable
 
 WORST_IMAGES, WORST_MISTAKES = 12, 16

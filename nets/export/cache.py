@@ -22,10 +22,10 @@ from data.index_cache import cache_folder
 from nets.export.form import METADATA_VERSION, Form
 from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, are_installed, load_exported
 from nets.runtime import Runtime
+from nets.timing import interleave
 from utils.cpus import num_threads
 from utils.errors import UserError, warn
 from utils.files import file_digest, write_atomically
-from utils.timing import interleave
 
 if TYPE_CHECKING:
     from nets.yolov4 import YOLOv4

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from imaging.detections import Detections
 from nets.export.form import Form
 from nets.model_config import ANCHORS_PER_LEVEL, ModelConfig
 from nets.runtime import Runtime
-from utils.detections import Detections
 from utils.errors import RunError, UserError, warn
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 

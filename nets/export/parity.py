@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
+from imaging.detections import Detections
 from nets.anchors import decode_level
 from nets.model_config import STRIDES, ModelConfig
 from nets.runtime import Runtime
-from utils.detections import Detections
 from utils.thresholds import Thresholds
 
 BEST_BOXES = 100  # of an image: those whose coordinates are compared; the rest is never seen

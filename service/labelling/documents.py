@@ -14,8 +14,8 @@ from defusedxml.ElementTree import DefusedXMLParser
 
 from data.formats.voc import parse_voc_xml, recode_xml
 from data.formats.writers import coco_annotation, coco_number, voc_number, voc_xml, yolo_number
+from imaging.image_io import ImageHeader, turn_boxes
 from utils.errors import UserError
-from utils.images import ImageHeader, turn_boxes
 
 MOVED = 1e-3  # pixels; a box that the page sends back within this distance has not been changed
 _EDGES = ("xmin", "ymin", "xmax", "ymax")

@@ -14,6 +14,8 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from imaging.draw import class_colour
+from imaging.image_io import ImageError, read_header, read_image
 from service.body import read_body
 from service.labelling.documents import Box
 from service.labelling.order import Queue, step
@@ -21,9 +23,7 @@ from service.labelling.store import Conflict, Store, StoredLabels
 from service.labelling.suggest import LEAST_SCORE, Suggester
 from service.labelling.trainer import METRIC, LabelTrainer
 from service.limits import Limits, Refused
-from utils.draw import class_colour
 from utils.errors import RunError, UserError
-from utils.images import ImageError, read_header, read_image
 
 MAX_BOXES = 2000  # of one picture
 MAX_BODY = 4 << 20  # bytes of one picture's labels

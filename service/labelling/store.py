@@ -24,6 +24,7 @@ from data.formats.voc import MAX_XML_BYTES, annotation_path, find_voc_years
 from data.formats.yolo_rows import MAX_LABEL_BYTES, label_path
 from data.formats.yolo_txt import find_data_yaml, list_yolo_splits, read_data_yaml
 from data.open import open_dataset
+from imaging.image_io import IMAGE_SUFFIXES, ImageHeader, read_header
 from service.labelling.documents import (
     Box,
     Labels,
@@ -38,7 +39,6 @@ from service.labelling.documents import (
 )
 from utils.errors import UserError
 from utils.files import FileError, read_file, write_atomically
-from utils.images import IMAGE_SUFFIXES, ImageHeader, read_header
 
 CLASS_FILE = "classes.txt"
 NO_FILE = "none"  # the version of labels that are not there yet

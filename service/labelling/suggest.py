@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from data.index_cache import cache_folder
+from imaging.image_io import read_image
 from prediction.detector import Detector
 from service.labelling.order import appearance, diverse_order, uncertainty
 from service.labelling.store import Store
 from utils.errors import UserError, warn
 from utils.files import write_atomically
-from utils.images import read_image
 from utils.thresholds import Thresholds
 
 LEAST_SCORE = 0.05  # of a suggestion; the page shows those above its own threshold

@@ -21,9 +21,9 @@ import numpy as np
 from data.formats.snapshot import write_snapshot
 from data.index import DatasetIndex
 from data.tools.hashing import file_hashes, near_duplicate_groups
+from imaging.image_io import read_image_size
 from service.labelling.store import Store
 from utils.errors import RunError, UserError, warn
-from utils.images import read_image_size
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUNS = Path("logs")

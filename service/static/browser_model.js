@@ -1,5 +1,5 @@
 // A worker that runs the exported network in the visitor's browser: fits the picture in, runs it, reads its answer.
-// Preparation and reading do what utils/letterbox.py and nets/postprocess.py do.
+// Preparation and reading do what imaging/letterbox.py and nets/postprocess.py do.
 
 const MOST_CANDIDATES = 1000;
 let ort;
@@ -67,7 +67,7 @@ function resize(pixels, height, width, newHeight, newWidth, interpolation) {
   return result;
 }
 
-/** Where a picture goes in the network's input: utils/letterbox.py, `geometry`. */
+/** Where a picture goes in the network's input: imaging/letterbox.py, `geometry`. */
 function geometry(height, width) {
   const [inputHeight, inputWidth] = model.input_size;
   if (model.resize_mode === "stretch") return { newHeight: inputHeight, newWidth: inputWidth, top: 0, left: 0 };

@@ -386,7 +386,7 @@ function select(index, zoom = false) {
   }
 }
 
-/** Black or white, whichever is easier to read on `colour` (as utils/draw.py). */
+/** Black or white, whichever is easier to read on `colour` (as imaging/draw.py). */
 function contrast(colour) {
   const [red, green, blue] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
   return 0.299 * red + 0.587 * green + 0.114 * blue > 140 ? "#000000" : "#ffffff";

@@ -44,7 +44,7 @@ export function drawBoxes(context, boxes, { toScreen, lineWidth, fontSize, selec
   }
 }
 
-/** Where a label covers the least of those placed before it, as utils/draw.py: [left, top, width, height]. */
+/** Where a label covers the least of those placed before it, as imaging/draw.py: [left, top, width, height]. */
 function labelPlace([x1, y1, , y2], width, height, lineWidth, right, bottom, places) {
   const left = Math.max(0, Math.min(x1 - lineWidth / 2, right - width));
   const tops = [y1 - height, y1, y2, y2 - height].filter((top) => top >= 0 && top + height <= bottom);

@@ -34,7 +34,7 @@ from test_data_faults import (
 from data.open import open_dataset
 from evaluation.detections_file import detection_lists, read_detections
 from evaluation.evaluator import evaluate, score
-from utils.detections import Detections
+from imaging.detections import Detections
 from utils.errors import UserError
 
 

@@ -453,7 +453,8 @@ def test_a_file_for_use_only_is_not_taken_for_the_end_of_a_run(place: Path, tmp_
 def test_every_error_says_what_to_do() -> None:
     root = Path(__file__).resolve().parent.parent.parent
     missing = []
-    parts = [path for part in ("nets", "utils", "service", "training") for path in (root / part).rglob("*.py")]
+    rooms = ("nets", "utils", "imaging", "service", "training")
+    parts = [path for room in rooms for path in (root / room).rglob("*.py")]
     for path in [*root.glob("*.py"), *parts]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""

@@ -35,8 +35,8 @@ from data.index import DatasetIndex
 from data.open import default_splits, open_dataset
 from data.quick_check import quick_check
 from data.tools.findings import CODES
+from imaging.image_io import read_image, write_image
 from utils.errors import UserError
-from utils.images import read_image, write_image
 
 MAX_SECONDS = 5.0  # CPU; what the longest of all may take
 Counts = tuple[int, int, int]  # images used, images skipped, boxes dropped

@@ -13,9 +13,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from imaging.image_io import ImageError, decode_image, read_header, read_image, read_image_size
 from prediction.sources import list_sources
 from tests.long.bombs import scan_bomb
-from utils.images import ImageError, decode_image, read_header, read_image, read_image_size
 
 SECONDS = 1.0  # of processor time for a refusal
 

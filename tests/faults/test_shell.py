@@ -25,12 +25,12 @@ import eval as eval_command
 import prediction.sources as sources
 import utils.download as downloads
 from data.tools.download import extract
+from imaging.detections import Detections
+from imaging.image_io import write_image
 from prediction.outputs import WRITERS, OutputFolder, Result
 from prediction.sources import list_sources, unique_names
-from utils.detections import Detections
 from utils.download import SlowError, download, open_url, read_chunks
 from utils.errors import RunError, run_command
-from utils.images import write_image
 from utils.output_rules import LONGEST_NAME
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

@@ -30,6 +30,7 @@ from data.class_names import read_class_names
 from data.formats.coco import read_coco
 from data.formats.voc import parse_voc_xml
 from data.formats.yolo_txt import read_data_yaml
+from imaging.image_io import read_image
 from nets.export.load import load_runtime
 from nets.weights.checkpoint import load_checkpoint
 from nets.weights.pretrained import read_weights_file
@@ -37,7 +38,6 @@ from nets.weights.torch_file import seal
 from utils.config import option, parse_options, read_config
 from utils.errors import UserError, run_command
 from utils.files import read_file
-from utils.images import read_image
 
 LIMIT = 1000  # megabytes that no bomb may cost
 SECONDS = 10.0  # of processor time that no bomb may cost

@@ -28,10 +28,10 @@ from data.formats.coco import read_coco
 from data.formats.voc import read_voc
 from data.formats.yolo_txt import read_yolo
 from data.index import DatasetIndex
+from imaging.image_io import read_header, read_image
 from utils.config import option, parse_options
 from utils.errors import RunError, UserError, run_command
 from utils.files import write_file
-from utils.images import read_header, read_image
 
 SLOW = 5.0  # CPU seconds of one small input that count as a failure
 MEGAPIXELS = 1.0  # of a picture: what claims more is refused, as 100 megapixels are by default

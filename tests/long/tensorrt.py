@@ -17,8 +17,8 @@ import torch
 import export
 from nets.detector import default_checkpoint
 from nets.export.load import load_runtime
+from nets.timing import interleave
 from utils.errors import UserError, run_command
-from utils.timing import interleave
 
 
 def main(argv: list[str] | None = None) -> None:

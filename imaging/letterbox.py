@@ -50,7 +50,7 @@ class Letterbox:
     def decoded_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that an image of this size should be decoded at, at least, so that `apply` loses nothing.
 
-        For `min_size` of `utils.images.read_image`. Bicubic resampling takes every pixel, as the reference does.
+        For `min_size` of `imaging.image_io.read_image`. Bicubic resampling takes every pixel, as the reference does.
         """
         if self.interpolation != "bilinear":
             return height, width

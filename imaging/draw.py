@@ -12,8 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from imaging.letterbox import PAD_VALUE, Letterbox
 from utils.errors import printable, warn
-from utils.letterbox import PAD_VALUE, Letterbox
 
 Colour = tuple[int, int, int]
 Place = tuple[int, int, int, int]  # xyxy, whole pixels
@@ -125,7 +125,7 @@ def draw_boxes(
 
 
 def draw_detections(image: np.ndarray, detections: Any, class_names: Sequence[str]) -> np.ndarray:
-    """`utils.detections.Detections` on a copy of the (H, W, 3) uint8 RGB image."""
+    """`imaging.detections.Detections` on a copy of the (H, W, 3) uint8 RGB image."""
     return draw_boxes(
         image, detections.boxes, detections.labels, class_names, detections.scores, track_ids=detections.track_ids
     )

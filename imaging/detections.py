@@ -154,7 +154,7 @@ class Detections:
         Returns:
             (H, W, 3) uint8 RGB.
         """
-        from utils.draw import draw_boxes, shrink  # OpenCV is slow to import, and detections without images need none
+        from imaging.draw import draw_boxes, shrink  # OpenCV is slow to import, and detections without images need none
 
         picture = self._image(image)
         small, scale = shrink(picture, max_side)
@@ -167,7 +167,7 @@ class Detections:
         Raises:
             UserError: for a suffix that cannot be written, and where the path is that of the image itself.
         """
-        from utils.images import write_image
+        from imaging.image_io import write_image
 
         path = Path(path)
         if isinstance(self.source, (str, os.PathLike)) and path.exists() and os.path.samefile(path, self.source):
@@ -206,7 +206,7 @@ class Detections:
             raise UserError("image", "these detections do not know their image", "pass it: detections.draw(image)")
         if isinstance(self.source, np.ndarray):
             return self.source
-        from utils.images import read_image
+        from imaging.image_io import read_image
 
         return read_image(self.source)
 
