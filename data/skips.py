@@ -39,6 +39,12 @@ class Skip:
         return format_problem(self.where, self.what, self.todo)
 
 
+def rotated_note(where: str, count: int, first: str) -> Skip:
+    """Report of rotated boxes, which this detector does not predict."""
+    what = f"{count} rotated boxes, the first at {first}, are read as the upright boxes around them"
+    return Skip("note", "rotated_box", where, what, "nothing to do, unless the angles matter")
+
+
 class ReadSplit(Protocol):
     """A split as `data.index.DatasetIndex` holds it: its name, its images, and what was left out."""
 

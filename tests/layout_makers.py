@@ -230,6 +230,31 @@ def via_json(root: Path) -> None:
     )
 
 
+def via_3(root: Path) -> None:
+    """A project of version 3: the class is chosen from a list, and stored by its number."""
+    put_pictures(root)
+    (x1, y1, x2, y2) = DOG_BOX
+    shapes = [[2, x1, y1, x2 - x1, y2 - y1], [7, 70, 30, 140, 50, 100, 110]]
+    project = {
+        "project": {"pid": "__VIA_PROJECT_ID__", "pname": "pets", "vid_list": [str(k) for k in range(8)]},
+        "attribute": {"1": {"aname": "species", "type": 4, "options": {"0": "dog", "1": "cat"}}},
+        "file": {str(k): {"fid": str(k), "fname": f"{n}.jpg", "type": 2, "src": ""} for k, n in enumerate(NAMES)},
+        "metadata": {f"{k}_{c}": {"vid": str(k), "flg": 0, "z": [], "xy": xy, "av": {"1": str(c)}}
+                     for k in range(8) for c, xy in enumerate(shapes)},
+        "view": {str(k): {"fid_list": [str(k)]} for k in range(8)},
+    }  # fmt: skip
+    put(root / "pets.json", json.dumps(project))
+
+
+def dota(root: Path) -> None:
+    for split, names in (("train", NAMES[:6]), ("val", NAMES[6:])):
+        put_pictures(root / split / "images", names, ".png")
+        rows = [f"{x1}.0 {y1}.0 {x2}.0 {y1}.0 {x2}.0 {y2}.0 {x1}.0 {y2}.0 {label} 0"
+                for label, (x1, y1, x2, y2) in OBJECTS]  # fmt: skip
+        for name in names:
+            put(root / split / "labelTxt" / f"{name}.txt", "\n".join(["imagesource:GoogleEarth", "gsd:0.1", *rows]))
+
+
 def labelme(root: Path) -> None:
     put_pictures(root / "pictures")
     shapes = [
@@ -358,6 +383,8 @@ LAYOUTS: dict[str, Layout] = {  # name: (maker, format that recognises it, split
     "retinanet_csv": (retinanet_csv, "csv", ("all",)),
     "open_images_csv": (open_images_csv, "csv", ("train",)),
     "via_json": (via_json, "via", ("all",)),
+    "via_3": (via_3, "via", ("all",)),
+    "dota": (dota, "dota", ("train", "val")),
     "labelme": (labelme, "labelme", ("all",)),
     "kitti": (kitti, "kitti", ("train",)),
     "supervisely": (supervisely, "supervisely", ("train", "val")),

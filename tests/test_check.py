@@ -178,7 +178,7 @@ VOC_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "annotated lying": (lying, "exif_rotated_boxes"),
     "no name": (lambda f: edit_xml(f, "<name>dog</name>", ""), "no_name"),
     "no box": (
-        lambda f: raw_xml(f, voc_xml_text("a0", [DOG]).replace("bndbox", "robndbox")),
+        lambda f: raw_xml(f, voc_xml_text("a0", [DOG]).replace("bndbox", "polygon")),
         "no_box",
     ),
     "word for number": (lambda f: edit_xml(f, "<xmin>11<", "<xmin>left<"), "bad_number"),

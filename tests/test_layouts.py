@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import unicodedata
@@ -86,7 +87,8 @@ def test_a_folder_in_a_folder_is_unpacked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "points"), [((4, 2), "0.2 0.3 0.4 0.3 0.4 0.7 0.2 0.7"), ((2, 3), "0.2 0.3 2 0.4 0.7 1")]
+    ("shape", "points"),
+    [((4, 2), "0.2 0.3 0.4 0.3 0.4 0.7 0.2 0.7"), ((2, 3), "0.2 0.3 2 0.4 0.7 1"), ((2, 2), "0.2 0.3 0.4 0.7")],
 )
 def test_rows_with_key_points_are_boxes_where_the_yaml_says_so_and_an_error_elsewhere(
     tmp_path: Path, shape: tuple[int, int], points: str
@@ -106,7 +108,8 @@ def test_rows_with_key_points_are_boxes_where_the_yaml_says_so_and_an_error_else
 def test_polygons_of_different_lengths_are_polygons(tmp_path: Path) -> None:
     make_yolo(tmp_path)
     (tmp_path / "labels/train/p0.txt").write_text("0 0.3 0.5 0.25 0.5 0.3 0.4\n0 0.25 0.25 0.5 0.25 0.5 0.75 0.3 0.5\n")
-    assert open_dataset(tmp_path, "train").target(0)["boxes"][1].tolist() == [40, 30, 80, 90]
+    index = open_dataset(tmp_path, "train")
+    assert index.target(0)["boxes"][1].tolist() == [40, 30, 80, 90] and "polygons" in codes(index)
 
 
 # --- class names and numbers -----------------------------------------------------------------------------------------
@@ -270,6 +273,96 @@ def test_sizes_where_corners_are_expected_are_found_by_the_borders_of_the_pictur
     )
 
 
+# --- rotated boxes ---------------------------------------------------------------------------------------------------
+
+TURNED = {30: [37.679, 31.34, 82.321, 68.66], 90: [50.0, 30.0, 70.0, 70.0]}  # 40 x 20 around (60, 50), by degrees
+
+
+def corners(degrees: float) -> list[tuple[float, float]]:
+    """Upper left, upper right, lower right, lower left of that box after the rotation."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return [(60 + x * cos - y * sin, 50 + x * sin + y * cos) for x, y in ((-20, -10), (20, -10), (20, 10), (-20, 10))]
+
+
+def rotated_yolo(root: Path, degrees: float) -> None:
+    put_yolo(root / "labels/train", [])
+    text = " ".join(f"{x / WIDTH:.6f} {y / HEIGHT:.6f}" for x, y in corners(degrees))
+    put(root / "labels/train" / f"{NAMES[0]}.txt", f"0 {text}\n")
+    put(root / "data.yaml", "train: images/train\nnames: [dog]\n")
+    put_pictures(root / "images/train", NAMES[:1])
+
+
+def rotated_labelme(root: Path, degrees: float) -> None:
+    shape = {"label": "dog", "shape_type": "rotation", "points": corners(degrees), "direction": 0.5}
+    put(root / f"{NAMES[0]}.json", json.dumps({"shapes": [shape], "imagePath": f"{NAMES[0]}.jpg"}))
+
+
+def rotated_dota(root: Path, degrees: float) -> None:
+    put(root / f"{NAMES[0]}.txt", " ".join(f"{v:.3f}" for point in corners(degrees) for v in point) + " dog 1\n")
+
+
+def rotated_cvat(root: Path, degrees: float) -> None:
+    box = f'<box label="dog" xtl="40" ytl="40" xbr="80" ybr="60" rotation="{degrees}"/><tag label="indoor"/>'
+    put(root / "a.xml", f'<annotations><image name="{NAMES[0]}.jpg">{box}</image></annotations>')
+
+
+def rotated_label_studio(root: Path, degrees: float) -> None:
+    x, y = corners(degrees)[0]
+    value = {"x": 100 * x / WIDTH, "y": 100 * y / HEIGHT, "width": 4000 / WIDTH, "height": 2000 / HEIGHT}
+    value |= {"rotation": degrees, "rectanglelabels": ["dog"]}
+    result = {"value": value, "original_width": WIDTH, "original_height": HEIGHT}
+    cancelled = {"was_cancelled": True, "result": [result, result]}
+    task = {"data": {"image": f"{NAMES[0]}.jpg"}, "annotations": [{"result": [result]}, cancelled]}
+    put(root / "tasks.json", json.dumps([task]))
+
+
+def rotated_supervisely(root: Path, degrees: float) -> None:
+    shape = {"classTitle": "dog", "geometryType": "oriented_bbox", "angle": math.radians(degrees)}
+    shape["points"] = {"exterior": [[40, 40], [80, 60]], "interior": []}
+    put(root / "ann" / f"{NAMES[0]}.jpg.json", json.dumps({"objects": [shape]}))
+
+
+def rotated_xml(root: Path, degrees: float) -> None:
+    box = f"<cx>60</cx><cy>50</cy><w>40</w><h>20</h><angle>{math.radians(degrees)}</angle>"
+    content = f"<object><type>robndbox</type><name>dog</name><robndbox>{box}</robndbox></object>"
+    put(root / f"{NAMES[0]}.xml", f"<annotation><filename>{NAMES[0]}.jpg</filename>{content}</annotation>")
+
+
+@pytest.mark.parametrize("degrees", TURNED)
+@pytest.mark.parametrize(
+    "make",
+    [
+        rotated_yolo,
+        rotated_labelme,
+        rotated_dota,
+        rotated_cvat,
+        rotated_label_studio,
+        rotated_supervisely,
+        rotated_xml,
+    ],
+)
+def test_a_rotated_box_is_read_as_the_upright_box_around_it_which_is_said(make, degrees: int, tmp_path: Path) -> None:
+    make(tmp_path, degrees)
+    if make is not rotated_yolo:
+        put_pictures(tmp_path / "img" if make is rotated_supervisely else tmp_path, NAMES[:1])
+    index = everything(tmp_path)
+    assert index.num_boxes == 1 and index.class_names == ("dog",)
+    assert index.boxes[0].round(3).tolist() == pytest.approx(TURNED[degrees], abs=0.002)
+    assert bool(index.difficult[0]) == (make is rotated_dota)
+    (note,) = [skip for skip in index.skips if skip.code == "rotated_box"]
+    assert note.what.startswith("1 rotated boxes") and not [skip for skip in index.skips if skip.kind == "box"]
+
+
+def test_a_rotated_region_without_its_pictures_size_is_dropped_and_said(tmp_path: Path) -> None:
+    put_pictures(tmp_path, NAMES[:1])
+    value = {"x": 10, "y": 10, "width": 20, "height": 20, "rotation": 30, "rectanglelabels": ["dog"]}
+    upright = value | {"rotation": 0}
+    put(tmp_path / "a.json", json.dumps([{"image": f"{NAMES[0]}.jpg", "label": [value, upright]}]))
+    index = everything(tmp_path)
+    (skip,) = [skip for skip in index.skips if skip.kind == "box"]
+    assert index.num_boxes == 1 and "original_width" in skip.what
+
+
 def test_a_table_without_classes_and_with_fractions_says_what_was_taken(tmp_path: Path) -> None:
     put_pictures(tmp_path)
     rows = [f"{name}.jpg,0.1,0.2,0.5,0.75" for name in NAMES]
@@ -308,7 +401,7 @@ def found(data: Path, **options: Any) -> dict[str, list[Finding]]:
 def test_a_clean_layout_has_no_error_and_no_loud_warning(name: str, tmp_path: Path) -> None:
     LAYOUTS[name][0](tmp_path / "set")
     quiet = {"small_split", "few_boxes", "found_by_name", "names_without_boxes", "root_category", "ignored_regions",
-             "decimal_box", "moved_path", "fractions"}  # fmt: skip
+             "rotated_box", "polygons", "decimal_box", "moved_path", "fractions"}  # fmt: skip
     assert found(tmp_path / "set").keys() <= quiet
 
 

@@ -9,8 +9,9 @@ import os
 from collections.abc import Sequence
 
 from data.formats.folder import Folder
-from data.formats.json_files import load_json
-from data.formats.labels import Labels, number_of
+from data.formats.json_files import json_lists
+from data.formats.labels import Labels
+from data.formats.shapes import box_of_sides
 
 
 def sniff(folder: Folder) -> str | None:
@@ -25,24 +26,16 @@ def _files(folder: Folder) -> list[str]:
 
 def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
     labels.unit = ": box "
-    for path in _files(folder):
-        content, problem = load_json(path)
-        if not isinstance(content, list):
-            labels.refuse(path, problem or "is no list of pictures")
-            continue
+    for path, _, items in json_lists(labels, _files(folder), None, "pictures"):
         number = 0
-        for item in content:
+        for item in items:
             name = (item.get("image") or item.get("imagefilename")) if isinstance(item, dict) else None
             image = labels.image(name, path) if isinstance(name, str) else None
             for each in (item.get("annotations") or []) if image is not None else []:
                 number += 1
-                at = each.get("coordinates") if isinstance(each, dict) else None
-                values = (
-                    [number_of(at.get(key)) for key in ("x", "y", "width", "height")] if isinstance(at, dict) else []
-                )
-                if len(values) != 4 or None in values:
-                    labels.drop("no_box", path, number, "has no x, y, width and height")
-                elif image is not None:
-                    x, y, width, height = (value for value in values if value is not None)
-                    box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-                    labels.box(image, each.get("label"), box, path, number)
+                each = each if isinstance(each, dict) else {}
+                box = box_of_sides(each.get("coordinates"))
+                if box is not None:  # x and y are the centre
+                    half = (box[2] - box[0]) / 2, (box[3] - box[1]) / 2
+                    box = [value - side for value, side in zip(box, half * 2, strict=True)]
+                labels.shape(image, each.get("label"), box, path, number, "box without x, y, width and height")

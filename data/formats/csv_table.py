@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from data.class_names import decode_text
 from data.formats.folder import Folder, suffix_of
-from data.formats.labels import Labels, number_of
+from data.formats.labels import Labels
+from data.formats.shapes import box_of_points, box_of_sides, number_of
 from data.skips import Skip
 from imaging.image_io import IMAGE_SUFFIXES
 from utils.errors import UserError
@@ -119,24 +120,24 @@ def _without_header(row: Sequence[str]) -> dict[str, int] | None:
     if len(row) == 6 and suffix_of(row[0].strip()) in IMAGE_SUFFIXES and has_box:
         return {"file": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}
     if len(row) >= 9 and row[0].strip().upper() in _AUTOML_SETS and suffix_of(row[1].strip()) in IMAGE_SUFFIXES:
-        return {"split": 0, "file": 1, "class": 2, "x1": 3, "y1": 4, "x2": 7, "y2": 8}
+        corners = {"x1": 3, "y1": 4, "x2": 7, "y2": 8, "xa": 5, "ya": 6, "xb": 9, "yb": 10}  # a and b may be empty
+        return {"split": 0, "file": 1, "class": 2, **corners}
     return None
 
 
 def _box(cell: dict[str, str], labels: Labels) -> list[object]:
     """xyxy of a row; as text where a value is not a number."""
     if "x1" in cell:
-        return [cell[key] for key in ("x1", "y1", "x2", "y2")]
+        has_four = cell.get("xa") and cell.get("xb")  # corners
+        box = box_of_points([(cell[f"x{k}"], cell[f"y{k}"]) for k in "1a2b"]) if has_four else None
+        return [*box] if box else [cell[key] for key in ("x1", "y1", "x2", "y2")]
     if "box" in cell:  # Kaggle's "[834.0, 222.0, 56.0, 36.0]" is x, y, width, height
         labels.numbers = "xywh"
         values: list[object] = list(re.findall(r"-?[\d.]+(?:e-?\d+)?", cell["box"]))
     else:
         values = [cell[key] for key in ("x", "y", "w", "h")]
-    numbers = [number_of(value) for value in values]
-    if len(numbers) != 4 or any(number is None for number in numbers):
-        return values
-    x, y, width, height = (number for number in numbers if number is not None)
-    return [x, y, x + width, y + height]
+    box = box_of_sides(dict(enumerate(values)), range(4)) if len(values) == 4 else None
+    return [*box] if box else values
 
 
 def _descriptions(folder: Folder) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Read CVAT XML ("CVAT for images 1.1"): boxes, polygons and ellipses, with subsets.
+"""Read CVAT XML ("CVAT for images 1.1"): boxes, polygons, ellipses and masks, with subsets.
 
 Source: https://docs.cvat.ai/docs/manual/advanced/xml_format/
 """
@@ -14,7 +14,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from data.formats.folder import Folder
-from data.formats.labels import Labels, number_of
+from data.formats.labels import Labels
+from data.formats.shapes import box_of_ellipse, box_of_points, box_of_sides, number_of, numbers_of, rotated_box
 from utils.files import MEGABYTE, FileError, read_file
 
 MAX_XML_BYTES = 512 * MEGABYTE
@@ -45,25 +46,22 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
         for item in root.iter("image"):
             image = labels.image(item.get("name", ""), path, size=(item.get("height"), item.get("width")),
                                  split=item.get("subset"))  # fmt: skip
-            for shape in item if image is not None else ():
+            for shape in item:
+                if shape.tag == "tag":  # of the whole image
+                    continue
                 number += 1
-                box = _box(shape.tag, shape.attrib)
-                if box is None:
-                    labels.drop("no_box", path, number, f"a <{shape.tag}> has no box")
-                elif image is not None:
-                    labels.box(image, shape.get("label"), box, path, number)
+                angle = number_of(shape.get("rotation")) or 0.0
+                box = _box(shape.tag, shape.attrib, angle)
+                labels.shape(image, shape.get("label"), box, path, number, shape.tag, angle != 0)
 
 
-def _box(tag: str, values: dict[str, str]) -> list[float] | None:
+def _box(tag: str, values: dict[str, str], degrees: float) -> list[float] | None:
     if tag == "box":
-        box = [number_of(values.get(key)) for key in ("xtl", "ytl", "xbr", "ybr")]
-    elif tag == "ellipse":
-        cx, cy, rx, ry = (number_of(values.get(key)) or 0.0 for key in ("cx", "cy", "rx", "ry"))
-        box = [cx - rx, cy - ry, cx + rx, cy + ry]
-    elif tag in ("polygon", "polyline"):
-        points = [point.split(",") for point in values.get("points", "").split(";") if "," in point]
-        xs, ys = ([number_of(point[k]) or 0.0 for point in points] for k in (0, 1))
-        box = [min(xs), min(ys), max(xs), max(ys)] if points else []
-    else:
-        return None
-    return None if len(box) != 4 or None in box else [value for value in box if value is not None]
+        box = numbers_of(values.get(key) for key in ("xtl", "ytl", "xbr", "ybr"))
+        return rotated_box(box, degrees) if box else None  # about its centre
+    if tag == "ellipse":
+        return box_of_ellipse([values.get(key) for key in ("cx", "cy", "rx", "ry")], degrees)
+    if tag == "mask":
+        return box_of_sides(values, ("left", "top", "width", "height"))
+    is_outline = tag in ("polygon", "polyline")
+    return box_of_points([point.split(",") for point in values.get("points", "").split(";")]) if is_outline else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from data.formats.labels import Labels
 from utils.files import MEGABYTE, FileError, read_file
 
 MAX_JSON_BYTES = 512 * MEGABYTE
@@ -20,3 +22,23 @@ def load_json(path: str) -> tuple[Any, str]:
         return None, error.what
     except (ValueError, RecursionError) as error:
         return None, f"is not whole JSON ({str(error)[:80]})"
+
+
+def json_lists(
+    labels: Labels, paths: Iterable[str], key: str | None, content_name: str
+) -> Iterator[tuple[str, Any, list[Any]]]:
+    """(path, content, list) of each JSON file; a file without that list is reported.
+
+    Args:
+        labels: gets the reports.
+        paths: the files.
+        key: of the list in the file's object; None if the file is the list.
+        content_name: what the list holds, for the message.
+    """
+    for path in paths:
+        content, problem = load_json(path)
+        items = content if key is None else content.get(key) if isinstance(content, dict) else None
+        if isinstance(items, list):
+            yield path, content, items
+        else:
+            labels.refuse(path, problem or f"holds no list of {content_name}")

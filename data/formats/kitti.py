@@ -8,14 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from data.class_names import decode_text
 from data.formats.folder import Folder
 from data.formats.labels import Labels
 from data.skips import Skip
-from utils.errors import UserError
-from utils.files import MEGABYTE, read_file
 
-MAX_LABEL_BYTES = 10 * MEGABYTE
 _ROW = re.compile(rb"^\s*[^\s\d,]\S*(\s+-?\d+\.?\d*(e-?\d+)?){14,15}\s*$", re.IGNORECASE)
 IGNORED = "DontCare"
 
@@ -31,24 +27,14 @@ def _files(folder: Folder) -> list[str]:
 
 def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
     labels.numbers = "corners"
-    homes = {path.rsplit("/", 1)[0] for path in _files(folder)}
     ignored = 0
-    for path in folder.having(".txt"):  # an empty file beside the others is an image without objects
-        if path.rsplit("/", 1)[0] not in homes:
-            continue
-        picture, _ = folder.same_stem(path)
-        try:
-            lines = decode_text(read_file(path, MAX_LABEL_BYTES), path).splitlines()
-        except UserError as error:
-            labels.refuse(path, error.what)
-            continue
-        image = labels.image(picture or folder.relative(path), path)
-        for number, line in enumerate(lines if image is not None else [], 1):
+    for image, path, lines in labels.text_files(_files(folder)):
+        for number, line in enumerate(lines, 1):
             words = line.split()
             name, values = "".join(words[:1]), words[4:8]
             if name == IGNORED:
                 ignored += 1
-            elif words and image is not None:
+            elif words:
                 labels.box(image, name, values, path, number)
     if ignored:
         what = f"{ignored} regions {IGNORED} are left out"

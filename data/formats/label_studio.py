@@ -1,4 +1,4 @@
-"""Read Label Studio JSON (full and JSON-MIN): rectangles and polygons in percent of the image.
+"""Read Label Studio JSON (full and JSON-MIN): rectangles, polygons and ellipses in percent of the image.
 
 Source: https://labelstud.io/guide/export
 """
@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.formats.folder import Folder
-from data.formats.json_files import load_json
-from data.formats.labels import Labels, number_of
+from data.formats.json_files import json_lists
+from data.formats.labels import Labels
+from data.formats.shapes import box_of_ellipse, box_of_points, box_of_sides, number_of, numbers_of, rotated_box
+from data.skips import Skip
 
-_CLASS_KEYS = ("rectanglelabels", "polygonlabels", "labels")
+_CLASS_KEYS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
 
 
 def sniff(folder: Folder) -> str | None:
@@ -24,29 +26,27 @@ def sniff(folder: Folder) -> str | None:
 def _files(folder: Folder) -> list[str]:
     def is_tasks(path: str) -> bool:
         head = folder.head(path)
-        return b"rectanglelabels" in head or b"polygonlabels" in head
+        return any(key.encode() in head for key in _CLASS_KEYS[:3])
 
     return [path for path in folder.having(".json") if is_tasks(path)]
 
 
 def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
     labels.unit, labels.normalised = ": region ", True
-    for path in _files(folder):
-        content, problem = load_json(path)
-        if not isinstance(content, list):
-            labels.refuse(path, problem or "is no list of tasks")
-            continue
+    for path, _, tasks in json_lists(labels, _files(folder), None, "tasks"):
         number = 0
-        for task in content:
+        for task in tasks:
             name = _picture(task)
             image = labels.image(name, path) if name else None
-            for value in _values(task) if image is not None else ():
+            for value, size in _regions(task, path, labels) if image is not None else ():
                 number += 1
-                box, kinds = _box(value), [value[key] for key in _CLASS_KEYS if value.get(key)]
-                if box is None:
-                    labels.drop("no_box", path, number, "is neither a rectangle nor a polygon")
-                elif image is not None:
-                    labels.box(image, kinds[0][0] if kinds and isinstance(kinds[0], list) else None, box, path, number)
+                kinds = next((value[key] for key in _CLASS_KEYS if value.get(key)), None)
+                name = kinds[0] if isinstance(kinds, list) else kinds
+                angle = number_of(value.get("rotation")) or 0.0
+                is_known = not angle or None not in size
+                kind = _kind(value) if is_known else "rotated region without original_width and original_height"
+                box = _box(value, angle, size[0] / size[1] if None not in size else 1.0) if is_known else None
+                labels.shape(image, name, box, path, number, kind, angle != 0)
 
 
 def _picture(task: Any) -> str | None:
@@ -57,26 +57,36 @@ def _picture(task: Any) -> str | None:
     return next((text for text in texts if isinstance(text, str)), None)
 
 
-def _values(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The values of all regions, from the full export or from JSON-MIN's `label` list."""
-    for annotation in task.get("annotations") or []:
-        for result in (annotation.get("result") or []) if isinstance(annotation, dict) else []:
-            if isinstance(result, dict) and isinstance(result.get("value"), dict):
-                yield result["value"]
+def _regions(task: dict[str, Any], path: str, labels: Labels) -> Iterator[tuple[dict[str, Any], tuple[Any, Any]]]:
+    """The value of each region, from the full export or from JSON-MIN's `label` list, and the image's size."""
+    done = [each for each in task.get("annotations") or [] if isinstance(each, dict) and not each.get("was_cancelled")]
+    if len(done) > 1:
+        what = f"task {task.get('id')} has {len(done)} annotations; the last is used"
+        labels.skips.append(Skip("note", "two_annotations", path, what, "remove the others"))
+    results = (done[-1].get("result") or []) if done else []
+    pairs = [(each.get("value"), each) for each in results if isinstance(each, dict)]
     for key in ("label", "labels", "bbox"):
-        values = task.get(key)
-        yield from (value for value in (values if isinstance(values, list) else []) if isinstance(value, dict))
+        pairs += [(each, each) for each in task.get(key) or [] if isinstance(task.get(key), list)]
+    for value, holder in pairs:
+        if isinstance(value, dict):
+            width, height = (number_of(holder.get(f"original_{side}")) for side in ("width", "height"))
+            yield value, (width or None, height or None)
 
 
-def _box(value: dict[str, Any]) -> list[float] | None:
-    points = value.get("points")
-    if isinstance(points, list) and len(points) > 2:
-        xs, ys = [number_of(p[0]) for p in points], [number_of(p[1]) for p in points]
-        if None in xs or None in ys:
-            return None
-        return [min(xs) / 100, min(ys) / 100, max(xs) / 100, max(ys) / 100]  # type: ignore[type-var,operator]
-    numbers = [number_of(value.get(key)) for key in ("x", "y", "width", "height")]
-    if None in numbers:
-        return None
-    x, y, width, height = (number / 100 for number in numbers if number is not None)
-    return [x, y, x + width, y + height]
+def _kind(value: dict[str, Any]) -> str:
+    return next((key.removesuffix("labels") for key in value if key.endswith("labels")), "region")
+
+
+def _box(value: dict[str, Any], degrees: float, aspect: float) -> list[float] | None:
+    """The box as fractions of the image; `aspect` is its width by its height."""
+    if "points" in value:
+        box = box_of_points(value["points"])
+    elif "radiusX" in value:
+        sides = numbers_of(value.get(key) for key in ("x", "y", "radiusX", "radiusY"))
+        scale = (aspect, 1.0, aspect, 1.0)
+        box = box_of_ellipse([a * b for a, b in zip(sides, scale, strict=True)], degrees) if sides else None
+        box = [a / b for a, b in zip(box, scale, strict=True)] if box else None
+    else:
+        box = box_of_sides(value)
+        box = rotated_box(box, degrees, box[:2], aspect) if box else None  # about the upper left corner
+    return None if box is None else [number / 100 for number in box]

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from data.class_names import MAX_NAME, suggestions
+from data.class_names import MAX_NAME, decode_text, suggestions
 from data.formats.clean import RawSplit, build_index
 from data.formats.folder import Folder, split_of
+from data.formats.shapes import number_of
 from data.formats.yolo_txt import unique_ids
 from data.index import DatasetIndex
-from data.skips import Skip
-from utils.errors import brief
+from data.skips import Skip, rotated_note
+from utils.errors import UserError, brief
+from utils.files import MEGABYTE, read_file
 
+MAX_TEXT_BYTES = 10 * MEGABYTE  # of the label file of one image
 ALL = "all"  # the split of images without a list or folder of a split
 
 
@@ -47,6 +50,7 @@ class Labels:
         self.files: dict[str, None] = {}
         self.label_files: dict[str, str] = {}
         self._number_of: dict[str, int] = {}
+        self._rotated: list[str] = []
         self._declared: list[tuple[float, float]] = []
         self._owner: list[int] = []
         self._boxes: list[tuple[float, ...]] = []
@@ -122,6 +126,35 @@ class Labels:
         self._flags.append((difficult, crowd))
         self._where.append((file, number))
 
+    def shape(
+        self,
+        image: int | None,
+        name: Any,
+        box: Sequence[Any] | None,
+        file: str,
+        number: int,
+        kind: Any = "shape",
+        rotated: bool = False,
+        **flags: bool,
+    ) -> None:
+        """Add the object of a shape; one without a box is dropped and reported.
+
+        Args:
+            image: as returned by `image`; nothing is added for None.
+            name, file, number, flags: see `box`.
+            box: xyxy around the shape; None if it has none.
+            kind: what it is, for the message.
+            rotated: the box is the upright one around a rotated rectangle.
+        """
+        if image is None:
+            return
+        if box is None:
+            return self.drop("no_box", file, number, f"a {str(kind)[:80]} has no box")
+        before = len(self._boxes)
+        self.box(image, name, box, file, number, **flags)
+        if rotated and len(self._boxes) > before:
+            self._rotated.append(f"{file}{self.unit}{number}")
+
     def drop(self, code: str, file: str, number: int, what: str) -> None:
         """Record a box that cannot be used."""
         self.skips.append(Skip("box", code, f"{file}{self.unit}{number}", f"{what}; box dropped", "correct it"))
@@ -129,6 +162,25 @@ class Labels:
     def refuse(self, file: str, what: str, todo: str = "correct or remove the file") -> None:
         """Record an annotation file that cannot be used."""
         self.skips.append(Skip("image", "bad_annotation_file", file, what, todo))
+
+    def text_files(self, files: Sequence[str]) -> Iterator[tuple[int, str, list[str]]]:
+        """(image, file, lines) of label files that are named after their images.
+
+        An empty file beside them is that of an image without objects.
+        """
+        homes = {os.path.dirname(path) for path in files}
+        for path in self.folder.having(".txt"):
+            picture, _ = self.folder.same_stem(path)
+            if os.path.dirname(path) not in homes or (picture is None and path not in files):
+                continue
+            try:
+                lines = decode_text(read_file(path, MAX_TEXT_BYTES), path).splitlines()
+            except UserError as error:
+                self.refuse(path, error.what)
+                continue
+            image = self.image(picture or self.folder.relative(path), path)
+            if image is not None:
+                yield image, path, lines
 
     def finish(self, kind: str, class_names: Sequence[str] | None, max_megapixels: float) -> DatasetIndex:
         """Build the index of all splits together; `source["split_of"]` gives the split of each image."""
@@ -147,7 +199,8 @@ class Labels:
                  "keep pictures inside the data set")
             for path in self.folder.outside
         ]  # fmt: skip
-        skips = [*self.skips, *outside, *self.folder.notes(str(self.folder.root), len(self.paths))]
+        rotated = [rotated_note(str(self.folder.root), len(self._rotated), self._rotated[0])] if self._rotated else []
+        skips = [*self.skips, *rotated, *outside, *self.folder.notes(str(self.folder.root), len(self.paths))]
         folders = {os.path.dirname(path) for path in (*self.paths, *self.files)} | {str(self.folder.root)}
         raw = RawSplit(
             name=self.folder.root.resolve().name,
@@ -181,14 +234,3 @@ class Labels:
         split_by_path = dict(zip(self.paths, self.splits, strict=True))
         index.source["split_of"] = [split_by_path[str(index.path(i))] for i in range(len(index))]
         return index
-
-
-def number_of(value: Any) -> float | None:
-    """A number, also if written as text with a decimal comma; None for anything else."""
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        text = str(value).strip()
-        return None if "_" in text else float(text.replace(",", ".") if text.count(",") == 1 else text)
-    except ValueError:
-        return None

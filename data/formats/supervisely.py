@@ -5,12 +5,14 @@ Source: https://docs.supervisely.com/customization-and-integration/00_ann_format
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
 from data.formats.folder import Folder, suffix_of
-from data.formats.json_files import load_json
-from data.formats.labels import Labels, number_of
+from data.formats.json_files import json_lists
+from data.formats.labels import Labels
+from data.formats.shapes import box_of_points, number_of, rotated_box
 from imaging.image_io import IMAGE_SUFFIXES
 
 
@@ -29,22 +31,14 @@ def _files(folder: Folder) -> list[str]:
 
 def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
     labels.unit = ": object "
-    for path in _files(folder):
-        content, problem = load_json(path)
-        objects = content.get("objects") if isinstance(content, dict) else None
-        if not isinstance(objects, list):
-            labels.refuse(path, problem or "has no list `objects`")
-            continue
+    for path, content, objects in json_lists(labels, _files(folder), "objects", "objects"):
         size = content.get("size")
         size = (size.get("height"), size.get("width")) if isinstance(size, dict) else (None, None)
         home = os.path.dirname(os.path.dirname(path))  # of img and ann
         image = labels.image(f"{home}/img/{os.path.basename(path)[:-5]}", path, size=size)
-        for number, each in enumerate(objects if image is not None else [], 1):
-            points = each.get("points", {}).get("exterior") if isinstance(each, dict) else None
-            corners = [[number_of(value) for value in point] for point in points or [] if isinstance(point, list)]
-            if len(corners) < 2 or any(len(point) != 2 or None in point for point in corners):
-                kind = each.get("geometryType") if isinstance(each, dict) else each
-                labels.drop("no_box", path, number, f"a {str(kind)[:40]!r} has no box")
-            elif image is not None:
-                xs, ys = ([point[k] or 0.0 for point in corners] for k in (0, 1))
-                labels.box(image, each.get("classTitle"), [min(xs), min(ys), max(xs), max(ys)], path, number)
+        for number, each in enumerate(objects, 1):
+            each = each if isinstance(each, dict) else {}
+            points, angle = each.get("points"), number_of(each.get("angle")) or 0.0  # oriented_bbox: radians
+            box = box_of_points(points.get("exterior")) if isinstance(points, dict) else None
+            box = rotated_box(box, math.degrees(angle)) if box else None
+            labels.shape(image, each.get("classTitle"), box, path, number, each.get("geometryType"), angle != 0)

@@ -1,4 +1,4 @@
-"""Read VGG Image Annotator JSON (export or project) and CSV, versions 1 and 2.
+"""Read VGG Image Annotator: JSON (export or project) and CSV of versions 1 and 2, projects of version 3.
 
 Source: https://www.robots.ox.ac.uk/~vgg/software/via/docs/
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -14,9 +15,13 @@ from typing import Any
 from data.class_names import decode_text
 from data.formats.folder import Folder
 from data.formats.json_files import MAX_JSON_BYTES, load_json
-from data.formats.labels import Labels, number_of
+from data.formats.labels import Labels
+from data.formats.shapes import box_of_ellipse, box_of_points, box_of_sides, number_of
+from utils.errors import brief
 from utils.files import read_file
 
+_SHAPES = ("", "point", "rect", "circle", "ellipse", "line", "polyline", "polygon", "extreme_rect", "extreme_circle")
+_IMAGE_FILE = 2  # type of a file in version 3
 _CLASS_KEYS = ("class", "label", "name", "type", "object", "category")
 
 
@@ -28,9 +33,9 @@ def sniff(folder: Folder) -> str | None:
 def _files(folder: Folder) -> list[str]:
     def is_via(path: str) -> bool:
         head = folder.head(path)
-        return b"region_shape_attributes" in head or (
-            b'"filename"' in head and (b'"regions"' in head or b"_via_" in head)
-        )
+        is_table = b"region_shape_attributes" in head
+        is_3 = b'"vid_list"' in head or (b'"fid_list"' in head and b'"metadata"' in head)
+        return is_table or is_3 or (b'"filename"' in head and (b'"regions"' in head or b"_via_" in head))
 
     return [path for path in folder.having(".json", ".csv") if is_via(path)]
 
@@ -41,14 +46,9 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
         number = 0
         for name, shape, attributes in _csv_rows(path) if path.endswith(".csv") else _json_rows(path, labels):
             image = labels.image(name, path)
-            if image is None or shape is None:
-                continue
-            number += 1
-            box = _box(shape)
-            if box is None:
-                labels.drop("no_box", path, number, f"a shape {str(shape.get('name'))[:40]!r} has no box")
-            else:
-                labels.box(image, _class(attributes), box, path, number)
+            if shape is not None:
+                number += 1
+                labels.shape(image, _class(attributes), _box(shape), path, number, shape.get("name"))
 
 
 def _json_rows(path: str, labels: Labels) -> Iterator[tuple[str, dict[str, Any] | None, Any]]:
@@ -56,6 +56,9 @@ def _json_rows(path: str, labels: Labels) -> Iterator[tuple[str, dict[str, Any] 
     content = content.get("_via_img_metadata", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         return labels.refuse(path, problem or "holds no pictures")
+    if "metadata" in content and "file" in content:
+        yield from _rows_of_version_3(content, path, labels)
+        return None
     for item in content.values():
         if not isinstance(item, dict) or not isinstance(item.get("filename"), str):
             continue
@@ -66,6 +69,52 @@ def _json_rows(path: str, labels: Labels) -> Iterator[tuple[str, dict[str, Any] 
             if isinstance(region, dict) and isinstance(region.get("shape_attributes"), dict):
                 yield item["filename"], region["shape_attributes"], region.get("region_attributes")
     return None
+
+
+def _rows_of_version_3(
+    content: dict[str, Any], path: str, labels: Labels
+) -> Iterator[tuple[str, dict[str, Any] | None, Any]]:
+    """Rows of a project of version 3, whose regions are `[shape, numbers ...]` and belong to views of files."""
+
+    def table(key: str) -> dict[str, dict[str, Any]]:
+        items = content.get(key)
+        return {k: v for k, v in items.items() if isinstance(v, dict)} if isinstance(items, dict) else {}
+
+    files, attributes = table("file"), table("attribute")
+    names = {}
+    for key, view in table("view").items():
+        file = files.get(str(next(iter(view.get("fid_list") or []), None)), {})
+        name = file.get("fname") or file.get("src")
+        if file.get("type", _IMAGE_FILE) != _IMAGE_FILE or not isinstance(name, str):
+            labels.refuse(path, f"view {key} shows {brief(name)}, which is not a picture", "export the video's frames")
+            continue
+        names[key] = name
+        yield name, None, None
+    for region in table("metadata").values():
+        name, xy, values = names.get(str(region.get("vid"))), region.get("xy"), region.get("av")
+        if name is not None and isinstance(xy, list) and xy:
+            yield name, _shape_of_version_3(xy), _attributes_of_version_3(values, attributes)
+
+
+def _shape_of_version_3(xy: list[Any]) -> dict[str, Any]:
+    kind, *values = xy
+    name = _SHAPES[kind] if isinstance(kind, int) and 0 <= kind < len(_SHAPES) else str(kind)
+    keys = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
+    if name in keys:
+        return {"name": name, **dict(zip(keys[name], values, strict=False))}
+    return {"name": name, "all_points_x": values[::2], "all_points_y": values[1::2]}
+
+
+def _attributes_of_version_3(values: Any, attributes: dict[str, Any]) -> dict[str, Any]:
+    """The values of a region by attribute name; one that was chosen from a list is stored by its number."""
+    named = {}
+    for key, value in values.items() if isinstance(values, dict) else ():
+        attribute = attributes.get(str(key), {})
+        options = attribute.get("options")
+        chosen = str(value).split(",")[0]  # of a checkbox, several
+        is_chosen = isinstance(options, dict) and chosen in options
+        named[str(attribute.get("aname") or key)] = options[chosen] if is_chosen and options else value
+    return named
 
 
 def _csv_rows(path: str) -> Iterator[tuple[str, dict[str, Any] | None, Any]]:
@@ -94,17 +143,14 @@ def _class(attributes: Any) -> Any:
     return value
 
 
-def _box(shape: dict[str, Any]) -> list[Any] | None:
-    kind = shape.get("name")
+def _box(shape: dict[str, Any]) -> list[float] | None:
+    kind, radius = shape.get("name"), shape.get("r")
     if kind == "rect":
-        x, y, width, height = (number_of(shape.get(key)) for key in ("x", "y", "width", "height"))
-        return None if None in (x, y, width, height) else [x, y, x + width, y + height]  # type: ignore[operator]
+        return box_of_sides(shape)
     if kind in ("circle", "ellipse"):
-        x, y, r = (number_of(shape.get(key)) for key in ("cx", "cy", "r"))
-        rx, ry = (number_of(shape.get(key, r)) for key in ("rx", "ry"))
-        return None if None in (x, y, rx, ry) else [x - rx, y - ry, x + rx, y + ry]  # type: ignore[operator]
+        values = (shape.get("cx"), shape.get("cy"), shape.get("rx", radius), shape.get("ry", radius))
+        return box_of_ellipse(values, math.degrees(number_of(shape.get("theta")) or 0.0))
     xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
-    if kind in ("polygon", "polyline") and isinstance(xs, list) and isinstance(ys, list) and xs and ys:
-        numbers = [number_of(value) for value in (*xs, *ys)]
-        return None if None in numbers else [min(xs), min(ys), max(xs), max(ys)]
-    return None
+    if kind not in ("polygon", "polyline", "extreme_rect") or not isinstance(xs, list) or not isinstance(ys, list):
+        return None
+    return box_of_points(list(zip(xs, ys, strict=False)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import unicodedata
@@ -20,8 +21,9 @@ from tqdm import tqdm
 from data.class_names import MAX_NAME, suggestions
 from data.formats.clean import RawSplit, build_index
 from data.formats.folder import suffix_of
+from data.formats.shapes import rotated_box
 from data.index import DatasetIndex
-from data.skips import Skip
+from data.skips import Skip, rotated_note
 from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.errors import UserError
 from utils.files import MEGABYTE, FileError, read_file, read_lines
@@ -33,6 +35,7 @@ MAX_DEPTH = 64
 ALL = "all"  # the split of a data set without lists: every annotated image
 _ANNOTATION_SUFFIXES = (".xml", ".txt", ".json", ".csv")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
+_ROTATED = ("cx", "cy", "w", "h", "angle")  # roLabelImg: the angle in radians
 
 
 # --- one XML file ----------------------------------------------------------------------------------------------------
@@ -89,7 +92,7 @@ class _Collector:
         elif place[0:1] == ["object"]:
             if len(place) == 2:
                 self.annotation.objects[-1].fields.setdefault(tag, text)
-            elif place[1:2] == ["bndbox"] and len(place) == 3:
+            elif place[1] in ("bndbox", "robndbox") and len(place) == 3:
                 self.annotation.objects[-1].edges.setdefault(tag, text)
 
     def close(self) -> VocAnnotation:
@@ -264,6 +267,7 @@ class XmlReader:
         self.scores: list[float] = []
         self.skips: list[Skip] = []
         self.facts: Counter[str] = Counter()
+        self.rotated: list[str] = []
 
     def add(self, identity: str, image: str, xml: str) -> None:
         try:
@@ -297,14 +301,20 @@ class XmlReader:
             return self._drop("no_name", where, f"the object has a name of {len(name)} characters")
         if not each.edges:
             return self._drop("no_box", where, f"the {name} has no <bndbox>")
-        numbers = [_number(each.edges.get(edge, "")) for edge in _EDGES]
-        for edge, number in zip(_EDGES, numbers, strict=True):
+        edges = _ROTATED if "angle" in each.edges else _EDGES
+        numbers = [_number(each.edges.get(edge, "")) for edge in edges]
+        for edge, number in zip(edges, numbers, strict=True):
             if number is None:
                 return self._drop("bad_number", where, f"<{edge}> of the {name} is {each.edges.get(edge, '')[:40]!r}")
-        xmin, ymin, xmax, ymax = (float(number) for number in numbers if number is not None)
+        xmin, ymin, xmax, ymax, *angle = (float(number) for number in numbers if number is not None)
+        if angle:  # cx, cy, width, height; pixels from 0 on
+            xmin, ymin, xmax, ymax = _around_rotated(xmin, ymin, xmax, ymax, angle[0])
+            self.rotated.append(where)
         if xmin == xmax or ymin == ymax:  # valid as one pixel wide, but in practice a click
             return self._drop("zero_box", where, f"the {name} ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) has no area")
-        self.facts["decimal"] += any(number % 1 != 0 for number in (xmin, ymin, xmax, ymax) if np.isfinite(number))
+        self.facts["decimal"] += not angle and any(
+            number % 1 != 0 for number in (xmin, ymin, xmax, ymax) if np.isfinite(number)
+        )
         self.owner.append(len(self.paths) - 1)
         self.boxes.append([xmin - 1, ymin - 1, xmax, ymax])
         self.names.append(name)
@@ -415,6 +425,8 @@ def finish_xml(
         where = f"{reader.xml[reader.owner[m]]}:{reader.lines[m]}"
         what = f"class {reader.names[m]!r} is not one of the {len(class_names)} classes; box dropped"
         reader.skips.append(Skip("box", "unknown_class", where, what, todo[reader.names[m]]))
+    if reader.rotated:
+        reader.skips.append(rotated_note(source["root"], len(reader.rotated), reader.rotated[0]))
     owner, lines = np.array(reader.owner, np.int64)[known], np.array(reader.lines, np.int64)[known]
     raw = RawSplit(
         name=name,
@@ -473,6 +485,13 @@ def _use(line: str, where: str, folder: VocFolder, skips: list[Skip]) -> str | N
             skips.append(Skip("note", "several_images", where, what, "remove the others"))
         return identity
     return None
+
+
+def _around_rotated(cx: float, cy: float, width: float, height: float, angle: float) -> list[float]:
+    """The upright box around a rotated one, as VOC counts: from 1, edges included. Without area, it is a point."""
+    sides = (width / 2, height / 2) if min(width, height) > 0 else (0.0, 0.0)
+    box = rotated_box([cx - sides[0], cy - sides[1], cx + sides[0], cy + sides[1]], math.degrees(angle))
+    return [box[0] + 1, box[1] + 1, *box[2:]] if sides[0] else box
 
 
 def _number(text: str) -> float | None:

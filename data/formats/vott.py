@@ -12,7 +12,8 @@ from urllib.parse import unquote
 
 from data.formats.folder import Folder
 from data.formats.json_files import load_json
-from data.formats.labels import Labels, number_of
+from data.formats.labels import Labels
+from data.formats.shapes import box_of_sides
 
 
 def sniff(folder: Folder) -> str | None:
@@ -49,13 +50,8 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
             size = asset.get("size")
             stated = (size.get("height"), size.get("width")) if isinstance(size, dict) else (None, None)
             image = labels.image(unquote(name), path, size=stated)
-            for region in regions if image is not None else []:
+            for region in regions:
                 number += 1
-                box, tags = region.get("boundingBox"), region.get("tags") or [None]
-                keys = ("left", "top", "width", "height")
-                values = [number_of(box.get(key)) for key in keys] if isinstance(box, dict) else []
-                if len(values) != 4 or None in values:
-                    labels.drop("no_box", path, number, "has no boundingBox")
-                elif image is not None:
-                    left, top, width, height = (value for value in values if value is not None)
-                    labels.box(image, tags[0], [left, top, left + width, top + height], path, number)
+                region = region if isinstance(region, dict) else {}
+                box = box_of_sides(region.get("boundingBox"), ("left", "top", "width", "height"))
+                labels.shape(image, (region.get("tags") or [None])[0], box, path, number, region.get("type"))

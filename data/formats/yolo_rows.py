@@ -11,13 +11,14 @@ import numpy as np
 
 from data.class_names import decode_text
 from data.formats.folder import plain_name, stem_of, suffix_of
-from data.skips import Skip
+from data.skips import Skip, rotated_note
 from utils.errors import UserError
 from utils.files import MEGABYTE, FileError, read_file
 
 MAX_LABEL_BYTES = 10 * MEGABYTE
 NOT_NORMALISED = 2.0  # a larger value is a pixel coordinate, not a rounding error
-LIKELY_KEY_POINTS = 0.8  # fraction of rows that fit key points from which a data set is not read as polygons
+LIKELY_SHAPE = 0.8  # fraction of rows that must fit key points, or rotated boxes, for a data set to be taken as such
+PARALLELOGRAM = 0.1  # difference of the diagonals' centres, as a fraction of the side, of a hand-drawn rotated box
 ROW = re.compile(rb"^\s*\d+(\.0*)?(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*$", re.IGNORECASE)
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "obj_train_data")
 _LABEL_FOLDERS = ("labels", "label", "annotations", "annotation", "annots", "txt")
@@ -42,7 +43,7 @@ class Rows:
         self.skips: list[Skip] = []
         self.facts: Counter[str] = Counter()
         self._columns: Counter[int] = Counter()
-        self._likely = self._with_flags = 0
+        self._likely = self._with_flags = self._quadrangles = 0
         self._first_wide = ""
 
     def add(self, image: int, path: str) -> bool:
@@ -74,6 +75,7 @@ class Rows:
             size = 0 if self.key_points else _key_point_size(values)
             self._likely += size > 0
             self._with_flags += size == 3
+            self._quadrangles += _is_parallelogram(values[1:])
             self._first_wide = self._first_wide or f"{path}:{number}"
         is_polygon = count >= 7 and count % 2 == 1 and not self.key_points
         columns = 5 + self.key_points[0] * self.key_points[1] if self.key_points else 5
@@ -81,7 +83,7 @@ class Rows:
             what = f"{count} numbers, not `class cx cy width height` nor a polygon"
             if self.key_points:
                 what = f"{count} numbers, not {columns} as kpt_shape says"
-            what += ": is the last one a score?" if count == 6 else ""
+            what += ": is the last one a score or an angle?" if count == 6 else ""
             return self._drop("bad_columns", path, number, what)
         label = values[0]
         if not (label % 1 == 0 and label >= 0):
@@ -106,7 +108,7 @@ class Rows:
         self.skips.append(Skip("box", code, f"{path}:{number}", f"{what}; box dropped", "correct the label"))
 
     def check_columns(self, config: object) -> None:
-        """Reject rows that can be polygons as well as boxes with key points.
+        """Reject rows that can be polygons as well as boxes with key points; report polygons and rotated boxes.
 
         Args:
             config: the data.yaml that should specify it.
@@ -114,16 +116,22 @@ class Rows:
         Raises:
             UserError: if all rows have the same number of columns, and most of them make sense with key points.
         """
-        total = sum(self._columns.values())
-        if self.are_polygons or self.key_points or len(self._columns) != 1 or not total:
+        total, polygons = sum(self._columns.values()), self.facts["polygons"]
+        are_rotated = bool(polygons) and self._quadrangles >= LIKELY_SHAPE * polygons
+        if are_rotated:
+            self.skips.append(rotated_note(str(config), polygons, self._first_wide))
+        elif polygons:
+            what = f"{polygons} rows, the first at {self._first_wide}, are polygons, read as the boxes around them"
+            self.skips.append(Skip("note", "polygons", str(config), what))
+        if self.are_polygons or self.key_points or are_rotated or len(self._columns) != 1 or not total:
             return
         (count,) = self._columns
-        if self._likely < LIKELY_KEY_POINTS * total:
+        if self._likely < LIKELY_SHAPE * total:
             return
         size = 3 if self._with_flags == self._likely else 2
         shape = [(count - 5) // size, size]
         what = f"all rows have {count} columns: a box and {shape[0]} key points, or a polygon"
-        todo = f"write `kpt_shape: {shape}` into {config} for key points, or `task: segment` for polygons"
+        todo = f"write `kpt_shape: {shape}` into {config} for key points, or `task: segment` (`task: obb`) for polygons"
         raise UserError(self._first_wide, what, todo)
 
     def first_class(self, count: int, others: Callable[[], Iterable[int]]) -> int:
@@ -138,6 +146,17 @@ class Rows:
             return 0
         own |= set(others())
         return int(0 not in own and max(own) == count)
+
+
+def _is_parallelogram(values: Sequence[float]) -> bool:
+    """Whether four points are the corners of a rotated box, in order: the diagonals have one centre."""
+    if len(values) != 8:
+        return False
+    for coordinates in (values[::2], values[1::2]):
+        a, b, c, d = coordinates
+        if abs(a + c - b - d) > 2 * PARALLELOGRAM * (max(coordinates) - min(coordinates)):
+            return False
+    return True
 
 
 def _key_point_size(values: Sequence[float]) -> int:

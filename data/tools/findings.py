@@ -55,6 +55,8 @@ CODES = {  # every code, how bad it is, and what it means
     "one_class": (INFO, "a table names no classes"),
     "fractions": (INFO, "coordinates were taken as fractions of width and height"),
     "ignored_regions": (INFO, "regions that stand for no object are left out"),
+    "rotated_box": (INFO, "rotated boxes are read as the upright boxes around them"),
+    "polygons": (INFO, "polygons are read as the boxes around them"),
     "ids_from_one": (WARNING, "class numbers start at 1"),
     "duplicate_id": (WARNING, "an id or line is there twice"),
     # boxes
