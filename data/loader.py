@@ -53,8 +53,8 @@ class SampleKey(NamedTuple):
         epoch: number of the epoch.
         image: position in the DatasetIndex.
         mosaic: whether mosaic, mixup and copy-paste are on (the last epochs go without them).
-        repeat: distinguishes several uses of the image in one epoch, so that each has other random numbers: 0, 1, 2, ...
-            for those of class balancing; 1000 and more for those that fill the last step (see `EpochSampler`).
+        repeat: distinguishes several uses of the image in one epoch, so that each has other random numbers: 0, 1, 2
+            and so on for those of class balancing; 1000 and more for those that fill the last step (`EpochSampler`).
         size: (height, width) of this batch under multi-scale training; None takes the dataset's.
     """
 
