@@ -1,16 +1,19 @@
 """Put one fault after another into the numerical core and count those that the tests of the module notice.
 
-    python -m tests.long.mutants --sample 120 --seed 0
+    python -m tests.long.mutants --sample 0 --results mutants.jsonl
 
-A mutant changes one operator, comparison, constant, argument order or boolean of one function. It is killed if one of
-the module's tests fails; a survivor is printed with its line, for a value test or for a reason why it changes nothing.
+A mutant changes one operator, comparison, constant or boolean of one function. It is killed if one of the module's
+tests fails; a survivor is printed with its line, for a value test or for a reason why it changes nothing. With
+--results, a run continues where the last one stopped, and survivors are tested again.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.abc
 import importlib.util
+import json
 import os
 import random
 import signal
@@ -78,7 +81,8 @@ class Options:
 
     sample: int = option(100, "mutants, drawn from all of them; 0 = all", low=0)
     seed: int = option(0, "of the sample", low=0)
-    only: str = option("", "only modules whose path contains this")
+    only: tuple[str, ...] = option((), "only modules whose path contains one of these", nargs="+")
+    results: str = option("", "JSON lines file of the results, to continue a run; killed mutants are not run again")
     timeout: float = option(300.0, "seconds after which a mutant that hangs counts as killed", above=0)
 
 
@@ -94,6 +98,11 @@ class Mutant:
     def __str__(self) -> str:
         return f"{self.module}:{self.line}: {self.what}"
 
+    def key(self) -> str:
+        """Identifies the fault and the text of its module."""
+        text = (ROOT / self.module).read_text(encoding="utf-8")
+        return hashlib.sha256(f"{self.module} {self.node} {self.what} {text}".encode()).hexdigest()[:24]
+
     def text(self) -> str:
         """The module with the fault in it."""
         tree = ast.parse((ROOT / self.module).read_text(encoding="utf-8"))
@@ -105,7 +114,8 @@ class Mutant:
 def main(argv: list[str] | None = None) -> int:
     """Test a sample of mutants; returns 1 where fewer than 95 % are killed."""
     options = parse_options(Options, argv, description=__doc__ or "", prog="python -m tests.long.mutants")
-    mutants = [m for module in MODULES if options.only in module for m in all_mutants(module)]
+    modules = [module for module in MODULES if not options.only or any(each in module for each in options.only)]
+    mutants = [mutant for module in modules for mutant in all_mutants(module)]
     total = len(mutants)
     if options.sample and options.sample < total:
         mutants = random.Random(options.seed).sample(mutants, options.sample)
@@ -114,17 +124,34 @@ def main(argv: list[str] | None = None) -> int:
     import pytest  # noqa: F401
     import torchvision  # noqa: F401
 
+    results = Path(options.results) if options.results else None
+    done = read_killed(results)
     survivors = []
     for number, mutant in enumerate(mutants, 1):
+        if mutant.key() in done:
+            continue
         killed = is_killed(mutant, options.timeout)
         print(f"{number}/{len(mutants)} {'killed' if killed else 'SURVIVED'} {mutant}", flush=True)
         if not killed:
             survivors.append(mutant)
+        elif results is not None:
+            with results.open("a") as file:
+                file.write(json.dumps({"mutant": str(mutant), "killed": mutant.key()}) + "\n")
     rate = 1 - len(survivors) / max(len(mutants), 1)
-    print(f"\n{len(mutants)} of {total} mutants, {len(mutants) - len(survivors)} killed: {rate:.1%}")
+    for module in modules:
+        count = sum(mutant.module == module for mutant in mutants)
+        print(f"{module}: {count - sum(mutant.module == module for mutant in survivors)} of {count} killed")
+    print(f"{len(mutants)} of {total} mutants, {len(mutants) - len(survivors)} killed: {rate:.1%}")
     for mutant in survivors:
         print(f"survived: {mutant}")
     return 0 if rate >= 0.95 else 1
+
+
+def read_killed(path: Path | None) -> set[str]:
+    """Keys of the mutants that an earlier run killed."""
+    if path is None or not path.exists():
+        return set()
+    return {json.loads(line)["killed"] for line in path.read_text().splitlines()}
 
 
 def is_killed(mutant: Mutant, timeout: float) -> bool:
