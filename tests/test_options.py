@@ -14,11 +14,13 @@ from train_makers import TINY, demo_data, run_train
 
 import train
 from data.augment import AugmentConfig
+from data.loader import TrainLoader
 from data.open import open_dataset
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_checkpoint
 from training.options import PRESETS, TrainOptions
 from training.run import Run
+from training.setup import has_mosaic
 from utils.config import (
     DEFAULT,
     TYPED,
@@ -295,7 +297,10 @@ EFFECTS: dict[str, tuple[tuple[str, ...], Any]] = {
     "epochs": (("--epochs", "9"), lambda run: run.total_steps),
     "batch_size": (("--batch-size", "2"), lambda run: (len(run.loader), run.loader.batch_size)),
     "accumulate": (("--accumulate", "2"), lambda run: (run.steps_per_epoch, run.trainer.accumulate)),
-    "close_mosaic": (("--close-mosaic", "0.75"), lambda run: mosaic_epochs(run)),
+    "close_mosaic": (
+        ("--close-mosaic", "0.75"),
+        lambda run: [has_mosaic(run.options.duration.close_mosaic, each, 4) for each in range(4)],
+    ),
     "grow_sizes": (("--grow-sizes", "32", "--grow-until", "0.5"), lambda run: grown(run)),
     "grow_until": (("--grow-sizes", "32", "--grow-until", "0.75"), lambda run: grown(run)),
     "optimizer": (("--optimizer", "sgd"), lambda run: type(run.trainer.optimizer).__name__),
@@ -368,10 +373,6 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-def mosaic_epochs(run: Run) -> int:
-    return run.epochs - round(run.options.duration.close_mosaic * run.epochs)
-
-
 def grown(run: Run) -> list[Any]:
     from training.setup import epoch_sizes
 
@@ -400,3 +401,18 @@ def test_each_option_changes_what_it_says_it_changes(name: str, plain: Run, tmp_
     assert json.loads((run.folder / "config.json").read_text())[name] == options_to_dict(run.options)[name]
     assert value == get_option(run.settings.options, name)
     run.loader.close()
+
+
+def test_mosaics_are_off_in_the_last_share_of_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs = []
+    set_epoch = TrainLoader.set_epoch
+
+    def record(self: TrainLoader, epoch: int, mosaic: bool, *others: Any) -> None:
+        epochs.append((epoch, mosaic))
+        set_epoch(self, epoch, mosaic, *others)
+
+    monkeypatch.setattr(TrainLoader, "set_epoch", record)
+    run_train(tmp_path / "run", "--close-mosaic", "0.3", "--eval-every", "100", "--limit", "2", epochs=4)
+    assert epochs == [(0, True), (1, True), (2, True), (3, False)]
+    assert [[has_mosaic(share, epoch, 10) for epoch in range(10)].count(True) for share in (0, 0.3, 1)] == [10, 7, 0]
+    assert has_mosaic(0.3, 6, 10) and not has_mosaic(0.3, 7, 10)

@@ -55,6 +55,7 @@ from training.setup import (
     build_trainer,
     epoch_sizes,
     freeze,
+    has_mosaic,
     open_data,
     schedule,
 )
@@ -356,7 +357,7 @@ class Run:
     def train_one_epoch(self) -> bool:
         """The rest of the present epoch and its evaluation; false if a signal came."""
         progress = self.progress
-        mosaic = progress.epoch < self.epochs - round(self.options.duration.close_mosaic * self.epochs)
+        mosaic = has_mosaic(self.options.duration.close_mosaic, progress.epoch, self.epochs)
         sizes = epoch_sizes(self.options, self.config.input_size, progress.epoch, self.epochs)
         self.loader.set_epoch(progress.epoch, mosaic, progress.batch.batch, sizes)
         freeze(self.trainer, self.model.backbone, self.options, progress.epoch)

@@ -113,6 +113,11 @@ def epoch_sizes(
     return multi_scale_sizes(size, options.network.multi_scale) or [size]
 
 
+def has_mosaic(close_mosaic: float, epoch: int, epochs: int) -> bool:
+    """Whether an epoch has mosaic, mixup and copy-paste: all but the last share `close_mosaic` of the run."""
+    return epoch < epochs - round(close_mosaic * epochs)
+
+
 # ---- model
 
 

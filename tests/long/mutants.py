@@ -38,8 +38,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "nets/anchors.py": ("tests/test_anchors.py", "tests/test_loss_values.py", "tests/test_losses.py"),
     "nets/postprocess.py": ("tests/test_postprocess.py", "tests/test_nms.py"),
     "training/optim.py": ("tests/test_optim.py",),
-    "data/augment.py": ("tests/test_augment.py", "tests/test_mosaic.py"),
-    "data/mosaic.py": ("tests/test_mosaic.py"),
+    "data/augment.py": ("tests/test_augment_values.py", "tests/test_augment.py", "tests/test_mosaic.py"),
+    "data/mosaic.py": ("tests/test_augment_values.py", "tests/test_mosaic.py"),
     "evaluation/metrics/matching.py": ("tests/test_voc_metric.py", "tests/test_coco_metric.py"),
     "evaluation/metrics/voc.py": ("tests/test_voc_metric.py",),
     "evaluation/metrics/coco.py": ("tests/test_coco_metric.py",),
@@ -85,7 +85,9 @@ class Options:
     seed: int = option(0, "of the sample", low=0)
     only: tuple[str, ...] = option((), "only modules whose path contains one of these", nargs="+")
     results: str = option("", "JSON lines file of the results, to continue a run; killed mutants are not run again")
-    timeout: int = option(60, "CPU seconds after which a mutant that hangs counts as killed; ten times of waiting", low=1)
+    timeout: int = option(
+        60, "CPU seconds after which a mutant that hangs counts as killed; ten times of waiting", low=1
+    )
 
 
 @dataclass(frozen=True)
