@@ -30,7 +30,7 @@ from data.augment import (
     shrink_or_grow,
 )
 from data.mosaic import _covered, _tile_origin, compose_mosaic, draw_centre, mix, paste_box
-from utils.letterbox import Letterbox
+from imaging.letterbox import Letterbox
 
 NO_MOVE = Geometry(1, 1, 0, 0)
 

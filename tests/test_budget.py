@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 
 import pytest
 from train_makers import run_train
 
+import training.run
 from training import budget
 from training.budget import Clock, in_words, plan_steps
 
@@ -61,13 +64,16 @@ def test_a_run_whose_machine_is_freer_than_at_first_trains_longer(
 ) -> None:
     monkeypatch.setattr(budget, "_time_step", lambda *_: 60.0)  # as on a machine that is busy for a moment
     monkeypatch.setattr(budget, "_time_image", lambda *_: 0.0)
+    ticks = itertools.count(0.0, 0.5)  # seconds, each time that the run looks at its clock
+    monkeypatch.setattr(training.run, "Clock", lambda: Clock(now=lambda: next(ticks)))
     command = ("--minutes", "10", "--batch-size", "4", "--eval-every", "50")
     run_train(tmp_path / "run", *command, epochs=6)
     said = capsys.readouterr().out
     assert "10 minutes: 3 epochs" in said and "planned again" in said
-    assert any("6 epochs" in line and "minutes" in line for line in said.splitlines())
+    (end,) = [line for line in said.splitlines() if line.startswith("time: ")]
+    assert end.endswith(" of 10 minutes, 6 epochs")
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 7
+    assert len(rows) == 7 and json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 6
 
 
 def test_a_run_that_learns_nothing_says_so_by_a_third(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,4 +26,4 @@ def test_the_notebook_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "quickstart-run" / "best.pth").is_file() and (tmp_path / "report.html").is_file()
     assert "<img" in names["detections"]._repr_html_()
     said = capsys.readouterr().out
-    assert "python export.py --checkpoint" in said and "found" in said
+    assert "multiply-adds" in said and "python export.py --checkpoint" in said and "found" in said

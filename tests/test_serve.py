@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from export_makers import exported
 from service_makers import Address, Painted, encoded, running, scene, until
 
 import serve
 from imaging.image_io import decode_image
+from nets.export.form import Form
 from nets.model_config import ModelConfig
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
@@ -467,8 +469,11 @@ def test_a_taken_port_a_missing_file_and_bad_options_are_one_line(
     assert "--port" in str(refused("--checkpoint", checkpoint, "--port", 70000))
     assert "--max-waiting" in str(refused("--checkpoint", checkpoint, "--queue", 0))
     assert "--input-size" in str(refused("--checkpoint", checkpoint, "--input-size", "a"))
-    assert "is not there" in str(refused("--checkpoint", checkpoint, "--browser-model", "a.onnx"))
+    assert "a.onnx: is not there" in str(refused("--checkpoint", checkpoint, "--browser-model", "a.onnx"))
     assert "--browser-model" in str(refused("--checkpoint", checkpoint, "--ort-web", tmp_path))
+    pytest.importorskip("onnxruntime")
+    onnx = exported("onnx", Form())
+    assert "npm pack" in str(refused("--checkpoint", checkpoint, "--browser-model", onnx, "--ort-web", tmp_path))
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     missing = refused("--checkpoint", checkpoint)
     assert isinstance(missing, MissingExtra) and "pip install -e '.[serve]'" in str(missing)
