@@ -3,7 +3,11 @@
 Points that were trained, each with its score (an `eval.py --json` file, a number of points, or `-`):
 
     python -m benchmarks.pareto --point small model_data/small.pth small.json --point reference reference 31.4 \\
+        --peer-score yolox_nano yolox.json --elsewhere PicoDet-S 1.3 picodet.json \\
         --plot docs/images/pareto.png --table pareto.md
+
+A peer's score is of its own weights (`eval.py --detections peer.json --json`), its time of the same network with
+random ones. `--elsewhere` adds a detector that is not timed here: its time is typed, and drawn hollow.
 
 What the parts of a network cost, trained or not:
 
@@ -55,6 +59,7 @@ class Point:
         name: what to call it.
         config: of a network of ours; None for a peer.
         score: mAP50 in points, if it was trained and scored.
+        is_timed: whether its time was measured in this run.
         multiply_adds, megabytes: of a network of ours for one image; of its fp32 ONNX file.
         milliseconds: median CPU time of one image, one thread.
         ratios: that time by each peer's, median over the repetitions, by the peer's name.
@@ -67,6 +72,7 @@ class Point:
     megabytes: float = 0.0
     milliseconds: float = 0.0
     ratios: dict[str, float] = dataclasses.field(default_factory=dict)
+    is_timed: bool = True
 
 
 # --- measurements ----------------------------------------------------------------------------------------------------
@@ -84,6 +90,14 @@ def read_score(text: str) -> float | None:
         return 100 * float(read_json(Path(text), "a file of eval.py --json")[SCORE])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(text, f"has no {SCORE}", "give a file of eval.py --json, a number, or -") from error
+
+
+def read_ratio(text: str) -> float:
+    """A time as a ratio to a peer's. Raises UserError."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError("--elsewhere", f"{text!r} is no number", "give NAME RATIO SCORE") from error
 
 
 def preset_config(name: str, classes: int) -> ModelConfig:
@@ -183,15 +197,26 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def markdown_table(points: Sequence[Point], peers: Sequence[Point]) -> str:
-    """Peers first; what is on the Pareto front in bold."""
+    """Peers first; what is on the Pareto front of this project's networks in bold."""
     front = pareto_front(points)
-    head = ["network", "input", *(f"x {peer.name}" for peer in peers), "ms", "G multiply-adds", "MB", "mAP50"]
+    head = [
+        "network",
+        "input",
+        *(f"x {peer.name}" for peer in peers if peer.is_timed),
+        "ms",
+        "G multiply-adds",
+        "MB",
+        "mAP50",
+    ]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for point in [*peers, *points]:
         size = "" if point.config is None else point.config.size_words
         name = f"**{point.name}**" if point in front else point.name
-        cells = [name, size, *(f"{point.ratios[peer.name]:.2f}" for peer in peers), f"{point.milliseconds:.1f}"]
-        cells += ["" if point.multiply_adds is None else f"{point.multiply_adds / 1e9:.2f}", f"{point.megabytes:.1f}"]
+        ratios = [point.ratios.get(peer.name) for peer in peers if peer.is_timed]
+        cells = [name, size, *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios)]
+        cells += [f"{point.milliseconds:.1f}"] if point.is_timed else ["not timed here"]
+        cells += ["" if point.multiply_adds is None else f"{point.multiply_adds / 1e9:.2f}"]
+        cells += [f"{point.megabytes:.1f}"] if point.is_timed else [""]
         cells += ["" if point.score is None else f"{point.score:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     note = "CPU time of one thread, ONNX Runtime fp32, one image; x: median over the repetitions of one run"
@@ -214,6 +239,12 @@ def draw_plot(points: Sequence[Point], peers: Sequence[Point], path: Path) -> No
         for point, x, y in places:
             axes.plot(x, y, "o", color="#4c78a8" if point in front else "#999999")
             axes.annotate(point.name, (x, y), textcoords="offset points", xytext=(6, -3), fontsize=8)
+        for peer in (p for p in peers if p.score is not None):
+            axes.plot(
+                peer.ratios[first], peer.score, "s", color="#d62728", fillstyle="full" if peer.is_timed else "none"
+            )
+            place = {"textcoords": "offset points", "xytext": (6, -3), "fontsize": 8, "color": "#d62728"}
+            axes.annotate(peer.name, (peer.ratios[first], peer.score), **place)
     else:
         axes.set_ylabel("multiply-adds, 10^9")
         kinds = dict.fromkeys((p.config.backbone, p.config.neck_conv) for p in points if p.config is not None)
@@ -222,13 +253,14 @@ def draw_plot(points: Sequence[Point], peers: Sequence[Point], path: Path) -> No
             costs = [(p.multiply_adds or 0) / 1e9 for p in own]
             axes.plot([p.ratios[first] for p in own], costs, "o", markersize=4, label=", ".join(kind))
         axes.legend(fontsize=8)
-    for peer in peers:
+    for peer in (p for p in peers if p.score is None or not scored):
         axes.axvline(peer.ratios[first], color="#d62728", linewidth=0.8, linestyle="--")
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (3, -10)}
         axes.annotate(peer.name, (peer.ratios[first], 1), **place, fontsize=8, color="#d62728", rotation=90, va="top")
-    axes.set_xlabel(f"time of one image as a ratio to {first}'s in the same run (ONNX Runtime, one thread)")
+    hollow = "" if all(peer.is_timed for peer in peers) else "; hollow: timed elsewhere"
+    axes.set_xlabel(f"time of one image as a ratio to {first}'s in the same run (ONNX Runtime, one thread){hollow}")
     axes.grid(alpha=0.3)
-    axes.margins(0.1)
+    axes.margins(0.15)
     try:
         figure.savefig(path, dpi=120)
     except ValueError as error:
@@ -271,6 +303,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--classes", type=int, default=20, help="of presets and of the sweep")
     parser.add_argument("--peers", nargs="*", default=["yolox_nano"], choices=sorted(PEERS))
     parser.add_argument("--compare", nargs="+", type=Path, default=[], metavar="FILE.onnx", help="other peers")
+    parser.add_argument(
+        "--peer-score", nargs=2, action="append", default=[], metavar=("PEER", "SCORE"),
+        help="score of a peer of this run: a file of eval.py --json, or points of mAP50",
+    )  # fmt: skip
+    parser.add_argument(
+        "--elsewhere", nargs=3, action="append", default=[], metavar=("NAME", "RATIO", "SCORE"),
+        help="a detector that is not timed here: its time as a ratio to the first peer's, and its score",
+    )  # fmt: skip
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--table", type=Path, help="write the table in Markdown to this file")
@@ -300,8 +340,16 @@ def main(argv: list[str] | None = None) -> None:
                 raise UserError("--compare", f"{path} is not there", "give an ONNX file")
             files.append(path)
             peers.append(Point(path.stem))
+        for name, score in options.peer_score:
+            known = {peer.name: peer for peer in peers}
+            if name not in known:
+                raise UserError("--peer-score", f"no peer {name!r} in this run", f"peers: {', '.join(known)}")
+            known[name].score = read_score(score)
         files += [write_network(point, source, folder) for point, source in zip(points, sources, strict=True)]
         measure(points, peers, files, options.repetitions)
+    first = peers[0].name
+    for name, ratio, score in options.elsewhere:
+        peers.append(Point(name, score=read_score(score), ratios={first: read_ratio(ratio)}, is_timed=False))
     table = markdown_table(points, peers)
     print(table)
     if options.table:

@@ -53,6 +53,21 @@ def test_points_are_measured_beside_a_peer(tmp_path, capsys) -> None:
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+def test_peers_are_drawn_with_their_scores(tmp_path, capsys) -> None:
+    peer = exported("onnx", Form())
+    arguments = ["--point", "ours", str(checkpoint()), "12.5", "--repetitions", "2", "--peers", "--compare", str(peer)]
+    arguments += ["--peer-score", peer.stem, "31", "--elsewhere", "Other", "1.3", "44.5"]
+    pareto.main([*arguments, "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.svg")])
+    timed, other = json.loads((tmp_path / "a.json").read_text())["peers"]
+    assert (timed["score"], timed["is_timed"]) == (31, True)
+    assert (other["score"], other["is_timed"], other["ratios"]) == (44.5, False, {peer.stem: 1.3})
+    assert "| Other |  | 1.30 | not timed here |" in capsys.readouterr().out
+    assert "<!-- Other -->" in (tmp_path / "a.svg").read_text()
+    for wrong in (["--peer-score", "nobody", "31"], ["--elsewhere", "Other", "fast", "44"]):
+        with pytest.raises(UserError):
+            pareto.main([*arguments[:9], *wrong])
+
+
 def test_a_sweep_has_every_combination(tmp_path) -> None:
     arguments = ["--sweep", "--backbones", "mobilenet_v1", "--alphas", "0.25", "--neck-widths", "0.05", "0.1"]
     arguments += ["--input-sizes", "32", "64", "--repetitions", "2", "--json", str(tmp_path / "a.json")]
