@@ -2,9 +2,13 @@
 
     python -m benchmarks.label_audit --data VOCDEVKIT --split train --detections FILE.json [--seed 0]
 
-Errors are planted into the labels in memory: 5 % are dropped, 5 % get another class, 5 % are shifted by a third of
-their width or height, and as many as 2 % are added where no object is. The detections must not come from a detector
-that has learnt from these labels (train.py --folds, or another's detections).
+Errors are planted into the labels: 5 % are dropped, 5 % get another class, 5 % are shifted by a third of their width or
+height, and as many as 2 % are added where no object is. The detections must not come from a detector that has learnt
+from these labels. For out-of-fold detections, `--write` saves the labels with the errors as a data set:
+
+    python -m benchmarks.label_audit --data VOCDEVKIT --split train --write PLANTED
+    python train.py --folds 3 --data PLANTED ... --run-dir RUN
+    python -m benchmarks.label_audit --data VOCDEVKIT --split train --detections RUN/detections.json
 """
 
 from __future__ import annotations
@@ -16,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from data.formats.snapshot import write_snapshot
 from data.index import DatasetIndex
 from data.open import open_dataset
 from evaluation.audit import CLASS, KINDS, MISSING, PHANTOM, SLOPPY, Finding, box_overlaps, find_label_errors
-from evaluation.evaluator import FoundDetections, match_classes
+from evaluation.detections_file import read_detections
+from evaluation.evaluator import FoundDetections
 from utils.config import option, parse_options
 from utils.errors import run_command
-from utils.json_file import read_json
 
 DROPPED, SWAPPED, SHIFTED, ADDED = 0.05, 0.05, 0.05, 0.02
 FIRST = (100, 300, 1000)
@@ -33,7 +38,8 @@ SAME = 0.5  # IoU of a finding's box with the dropped object
 class Options:
     data: str = option("", "a data set", metavar="PATH")
     split: str = option("train", "its split")
-    detections: str = option("", "detections of its images: predict.py's list", metavar="FILE.json")
+    detections: str | None = option(None, "detections of its images, as of eval.py --detections", metavar="FILE.json")
+    write: str | None = option(None, "write the labels with the errors to this new folder (COCO)", metavar="DIR")
     seed: int = option(0, "of what is planted", low=0)
     json: str | None = option(None, "write the figures to this file", metavar="FILE")
 
@@ -152,38 +158,15 @@ def measure(planted: Planted, found: FoundDetections) -> dict[str, Any]:
     return rows
 
 
-def read_foreign(path: Path, index: DatasetIndex) -> FoundDetections:
-    """Predict.py's list whose classes may be COCO's names of VOC's classes."""
-    rows = read_json(path, "predict.py's list")
-    names = sorted({each["class_name"] for row in rows for each in row["detections"]})
-    label_of = dict.fromkeys(names, -1)
-    for label, position in enumerate(match_classes(names, index.class_names, index.name)):
-        if position >= 0:
-            label_of[names[position]] = label
-    place = {index.path(i).name: i for i in range(len(index))}
-    flat = [
-        (place[Path(row["image"]).name], each["box_xyxy"], each["score"], label_of[each["class_name"]])
-        for row in rows
-        if Path(row["image"]).name in place
-        for each in row["detections"]
-        if label_of[each["class_name"]] >= 0
-    ]
-    order = sorted(range(len(flat)), key=lambda k: flat[k][0])
-    image, boxes, scores, labels = zip(*(flat[k] for k in order), strict=True)
-    return FoundDetections(
-        np.array(image, np.int64),
-        np.array(boxes, np.float64),
-        np.array(scores),
-        np.array(labels),
-        np.arange(len(index)),
-    )
-
-
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(Options, argv, description=__doc__ or "", prog="benchmarks.label_audit")
     index = open_dataset(options.data, options.split)
-    found = read_foreign(Path(options.detections), index)
     planted = plant(index, options.seed)
+    if options.write:
+        write_snapshot(Path(options.write), {"train": [(planted.index, np.arange(len(index)))]})
+    if not options.detections:
+        return
+    found = read_detections(Path(options.detections), index, missing="empty", others="skip", unknown="keep").found
     rows = measure(planted, found)
     print(f"{index.name}: {len(index)} images, {planted.index.num_boxes} labels, seed {options.seed}")
     print("kind      planted " + " ".join(f"{'P@' + str(n):>7} {'R@' + str(n):>7}" for n in FIRST))

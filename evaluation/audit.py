@@ -21,10 +21,13 @@ DUPLICATE_IOU = 0.75  # of two labels of the same class
 TWIN_IOU = 0.9  # of two labels of different classes
 INSIDE = 0.7  # fraction of a detection inside a label of its class: it is a part of that object
 LEAST_SCORE = 0.05
-SEEN = 0.25  # support from which an object counts as detected
 SHRINK = 20.0  # strength of shrinkage to the average, in labels, for rare classes
 PRIOR = {PHANTOM: 0.02, CLASS: 0.03}  # prior fraction of wrong labels
 STEPS, RIDGE = 30, 1.0  # of the logistic regression
+DECOYS = 2  # for each label
+MOST_SAMPLES = 20_000  # labels, and decoys, that it learns from
+LEVELS = (0.5, 0.3, 0.1)  # IoU of a box with the detections that support it
+QUANTILES = np.linspace(0, 1, 9)[1:-1]  # borders of the intervals of a feature
 
 
 @dataclass(frozen=True)
@@ -53,20 +56,18 @@ def find_label_errors(index: DatasetIndex, found: FoundDetections) -> list[Findi
 
     Args:
         index: labels.
-        found: detections of a detector that was not trained on these labels (out of fold), with their scores from
-            about 0.05 on; labels index `index.class_names`.
+        found: detections of a detector that was not trained on these labels (out of fold), of all scores from about
+            0.01 on; labels index `index.class_names`, -1 for a class that the data does not have.
 
     Based on ObjectLab (Tkachenko, Thyagarajan and Mueller, 2023, https://arxiv.org/abs/2309.00832):
-    overlooked, swapped and badly located objects. Detection scores are first calibrated on these labels. A
-    label without a detection is weighted by how often labels of its class, size and position have one.
+    overlooked, swapped and badly located objects. Detection scores are first calibrated on these labels.
     """
-    keep = found.scores >= LEAST_SCORE
-    pairs = _Pairs(index, found, keep)
+    pairs = _Pairs(index, found, (found.scores >= LEAST_SCORE) & (found.labels >= 0))
     chance = _calibrated(pairs)
     groups = [
         _missing(pairs, chance),
-        _phantoms(pairs, chance),
-        _wrong_classes(pairs, chance),
+        _phantoms(pairs),
+        _wrong_classes(pairs),
         _sloppy(pairs, chance),
         _duplicates(index),
     ]
@@ -201,49 +202,123 @@ def _missing(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
     return result
 
 
-def _phantoms(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
-    """Labels without a detection where similar labels usually have one; `difficult` ones seldom have."""
-    index = pairs.index
-    # a detection of another class shows that there is an object
-    near = np.clip((pairs.iou - SEEN_IOU / 2) / (FOUND_IOU - SEEN_IOU / 2), 0, 1)
-    support, _ = pairs.best_of_label(near * np.sqrt(pairs.found.scores[pairs.det]), near > 0)
-    usual = _usually_seen(index, support >= SEEN, pairs.image_of_label)
-    prior = PRIOR[PHANTOM]
-    belief = prior / (prior + (1 - prior) * np.clip(1 - usual, 1e-4, 1))
-    score = belief * np.clip(1 - support / SEEN, 0, 1) * ~(index.crowd | index.difficult)
-    return [
-        Finding(PHANTOM, float(score[m]), int(pairs.image_of_label[m]), label=m)
-        for m in np.flatnonzero(score > 0.02).tolist()
-    ]
+def _phantoms(pairs: _Pairs) -> list[Finding]:
+    """Labels that resemble decoys (labels laid over other images) more than labels of their own image.
+
+    A logistic regression separates labels from decoys by the detections near them, so it learns from the data how weak
+    a detection still supports a label of this class and size. Detections of every score and class count, also of
+    classes that the data does not have. Method: noise-contrastive estimation (Gutmann and Hyvarinen, AISTATS 2010).
+    """
+    index, found, owner = pairs.index, pairs.found, pairs.image_of_label
+    usual = np.flatnonzero(~(index.crowd | index.difficult))
+    rng = np.random.default_rng(0)
+    sources = rng.permutation(np.tile(usual, DECOYS))[:MOST_SAMPLES]
+    decoys, labels, images = _decoys(index, sources, owner, rng)
+    if not len(decoys):
+        return []
+    order = np.argsort(found.image, kind="stable")
+    near = _Near(index, found, order, np.searchsorted(found.image[order], np.arange(len(index) + 1)))
+    of_labels = near.evidence(index.boxes[usual], index.labels[usual], owner[usual], usual)
+    of_decoys = near.evidence(decoys, labels, images, np.full(len(decoys), -1))
+    edges = [np.unique(np.quantile(column, QUANTILES)) for column in np.concatenate([of_labels, of_decoys]).T]
+    count = len(index.class_names)
+    sample = rng.permutation(len(usual))[:MOST_SAMPLES]
+    table = _indicators(np.concatenate([of_labels[sample], of_decoys]), edges,
+                        np.concatenate([index.labels[usual][sample], labels]), count)  # fmt: skip
+    weights = fit_logistic(table, np.arange(len(table)) >= len(sample))
+    prior = PRIOR[PHANTOM] / (1 - PRIOR[PHANTOM]) * len(sample) / len(decoys)
+    result = []
+    for start in range(0, len(usual), MOST_SAMPLES):
+        part = slice(start, start + MOST_SAMPLES)
+        odds = prior * np.exp(_indicators(of_labels[part], edges, index.labels[usual[part]], count) @ weights)
+        for m, score in zip(usual[part].tolist(), (odds / (1 + odds)).tolist(), strict=True):
+            if score > LEAST_SCORE:
+                result.append(Finding(PHANTOM, score, int(owner[m]), label=m))
+    return result
 
 
-def _usually_seen(index: DatasetIndex, seen: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """(M,) probability that a label has a detection, from its class, size, shape, position and neighbours."""
-    if not index.num_boxes:
-        return np.zeros(0)
-    sides = np.maximum(index.boxes[:, 2:] - index.boxes[:, :2], 1e-3)
-    size = index.sizes[owner][:, ::-1].astype(np.float64)
-    size = np.where(size > 0, size, index.boxes[:, 2:].max(initial=1))
-    gap = np.concatenate([index.boxes[:, :2], size - index.boxes[:, 2:]], axis=1) / np.tile(size, 2)
-    crowding = np.zeros(index.num_boxes)
-    for i in range(len(index)):
-        part = slice(index.offsets[i], index.offsets[i + 1])
-        if index.offsets[i + 1] - index.offsets[i] > 1:
-            _, inside = box_overlaps(index.boxes[part], index.boxes[part])
-            np.fill_diagonal(inside, 0)
-            crowding[part] = inside.max(axis=1)
-    area = np.log(sides.prod(axis=1) / size.prod(axis=1))
-    features = [area, area**2, np.log(sides.min(axis=1)), np.abs(np.log(sides[:, 0] / sides[:, 1]))]
-    features += [(gap < 0.01).sum(axis=1), crowding, index.difficult, index.difficult * area]
-    table = np.stack([np.asarray(each, np.float64) for each in features], axis=1)
-    table = (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-6)
-    classes = np.eye(len(index.class_names))[index.labels]
-    parts = [np.ones((len(table), 1)), table, classes, classes * table[:, :1]]  # each class has its own minimum size
-    return fit_logistic(np.concatenate(parts, axis=1), seen)
+def _decoys(
+    index: DatasetIndex, sources: np.ndarray, owner: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N, 4) boxes, (N,) labels and (N,) images: the labels `sources`, each at its relative place in another image.
+
+    Those on a label of that image are left out.
+    """
+    if len(index) < 2:
+        return np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    images = (owner[sources] + rng.integers(1, len(index), len(sources))) % len(index)
+    sizes = _wide_high(index)
+    boxes = index.boxes[sources] * np.tile(sizes[images] / sizes[owner[sources]], 2)
+    free = np.ones(len(sources), bool)
+    for k, image in enumerate(images.tolist()):
+        there = index.boxes[index.offsets[image] : index.offsets[image + 1]]
+        free[k] = not len(there) or box_overlaps(boxes[k : k + 1], there)[0].max() < SEEN_IOU
+    return boxes[free], index.labels[sources[free]], images[free]
+
+
+def _wide_high(index: DatasetIndex) -> np.ndarray:
+    """(I, 2) width and height of each image, or the extent of all boxes where the size is not known."""
+    sizes = index.sizes[:, ::-1].astype(np.float64)
+    return np.where(sizes > 0, sizes, index.boxes[:, 2:].max(initial=1))
+
+
+@dataclass(frozen=True)
+class _Near:
+    """Measures what is near a box. Args: as named; `bounds`: each image's part of `order`, its detections."""
+
+    index: DatasetIndex
+    found: FoundDetections
+    order: np.ndarray
+    bounds: np.ndarray
+
+    def evidence(self, boxes: np.ndarray, labels: np.ndarray, images: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """(N, F) features of (N, 4) boxes of (N,) labels; `own`: (N,) the label that is the box itself, or -1."""
+        result = np.zeros((len(boxes), 2 * len(LEVELS) + 8))
+        by_image = np.argsort(images, kind="stable")
+        ends = np.searchsorted(images[by_image], np.arange(len(self.index) + 1))
+        for image in np.unique(images).tolist():
+            rows = by_image[ends[image] : ends[image + 1]]
+            result[rows] = self._of_image(image, boxes[rows], labels[rows], own[rows])
+        return np.concatenate([result, _geometry(boxes, _wide_high(self.index)[images])], axis=1)
+
+    def _of_image(self, image: int, boxes: np.ndarray, labels: np.ndarray, own: np.ndarray) -> np.ndarray:
+        d = self.order[self.bounds[image] : self.bounds[image + 1]]
+        gts = np.arange(self.index.offsets[image], self.index.offsets[image + 1])
+        iou, inside = box_overlaps(boxes, self.found.boxes[d])
+        within = box_overlaps(self.found.boxes[d], boxes)[1].T
+        same = labels[:, None] == self.found.labels[d]
+        score = np.broadcast_to(self.found.scores[d], iou.shape)
+        other = gts != own[:, None]
+        covered = box_overlaps(boxes, self.index.boxes[gts])[1]
+        columns = [np.where(mask & (iou >= level), score, 0) for mask in (same, True) for level in LEVELS]
+        columns += [iou * same, iou]
+        columns += [np.where((part > INSIDE) & (iou < FOUND_IOU), score, 0) for part in (inside, within)]
+        columns += [np.where(same & (iou < SEEN_IOU), score, 0), covered * other]
+        counts = [(other & (labels[:, None] == self.index.labels[gts])).sum(axis=1), other.sum(axis=1)]
+        return np.stack([*(each.max(axis=1, initial=0) for each in columns), *counts], axis=1)
+
+
+def _geometry(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(N, 5) log area, log short side, log aspect ratio, borders touched and height in the image, of boxes in images
+    of (N, 2) width and height."""
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-3)
+    gap = np.concatenate([boxes[:, :2], sizes - boxes[:, 2:]], axis=1) / np.tile(sizes, 2)
+    area = np.log(sides.prod(axis=1) / sizes.prod(axis=1))
+    short, aspect = np.log(sides.min(axis=1)), np.log(sides[:, 0] / sides[:, 1])
+    return np.stack([area, short, aspect, (gap < 0.01).sum(axis=1), boxes[:, 3] / sizes[:, 1]], axis=1)
+
+
+def _indicators(features: np.ndarray, edges: Sequence[np.ndarray], labels: np.ndarray, classes: int) -> np.ndarray:
+    """(N, P) the table of an additive model: 1, the interval of each feature, the class, and its own slopes for the
+    score of the detection on the box and for the area."""
+    steps = [np.eye(len(e) + 1)[np.digitize(column, e)] for column, e in zip(features.T, edges, strict=True)]
+    each = np.eye(classes)[labels]
+    score, area = features[:, :1], features[:, -5:-4]
+    return np.concatenate([np.ones((len(features), 1)), *steps, each, each * score, each * area], axis=1)
 
 
 def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> np.ndarray:
-    """(M,) probabilities from a ridge logistic regression on (M, F) features, the first of which is constant."""
+    """(F,) weights of a ridge logistic regression on (M, F) features, the first of which is constant."""
     weights = np.zeros(table.shape[1])
     penalty = np.full(table.shape[1], RIDGE)
     penalty[0] = 1e-6
@@ -255,19 +330,18 @@ def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> np.ndarray:
         weights += step
         if np.abs(step).max() < 1e-6:
             break
-    return 1 / (1 + np.exp(-np.clip(table @ weights, -30, 30)))
+    return weights
 
 
-def _wrong_classes(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
+def _wrong_classes(pairs: _Pairs) -> list[Finding]:
     """Labels that overlap a detection of another class, and none of their own."""
     index, found = pairs.index, pairs.found
-    p = chance[pairs.det]
     fits = pairs.iou >= FOUND_IOU
     own, _ = pairs.best_of_label(found.scores[pairs.det], fits & pairs.same)
     # a detection that matches a label of its own class is explained by it
     explained = pairs.most_of_det(pairs.iou, pairs.same) >= FOUND_IOU
     nearest = pairs.iou >= pairs.most_of_det(pairs.iou, np.ones(len(pairs.iou), bool))[pairs.det] - 1e-9
-    against, which = pairs.best_of_label(
+    _, which = pairs.best_of_label(
         found.scores[pairs.det] * pairs.iou, fits & ~pairs.same & ~explained[pairs.det] & nearest
     )
     doubted = np.flatnonzero((which >= 0) & ~index.crowd)
@@ -278,7 +352,6 @@ def _wrong_classes(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
     evidence = found.scores[which[doubted]]
     belief = prior / (prior + (1 - prior) * np.clip(pair, 1e-3, 1))
     score[doubted] = belief * evidence * (1 - np.clip(own[doubted] / np.maximum(evidence, 1e-6), 0, 1))
-    del p, against
     return [
         Finding(CLASS, float(score[m]), int(pairs.image_of_label[m]), label=m, detection=int(which[m]))
         for m in doubted[score[doubted] > 0.02].tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -44,6 +44,7 @@ def read_detections(
     classes: Sequence[str] | None = None,
     missing: str = "refuse",
     others: str = "refuse",
+    unknown: str = "skip",
 ) -> ReadDetections:
     """Read detections from a JSON file, for the images of an index.
 
@@ -58,6 +59,7 @@ def read_detections(
             evaluated), or `refuse`: an error if they are more than half, else `skip` for predict.py's lists,
             which list every image, and `empty` for COCO results, which cannot.
         others: how to treat images that are not in the split: `refuse`, or `skip`: leave them out.
+        unknown: how to treat detections of classes that the index does not have: `skip`, or `keep` with label -1.
 
     Returns:
         labels index `index.class_names`, boxes are float64.
@@ -85,7 +87,7 @@ def read_detections(
             elsewhere[str(image_key)] = None
             continue
         listed.add(position)
-        if label is not None and label >= 0:
+        if label is not None and (label >= 0 or unknown == "keep"):
             images.append(position)
             boxes.append(box)
             scores.append(score)
@@ -135,7 +137,7 @@ def _rows(path: Path, values: Any) -> list[dict[str, Any]]:
 
 def _our_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex) -> Iterable[_Row]:
     """The detections of predict.py's list, and a row without a label for each image."""
-    labels = {name: i for i, name in enumerate(index.class_names)}
+    label_of = _label_lookup(index)
     unknown: Counter[str] = Counter()
     known = 0
     for number, row in enumerate(rows):
@@ -152,7 +154,7 @@ def _our_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex) -> It
             within = f"{where}, detection {place}"
             box = _numbers(within, each.get("box_xyxy"), 4, "box_xyxy")
             _check_box(within, "box_xyxy", box, box[2] - box[0], box[3] - box[1])
-            label = labels.get(name, -1)
+            label = label_of(name)
             known += label >= 0
             unknown[name] += label < 0
             yield image, box, _score(within, each), label
@@ -202,12 +204,18 @@ def _category_labels(
             few = ", ".join(map(str, sorted(numbers - names.keys())[:8]))
             what = f"category numbers ({few}) are not 1 to {len(names)}, as the classes of {index.name} would be"
             raise UserError(path, what, "name the classes of the numbers with --detection-classes FILE (or voc, coco)")
-    label_of = {name: label for label, name in reversed(list(enumerate(index.class_names)))}
-    plain = {plain_class_name(name): label for name, label in label_of.items()}
-    labels = {k: label_of.get(name, plain.get(plain_class_name(name), -1)) for k, name in names.items()}
+    label_of = _label_lookup(index)
+    labels = {k: label_of(name) for k, name in names.items()}
     used = [f"{k} = {names[k]}" for k in sorted(numbers) if labels.get(k, -1) >= 0]
     more = f" and {len(used) - 8} more" if len(used) > 8 else ""
     return labels, f"category numbers by {source}: {', '.join(used[:8])}{more}"
+
+
+def _label_lookup(index: DatasetIndex) -> Callable[[str], int]:
+    """Takes a class name to its label, -1 if the index has no such class; VOC's and COCO's names are equivalent."""
+    labels = {name: label for label, name in reversed(list(enumerate(index.class_names)))}
+    plain = {plain_class_name(name): label for name, label in labels.items()}
+    return lambda name: labels.get(name, plain.get(plain_class_name(name), -1))
 
 
 def _numbered(classes: Sequence[str], numbers: set[int]) -> dict[int, str]:

@@ -18,7 +18,7 @@ from data.index import DatasetIndex
 from data.open import open_dataset, training_split
 from evaluation.audit import KINDS, Finding, counts_by_kind, find_label_errors, finding_row
 from evaluation.detections_file import read_detections
-from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, run_detector
+from evaluation.evaluator import FoundDetections, match_classes, run_detector
 from evaluation.report.html import page_html
 from evaluation.report.pictures import MISSED, WRONG, Mark, crop
 from imaging.image_io import read_image
@@ -29,7 +29,6 @@ from utils.files import write_file
 from utils.output_rules import check_output_file, check_output_folder
 
 ALL = "all"  # every split of a data set
-LEAST_SCORE = 0.05  # score threshold for a checkpoint's detections
 HEADINGS = {
     "missing": "Objects without a label",
     "phantom": "Labels where nothing is",
@@ -92,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _read(path: Path, index: DatasetIndex) -> tuple[DatasetIndex, FoundDetections]:
     """The images that a file of detections lists, and its detections."""
-    found = read_detections(path, index, missing="skip").found
+    found = read_detections(path, index, missing="skip", unknown="keep").found
     place = np.full(len(index), -1, np.int64)
     place[found.images] = np.arange(len(found.images))
     kept = index.subset(found.images)
@@ -104,14 +103,9 @@ def _look(options: AuditOptions, index: DatasetIndex) -> FoundDetections:
     what = "a detector finds little fault with labels that it has learnt from"
     warn("audit", what, "better: python train.py --folds 5 ..., then --detections RUN/detections.json")
     detector: Detector = load_detector(options.checkpoint, options.device)
-    thresholds = replace(EVAL_THRESHOLDS, score_threshold=LEAST_SCORE)
-    found = run_detector(
-        detector, index, np.arange(len(index)), thresholds=thresholds, progress=options.progress, workers=2
-    )
-    mapped = match_classes(index.class_names, detector.config.class_names, index.name)[found.labels]
-    known = mapped >= 0
+    found = run_detector(detector, index, np.arange(len(index)), progress=options.progress)
     return replace(
-        found, image=found.image[known], boxes=found.boxes[known], scores=found.scores[known], labels=mapped[known]
+        found, labels=match_classes(index.class_names, detector.config.class_names, index.name)[found.labels]
     )
 
 

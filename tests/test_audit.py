@@ -76,6 +76,23 @@ def test_a_label_on_nothing_is_a_phantom() -> None:
     assert (finding.kind, index.boxes[finding.label].tolist()) == (PHANTOM, list(GRID[15]))
 
 
+@pytest.mark.parametrize(("label", "score"), [(-1, 0.9), (0, 0.03)])
+def test_a_detection_of_a_foreign_class_or_of_a_low_score_supports_a_label(label: int, score: float) -> None:
+    labels = sorted([*truth(), (0, "dog", GRID[15]), (1, "dog", GRID[15])])
+    index, found = index_of(labels), found_of(truth())
+    found = FoundDetections(
+        np.append(found.image, 1),
+        np.concatenate([found.boxes, [GRID[15]]]),
+        np.append(found.scores, score),
+        np.append(found.labels, label),
+        found.images,
+    )
+    phantoms = [each for each in find_label_errors(index, found) if each.kind == PHANTOM]
+    assert phantoms[0].image == 0
+    supported = [each.score for each in phantoms if each.image == 1 and index.boxes[each.label][0] == GRID[15][0]]
+    assert max(supported, default=0) < 0.5 * phantoms[0].score
+
+
 def test_another_class_is_found() -> None:
     labels = truth()
     labels[17] = (labels[17][0], "cow" if labels[17][1] != "cow" else "dog", labels[17][2])
@@ -125,7 +142,7 @@ def test_planted_errors_are_counted_and_found_by_a_perfect_detector() -> None:
 
 
 def write_detections(path: Path, year: Path) -> Path:
-    boxes = {"dog": [10, 20, 60, 80], "cat": [70, 30, 140, 110]}
+    boxes = {"dog": [10, 20, 60, 80], "Cat": [70, 30, 140, 110], "truck": [100, 5, 150, 25]}
     rows = [
         {
             "image": str(image),
@@ -158,6 +175,7 @@ def test_the_command_writes_json_csv_page_and_a_queue(tmp_path: Path, capsys: py
     store = open_store(tmp_path / "devkit")
     queue = read_queue(tmp_path / "audit" / "audit.json", store)
     assert store.name(queue.numbers[0]).endswith("a3.jpg")
+    assert all((each["suggestion"] or {}).get("class_name") != "truck" for each in content["findings"])
     with pytest.raises(UserError, match="--overwrite"):
         audit.main(arguments)
     with pytest.raises(UserError, match="give one of them"):

@@ -195,19 +195,7 @@ export class Editor extends Viewer {
 
   onKey() {} // the page listens to the whole document
 
-  drawNow() {
-    const { canvas, context } = this;
-    const [width, height] = this.size;
-    if (!width || !height) return;
-    const ratio = window.devicePixelRatio || 1;
-    canvas.width = Math.round(width * ratio);
-    canvas.height = Math.round(height * ratio);
-    if (!this.image) return;
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.imageSmoothingEnabled = this.scale < 4;
-    context.imageSmoothingQuality = "high";
-    const [left, top] = this.toScreen(0, 0);
-    context.drawImage(this.image, left, top, this.image.width * this.scale, this.image.height * this.scale);
+  drawOverlay() {
     const dragged = this.drag?.started && this.drag.uid ? this.drag.uid : null;
     for (const item of [...this.items].sort((a, b) => rank(a, this.selectedUid) - rank(b, this.selectedUid))) {
       const box = item.uid === dragged ? this.dragged(this.drag) : item.box;

@@ -276,7 +276,12 @@ export class Viewer {
     context.imageSmoothingQuality = "high";
     const [left, top] = this.toScreen(0, 0);
     context.drawImage(this.image, left, top, this.image.width * this.scale, this.image.height * this.scale);
-    drawBoxes(context, this.boxes, {
+    this.drawOverlay();
+  }
+
+  /** Draw what lies over the picture. */
+  drawOverlay() {
+    drawBoxes(this.context, this.boxes, {
       toScreen: (x, y) => this.toScreen(x, y),
       lineWidth: 2,
       fontSize: LABEL_SIZE,
