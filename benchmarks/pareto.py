@@ -243,8 +243,8 @@ def draw_plot(points: Sequence[Point], peers: Sequence[Point], path: Path) -> No
             axes.plot(
                 peer.ratios[first], peer.score, "s", color="#d62728", fillstyle="full" if peer.is_timed else "none"
             )
-            place = {"textcoords": "offset points", "xytext": (6, -3), "fontsize": 8, "color": "#d62728"}
-            axes.annotate(peer.name, (peer.ratios[first], peer.score), **place)
+            place = {"textcoords": "offset points", "xytext": (0, 7), "fontsize": 8, "color": "#d62728"}
+            axes.annotate(peer.name, (peer.ratios[first], peer.score), **place, ha="center")
     else:
         axes.set_ylabel("multiply-adds, 10^9")
         kinds = dict.fromkeys((p.config.backbone, p.config.neck_conv) for p in points if p.config is not None)
@@ -257,7 +257,7 @@ def draw_plot(points: Sequence[Point], peers: Sequence[Point], path: Path) -> No
         axes.axvline(peer.ratios[first], color="#d62728", linewidth=0.8, linestyle="--")
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (3, -10)}
         axes.annotate(peer.name, (peer.ratios[first], 1), **place, fontsize=8, color="#d62728", rotation=90, va="top")
-    hollow = "" if all(peer.is_timed for peer in peers) else "; hollow: timed elsewhere"
+    hollow = "" if all(peer.is_timed for peer in peers) else "\nhollow: timed elsewhere"
     axes.set_xlabel(f"time of one image as a ratio to {first}'s in the same run (ONNX Runtime, one thread){hollow}")
     axes.grid(alpha=0.3)
     axes.margins(0.15)
