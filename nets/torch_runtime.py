@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from nets.allocator import keep_freed_memory
-from nets.fuse import fuse_batch_norms
+from nets.fuse import fuse_batch_norms, pack_convolutions
 from nets.runtime import GPU_BATCH, Runtime
 from nets.yolov4 import YOLOv4
 
 
 class TorchRuntime(Runtime):
-    """Runs the network in PyTorch, with folded batch norms and channels-last memory format."""
+    """Runs the network in PyTorch: fused layers (`nets.fuse`), channels-last memory format."""
 
     name = "torch"
 
@@ -25,6 +25,8 @@ class TorchRuntime(Runtime):
         self.usual_batch = 1 if self.device.type == "cpu" else GPU_BATCH
         fused = fuse_batch_norms(copy.deepcopy(model)).to(self.device).to(memory_format=torch.channels_last)
         self.model = fused.requires_grad_(False)
+        if self.device.type == "cpu":
+            pack_convolutions(self.model)
 
     @torch.inference_mode()
     def run(self, images: np.ndarray) -> list[np.ndarray]:
