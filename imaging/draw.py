@@ -79,22 +79,24 @@ def draw_boxes(
     scores: np.ndarray | None = None,
     track_ids: np.ndarray | None = None,
     notes: Sequence[str] | None = None,
+    copy: bool = True,
 ) -> np.ndarray:
     """Draw boxes with their class names. Each line has an outline, dark or bright, so that it is seen on any image.
 
     Args:
-        image: (H, W, 3) uint8 RGB; left as it is.
+        image: (H, W, 3) uint8 RGB.
         boxes: (N, 4) xyxy, image pixels.
         labels: (N,) indices into `class_names`.
         class_names: names of the classes, for the labels.
         scores: (N,) in [0, 1], or None for ground truth; the best is drawn last, on top.
         track_ids: (N,) identities, or None.
         notes: (N,) text after each label, e.g. `difficult`.
+        copy: draw on a copy; if False, on `image` itself.
 
     Returns:
-        (H, W, 3) uint8 RGB, a copy.
+        (H, W, 3) uint8 RGB.
     """
-    canvas = np.ascontiguousarray(image).copy()
+    canvas = np.array(image, order="C") if copy else image
     height, width = canvas.shape[:2]
     boxes = np.nan_to_num(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), posinf=1e6, neginf=-1e6)
     corners = np.rint(np.clip(boxes, 0, [width - 1, height - 1] * 2)).astype(int)

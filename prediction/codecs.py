@@ -36,8 +36,8 @@ CODECS = {
     "mjpg": Codec(".avi", ".avi", "MJPG", plays=False),  # large files, the fastest to write
 }
 CODEC_NAMES = ("auto", *CODECS)
-# x264's speed: `superfast` takes about as long as OpenCV's mp4v
-ENCODER_OPTIONS = {"libx264": ("-preset", "superfast", "-crf", "22")}
+# `ultrafast` takes as long as OpenCV's mp4v, `superfast` twice as long (docs/SPEED.md)
+ENCODER_OPTIONS = {"libx264": ("-preset", "ultrafast", "-crf", "23")}
 
 
 def choose_codec(name: str) -> str:

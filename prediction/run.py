@@ -15,6 +15,7 @@ from tqdm import tqdm
 from imaging.detections import Detections
 from imaging.draw import draw_boxes, draw_detections, draw_heatmap
 from imaging.image_io import write_image
+from nets.allocator import keep_freed_memory
 from prediction.byte_track import LOW_SCORE, ByteTracker
 from prediction.codecs import CODECS, choose_codec
 from prediction.explain import layer_cam, objectness_map
@@ -185,6 +186,7 @@ class Prediction:
         return drawn
 
     def _run_video(self, source: Source, key: str, drawn: str) -> None:
+        keep_freed_memory()  # else every frame's arrays are mapped and zeroed again
         with source.open_video(self.options.every) as reader, VideoOutput(self, source, key, drawn, reader) as output:
             try:
                 self._watch(source, reader, output)
@@ -316,6 +318,7 @@ class VideoOutput:
             self.class_names,
             detections.scores,
             track_ids=detections.track_ids,
+            copy=False,  # the frame has been used: `_write` came before
         )
         if self.tracker is not None:
             self.log.draw(picture)
