@@ -17,7 +17,7 @@ from typing import Any
 
 import cv2
 
-from imaging.image_io import ImageError, decode_image_and_size, read_header_bytes
+from imaging.image_io import ImageError, decode_image_and_size, decoded_bytes, read_header_bytes
 from imaging.letterbox import Letterbox
 
 LENGTHS = struct.Struct("<II")
@@ -57,9 +57,9 @@ def _answer(head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes | 
     where, limit = head["where"], head["max_megapixels"]
     try:
         header = read_header_bytes(data, where, limit)
-        if header.height * header.width > head["most_pixels"]:
-            return {"is_big": True}, b""
         letterbox = Letterbox(**head["letterbox"])
+        if decoded_bytes(header, letterbox.decoded_size) > 3 * head["most_pixels"]:
+            return {"is_big": True}, b""
         image, size = decode_image_and_size(data, where, limit, letterbox.decoded_size)
         image = letterbox.apply(image, size=size)
     except ImageError as error:

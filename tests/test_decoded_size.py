@@ -13,6 +13,7 @@ from data.tools.demo import draw_scene
 from imaging.image_io import decoded_bytes, read_image_and_size, read_start, write_image
 from imaging.letterbox import Letterbox
 from nets.detector import Detector
+from service.decode_process import _answer
 from utils.thresholds import Thresholds
 
 
@@ -51,3 +52,11 @@ def test_boxes_are_in_pixels_of_the_whole_picture(large: Path) -> None:
     found = detector.detect_batch([image], thresholds, [size])[0]
     assert len(expected) and found.boxes.max() > max(image.shape)
     assert np.abs(np.sort(found.scores) - np.sort(expected.scores)).max() < 0.02
+
+
+def test_the_service_judges_a_photograph_by_its_decoded_size(large: Path, tmp_path: Path) -> None:
+    letterbox = {"input_size": (96, 96), "mode": "letterbox", "interpolation": "bilinear", "pad_value": 114}
+    head = {"where": "body", "max_megapixels": 50, "letterbox": letterbox, "most_pixels": 1_000_000}
+    write_image(tmp_path / "same.png", read_image_and_size(large)[0])
+    assert "is_big" not in _answer(head, large.read_bytes())[0]  # decoded at a fraction
+    assert "is_big" in _answer(head, (tmp_path / "same.png").read_bytes())[0]
