@@ -10,6 +10,8 @@ tests fails; a survivor is printed with its line, for a value test or for a reas
 from __future__ import annotations
 
 import ast
+import contextlib
+import gc
 import hashlib
 import importlib.abc
 import importlib.util
@@ -24,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from utils.config import option, parse_options
@@ -124,27 +126,21 @@ def main(argv: list[str] | None = None) -> int:
     if options.sample and options.sample < total:
         mutants = random.Random(options.seed).sample(mutants, options.sample)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    import cv2  # noqa: F401 -- once, here: each mutant is tested in a fork
-    import pycocotools.coco  # noqa: F401
-    import pytest  # noqa: F401
-    import torchvision  # noqa: F401
-
-    for module in modules:
-        if run_forked(None, MODULES[module], options.timeout):
-            raise RunError(module, "its tests fail without a fault", f"mend them first: {', '.join(MODULES[module])}")
     results = Path(options.results) if options.results else None
     done = read_killed(results)
     survivors = []
-    for number, mutant in enumerate(mutants, 1):
-        if mutant.key() in done:
-            continue
-        killed = run_forked(mutant, MODULES[mutant.module], options.timeout)
-        print(f"{number}/{len(mutants)} {'killed' if killed else 'SURVIVED'} {mutant}", flush=True)
-        if not killed:
-            survivors.append(mutant)
-        elif results is not None:
-            with results.open("a") as file:
-                file.write(json.dumps({"mutant": str(mutant), "killed": mutant.key()}) + "\n")
+    for module in modules:
+        left = [mutant for mutant in mutants if mutant.module == module and mutant.key() not in done]
+        if left and (run_pytest(MODULES[module], "--collect-only") or run_forked(None, module, options.timeout)):
+            raise RunError(module, "its tests fail without a fault", f"look at {', '.join(MODULES[module])}")
+        for number, mutant in enumerate(left, 1):
+            killed = run_forked(mutant, module, options.timeout)
+            print(f"{number}/{len(left)} {'killed' if killed else 'SURVIVED'} {mutant}", flush=True)
+            if not killed:
+                survivors.append(mutant)
+            elif results is not None:
+                with results.open("a") as file:
+                    file.write(json.dumps({"mutant": str(mutant), "killed": mutant.key()}) + "\n")
     rate = 1 - len(survivors) / max(len(mutants), 1)
     for module in modules:
         count = sum(mutant.module == module for mutant in mutants)
@@ -162,14 +158,16 @@ def read_killed(path: Path | None) -> set[str]:
     return {json.loads(line)["killed"] for line in path.read_text().splitlines()}
 
 
-def run_forked(mutant: Mutant | None, tests: Sequence[str], timeout: int) -> bool:
+def run_forked(mutant: Mutant | None, module: str, timeout: int) -> bool:
     """Whether a test fails or hangs with the mutant in the module's place, in a process of its own; writes no file."""
     child = os.fork()
     if not child:
         used = math.ceil(time.process_time())  # a fork begins at 0, other systems may not
         resource.setrlimit(resource.RLIMIT_CPU, (used + timeout, used + timeout))
         try:
-            os._exit(run_tests(mutant, tests))
+            if mutant is not None:
+                put_in_place(mutant)
+            os._exit(run_pytest(MODULES[module]))
         finally:
             os._exit(1)
     ends = time.monotonic() + 10 * timeout
@@ -183,17 +181,49 @@ def run_forked(mutant: Mutant | None, tests: Sequence[str], timeout: int) -> boo
     return True
 
 
-def run_tests(mutant: Mutant | None, tests: Sequence[str]) -> int:
-    """The tests with the mutant imported in its module's place; returns pytest's exit code."""
+def run_pytest(tests: Sequence[str], *options: str) -> int:
+    """Run tests without output; returns pytest's exit code."""
     import pytest
 
-    if mutant is not None:
-        sys.meta_path.insert(0, Finder(".".join(Path(mutant.module).with_suffix("").parts), mutant.text()))
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
     files = [str(ROOT / test) for test in tests]
-    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "--rootdir", str(ROOT), *files]))
+    command = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "--rootdir", str(ROOT), *options, *files]
+    with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        return int(pytest.main(command))
+
+
+def put_in_place(mutant: Mutant) -> None:
+    """Give the imported function the mutant's code; a fault outside of functions is imported with all our modules."""
+    text, path = mutant.text(), ROOT / mutant.module
+    name = ".".join(Path(mutant.module).with_suffix("").parts)
+    function = enclosing_function(ast.parse(path.read_text(encoding="utf-8")), mutant.node)
+    if function is None:
+        for each, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", "")).startswith(f"{ROOT}/") and each != "__main__":
+                del sys.modules[each]
+        sys.meta_path.insert(0, Finder(name, text))
+        return
+    code: Any = compile(text, str(path), "exec")
+    for part in function.split("."):
+        code = next(each for each in code.co_consts if isinstance(each, CodeType) and each.co_name == part)
+    functions = [each for each in gc.get_objects() if isinstance(each, FunctionType)]
+    ours = [each for each in functions if each.__qualname__ == function and each.__code__.co_filename == str(path)]
+    assert ours, f"{mutant}: {function} was not found"
+    for each in ours:
+        each.__code__ = code
+
+
+def enclosing_function(tree: ast.AST, number: int) -> str | None:
+    """Qualified name of the outermost function around node `number` of `walk`; None outside of functions."""
+    node = next(each for place, each in enumerate(walk(tree)) if place == number)
+    parents = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
+    names: list[str] = []
+    while node in parents:
+        child, node = node, parents[node]
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            names = [node.name] if child in node.body else []
+        elif isinstance(node, ast.ClassDef) and names:
+            names.insert(0, node.name)
+    return ".".join(names) or None
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
