@@ -205,7 +205,7 @@ def put_in_place(mutant: Mutant) -> None:
     code: Any = compile(text, str(path), "exec")
     for part in function.split("."):
         code = next(each for each in code.co_consts if isinstance(each, CodeType) and each.co_name == part)
-    functions = [each for each in gc.get_objects() if isinstance(each, FunctionType)]
+    functions = [each for each in gc.get_objects() if type(each) is FunctionType]
     ours = [each for each in functions if each.__qualname__ == function and each.__code__.co_filename == str(path)]
     assert ours, f"{mutant}: {function} was not found"
     for each in ours:
