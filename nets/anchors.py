@@ -14,7 +14,7 @@ def decode(offsets: Tensor, anchors: Tensor, cells: Tensor, stride: int | Tensor
     centre = (cell + s * sigmoid(t_xy) - (s - 1) / 2) * stride; size = anchor * exp(t_wh).
 
     Args:
-        offsets: (..., 4) logits tx, ty, tw, th.
+        offsets: (..., 4 or more) logits tx, ty, tw, th.
         anchors: (..., 2) width, height in input pixels.
         cells: (..., 2) column, row of the grid cell.
         stride: stride of the level, input pixels per cell.
@@ -53,4 +53,4 @@ def decode_level(raw: Tensor, anchors: Tensor, stride: int, scale_xy: float) -> 
         torch.arange(height, device=raw.device), torch.arange(width, device=raw.device), indexing="ij"
     )
     cells = torch.stack([columns, rows], dim=-1).to(raw.dtype)
-    return decode(raw[..., :4], anchors.to(raw)[None, :, None, None], cells, stride, scale_xy)
+    return decode(raw, anchors.to(raw)[None, :, None, None], cells, stride, scale_xy)

@@ -70,7 +70,7 @@ def anchor_table(config: ModelConfig, device: torch.device) -> Tensor:
 def _shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
     """(M, 2) and (K, 2) widths and heights to (M, K) IoU of boxes with the same centre."""
     inter = torch.minimum(sizes[:, None], anchors[None]).prod(-1)
-    return inter / (sizes.prod(-1)[:, None] + anchors.prod(-1)[None] - inter)
+    return inter / (sizes.prod(1)[:, None] + anchors.prod(1)[None] - inter)
 
 
 def _at_centre(scene: Scene, chosen: Tensor) -> Matches:
@@ -145,7 +145,7 @@ def assign_simota(scene: Scene) -> Matches:
     if not len(found):
         return found
     rows = gather(scene.predictions, found).float()
-    boxes = box_convert(decode_matches(rows[:, :4], found, scene.config), "cxcywh", "xyxy")
+    boxes = box_convert(decode_matches(rows, found, scene.config), "cxcywh", "xyxy")
     wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[found.target]
     iou = _pair_iou(boxes, wanted)
     probability = (rows[:, 4:5].sigmoid() * rows[:, 5:].sigmoid()).sqrt().clamp(1e-6, 1 - 1e-6)
@@ -224,14 +224,14 @@ def gather(predictions: Sequence[Tensor], matches: Matches) -> Tensor:
     return torch.cat(rows).index_select(0, back.argsort())
 
 
-def decode_matches(offsets: Tensor, matches: Matches, config: ModelConfig) -> Tensor:
-    """(P, 4) raw offsets of the matches to (P, 4) boxes, cxcywh, input pixels."""
-    device = offsets.device
+def decode_matches(rows: Tensor, matches: Matches, config: ModelConfig) -> Tensor:
+    """(P, 4 or more) raw predictions of the matches to (P, 4) boxes, cxcywh, input pixels."""
+    device = rows.device
     strides = torch.tensor(STRIDES, device=device)[matches.level][:, None]
     scales = torch.tensor(config.scale_xy, device=device)[matches.level][:, None]
     anchors = torch.tensor(config.anchors, device=device)[matches.level, matches.anchor]
-    cells = torch.stack([matches.column, matches.row], dim=-1).to(offsets)
-    return decode(offsets, anchors, cells, strides, scales)
+    cells = torch.stack([matches.column, matches.row], dim=-1).to(rows)
+    return decode(rows, anchors, cells, strides, scales)
 
 
 ASSIGNERS: dict[str, Callable[[Scene], Matches]] = {

@@ -99,7 +99,7 @@ class YOLOLoss:
         rows = gather(predictions, matches)
         count = self.total(weights.sum()).clamp(min=1) / self.world_size
 
-        boxes = box_convert(_not_empty(decode_matches(rows[:, :4], matches, self.config)), "cxcywh", "xyxy")
+        boxes = box_convert(_not_empty(decode_matches(rows, matches, self.config)), "cxcywh", "xyxy")
         wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[matches.target]
         box = BOX_LOSSES[self.settings.box_loss](boxes, wanted)
         quality = (1 - box.detach()).clamp(0, 1)
@@ -123,7 +123,7 @@ class YOLOLoss:
 
     def _objectness(self, scene: Scene, matches: Matches, positive_targets: Tensor, doubtful: Matches) -> Tensor:
         total = positive_targets.new_zeros(())
-        sizes = [raw[..., 4].numel() for raw in scene.predictions]
+        sizes = [raw.shape[:4].numel() for raw in scene.predictions]
         # if several boxes are matched to one prediction, the highest target is used
         targets = positive_targets.new_zeros(sum(sizes)).scatter_reduce_(
             0, _places(scene, matches), positive_targets, "amax"
@@ -148,7 +148,7 @@ class YOLOLoss:
         """(B, A, H, W) bool: predictions whose box has an IoU above `ignore_iou` with an object of their image."""
         raw = scene.predictions[level]
         anchors = torch.tensor(self.config.anchors[level], device=raw.device)
-        decoded = decode_level(raw[..., :4], anchors, STRIDES[level], self.config.scale_xy[level])
+        decoded = decode_level(raw, anchors, STRIDES[level], self.config.scale_xy[level])
         boxes = box_convert(decoded.flatten(1, 3), "cxcywh", "xyxy")
         objects = box_convert(scene.boxes, "cxcywh", "xyxy")
         # one table (images, maximum number of objects in an image) instead of a loop over images
