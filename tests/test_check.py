@@ -14,10 +14,13 @@ import cv2
 import numpy as np
 import pytest
 from data_makers import CAT, DOG, HEIGHT, WIDTH, make_coco, make_voc, make_yolo, picture, voc_xml_text, write_coco
+from defusedxml.ElementTree import fromstring
+from layout_makers import LAYOUTS
 from PIL import Image
 
 import dataset
 from data.formats.voc import read_voc
+from data.formats.yolo_txt import read_data_yaml
 from data.open import open_dataset
 from data.quick_check import quick_check
 from data.skips import skips_summary, warn_skips, write_skips_csv
@@ -479,6 +482,73 @@ def test_fix_keeps_what_else_an_object_says(tmp_path: Path) -> None:
         [99, 20, 160, 80],
     ]
     assert "<pose>Left</pose>" in (tmp_path / "fixed/VOC2007/Annotations/a0.xml").read_text()
+
+
+def test_fix_keeps_years_folders_and_the_fields_of_objects_on_one_line(tmp_path: Path) -> None:
+    for year, seed in (("VOC2007", 500), ("VOC2012", 600)):
+        folder = make_voc(tmp_path / "set", year=year)
+        for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            for path in list((folder / name).iterdir()):  # a0 becomes 2007/a0
+                if name == "ImageSets/Main":
+                    path.write_text("".join(f"{year}/{line}\n" for line in path.read_text().split()))
+                else:
+                    (folder / name / year).mkdir(exist_ok=True)
+                    path.rename(folder / name / year / path.name)
+        for number, path in enumerate((folder / "JPEGImages").rglob("*.jpg")):
+            write_image(path, picture(seed + number))
+    xml_file = tmp_path / "set/VOC2012/Annotations/VOC2012/a0.xml"
+    text = xml_file.read_text().replace("\n", "").replace("<name>dog", "<pose>Left</pose><colour>red</colour><name>dog")
+    xml_file.write_text(text.replace("cat</name><difficult>0", "cat</name><difficult>1"))
+    before = set(tree(tmp_path / "set"))
+    run(tmp_path / "set", "--fix", tmp_path / "fixed")
+    assert set(tree(tmp_path / "fixed")) == before | {"classes.txt", "fixed.csv"}
+    dog, cat = fromstring((tmp_path / "fixed" / xml_file.relative_to(tmp_path / "set")).read_text()).findall("object")
+    assert [dog.findtext(key) for key in ("pose", "colour", "difficult")] == ["Left", "red", "0"]
+    assert [cat.findtext(key) for key in ("pose", "colour", "difficult")] == ["Unspecified", None, "1"]
+
+
+def test_fix_keeps_outlines_and_key_points_of_yolo_and_coco(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make_yolo(tmp_path / "pose")
+    with open(tmp_path / "pose/data.yaml", "a") as file:
+        file.write("kpt_shape: [2, 3]\n")
+    rows = "0 0.25 0.5 0.25 0.5 0.2 0.4 2 0.3 0.6 0\n1 0.95 0.5 0.2 0.25 0.9 0.5 1 0.9 0.5 1\n"
+    (tmp_path / "pose/labels/train/p0.txt").write_text(rows)
+    run(tmp_path / "pose", "--fix", tmp_path / "fixed_pose")
+    first, second = (tmp_path / "fixed_pose/labels/train/p0.txt").read_text().splitlines()
+    assert first == rows.splitlines()[0] and len(second.split()) == 5
+    assert "1 x outline or key points" in capsys.readouterr().out
+    assert read_data_yaml(tmp_path / "fixed_pose").key_points == (2, 3)
+
+    content = make_coco(tmp_path / "coco")["train2017"]
+    extras = {"segmentation": [[1, 2, 30, 2, 30, 40]], "attributes": {"night": True}}
+    content["annotations"][0] |= extras
+    content["images"][0]["coco_url"] = "http://x"
+    content["categories"][0]["supercategory"] = "animal"
+    write_coco(tmp_path / "coco", "train2017", content)
+    run(tmp_path / "coco", "--fix", tmp_path / "fixed_coco")
+    fixed = json.loads((tmp_path / "fixed_coco/annotations/instances_train2017.json").read_text())
+    assert {key: fixed["annotations"][0][key] for key in extras} == extras
+    assert fixed["images"][0]["coco_url"] == "http://x" and "animal" in {
+        each.get("supercategory") for each in fixed["categories"]
+    }
+    assert "not held" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_fix_keeps_boxes_and_flags_of_every_layout(name: str, tmp_path: Path) -> None:
+    LAYOUTS[name][0](tmp_path / "set")
+    if name == "dota":  # of the layouts without a writer, the one with a flag in each row
+        for path in (tmp_path / "set").rglob("*.txt"):
+            path.write_text(path.read_text().replace("cat 0", "cat 1"))
+    run(tmp_path / "set", "--fix", tmp_path / "fixed")
+    old, new = (open_dataset(tmp_path / each, "all", use_cache=False) for each in ("set", "fixed"))
+    places = {new.path(i).name: i for i in range(len(new))}
+    for i in range(len(old)):
+        one, two = old.target(i), new.target(places[old.path(i).name])
+        assert [old.class_names[k] for k in one["labels"]] == [new.class_names[k] for k in two["labels"]]
+        np.testing.assert_allclose(one["boxes"], two["boxes"], atol=1e-3)
+        assert one["difficult"].tolist() == two["difficult"].tolist()
+    assert old.difficult.sum() == (8 if name == "dota" else 0)
 
 
 def test_fix_goes_neither_over_nor_into_anything(tmp_path: Path) -> None:

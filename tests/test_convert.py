@@ -229,7 +229,7 @@ def test_a_conversion_that_fails_leaves_no_target(demo: Path, tmp_path: Path, mo
     def full(*paths: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data.tools.convert.shutil.copyfile", full)
+    monkeypatch.setattr("data.formats.dataset_writer.shutil.copyfile", full)
     with pytest.raises(RunError, match=r"out: the disk is full"):
         convert(demo, tmp_path / "out", "yolo")
     assert not (tmp_path / "out").exists()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from data_makers import CAT, DOG, make_coco, make_voc, make_yolo, picture, voc_xml_text, write_coco
+from layout_makers import LAYOUTS
 
 from data import index_cache as cache
 from data.class_names import nearest_name, read_class_names
@@ -149,6 +151,59 @@ def test_a_changed_file_makes_the_cache_stale(change, tmp_path: Path) -> None:
     second = open_dataset(tmp_path / "data", "train")
     assert not same(first, second)
     assert same(second, open_dataset(tmp_path / "data", "train", use_cache=False))
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def path_appears(root: Path) -> None:
+    shutil.copytree(root / "images/train", root / "elsewhere/images/train")
+
+
+def folder_appears(root: Path) -> None:
+    (root / "images/train/day2").mkdir()
+    write_image(root / "images/train/day2/new.jpg", picture(77))
+
+
+def contradiction_appears(root: Path) -> None:
+    put(root / "classes.txt", "cat\ndog\n")
+
+
+def names_change(root: Path) -> None:
+    put(root / "pets.names", "Hund\nKatze\n")
+
+
+@pytest.mark.parametrize("change", [path_appears, folder_appears, contradiction_appears, names_change])
+def test_a_place_that_appears_makes_the_cache_of_a_yolo_set_stale(change, tmp_path: Path) -> None:
+    yaml = make_yolo(tmp_path / "data")
+    root = yaml.parent
+    for path in list((root / "images/train").iterdir()):  # in a subfolder, so that no image lies beside a new one
+        for file in (path, root / "labels/train" / f"{path.stem}.txt"):
+            (file.parent / "day1").mkdir(exist_ok=True)
+            file.rename(file.parent / "day1" / file.name)
+    put(root / "pets.names", "dog\ncat\n")
+    yaml.write_text("path: elsewhere\ntrain: images/train\nval: images/val\nnames: pets.names\n")
+
+    def answer(use_cache: bool) -> object:
+        try:
+            index = open_dataset(root, "train", use_cache=use_cache)
+        except UserError as error:
+            return str(error)
+        return index.class_names, len(index), str(index.path(0))
+
+    first = answer(True)
+    assert answer(True) == first
+    change(root)
+    assert answer(True) == answer(False) != first
+
+
+def test_names_beside_a_set_without_yaml_make_its_cache_stale(tmp_path: Path) -> None:
+    LAYOUTS["yolo_without_yaml"][0](tmp_path / "data")
+    assert set(open_dataset(tmp_path / "data", "all").class_names) == {"dog", "cat"}
+    put(tmp_path / "data/classes.txt", "fox\nhen\n")
+    assert open_dataset(tmp_path / "data", "all").class_names == ("fox", "hen")
 
 
 def test_other_classes_or_limits_have_their_own_cache(tmp_path: Path) -> None:

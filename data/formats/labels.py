@@ -224,7 +224,7 @@ class Labels:
                 "dependencies": {"files": sorted(map(os.path.abspath, self.files)),
                                  "folders": sorted(map(os.path.abspath, folders))},
                 "found_classes": dict(found),
-                "facts": {},
+                "facts": {"rotated": len(self._rotated)},
                 "unit": self.unit,
                 "label_files": self.label_files,
             },

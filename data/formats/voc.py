@@ -442,7 +442,7 @@ def finish_xml(
         box_where=lambda m: f"{reader.xml[owner[m]]}:{lines[m]}",
         box_refs=lines,
         scores=None if min(reader.scores, default=1.0) == 1 else np.array(reader.scores, np.float64)[known],
-        source=source | {"found_classes": dict(found), "facts": dict(reader.facts)},
+        source=source | {"found_classes": dict(found), "facts": {**reader.facts, "rotated": len(reader.rotated)}},
         skips=reader.skips,
         numbers="corners",
     )

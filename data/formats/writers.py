@@ -145,12 +145,18 @@ def yolo_number(value: float) -> str:
     return _short(near, 6) if abs(value - near) < YOLO_NOISE else _short(value, 16)
 
 
-def write_yolo_yaml(path: Path, class_names: Sequence[str], splits: Mapping[str, str], root: str | None = None) -> None:
-    """A data.yaml: the image root, the list or folder of each split, the class names.
+def write_yolo_yaml(
+    path: Path,
+    class_names: Sequence[str],
+    splits: Mapping[str, str],
+    root: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """A data.yaml: the image root, the list or folder of each split, the class names, and other settings.
 
     Source: https://docs.ultralytics.com/datasets/detect/
     """
-    content = {**({"path": root} if root else {}), **splits, "names": dict(enumerate(class_names))}
+    content = {**({"path": root} if root else {}), **splits, "names": dict(enumerate(class_names)), **(settings or {})}
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=1000)
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 

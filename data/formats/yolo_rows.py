@@ -119,6 +119,7 @@ class Rows:
         total, polygons = sum(self._columns.values()), self.facts["polygons"]
         are_rotated = bool(polygons) and self._quadrangles >= LIKELY_SHAPE * polygons
         if are_rotated:
+            self.facts["rotated"] = polygons
             self.skips.append(rotated_note(str(config), polygons, self._first_wide))
         elif polygons:
             what = f"{polygons} rows, the first at {self._first_wide}, are polygons, read as the boxes around them"

@@ -47,6 +47,7 @@ class DataYaml:
         class_names: in the order of the labels.
         key_points: number and size of the key points of a row (`kpt_shape`).
         are_polygons: `task` is `segment` or `obb`: rows of more than five columns are polygons.
+        files: what else was read, or would have been if it were there; a change makes a cached index stale.
         found_by_hand: there is no file; the names of classes without a box are left out.
         notes: corrections to report.
     """
@@ -57,8 +58,15 @@ class DataYaml:
     class_names: tuple[str, ...]
     key_points: tuple[int, int] | None = None
     are_polygons: bool = False
+    files: list[Path] = field(default_factory=list)
     found_by_hand: bool = False
     notes: list[Skip] = field(default_factory=list)
+
+    def settings(self) -> dict[str, Any]:
+        """The entries of a data.yaml that say how rows of more than five columns are to be read."""
+        if self.key_points is not None:
+            return {"kpt_shape": list(self.key_points)}
+        return {"task": "segment"} if self.are_polygons else {}
 
 
 # --- data.yaml and obj.data ------------------------------------------------------------------------------------------
@@ -116,12 +124,14 @@ def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
         raise UserError(where, what, "correct it, or write it anew with train, val and names") from None
     if not isinstance(content, dict):
         raise UserError(path, "holds no settings", "write train, val and names into it")
-    class_names = _names(content, path)
+    class_names, names_file = _names(content, path)
     root = content.get("path") or "."
     if not isinstance(root, str) or "\0" in root:
         raise UserError(path, f"path is {brief(root)}", "give a folder")
     base = path.parent / os.path.expanduser(root)
-    config = DataYaml(path, base if base.is_dir() else path.parent, {}, class_names)
+    config = DataYaml(path, base if base.is_dir() else path.parent, {}, class_names, files=names_file)
+    if not base.is_dir():
+        config.files.append(base)
     if not base.is_dir() and (moved := _tail_in(root, [path.parent])) and os.path.isdir(moved):
         config.root = Path(moved)
     config.splits = _splits(content, config)
@@ -152,7 +162,7 @@ def _from_obj_data(text: str, path: Path) -> DataYaml:
     names = _tail_in(content.get("names", ""), [path.parent])
     if names is None:
         raise UserError(path, f"names the class file {content.get('names', '')!r}, which is not there", "put it back")
-    config = DataYaml(path, path.parent, {}, read_class_names(names))
+    config = DataYaml(path, path.parent, {}, read_class_names(names), files=[Path(names)])
     config.splits = {key: [content[key]] for key in SPLIT_KEYS if content.get(key)}
     if not config.splits:
         raise UserError(path, "names no train or valid", "add `train = train.txt`")
@@ -164,10 +174,11 @@ def list_yolo_splits(data: str | os.PathLike[str]) -> list[str]:
     return list(read_data_yaml(data).splits)
 
 
-def _names(content: dict[Any, Any], path: Path) -> tuple[str, ...]:
+def _names(content: dict[Any, Any], path: Path) -> tuple[tuple[str, ...], list[Path]]:
+    """The class names, and the file that holds them if it is not the yaml."""
     names = content.get("names")
     if isinstance(names, str) and (file := _tail_in(names, [path.parent])):
-        return read_class_names(file)
+        return read_class_names(file), [Path(file)]
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise UserError(path, f"the keys of names are {brief(list(names))}", "number the classes from 0 on")
@@ -178,7 +189,7 @@ def _names(content: dict[Any, Any], path: Path) -> tuple[str, ...]:
     count = content.get("nc")
     if count is not None and count != len(checked):
         raise UserError(path, f"nc is {brief(count)}, but there are {len(checked)} names", "correct one of them")
-    return checked
+    return checked, []
 
 
 def _strings(value: Any, key: str, path: Path) -> list[str]:
@@ -204,6 +215,7 @@ def _check_class_files(config: DataYaml) -> list[Skip]:
         UserError: if one gives other names to the same numbers: the labels follow one of the two orders.
     """
     files = [config.path.parent / "classes.txt"]
+    config.files += files  # those among the labels are in their folders
     files += [Path(path) for pattern in ("[lL]abels", "[lL]abels/*", "*/[lL]abels")
               for path in sorted(config.root.glob(f"{pattern}/classes.txt"))]  # fmt: skip
     for file in files:
@@ -260,6 +272,7 @@ def _resolve(config: DataYaml, entry: str) -> tuple[Path | None, bool]:
     for candidate in (config.root / entry, config.path.parent / entry, config.path.parent / trimmed):
         if candidate.exists():
             return candidate, False
+        config.files.append(candidate)
     found = _tail_in(entry, [config.root, config.path.parent])
     return (None if found is None else Path(found)), True
 
@@ -294,6 +307,7 @@ def _gather(config: DataYaml, split: str) -> _Files:
         else:
             gathered.files.append(os.path.abspath(place))
             gathered.images += _images_of_list(place, config, gathered.skips)
+    gathered.files += sorted({os.path.abspath(each) for each in config.files})
     unique = dict.fromkeys(gathered.images)
     if len(unique) < len(gathered.images):
         what = f"{split} names {len(gathered.images) - len(unique)} pictures twice; each is used once"
@@ -513,7 +527,8 @@ def _read(
         skips.append(Skip("note", "no_label_file", str(config.path), what, "label them if they hold objects"))
     known = keep & (classes >= 0)
     owner, lines = owner[known], np.array(rows.lines, np.int64)[known]
-    folders = {os.path.dirname(each) for each in chain(gathered.images, labels, looked_at)}
+    homes = (os.path.dirname(each) for each in chain(gathered.images, labels, looked_at))
+    folders = {config.root} if config.found_by_hand else {*gathered.folders, *homes}
     raw = RawSplit(
         name=name,
         class_names=names,

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from data.division import check_shares, class_counts, stratified_split
+from data.formats.snapshot import write_snapshot
 from data.formats.voc import annotation_path, find_voc_years, parse_voc_xml
-from data.formats.writers import coco_annotation, write_coco_json, write_lines, write_yolo_yaml
+from data.formats.writers import write_coco_json, write_lines, write_yolo_yaml
 from data.formats.yolo_txt import read_data_yaml
 from data.index import DatasetIndex
 from data.open import list_splits, open_dataset, recognise
@@ -295,27 +296,8 @@ def _linked_name(path: Path, image: Mapping[str, Any], links: Mapping[str, str])
 
 def _write_other(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
     """A COCO JSON a split of what was read; images are found through a link to the folder of them all."""
-    index = pool.index
-    assert index is not None
-    home = os.path.commonpath([os.path.realpath(path.parent) for path in pool.paths])
-    link = os.path.basename(home) or "pictures"
-    _link_folder(Path(home), target / "images" / link)
-    (target / "annotations").mkdir(parents=True, exist_ok=True)
-    categories = [{"id": number, "name": name} for number, name in enumerate(index.class_names, 1)]
-    for name, part in parts.items():
-        images, annotations = [], []
-        for i in part.tolist():
-            file_name = f"{link}/{os.path.relpath(os.path.realpath(index.path(i)), home)}".replace(os.sep, "/")
-            height, width = (int(side) for side in index.sizes[i])
-            images.append({"id": i + 1, "file_name": file_name, "height": height, "width": width})
-            for m in range(int(index.offsets[i]), int(index.offsets[i + 1])):
-                area = None if index.areas is None else float(index.areas[m])
-                entry = coco_annotation(
-                    m + 1, i + 1, int(index.labels[m]) + 1, index.boxes[m], bool(index.crowd[m]), area
-                )
-                annotations.append(entry | ({"difficult": 1} if index.difficult[m] else {}))
-        path = target / "annotations" / f"instances_{name}.json"
-        write_coco_json(path, categories, images, annotations, {"description": f"{pool.root} {name}"})
+    assert pool.index is not None
+    write_snapshot(target, {name: [(pool.index, part)] for name, part in parts.items()})
 
 
 def _write_yolo(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
@@ -325,10 +307,7 @@ def _write_yolo(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_pl
     root = os.path.commonpath([os.path.realpath(path.parent) for path in pool.paths])
     lists = {name: os.path.abspath(target / f"{name}.txt") for name in parts}
     config = read_data_yaml(pool.root)
-    write_yolo_yaml(target / "data.yaml", config.class_names, lists, root)
-    if config.key_points or config.are_polygons:
-        with open(target / "data.yaml", "a", encoding="utf-8") as file:
-            file.write(f"kpt_shape: {list(config.key_points)}\n" if config.key_points else "task: segment\n")
+    write_yolo_yaml(target / "data.yaml", config.class_names, lists, root, config.settings())
 
 
 _WRITERS = {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo, "other": _write_other}
