@@ -1,1 +1,1 @@
-"""Images and the boxes on them: reading and writing, resizing to the input size, detections and drawing."""
+"""Images and the boxes on them: reading, writing, resizing, detections, drawing."""

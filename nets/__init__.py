@@ -1,4 +1,4 @@
-"""The network and its parts: backbones, neck, head, box coding, losses, checkpoints, exports and the detector."""
+"""The network and its parts: backbones, neck, head, losses, weight files, exports, the detector."""
 
 from importlib import import_module
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Write the trees of README.md and docs/ARCHITECTURE.md from the first line of each module."""
+"""Write the trees of README.md and docs/ARCHITECTURE.md from first lines, and copy the presets to docs/PRESETS.md."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 from utils.errors import RunError, run_command
 
 BEGIN, END = "<!-- tree: python scripts/readme_tree.py -->\n```text\n", "```\n<!-- end of tree -->"
+PRESETS, END_OF_PRESETS = "<!-- presets -->\n", "<!-- end of presets -->"
 PARTS = (
     ".",
     "nets",
@@ -32,7 +33,10 @@ PARTS = (
     "imaging",
     "utils",
 )
-LAST_PARTS = ("scripts", "examples")
+SCRIPTS = {
+    "scripts": "Tools of the maintainers: generated pages and pictures, packed weights, known vulnerabilities",
+    "examples": "A notebook, a camera loop, detection without this platform, C++ and Kotlin",
+}
 OTHERS = {
     "model_data/": "class lists, presets, the bundled weights and their model card",
     "VOCdevkit/": "a place for VOC data",
@@ -52,7 +56,6 @@ FIRST = (
     "data/loader.py",
     "evaluation/evaluator.py",
 )
-README_WIDTH = 118
 
 
 def first_line(path: Path) -> str:
@@ -63,12 +66,12 @@ def first_line(path: Path) -> str:
 def tree() -> str:
     """All modules with their sentences, and the folders that hold no code."""
     lines: list[str] = []
-    for part in (*PARTS, *LAST_PARTS):
+    for part in (*PARTS, *SCRIPTS):
         folder = ROOT / part
         package = folder / "__init__.py"
         depth = 0 if part == "." else part.count("/") + 1
         if part != ".":
-            about = first_line(package) if package.is_file() else ""
+            about = first_line(package) if package.is_file() else SCRIPTS[part]
             lines.append(f"{'  ' * (depth - 1)}{folder.name}/".ljust(30) + about)
         for path in sorted(folder.glob("*.py")):
             if path.name != "__init__.py":
@@ -80,31 +83,36 @@ def tree() -> str:
 def short_tree() -> str:
     """Folders with their sentences, and the files to read first."""
     lines: list[str] = []
-    for part in (*PARTS, *LAST_PARTS):
+    for part in (*PARTS, *SCRIPTS):
         folder = ROOT / part
         package = folder / "__init__.py"
         if part != "." and "/" not in part:
-            lines.append(f"{part}/".ljust(26) + (first_line(package) if package.is_file() else ""))
+            lines.append(f"{part}/".ljust(26) + (first_line(package) if package.is_file() else SCRIPTS[part]))
         for path in (ROOT / name for name in FIRST):
             if path.parent == folder.resolve():
                 lines.append(f"{'' if part == '.' else '  '}{path.name}".ljust(26) + first_line(path))
     lines += [name.ljust(26) + about for name, about in OTHERS.items()]
-    return "\n".join(line[:README_WIDTH].rstrip() for line in lines) + "\n"
+    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def updated(page: str, tree: str) -> str:
-    """A page with the present tree."""
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
+def updated(page: Path, text: str, begin: str = BEGIN, end: str = END) -> str:
+    """A page with `text` between its markers."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
     if not found:
-        raise RunError("page", "has no place for the tree", f"put in: {BEGIN!r} and {END!r}")
-    return before + BEGIN + tree + END + after
+        raise RunError(page, "has no place for the generated part", f"put in: {begin!r} and {end!r}")
+    return before + begin + text + end + after
 
 
 def pages() -> dict[Path, str]:
-    """The pages that hold a tree, as they should be."""
-    trees = {ROOT / "README.md": short_tree(), ROOT / "docs" / "ARCHITECTURE.md": tree()}
-    return {path: updated(path.read_text(encoding="utf-8"), text) for path, text in trees.items()}
+    """The pages with generated parts, as they should be."""
+    readme, architecture, presets = ROOT / "README.md", ROOT / "docs" / "ARCHITECTURE.md", ROOT / "docs" / "PRESETS.md"
+    table = readme.read_text(encoding="utf-8").partition(PRESETS)[2].partition(END_OF_PRESETS)[0]
+    return {
+        readme: updated(readme, short_tree()),
+        architecture: updated(architecture, tree()),
+        presets: updated(presets, table.replace("](docs/", "]("), PRESETS, END_OF_PRESETS),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

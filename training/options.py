@@ -77,6 +77,7 @@ class NetworkOptions:
     backbone: str | None = option(
         None,
         "mobilenet_v1, mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small or timm:NAME (default: mobilenet_v2)",
+        common=True,
     )
     alpha: float | None = option(None, "width multiplier of the backbone (default: 1)", low=0.05, high=4)
     neck: str | None = option(None, "panet, or slim: a third of its convolutions (default: panet)", choices=NECKS)
@@ -188,7 +189,7 @@ class MachineOptions:
     """Device and performance options; they do not change the results of a float32 run on the CPU."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N", common=True)
-    workers: int = option(2, "processes that load images; 0 = none", low=0, high=256, common=True)
+    workers: int = option(2, "processes that load images; 0 = none", low=0, high=256)
     threads: int = option(0, "CPU threads of the network; 0 = the CPUs that the process may use", low=0, high=1024)
     cache: str = option(
         "none", "keep decoded images in memory (ram) or in a file (disk); auto = in memory if they fit", choices=CACHES
