@@ -21,6 +21,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from benchmarks.harness import (
     REPOSITORY,
@@ -34,16 +35,19 @@ from benchmarks.harness import (
     slower_than_before,
     table,
 )
-from benchmarks.metrics import BenchmarkOptions as MetricOptions
-from benchmarks.metrics import make_record
 from data.open import default_splits, open_dataset
 from data.tools.demo import draw_scene
 from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, score
 from evaluation.metrics.coco import coco_figures
+from evaluation.metrics.record import EvalRecord, box_areas
 from imaging.detections import Detections
 from imaging.image_io import read_image, read_image_and_size, write_image
+from nets.assigner import ASSIGNERS
 from nets.detector import Detector
 from nets.export.load import load_runtime
+from nets.loss_config import LossConfig
+from nets.losses import YOLOLoss
+from nets.model_config import STRIDES, ModelConfig
 from nets.weights.bundled import find_model
 from prediction.video import VideoReader, VideoWriter
 from utils.config import option, parse_options
@@ -197,10 +201,64 @@ def help_rows(bench: Bench) -> Iterator[Row]:
 
 def coco_rows(bench: Bench) -> Iterator[Row]:
     """COCO AP of 5000 images, 80 classes, 100 detections an image."""
-    record = make_record(MetricOptions(5000, 80, 100, 8))
+    record = make_record(5000, 80, 100, 8)
     calls = {name: partial(coco_figures, record, name) for name in ("pycocotools", "auto")}
     times = cpu_in_turns(calls, 1, warm_up=0)
     yield Row("COCO AP 5000 x 80 x 100", times["pycocotools"].median, times["auto"].median, "s", "pycocotools")
+
+
+def make_record(images: int, classes: int, detections: int, objects_each: int) -> EvalRecord:
+    """Random objects, and detections of which about a third lie near one of them."""
+    rng = np.random.default_rng(0)
+    shape = (images, objects_each)
+    corner = rng.uniform(0, 400, (*shape, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(10, 200, (*shape, 2))], axis=2)
+    labels = rng.integers(0, classes, shape)
+    source = rng.integers(0, objects_each, (images, detections))
+    spread = np.where(rng.random(source.shape) < 0.35, 8.0, 120.0)[..., None]
+    moved = np.take_along_axis(boxes, source[..., None], 1) + rng.normal(0, 1, (*source.shape, 4)) * spread
+    moved[..., 2:] = np.maximum(moved[..., 2:], moved[..., :2] + 1)
+    position = np.arange(images)
+    objects = boxes.reshape(-1, 4)
+    return EvalRecord(
+        class_names=tuple(f"class {c}" for c in range(classes)),
+        image_ids=position,
+        det_image=np.repeat(position, detections),
+        det_boxes=moved.reshape(-1, 4),
+        det_scores=rng.random(source.size),
+        det_labels=np.take_along_axis(labels, source, 1).ravel(),
+        gt_image=np.repeat(position, objects_each),
+        gt_boxes=objects,
+        gt_labels=labels.ravel(),
+        gt_difficult=rng.random(labels.size) < 0.1,
+        gt_crowd=np.zeros(labels.size, bool),
+        gt_areas=box_areas(objects),
+    )
+
+
+def loss_rows(bench: Bench) -> Iterator[Row]:
+    """The loss forward and backward at batch 8 and 416 pixels, for each rule of assignment."""
+    config = ModelConfig(class_names=tuple(f"class {i}" for i in range(20)))
+    for assigner in ASSIGNERS:
+        loss = YOLOLoss(config, LossConfig(assigner=assigner))
+        calls = {str(n): partial(loss_step, loss, *make_targets(n)) for n in (15, 60)}
+        times = {name: 1e3 * sample.median for name, sample in cpu_in_turns(calls, 4 * bench.repetitions, 3).items()}
+        yield Row(f"loss, {assigner}, 60 objects an image", times["15"], times["60"], "ms", "15 objects")
+
+
+def make_targets(objects: int, batch: int = 8, size: int = 416) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Random predictions of 20 classes, and `objects` boxes an image of 16 to 300 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(batch, 3, size // s, size // s, 25, generator=generator) for s in STRIDES]
+    centre = torch.rand(batch * objects, 2, generator=generator) * size
+    half = torch.rand(batch * objects, 2, generator=generator) * 142 + 8
+    boxes = torch.cat([centre - half, centre + half], dim=1).clamp(0, size)
+    labels = torch.randint(0, 20, (batch * objects,), generator=generator)
+    return maps, {"boxes": boxes, "labels": labels, "image_index": torch.arange(batch).repeat_interleave(objects)}
+
+
+def loss_step(loss: YOLOLoss, maps: list[torch.Tensor], targets: dict[str, torch.Tensor]) -> None:
+    sum(loss([m.detach().requires_grad_() for m in maps], targets).values()).backward()
 
 
 def eval_rows(bench: Bench) -> Iterator[Row]:
@@ -280,6 +338,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "start": start_rows,
     "help": help_rows,
     "coco": coco_rows,
+    "loss": loss_rows,
     "eval": eval_rows,
     "large": large_rows,
     "video": video_rows,
