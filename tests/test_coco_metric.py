@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +17,9 @@ from metric_makers import COCOMetric
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation.metrics.coco import FIGURES
+from evaluation.metrics.coco import FIGURES, check_evaluator
 from imaging.detections import Detections
-from utils.errors import MissingExtra
+from utils.errors import MissingExtra, run_command
 
 
 def scene(seed: int, images: int = 6, classes: int = 3) -> tuple[list[Detections], list[dict]]:
@@ -113,8 +114,6 @@ def test_the_faster_evaluator_gives_the_same_figures() -> None:
 
 
 def test_the_faster_evaluator_says_how_to_install_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(MissingExtra, match=r"pip install -e '\.\[faster\]'"):
         compute(*scene(1), evaluator="faster")
@@ -200,3 +199,23 @@ def test_published_figures_of_a_hundred_images_are_met(shared: Path, evaluator: 
 def _xyxy(rows: list[dict]) -> np.ndarray:
     boxes = np.array([row["bbox"] for row in rows], float).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def test_a_run_without_an_evaluator_stops_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found on a machine without pycocotools: 26 epochs were trained, then the first evaluation failed."""
+    for name in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval", "faster_coco_eval"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match="pycocotools, which is not installed; run: pip install pycocotools"):
+        check_evaluator()
+
+
+def test_a_required_package_that_is_missing_is_named_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(_: object) -> None:
+        import package_that_is_not_installed  # noqa: F401
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)  # type: ignore[arg-type]
+    assert stop.value.code == 1
+    expected = "error: package_that_is_not_installed: this Python package is not installed"
+    assert capsys.readouterr().err.startswith(expected)

@@ -16,6 +16,7 @@ from data.open import AUTO_TRAIN
 from data.skips import Skip, used_summary, write_skips_csv
 from data.tiles import tile_dataset
 from evaluation.evaluator import EvaluationResult, evaluate
+from evaluation.metrics.coco import check_evaluator
 from nets.allocator import keep_freed_memory
 from nets.detector import Detector
 from nets.tiling import TiledDetector
@@ -103,6 +104,7 @@ class Run:
     ) -> None:
         self.device = torch.device(device)
         self.signals = signals or SignalWatch()
+        check_evaluator()
         if self.device.type == "cpu":
             keep_freed_memory()
         settings = choose_machine(absolute_paths(settings), self.device)

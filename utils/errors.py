@@ -136,6 +136,10 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
         where = error.filename if error.filename is not None else "system"
         line = format_problem(where, error.strerror or str(error), "check the name, the permissions and the disk")
         code = _report(f"error: {line}", EXIT_USAGE if error.errno in _NO_SUCH_NAME else EXIT_FAILURE, debug)
+    except ModuleNotFoundError as error:
+        what, todo = "this Python package is not installed", "pip install -r requirements.txt"
+        line = format_problem(str(error.name), what, todo)
+        code = _report(f"error: {line}", EXIT_FAILURE, debug)
     except Exception as error:  # noqa: BLE001 -- ours, not the user's: say so in one line all the same
         line = "memory: not enough for this run; use a smaller --batch-size or --input-size"
         if not is_out_of_memory(error):

@@ -31,15 +31,23 @@ def choose_evaluator(evaluator: str) -> str:
     return "faster" if importlib.util.find_spec("faster_coco_eval") else "pycocotools"
 
 
+def check_evaluator() -> None:
+    """Import the evaluator. A training run calls this at its start, hours before the first evaluation needs it.
+
+    Raises:
+        MissingExtra: if neither faster-coco-eval nor pycocotools is installed.
+    """
+    _tools(choose_evaluator("auto"))
+
+
 def coco_figures(record: EvalRecord, evaluator: str = "auto") -> dict[str, Any]:
     """The twelve COCO metrics of a record, and AP of each class; identical to pycocotools.
 
     Crowd regions match any number of detections and do not count; VOC's `difficult` objects do not count. At most 100
     detections per class and image are scored. The size of an object is its annotation's `area` if given.
 
-
     Raises:
-        MissingExtra: if `faster` is requested and faster-coco-eval is not installed.
+        MissingExtra: if the evaluator's package is not installed.
     """
     coco_class, eval_class = _tools(choose_evaluator(evaluator))
     figures: dict[str, Any] = {f"coco_{name}": None for name in FIGURES}
@@ -75,9 +83,11 @@ def _tools(evaluator: str) -> tuple[Any, Any]:
         return COCO, COCOeval_faster
     if evaluator != "pycocotools":
         raise ValueError(f"evaluator: {evaluator!r} is not one of {', '.join(EVALUATORS)}")
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise MissingExtra("COCO AP", "pycocotools") from error
     return COCO, COCOeval
 
 
