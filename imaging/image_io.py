@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, features
 
 from utils.errors import UserError
-from utils.files import FileError, read_ends, read_file, write_file
+from utils.files import FileError, page_or_pointer, read_ends, read_file, write_file
 
 MAX_MEGAPIXELS = 100.0
 _JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -634,11 +634,10 @@ def _is_cut(data: bytes, error: Exception) -> bool:
 
 
 def _not_an_image(data: bytes, where: object, error: Exception) -> ImageError:
-    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        return ImageError("not_an_image", where, "is a web page, not a picture", "download the picture itself")
-    if start.startswith(b"version https://git-lfs"):
-        return ImageError("not_an_image", where, "is a Git LFS pointer, not a picture", "run: git lfs pull")
+    kind = page_or_pointer(data[:512])
+    if kind is not None:
+        todo = "download the picture itself" if kind == "web page" else "run: git lfs pull"
+        return ImageError("not_an_image", where, f"is a {kind}, not a picture", todo)
     if _is_cut(data, error):
         return _truncated(data, where)
     if not isinstance(error, Image.UnidentifiedImageError):

@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from data.class_names import class_index
 from data.tools.demo import draw_scene
 from imaging.image_io import encode_image
 from service.body import FORM, read_picture
@@ -26,7 +27,7 @@ from service.labelling.routes import Labelling, add_labelling
 from service.limits import ByteBudget, Limits, RateLimit, Refused
 from service.metrics import CONTENT_TYPE, Metrics
 from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, Pipeline, Question
-from utils.errors import warn
+from utils.errors import UserError, warn
 from utils.thresholds import OTHER_NAMES
 
 PARAMETERS = ("score_threshold", "max_detections", "classes")  # of /detect
@@ -102,6 +103,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     415: {"model": Problem, "description": "Not a picture"},
     422: {"model": Problem, "description": "A damaged picture or a wrong parameter"},
     429: {"model": Problem, "description": "Too many requests of one client; see Retry-After"},
+    431: {"model": Problem, "description": "The request line and headers are too long"},
     500: {"model": Problem, "description": "The network failed"},
     503: {"model": Problem, "description": "The queue is full, or the service is shutting down; see Retry-After"},
 }
@@ -169,6 +171,7 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
 
     # for the description only: an unknown class gets an error that names the nearest one
     allowed = [*config.class_names, *map(str, range(config.num_classes))]
+    most_classes = len(allowed)
 
     @app.post("/detect", openapi_extra=_BODY, response_model=FoundInPicture, responses=_PROBLEMS)
     async def detect(
@@ -182,7 +185,7 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
         classes: list[str] = Query(  # noqa: B008 -- as a default, because an annotation cannot see `allowed`
             default=[],
             description="Only these classes, by name or number",
-            max_length=1000,
+            max_length=most_classes,
             json_schema_extra={"items": {"type": "string", "enum": allowed}},
         ),
     ) -> Response:
@@ -298,19 +301,10 @@ def _describe(pipeline: Pipeline, limits: Limits, name: str, browser_model: Brow
 
 
 def _labels(classes: Sequence[str], class_names: Sequence[str]) -> frozenset[int] | None:
-    if not classes:
-        return None
-    labels = set()
-    for name in classes:
-        if name in class_names:
-            labels.add(class_names.index(name))
-        elif name.isascii() and name.isdigit() and int(name[:9]) < len(class_names):
-            labels.add(int(name[:9]))
-        else:
-            near = difflib.get_close_matches(name[:100], class_names, n=1)
-            todo = f"did you mean {near[0]!r}?" if near else "see /info for the classes"
-            raise Refused(422, "unknown_class", f"classes: no class {name[:100]!r}; {todo}")
-    return frozenset(labels)
+    try:
+        return frozenset(class_index(name, class_names, "classes") for name in classes) or None
+    except UserError as error:
+        raise Refused(422, "unknown_class", str(error)) from None
 
 
 def _add_problems(app: FastAPI, metrics: Metrics) -> None:

@@ -1,7 +1,10 @@
 """A decoder in a process of its own, which the service can kill: pictures come on stdin, network inputs go to stdout.
 
+    python -m service.decode_process MEMORY      bytes that decoding may take
+
 A frame is two lengths (8 bytes), a JSON object and raw bytes. The parent sends the picture, the answer holds the
-network's input. Nothing is unpickled on either side: a picture may have taken over the decoder.
+network's input. Nothing is unpickled on either side: a picture may have taken over the decoder, which is confined
+(`service.sandbox`).
 """
 
 from __future__ import annotations
@@ -13,15 +16,19 @@ import signal
 import struct
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import cv2
 
 from imaging.image_io import ImageError, decode_image_and_size, decoded_bytes, read_header_bytes
 from imaging.letterbox import Letterbox
+from service.sandbox import confine, cpu_time
 
 LENGTHS = struct.Struct("<II")
 PIPE_BYTES = 1 << 20
+REPOSITORY = Path(__file__).resolve().parent.parent
+OWN_MODULES = (REPOSITORY / "imaging", REPOSITORY / "utils")  # some are imported when a format needs them
 
 
 def frame(head: dict[str, Any], data: bytes | memoryview = b"") -> list[bytes | memoryview]:
@@ -40,6 +47,7 @@ def main() -> None:
         import fcntl
 
         fcntl.fcntl(sink.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    confine(int(sys.argv[1]), OWN_MODULES)
     with contextlib.suppress(BrokenPipeError):
         _send(sink, {"ready": True})
         while True:
@@ -48,7 +56,9 @@ def main() -> None:
                 return
             head_length, data_length = LENGTHS.unpack(lengths)
             head, data = json.loads(source.read(head_length)), source.read(data_length)
-            _send(sink, *_answer(head, data))
+            with cpu_time(head["seconds"]):
+                answer = _answer(head, data)
+            _send(sink, *answer)
 
 
 def _answer(head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes | memoryview]:

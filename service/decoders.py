@@ -19,7 +19,7 @@ import numpy as np
 
 from imaging.letterbox import Letterbox
 from service.decode_process import LENGTHS, frame
-from service.limits import Refused
+from service.limits import Limits, Refused
 from service.metrics import Metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -29,6 +29,9 @@ SLOW_SECONDS = 5.0  # a decoder that works longer on one picture counts as stuck
 START_SECONDS = 60.0
 CLOSE_SECONDS = 1.0
 READ_BYTES = 4 << 20  # buffered of an answer
+BASE_MEMORY = 400 << 20  # bytes of address space that a decoder may take besides bodies and pixels
+BODY_COPIES = 6  # of a body, while it is received and decoded
+PIXEL_MEMORY = 16  # bytes of one pixel: the most that a format needs while it is decoded
 IMAGE_STATUS = {"image_too_big": 413, "not_an_image": 415}  # of ImageError codes; others are 422
 
 
@@ -52,14 +55,19 @@ class Decoders:
 
     Args:
         letterbox: fits pictures to the network's input.
-        max_megapixels: of one picture at most.
-        timeout: seconds for one picture; its process is then killed.
+        limits: bytes and megapixels of one picture; half of `answer_timeout` is for decoding it, then its process is
+            killed.
         metrics: told of busy, stuck and killed decoders.
     """
 
-    def __init__(self, letterbox: Letterbox, max_megapixels: float, timeout: float, metrics: Metrics) -> None:
-        self._task = {"max_megapixels": max_megapixels, "letterbox": dataclasses.asdict(letterbox)}
-        self._timeout, self._metrics = timeout, metrics
+    def __init__(self, letterbox: Letterbox, limits: Limits, metrics: Metrics) -> None:
+        self._timeout, self._metrics = limits.answer_timeout / 2, metrics
+        self._task = {
+            "max_megapixels": limits.max_megapixels,
+            "letterbox": dataclasses.asdict(letterbox),
+            "seconds": self._timeout,
+        }
+        self._memory = BASE_MEMORY + BODY_COPIES * limits.max_body + int(PIXEL_MEMORY * limits.max_megapixels * 1e6)
         self._one_big = asyncio.Lock()
         self._idle: asyncio.Queue[_Process | Refused] = asyncio.Queue()
         self._all: set[_Process] = set()
@@ -171,7 +179,7 @@ class Decoders:
     async def _start_one(self) -> None:
         process = None
         try:
-            process = await _Process.start()
+            process = await _Process.start(self._memory)
             self._starting.add(process)
             with anyio.fail_after(START_SECONDS):
                 await process.ready()
@@ -216,8 +224,8 @@ class _Process:
         self.since: float | None = None
 
     @classmethod
-    async def start(cls) -> _Process:
-        command = [sys.executable, "-m", "service.decode_process"]
+    async def start(cls, memory: int) -> _Process:
+        command = [sys.executable, "-m", "service.decode_process", str(memory)]
         pipe, environment = asyncio.subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
         return cls(
             await asyncio.create_subprocess_exec(

@@ -79,8 +79,7 @@ class Pipeline:
     def __init__(self, detector: Any, limits: Limits, metrics: Metrics, iou_threshold: float | None = None) -> None:
         self.detector, self.limits, self.metrics = detector, limits, metrics
         self._iou_threshold = iou_threshold
-        timeout = limits.answer_timeout / 2
-        self.decoders = Decoders(detector.config.letterbox, limits.max_megapixels, timeout, metrics)
+        self.decoders = Decoders(detector.config.letterbox, limits, metrics)
         self.batcher = Batcher(self._run, limits.batch_size, limits.batch_wait, limits.queue)
         metrics.waiting.set_function(lambda: self.batcher.taken)
 

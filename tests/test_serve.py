@@ -127,7 +127,7 @@ def test_the_service_finds_exactly_what_the_detector_finds() -> None:
         ("score_threshold=nan", "score_threshold"),
         ("max_detections=0", "max_detections"),
         ("max_detections=many", "max_detections"),
-        ("classes=rod", "did you mean 'red'"),
+        ("classes=gren", "did you mean 'green'"),
         ("classes=3", "no class '3'"),
     ],
 )

@@ -79,30 +79,50 @@ def read_ends(path: str | bytes | os.PathLike[str], max_bytes: int, head: int, t
 @contextlib.contextmanager
 def _opened(path: str | bytes | os.PathLike[str], max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file to read, and its size; see `read_file` for what it raises."""
-    where = os.fsdecode(path)
-    try:
-        # O_NONBLOCK: opening a named pipe would wait for a writer for ever
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        descriptor = os.open(path, flags)
+    with open_regular(path) as file:
+        where, size = os.fsdecode(path), os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            what = f"has {size / MEGABYTE:.1f} MB, the limit is {max_bytes / MEGABYTE:.3g} MB"
+            raise FileError("file_too_big", where, what, "give a smaller file")
         try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                what = f"is a {_kind(status.st_mode)}, not a file"
-                raise FileError("not_a_file", where, what, "put a regular file in its place")
-            if status.st_size > max_bytes:
-                size, limit = status.st_size / MEGABYTE, max_bytes / MEGABYTE
-                what = f"has {size:.1f} MB, the limit is {limit:.3g} MB"
-                raise FileError("file_too_big", where, what, "give a smaller file")
-            with open(descriptor, "rb", closefd=False) as file:
-                yield file, status.st_size
-        finally:
-            os.close(descriptor)
-    except ValueError as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError("unreadable_file", where, "no file can have this name", "check the name") from None
+            yield file, size
+        except OSError as error:
+            raise _explain(error, path, where) from None
+
+
+def open_regular(path: str | bytes | os.PathLike[str], todo: str = "") -> BinaryIO:
+    """Open a regular file for reading.
+
+    Args:
+        path: any name the operating system knows.
+        todo: the advice of every error; by default one that fits the error.
+
+    Raises:
+        FileError: `missing_file`, `not_a_file` (folder, pipe, socket, device), `unreadable_file`.
+    """
+    where = os.fsdecode(path)
+    # O_NONBLOCK: opening a named pipe would wait for a writer for ever
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except ValueError:
+        raise FileError("unreadable_file", where, "no file can have this name", todo or "check the name") from None
     except OSError as error:
-        raise _explain(error, path, where) from None
+        raise _explain(error, path, where, todo) from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = f"is a {_kind(mode)}, not a file"
+        raise FileError("not_a_file", where, what, todo or "put a regular file in its place")
+    return open(descriptor, "rb")
+
+
+def page_or_pointer(head: bytes) -> str | None:
+    """What a download left in place of the file, seen in its first bytes: `web page`, `Git LFS pointer`, or None."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "web page"
+    return "Git LFS pointer" if text.startswith(b"version https://git-lfs") else None
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
@@ -222,19 +242,18 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "device")
 
 
-def _explain(error: OSError, path: str | bytes | os.PathLike[str], where: str) -> FileError:
+def _explain(error: OSError, path: str | bytes | os.PathLike[str], where: str, todo: str = "") -> FileError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         broken = os.path.islink(path)
-        todo = "restore what it leads to, or remove it" if broken else "check the name"
+        todo = todo or ("restore what it leads to, or remove it" if broken else "check the name")
         return FileError("missing_file", where, "is a broken link" if broken else "does not exist", todo)
     if error.errno == errno.ELOOP:
-        return FileError("missing_file", where, "is a link that leads back to itself", "remove it")
-    todo = "put a regular file in its place"
+        return FileError("missing_file", where, "is a link that leads back to itself", todo or "remove it")
+    replace = todo or "put a regular file in its place"
     if error.errno == errno.ENXIO:
-        return FileError("not_a_file", where, "is a socket or pipe, not a file", todo)
+        return FileError("not_a_file", where, "is a socket or pipe, not a file", replace)
     with contextlib.suppress(OSError):  # Windows: a folder is `permission denied`
         if os.path.isdir(path):
-            return FileError("not_a_file", where, "is a folder, not a file", todo)
-    return FileError(
-        "unreadable_file", where, f"cannot be read ({error.strerror or error})", "check its permissions and the disk"
-    )
+            return FileError("not_a_file", where, "is a folder, not a file", replace)
+    what = f"cannot be read ({error.strerror or error})"
+    return FileError("unreadable_file", where, what, todo or "check its permissions and the disk")

@@ -3,61 +3,45 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import BinaryIO
 
 from utils.errors import UserError
+from utils.files import open_regular, page_or_pointer
 
 MAX_FILE_BYTES = 4 << 30
 MAX_XML_BYTES = 64 << 20  # OpenVINO's .xml holds no weights
+GIVE_A_MODEL = "give a model file (.pth, .safetensors, .onnx...)"
 
 
 def open_model_file(path: Path) -> BinaryIO:
-    """Open a regular file of a sane size. Raises UserError for anything else, a named pipe too."""
-    try:
-        # O_NONBLOCK: opening a named pipe would wait for a writer for ever
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        descriptor = os.open(path, flags)
-        try:
-            file = open(descriptor, "rb")  # noqa: SIM115 -- the caller closes it
-        except OSError:  # a folder
-            os.close(descriptor)
-            raise
-    except (OSError, ValueError) as error:
-        if os.path.isdir(path):
-            raise UserError(path, "is a folder", "give a model file (.pth, .safetensors, .onnx...)") from error
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(path, f"cannot be read: {reason}", "give a model file") from error
-    status = os.fstat(file.fileno())
-    what, todo = "", "give a model file (.pth, .safetensors, .onnx...)"
-    if not stat.S_ISREG(status.st_mode):
-        what = "is not a file"
-    elif not status.st_size:
-        what, todo = "is empty", "use another copy"
-    elif status.st_size > MAX_FILE_BYTES:
-        what = f"is {status.st_size / 1e9:.1f} GB, larger than any detector here"
-    if what:
-        file.close()
-        raise UserError(path, what, todo)
-    return file
+    """Open a regular file that is not empty and not larger than any model. Raises UserError for anything else."""
+    file = open_regular(path, GIVE_A_MODEL)
+    size = os.fstat(file.fileno()).st_size
+    if 0 < size <= MAX_FILE_BYTES:
+        return file
+    file.close()
+    if not size:
+        raise UserError(path, "is empty", "use another copy")
+    raise UserError(path, f"is {size / 1e9:.1f} GB, larger than any detector here", GIVE_A_MODEL)
 
 
 def refuse_no_model(path: Path) -> None:
-    """Raises UserError for what is no exported file at a glance, in our words and not in those of its runtime."""
+    """Refuse a file that is evidently no exported model, before its runtime reads it. Raises UserError."""
     with open_model_file(path) as file:
         head = file.read(512)
         size = os.fstat(file.fileno()).st_size
     refuse_pages_and_pointers(path, head)
     if path.suffix.lower() == ".xml" and size > MAX_XML_BYTES:
-        raise UserError(path, f"has {size / 1e6:.0f} MB, which no network's .xml has", "use another copy")
+        raise UserError(path, f"has {size / 1e6:.0f} MB, more than the .xml of any network", "use another copy")
 
 
 def refuse_pages_and_pointers(path: Path, head: bytes) -> None:
-    """Raises UserError for what is no model at a glance, from the first bytes."""
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith(b"version https://git-lfs"):
-        raise UserError(path, "is a Git LFS pointer, not the weights themselves", "run: git lfs pull")
-    pages = (b"<!doctype html", b"<html", *(() if path.suffix.lower() == ".xml" else (b"<!doctype", b"<?xml")))
-    if text.startswith(pages):
+    """Refuse a web page or a Git LFS pointer, recognised by the first bytes. Raises UserError."""
+    kind = page_or_pointer(head)
+    if kind is None and path.suffix.lower() != ".xml" and head.lstrip().lower().startswith((b"<!doctype", b"<?xml")):
+        kind = "web page"  # XHTML; OpenVINO's .xml begins like it
+    if kind == "web page":
         raise UserError(path, "is a web page, not weights", "download it again and look at what comes")
+    if kind is not None:
+        raise UserError(path, f"is a {kind}, not the weights themselves", "run: git lfs pull")

@@ -33,4 +33,20 @@ def test_the_description_names_the_classes() -> None:
         operation = service.ask("GET", "/openapi.json").json["paths"]["/detect"]["post"]
     classes = next(each for each in operation["parameters"] if each["name"] == "classes")
     assert classes["schema"]["items"]["enum"] == ["red", "green", "blue", "0", "1", "2"]
-    assert "403" in operation["responses"]
+    assert classes["schema"]["maxItems"] == 6, "more could make a request line that is too long"
+    assert {"403", "431"} <= set(operation["responses"])
+
+
+def test_a_request_line_that_is_too_long_gets_the_documented_answer() -> None:
+    with running(build_app(Painted())) as service:
+        reply = service.ask("POST", "/detect?" + "&".join(["classes=green"] * 2000), b"")
+    assert (reply.status, reply.json["code"]) == (431, "head_too_big")
+
+
+def test_a_class_is_named_or_numbered_and_a_misspelt_one_gets_advice() -> None:
+    with running(build_app(Painted())) as service:
+        reply = service.ask("POST", "/detect?classes=Grean", b"")
+        assert (reply.status, reply.json["code"]) == (422, "unknown_class")
+        assert reply.json["error"] == "classes: the model has no class 'Grean'; did you mean 'green'?"
+        assert service.ask("POST", "/detect?classes=3", b"").json["code"] == "unknown_class"
+        assert service.ask("POST", "/detect?classes=2&classes=red", b"").json["code"] == "empty_file"
