@@ -50,8 +50,8 @@ docs: setup-dev
 	@echo "open docs/_build/html/index.html"
 
 audit: setup
-	@$(BIN)/python -m pip install --disable-pip-version-check -q pip-audit || echo "pip-audit cannot be installed here"
-	$(BIN)/python scripts/audit.py
+	-$(BIN)/python -m pip install --disable-pip-version-check -q pip-audit
+	-$(BIN)/python -m pip_audit --progress-spinner off --timeout 15
 
 clean:
 	rm -rf demo

@@ -10,11 +10,6 @@ from pathlib import Path
 from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_file
 
-VOC_CLASS_NAMES = (  # the order of the devkit, http://host.robots.ox.ac.uk/pascal/VOC/
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-
 _LISTS = Path(__file__).resolve().parents[1] / "model_data"
 KNOWN_LISTS = {"voc": str(_LISTS / "voc_classes.txt"), "coco": str(_LISTS / "coco_classes.txt")}
 MAX_NAME = 200  # characters; a longer text is not a class name

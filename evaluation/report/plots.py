@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_POINTS = 300  # per curve; more are not visible and make the page large
 MOST_CLASSES = 30  # of a figure with one row per class
 NAMED_CURVES = 10  # classes with their own colour
-INK, ACCENT, GOOD, BAD, MUTED = "#1f2933", "#2563eb", "#15803d", "#c2410c", "#9aa5b1"
+INK, ACCENT, BAD, MUTED = "#1f2933", "#2563eb", "#c2410c", "#9aa5b1"
 SIZE_COLOURS = ("#f59e0b", "#ea580c", "#7c2d12")
 
 
