@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.formats_table import draw_formats, fill_markers, formats_table
+from benchmarks.harness import command_cost
 from data.index import DatasetIndex
 from nets.detector import Detector
 from nets.export.form import Form
@@ -31,7 +35,6 @@ from nets.timing import (
     interleave,
     machine,
     noise_reasons,
-    resident_bytes,
 )
 from nets.weights.bundled import find_model
 from utils.config import option, parse_options
@@ -105,7 +108,7 @@ class Entry:
         size: (height, width) of its input, pixels.
         runtime, precision: as shown in the table.
         file_bytes: size of the deployed files.
-        memory_bytes: growth of the process when it was loaded and first run.
+        memory_bytes: most in RAM of a process that loads it and runs it once, Python and the runtime included.
         detector_of: builds a detector for scoring; None for models of other projects.
         model: the source model; entries of the same model are grouped.
         parity: difference from the checkpoint that it was exported from.
@@ -222,7 +225,7 @@ def build_entries(options: BenchmarkOptions, folder: Path, result: Result) -> li
     for name in options.models or (str(find_model()),):
         path = Path(name)
         if path.is_dir() or file_kind(path) != "checkpoint":
-            entries.append(load_entry(path.stem, path, load_runtime(path, "cpu").config))
+            entries.append(load_entry(path.stem, find_model(path)))
             continue
         model = load_model(path)
         for size in options.input_size or (None,):
@@ -270,7 +273,7 @@ def checkpoint_entries(
                 if file.name not in result.failed:  # each number of threads tries again
                     result.failed.append(file.name)
                 continue
-            entries.append(dataclasses.replace(load_entry(path.stem, file, config, precision), parity=parity))
+            entries.append(dataclasses.replace(load_entry(path.stem, file, precision), parity=parity))
     return entries
 
 
@@ -318,46 +321,60 @@ def read_spread(index: DatasetIndex, wanted: int) -> list[np.ndarray]:
 
 def torch_entry(path: Path, config: ModelConfig) -> Entry:
     """A checkpoint in PyTorch, as predict.py runs it."""
-
-    def load() -> Runtime:
-        runtime = load_runtime(path, "cpu", "torch")
-        runtime.config = config
-        return runtime
-
-    name = f"{path.stem} {config.size_words}"
-    entry = measured_entry(name, load, config, "torch", "fp32", path.stat().st_size)
-    return dataclasses.replace(entry, file=path)
+    return network_entry(path.stem, path, "torch", "fp32", config.input_size)
 
 
-def load_entry(name: str, file: Path, config: ModelConfig, precision: str | None = None) -> Entry:
+def load_entry(name: str, file: Path, precision: str | None = None) -> Entry:
     """An exported file of this project."""
-    runtime = load_runtime(file, "cpu").name
+    entry = network_entry(name, file, "auto", precision)
     files = FORMATS[file_kind(file)].files(file)
     size = sum(each.stat().st_size for each in files if each.is_file())
-    load = partial(load_runtime, file, "cpu")
-    form = getattr(load(), "form", None)
-    precision = precision or (form.precision if form else "fp32")
-    entry = measured_entry(f"{name} {config.size_words}", load, config, runtime, precision, size)
-    return dataclasses.replace(entry, file=files[1] if len(files) > 1 else file)  # where the weights are
+    return dataclasses.replace(entry, file=files[1] if len(files) > 1 else file, file_bytes=size)  # [1] has the weights
 
 
-def measured_entry(
-    name: str, load: Callable[[], Runtime], config: ModelConfig, runtime: str, precision: str, file_bytes: int
+def network_entry(
+    name: str, path: Path, runtime: str, precision: str | None = None, size: tuple[int, int] | None = None
 ) -> Entry:
-    """Load the model, run it once, and measure the growth of the process's memory."""
-    before = resident_bytes()
-    network = load()
-    network.warm_up()
-    after = resident_bytes()
-    grown = None if before is None or after is None else max(after - before, 0)
-    label = f"{name} {runtime} {precision}"
+    """One of our networks; precision None is that of the file."""
+    network = load_network(path, runtime, size)
+    form = getattr(network, "form", None)
+    precision = precision or (form.precision if form else "fp32")
+    model = f"{name} {network.config.size_words}"
 
     def call(images: np.ndarray) -> Any:
         if network.fixed_batch is None:
             return network.run(images)
         return [network.run(images[i : i + 1]) for i in range(len(images))]
 
-    return Entry(label, call, config.input_size, runtime, precision, file_bytes, grown, lambda: Detector(network), name)
+    return Entry(
+        f"{model} {network.name} {precision}",
+        call,
+        network.config.input_size,
+        network.name,
+        precision,
+        path.stat().st_size,
+        peak_bytes(f"load_network(Path({str(path.resolve())!r}), {runtime!r}, {size!r})"),
+        lambda: Detector(network),
+        model,
+        file=path,
+    )
+
+
+def load_network(path: Path, runtime: str, size: tuple[int, int] | None = None) -> Runtime:
+    """A model file on a runtime, after its first image; `size` replaces a checkpoint's input size."""
+    network = load_runtime(path, "cpu", runtime)
+    if size is not None:
+        network.config = network.config.replace(input_size=size)
+    network.warm_up()
+    return network
+
+
+def peak_bytes(statement: str) -> int | None:
+    """Most memory in RAM of a process that does nothing but this statement, with the names of this module."""
+    if not hasattr(os, "wait4"):  # Windows
+        return None
+    threads = {"OMP_NUM_THREADS": str(num_threads())}
+    return command_cost([sys.executable, "-c", f"from benchmark import *\n{statement}"], **threads).memory
 
 
 def reference_entry() -> Entry:
@@ -391,7 +408,6 @@ def other_entry(path: Path) -> Entry:
 
     if not path.is_file():
         raise UserError("--compare", f"{path} is not there", "give an ONNX file")
-    before = resident_bytes()
     session = open_session(path)
     inputs = {i.name: i for i in session.get_inputs()}
     sides = [d for i in inputs.values() for d in i.shape[2:] if len(i.shape) == 4 and isinstance(d, int) and d > 4]
@@ -415,9 +431,7 @@ def other_entry(path: Path) -> Entry:
         return [session.run(None, feed) for _ in range(len(images) // batch)]
 
     call(np.zeros((1, 1)))
-    after = resident_bytes()
-    grown = None if before is None or after is None else max(after - before, 0)
-    return Entry(path.stem, call, size, "onnxruntime", file_bytes=path.stat().st_size, memory_bytes=grown)
+    return Entry(path.stem, call, size, "onnxruntime", file_bytes=path.stat().st_size)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -517,6 +531,7 @@ def index_digest(index: DatasetIndex) -> str:
     return hashlib.sha256(content + repr(EVAL_THRESHOLDS).encode()).hexdigest()[:8]
 
 
+@functools.cache
 def open_split(options: BenchmarkOptions, which: int) -> DatasetIndex:
     """The data's training (0) or validation (1) split."""
     from data.open import default_splits, open_dataset

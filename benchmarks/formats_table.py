@@ -26,7 +26,7 @@ def formats_table(rows: Sequence[Row], baseline: str) -> str:
         rows: of `benchmark.py`, as dicts; those without a model are the baseline and peers.
         baseline: what ratios are to.
     """
-    head = ["network", "runtime", "precision", "time", "mAP50", "change", "MB", "parity"]
+    head = ["network", "runtime", "precision", "time", "mAP50", "change", "MB", "MB in RAM", "parity"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     scores = checkpoint_scores(rows)
     for row in single(rows):
@@ -36,12 +36,14 @@ def formats_table(rows: Sequence[Row], baseline: str) -> str:
         runtime = NAMES.get(row["runtime"], row["runtime"])
         precision = {"half": "16 bits"}.get(row["precision"], row["precision"])
         cells = [row["model"] or row["name"], runtime, precision, f"{row['ratio']:.2f}", shown, change]
-        cells.append("" if row["file_mb"] is None else f"{row['file_mb']:.1f}")
+        cells += ["" if row["file_mb"] is None else f"{row['file_mb']:.1f}"]
+        cells += ["" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}"]
         parity = row["parity"]
         cells.append("" if parity is None else f"{parity['detections'] - parity['changed']}/{parity['detections']}")
         lines.append(f"| {' | '.join(cells)} |")
     note = (
-        f"time: of one image as a ratio to {baseline}'s in the same run; parity: detections that are the checkpoint's"
+        f"time: of one image as a ratio to {baseline}'s in the same run; parity: detections that are the checkpoint's; "
+        "MB in RAM: the most of a Python process that loads the file and runs it once"
     )
     return "\n".join([*lines, "", note])
 

@@ -105,14 +105,6 @@ def _load() -> float | None:
         return None
 
 
-def resident_bytes() -> int | None:
-    """Memory of this process that is in RAM, where the system tells (Linux)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
 def energy_joules() -> float | None:
     """The processor's energy counter, where it may be read (Linux, RAPL)."""
     counters = sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"))

@@ -127,7 +127,14 @@ def test_what_cannot_be_is_refused_before_the_work(arguments, where) -> None:
 def row(runtime: str, precision: str, ratio: float, map50: float | None, model: str = "small 320") -> dict[str, Any]:
     values = {"name": "reference", "runtime": runtime, "precision": precision, "ratio": ratio, "map50": map50}
     parity = None if runtime.startswith("torch") else {"detections": 40, "changed": 1}
-    return values | {"model": model, "file_mb": 3.84, "batch_size": 1, "threads": 1, "parity": parity}
+    return values | {
+        "model": model,
+        "file_mb": 3.84,
+        "memory_mb": 99.6,
+        "batch_size": 1,
+        "threads": 1,
+        "parity": parity,
+    }
 
 
 ROWS = [
@@ -141,7 +148,7 @@ ROWS = [
 
 def test_the_table_of_formats_says_what_each_costs_and_keeps(tmp_path) -> None:
     lines = formats_table(ROWS, "reference").splitlines()
-    assert lines[4] == "| small 320 | OpenVINO | int8 | 0.10 | 39.25 | -0.75 | 3.8 | 39/40 |"
+    assert lines[4] == "| small 320 | OpenVINO | int8 | 0.10 | 39.25 | -0.75 | 3.8 | 100 | 39/40 |"
     assert lines[5].split(" | ")[2:6] == ["16 bits", "0.20", "40.01", "+0.01"]
     assert lines[2].split(" | ")[3:5] == ["1.00", ""]
     draw_formats(ROWS, "reference", tmp_path / "a.png")

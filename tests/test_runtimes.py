@@ -20,7 +20,7 @@ from nets.export.load import load_runtime
 from nets.export.parity import TOLERANCES, compare, drawn_photos
 from nets.torch_runtime import TorchRuntime
 from nets.weights.bundled import find_model
-from nets.weights.checkpoint import load_model
+from nets.weights.checkpoint import Checkpoint, load_model, save_checkpoint
 from prediction.detector import Detector, load_detector
 from utils.errors import UserError
 
@@ -80,14 +80,14 @@ def test_pt_may_be_a_checkpoint_or_torchscript(tmp_path) -> None:
     assert (load_runtime(script, "cpu").name, load_runtime(weights, "cpu").name) == ("torchscript", "torch")
 
 
-def test_a_folder_stands_for_its_openvino_file(tmp_path) -> None:
-    source = exported("openvino", RAW_ANY)
-    for file in (source, source.with_suffix(".bin")):
-        shutil.copy(file, tmp_path / file.name)
-    assert load_runtime(tmp_path, "cpu").name == "openvino"
-    shutil.copy(source, tmp_path / "other.xml")
-    with pytest.raises(UserError, match="2 OpenVINO files"):
-        load_runtime(tmp_path, "cpu")
+@pytest.mark.parametrize("kind", [kind for kind, each in FORMATS.items() if each.runs])
+def test_a_folder_stands_for_its_only_exported_file(tmp_path, kind) -> None:
+    for file in FORMATS[kind].files(tmp_path / f"model{FORMATS[kind].suffix}"):
+        file.touch()
+    assert find_model(tmp_path).name == f"model{FORMATS[kind].suffix}"
+    (tmp_path / "other.onnx").touch()
+    with pytest.raises(UserError, match="2 exported files"):
+        find_model(tmp_path)
 
 
 @pytest.mark.parametrize("runtime", ["tvm", "openvino", "torch"])
@@ -159,17 +159,17 @@ def test_the_fastest_runtime_is_measured_once_and_then_taken_by_itself(monkeypat
 
 def test_what_is_remembered_is_not_believed_when_the_file_is_gone(monkeypatch, cache_folder) -> None:
     monkeypatch.delenv(cache.DEFAULT)
-    monkeypatch.setattr(cache, "PREFERRED", ())
     monkeypatch.setattr(cache, "CACHED_RUNTIMES", ("torchscript",))
     monkeypatch.setattr(cache, "measure", lambda model, runtimes: {"torch": 0.2, "torchscript": 0.1})
     load_runtime(checkpoint(), "cpu", "fastest")
     memory = cache_folder / "exports" / "fastest.json"
     found = json.loads(memory.read_text())
     assert len(found) == 1
-    next((cache_folder / "exports").glob("*.torchscript")).unlink()
-    assert load_runtime(checkpoint(), "cpu").name == "torch"
-    memory.write_text("{")
-    assert load_runtime(checkpoint(), "cpu").name == "torch"
+    file = next((cache_folder / "exports").glob("*.torchscript"))
+    for text in (memory.read_text(), "{", "[]", "{}"):
+        file.unlink()
+        memory.write_text(text)
+        assert load_runtime(checkpoint(), "cpu").name == "torchscript" and file.exists()
 
 
 def test_without_a_measurement_the_fastest_that_can_be_exported_is_taken(monkeypatch) -> None:
@@ -185,8 +185,44 @@ def test_without_a_measurement_the_fastest_that_can_be_exported_is_taken(monkeyp
     assert cache.default_runtime(checkpoint()) == "openvino"
 
 
+def test_where_several_runtimes_are_installed_the_first_checkpoint_is_measured(monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv(cache.DEFAULT)
+    monkeypatch.setattr(cache, "CACHED_RUNTIMES", ("onnxruntime", "torchscript"))
+    calls = []
+
+    def measure(model: object, runtimes: dict[str, object]) -> dict[str, float]:
+        calls.append(list(runtimes))
+        return {"torch": 0.3, "onnxruntime": 0.2, "torchscript": 0.1}
+
+    monkeypatch.setattr(cache, "measure", measure)
+    assert load_runtime(checkpoint(), "cpu").name == "torchscript"
+    other = tmp_path / "other.pth"
+    other_config = CONFIG.replace(score_threshold=0.25)
+    save_checkpoint(other, Checkpoint(other_config, small_model(other_config).state_dict()))
+    assert load_runtime(other, "cpu").name == "torchscript"  # by the order that was found
+    assert calls == [["torch", "onnxruntime", "torchscript"]]
+
+
+def test_a_runtime_that_cannot_be_exported_for_is_left_out_of_the_measurement(monkeypatch, capsys) -> None:
+    monkeypatch.delenv(cache.DEFAULT)
+    monkeypatch.setattr(cache, "CACHED_RUNTIMES", ("onnxruntime", "torchscript"))
+    real = cache.load_cached
+
+    def load(path: Path, name: str) -> object:
+        if name == "torchscript":
+            raise RuntimeError("no such operator")
+        return real(path, name)
+
+    monkeypatch.setattr(cache, "load_cached", load)
+    monkeypatch.setattr(cache, "measure", lambda model, runtimes: dict.fromkeys(runtimes, 0.1) | {"onnxruntime": 0.05})
+    for _ in range(2):  # it is not tried again
+        assert load_runtime(checkpoint(), "cpu").name == "onnxruntime"
+    assert capsys.readouterr().err.count("no such operator") == 1
+
+
 def test_a_checkpoint_that_cannot_be_exported_runs_on_pytorch_with_one_line(monkeypatch, capsys) -> None:
     monkeypatch.delenv(cache.DEFAULT)
+    monkeypatch.setattr(cache, "CACHED_RUNTIMES", ("onnxruntime",))
 
     def fail(*_: object) -> None:
         raise RuntimeError("no such operator")

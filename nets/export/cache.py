@@ -34,7 +34,6 @@ VERSION = 1  # raise it when an export of the same checkpoint would differ
 # what a checkpoint can do, an export of it must: any batch, any size, raw maps for heat maps and other suppressions
 CACHED_FORM = Form(uint8_input=True, decodes=False, dynamic=True)
 CACHED_RUNTIMES = ("onnxruntime", "openvino")
-PREFERRED = ("openvino", "onnxruntime")  # the one that is usually faster first (docs/SPEED.md)
 TRIALS = 15
 DEFAULT = "MOBILENET_YOLO_RUNTIME"  # environment variable: the runtime where none is named
 
@@ -44,17 +43,33 @@ def default_runtime(path: Path) -> str:
 
     Returns:
         $MOBILENET_YOLO_RUNTIME if it is set; else what `choose_fastest` measured, or what an export that failed left
-        (`torch`); else the first of `PREFERRED` that is ready or can be exported for; else `torch`.
+        (`torch`); else the first of `CACHED_RUNTIMES` that can be exported for or is exported already; else `torch`.
+        Where several can be, the first checkpoint on this machine is measured, and others take the order found then.
     """
     if named := os.environ.get(DEFAULT):
         return named
     if runtime := remembered(path):
         return runtime
+    order = _measured_order()
+    possible = [name for name in CACHED_RUNTIMES if _is_exportable(name)]
+    if len(possible) > 1 and not {*possible} <= {*order}:
+        return choose_fastest(path)
     ready = (
-        name for name in PREFERRED if are_installed(_format_of(name).packages) and cached_path(path, name).is_file()
+        name
+        for name in order or CACHED_RUNTIMES
+        if are_installed(_format_of(name).packages) and cached_path(path, name).is_file()
     )
-    possible = (name for name in PREFERRED if _is_exportable(name))
-    return next(ready, None) or next(possible, "torch")
+    return min(possible, key=order.index) if len(possible) > 1 else next(iter(possible), next(ready, "torch"))
+
+
+def _measured_order() -> list[str]:
+    """The cached runtimes as `choose_fastest` ordered them on this machine with as many threads; empty before that."""
+    for found in _read_memory().values():
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
+            times = found[_machine()]["milliseconds"]
+            names = [*sorted(times, key=times.get), *found[_machine()]["failed"]]
+            return [name for name in names if name in CACHED_RUNTIMES]
+    return []
 
 
 def load_cached(path: Path, runtime: str) -> Runtime:
@@ -102,9 +117,8 @@ def cached_path(path: Path, runtime: str) -> Path:
 
 def remembered(path: Path) -> str | None:
     """The runtime that `choose_fastest` found for this file, machine and number of threads, if its export is there."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):
-        memory = json.loads(_memory().read_bytes())
-        found = memory[_digest(path)][_machine()]
+    with contextlib.suppress(KeyError, TypeError, UserError):
+        found = _read_memory()[_digest(path)][_machine()]
         runtime = found["runtime"]
         if runtime == "torch" or (runtime in FORMAT_OF_RUNTIME and (_folder() / found["file"]).is_file()):
             return runtime
@@ -130,16 +144,28 @@ def choose_fastest(path: Path) -> str:
     model = load_model(path)
     runtimes: dict[str, Runtime] = {"torch": TorchRuntime(model)}
     files = {"torch": ""}
-    for name in CACHED_RUNTIMES:
-        if _is_exportable(name):
-            file = export_cached(path, name)
-            runtimes[name], files[name] = load_exported(file, name, "cpu"), file.name
+    failed, is_passing = {}, False
+    for name in filter(_is_exportable, CACHED_RUNTIMES):
+        try:
+            runtimes[name], files[name] = load_cached(path, name), cached_path(path, name).name
+        except Exception as error:  # of the exporter or of the runtime, whose exceptions have no common base
+            is_passing |= isinstance(error, OSError)  # a full disk may have room next time
+            failed[name] = failure_reason(error)
+            warn(path, f"cannot be exported for {name} ({failed[name]})", "it is left out of the measurement")
     times = measure(model, runtimes)
     best = min(times, key=lambda name: times[name])
     shown = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in times.items())
     print(f"fastest for {path.name} with {num_threads()} threads: {best} ({shown})", file=sys.stderr)
-    _remember(path, {"runtime": best, "file": files[best], "milliseconds": {n: s * 1e3 for n, s in times.items()}})
+    milliseconds = {name: seconds * 1e3 for name, seconds in times.items()}
+    if not is_passing:
+        _remember(path, {"runtime": best, "file": files[best], "milliseconds": milliseconds, "failed": failed})
     return best
+
+
+def failure_reason(error: Exception) -> str:
+    """An exporter's or runtime's exception in at most 200 characters of one line."""
+    reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return " ".join(reason.split())[:200]
 
 
 def measure(model: YOLOv4, runtimes: dict[str, Runtime], trials: int = TRIALS) -> dict[str, float]:
@@ -159,16 +185,20 @@ def _is_exportable(runtime: str) -> bool:
 
 
 def _remember(path: Path, found: dict[str, Any]) -> None:
-    file = _memory()
-    memory: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        memory = json.loads(file.read_bytes())
+    file, memory = _memory(), _read_memory()
     memory.setdefault(_digest(path), {})[_machine()] = found
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(memory, indent=1).encode())
     except (OSError, UserError) as error:  # costs the next start some seconds, no more
         warn(file, f"cannot be written: {error}")
+
+
+def _read_memory() -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        memory = json.loads(_memory().read_bytes())
+        return memory if isinstance(memory, dict) else {}
+    return {}
 
 
 def _machine() -> str:

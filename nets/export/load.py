@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nets.export.cache import choose_fastest, default_runtime, load_cached, remember_failure
+from nets.export.cache import choose_fastest, default_runtime, failure_reason, load_cached, remember_failure
 from nets.export.formats import RUNTIMES, file_kind, load_exported, runtimes_of
 from nets.runtime import Runtime, resolve_device
 from nets.weights.bundled import find_model
@@ -16,7 +16,7 @@ def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") 
     """Make a model file ready to run.
 
     Args:
-        path: a checkpoint, an exported file, or a folder: of a run (its best.pth), or of one OpenVINO file.
+        path: a checkpoint, an exported file, or a folder: of a run (its best.pth), or of one exported file.
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`...
         runtime: `auto`, or a name of `RUNTIMES`. A checkpoint is exported for another runtime than torch, once, into
             the cache folder. `auto` takes on the CPU what is installed and usually the fastest (`default_runtime`), and
@@ -60,8 +60,7 @@ def _load_default(path: Path) -> Runtime:
         return load_cached(path, runtime)
     except Exception as error:  # of the exporter or of the runtime, whose exceptions have no common base
         network = _load_network(path, "cpu")  # if the checkpoint itself is bad, that is the error
-        reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        reason = " ".join(reason.split())[:200]
+        reason = failure_reason(error)
         warn(path, f"cannot be exported for {runtime} ({reason})", "it runs on PyTorch, which is slower")
         if not isinstance(error, OSError):  # a full disk may have room next time
             remember_failure(path, runtime, reason)

@@ -6,6 +6,7 @@ import difflib
 import os
 from pathlib import Path
 
+from nets.export.formats import FORMATS
 from nets.model_config import ModelConfig
 from utils.errors import MissingFileError, UserError
 
@@ -25,7 +26,7 @@ def find_model(name: str | os.PathLike[str] | None = None, where: object = None)
 
     Args:
         name: a checkpoint or exported file; the name of bundled weights (`small`, `nano`); the folder of a training
-            run (its best.pth, else last.pth) or of an OpenVINO export (its .xml); None takes the default weights.
+            run (its best.pth, else last.pth) or of one exported file; None takes the default weights.
         where: what an error calls it; None for the name itself.
 
     Raises:
@@ -61,11 +62,13 @@ def _in_folder(folder: Path) -> Path:
     for name in OF_A_RUN:
         if (folder / name).is_file():
             return folder / name
-    files = sorted(folder.glob("*.xml"))
+    suffixes = tuple(each.suffix for each in FORMATS.values() if each.runs)
+    files = sorted(path for path in folder.iterdir() if path.name.lower().endswith(suffixes))
     if len(files) == 1:
         return files[0]
     if files:
-        raise UserError(folder, f"is a folder with {len(files)} OpenVINO files (.xml)", "name the file")
+        names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
+        raise UserError(folder, f"is a folder with {len(files)} exported files ({names})", "name the file")
     runs = sorted(path.parent.name for path in folder.glob("*/best.pth"))
     todo = f"name the run: {folder / runs[-1]}" if runs else "name the file"
-    raise UserError(folder, "is a folder without best.pth or an OpenVINO file (.xml)", todo)
+    raise UserError(folder, "is a folder without best.pth or an exported file", todo)
