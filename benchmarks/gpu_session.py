@@ -1,32 +1,30 @@
-"""Use a GPU that is lent for minutes: measure training steps, then train until the time is up, unattended.
+"""Use a GPU for a few minutes, unattended: rehearse, train, then measure training steps in the time that is left.
 
-python -m benchmarks.gpu_session VOCdevkit OUT --minutes 14 --preset bundled-small --pretrained backbone.pth
+python -m benchmarks.gpu_session VOCdevkit OUT --minutes 14 --preset bundled-start --pretrained backbone.pth
 
-Everything goes to OUT: steps.md and steps.json (images a second by batch, precision and --fast), losses of the
-precisions after the same steps, profile.txt, and the run, whose last.pth is copied to OUT every two minutes. Options of
-train.py may follow. It ends by itself before the time does, and each part that fails leaves the rest to go on.
+The rehearsal is one epoch on 256 images, with evaluation and checkpoint: a missing package or option shows in the
+first minute and not at the first evaluation. Everything goes to OUT: rehearsal/, run/, steps.md (images per second by
+input size, batch and precision) and profile.txt. Options of train.py may follow.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training.budget import TIMED_STEPS
+from data.loader import TrainLoader
 from training.choose import choose_machine, choose_new_run, choose_splits
-from training.engine import Trainer
+from training.engine import Batch, Trainer
 from training.options import PRESETS, TrainOptions
 from training.setup import build_loader, build_model, build_trainer, freeze, open_data
 from utils.config import parse_settings
@@ -34,48 +32,81 @@ from utils.errors import run_command
 from utils.files import write_file
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-WARM_UP_STEPS = 3
-COMPARED_STEPS = 30  # after which the losses of the precisions are compared
-COPY_EVERY = 120.0  # seconds between copies of last.pth
-MEASURE_SHARE = 0.3  # of the time, at most, for measuring
-STOP_SECONDS = 45.0  # before the end: a step, a checkpoint and an evaluation
+REHEARSAL = ("--limit", "256", "--epochs", "1", "--eval-every", "1", "--minutes", "0")
+WARM_UP_STEPS, TIMED_STEPS = 6, 15
+LOADING_SECONDS = 6.0  # of each input size
+MEASURE_SECONDS = 150.0  # kept for measuring
+STOP_SECONDS = 20.0  # a step and a checkpoint, after SIGTERM
+SETTINGS = ((128, "bf16"), (16, "bf16"), (256, "bf16"), (128, "fp16"), (128, "none"))  # (batch size, --amp)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, then train."""
+    """Rehearse, train and measure."""
     started = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=14.0)
-    parser.add_argument("--batches", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[192, 256, 320], help="input sizes to measure")
     arguments, others = parser.parse_known_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     ends = started + 60 * arguments.minutes
     common = ["--data", arguments.data, "--workers", str(arguments.workers), "--cache", "ram", *others]
-    rows: list[dict[str, Any]] = []
-    settings = itertools.product(arguments.batches, ("none", "fp16", "bf16"), (False, True))
-    for batch, amp, fast in settings:
-        if time.monotonic() > started + MEASURE_SHARE * (ends - started):
-            print("the time for measuring is used; the rest is not measured", flush=True)
-            break
-        options = [*common, "--batch-size", str(batch), "--amp", amp, *(["--fast"] if fast else [])]
-        row: dict[str, Any] = {"batch": batch, "amp": amp, "fast": fast}
+    if train([*common, *REHEARSAL], arguments.out / "rehearsal", ends):
+        print("the rehearsal failed: nothing else was started", flush=True)
+        return 1
+    code = train(common, arguments.out / "run", ends - MEASURE_SECONDS)
+    lines = ["| input | batch | precision | images/s | ms a step | GiB | loss |", "|" + " --- |" * 7]
+    for line in measure(common, arguments.sizes, arguments.out, ends):
+        print(line, flush=True)
+        lines.append(line)
+        write_file(arguments.out / "steps.md", "\n".join([*lines, ""]).encode())
+    return code
+
+
+def train(options: list[str], run_dir: Path, ends: float) -> int:
+    """Run train.py until it ends, or until `ends` (time.monotonic), when SIGTERM makes it save last.pth.
+
+    Returns 0 if it ended by itself or left a checkpoint.
+    """
+    if ends - time.monotonic() < STOP_SECONDS:
+        print(f"{run_dir}: no time is left", flush=True)
+        return 1
+    process = subprocess.Popen([sys.executable, str(TRAIN), *options, "--run-dir", str(run_dir)])
+    try:
+        process.wait(ends - time.monotonic() - STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    print(f"{run_dir}: train.py ended with {process.returncode}", flush=True)
+    return process.returncode if not (run_dir / "last.pth").exists() else 0
+
+
+def measure(common: list[str], sizes: list[int], out: Path, ends: float) -> Iterator[str]:
+    """Rows of the table: loading alone at each size, then steps at each size and setting."""
+    batches: dict[int, Batch] = {}
+    loader = prepare([*common, "--batch-size", "128"])[0]
+    for epoch, size in enumerate(sizes):
+        speed, batches[size] = loading_speed(loader, epoch, size)
+        yield f"| {size} | 128 | loading alone | {speed:.0f} | | | |"
+    loader.close()
+    for batch, amp in SETTINGS:
+        if time.monotonic() > ends:
+            return
         try:
-            row |= measure(options, arguments.out if not rows else None)
-        except Exception as error:  # out of memory, a precision that the device lacks: the next may work
-            row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            _, trainer = prepare([*common, "--batch-size", str(batch), "--amp", amp, "--workers", "0"])
+            for size in sizes if batch == 128 else sizes[-1:]:
+                yield step_row(trainer, resized(batches[size], batch), size, amp)
+            if (batch, amp) == SETTINGS[0]:
+                _profile(trainer, batches[sizes[-1]], out / "profile.txt")
+        except Exception as error:  # noqa: BLE001 -- memory, or a precision that the device lacks: the next may work
             traceback.print_exc()
-        rows.append(row)
-        write_file(arguments.out / "steps.json", json.dumps(rows, indent=1).encode())
-        write_file(arguments.out / "steps.md", markdown_table(rows).encode())
-        print(row, flush=True)
-    return train_until(ends, common, arguments.out)
+            yield f"| | {batch} | {amp} | {type(error).__name__} | | | |"
 
 
-def measure(command: list[str], profile_folder: Path | None) -> dict[str, Any]:
-    """Images a second with and without loading, peak memory, and the loss after COMPARED_STEPS steps."""
+def prepare(command: list[str]) -> tuple[TrainLoader, Trainer]:
+    """The loader and the trainer of a run with these options."""
     settings = choose_splits(parse_settings(TrainOptions, command, description="", presets=PRESETS))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train_index, _, _ = open_data(settings.options)
@@ -90,81 +121,66 @@ def measure(command: list[str], profile_folder: Path | None) -> dict[str, Any]:
     model.train()
     for module in trainer.frozen:
         module.eval()
-    loader.set_epoch(0, options.augment.mosaic > 0, 0)
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    losses = _steps(trainer, batches, WARM_UP_STEPS)
-    begun = time.perf_counter()
-    losses = _steps(trainer, batches, max(COMPARED_STEPS - WARM_UP_STEPS - TIMED_STEPS, 1))
-    loaded = (time.perf_counter() - begun) / max(COMPARED_STEPS - WARM_UP_STEPS - TIMED_STEPS, 1)
-    batch = next(batches)
-    begun = time.perf_counter()
-    _steps(trainer, itertools.repeat(batch), TIMED_STEPS)
-    alone = (time.perf_counter() - begun) / TIMED_STEPS
-    if profile_folder is not None:
-        _profile(trainer, batch, profile_folder / "profile.txt")
-    loader.close()
-    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
-    return {
-        "images_a_second": round(batch_size / loaded, 1),
-        "without_loading": round(batch_size / alone, 1),
-        "loss": {name: round(value, 4) for name, value in losses.items()},
-        "memory_gib": round(memory, 2),
-    }
+    return loader, trainer
 
 
-def _steps(trainer: Trainer, batches: Any, count: int) -> dict[str, float]:
+def loading_speed(loader: TrainLoader, epoch: int, size: int) -> tuple[float, Batch]:
+    """Images per second of the loader alone after its first batch, and that batch."""
+    loader.set_epoch(epoch, True, 0, sizes=[(size, size)])
+    first, count, started = None, 0, 0.0
+    for images, targets in loader:
+        if first is None:
+            first, started = (images, targets), time.perf_counter()
+            continue
+        count += len(images)
+        if time.perf_counter() - started > LOADING_SECONDS:
+            break
+    assert first is not None
+    return count / (time.perf_counter() - started), first
+
+
+def resized(batch: Batch, count: int) -> Batch:
+    """The batch with `count` images: its first ones, or all of them repeatedly."""
+    images, targets = batch
+    copies = -(-count // len(images))
+    owner = torch.cat([targets["image_index"] + i * len(images) for i in range(copies)])
+    keep = owner < count
+    columns = {name: torch.cat([targets[name]] * copies)[keep] for name in ("boxes", "labels", "weights")}
+    ids = (targets["image_ids"] * copies)[:count]
+    several = torch.cat([images] * copies)[:count].contiguous(memory_format=torch.channels_last)
+    return several, {**columns, "image_index": owner[keep], "image_ids": ids, "num_images": count}
+
+
+def step_row(trainer: Trainer, batch: Batch, size: int, amp: str) -> str:
+    """One row of the table: the time of a training step on a batch that is loaded already."""
+    _steps(trainer, batch, WARM_UP_STEPS)
+    started = time.perf_counter()
+    losses = _steps(trainer, batch, TIMED_STEPS)
+    seconds = (time.perf_counter() - started) / TIMED_STEPS
+    memory = torch.cuda.max_memory_allocated() / 2**30 if trainer.device.type == "cuda" else 0.0
+    count = len(batch[0])
+    cells = (size, count, amp, f"{count / seconds:.0f}", f"{seconds * 1e3:.1f}", f"{memory:.2f}")
+    return f"| {' | '.join(map(str, cells))} | {sum(losses.values()):.3f} |"
+
+
+def _steps(trainer: Trainer, batch: Batch, count: int) -> dict[str, float]:
     losses: dict[str, float] = {}
-    for _ in range(count):
-        losses = trainer.gradient([next(iter(batches))])[0]
+    for _ in itertools.repeat(None, count):
+        losses = trainer.gradient([batch])[0]
         trainer.update()
     if trainer.device.type == "cuda":
         torch.cuda.synchronize()
     return losses
 
 
-def _profile(trainer: Trainer, batch: Any, path: Path) -> None:
+def _profile(trainer: Trainer, batch: Batch, path: Path) -> None:
     with torch.profiler.profile() as profile:
-        _steps(trainer, itertools.repeat(batch), 2)
-    key = "self_cuda_time_total" if trainer.device.type == "cuda" else "self_cpu_time_total"
-    write_file(path, profile.key_averages().table(sort_by=key, row_limit=40).encode())
-
-
-def train_until(ends: float, common: list[str], out: Path) -> int:
-    """Train for the rest of the time; last.pth is copied to `out` as it goes, so that a cut loses little."""
-    run, minutes = out / "run", (ends - time.monotonic() - STOP_SECONDS) / 60
-    if minutes <= 0:
-        print("no time is left to train", flush=True)
-        return 1
-    command = [sys.executable, str(TRAIN), *common, "--run-dir", str(run), "--minutes", f"{minutes:.2f}"]
-    process = subprocess.Popen(command)
-    copied = time.monotonic()
-    while process.poll() is None:
-        time.sleep(1)
-        now = time.monotonic()
-        if now - copied > COPY_EVERY and (run / "last.pth").exists():
-            shutil.copyfile(run / "last.pth", out / "last_copy.tmp")
-            os.replace(out / "last_copy.tmp", out / "last_copy.pth")
-            copied = now
-        if now > ends - STOP_SECONDS / 3:  # it saves last.pth and leaves
-            process.send_signal(signal.SIGTERM)
-            process.wait(STOP_SECONDS)
-    print(f"train.py ended with {process.returncode}", flush=True)
-    return 0 if (run / "last.pth").exists() else 1
-
-
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """One line a setting."""
-    head = ["batch", "precision", "--fast", "images/s", "images/s without loading", "loss", "GiB"]
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    for row in rows:
-        cells = [str(row["batch"]), row["amp"], "yes" if row["fast"] else "no"]
-        if "error" in row:
-            cells += [row["error"], "", "", ""]
-        else:
-            cells += [str(row["images_a_second"]), str(row["without_loading"]), f"{sum(row['loss'].values()):.3f}"]
-            cells.append(str(row["memory_gib"]))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        _steps(trainer, batch, 3)
+    tables: list[Any] = [
+        profile.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=30)
+        for device in ("cpu", *(["cuda"] if trainer.device.type == "cuda" else []))
+    ]
+    write_file(path, "\n\n".join(tables).encode())
 
 
 if __name__ == "__main__":
