@@ -26,17 +26,18 @@ def decode(offsets: Tensor, anchors: Tensor, cells: Tensor, stride: int | Tensor
     Source: YOLOv3, section 2.1, https://arxiv.org/abs/1804.02767; grid sensitivity: YOLOv4, section 3.4,
     https://arxiv.org/abs/2004.10934
     """
+    # With s = 1, a centre on the border of its cell needs t = +-infinity. With s > 1, a finite t reaches it.
     xy = decode_xy(offsets[..., :2], cells, stride, scale_xy)
     return torch.cat([xy, decode_wh(offsets[..., 2:4], anchors)], dim=-1)
 
 
 def decode_xy(offsets: Tensor, cells: Tensor, stride: int | Tensor, scale_xy: float | Tensor) -> Tensor:
-    """Centres of boxes, for `decode` and for graphs whose coordinates are not in the last dimension."""
+    """Centres (..., 2) of boxes, input pixels. Elementwise, so that exported graphs can use another dimension order."""
     return (offsets.sigmoid() * scale_xy - (scale_xy - 1) / 2 + cells) * stride
 
 
 def decode_wh(offsets: Tensor, anchors: Tensor) -> Tensor:
-    """Sizes of boxes; see `decode_xy`."""
+    """Widths and heights (..., 2) of boxes, input pixels; see `decode_xy`."""
     return offsets.clamp(max=MAX_LOG_SIZE).exp() * anchors
 
 

@@ -58,7 +58,7 @@ class Scene:
 
 
 def assign(scene: Scene, rule: str) -> Matches:
-    """The matches of `rule`, one of ASSIGNERS."""
+    """Match the predictions of a batch with its objects by `rule`, a key of ASSIGNERS."""
     return ASSIGNERS[rule](scene)
 
 
@@ -74,7 +74,7 @@ def _shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def _at_centre(scene: Scene, chosen: Tensor) -> Matches:
-    """Matches in the cell of each box's centre. chosen: (M, L * A) bool."""
+    """The chosen (box, anchor) pairs as matches in the cell of the box's centre. chosen: (M, L * A) bool."""
     target, place = chosen.nonzero(as_tuple=True)
     per_level = chosen.shape[1] // len(STRIDES)
     level = place // per_level
@@ -92,7 +92,7 @@ def _level_tables(scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def assign_best(scene: Scene) -> Matches:
-    """The anchor of all levels with the highest shape IoU, in the cell of the centre (YOLOv3, and the reference)."""
+    """The anchor with the highest shape IoU of all levels, in the cell of the box's centre (YOLOv3, the reference)."""
     iou = _shape_iou(scene.boxes[:, 2:], anchor_table(scene.config, scene.boxes.device))
     chosen = torch.zeros_like(iou, dtype=torch.bool)
     chosen[torch.arange(len(iou), device=iou.device), iou.argmax(dim=1)] = True
@@ -100,16 +100,19 @@ def assign_best(scene: Scene) -> Matches:
 
 
 def assign_iou(scene: Scene) -> Matches:
-    """Every anchor with a shape IoU of at least 0.213, and the best one, in the cell of the centre (YOLOv4)."""
+    """Every anchor with a shape IoU of at least 0.213, and the best one, in the cell of the box's centre (YOLOv4)."""
     iou = _shape_iou(scene.boxes[:, 2:], anchor_table(scene.config, scene.boxes.device))
     return _at_centre(scene, (iou >= SHAPE_IOU_LIMIT) | (iou >= iou.amax(dim=1, keepdim=True)))
 
 
 def assign_ratio(scene: Scene) -> Matches:
-    """Every anchor within a factor of 4 in both sides, in the cell of the centre and its two nearest neighbours.
+    """Every anchor within a factor of 4 in both sides, in the cell of the box's centre and its two nearest neighbours.
 
-    A box that no anchor fits gets the anchor with the best shape, so that every object is matched.
-    Source: YOLOv5's documentation, "target assignment"; needs a grid sensitivity of 2 to reach from a neighbour.
+    A box that fits no anchor is matched to the anchor with the most similar shape, so that every object is matched.
+    Three cells per anchor give three times the positive examples. A neighbouring cell can reach the centre only with a
+    grid sensitivity of 2.
+
+    Source: YOLOv5's documentation, "target assignment".
     """
     anchors = anchor_table(scene.config, scene.boxes.device)
     ratio = scene.boxes[:, None, 2:] / anchors[None]
@@ -135,7 +138,7 @@ def assign_ratio(scene: Scene) -> Matches:
 
 @torch.no_grad()
 def assign_simota(scene: Scene) -> Matches:
-    """The candidates of `assign_ratio` with the lowest cost. The sum of a box's best IoUs gives their number.
+    """The candidates of `assign_ratio` with the lowest cost, as many for each box as the sum of its best IoUs.
 
     Cost = class cross-entropy + 3 * -log IoU. A prediction matched to two boxes is kept for the one with lower cost.
     Source: YOLOX, section 2.1, SimOTA, https://arxiv.org/abs/2107.08430; with these candidates: YOLOv7, section 4.2,
@@ -148,15 +151,17 @@ def assign_simota(scene: Scene) -> Matches:
     boxes = box_convert(decode_matches(rows, found, scene.config), "cxcywh", "xyxy")
     wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[found.target]
     iou = _pair_iou(boxes, wanted)
+    # the square root of objectness x class probability, as in YOLOX's code: their product would be small early on
     probability = (rows[:, 4:5].sigmoid() * rows[:, 5:].sigmoid()).sqrt().clamp(1e-6, 1 - 1e-6)
     labels = scene.labels[found.target]
     own = probability.gather(1, labels[:, None])[:, 0]
+    # binary cross-entropy over all classes: sum of -log(1 - p), with -log(p) in place of it for the object's class
     cost = -(1 - probability).log().sum(1) + (1 - own).log() - own.log() - SIMOTA_IOU_WEIGHT * (iou + 1e-8).log()
 
     count = len(scene.boxes)
     by_iou = _rank_within(found.target, -iou, count)
     top = torch.zeros(count, device=iou.device).index_add_(0, found.target, torch.where(by_iou < SIMOTA_TOP, iou, 0))
-    wanted_count = top.long().clamp(min=1)
+    wanted_count = top.long().clamp(min=1)  # "dynamic k": at least one prediction for each box
     chosen = _rank_within(found.target, cost, count) < wanted_count[found.target]
     found, cost = found[chosen], cost[chosen]
     return found[_first_of_each(_place_keys(found, scene), cost)]
@@ -212,7 +217,7 @@ def gather(predictions: Sequence[Tensor], matches: Matches) -> Tensor:
         image, anchor = matches.image[where], matches.anchor[where]
         row, column = matches.row[where], matches.column[where]
         _, anchors, height, width, outputs = raw.shape
-        # index whole rows of a flat view: the backward adds rows, several times faster than adding single elements
+        # Index whole rows of a flat view: the backward adds rows, which is several times faster than single elements.
         if raw.is_contiguous():
             place = ((image * anchors + anchor) * height + row) * width + column
         else:  # in channels-last format a cell's anchors are adjacent in memory

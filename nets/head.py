@@ -16,7 +16,7 @@ _PRIOR_CLASS = 0.6  # approximate sum of the class probabilities
 
 
 class Head(nn.Module):
-    """A 3x3 convolution and a 1x1 convolution with bias for each level.
+    """A 3x3 convolution and a 1x1 convolution with bias for each level. The outputs are logits: no activation.
 
     Args:
         in_channels: channels of p3, p4, p5 (the neck's `out_channels`).
@@ -67,4 +67,5 @@ def initialize_prediction(conv: nn.Conv2d, num_classes: int, stride: int) -> Non
     probability = _PRIOR_OBJECTS / (_PRIOR_SIZE / stride) ** 2
     bias[:, :4] = 0.0
     bias[:, 4] = -math.log((1 - probability) / probability)
+    # log(p / (1 - p)) for p = 0.6 / C, approximately; 0.99999 avoids a division by zero for one class
     bias[:, 5:] = math.log(_PRIOR_CLASS / (num_classes - 0.99999))

@@ -41,7 +41,7 @@ class _StridedDepthwise(torch.autograd.Function):
         (gradient,) = gradients
         height, width = (x.shape[i] + 2 * ctx.padding - weight.shape[i] + 1 for i in (2, 3))
         shape = (*gradient.shape[:2], height, width)
-        # allocated as channels last: a conversion afterwards took longer than the convolution's backward
+        # Allocated as channels last: a conversion afterwards took longer than the convolution's backward.
         spread = torch.empty(shape, dtype=gradient.dtype, device=x.device, memory_format=torch.channels_last).zero_()
         spread[:, :, ::2, ::2] = gradient
         mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]

@@ -29,7 +29,7 @@ BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-MIN_SIDE = 0.01  # pixels
+MIN_SIDE = 0.01  # of a predicted box in the box loss, pixels; see `_not_empty`
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -102,6 +102,7 @@ class YOLOLoss:
         boxes = box_convert(_not_empty(decode_matches(rows, matches, self.config)), "cxcywh", "xyxy")
         wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[matches.target]
         box = BOX_LOSSES[self.settings.box_loss](boxes, wanted)
+        # 1 - loss is the (penalised) IoU. It is detached: the objectness loss must not train the boxes.
         quality = (1 - box.detach()).clamp(0, 1)
         positive_targets = weights * (1 - self.settings.objectness_target * (1 - quality))
         classes = self._classes(rows[:, 5:], scene.labels[matches.target])
@@ -151,7 +152,7 @@ class YOLOLoss:
         decoded = decode_level(raw, anchors, STRIDES[level], self.config.scale_xy[level])
         boxes = box_convert(decoded.flatten(1, 3), "cxcywh", "xyxy")
         objects = box_convert(scene.boxes, "cxcywh", "xyxy")
-        # one table (images, maximum number of objects in an image) instead of a loop over images
+        # A padded table (B, maximum number of objects in an image) instead of a loop over images.
         counts = torch.bincount(scene.images, minlength=len(raw))
         order = scene.images.argsort(stable=True)
         image = scene.images[order]
@@ -170,7 +171,7 @@ class YOLOLoss:
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         loss: Tensor = _CrossEntropy.apply(logits, target)
-        if self.settings.focal_gamma > 0:
+        if self.settings.focal_gamma > 0:  # (1 - p_t)^gamma, generalised to soft targets (focal loss, section 3.2)
             loss = loss * (logits.sigmoid() - target).abs() ** self.settings.focal_gamma
         return loss
 

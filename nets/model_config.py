@@ -51,7 +51,7 @@ class ModelConfig:
         scale_xy: grid sensitivity of each level (YOLOv4, section 3.4): centre = cell + s * sigmoid(t) - (s - 1) / 2.
         input_size: (height, width), multiples of 32.
         resize_mode, interpolation, pad_value: see `imaging.letterbox.Letterbox`.
-        mean, std: of the input normalisation, per RGB channel, on the [0, 1] scale.
+        mean, std: input normalisation of each RGB channel, on the [0, 1] scale.
         score_threshold, iou_threshold, max_detections: defaults for prediction.
         score_threshold_source: how the threshold was chosen, shown to the user.
         multi_label: a box may have several classes (each above the threshold) instead of only the best one.
@@ -101,7 +101,7 @@ class ModelConfig:
         if not self.class_names:
             raise ValueError("class_names: there must be at least one class")
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError("class_names: a name stands twice")
+            raise ValueError("class_names: a name appears twice")
         _check_choice("neck", self.neck, NECKS)
         _check_choice("neck_conv", self.neck_conv, NECK_CONVS)
         _check_choice("padding", self.padding, PADDINGS)
@@ -117,7 +117,7 @@ class ModelConfig:
         _check_range("max_detections", self.max_detections, 1, 100_000)
         _check_range("pad_value", self.pad_value, 0, 255)
         if any(s < 1.0 or s > 4.0 for s in self.scale_xy):
-            raise ValueError(f"scale_xy: {self.scale_xy} must lie between 1 and 4")
+            raise ValueError(f"scale_xy: {self.scale_xy} must be between 1 and 4")
         if any(s <= 0 for s in self.std):
             raise ValueError(f"std: {self.std} must be above 0")
 
@@ -204,7 +204,7 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name}: {brief(value)} must lie between {low} and {high}")
+        raise ValueError(f"{name}: {brief(value)} must be between {low} and {high}")
 
 
 def _plain(value: Any) -> Any:

@@ -76,6 +76,8 @@ class Neck(nn.Module):
         initialize(self, identity_depthwise=True)
 
     def forward(self, c3: Tensor, c4: Tensor, c5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Top-down: semantics of the deep maps reach the high resolution. Bottom-up (PANet's addition to FPN): positions
+        # of the high resolution reach the deep maps. YOLOv4 concatenates where PANet adds (figure 6).
         p5 = self.after_spp(self.spp(self.before_spp(c5)))
         p4 = self.top_down4(torch.cat((self.lateral4(c4), upsample(self.reduce5(p5))), dim=1))
         p3 = self.top_down3(torch.cat((self.lateral3(c3), upsample(self.reduce4(p4))), dim=1))

@@ -65,13 +65,14 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def _read_maps(maps: Sequence[np.ndarray], config: ModelConfig, rules: Thresholds) -> Detections:
     """Detections of one image from its three maps (A, H, W, 5 + C)."""
     threshold = rules.score_threshold
-    assert threshold is not None  # `_rules` has filled in the model's
-    # a score is at most its objectness, so one comparison of logits rejects most predictions
-    least = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-math.inf if threshold <= 0 else math.inf)
-    found = [np.nonzero(raw[..., 4] >= least) for raw in maps]
+    assert threshold is not None  # `Thresholds.resolved` has filled in the model's value
+    # A score is at most its objectness, so one comparison of logits rejects most predictions before any sigmoid.
+    lowest = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-math.inf if threshold <= 0 else math.inf)
+    found = [np.nonzero(raw[..., 4] >= lowest) for raw in maps]
     rows = np.concatenate([raw[place] for raw, place in zip(maps, found, strict=True)]).astype(np.float32, copy=False)
     level = np.repeat(np.arange(len(maps)), [len(place[0]) for place in found])
     anchor, row, column = (np.concatenate(index) for index in zip(*found, strict=True))
+    # score = objectness x class probability (YOLOv1, section 2)
     places, scores, labels = _best_candidates(sigmoid(rows[:, 4:5]) * sigmoid(rows[:, 5:]), rules)
     # decode only the remaining predictions
     level, anchor, row, column = level[places], anchor[places], row[places], column[places]
@@ -92,32 +93,32 @@ def decode_boxes(
 
 
 def _best_candidates(scores: np.ndarray, rules: Thresholds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The (box, class) pairs that reach the threshold, best first, at most as many as NMS takes.
+    """The (box, class) pairs whose score reaches the threshold, best first, at most the number that NMS accepts.
 
     Args:
         scores: (K, C).
 
     Returns:
-        places (N,) in K, scores (N,), labels (N,).
+        places (N,): indices into K; scores (N,); labels (N,).
     """
     scores = scores.astype(np.float32, copy=False)
     classes = scores.shape[1]
     labels = scores.argmax(axis=1)
     best = scores[np.arange(len(scores)), labels]
     limit = max(MAX_CANDIDATES, rules.max_detections or 0)
-    least = np.float32(rules.score_threshold)
-    if len(best) > limit:  # the best of `limit` boxes are as many pairs: a pair below the least of them is not needed
-        least = max(least, _least_of_best(best, limit))
+    lowest = np.float32(rules.score_threshold)
+    if len(best) > limit:  # the `limit` best boxes give at least as many pairs: pairs with lower scores are not needed
+        lowest = max(lowest, _lowest_of_best(best, limit))
     several = rules.multi_label and classes > 1
     pairs = scores.ravel() if several else best
-    kept = np.flatnonzero(pairs >= least)
+    kept = np.flatnonzero(pairs >= lowest)
     kept = kept[np.argsort(-pairs[kept], kind="stable")[:limit]]
     if several:
         return kept // classes, pairs[kept], kept % classes
     return kept, best[kept], labels[kept]
 
 
-def _least_of_best(scores: np.ndarray, count: int) -> np.float32:
+def _lowest_of_best(scores: np.ndarray, count: int) -> np.float32:
     """The lowest of the `count` highest scores; NaN counts as the lowest."""
     return np.partition(np.nan_to_num(scores, nan=-1.0), len(scores) - count)[len(scores) - count]
 

@@ -40,7 +40,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """The outputs for images (B, H, W, 3) uint8 RGB of the input size."""
+        """Run the network on images (B, H, W, 3), uint8 RGB, of the input size."""
 
     def warm_up(self, batch: int = 1) -> None:
         """Run once on a grey image, so that memory and kernels are set up before the first real image."""
@@ -69,7 +69,7 @@ def _check_cuda(torch: Any, device: str, index: int) -> None:
         raise UserError("--device", what, "check the driver with nvidia-smi, or use --device cpu")
     if index >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise UserError("--device", f"{device!r}: the last GPU is cuda:{last}", "use one that is there")
+        raise UserError("--device", f"{device!r}: the last GPU is cuda:{last}", "choose a smaller index")
 
 
 def resolve_device(device: str) -> str:
@@ -83,9 +83,9 @@ def resolve_device(device: str) -> str:
     try:
         kind = torch.device(device)
     except RuntimeError as error:
-        raise UserError("--device", f"{device!r} is no device", "give auto, cpu, cuda or cuda:N") from error
+        raise UserError("--device", f"{device!r} is not a device", "give auto, cpu, cuda or cuda:N") from error
     if kind.type not in DEVICES or (kind.type == "mps" and not torch.backends.mps.is_available()):
-        raise UserError("--device", f"{device!r} is not there", "give auto, cpu, cuda or cuda:N")
+        raise UserError("--device", f"{device!r} is not available", "give auto, cpu, cuda or cuda:N")
     if kind.type == "cuda":
         _check_cuda(torch, device, kind.index or 0)
     return device

@@ -1,4 +1,4 @@
-"""What a network costs, by stage: parameters, multiply-adds, activations, and what separable convolutions save."""
+"""Cost of a network by stage: parameters, multiply-adds, activations, and the savings of separable convolutions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ class SummaryOptions:
     """Options of `python -m nets.summary`."""
 
     checkpoint: str | None = option(
-        None, "a checkpoint to describe, instead of the options", positional=True, nargs="?", metavar="CHECKPOINT"
+        None,
+        "checkpoint to describe; the network options below are then not allowed",
+        positional=True,
+        nargs="?",
+        metavar="CHECKPOINT",
     )
     backbone: str | None = option(None, "a backbone, or timm:NAME (default: mobilenet_v2)")
     alpha: float | None = option(None, "width multiplier of the backbone (default: 1.0)", above=0.0)
@@ -74,12 +78,12 @@ class LayerCost:
 class SeparableCost:
     """A depthwise convolution and the following pointwise one, compared with a standard one of the same k, M and N.
 
-    MobileNetV1, section 3.1: the pair costs D*D*M*(k*k + N), the ordinary one D*D*M*N*k*k, hence 1/N + 1/k^2.
+    MobileNetV1, section 3.1: the pair costs D*D*M*(k*k + N), the standard one D*D*M*N*k*k; the ratio is 1/N + 1/k^2.
 
     Args:
         name: of the depthwise convolution.
         kernel, in_channels, out_channels: k, M and N.
-        multiply_adds, ordinary_multiply_adds: as counted on both.
+        multiply_adds, ordinary_multiply_adds: counted, of the pair and of the standard convolution.
     """
 
     name: str
@@ -186,7 +190,7 @@ def compare_separable(costs: list[LayerCost]) -> list[SeparableCost]:
     for number, (depthwise, conv) in enumerate(convs):
         if not conv.groups == conv.in_channels == conv.out_channels > 1 or conv.kernel == 1:
             continue
-        # the two convolutions of squeeze-and-excitation, on 1x1 maps, may be between them
+        # The two convolutions of squeeze-and-excitation, on 1x1 maps, may be between them.
         for pointwise, following in convs[number + 1 : number + 4]:
             takes_it = (following.kernel, following.in_channels, following.groups) == (1, conv.out_channels, 1)
             if takes_it and following.size == conv.size:
@@ -229,11 +233,11 @@ def find_dead_kernels(model: nn.Module) -> list[DeadKernels]:
 
 
 def summarize(config: ModelConfig, model: nn.Module | None = None) -> dict[str, Any]:
-    """The whole summary as plain values.
+    """Summarise a network as plain values, ready for JSON.
 
     Args:
         config: the network.
-        model: the same with trained weights; adds `dead_kernels`.
+        model: the same network with trained weights; adds `dead_kernels` to the summary.
     """
     costs = count_layers(config)
     stages = sum_stages(costs)
@@ -280,9 +284,9 @@ def _format_separable(summary: dict[str, Any]) -> list[str]:
         return ["no depthwise-separable convolutions"]
     width = max(len(row["name"]) for row in summary["separable"]) + 2
     lines = [
-        "depthwise-separable convolutions beside the ordinary k x k, M to N that each replaces;",
-        "share = its multiply-adds (and weights) over the ordinary one's: 1/N + 1/k^2 by formula, and as counted",
-        f"{'depthwise':<{width}}{'k':>3}{'M':>6}{'N':>6}{'separable':>14}{'ordinary':>16}{'formula':>9}{'count':>9}",
+        "depthwise-separable convolutions, compared with the standard k x k convolution from M to N channels;",
+        "ratio of the multiply-adds (and weights): 1/N + 1/k^2 by formula, and as counted",
+        f"{'depthwise':<{width}}{'k':>3}{'M':>6}{'N':>6}{'separable':>14}{'standard':>16}{'formula':>9}{'count':>9}",
     ]
     for row in summary["separable"]:
         shape = f"{row['kernel']:>3}{row['in_channels']:>6}{row['out_channels']:>6}"
@@ -292,7 +296,7 @@ def _format_separable(summary: dict[str, Any]) -> list[str]:
     total = summary["separable_total"]
     counts = f"{total['multiply_adds']:>14,}{total['ordinary_multiply_adds']:>16,}"
     share = total["multiply_adds"] / total["ordinary_multiply_adds"]
-    lines.append(f"{'together':<{width}}{'':>15}{counts}{'':>9}{share:>9.4f}")
+    lines.append(f"{'total':<{width}}{'':>15}{counts}{'':>9}{share:>9.4f}")
     return lines
 
 
@@ -302,7 +306,7 @@ def _format_dead(summary: dict[str, Any]) -> list[str]:
     lines = [
         f"dead depthwise kernels: {empty + silent} of {sum(layer['channels'] for layer in layers)}, of which "
         f"{empty} empty (no weight reaches {summary['dead_weight']:g} with the batch norm folded) and {silent} silent "
-        f"(ReLU6 holds them at 0 for any input)",
+        f"(output 0 after ReLU6 for every input)",
         f"{'depthwise':<40}{'channels':>9}{'empty':>7}{'silent':>8}{'dead':>8}",
     ]
     for layer in layers:
@@ -312,7 +316,7 @@ def _format_dead(summary: dict[str, Any]) -> list[str]:
 
 
 def build_config(options: SummaryOptions) -> ModelConfig:
-    """The configuration for the options. Raises UserError for invalid values."""
+    """Build the configuration from the options. Raises UserError for invalid values."""
     names = ("backbone", "alpha", "neck_conv", "neck_width")
     values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     classes = tuple(f"class {number}" for number in range(options.num_classes or 80))
@@ -333,7 +337,9 @@ def main(argv: list[str] | None = None) -> None:
         given = next((name for name in typed if getattr(options, name) is not None), None)
         if given is not None:
             flag = "--" + given.replace("_", "-")
-            raise UserError(flag, "stands beside a checkpoint, which says it itself", "leave one of them out")
+            raise UserError(
+                flag, "cannot be combined with a checkpoint, which defines the network", "leave out one of them"
+            )
         checkpoint = load_checkpoint(Path(options.checkpoint))
         config = checkpoint.config
         with torch.device("meta"):

@@ -227,7 +227,7 @@ def test_other_classes_are_matched_by_name(checkpoint: Checkpoint) -> None:
         assert torch.equal(new[:, :5], old[:, :5])
         assert torch.equal(new[:, 6], old[:, 6])  # dog
         assert torch.equal(new[:, [5, 7]], start[:, [5, 7]])  # bird, fish
-    for words in ("tensors kept", "by name: dog", "start anew: bird, fish"):
+    for words in ("tensors copied", "by name: dog", "initialised randomly: bird, fish"):
         assert words in str(report)
 
 

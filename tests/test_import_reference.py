@@ -171,7 +171,7 @@ def test_a_missing_tensor_is_named(shared: Path) -> None:
 
 def test_a_tensor_without_a_place_is_named(shared: Path) -> None:
     weights = reference_weights(shared, 2) | {"backbone.model.features.19.0.weight": torch.zeros(1)}
-    with pytest.raises(UserError, match=r"features\.19\.0\.weight has no place"):
+    with pytest.raises(UserError, match=r"features\.19\.0\.weight does not belong to"):
         import_reference(weights)
 
 

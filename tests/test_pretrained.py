@@ -66,7 +66,7 @@ def publish(folder: Path, weights: dict[str, Tensor]) -> str:
 
 
 def test_none_loads_nothing() -> None:
-    assert str(load_pretrained(network(), "none")) == "pretrained: none, the backbone starts at random"
+    assert str(load_pretrained(network(), "none")) == "pretrained: none, the backbone is initialised randomly"
     assert pretrained_settings("mobilenet_v2", "none") == {}
 
 
@@ -112,7 +112,7 @@ def test_a_file_that_lacks_a_part_says_which(tmp_path: Path) -> None:
     report = load_pretrained(network(), str(tmp_path / "w.pth"))
     assert report.missing == ("features.2.block.0.0.weight",)
     assert report.mismatched == ("features.3.block.0.0.weight (1, 1, 1, 1) for (88, 24, 1, 1)",)
-    assert "left at random" in str(report)
+    assert "initialised randomly" in str(report)
 
 
 def test_weights_of_another_backbone_or_width_are_an_error(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_weights_of_another_backbone_or_width_are_an_error(tmp_path: Path) -> No
     [
         (b"", "is empty"),
         (b"<!DOCTYPE html><html>not found</html>", "is a web page"),
-        (b"\x80\x02cos\nsystem\nq\x00X\x04\x00\x00\x00true\x85R.", "refused: it could run code"),
+        (b"\x80\x02cos\nsystem\nq\x00X\x04\x00\x00\x00true\x85R.", "rejected: it could run code"),
     ],
 )
 def test_a_file_that_is_no_weights_is_an_error(content: bytes, message: str, tmp_path: Path) -> None:
@@ -139,13 +139,13 @@ def test_a_file_that_is_no_weights_is_an_error(content: bytes, message: str, tmp
 
 def test_a_misspelt_source_is_an_error() -> None:
     for function in (partial(load_pretrained, network()), partial(pretrained_settings, "mobilenet_v2")):
-        with pytest.raises(UserError, match="imagnet: no such file; give none, imagenet, or a file"):
+        with pytest.raises(UserError, match="imagnet: no such file; give none, imagenet or a weights file"):
             function("imagnet")
 
 
 def test_a_file_without_named_tensors_is_an_error(tmp_path: Path) -> None:
     torch.save([torch.zeros(3)], tmp_path / "w.pth")
-    with pytest.raises(UserError, match="holds no tensors by name"):
+    with pytest.raises(UserError, match="contains no named tensors"):
         load_pretrained(network(), str(tmp_path / "w.pth"))
 
 
@@ -153,7 +153,7 @@ def test_weights_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:
     weights = torchvision_state()
     weights["features.0.0.weight"][0] = torch.nan
     torch.save(weights, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"features\.0\.0\.weight holds NaN"):
+    with pytest.raises(UserError, match=r"features\.0\.0\.weight contains NaN"):
         load_pretrained(network(), str(tmp_path / "w.pth"))
 
 
@@ -228,7 +228,7 @@ def test_imagenet_fetches_torchvisions_file_and_checks_its_hash(
     wrong = f"mobilenet-{'0' * 8}.pth"
     (tmp_path / "www" / name).rename(tmp_path / "www" / wrong)
     entry.url = f"{server}/{wrong}"
-    with pytest.raises(RunError, match=r"has sha256 .*, not 00000000; .* give it as --pretrained FILE"):
+    with pytest.raises(RunError, match=r"has sha256 .*, not 00000000; .* give --pretrained FILE"):
         load_pretrained(network(), "imagenet")
     assert not (tmp_path / "hub" / "checkpoints" / wrong).exists()
 
@@ -250,10 +250,12 @@ def test_a_file_in_the_cache_that_is_not_the_published_one_is_fetched_again(
 def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"{server}/mobilenet-00000000.pth"  # is not there
+    url = f"{server}/mobilenet-00000000.pth"  # does not exist
     monkeypatch.setattr(pretrained, "torchvision_weights", lambda _: type("Entry", (), {"url": url}))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    with pytest.raises(RunError, match=r"404.*fetch http://127.*put it at .*hub.checkpoints.mobilenet-00000000\.pth"):
+    with pytest.raises(
+        RunError, match=r"404.*download http://127.*save it as .*hub.checkpoints.mobilenet-00000000\.pth"
+    ):
         load_pretrained(network("mobilenet_v2"), "imagenet")
 
 
@@ -285,7 +287,7 @@ def test_a_timm_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(timm_backbone, "build_timm_features", fail)
     model = network("mobilenet_v1")
-    with pytest.raises(RunError, match=r"no route; fetch https://huggingface.co/timm .*--pretrained FILE"):
+    with pytest.raises(RunError, match=r"no route; download https://huggingface.co/timm .*--pretrained FILE"):
         load_pretrained(model, "imagenet")
 
 
@@ -296,5 +298,5 @@ def test_torchvision_publishes_what_is_asked_of_it() -> None:
 
 
 def test_no_weights_are_published_for_other_widths() -> None:
-    with pytest.raises(UserError, match=r"at alpha 0\.5; take alpha 1"):
+    with pytest.raises(UserError, match=r"at alpha 0\.5; use --alpha 1"):
         load_pretrained(network(alpha=0.5), "imagenet")

@@ -190,7 +190,7 @@ def test_models_are_found_by_name_and_by_run_and_arguments_are_named(
     assert load_detector("nano", "cpu", input_size=96).config.input_size == (96, 96)
     with pytest.raises(FileNotFoundError, match="did you mean 'nano'"):
         load_detector("nanoo")
-    with pytest.raises(ValueError, match=r"name the run: .*run1"):
+    with pytest.raises(ValueError, match=r"give a run: .*run1"):
         load_detector(tmp_path / "logs")
     with pytest.raises(ValueError, match=r"^input_size: "):
         load_detector("nano", "cpu", input_size=100)

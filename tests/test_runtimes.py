@@ -127,7 +127,7 @@ def test_a_foreign_onnx_file_is_refused(tmp_path) -> None:
 
 def test_a_cut_openvino_file_is_one_line(tmp_path) -> None:
     shutil.copy(exported("openvino", RAW_ANY), tmp_path / "a.xml")
-    with pytest.raises(UserError, match=r"the \.bin must lie beside"):
+    with pytest.raises(UserError, match=r"the \.bin must be in"):
         load_runtime(tmp_path / "a.xml", "cpu")
 
 
@@ -230,7 +230,7 @@ def test_a_checkpoint_that_cannot_be_exported_runs_on_pytorch_with_one_line(monk
     monkeypatch.setattr(check, "export_and_check", fail)
     assert load_runtime(checkpoint(), "cpu").name == "torch"
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and "no such operator" in lines[1] and "runs on PyTorch" in lines[1]
+    assert len(lines) == 2 and "no such operator" in lines[1] and "PyTorch is used" in lines[1]
     assert load_runtime(checkpoint(), "cpu").name == "torch"  # and it is not tried again at each start
     assert capsys.readouterr().err == ""
 

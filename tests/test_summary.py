@@ -106,7 +106,7 @@ def test_the_table_of_a_checkpoint_tells_its_dead_kernels(tmp_path: Path, capsys
 
 
 def test_options_beside_a_checkpoint_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--alpha: stands beside a checkpoint"):
+    with pytest.raises(UserError, match="--alpha: cannot be combined with a checkpoint"):
         main([str(tmp_path / "w.pth"), "--alpha", "0.5"])
 
 

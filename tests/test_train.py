@@ -210,7 +210,7 @@ def test_starting_from_a_checkpoint_of_other_classes_keeps_what_is_shared(
     options = ("--weights", str(whole / "last.pth"), "--classes", str(names))
     run_train(tmp_path / "run", *options, epochs=1)
     said = capsys.readouterr().out
-    assert "classes taken over by name: car, house" in said and "tensors kept" in said
+    assert "classes copied by name: car, house" in said and "tensors copied" in said
     assert load_checkpoint(tmp_path / "run" / "last.pth").config.class_names == ("car", "house")
 
 

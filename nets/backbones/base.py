@@ -8,10 +8,10 @@ TIMM_PREFIX = "timm:"
 
 
 class Backbone(nn.Module):
-    """A network that gives three feature maps.
+    """A network that returns three feature maps.
 
-    A subclass sets `out_channels` and its `forward` takes (B, 3, H, W) normalised images and returns (c3, c4, c5):
-    maps at strides 8, 16 and 32 with those channels.
+    A subclass sets `out_channels`, the channels of the maps. Its `forward` takes normalised images (B, 3, H, W) and
+    returns (c3, c4, c5): maps (B, C, H/s, W/s) at strides s = 8, 16 and 32.
     """
 
     out_channels: tuple[int, int, int]

@@ -25,13 +25,13 @@ _BLOCKS = (
     (1024, 2),
     (1024, 1),
 )
-_EPS = 1e-5  # timm's; TensorFlow's files were trained with 1e-3 and say so through `bn_eps`
+_EPS = 1e-5  # timm's value; TensorFlow's weights were trained with 1e-3, which `bn_eps` sets
 
 
 class MobileNetV1(Backbone):
     """Features of MobileNetV1: `features.N` is the N-th convolution, with its batch norm and ReLU6.
 
-    ReLU6 is what the authors' code has (tensorflow/models slim), and timm and the reference with it.
+    The paper says ReLU. The authors' code (tensorflow/models, slim), timm and the reference use ReLU6.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -45,6 +45,7 @@ class MobileNetV1(Backbone):
             layers.append(ConvBNAct(channels, out_channels, eps=eps))
             channels = out_channels
         self.features = nn.Sequential(*layers)
+        # c3, c4, c5: outputs of the last blocks before the strides 16 and 32, and of the last block
         self.out_channels = (layers[10].out_channels, layers[22].out_channels, layers[26].out_channels)
         initialize(self)
 

@@ -9,12 +9,15 @@ from nets.backbones.registry import register_backbone
 from nets.layers import ConvBNAct, conv_norm, initialize, make_divisible
 from nets.model_config import ModelConfig
 
-# Expansion t, output channels c, repeats n, stride s: table 2. The last 1x1 convolution belongs to the classifier.
+# Table 2: expansion t, output channels c, repeats n, stride s. The last 1x1 convolution belongs to the classifier.
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter depthwise, project linearly; add the input where shapes allow (figure 4)."""
+    """1x1 expansion, depthwise 3x3, linear 1x1 projection; a residual connection if the shapes are equal (figure 4).
+
+    There is no activation after the projection: ReLU would destroy information in the narrow output (section 3.2).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, eps: float, padding: str):
         super().__init__()
@@ -23,7 +26,7 @@ class InvertedResidual(nn.Module):
         if expansion != 1:
             layers.append(ConvBNAct(in_channels, hidden, eps=eps))
         layers.append(ConvBNAct(hidden, hidden, 3, stride, hidden, eps=eps, padding=padding))
-        # Laid out flat, not as one ConvBNAct, because torchvision's parameter names have it so.
+        # Two entries instead of a ConvBNAct, to match torchvision's parameter names.
         layers += [nn.Conv2d(hidden, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels, eps=eps)]
         self.conv = nn.Sequential(*layers)
         self.out_channels = out_channels

@@ -1,4 +1,4 @@
-"""MobileNetV3, large and small: searched blocks with squeeze-and-excitation, https://arxiv.org/abs/1905.02244."""
+"""MobileNetV3, large and small: blocks with squeeze-and-excitation found by search, https://arxiv.org/abs/1905.02244."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nets.model_config import ModelConfig
 
 @dataclass(frozen=True)
 class _Block:
-    """A row of tables 1 and 2: kernel, expanded and output channels, squeeze-and-excitation, nonlinearity, stride."""
+    """A row of table 1 or 2: kernel, expanded and output channels, squeeze-and-excitation, nonlinearity, stride."""
 
     kernel: int
     expanded: int
@@ -58,11 +58,14 @@ _SMALL = (
 )
 _NONLINEARITIES: dict[str, ActivationType] = {"RE": nn.ReLU, "HS": nn.Hardswish}
 _STEM_CHANNELS = 16
-_EPS = 1e-3  # torchvision's, after the authors' own
+_EPS = 1e-3  # torchvision's value, taken from the authors' code
 
 
 class SqueezeExcitation(torchvision.ops.SqueezeExcitation):
-    """Gate each channel by the whole map (section 5.3), then apply `activation` if it comes after the gate."""
+    """Scale each channel by a gate computed from the pooled map (section 5.3), then apply `activation` if given.
+
+    The gate has a quarter of the channels of the expanded map, and a hard sigmoid instead of a sigmoid (section 5.2).
+    """
 
     def __init__(self, channels: int, activation: ActivationType | None = None) -> None:
         super().__init__(channels, make_divisible(channels // 4), scale_activation=nn.Hardsigmoid)
@@ -75,8 +78,8 @@ class SqueezeExcitation(torchvision.ops.SqueezeExcitation):
 class InvertedResidual(nn.Module):
     """MobileNetV2's block with squeeze-and-excitation on the expanded map (figure 4).
 
-    `se_order` `before` puts the gate between batch norm and activation, but only in blocks that expand: the
-    reference's code has it after the activation in the one that does not.
+    With `se_order` `before`, the gate is between batch norm and activation, but only in blocks with an expansion.
+    In the one block without expansion, the reference's code also has the gate after the activation.
     """
 
     def __init__(self, in_channels: int, block: _Block, config: ModelConfig, eps: float) -> None:
@@ -110,7 +113,7 @@ class MobileNetV3(Backbone):
 
     Args:
         blocks: the table of large or small.
-        last_blocks: the numbers, from 1, of the last blocks at stride 8 and 16.
+        last_blocks: numbers (from 1) of the last blocks at strides 8 and 16.
     """
 
     def __init__(self, config: ModelConfig, blocks: Sequence[_Block], last_blocks: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""The table of backbones: names, builders, and `timm:NAME`."""
+"""The table of backbones, by name, and `timm:NAME`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _discovered = False
 
 
 def register_backbone(builder: Builder) -> Builder:
-    """Put a builder into the table; its name is what `--backbone` takes."""
+    """Decorator that adds a builder to the table; the function's name becomes a value of `--backbone`."""
     _BUILDERS[builder.__name__] = builder
     return builder
 
 
 def list_backbones() -> list[str]:
-    """The names of the table, sorted; beside them stands `timm:NAME` for any timm model."""
+    """The registered names, sorted. `timm:NAME` is also accepted, for any timm model."""
     _discover()
     return sorted(_BUILDERS)
 
 
 def build_backbone(config: ModelConfig) -> Backbone:
-    """The backbone that `config.backbone` names, with random weights.
+    """Build the backbone `config.backbone` with random weights.
 
     Raises:
-        UserError: for a name that is not in the table.
+        UserError: for an unknown name.
         MissingExtra: for `timm:NAME` without timm.
     """
     _discover()
@@ -45,7 +45,7 @@ def build_backbone(config: ModelConfig) -> Backbone:
 
 
 def _discover() -> None:
-    """Import every file of this package once, so that its builders register."""
+    """Import every file of this package once, which registers its builders."""
     global _discovered
     if not _discovered:
         _discovered = True

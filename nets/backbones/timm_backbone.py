@@ -18,16 +18,16 @@ class TimmBackbone(Backbone):
 
     Raises:
         MissingExtra: timm is not installed.
-        UserError: timm has no such model, it has no such maps, or `alpha` or `padding` is asked of it.
+        UserError: timm has no such model, the model has no maps at these strides, or `alpha` or `padding` is set.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.alpha != 1.0:
-            todo = "timm's names say the width"
+            todo = "choose a timm model of another width"
             raise UserError("alpha", f"{config.alpha} cannot be set for {config.backbone}", todo)
         if config.padding != "symmetric":
-            todo = "take symmetric; timm's tf_ models pad so by themselves"
+            todo = "use symmetric; timm's tf_ models have this padding built in"
             raise UserError("padding", f"{config.padding} cannot be set for {config.backbone}", todo)
         self.features = build_timm_features(config.backbone)
         c3, c4, c5 = self.features.feature_info.channels()  # type: ignore[union-attr, operator]
@@ -41,7 +41,7 @@ class TimmBackbone(Backbone):
 
 
 def import_timm() -> Any:
-    """The package. Raises MissingExtra without it."""
+    """Import timm. Raises MissingExtra if it is not installed."""
     try:
         import timm
     except ImportError as error:
@@ -50,12 +50,12 @@ def import_timm() -> Any:
 
 
 def build_timm_features(backbone: str, pretrained: bool = False, pretrained_file: str | None = None) -> nn.Module:
-    """timm's feature extractor of `timm:NAME` with maps at strides 8, 16, 32.
+    """Build timm's feature extractor of `timm:NAME`, with maps at strides 8, 16 and 32.
 
     Args:
         backbone: the name, with or without `timm:`.
         pretrained: download timm's weights.
-        pretrained_file: load this file of timm's instead.
+        pretrained_file: load this file of timm weights instead.
     """
     timm = import_timm()
     name = backbone.removeprefix(TIMM_PREFIX)
@@ -75,7 +75,7 @@ def build_timm_features(backbone: str, pretrained: bool = False, pretrained_file
 
 
 def _stride_indices(timm: Any, name: str) -> tuple[int, ...]:
-    """Which of the model's maps are the last at each stride."""
+    """Indices of the model's last maps at strides 8, 16 and 32."""
     import torch
 
     try:
@@ -83,7 +83,9 @@ def _stride_indices(timm: Any, name: str) -> tuple[int, ...]:
             probe = timm.create_model(name, features_only=True)
         reductions = [entry["reduction"] for entry in probe.feature_info.info]
     except (AttributeError, RuntimeError, TypeError, AssertionError) as error:
-        raise UserError("backbone", f"timm:{name} gives no feature maps", "take a convolutional model") from error
+        raise UserError("backbone", f"timm:{name} returns no feature maps", "use a convolutional model") from error
     if any(stride not in reductions for stride in STRIDES) or str(getattr(probe, "output_fmt", "NCHW")) == "NHWC":
-        raise UserError("backbone", f"timm:{name} has maps at strides {reductions}, not 8, 16 and 32", "take another")
+        raise UserError(
+            "backbone", f"timm:{name} has maps at strides {reductions}, not 8, 16 and 32", "use another model"
+        )
     return tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES)

@@ -1,1 +1,1 @@
-"""Exported files: writing them, checking them against the network, and running them."""
+"""Export: write model files for other runtimes, compare them with the network, and run them."""

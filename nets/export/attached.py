@@ -1,4 +1,4 @@
-"""Metadata for formats without a metadata field: in a zip archive at the end of the file, or in a .json beside it."""
+"""Metadata for formats without a metadata field: a zip archive at the end of the file, or a separate .json."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MAX_ENTRY_BYTES = 4 << 20
 
 
 def attach(model: bytes, texts: dict[str, str]) -> bytes:
-    """A model with its metadata behind it; readers of FlatBuffers files (.tflite, .pte) do not look there.
+    """Append metadata to a model; readers of FlatBuffers files (.tflite, .pte) ignore appended bytes.
 
-    TensorFlow Lite keeps its own metadata files in the same way, so `unzip -p best.tflite` shows them.
+    TensorFlow Lite stores its own metadata in the same way; `unzip -p best.tflite` shows it.
     """
     buffer = io.BytesIO(model)
     with zipfile.ZipFile(buffer, "a") as archive:
@@ -31,7 +31,7 @@ def attach(model: bytes, texts: dict[str, str]) -> bytes:
 
 
 def detach(path: Path) -> tuple[bytes, dict[str, str]]:
-    """The model's bytes and its metadata ({} where there is none). Raises UserError for a damaged file."""
+    """Split a file into the model's bytes and its metadata ({} if it has none). Raises UserError for a damaged file."""
     data = read_file(path, MAX_MODEL_BYTES)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -49,15 +49,15 @@ def detach(path: Path) -> tuple[bytes, dict[str, str]]:
 
 
 def write_beside(path: Path, texts: dict[str, str], parts: Sequence[bytes]) -> None:
-    """Write metadata into a file of its own, with the digest of the model's parts."""
+    """Write metadata into a separate file, with a digest of the model's parts."""
     write_atomically(path, _sealed(texts, parts).encode())
 
 
 def read_beside(path: Path, files: Sequence[Path]) -> tuple[list[bytes], dict[str, str]]:
-    """The content of a model's files, and its metadata from `path`. Raises UserError if one is not there or damaged."""
+    """Read a model's files, and its metadata from `path`. Raises UserError if a file is missing or damaged."""
     for file in (*files, path):
         if not file.is_file():
-            raise UserError(file, "is not there", f"keep {', '.join(each.name for each in (*files, path))} together")
+            raise UserError(file, "does not exist", f"keep {', '.join(each.name for each in (*files, path))} together")
     parts = [read_file(file, MAX_MODEL_BYTES) for file in files]
     return parts, _checked(files[0], read_json(path, "the file that export.py wrote"), parts)
 
@@ -71,7 +71,7 @@ def _checked(path: Path, texts: object, parts: Sequence[bytes]) -> dict[str, str
         raise UserError(path, "its metadata is damaged", "export it again")
     expected = texts.pop(DIGEST, "")
     if expected != _digest(texts, parts):
-        raise UserError(path, "damaged: its bytes are not those that were exported", "use another copy")
+        raise UserError(path, "damaged: its digest does not match", "use another copy")
     return texts
 
 

@@ -1,7 +1,7 @@
 """Cache of automatically exported checkpoints: by default, every command uses the fastest runtime of this machine.
 
-Starting from an export that is there needs no PyTorch: the key is the digest of the checkpoint file, and the
-configuration stands in the export.
+Loading an existing export needs no PyTorch: the key is the digest of the checkpoint file, and the configuration is
+stored in the export.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from utils.files import file_digest, write_atomically
 if TYPE_CHECKING:
     from nets.yolov4 import YOLOv4
 
-VERSION = 1  # raise it when an export of the same checkpoint would differ
-# what a checkpoint can do, an export of it must: any batch, any size, raw maps for heat maps and other suppressions
+VERSION = 1  # increase it if the exporters change their output
+# An export must support all that a checkpoint does: any batch and size, and raw maps (heat maps, NMS variants).
 CACHED_FORM = Form(uint8_input=True, decodes=False, dynamic=True)
 CACHED_RUNTIMES = ("onnxruntime", "openvino")
 TRIALS = 15
-DEFAULT = "MOBILENET_YOLO_RUNTIME"  # environment variable: the runtime where none is named
+DEFAULT = "MOBILENET_YOLO_RUNTIME"  # environment variable: the default runtime
 
 
 def default_runtime(path: Path) -> str:
-    """The runtime of a checkpoint on the CPU where the user has named none.
+    """The default runtime of a checkpoint on the CPU.
 
     Returns:
         $MOBILENET_YOLO_RUNTIME if it is set; else what `choose_fastest` measured, or what an export that failed left
@@ -73,10 +73,10 @@ def _measured_order() -> list[str]:
 
 
 def load_cached(path: Path, runtime: str) -> Runtime:
-    """A checkpoint's export on a runtime of the CPU; exported first if it is not there, or damaged.
+    """Load the cached export of a checkpoint for a CPU runtime; export it first if it is missing or damaged.
 
     Raises:
-        MissingExtra: if a package that writes or runs it is not installed.
+        MissingExtra: if a package for export or inference is not installed.
         RunError: if it cannot be written, or its outputs differ from the checkpoint's.
     """
     target = cached_path(path, runtime)
@@ -88,16 +88,16 @@ def load_cached(path: Path, runtime: str) -> Runtime:
 
 
 def export_cached(path: Path, runtime: str) -> Path:
-    """The export of a checkpoint for a runtime, made if it is not there; its outputs are compared with the original's.
+    """Export a checkpoint for a runtime into the cache, if it is not cached, and compare the outputs of both.
 
     Raises:
-        MissingExtra: if a package that writes or runs it is not installed.
+        MissingExtra: if a package for export or inference is not installed.
         RunError: if it cannot be written, or its outputs differ from the checkpoint's.
     """
     target = cached_path(path, runtime)
     if target.is_file():
         return target
-    from nets.export.check import export_and_check  # late, all three: they import PyTorch
+    from nets.export.check import export_and_check  # these three import PyTorch
     from nets.export.parity import drawn_photos
     from nets.weights.checkpoint import load_model
 
@@ -111,7 +111,7 @@ def export_cached(path: Path, runtime: str) -> Path:
 
 
 def cached_path(path: Path, runtime: str) -> Path:
-    """Where the export of a checkpoint lies, or would lie."""
+    """The cache path of the export of a checkpoint."""
     return _folder() / f"{_digest(path)}-{VERSION}.{METADATA_VERSION}{_format_of(runtime).suffix}"
 
 
@@ -126,19 +126,19 @@ def remembered(path: Path) -> str | None:
 
 
 def remember_failure(path: Path, runtime: str, reason: str) -> None:
-    """Take PyTorch from now on, instead of trying to export at every start (until a package changes)."""
+    """Use PyTorch from now on instead of trying to export at every start (until a package changes)."""
     _remember(path, {"runtime": "torch", "file": "", "failed": {runtime: reason}})
 
 
 def choose_fastest(path: Path) -> str:
-    """Measure a checkpoint on every runtime that is installed, in turns, and remember the fastest.
+    """Measure a checkpoint on every installed runtime, alternately, and store the fastest.
 
     Returns:
-        Its name. What was measured before, on this machine with as many threads, is not measured again.
+        Its name. A stored result for this machine and number of threads is used without a new measurement.
     """
     if runtime := remembered(path):
         return runtime
-    from nets.torch_runtime import TorchRuntime  # late: they import PyTorch
+    from nets.torch_runtime import TorchRuntime  # imports PyTorch
     from nets.weights.checkpoint import load_model
 
     model = load_model(path)
@@ -169,7 +169,7 @@ def failure_reason(error: Exception) -> str:
 
 
 def measure(model: YOLOv4, runtimes: dict[str, Runtime], trials: int = TRIALS) -> dict[str, float]:
-    """Median seconds of one image by each runtime; they take turns, so that what else runs here hits all alike."""
+    """Median seconds per image on each runtime. The runtimes alternate, so that other load affects all equally."""
     image = np.random.default_rng(0).integers(0, 256, (1, *model.config.input_size, 3), np.uint8)
     samples = interleave({name: partial(runtime.run, image) for name, runtime in runtimes.items()}, trials)
     return {name: sample.median for name, sample in samples.items()}
@@ -180,7 +180,7 @@ def _format_of(runtime: str) -> Any:
 
 
 def _is_exportable(runtime: str) -> bool:
-    """Whether a checkpoint can be exported for this runtime and run on it here."""
+    """Whether the packages to export for this runtime and to run it are installed."""
     return are_installed((*_format_of(runtime).packages, *_format_of(runtime).export_packages))
 
 
@@ -190,7 +190,7 @@ def _remember(path: Path, found: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(memory, indent=1).encode())
-    except (OSError, UserError) as error:  # costs the next start some seconds, no more
+    except (OSError, UserError) as error:  # the next start only takes some seconds longer
         warn(file, f"cannot be written: {error}")
 
 
@@ -218,7 +218,7 @@ def _folder() -> Path:
 
 
 def _prune(folder: Path, keep: int = 32) -> None:
-    """Leave room for others: exports that have not been made lately go."""
+    """Delete the oldest exports, so that at most `keep` remain."""
     with contextlib.suppress(OSError):
         files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime, reverse=True)
         for file in [f for f in files if f.suffix != ".json"][keep:]:

@@ -1,4 +1,4 @@
-"""Export a network and compare the file's outputs on images; a file that differs too much is removed."""
+"""Export a network and compare the outputs of the file on images. A file that differs too much is removed."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def export_and_check(
     photos: Sequence[np.ndarray],
     info: dict[str, Any] | None = None,
 ) -> Parity | None:
-    """Write an exported file and compare it with the network; one that fails does not stay.
+    """Write an exported file and compare it with the network. A file that fails is removed.
 
     Args:
         model: in eval mode.
         path: the file.
         kind: a key of `FORMATS`.
-        form: what the file takes and gives.
-        photos: RGB images (H, W, 3) uint8 to compare on.
-        info: what else the file should say, plain types.
+        form: inputs and outputs of the file.
+        photos: RGB images (H, W, 3) uint8 for the comparison.
+        info: additional metadata, plain types.
 
     Returns:
-        The comparison; None for a format that cannot be run here.
+        The comparison, or None for a format that cannot run here.
 
     Raises:
-        RunError: if it differs by more than `TOLERANCES` allow.
+        RunError: if the outputs differ by more than `TOLERANCES`.
     """
     exporter = FORMATS[kind]
     exporter.export(model, path, form, info)
@@ -47,7 +47,7 @@ def export_and_check(
 
 
 def check_export(network: Runtime, path: Path, form: Form, photos: Sequence[np.ndarray]) -> Parity:
-    """Compare a file that was just written with the network; it is removed if it differs too much (RunError)."""
+    """Compare a new file with the network. If it differs too much, it is removed. Raises RunError."""
     try:
         exported = load_exported(path, runtimes_of(file_kind(path))[0], "cpu")
         tolerance = _tolerance(exported, form)
@@ -55,8 +55,8 @@ def check_export(network: Runtime, path: Path, form: Form, photos: Sequence[np.n
         if form.dynamic and parity.fits(tolerance):
             parity = _compare_other_size(network, exported, photos, parity, form, tolerance)
         if not parity.fits(tolerance):
-            what = f"the export does not answer as the network does: {parity}"
-            raise RunError(path, what, f"removed; allowed for {form.precision}: {tolerance}")
+            what = f"the outputs of the export differ from those of the network: {parity}"
+            raise RunError(path, what, f"it was removed; allowed for {form.precision}: {tolerance}")
     except BaseException:
         remove_export(path)
         raise
@@ -64,7 +64,7 @@ def check_export(network: Runtime, path: Path, form: Form, photos: Sequence[np.n
 
 
 def _tolerance(exported: Runtime, form: Form) -> Tolerance:
-    """OpenVINO computes a file of fp16 weights in bf16 where the CPU has it, which is coarser."""
+    """The tolerance for the precision of the computation: OpenVINO runs fp16 files in bf16 on CPUs that support it."""
     is_bf16 = exported.name == "openvino" and form.precision == "fp16"
     return TOLERANCES["bf16" if is_bf16 else form.precision]
 
@@ -77,7 +77,7 @@ def _compare_other_size(
     form: Form,
     tolerance: Tolerance,
 ) -> Parity:
-    """A file for any size must be right at another one, too; the worse of the two comparisons."""
+    """Compare a file for any size at a second size, too; returns the worse of the two comparisons."""
     config = network.config
     other = config.replace(input_size=(config.input_size[0] + 32, config.input_size[1] + 64))
     network.config = exported.config = other
@@ -89,6 +89,6 @@ def _compare_other_size(
 
 
 def remove_export(path: Path) -> None:
-    """Remove an exported file and what lies beside it."""
+    """Remove an exported file and the files that belong to it."""
     for file in FORMATS[file_kind(path)].files(path):
         file.unlink(missing_ok=True)

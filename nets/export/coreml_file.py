@@ -1,4 +1,4 @@
-"""Core ML: writing a network as .mlpackage for iPhones and Macs. It converts anywhere and runs on Apple's systems."""
+"""Write a network for Core ML, as .mlpackage for iPhones and Macs. Conversion works on Linux, too."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def export_coreml(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | 
         model: in eval mode.
         path: the folder.
         form: precision `fp32` or `fp16`.
-        info: what else the file should say, plain types; it stands in the user-defined metadata.
+        info: additional metadata, plain types; it is stored as user-defined metadata.
 
     Raises:
-        MissingExtra: without coremltools.
+        MissingExtra: if coremltools is not installed.
 
     Source: https://apple.github.io/coremltools/docs-guides/source/convert-pytorch-workflow.html
     """

@@ -1,4 +1,4 @@
-"""ExecuTorch: writing a network as .pte for its XNNPACK backend, and running it (phones)."""
+"""Write a network for ExecuTorch (phones) as .pte for its XNNPACK backend, and run it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from utils.files import write_atomically
 
 
 def export_executorch(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
-    """Write .pte with what XNNPACK can run handed to it, metadata in a zip archive at its end.
+    """Write a .pte that delegates the operations supported by XNNPACK to it; metadata in a zip archive at its end.
 
     Args:
         model: in eval mode.
         path: the file.
         form: precision `fp32`.
-        info: what else the file should say, plain types.
+        info: additional metadata, plain types.
 
     Raises:
-        MissingExtra: without executorch.
+        MissingExtra: if executorch is not installed.
 
     Source: https://docs.pytorch.org/executorch/stable/backends-xnnpack.html
     """
@@ -46,7 +46,7 @@ def export_executorch(model: YOLOv4, path: Path, form: Form, info: dict[str, Any
 
 
 class ExecuTorchRuntime(ExportedRuntime):
-    """A .pte file of ours on ExecuTorch with XNNPACK, on the CPU. It sets the threads of all such files at once."""
+    """Runs a .pte file on ExecuTorch with XNNPACK, on the CPU. The number of threads applies to all .pte files."""
 
     name = "executorch"
 
@@ -64,7 +64,9 @@ class ExecuTorchRuntime(ExportedRuntime):
         try:
             with quiet():
                 _unsafe_reset_threadpool(threads or num_threads())
-                self._program = Runtime.get().load_program(content)  # the method does not keep it alive
+                self._program = Runtime.get().load_program(
+                    content
+                )  # referenced here, because the method does not keep it alive
                 self._method = self._program.load_method("forward")
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -72,5 +74,5 @@ class ExecuTorchRuntime(ExportedRuntime):
 
     def call(self, images: np.ndarray) -> list[np.ndarray]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an array that cannot be written to
+            warnings.simplefilter("ignore")  # the warning about a read-only array
             return [output.numpy() for output in self._method.execute([torch.from_numpy(images)])]

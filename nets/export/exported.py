@@ -18,11 +18,11 @@ from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 
 class ExportedRuntime(Runtime):
-    """A file that `export.py` wrote, on the library it was written for.
+    """Runs a file written by `export.py` on the library for its format.
 
     Args:
         path: the file, for messages.
-        config, form: what it says of itself.
+        config, form: from its metadata.
 
     A subclass loads the file and implements `call`.
     """
@@ -37,7 +37,7 @@ class ExportedRuntime(Runtime):
 
     @abstractmethod
     def call(self, images: np.ndarray) -> Sequence[np.ndarray]:
-        """The outputs for an input as the file takes it."""
+        """Run the file on `images`, which have the layout and type of its input."""
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """See `Runtime.run`; raw maps are views (B, A, H, W, 5 + C)."""
@@ -53,7 +53,7 @@ class ExportedRuntime(Runtime):
         return arrays if self.decodes else [_split(raw) for raw in arrays]
 
     def _check(self, outputs: Sequence[np.ndarray]) -> None:
-        """Hold the first outputs to what the file says of itself. Raises RunError."""
+        """Compare the shapes of the first outputs with the metadata, and reject NaN. Raises RunError."""
         classes = self.config.num_classes
         if self.form.nms:
             fits = len(outputs) == 4
@@ -64,13 +64,15 @@ class ExportedRuntime(Runtime):
             fits = len(outputs) == 3 and all(o.ndim == 4 and o.shape[1] == channels for o in outputs)
         if not fits:
             shapes = ", ".join(str(tuple(output.shape)) for output in outputs)
-            raise RunError(self.path, f"gives {shapes}, which is not what {classes} classes need", "export it again")
+            raise RunError(
+                self.path, f"returns outputs of shape {shapes}, which do not fit {classes} classes", "export it again"
+            )
         if any(output.dtype.kind == "f" and np.isnan(output).any() for output in outputs):
-            raise RunError(self.path, "answers NaN: its weights are damaged", "export it again, or use another copy")
+            raise RunError(self.path, "returns NaN: its weights are damaged", "export it again, or use another copy")
         self._checked = True
 
     def read(self, outputs: Sequence[np.ndarray], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
-        """See `Runtime.read`. What a file with suppression inside has dropped cannot come back."""
+        """See `Runtime.read`. Thresholds have no effect on a file with NMS in its graph."""
         if not self.form.nms:
             return super().read(outputs, thresholds)
         config, asked = self.config, thresholds.resolved(self.config)
@@ -79,10 +81,10 @@ class ExportedRuntime(Runtime):
             or any(getattr(asked, n) != getattr(config, n) for n in ("iou_threshold", "multi_label"))
         ):
             self._warned = True
-            what = f"suppression is in the file: score {config.score_threshold:g}, IoU {config.iou_threshold:g}"
-            warn(self.path, f"{what}; other thresholds have no effect", "export it without --nms to score it")
+            what = f"NMS is part of the file: score {config.score_threshold:g}, IoU {config.iou_threshold:g}"
+            warn(self.path, f"{what}; other thresholds have no effect", "export it without --nms to evaluate it")
         boxes, scores, labels, images = outputs
-        # how many images this thread ran last: the outputs of suppression do not tell
+        # The batch size of this thread's last run, which the outputs of NMS do not contain.
         keep = scores >= asked.score_threshold
         parts = [
             np.flatnonzero(keep & (images == number))[: asked.max_detections] for number in range(self._last.batch)
@@ -96,7 +98,7 @@ def as_float(images: np.ndarray) -> np.ndarray:
 
 
 def check_cpu(name: str, device: str) -> None:
-    """Raises UserError for a device that this runtime does not use."""
+    """Raises UserError for any device but the CPU."""
     if not device.startswith("cpu"):
         raise UserError("--device", f"{name} files run on the CPU here, not on {device}", "use --device cpu")
 

@@ -1,4 +1,4 @@
-"""Inputs and outputs of an exported file, and the metadata that describes them; needs no PyTorch."""
+"""Inputs and outputs of an exported file, and the metadata that describes them. Importing it needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ DECODED_OUTPUTS = ("boxes", "scores")
 
 @dataclass(frozen=True)
 class Form:
-    """What an exported file takes and gives.
+    """Inputs and outputs of an exported file.
 
     Args:
-        uint8_input: (B, H, W, 3) uint8 RGB, as a camera or decoder gives it, instead of (B, 3, H, W) float in [0, 1].
-        decodes: gives boxes (B, N, 4) xyxy input pixels and scores (B, N, C), objectness x class probability,
+        uint8_input: input (B, H, W, 3) uint8 RGB, as decoders return it, instead of (B, 3, H, W) float in [0, 1].
+        decodes: outputs are boxes (B, N, 4) xyxy input pixels and scores (B, N, C), objectness x class probability,
             instead of three raw maps (B, 3 * (5 + C), H/s, W/s).
-        nms: suppression is in the graph, too: boxes (K, 4), scores (K,), labels (K,) and images (K,), the number of
-            the image in its batch.
-        dynamic: takes any batch and any size in multiples of 32.
+        nms: NMS is part of the graph. Outputs are boxes (K, 4), scores (K,), labels (K,) and images (K,), the index of
+            the image in the batch.
+        dynamic: accepts any batch size, and any input size in multiples of 32.
         precision: `fp32`, `fp16`, `bf16` or `int8`.
     """
 
@@ -46,8 +46,8 @@ class Form:
         return DECODED_OUTPUTS if self.decodes else RAW_OUTPUTS
 
     def example(self, config: ModelConfig, batch: int = 1) -> Tensor:
-        """An input for tracing: noise."""
-        import torch  # only where a network is traced
+        """A random input for tracing."""
+        import torch  # imported here: only tracing needs it
 
         height, width = config.input_size
         if self.uint8_input:
@@ -56,7 +56,7 @@ class Form:
 
 
 def write_metadata(config: ModelConfig, form: Form, info: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """What a file says of itself, as texts by name: `format`, `model` and `form` and `info` as JSON, plain hints."""
+    """The metadata of a file, as texts by name: `format`; `model`, `form` and `info` as JSON; and readable hints."""
     height, width = config.input_size
     image = "uint8 (B, H, W, 3) RGB" if form.uint8_input else "float32 (B, 3, H, W) RGB in [0, 1]"
     return {
@@ -67,7 +67,7 @@ def write_metadata(config: ModelConfig, form: Form, info: Mapping[str, Any] | No
         "info": json.dumps(dict(info or {})),
         "names": json.dumps(list(config.class_names)),
         "input": f"{image}, {height} x {width}, {config.resize_mode}",
-        "description": "MobileNet-YOLOv4 detector; `model` holds classes, sizes and thresholds as JSON",
+        "description": "MobileNet-YOLOv4 detector; `model` contains classes, sizes and thresholds as JSON",
     }
 
 
@@ -75,13 +75,17 @@ def read_metadata(where: object, texts: Mapping[str, str]) -> tuple[ModelConfig,
     """The inverse of `write_metadata`.
 
     Raises:
-        UserError: if the file is not one of ours, or of a newer version.
+        UserError: if the file was not exported by this platform, or by a newer version.
     """
     if texts.get("format") != FORMAT:
-        raise UserError(where, "was not exported by this platform: it does not say what it is", "run export.py")
+        raise UserError(where, "was not exported by this platform: it has no metadata", "use export.py")
     if texts.get("format_version") != str(METADATA_VERSION):
         version = texts.get("format_version")
-        raise UserError(where, f"has metadata version {version}, this is {METADATA_VERSION}", "update this platform")
+        raise UserError(
+            where,
+            f"has metadata version {version}; this platform reads version {METADATA_VERSION}",
+            "update this platform",
+        )
     try:
         config = ModelConfig.from_dict(json.loads(texts["model"]))
         form = Form(**json.loads(texts["form"]))

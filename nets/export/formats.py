@@ -17,20 +17,21 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class Format:
-    """One export format. Modules are named, not imported: each is loaded when the format is used.
+    """One export format. Modules are given by name, and are imported when the format is used.
 
     Args:
-        title: what a reader calls its runtime.
-        suffix: of the file.
-        exporter: `module:function` that writes it, called with (model, path, form, info).
-        runtime: name of the runtime that runs it, or None if nothing here can.
-        loader: `module:class` of that runtime, called with (path, device).
-        packages: what running it needs; `export_packages`: what writing it needs besides.
-        half: what --half means for it.
-        quantizer: `module:function` that writes it in int8, called with (model, path, form, photos, info).
-        nms, dynamic, uint8_input: whether it has them.
-        beside: what replaces `suffix` in the names of the files that belong to it.
-        also: other runtimes that take the file.
+        title: display name of its runtime.
+        suffix: suffix of the file.
+        exporter: `module:function` that writes the file, called with (model, path, form, info).
+        runtime: name of the runtime, or None if this platform cannot run the file.
+        loader: `module:class` of the runtime, called with (path, device).
+        packages: packages for inference.
+        export_packages: additional packages for export.
+        half: precision with --half.
+        quantizer: `module:function` that writes an int8 file, called with (model, path, form, photos, info).
+        nms, dynamic, uint8_input: whether the format supports them.
+        beside: suffixes of the additional files, each in place of `suffix`.
+        also: other runtimes that can run the file.
     """
 
     title: str
@@ -53,13 +54,13 @@ class Format:
         _resolve(self.exporter)(*arguments)
 
     def quantize(self, *arguments: Any) -> str:
-        """Write an int8 file of this format; returns what is left in floating point, in words."""
+        """Write an int8 file of this format; returns a description of the layers that remain in floating point."""
         assert self.quantizer is not None
         return _resolve(self.quantizer)(*arguments)
 
     @property
     def runs(self) -> bool:
-        """Whether this platform runs the file, and so can check it."""
+        """Whether this platform can run the file, and therefore check it."""
         return self.runtime is not None
 
     @property
@@ -68,12 +69,12 @@ class Format:
         return self.quantizer is not None
 
     def files(self, path: Path) -> list[Path]:
-        """The file and those that belong to it."""
+        """The file and its additional files."""
         stem = path.name[: -len(self.suffix)]
         return [path, *(path.with_name(stem + suffix) for suffix in self.beside)]
 
     def closest(self, form: Form) -> Form:
-        """This form without what the format does not have."""
+        """`form` without the features that the format does not support."""
         return dataclasses.replace(
             form,
             uint8_input=form.uint8_input and self.uint8_input,
@@ -179,22 +180,22 @@ RUNTIMES = ("auto", "fastest", "torch", *FORMAT_OF_RUNTIME)
 
 
 def runtimes_of(kind: str) -> tuple[str, ...]:
-    """The runtimes that take a file of this format, the usual one first."""
+    """Names of the runtimes for files of this format, the default first."""
     each = FORMATS[kind]
     return (each.runtime, *each.also) if each.runtime else ()
 
 
 def load_exported(path: Path, runtime: str, device: str) -> Runtime:
-    """An exported file on a runtime."""
+    """Load an exported file on a runtime."""
     loader = FORMATS[FORMAT_OF_RUNTIME[runtime]].loader
     assert loader is not None
     return _resolve(loader)(path, device)
 
 
 def file_kind(path: Path) -> str:
-    """`checkpoint` or a key of `FORMATS`. Raises UserError for an unknown suffix."""
+    """The kind of a model file: `checkpoint` or a key of `FORMATS`. Raises UserError for an unknown suffix."""
     suffix = path.suffix.lower()
-    if suffix == ".pt" and _resolve("nets.export.torchscript_file:is_export")(path):  # PyTorch's name for anything
+    if suffix == ".pt" and _resolve("nets.export.torchscript_file:is_export")(path):  # .pt is also used for checkpoints
         return "torchscript"
     if suffix in CHECKPOINT_SUFFIXES:
         return "checkpoint"
@@ -202,7 +203,7 @@ def file_kind(path: Path) -> str:
         if each.runs and path.name.lower().endswith(each.suffix):
             return name
     known = ", ".join([*CHECKPOINT_SUFFIXES, *(each.suffix for each in FORMATS.values() if each.runs)])
-    raise UserError(path, f"unknown kind of model file {path.suffix!r}", f"known: {known}")
+    raise UserError(path, f"unknown type of model file {path.suffix!r}", f"known: {known}")
 
 
 def are_installed(packages: Iterable[str]) -> bool:

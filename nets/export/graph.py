@@ -17,14 +17,14 @@ BOX_PARTS = (slice(0, 4), slice(4, 5), slice(5, None))  # of an anchor's outputs
 
 
 class DeployedNetwork(nn.Module):
-    """A copy of a network, ready to be traced: it takes and gives what `form` says.
+    """A copy of a network for tracing, with the inputs and outputs of `form`.
 
-    Batch norms are folded. The standard deviation (and the 255 of uint8) is folded into the first convolution, which
-    is exact. The mean is subtracted in the graph where it is not zero: moved into that convolution's bias it would be
-    wrong along the border, where the padding is zero *after* normalisation.
+    Batch norms are folded. The standard deviation (and the factor 255 of uint8) is folded into the first convolution,
+    which is exact. A mean that is not zero is subtracted in the graph. Folded into the bias of that convolution, it
+    would give wrong values along the border, where the zero padding comes *after* normalisation.
 
-    Boxes and scores come from convolutions of their own (the parts of the head's last one), so that a quantiser gives
-    each its own scale.
+    Boxes, objectness and classes come from separate convolutions (parts of the head's last one), so that a quantiser
+    gives each its own scale.
     """
 
     mean: Tensor | None
@@ -58,18 +58,18 @@ class DeployedNetwork(nn.Module):
         if first.in_channels == 3 and first.groups == 1 and not config.backbone.startswith("timm:"):
             first.weight.data = first.weight.data / (std * unit).view(1, 3, 1, 1)
             scale = None
-        else:  # a foreign network may do anything with its input before its first convolution
+        else:  # a timm model may process its input before its first convolution
             scale = 1 / (std * unit).view(1, 3, 1, 1)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("mean", (mean * unit).view(1, 3, 1, 1) if any(config.mean) else None, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images to boxes and scores, or to raw maps; see `Form`."""
+        """Compute boxes and scores, or raw maps; see `Form` for the shapes."""
         maps = self.compute_maps(images)
         return self.decode(*maps) if self.form.decodes else maps
 
     def compute_maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What the convolutions give: for each level the raw map, or (B, A * n, H, W) of boxes, objectness, classes."""
+        """Outputs of the convolutions: for each level the raw map, or (B, A * n, H, W) boxes, objectness, classes."""
         x = images.permute(0, 3, 1, 2).contiguous() if self.form.uint8_input else images
         x = x.to(self.dtype)
         if self.mean is not None:
@@ -80,14 +80,14 @@ class DeployedNetwork(nn.Module):
         return tuple(conv(x).float() for convs, x in zip(self.lasts, features, strict=True) for conv in convs)
 
     def decode(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        """What `compute_maps` gives to boxes (B, N, 4) and scores (B, N, C)."""
+        """Convert the outputs of `compute_maps` to boxes (B, N, 4) xyxy input pixels and scores (B, N, C)."""
         levels = [[x.unflatten(1, (ANCHORS_PER_LEVEL, -1)) for x in maps[i : i + 3]] for i in range(0, len(maps), 3)]
         boxes = [self._boxes(level, parts[0]) for level, parts in enumerate(levels)]
         scores = [_flatten(classes.sigmoid() * objectness.sigmoid()) for _, objectness, classes in levels]
         return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
 
     def _boxes(self, level: int, offsets: Tensor) -> Tensor:
-        # coordinates stay in the channel dimension: runtimes are slow at slices of a short last one
+        # Coordinates stay in the channel dimension: runtimes are slow at slicing a short last dimension.
         cells = getattr(self, f"cells{level}")
         if self.form.dynamic:
             cells = _cells(offsets.shape[3], offsets.shape[4])
@@ -97,7 +97,7 @@ class DeployedNetwork(nn.Module):
 
 
 def _part_of_head(conv: nn.Conv2d, part: slice) -> nn.Conv2d:
-    """The convolution that gives only these outputs of each anchor."""
+    """The part of a convolution that computes only these outputs of each anchor."""
     assert conv.bias is not None
     weight = conv.weight.data.view(ANCHORS_PER_LEVEL, -1, *conv.weight.shape[1:])[:, part].flatten(0, 1)
     bias = conv.bias.data.view(ANCHORS_PER_LEVEL, -1)[:, part].flatten()

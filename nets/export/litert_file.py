@@ -1,4 +1,4 @@
-"""Writing a network for LiteRT (TensorFlow Lite), as .tflite."""
+"""Write a network for LiteRT (TensorFlow Lite), as .tflite."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from utils.files import write_atomically
 
 
 def export_litert(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
-    """Write .tflite by Google's converter from PyTorch, metadata in a zip archive at its end.
+    """Write .tflite with Google's converter from PyTorch; metadata in a zip archive at its end.
 
     Args:
         model: in eval mode.
         path: the file.
-        form: precision `fp32`, or `fp16`: weights of half the size.
-        info: what else the file should say, plain types.
+        form: precision `fp32`, or `fp16` (weights in float16, half the size).
+        info: additional metadata, plain types.
 
     Raises:
-        MissingExtra: without litert-torch.
+        MissingExtra: if litert-torch is not installed.
 
     Source: https://ai.google.dev/edge/litert/models/convert_pytorch
     """
@@ -38,7 +38,7 @@ def export_litert(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | 
 
 
 def convert_litert(network: nn.Module, example: Any) -> bytes:
-    """The FlatBuffers file of a network. Raises MissingExtra without litert-torch."""
+    """Convert a network to a FlatBuffers file. Raises MissingExtra if litert-torch is not installed."""
     with quiet():
         try:
             import litert_torch
@@ -51,7 +51,7 @@ def convert_litert(network: nn.Module, example: Any) -> bytes:
 
 
 def _with_half_weights(content: bytes) -> bytes:
-    """The same file with weights of 16 bits; what computes in float32 widens them when it loads."""
+    """Convert the weights of a file to float16; runtimes that compute in float32 convert them back when loading."""
     from ai_edge_quantizer import quantizer, recipe_manager
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
     from ai_edge_quantizer.qtyping import TFLOperationName

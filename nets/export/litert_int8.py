@@ -1,4 +1,4 @@
-"""LiteRT int8: ranges from real images by Google's quantiser; with raw maps every tensor is of whole numbers."""
+"""LiteRT int8: Google's quantiser, calibrated on real images; with raw maps, all tensors are integers."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from utils.cpus import num_threads
 from utils.errors import MissingExtra
 from utils.files import write_atomically
 
-INPUT_NAME = "args_0"  # what the converter calls the first argument
+INPUT_NAME = "args_0"  # the converter's name of the first argument
 
 
 def quantize_litert(
     model: YOLOv4, path: Path, form: Form, photos: Sequence[np.ndarray], info: dict[str, Any] | None = None
 ) -> str:
-    """Write an int8 .tflite (weights by channel, activations by tensor); arguments and result as of `quantize_onnx`.
+    """Write an int8 .tflite (weights per channel, activations per tensor). Arguments and result as in `quantize_onnx`.
 
-    With raw maps nothing stays in floating point, input and outputs included: what Coral and the NPUs of
-    microcontrollers take. With boxes and scores, decoding stays, and what suffers most.
+    With raw maps, everything is integer, including input and outputs, as Coral and the NPUs of microcontrollers
+    require. With boxes and scores, decoding and the most sensitive layers remain in floating point.
 
     Source: https://ai.google.dev/edge/litert/models/post_training_quantization
     """
@@ -40,7 +40,7 @@ def quantize_litert(
     except ImportError as error:
         raise MissingExtra("int8 for LiteRT", "ai-edge-quantizer", "litert-export") from error
     inputs, example = as_inputs(photos, model.config, form), form.example(model.config)
-    if not form.decodes:  # floats of 0 to 255 where it takes uint8: once quantised, they are those bytes again
+    if not form.decodes:  # a float input of 0 to 255, which after quantisation is the uint8 input
         inputs, example = [each.astype(np.float32) for each in inputs], example.float()
     content = convert_litert(DeployedNetwork(model, Form(form.uint8_input, form.decodes)), example)
     everything, operations = qtyping.TFLOperationName.ALL_SUPPORTED, qtyping.TFLOperationName
@@ -97,7 +97,7 @@ def _run(content: bytes) -> Run:
 
 
 def _nodes(content: bytes) -> list[Node]:
-    """The file's operations, each by the name of its first output, by which the quantiser knows it."""
+    """The operations of a file, each named after its first output, as in the quantiser."""
     interpreter = _interpreter(content)
     names = {each["index"]: each["name"] for each in interpreter.get_tensor_details()}
     operations = [each for each in interpreter._get_ops_details() if each["op_name"] != "DELEGATE"]

@@ -1,4 +1,4 @@
-"""Running LiteRT (TensorFlow Lite) files (Android, boards, microcontrollers); needs no PyTorch."""
+"""Run LiteRT (TensorFlow Lite) files (Android, boards, microcontrollers), without PyTorch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.errors import MissingExtra, UserError
 
 
 class LiteRtRuntime(ExportedRuntime):
-    """A .tflite file of ours on LiteRT with XNNPACK, on the CPU."""
+    """Runs a .tflite file on LiteRT with XNNPACK, on the CPU."""
 
     name = "litert"
 
@@ -38,7 +38,7 @@ class LiteRtRuntime(ExportedRuntime):
             reason = " ".join(str(error).split())[:200]
             raise UserError(path, f"LiteRT cannot load it: {reason}", "export it again") from error
         self._input = self.interpreter.get_input_details()[0]
-        # their names end in the number of the output, in whatever order the file lists them
+        # The names end in the number of the output; the file may list them in another order.
         self._outputs = sorted(self.interpreter.get_output_details(), key=lambda each: each["name"])
 
     def call(self, images: np.ndarray) -> list[np.ndarray]:
@@ -48,7 +48,7 @@ class LiteRtRuntime(ExportedRuntime):
 
 
 def _scale(details: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Scale and zero point of a tensor of whole numbers; None for one that was not quantised."""
+    """Scale and zero point of an integer tensor; None for a tensor that is not quantised."""
     parameters = details["quantization_parameters"]
     return (parameters["scales"], parameters["zero_points"]) if len(parameters["scales"]) else None
 

@@ -1,4 +1,4 @@
-"""Open any model file for inference: a checkpoint or an exported file, on the requested runtime."""
+"""Load any model file for inference: a checkpoint or an exported file, on the requested runtime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.errors import UserError, warn
 
 
 def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") -> Runtime:
-    """Make a model file ready to run.
+    """Load a model file for inference.
 
     Args:
         path: a checkpoint, an exported file, or a folder: of a run (its best.pth), or of one exported file.
@@ -23,8 +23,8 @@ def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") 
             PyTorch where that cannot be exported; `fastest` measures, once, and `auto` takes what it found.
 
     Raises:
-        UserError: for a file that is no model, or that the named runtime does not run.
-        MissingExtra: if what the file needs is not installed.
+        UserError: for a file that is not a model, or that the runtime cannot run.
+        MissingExtra: if a package for the file is not installed.
     """
     if runtime not in RUNTIMES:
         raise UserError("--runtime", f"{runtime!r} is not known", f"choose from {', '.join(RUNTIMES)}")
@@ -41,7 +41,7 @@ def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") 
 
 
 def _load_checkpoint(path: Path, device: str, runtime: str) -> Runtime:
-    open_model_file(path).close()  # what is no file is refused here, before anything is looked up by its digest
+    open_model_file(path).close()  # rejects a missing or irregular file before its digest is computed
     if not device.startswith("cpu"):
         return _load_network(path, device)
     if runtime == "fastest":
@@ -52,7 +52,7 @@ def _load_checkpoint(path: Path, device: str, runtime: str) -> Runtime:
 
 
 def _load_default(path: Path) -> Runtime:
-    """The fastest runtime that is installed; PyTorch, with one line, if the checkpoint cannot be exported for it."""
+    """Load a checkpoint on the default runtime; on PyTorch, with a warning, if the export fails."""
     runtime = default_runtime(path)
     if runtime == "torch":
         return _load_network(path, "cpu")
@@ -68,7 +68,7 @@ def _load_default(path: Path) -> Runtime:
 
 
 def _load_network(path: Path, device: str) -> Runtime:
-    from nets.torch_runtime import TorchRuntime  # late: a cached export runs without PyTorch
+    from nets.torch_runtime import TorchRuntime  # imported here: a cached export runs without PyTorch
     from nets.weights.checkpoint import load_model
 
     return TorchRuntime(load_model(path), device)

@@ -1,4 +1,4 @@
-"""Writing a network for ncnn, as .ncnn.param, .ncnn.bin and .ncnn.json."""
+"""Write a network for ncnn, as .ncnn.param, .ncnn.bin and .ncnn.json."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from utils.files import write_atomically
 
 
 def export_ncnn(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
-    """Write NAME.ncnn.param, NAME.ncnn.bin and NAME.ncnn.json by pnnx, ncnn's own converter, from TorchScript.
+    """Write NAME.ncnn.param, NAME.ncnn.bin and NAME.ncnn.json with pnnx, ncnn's converter, from TorchScript.
 
     Args:
         model: in eval mode.
         path: NAME.ncnn.param.
-        form: precision `fp32`, or `fp16`: weights of half the size, and the device computes in fp16 where it can.
-        info: what else the file should say, plain types.
+        form: precision `fp32`, or `fp16` (weights of half the size; devices that support fp16 compute in it).
+        info: additional metadata, plain types.
 
     Raises:
-        MissingExtra: without pnnx.
+        MissingExtra: if pnnx is not installed.
         RunError: if pnnx fails.
 
     Source: https://github.com/pnnx/pnnx, "Usage"
@@ -36,7 +36,7 @@ def export_ncnn(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | No
 
 
 def save_ncnn(path: Path, param: bytes, weights: bytes, texts: dict[str, str]) -> None:
-    """Write the three files, the one that is opened last."""
+    """Write the three files; the .param, which users open, is written last."""
     param_file, bin_file, json_file = ncnn_files(path)
     write_beside(json_file, texts, [param, weights])
     write_atomically(bin_file, weights)
@@ -44,7 +44,7 @@ def save_ncnn(path: Path, param: bytes, weights: bytes, texts: dict[str, str]) -
 
 
 def convert_ncnn(model: YOLOv4, path: Path, form: Form) -> tuple[bytes, bytes]:
-    """The content of .param and .bin; `path` is for messages."""
+    """Convert a network to the contents of .param and .bin. `path` is only for messages."""
     try:
         import pnnx
     except ImportError as error:
@@ -61,6 +61,6 @@ def convert_ncnn(model: YOLOv4, path: Path, form: Form) -> tuple[bytes, bytes]:
         written = [Path(folder) / f"model.ncnn.{part}" for part in ("param", "bin")]
         if done.returncode or not all(file.is_file() for file in written):
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-            raise RunError(path, f"pnnx failed: {lines[-1][:200]}", "see its messages with another version of pnnx")
+            raise RunError(path, f"pnnx failed: {lines[-1][:200]}", "try another version of pnnx")
         param, weights = (file.read_bytes() for file in written)
     return param, weights

@@ -1,7 +1,7 @@
-"""ncnn int8: what ncnn's own tools ncnn2table and ncnn2int8 do, which are not on PyPI.
+"""ncnn int8: a replacement for ncnn's tools ncnn2table and ncnn2int8, which are not on PyPI.
 
-Only weights and ranges are worked out here; ncnn itself runs the file. The layout of a layer's data in .bin is that of
-`ModelBinFromDataReader::load` and of each layer's `load_model`.
+Only weights and activation ranges are computed here; ncnn itself runs the file. The layout of a layer's data in .bin
+follows `ModelBinFromDataReader::load` and each layer's `load_model`.
 
 Source: https://github.com/Tencent/ncnn/wiki/quantized-int8-inference
 """
@@ -25,15 +25,15 @@ from utils.cpus import num_threads
 from utils.errors import RunError
 
 FLOAT_TAG, INT8_TAG = b"\x00\x00\x00\x00", (0x000D4B38).to_bytes(4, "little")
-BINS = 2048  # of an activation's histogram
-BEST_LIMITS = np.linspace(0.3, 1.0, 71)  # parts of the largest value that are tried as the limit of a range
-# numbers of the parameters that are read or written here
+BINS = 2048  # histogram bins of an activation
+BEST_LIMITS = np.linspace(0.3, 1.0, 71)  # candidates for the clipping limit, as fractions of the largest value
+# keys of the layer parameters that are read or written here
 OUTPUTS, BIAS, WEIGHTS, GROUPS, INT8_SCALES = 0, 5, 6, 7, 8
 
 
 @dataclass
 class _Layer:
-    """A line of .param and what .bin holds for it."""
+    """A layer: a line of .param and its data in .bin."""
 
     kind: str
     name: str
@@ -53,7 +53,7 @@ class _Layer:
 def quantize_ncnn(
     model: YOLOv4, path: Path, form: Form, photos: Sequence[np.ndarray], info: dict[str, Any] | None = None
 ) -> str:
-    """Write an int8 ncnn file, activations by tensor; arguments and result as of `quantize_onnx`."""
+    """Write an int8 ncnn file (activations per tensor). Arguments and result as in `quantize_onnx`."""
     param, weights = convert_ncnn(model, path, form)
     layers = _parse(path, param.decode(), weights)
     inputs = as_inputs(photos, model.config, Form())
@@ -73,7 +73,7 @@ def quantize_ncnn(
 
 
 def _parse(path: Path, param: str, weights: bytes) -> list[_Layer]:
-    """The layers with their arrays. Raises RunError if the file is not laid out as expected."""
+    """Parse the layers with their arrays. Raises RunError for an unexpected layout."""
     layers = []
     for line in param.splitlines()[2:]:
         kind, name, *rest = line.split()
@@ -106,12 +106,12 @@ def _parse(path: Path, param: str, weights: bytes) -> list[_Layer]:
         elif layer.kind == "MemoryData":
             layer.arrays = [take(int(np.prod([layer.number(key) or 1 for key in (0, 1, 2, 11)])))]
     if place != len(weights):
-        raise RunError(path, "holds layers of an unknown layout, which are not quantised", "leave out --int8")
+        raise RunError(path, "contains layers with an unknown layout, which cannot be quantised", "leave out --int8")
     return layers
 
 
 def _write(param: str, layers: Sequence[_Layer], limits: dict[str, float], left_out: set[str]) -> tuple[bytes, bytes]:
-    """The content of .param and .bin with every convolution in int8 that is not left out."""
+    """The contents of .param and .bin with every convolution in int8, except those in `left_out`."""
     lines, data = param.splitlines()[:2], bytearray()
     for layer in layers:
         parameters = dict(layer.parameters)
@@ -138,7 +138,7 @@ def _write(param: str, layers: Sequence[_Layer], limits: dict[str, float], left_
 def _activation_limits(
     param: bytes, weights: bytes, convolutions: Sequence[_Layer], inputs: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """For each convolution the limit of its input's range that leaves the least squared error over all images."""
+    """For each convolution, the clipping limit of its input with the lowest squared error over all images."""
     net = _load(param, weights)
     names = [each.inputs[0] for each in convolutions]
     largest = np.zeros(len(names))
@@ -157,7 +157,7 @@ def _activation_limits(
 
 
 def _best_limit(counts: np.ndarray) -> float:
-    """The part of a histogram's range that, divided into 127 steps and cut off, leaves the least squared error."""
+    """The fraction of a histogram's range with the lowest squared error after clipping and rounding to 127 steps."""
     values = (np.arange(BINS) + 0.5) / BINS
     errors = []
     for limit in BEST_LIMITS:
@@ -167,7 +167,7 @@ def _best_limit(counts: np.ndarray) -> float:
 
 
 def _load(param: bytes, weights: bytes) -> Any:
-    """An `ncnn.Net` that computes in float32 what is not int8, and keeps what lies between the layers."""
+    """Load an `ncnn.Net` that computes other layers in float32 and keeps the intermediate tensors."""
     net = import_ncnn().Net()
     net.opt.num_threads, net.opt.lightmode = num_threads(), False
     for option in FP16_OPTIONS:
@@ -177,7 +177,7 @@ def _load(param: bytes, weights: bytes) -> Any:
         for file, content in zip(files, (param, weights), strict=True):
             file.write_bytes(content)
         if net.load_param(str(files[0])) or net.load_model(str(files[1])):
-            raise RunError("int8 for ncnn", "ncnn does not load what was written", "leave out --int8")
+            raise RunError("int8 for ncnn", "ncnn cannot load the quantised file", "leave out --int8")
     return net
 
 

@@ -1,4 +1,4 @@
-"""Running ncnn files on ncnn (phones and boards); needs no PyTorch."""
+"""Run ncnn files (phones and boards), without PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FP16_OPTIONS = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
 
 
 def import_ncnn() -> Any:
-    """The package. Raises MissingExtra without it."""
+    """Import ncnn. Raises MissingExtra if it is not installed."""
     try:
         import ncnn
     except ImportError as error:
@@ -33,7 +33,7 @@ def ncnn_files(path: Path) -> tuple[Path, Path, Path]:
 
 
 class NcnnRuntime(ExportedRuntime):
-    """An ncnn file of ours on ncnn, on the CPU."""
+    """Runs an ncnn file on ncnn, on the CPU."""
 
     name = "ncnn"
 
@@ -41,7 +41,7 @@ class NcnnRuntime(ExportedRuntime):
         check_cpu("ncnn", device)
         ncnn = import_ncnn()
         param_file, bin_file, json_file = ncnn_files(path)
-        # the digests are compared first: ncnn itself crashes on damaged files
+        # The digests are checked first, because ncnn crashes on damaged files.
         _, texts = read_beside(json_file, [param_file, bin_file])
         config, form = read_metadata(path, texts)
         super().__init__(path, config, form)
@@ -61,5 +61,5 @@ class NcnnRuntime(ExportedRuntime):
             status, output = extractor.extract(name)
             if status:
                 raise RuntimeError(f"{name}: status {status}")
-            outputs.append(np.array(output)[None])  # ncnn knows no batch
+            outputs.append(np.array(output)[None])  # ncnn has no batch dimension
         return outputs

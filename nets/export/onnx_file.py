@@ -1,4 +1,4 @@
-"""Writing a network as ONNX."""
+"""Write a network as ONNX."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from nets.weights.checkpoint import write_atomically
 from nets.yolov4 import YOLOv4
 from utils.errors import MissingExtra
 
-OPSET = 18  # what ONNX Runtime 1.14 (2023) and later, OpenVINO and TensorRT 10 read
+OPSET = 18  # supported by ONNX Runtime 1.14 (2023) and later, OpenVINO and TensorRT 10
 
 
 def export_onnx(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
-    """Write a network as ONNX, classes, sizes and thresholds in its metadata.
+    """Write a network as ONNX, with classes, sizes and thresholds in its metadata.
 
     Args:
         model: in eval mode.
         path: the file.
-        form: what the file takes and gives; precision `fp32` or `fp16` (`int8` comes from `nets.export.quantize`).
-        info: what else the file should say, plain types.
+        form: inputs and outputs of the file; precision `fp32` or `fp16` (for `int8`, see `nets.export.quantize`).
+        info: additional metadata, plain types.
 
     Raises:
-        MissingExtra: without onnx and onnxscript.
+        MissingExtra: if onnx or onnxscript is not installed.
         RunError: if the file cannot be written.
     """
     write_atomically(path, build_onnx(model, form, info).SerializeToString())
@@ -60,10 +60,11 @@ def set_metadata(proto: Any, texts: dict[str, str]) -> None:
 
 
 def _trace_dynamic(network: DeployedNetwork) -> Any:
-    """The network for any batch and size.
+    """Trace a network for any batch and size.
 
-    The convolutions say nothing of sizes: their graph is traced for one size, and only its borders are freed (the
-    exporter takes minutes to prove the same). Decoding does, and is traced with free sizes.
+    The graph of the convolutions does not depend on the size. It is traced for one size, and then the sizes of its
+    inputs and outputs are made dynamic, because the exporter takes minutes to derive the same. Decoding depends on the
+    size, and is traced with dynamic sizes.
     """
     import onnx
 
@@ -90,7 +91,7 @@ def _trace_dynamic(network: DeployedNetwork) -> Any:
 
 
 class _Part(nn.Module):
-    """A method as a network."""
+    """A module whose forward is the given method."""
 
     def __init__(self, method: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
@@ -117,20 +118,20 @@ def trace_onnx(
     free: Any = None,
     inputs: Sequence[str] = (INPUT,),
 ) -> Any:
-    """An `onnx.ModelProto` of a network.
+    """Trace a network as an `onnx.ModelProto`.
 
     Args:
         model: in eval mode.
-        examples: its inputs, of the right shapes and types.
-        outputs, inputs: what to call them, in order.
-        free: which sizes of each input are free, as `torch.export` takes it ({axis: Dim}); None fixes all.
+        examples: example inputs with the right shapes and types.
+        outputs, inputs: names, in order.
+        free: dynamic sizes of each input, as in `torch.export` ({axis: Dim}); None if all are fixed.
 
     Raises:
-        MissingExtra: without onnx and onnxscript.
+        MissingExtra: if onnx or onnxscript is not installed.
     """
     try:
         import onnx
-        import onnxscript  # noqa: F401 -- torch's exporter imports it late, with an error of its own
+        import onnxscript  # noqa: F401 -- torch's exporter imports it later, with a less clear error
     except ImportError as error:
         raise MissingExtra("export to ONNX", "onnx and onnxscript", "onnx") from error
     with quiet(), torch.no_grad():
@@ -145,7 +146,7 @@ def trace_onnx(
             verbose=False,
         )
     proto = program.model_proto
-    for node in proto.graph.node:  # source lines of whoever exported: half of the file, and nobody's business
+    for node in proto.graph.node:  # stack traces with source paths: half of the file's size, and private
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     del proto.graph.value_info[:]

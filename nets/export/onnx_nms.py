@@ -14,7 +14,7 @@ OUTPUTS = ("detection_boxes", "detection_scores", "detection_labels", "detection
 
 
 class _Graph:
-    """Adds nodes to a graph; each call gives the names of the outputs."""
+    """Adds nodes to a graph; each call returns the names of the outputs."""
 
     def __init__(self, proto: Any) -> None:
         import onnx
@@ -38,14 +38,14 @@ class _Graph:
 
 
 def append_nms(proto: Any, config: ModelConfig, form: Form) -> None:
-    """Replace the outputs `boxes` and `scores` of a graph by what suppression leaves, image by image, best first.
+    """Append NMS to a graph with the outputs `boxes` and `scores`; the results are ordered by image, best first.
 
     The new outputs are boxes (K, 4) xyxy input pixels, scores (K,), labels (K,) and images (K,), int64. At most
-    `config.max_detections` of a class are kept, and of the image where the file takes one image at a time.
+    `config.max_detections` are kept for each class, and also for the whole image if the batch size is 1.
     """
     graph = _Graph(proto)
     boxes, scores = _best_candidates(graph)
-    if not config.multi_label:  # a box answers for its best class only
+    if not config.multi_label:  # only the best class of a box counts
         best = graph.node("ReduceMax", scores, graph.ints(-1), keepdims=1)
         nothing = graph.constant(0.0, np.float32)
         scores = graph.node("Where", graph.node("Equal", scores, best), scores, nothing)
@@ -55,7 +55,7 @@ def append_nms(proto: Any, config: ModelConfig, form: Form) -> None:
         graph.constant([config.iou_threshold], np.float32),
         graph.constant([config.score_threshold], np.float32),
     )
-    chosen = graph.node("NonMaxSuppression", boxes, scores, *limits)  # rows of image, class, place
+    chosen = graph.node("NonMaxSuppression", boxes, scores, *limits)  # rows of (image, class, index)
     kept = graph.node("GatherND", scores, chosen)
     image = graph.node("Gather", chosen, graph.constant(0, np.int64), axis=1)
     order = _order(graph, kept, image, None if form.dynamic else config.max_detections)
@@ -71,7 +71,7 @@ def append_nms(proto: Any, config: ModelConfig, form: Form) -> None:
 
 
 def _best_candidates(graph: _Graph) -> tuple[str, str]:
-    """Boxes (B, K, 4) and scores (B, K, C) of the K boxes that score best, which bounds the cost of suppression."""
+    """Boxes (B, K, 4) and scores (B, K, C) of the K best boxes, which bounds the cost of NMS."""
     best = graph.node("ReduceMax", "scores", graph.ints(-1), keepdims=0)
     there = graph.node("Shape", best, start=1, end=2)
     count = graph.node("Min", there, graph.ints(MAX_CANDIDATES))
@@ -81,7 +81,7 @@ def _best_candidates(graph: _Graph) -> tuple[str, str]:
 
 
 def _order(graph: _Graph, scores: str, images: str, limit: int | None) -> str:
-    """Positions by image, then by falling score."""
+    """Indices sorted by image, then by descending score."""
     image = graph.node("Mul", graph.node("Cast", images, to=1), graph.constant(-2.0, np.float32))
     count = graph.node("Shape", scores)
     if limit is not None:

@@ -1,4 +1,4 @@
-"""Running ONNX files on ONNX Runtime; needs no PyTorch."""
+"""Run ONNX files on ONNX Runtime, without PyTorch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ INPUT = "images"
 
 
 def import_onnxruntime() -> Any:
-    """The package. Raises MissingExtra without it."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it keeps an identity in the user's cache, and reports
+    """Import ONNX Runtime. Raises MissingExtra if it is not installed."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would store an identifier and send data
     try:
         import onnxruntime
     except ImportError as error:
@@ -29,21 +29,21 @@ def import_onnxruntime() -> Any:
 
 
 def open_session(path: Path | bytes, device: str = "cpu", threads: int | None = None) -> Any:
-    """An `onnxruntime.InferenceSession` of any ONNX file.
+    """Open an `onnxruntime.InferenceSession` of any ONNX file.
 
     Args:
         path: the file, or its content.
         device: `cpu` or `cuda...` (needs onnxruntime-gpu).
-        threads: None takes `utils.cpus.num_threads`.
+        threads: number of threads; None for `utils.cpus.num_threads`.
 
     Raises:
-        UserError: if the file is damaged, or the device is not there.
+        UserError: if the file is damaged, or the device is not available.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or num_threads()
     options.inter_op_num_threads = 1
-    # threads that wait by spinning take the cores from decoding and post-processing
+    # Threads that wait by spinning would take the cores from decoding and postprocessing.
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(may_spin())))
     providers = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
@@ -53,29 +53,31 @@ def open_session(path: Path | bytes, device: str = "cpu", threads: int | None = 
     where = path if isinstance(path, Path) else "ONNX model"
     try:
         return ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=providers)
-    except Exception as error:  # ONNX Runtime has a dozen exceptions of its own without a common base
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         reason = " ".join(str(error).split())
         if any(words in reason for words in ("is under development", "model IR version", "till opset")):
-            what = f"was written for a newer ONNX opset than ONNX Runtime {ort.__version__} knows"
-            raise UserError(where, what, "update onnxruntime, or export the checkpoint here") from error
+            what = f"uses a newer ONNX opset than ONNX Runtime {ort.__version__} supports"
+            raise UserError(where, what, "update onnxruntime, or export the checkpoint again") from error
         raise UserError(where, f"ONNX Runtime cannot load it: {reason[:200]}", "export it again") from error
 
 
 def read_onnx_metadata(path: Path) -> dict[str, str]:
-    """A file's metadata, without running it. Raises UserError."""
+    """Read a file's metadata, without running it. Raises UserError."""
     try:
         import onnx
     except ImportError as error:
         raise MissingExtra("reading ONNX files", "onnx", "onnx") from error
     try:
         proto = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's errors differ with its implementation
-        raise UserError(path, f"is no ONNX file: {' '.join(str(error).split())[:120]}", "export it again") from error
+    except Exception as error:  # the exception class depends on protobuf's implementation
+        raise UserError(
+            path, f"is not an ONNX file: {' '.join(str(error).split())[:120]}", "export it again"
+        ) from error
     return {entry.key: entry.value for entry in proto.metadata_props}
 
 
 class OnnxRuntime(ExportedRuntime):
-    """An ONNX file of ours on ONNX Runtime."""
+    """Runs an ONNX file on ONNX Runtime."""
 
     name = "onnxruntime"
 

@@ -1,4 +1,4 @@
-"""Writing a network as OpenVINO's .xml and .bin."""
+"""Write a network for OpenVINO, as .xml and .bin."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from utils.errors import RunError
 
 
 def export_openvino(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
-    """Write a network as OpenVINO's .xml with its .bin beside it; by way of ONNX, so that both are one graph.
+    """Write a network as OpenVINO's .xml and .bin, converted from ONNX, so that both formats have the same graph.
 
     Args:
         model: in eval mode.
         path: the .xml.
-        form: precision `fp32`, or `fp16`: weights of half the size, and the device computes in what it does best
-            (bf16 on a CPU that has it).
-        info: what else the file should say, plain types.
+        form: precision `fp32`, or `fp16` (weights of half the size; the device computes in its fastest precision,
+            bf16 on a CPU that supports it).
+        info: additional metadata, plain types.
 
     Raises:
-        MissingExtra: without openvino, onnx and onnxscript.
+        MissingExtra: if openvino, onnx or onnxscript is not installed.
     """
     save_openvino(build_openvino(model, form), path, model.config, form, info)
 
@@ -39,12 +39,12 @@ def build_openvino(model: YOLOv4, form: Form) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(proto.SerializeToString())
-        # reading by the core, not by convert_model: that one sends telemetry, if it is allowed to
+        # Read by the core instead of convert_model, which may send telemetry.
         return openvino.Core().read_model(path).clone()
 
 
 def save_openvino(model: Any, path: Path, config: ModelConfig, form: Form, info: dict[str, Any] | None) -> None:
-    """Write an `openvino.Model` with our metadata, whole or not at all."""
+    """Write an `openvino.Model` with metadata, atomically."""
     openvino = import_openvino()
     for key, value in write_metadata(config, form, info).items():
         model.set_rt_info(value, [RT_INFO, key])

@@ -1,4 +1,4 @@
-"""Running OpenVINO's .xml and .bin, and ONNX files, on OpenVINO; needs no PyTorch."""
+"""Run OpenVINO files (.xml and .bin) and ONNX files on OpenVINO, without PyTorch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nets.export.onnx_runtime import read_onnx_metadata
 from utils.cpus import num_threads
 from utils.errors import MissingExtra, UserError
 
-RT_INFO = "mobilenet_yolov4"  # where our metadata stands in the file's rt_info
-MAX_SHAPES = 4  # compiled forms of a file for any size that are kept
+RT_INFO = "mobilenet_yolov4"  # key of our metadata in the file's rt_info
+MAX_SHAPES = 4  # number of compiled shapes kept for a file with dynamic sizes
 
 
 def import_openvino() -> Any:
-    """The package. Raises MissingExtra without it."""
+    """Import OpenVINO. Raises MissingExtra if it is not installed."""
     try:
         import openvino
     except ImportError as error:
@@ -27,12 +27,12 @@ def import_openvino() -> Any:
 
 
 def read_model(path: Path) -> Any:
-    """Any file that OpenVINO reads (.xml, .onnx), as an `openvino.Model`. Raises UserError."""
+    """Read a file (.xml or .onnx) as an `openvino.Model`. Raises UserError."""
     try:
         return import_openvino().Core().read_model(path)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[-200:]
-        todo = "export it again; the .bin must lie beside the .xml"
+        todo = "export it again; the .bin must be in the same folder as the .xml"
         raise UserError(path, f"OpenVINO cannot read it: {reason}", todo) from error
 
 
@@ -40,10 +40,10 @@ def compile_model(model: Any, precision: str = "fp32", threads: int | None = Non
     """Compile an `openvino.Model` for the CPU.
 
     Args:
-        model: what `read_model` gives.
-        precision: `fp32` computes in float32; with `fp16`, `bf16` and `int8` OpenVINO takes the quickest there is
-            (bf16 on a CPU with AVX512-BF16 or AMX).
-        threads: None takes `utils.cpus.num_threads`.
+        model: the result of `read_model`.
+        precision: `fp32` computes in float32; with `fp16`, `bf16` and `int8`, OpenVINO uses the fastest precision of
+            the CPU (bf16 with AVX512-BF16 or AMX).
+        threads: number of threads; None for `utils.cpus.num_threads`.
     """
     settings = {"INFERENCE_NUM_THREADS": threads or num_threads(), "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     if precision == "fp32":
@@ -52,9 +52,9 @@ def compile_model(model: Any, precision: str = "fp32", threads: int | None = Non
 
 
 class OpenVinoRuntime(ExportedRuntime):
-    """An OpenVINO or ONNX file of ours on OpenVINO, on the CPU.
+    """Runs an OpenVINO or ONNX file on OpenVINO, on the CPU.
 
-    A file for any size is compiled once for each shape that comes: OpenVINO is quicker at shapes it knows.
+    A file with dynamic sizes is compiled once for each shape in use, because OpenVINO is faster with static shapes.
     """
 
     name = "openvino"
@@ -83,13 +83,13 @@ class OpenVinoRuntime(ExportedRuntime):
 
 
 def _texts(path: Path) -> dict[str, str]:
-    """Our metadata, from the .xml itself (the file is small: the weights are in the .bin)."""
+    """Read our metadata from the .xml."""
     import defusedxml.ElementTree as ElementTree
     from defusedxml.common import DefusedXmlException
 
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, DefusedXmlException, OSError, ValueError) as error:
-        raise UserError(path, f"is no OpenVINO file: {error}", "give the .xml that export.py wrote") from error
+        raise UserError(path, f"is not an OpenVINO file: {error}", "give the .xml written by export.py") from error
     section = None if root is None else root.find(f"rt_info/{RT_INFO}")
     return {} if section is None else {entry.tag: entry.get("value", "") for entry in section}

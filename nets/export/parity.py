@@ -1,4 +1,4 @@
-"""Compare an exported file with the network on photographs, by outputs and by detections."""
+"""Compare an exported file with the network on photographs: outputs and detections."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from nets.model_config import STRIDES, ModelConfig
 from nets.runtime import Runtime
 from utils.thresholds import Thresholds
 
-BEST_BOXES = 100  # of an image: those whose coordinates are compared; the rest is never seen
-WANTED = 5  # detections of an image below which a lower threshold is taken, so that there is something to compare
+BEST_BOXES = 100  # number of best boxes per image whose coordinates are compared
+WANTED = 5  # minimum number of detections per image; with fewer, a lower score threshold is used
 SAME_IOU = 0.9
-SAME_PIXELS = 0.5  # largest difference of a coordinate
+SAME_PIXELS = 0.5  # largest coordinate difference of equal boxes
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an export may be from the network.
+    """Maximum differences between an export and the network.
 
     Args:
         score: largest difference of a score.
         box: largest difference of a coordinate of the best boxes, input pixels.
-        changed: share of the detections that may change.
-        margin: a detection this near the threshold may come or go.
+        changed: fraction of the detections that may change.
+        margin: detections whose score is within this margin of the threshold may appear or disappear.
     """
 
     score: float
@@ -39,8 +39,8 @@ class Tolerance:
     margin: float
 
 
-# int8 is judged by mAP, where data is given; its limits only catch what is broken. bf16's eight bits alone gave 0.16 as
-# the largest difference of a score, over all places of real photographs of which no detection changed.
+# int8 is evaluated by mAP if data is given; these limits only detect broken files. bf16, with eight bits of precision,
+# gave score differences of up to 0.16 on real photographs on which no detection changed.
 TOLERANCES = {
     "fp32": Tolerance(0.001, 0.5, 0.02, 0.001),
     "fp16": Tolerance(0.05, 32.0, 0.1, 0.02),
@@ -51,16 +51,16 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Parity:
-    """What a comparison found.
+    """Result of a comparison.
 
     Args:
-        images: how many were looked at.
-        score_difference: largest difference of any score; None where the file gives detections only.
-        box_difference: largest difference of a coordinate of the best 100 boxes of an image, clipped to it, input
-            pixels; None where the file gives detections only.
+        images: number of images.
+        score_difference: largest difference of any score; None for a file with NMS.
+        box_difference: largest difference of a coordinate of the best 100 boxes of an image, clipped to the image,
+            input pixels; None for a file with NMS.
         threshold: score threshold of the detections.
-        detections: the network's, over all images.
-        changed: those that the file does not find (same class, IoU 0.9), or finds and the network does not.
+        detections: number of the network's detections, over all images.
+        changed: number of detections without a match (same class, IoU 0.9) in the other model.
     """
 
     images: int
@@ -71,7 +71,7 @@ class Parity:
     changed: int
 
     def fits(self, tolerance: Tolerance) -> bool:
-        """Whether all of it is within a tolerance."""
+        """Whether all differences are within a tolerance."""
         return (
             (self.score_difference is None or self.score_difference <= tolerance.score)
             and (self.box_difference is None or self.box_difference <= tolerance.box)
@@ -89,14 +89,14 @@ class Parity:
 def compare(
     network: Runtime, exported: Runtime, photos: Sequence[np.ndarray], has_nms: bool = False, margin: float = 0.0
 ) -> Parity:
-    """Run both on the same images, one at a time.
+    """Run two runtimes on the same images, one at a time, and compare their outputs.
 
     Args:
-        network: the original.
-        exported: what is checked.
+        network: the original network.
+        exported: the exported file.
         photos: RGB images (H, W, 3) uint8 of any size.
-        has_nms: the file gives detections only, at its own threshold.
-        margin: detections this near the threshold may come or go.
+        has_nms: the file has NMS in its graph, with its own threshold.
+        margin: detections whose score is within this margin of the threshold may appear or disappear.
     """
     config = network.config
     batches = [config.letterbox.apply(photo)[None] for photo in photos]
@@ -119,11 +119,11 @@ def compare(
 
 
 def count_changed(a: Detections, b: Detections, threshold: float) -> int:
-    """Detections above `threshold` in one that have no partner (same class, IoU 0.9, each once) in the other."""
+    """Number of detections above `threshold` in one without a match (same class, IoU 0.9, one to one) in the other."""
     if not len(a) or not len(b):
         return int((a.scores >= threshold).sum() + (b.scores >= threshold).sum())
     boxes_a, boxes_b = torch.from_numpy(a.boxes), torch.from_numpy(b.boxes)
-    same = torch.cdist(boxes_a, boxes_b, p=torch.inf) < SAME_PIXELS  # boxes of no area have no IoU
+    same = torch.cdist(boxes_a, boxes_b, p=torch.inf) < SAME_PIXELS  # boxes without area have no IoU
     overlaps = torch.where(same, 1.0, box_iou(boxes_a, boxes_b).nan_to_num(0.0)).numpy()
     overlaps = np.where(a.labels[:, None] == b.labels[None], overlaps, 0.0)
     free_a, free_b = np.ones(len(a), bool), np.ones(len(b), bool)
@@ -138,14 +138,14 @@ def count_changed(a: Detections, b: Detections, threshold: float) -> int:
 
 
 def _threshold(answers: Sequence[Sequence[np.ndarray]], config: ModelConfig) -> float:
-    """The model's own, or that at which there are `WANTED` boxes an image (a network that has learned little)."""
+    """The model's threshold, or the lower one that gives `WANTED` boxes per image (for a barely trained network)."""
     best = torch.cat([_dense(answer, config)[1].amax(-1).flatten() for answer in answers])
-    count = min(WANTED * len(answers) * 4, len(best))  # suppression will leave about a quarter
+    count = min(WANTED * len(answers) * 4, len(best))  # NMS keeps about a quarter
     return min(config.score_threshold, float(best.topk(count).values[-1]))
 
 
 def _dense(outputs: Sequence[np.ndarray], config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """All boxes (N, 4) xyxy and scores (N, C) of one image, from raw maps or decoded outputs, in one order."""
+    """All boxes (N, 4) xyxy and scores (N, C) of one image, in the same order for raw maps and decoded outputs."""
     tensors = [torch.from_numpy(output).float() for output in outputs]
     if len(tensors) == 2:
         return tensors[0][0], tensors[1][0]
@@ -165,18 +165,18 @@ def _differences(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], config: Mod
 
 
 def _cut(found: Detections, config: ModelConfig) -> float:
-    """The score from which on detections were left out because there were too many."""
+    """The lowest score kept if there were more than `max_detections` detections, else 0."""
     return float(found.scores[-1]) if len(found) >= config.max_detections else 0.0
 
 
 def _clipped(found: Detections, config: ModelConfig) -> Detections:
-    """Cut at the image's border: what lies beyond is never seen."""
+    """Clip boxes to the image: parts outside do not matter."""
     boxes = clip_boxes_to_image(torch.from_numpy(found.boxes), config.input_size)
     return Detections(boxes.numpy(), found.scores, found.labels)
 
 
 def drawn_photos(config: ModelConfig, count: int) -> list[np.ndarray]:
-    """Drawn images for where there are no photographs: smooth, edged and textured, as photographs are."""
+    """Synthetic images for use without photographs, with smooth areas, edges and textures."""
     from data.tools.demo import draw_scene
 
     return [draw_scene(0, number)[0] for number in range(count)]

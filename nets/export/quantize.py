@@ -24,20 +24,20 @@ from nets.yolov4 import YOLOv4
 from utils.errors import MissingExtra
 
 PROBES = 8  # calibration images on which the error is measured
-WORTH = 0.9  # a group of layers stays in floating point if that leaves at most this share of the error
+WORTH = 0.9  # a group of layers stays in floating point if that reduces the error to this fraction or less
 BEST_BOXES = 100
-# groups of layers that are tried in floating point, and what to call them
+# groups of layers that are tried in floating point, and their descriptions
 GROUPS = {
     "last": "the head's last convolutions",
     "first": "the first convolution",
     "gates": "squeeze-and-excitation",
-    # OpenVINO runs them no slower in floating point; ONNX has no operation of its own for them
+    # OpenVINO runs them equally fast in floating point; ONNX has no separate operation for them
     "depthwise": "depthwise convolutions",
 }
-# what each kind of graph (ONNX, OpenVINO, LiteRT, ncnn) calls an operation
+# names of an operation in each kind of graph (ONNX, OpenVINO, LiteRT, ncnn)
 _DEPTHWISE = ("GroupConvolution", "DEPTHWISE_CONV_2D", "ConvolutionDepthWise")
 _CONVOLUTIONS = ("Conv", "Convolution", "CONV_2D", *_DEPTHWISE)
-# Clip and Relu: so that the range is that of what they leave, and they vanish
+# Clip and Relu are included so that the range is that of their output; they are then fused away
 _QUANTIZED_OPS = ["Conv", "Clip", "Relu", "Add", "Concat", "MaxPool", "Resize"]
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -45,7 +45,7 @@ Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Node:
-    """An operation of any graph: its name, its kind, and the names of those it reads from."""
+    """An operation of any graph: its name, its kind, and the names of its inputs' operations."""
 
     name: str
     kind: str
@@ -55,17 +55,17 @@ class Node:
 def quantize_onnx(
     model: YOLOv4, path: Path, form: Form, photos: Sequence[np.ndarray], info: dict[str, Any] | None = None
 ) -> str:
-    """Write an int8 ONNX file (QDQ: weights by channel, activations uint8, ranges by minimum and maximum).
+    """Write an int8 ONNX file (QDQ: weights per channel, uint8 activations, min-max calibration).
 
     Args:
         model: in eval mode.
         path: the file.
-        form: what the file takes and gives; precision `int8`.
-        photos: RGB images (H, W, 3) uint8 of any size, from the training data.
-        info: what else the file should say, plain types.
+        form: inputs and outputs of the file; precision `int8`.
+        photos: calibration images, RGB (H, W, 3) uint8 of any size, from the training data.
+        info: additional metadata, plain types.
 
     Returns:
-        What is left in floating point, in words.
+        Description of the layers that remain in floating point.
 
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
@@ -140,7 +140,7 @@ def _onnx_ranges(proto: Any, inputs: Sequence[np.ndarray]) -> Any:
 def quantize_openvino(
     model: YOLOv4, path: Path, form: Form, photos: Sequence[np.ndarray], info: dict[str, Any] | None = None
 ) -> str:
-    """Write an int8 OpenVINO file by NNCF; arguments and result as of `quantize_onnx`.
+    """Write an int8 OpenVINO file with NNCF. Arguments and result as in `quantize_onnx`.
 
     Source: https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html
     """
@@ -187,7 +187,7 @@ def _run_openvino(model: Any) -> Run:
 
 
 def as_inputs(photos: Sequence[np.ndarray], config: ModelConfig, form: Form) -> list[np.ndarray]:
-    """Photographs as the file takes them, one by one."""
+    """Convert photographs to inputs of the file, each a batch of one."""
     batches = (config.letterbox.apply(photo)[None] for photo in photos)
     return [batch.copy() if form.uint8_input else as_float(batch) for batch in batches]
 
@@ -199,17 +199,17 @@ def choose_layers(
     nodes: Sequence[Node],
     probes: Sequence[np.ndarray],
 ) -> tuple[Any, str]:
-    """Quantise everything up to decoding, then take back the groups of layers that cost most.
+    """Quantise everything up to decoding, then restore the groups of layers with the largest effect on the error.
 
     Args:
-        build: a quantised model without the named operations.
-        run_of: how to run what `build` gives.
-        reference: the unquantised model.
-        nodes: of its graph.
+        build: builds a quantised model in which the named operations remain in floating point.
+        run_of: returns a function that runs a model of `build`.
+        reference: runs the unquantised model.
+        nodes: operations of its graph.
         probes: inputs on which the error is measured.
 
     Returns:
-        The model, and what is left in floating point, in words.
+        The model, and a description of the layers that remain in floating point.
     """
     groups = group_nodes(nodes)
     expected = [reference(image) for image in probes]
@@ -234,9 +234,9 @@ def choose_layers(
 
 
 def output_error(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    """How far outputs are off: of scores, and of the boxes that score best; of raw maps, all of them.
+    """Error of the outputs: of the scores and the best boxes, or of all values of raw maps.
 
-    Scores count relative to their size (root of the sum of squares), coordinates in parts of 16 pixels.
+    Scores count relative to their root sum of squares, coordinates in units of 16 pixels.
     """
     if len(expected) != 2:
         return float(np.mean([_relative(e, f) for e, f in zip(expected, found, strict=True)]))
@@ -252,7 +252,7 @@ def _relative(expected: np.ndarray, found: np.ndarray) -> float:
 def group_nodes(nodes: Sequence[Node]) -> dict[str, set[str]]:
     """Names of the operations of each group: those of `GROUPS`, and `decode`.
 
-    `decode` is what no convolution comes after (or before: normalisation of the input).
+    `decode` contains the operations after the last and before the first convolution (normalisation of the input).
     """
     by_name = {node.name: node for node in nodes}
     readers: dict[str, list[str]] = {node.name: [] for node in nodes}
@@ -275,7 +275,7 @@ def group_nodes(nodes: Sequence[Node]) -> dict[str, set[str]]:
 
 
 def _reach(starts: Iterable[str], step: Callable[[str], Iterable[str]]) -> set[str]:
-    """Everything that steps from `starts` lead to (a start only if another leads to it)."""
+    """All nodes reachable from `starts` (a start only if it is reachable from another one)."""
     seen: set[str] = set()
     waiting = [name for start in starts for name in step(start)]
     while waiting:

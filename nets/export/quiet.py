@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing inside prints: neither Python nor C++, which writes to the descriptors themselves."""
+    """Context that suppresses output of Python and of C++ code, which writes to the file descriptors directly."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     saved = [os.dup(descriptor) for descriptor in (1, 2)]

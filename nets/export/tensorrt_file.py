@@ -1,7 +1,7 @@
-"""TensorRT: writing a network as an .engine for the NVIDIA GPU of this machine, and running it there.
+"""Write a network for TensorRT, as an .engine for the NVIDIA GPU of this machine, and run it.
 
-Written to NVIDIA's documentation and never run: no machine of this project's has had an NVIDIA GPU. On one that has,
-`python -m tests.long.tensorrt` exports, compares and times it.
+Written after NVIDIA's documentation and not yet run, because no NVIDIA GPU was available. With one,
+`python -m tests.long.tensorrt` exports, compares and times an engine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from utils.files import write_atomically
 
 
 def import_tensorrt() -> Any:
-    """The package. Raises MissingExtra without it."""
+    """Import TensorRT. Raises MissingExtra if it is not installed."""
     try:
         import tensorrt
     except ImportError as error:
@@ -32,33 +32,33 @@ def import_tensorrt() -> Any:
 
 
 def metadata_file(path: Path) -> Path:
-    """NAME.engine.json beside NAME.engine."""
+    """Path of the metadata: NAME.engine.json in the folder of NAME.engine."""
     return path.with_name(f"{path.name}.json")
 
 
 def export_tensorrt(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
-    """Write an .engine through ONNX, and NAME.engine.json with its metadata.
+    """Write an .engine, converted from ONNX, and NAME.engine.json with its metadata.
 
     Args:
         model: in eval mode.
         path: the file.
         form: precision `fp32` or `fp16`.
-        info: what else the file should say, plain types.
+        info: additional metadata, plain types.
 
     Raises:
-        MissingExtra: without tensorrt.
-        RunError: if TensorRT does not take the graph.
+        MissingExtra: if tensorrt is not installed.
+        RunError: if TensorRT rejects the graph.
 
     Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/python-api-docs.html
     """
     tensorrt = import_tensorrt()
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
     builder = tensorrt.Builder(logger)
-    network = builder.create_network(0)  # explicit batch is the only kind since TensorRT 10
+    network = builder.create_network(0)  # explicit batch is the only mode since TensorRT 10
     parser = tensorrt.OnnxParser(network, logger)
     onnx_form = Form(form.uint8_input, form.decodes, form.nms)
     if not parser.parse(build_onnx(model, onnx_form, info).SerializeToString()):
-        raise RunError(path, f"TensorRT does not take the graph: {parser.get_error(0)}", "export --format onnx instead")
+        raise RunError(path, f"TensorRT rejects the graph: {parser.get_error(0)}", "use --format onnx instead")
     config = builder.create_builder_config()
     if form.precision == "fp16":
         config.set_flag(tensorrt.BuilderFlag.FP16)
@@ -70,13 +70,13 @@ def export_tensorrt(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] 
 
 
 class TensorRtRuntime(ExportedRuntime):
-    """An .engine of ours on the GPU it was built for."""
+    """Runs an .engine on the GPU it was built for."""
 
     name = "tensorrt"
 
     def __init__(self, path: Path, device: str = "cuda") -> None:
         if not torch.cuda.is_available():
-            raise UserError(path, "needs the NVIDIA GPU that it was built on", "use the .onnx or .pth here")
+            raise UserError(path, "needs an NVIDIA GPU like the one it was built on", "use the .onnx or .pth here")
         tensorrt = import_tensorrt()
         (content,), texts = read_beside(metadata_file(path), [path])
         config, form = read_metadata(path, texts)

@@ -1,4 +1,4 @@
-"""TorchScript: writing a network as a file that PyTorch runs without this project's code."""
+"""Write a network as TorchScript, which PyTorch runs without this project's code, and run it."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ MAX_METADATA_BYTES = 4 << 20
 
 
 def export_torchscript(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
-    """Write a network as TorchScript, metadata as the extra file `metadata.json`.
+    """Write a network as TorchScript, with metadata in the extra file `metadata.json`.
 
     Args:
         model: in eval mode.
         path: the file.
-        form: precision `fp32` or `bf16`; no suppression inside.
-        info: what else the file should say, plain types.
+        form: precision `fp32` or `bf16`; without NMS.
+        info: additional metadata, plain types.
     """
     traced = trace_torchscript(DeployedNetwork(model, form), form.example(model.config))
     write_atomically(path, torchscript_bytes(traced, json.dumps(write_metadata(model.config, form, info))))
 
 
 def torchscript_bytes(traced: torch.jit.ScriptModule, metadata: str = "") -> bytes:
-    """The file of a traced network."""
+    """Serialise a traced network."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -50,14 +50,14 @@ def torchscript_bytes(traced: torch.jit.ScriptModule, metadata: str = "") -> byt
 
 
 def trace_torchscript(network: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
-    """A network's operations on an example."""
+    """Trace a network with an example input."""
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # it is deprecated, and has no successor that C++ and ncnn read
+        warnings.simplefilter("ignore")  # it is deprecated, but C++ and ncnn read no other format
         return torch.jit.trace(network, example, check_trace=False)
 
 
 def is_export(path: Path) -> bool:
-    """Whether a file is TorchScript of `export_torchscript`, by the metadata in it; nothing in it is run."""
+    """Whether a file was written by `export_torchscript`, by its metadata. It runs no code of the file."""
     try:
         return _read_metadata(path).get("format") == FORMAT
     except UserError:
@@ -65,7 +65,7 @@ def is_export(path: Path) -> bool:
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a TorchScript file, read from its archive. Raises UserError."""
+    """Read the metadata of a TorchScript file from its archive. Raises UserError."""
     try:
         with open_model_file(path) as file, zipfile.ZipFile(file) as archive:
             names = {name.partition("/")[2]: name for name in archive.namelist()}
@@ -85,25 +85,25 @@ def _read_metadata(path: Path) -> dict[str, str]:
         ValueError,
         zlib.error,
     ) as error:
-        what = f"is no TorchScript file of export.py: it has no readable {METADATA_FILE}"
-        raise UserError(path, what, "refused, as it could run code: export the checkpoint again") from error
+        what = f"is not a TorchScript file of export.py: it has no readable {METADATA_FILE}"
+        raise UserError(path, what, "rejected, because it could run code; export the checkpoint again") from error
     return values if isinstance(values, dict) else {}
 
 
 class TorchScriptRuntime(ExportedRuntime):
-    """A TorchScript file of ours. Such a file holds a program: load none from people you do not trust."""
+    """Runs a TorchScript file. Such a file contains code: load it only from a trusted source."""
 
     name = "torchscript"
 
     def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
-        config, form = read_metadata(path, _read_metadata(path))  # before the program in it is loaded
+        config, form = read_metadata(path, _read_metadata(path))  # before its code is loaded
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 module = torch.jit.load(str(path), map_location=device)
             except (RuntimeError, ValueError, OSError) as error:
                 reason = " ".join(str(error).split())[:200]
-                raise UserError(path, f"is no TorchScript file: {reason}", "export it again") from error
+                raise UserError(path, f"is not a TorchScript file: {reason}", "export it again") from error
             self.module = torch.jit.freeze(module.eval())
         self.device = torch.device(device)
         super().__init__(path, config, form)

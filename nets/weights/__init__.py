@@ -1,3 +1,3 @@
 """Weight files: checkpoints, pretrained backbones, transfer, and the import of reference weights."""
 
-NONE, IMAGENET, BUNDLED = "none", "imagenet", "bundled"  # what --pretrained takes besides a file
+NONE, IMAGENET, BUNDLED = "none", "imagenet", "bundled"  # values of --pretrained besides a file

@@ -1,4 +1,4 @@
-"""Find a model file from a path, the name of bundled weights or a run's folder."""
+"""Find a model file by path, by the name of bundled weights, or in a run's folder."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from nets.model_config import ModelConfig
 from utils.errors import MissingFileError, UserError
 
 MODEL_DATA = Path(__file__).resolve().parents[2] / "model_data"
-DEFAULTS = ("small", "nano")  # what runs where no model is named: the first that is there
+DEFAULTS = ("small", "nano")  # the default model is the first of these that exists
 OF_A_RUN = ("best.pth", "last.pth")
 
 
 def bundled_names() -> list[str]:
-    """The names of the weights in model_data/, the default first."""
+    """Names of the weights in model_data/, the default first."""
     names = sorted(path.stem for path in MODEL_DATA.glob("*.pth"))
     return [name for name in DEFAULTS if name in names] + [name for name in names if name not in DEFAULTS]
 
 
 def find_model(name: str | os.PathLike[str] | None = None, where: object = None) -> Path:
-    """The model file that `name` means.
+    """Find the model file that `name` refers to.
 
     Args:
         name: a checkpoint or exported file; the name of bundled weights (`small`, `nano`); the folder of a training
@@ -35,7 +35,7 @@ def find_model(name: str | os.PathLike[str] | None = None, where: object = None)
     bundled = bundled_names()
     if name is None:
         if not bundled:
-            raise MissingFileError("--checkpoint", "none named, and there are no bundled weights", "name a model file")
+            raise MissingFileError("--checkpoint", "not given, and there are no bundled weights", "give a model file")
         return MODEL_DATA / f"{bundled[0]}.pth"
     path = Path(name)
     if path.is_dir():
@@ -47,11 +47,11 @@ def find_model(name: str | os.PathLike[str] | None = None, where: object = None)
         return MODEL_DATA / f"{stem}.pth"
     near = difflib.get_close_matches(stem, bundled, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"give a file, a run's folder, or one of {', '.join(bundled)}"
-    raise MissingFileError(where or path, f"{name} is not there" if where else "is not there", hint)
+    raise MissingFileError(where or path, f"{name} does not exist" if where else "does not exist", hint)
 
 
 def default_model_text(config: ModelConfig) -> str:
-    """What runs where no model was named: its file, classes and input size."""
+    """Message about the default model: its file, classes and input size."""
     names = config.class_names
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     height, width = config.input_size

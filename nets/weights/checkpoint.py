@@ -1,4 +1,4 @@
-"""Checkpoints: self-contained model files that are written atomically and run no code when loaded."""
+"""Checkpoints: self-contained model files. They are written atomically, and loading them runs no code."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from utils.files import write_atomically
 
 FORMAT_VERSION = 1
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-USUAL_WIDTH, USUAL_CLASSES = 1.5, 1000  # up to here no network takes more than some hundred MB
+USUAL_WIDTH, USUAL_CLASSES = 1.5, 1000  # networks up to this size need a few hundred MB at most
 MAX_HEADER_BYTES = 8 << 20  # of a .safetensors file: names, shapes and our configuration
 
 
 @dataclass
 class Checkpoint:
-    """What a model file holds.
+    """Content of a model file.
 
     Args:
         config: rebuilds the network.
-        weights: the network's state dict (of the EMA, where there is one).
-        metrics: the last evaluation's figures, plain numbers by name.
-        info: where it comes from: versions, dataset, epoch, options; plain types.
-        training: what resuming needs (optimiser, schedule, random states...); None in a file for use only.
+        weights: the network's state dict (of the EMA, if training keeps one).
+        metrics: results of the last evaluation, plain numbers by name.
+        info: origin: versions, dataset, epoch, options; plain types.
+        training: state for resuming (optimiser, schedule, random states...); None in a file for inference only.
     """
 
     config: ModelConfig
@@ -47,15 +47,17 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, half: bool = False) -> None:
-    """Write a checkpoint beside `path`, read it back, and only then give it the name.
+    """Write a checkpoint atomically: to a temporary file, which is read back and then renamed.
 
     Args:
-        path: `.safetensors` writes weights and configuration in that format (no training state); any other name a .pth.
-        checkpoint: what to write; it must hold plain types and tensors only.
-        half: floating-point weights as float16, half the size.
+        path: with the suffix `.safetensors`, weights and configuration are written in that format, without the training
+            state; with any other suffix, a PyTorch file.
+        checkpoint: content; only plain types and tensors.
+        half: store floating-point weights as float16, which halves the file.
 
     Raises:
-        RunError: if it cannot be written (full disk: says the size that is missing); the old file is then untouched.
+        RunError: if it cannot be written (for a full disk, the message has the missing size), or if a weight is not
+            finite. The old file is then unchanged.
     """
     path = Path(path)
     weights = {strip_prefixes(name): _portable(tensor, half) for name, tensor in checkpoint.weights.items()}
@@ -81,10 +83,10 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, half: 
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint, on the CPU, weights as float32.
+    """Read a checkpoint to the CPU, with weights in float32.
 
     Raises:
-        UserError: naming the file and why it is no checkpoint of ours (empty, cut, damaged, HTML, another model...).
+        UserError: if the file is not a checkpoint of this platform (empty, truncated, damaged, HTML, another model...).
     """
     path = Path(path)
     content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_torch_file(path, FORMAT)
@@ -92,28 +94,28 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def is_checkpoint(content: Any) -> bool:
-    """Whether the content of a file is that of a checkpoint of this platform."""
+    """Whether `content`, read from a file, is a checkpoint of this platform."""
     return isinstance(content, Mapping) and content.get("format") == FORMAT
 
 
 def parse_checkpoint(path: Path, content: Any) -> Checkpoint:
-    """The checkpoint in the content of a file, which errors name. Raises UserError."""
+    """Convert the content of a file into a checkpoint. `path` is only for messages. Raises UserError."""
     if not is_checkpoint(content):
         raise UserError(
             path,
             "not a checkpoint of this platform",
-            "weights of the reference are imported by: python -m nets.weights.import_reference IN.pth OUT.pth",
+            "to import weights of the reference, run: python -m nets.weights.import_reference IN.pth OUT.pth",
         )
     version = content.get("format_version")
     if version != FORMAT_VERSION:
-        what = f"has format version {brief(version)}, this is {FORMAT_VERSION}"
+        what = f"has format version {brief(version)}; this platform reads version {FORMAT_VERSION}"
         raise UserError(path, what, "update this platform")
     try:
         config = ModelConfig.from_dict(content["config"])
         weights = _check_weights(path, content["weights"])
         metrics, info, training = content.get("metrics") or {}, content.get("info") or {}, content.get("training")
         if not isinstance(metrics, dict) or not isinstance(info, dict) or not isinstance(training, dict | None):
-            raise ValueError("metrics, info or training is no table")
+            raise ValueError("metrics, info or training is not a dictionary")
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -123,7 +125,7 @@ def parse_checkpoint(path: Path, content: Any) -> Checkpoint:
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """Read a .safetensors file: `weights`, and our configuration where its metadata holds one."""
+    """Read a .safetensors file: `weights`, and the content of a checkpoint if its metadata holds one."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -135,23 +137,25 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         try:
             entries = json.loads(header)
             ends = (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
-            if 8 + length + max(ends, default=0) != os.fstat(file.fileno()).st_size:  # before all of it is read
-                raise UserError(path, "cut or damaged: its size is not what it says", "use another copy")
+            if (
+                8 + length + max(ends, default=0) != os.fstat(file.fileno()).st_size
+            ):  # checked before the whole file is read
+                raise UserError(path, "truncated or damaged: its size differs from its header", "use another copy")
             metadata = entries.get("__metadata__") or {}
             content = json.loads(metadata["checkpoint"]) if "checkpoint" in metadata else {}
             file.seek(0)
             weights = load(file.read())
             if content and metadata.get("sha256") != _digest_of(weights, metadata["checkpoint"]):
-                raise UserError(path, "damaged: its tensors are not those that were written", "use another copy")
+                raise UserError(path, "damaged: its tensors differ from those that were written", "use another copy")
         except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(path, f"cut or damaged ({error})", "use another copy") from error
+            raise UserError(path, f"truncated or damaged ({error})", "use another copy") from error
     return {**content, "weights": weights}
 
 
 def strip_prefixes(name: str) -> str:
-    """A tensor's name without the prefixes of DataParallel and torch.compile."""
+    """Remove the prefixes of DataParallel and torch.compile from a tensor's name."""
     while name.startswith(WRAPPER_PREFIXES):
         for prefix in WRAPPER_PREFIXES:
             name = name.removeprefix(prefix)
@@ -160,7 +164,7 @@ def strip_prefixes(name: str) -> str:
 
 def _check_weights(path: Path, weights: Any) -> dict[str, Tensor]:
     if not isinstance(weights, Mapping) or not weights:
-        raise UserError(path, "holds no weights", "use another copy")
+        raise UserError(path, "contains no weights", "use another copy")
     result = {}
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
@@ -168,33 +172,33 @@ def _check_weights(path: Path, weights: Any) -> dict[str, Tensor]:
         if tensor.is_floating_point():
             tensor = tensor.float()
             if not tensor.isfinite().all():
-                raise UserError(path, f"weights {name} hold NaN or infinity", "use an earlier checkpoint")
+                raise UserError(path, f"weights {name} contain NaN or infinity", "use an earlier checkpoint")
         result[strip_prefixes(name)] = tensor
     return result
 
 
 def _check_fit(path: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Hold the weights to a large network that the file describes, before memory is taken for what it only claims."""
+    """Compare the weights of a large network with its configuration before memory for the network is allocated."""
     is_known = not config.backbone.startswith(TIMM_PREFIX) and config.num_classes <= USUAL_CLASSES
     if is_known and max(config.alpha, config.neck_width) <= USUAL_WIDTH:
-        return  # whoever loads the weights sees whether they fit
+        return  # loading the weights reports a mismatch
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in YOLOv4(config).state_dict().items()}
     missing = [name for name in expected if name not in weights]
     wrong = [name for name, shape in expected.items() if name in weights and weights[name].shape != shape]
     what = ""
     if missing:
-        what = f"{len(missing)} of {len(expected)} tensors are missing, {missing[0]} for one"
+        what = f"{len(missing)} of {len(expected)} tensors are missing, such as {missing[0]}"
     elif wrong:
         what = f"{wrong[0]} is {tuple(weights[wrong[0]].shape)}, not {tuple(expected[wrong[0]])}"
     elif len(weights) > len(expected):
-        what = f"{next(name for name in weights if name not in expected)} is none of its tensors"
+        what = f"{next(name for name in weights if name not in expected)} does not belong to it"
     if what:
         raise UserError(path, f"its weights do not fit the network it describes: {what}", "use another copy")
 
 
 def _portable(tensor: Tensor, half: bool) -> Tensor:
-    """Contiguous, on the CPU, with a storage of its own (a view would save the whole storage behind it)."""
+    """A contiguous copy on the CPU with its own storage (saving a view would save the whole storage behind it)."""
     tensor = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     return tensor.half() if half and tensor.is_floating_point() else tensor
 
@@ -217,10 +221,10 @@ def _digest_of(weights: Mapping[str, Tensor], text: str) -> str:
 
 
 def load_model(path: str | Path) -> YOLOv4:
-    """The network of a checkpoint, with its weights, in eval mode.
+    """Load the network of a checkpoint, with its weights, in eval mode.
 
     Raises:
-        UserError: if the file is no checkpoint, or its weights are not those of the network it describes.
+        UserError: if the file is not a checkpoint, or if its weights do not fit the network it describes.
     """
     checkpoint = load_checkpoint(path)
     model = YOLOv4(checkpoint.config)

@@ -1,6 +1,7 @@
 """Import weights of bubbliiiing/mobilenet-yolov4-pytorch as a checkpoint that gives the same boxes.
 
-A checkpoint of this platform that another program saved again, without the digest at its end, is imported too.
+A checkpoint of this platform that another program has saved again, and that therefore lacks the digest, is also
+imported.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ CLASS_LISTS = {20: MODEL_DATA / "voc_classes.txt", 80: MODEL_DATA / "coco_classe
 WRITTEN = (".pth", ".pt", ".safetensors")
 PREDICTION = "yolo_head3.1.weight"  # (3 * (5 + classes), channels, 1, 1), of stride 8
 
-# a tensor that only the file of this backbone has
+# a tensor that exists only in files of this backbone
 _MARKS = {
     "mobilenet_v1": "backbone.model.stage1.0.0.weight",
     "mobilenet_v2": "backbone.model.features.1.conv.0.0.weight",
     "mobilenet_v3_large": "backbone.model.features.1.conv.0.weight",
 }
-# the ImageNet classifier, which the files carry and detection does not use
+# the ImageNet classifier, which is in the files and not used for detection
 _CLASSIFIER = re.compile(r"backbone\.model\.(fc|classifier|conv|features\.18)\.")
 _BACKBONE = "backbone.model."
 _PARTS = {
@@ -61,40 +62,42 @@ _PARTS = {
     "yolo_head2.": "head.levels.1.",
     "yolo_head1.": "head.levels.2.",
 }
-# a depthwise-separable convolution there is one flat Sequential: conv, norm, ReLU6, conv, norm, ReLU6
+# In the reference, a depthwise-separable convolution is one flat Sequential: conv, norm, ReLU6, conv, norm, ReLU6.
 _SEPARABLE = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1"}
 _V1_BLOCKS_BEFORE = {"1": 0, "2": 5, "3": 11}
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What `python -m nets.weights.import_reference` takes."""
+    """Options of `python -m nets.weights.import_reference`."""
 
     input: str = option("", "the reference's weights, .pth", positional=True, metavar="IN.pth")
     output: str = option("", "the checkpoint to write", positional=True, metavar="OUT.pth")
-    classes: str | None = option(None, "class names, one a line (20 and 80 classes: VOC's and COCO's unless given)")
-    overwrite: bool = option(False, "replace OUT.pth if it is there")
+    classes: str | None = option(
+        None, "file of class names, one per line (default for 20 classes: VOC's; for 80: COCO's)"
+    )
+    overwrite: bool = option(False, "replace OUT.pth if it exists")
 
 
 def import_reference(weights: Mapping[str, Tensor], class_names: tuple[str, ...] | None = None) -> Checkpoint:
     """Turn a reference state dict into a checkpoint.
 
     Args:
-        weights: as the reference saves it; backbone and number of classes are read from it.
-        class_names: in the order of its training; None takes VOC's for 20 classes, COCO's for 80, else numbers.
+        weights: the reference's state dict; it determines the backbone and the number of classes.
+        class_names: in the order of training. None: VOC's names for 20 classes, COCO's for 80, else numbered names.
 
     Raises:
-        UserError: if it is not such a state dict, or the names are not as many as its classes.
+        UserError: if it is not such a state dict, or if the number of names differs from the number of classes.
     """
     weights = {strip_prefixes(name): tensor for name, tensor in weights.items()}
     backbone = next((name for name, mark in _MARKS.items() if mark in weights), None)
     if backbone is None or PREDICTION not in weights:
         what = "not a weight file of mobilenet-yolov4-pytorch with MobileNetV1, V2 or V3"
-        raise UserError("import", what, "give a file that its train.py wrote")
+        raise UserError("import", what, "give a file written by its train.py")
     outputs = len(weights[PREDICTION])
     num_classes = outputs // ANCHORS_PER_LEVEL - 5
     if outputs % ANCHORS_PER_LEVEL or num_classes < 1:
-        raise UserError("import", f"{outputs} outputs a cell are not 3 x (5 + classes)", "give the reference's file")
+        raise UserError("import", f"{outputs} outputs per cell are not 3 x (5 + classes)", "give the reference's file")
     config = reference_config(backbone, class_names or default_class_names(num_classes))
     if config.num_classes != num_classes:
         what = f"{config.num_classes} names for the file's {num_classes} classes"
@@ -104,7 +107,7 @@ def import_reference(weights: Mapping[str, Tensor], class_names: tuple[str, ...]
 
 
 def reference_config(backbone: str, class_names: tuple[str, ...]) -> ModelConfig:
-    """The reference's network and the way that it is given images and read (its yolo.py)."""
+    """Configuration of the reference's network, preprocessing and postprocessing (from its yolo.py)."""
     return ModelConfig(
         class_names=class_names,
         backbone=backbone,
@@ -119,22 +122,21 @@ def reference_config(backbone: str, class_names: tuple[str, ...]) -> ModelConfig
         score_threshold=0.5,
         score_threshold_source="the reference's default",
         iou_threshold=0.3,
-        max_detections=100_000,  # it knows no limit
+        max_detections=100_000,  # the reference has no limit
     )
 
 
 def default_class_names(num_classes: int) -> tuple[str, ...]:
-    """VOC's 20, COCO's 80, or numbered ones with a warning."""
+    """VOC's 20 names, COCO's 80, or numbered names with a warning."""
     if num_classes in CLASS_LISTS:
         return read_class_names(CLASS_LISTS[num_classes])
-    warn(
-        "import", f"the file does not name its {num_classes} classes", "they become class_0...; name them by --classes"
-    )
+    todo = "they are called class_0...; give their names with --classes"
+    warn("import", f"the file does not name its {num_classes} classes", todo)
     return tuple(f"class_{number}" for number in range(num_classes))
 
 
 def _rename(backbone: str, name: str, names: Collection[str]) -> str:
-    """A tensor's name there to its name here; a name that has no place stays, and is refused later."""
+    """Convert a tensor's name from the reference to this platform. Unknown names are unchanged and rejected later."""
     if name.startswith(_BACKBONE):
         rest = name.removeprefix(_BACKBONE)
         if backbone == "mobilenet_v1":
@@ -150,7 +152,7 @@ def _rename(backbone: str, name: str, names: Collection[str]) -> str:
 
 
 def _rename_block(rest: str) -> str:
-    """Inside a part, `conv` and `bn` are a plain convolution's; bare numbers a depthwise-separable one's."""
+    """Names within a block: `conv` and `bn` belong to a standard convolution, bare numbers to a separable one."""
     plain = re.fullmatch(r"(\d\.)?(conv|bn)\.(\w+)", rest)
     if plain:
         return f"{plain[1] or ''}{int(plain[2] == 'bn')}.{plain[3]}"
@@ -165,7 +167,7 @@ def _rename_v1(rest: str) -> str:
     stage, block, layer, kind = match.groups()
     if (stage, block) == ("1", "0"):  # the stem
         return f"features.0.{layer}.{kind}"
-    number = _V1_BLOCKS_BEFORE[stage] + int(block) + (stage != "1")  # of the depthwise-separable block, from 1
+    number = _V1_BLOCKS_BEFORE[stage] + int(block) + (stage != "1")  # of the separable block, from 1
     convolution, part = _SEPARABLE[layer].split(".")
     return f"features.{2 * number - 1 + int(convolution)}.{part}.{kind}"
 
@@ -175,7 +177,7 @@ def _rename_v3(rest: str, names: Collection[str]) -> str:
     if match is None:
         return rest
     block, layer, kind = match.groups()
-    if block == "1":  # the block that does not expand
+    if block == "1":  # the block without expansion
         places = {"0": "0.0", "1": "0.1", "4": "1.0", "5": "1.1"}
     else:
         last = 3 if f"{_BACKBONE}features.{block}.conv.5.fc.0.weight" in names else 2
@@ -185,17 +187,17 @@ def _rename_v3(rest: str, names: Collection[str]) -> str:
 
 
 def _fit(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of `config`'s network, complete and of its shapes.
+    """The complete state dict of the network of `config`.
 
     Raises:
-        UserError: for a tensor that is missing, or has no place, or another shape.
+        UserError: if a tensor is missing, unknown, or has another shape.
     """
-    todo = "this file is not of the reference's own network"
+    todo = "give a file of the reference's unmodified network"
     with torch.device("meta"):
         expected = YOLOv4(config).state_dict()
     extra = next((name for name in weights if name not in expected), None)
     if extra is not None:
-        raise UserError("import", f"tensor {extra} has no place in {config.backbone}", todo)
+        raise UserError("import", f"tensor {extra} does not belong to {config.backbone}", todo)
     result = {}
     for name, like in expected.items():
         tensor = weights.get(name)
@@ -203,7 +205,7 @@ def _fit(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor
             tensor = torch.zeros((), dtype=torch.int64)
         if tensor is None:
             raise UserError("import", f"tensor {name} is missing for {config.backbone}", todo)
-        if tensor.ndim == 2 and like.ndim == 4:  # squeeze-and-excitation is linear there, 1x1 convolution here
+        if tensor.ndim == 2 and like.ndim == 4:  # squeeze-and-excitation: linear layers there, 1x1 convolutions here
             tensor = tensor[:, :, None, None]
         if tensor.shape != like.shape:
             what = f"tensor {name} is {tuple(tensor.shape)}, not {tuple(like.shape)}"
@@ -213,25 +215,25 @@ def _fit(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _import_resaved(path: str, content: Any, output: Path) -> None:
-    """Write the content of a checkpoint that has lost its digest as a new one."""
+    """Write the content of a checkpoint without a digest as a new checkpoint."""
     try:
         load_checkpoint(path)
     except UserError:
         pass
     else:
-        raise UserError(path, "is a checkpoint of this platform already", "use it as it is")
+        raise UserError(path, "is already a checkpoint of this platform", "use it directly")
     save_checkpoint(output, parse_checkpoint(Path(path), content))
     print(f"{output}: the checkpoint of {path}, with its digest")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read, convert, write, and say what was found."""
+    """Read a file, convert it, write the checkpoint, and print a summary."""
     options = parse_options(
         ImportOptions, argv, description=str(__doc__), prog="python -m nets.weights.import_reference"
     )
     output = check_output_file("OUT.pth", options.output, options.overwrite)
     if output.suffix.lower() not in WRITTEN:
-        raise UserError("OUT.pth", f"{output.name} does not end in {' or '.join(WRITTEN)}", "name it so")
+        raise UserError("OUT.pth", f"{output.name} does not end in {' or '.join(WRITTEN)}", "change its suffix")
     content = read_weights_file(Path(options.input))
     if is_checkpoint(content):
         _import_resaved(options.input, content, output)

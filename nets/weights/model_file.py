@@ -1,4 +1,4 @@
-"""Open a file that may be a model; needs no PyTorch."""
+"""Open a file that may be a model, without PyTorch."""
 
 from __future__ import annotations
 

@@ -34,13 +34,13 @@ _SHOWN = 4  # names of each kind in the report
 
 @dataclass(frozen=True)
 class PretrainedReport:
-    """What became of a file's tensors; `print(report)` says it in a few lines.
+    """Result of loading pretrained weights; `print(report)` shows it in a few lines.
 
     Args:
         source: `none`, `imagenet` or the file.
-        loaded, missing, unexpected, mismatched: names of the backbone's tensors that were taken, that the source
-            lacks, that the network has no place for, and whose shape differs (with both shapes).
-        total: tensors that the backbone has (counters of batches left out).
+        loaded, missing, unexpected, mismatched: names of the tensors that were copied, that are missing in the source,
+            that do not exist in the backbone, and whose shape differs (with both shapes).
+        total: number of tensors of the backbone, without batch counters.
     """
 
     source: str
@@ -52,12 +52,12 @@ class PretrainedReport:
 
     def __str__(self) -> str:
         if self.source == NONE:
-            return "pretrained: none, the backbone starts at random"
+            return "pretrained: none, the backbone is initialised randomly"
         lines = [f"pretrained: {len(self.loaded)} of the backbone's {self.total} tensors from {self.source}"]
         kinds = {
-            "not in the source, left at random": self.missing,
-            "of another shape, left at random": self.mismatched,
-            "in the source, no place for them (classifier)": self.unexpected,
+            "not in the source, initialised randomly": self.missing,
+            "of another shape, initialised randomly": self.mismatched,
+            "in the source, not used (classifier)": self.unexpected,
         }
         for text, names in kinds.items():
             if names:
@@ -67,19 +67,19 @@ class PretrainedReport:
 
 
 def pretrained_settings(backbone: str, source: str) -> dict[str, Any]:
-    """What the weights of `source` expect of the network around them, to be known before it is built.
+    """Settings of the network that the weights of `source` require. Call it before the network is built.
 
     Args:
         backbone: its name in the table, or `timm:NAME`.
         source: `none`, `imagenet` or a file.
 
     Returns:
-        Fields of `ModelConfig`: `mean`, `std`, `bn_eps`, `padding`; nothing for `none`. They are defaults: what the
-        user asks for wins.
+        Fields of `ModelConfig`: `mean`, `std`, `bn_eps`, `padding`; empty for `none`. They are defaults, which the
+        user's options override.
 
     Raises:
         UserError: for a file that cannot be read.
-        MissingExtra: for `timm:NAME` without timm.
+        MissingExtra: for `timm:NAME` if timm is not installed.
     """
     if source == NONE:
         return {}
@@ -104,14 +104,14 @@ def load_pretrained(model: YOLOv4, source: str) -> PretrainedReport:
     """Load backbone weights into `model`.
 
     Args:
-        model: built with the settings that `pretrained_settings` gives.
+        model: a network built with the settings of `pretrained_settings`.
         source: `none`; `imagenet`: torchvision's published weights for V2 and V3, timm's for V1 and `timm:NAME`; or a
-            file: torchvision's, timm's (V1, `timm:NAME`), dequantised TensorFlow ones, or a checkpoint of ours.
+            file: of torchvision, of timm (V1, `timm:NAME`), dequantised TensorFlow weights, or a checkpoint.
 
     Raises:
         UserError: for a file that cannot be read, or that matches less than half of the backbone.
         RunError: if a download fails.
-        MissingExtra: where timm is needed and not installed.
+        MissingExtra: if timm is needed and not installed.
     """
     if source == NONE:
         return PretrainedReport(NONE)
@@ -119,7 +119,7 @@ def load_pretrained(model: YOLOv4, source: str) -> PretrainedReport:
     if source == IMAGENET:
         if model.config.alpha != 1.0:
             what = f"no weights are published for {backbone} at alpha {model.config.alpha:g}"
-            raise UserError("--pretrained imagenet", what, "take alpha 1, or --pretrained FILE, or none")
+            raise UserError("--pretrained imagenet", what, "use --alpha 1, --pretrained FILE or --pretrained none")
         return load_pretrained_state(model.backbone, _download(backbone), backbone, source)
     weights = extract_state_dict(read_weights_file(Path(source)), source)
     if backbone.startswith(TIMM_PREFIX):
@@ -128,14 +128,14 @@ def load_pretrained(model: YOLOv4, source: str) -> PretrainedReport:
 
 
 def read_weights_file(path: Path) -> Any:
-    """The content of a .pth (new or old format) or .safetensors file: tensors and plain types, no code is run.
+    """Read a .pth (new or old format) or .safetensors file: tensors and plain types. It runs no code of the file.
 
     Raises:
-        UserError: naming the file and the reason.
+        UserError: if the file cannot be read.
     """
     path = find_model(path) if path.is_dir() else path
     if not os.path.lexists(path):
-        raise UserError(path, "no such file", "give none, imagenet, or a file of weights")
+        raise UserError(path, "no such file", "give none, imagenet or a weights file")
     if path.suffix.lower() == ".safetensors":
         return read_safetensors(path)
     with open_model_file(path) as file:
@@ -146,10 +146,10 @@ def read_weights_file(path: Path) -> Any:
 
 
 def extract_state_dict(content: Any, source: object) -> dict[str, Tensor]:
-    """The backbone's tensors of a file's content, by torchvision's or timm's bare names.
+    """Extract the backbone's tensors from a file's content, with torchvision's or timm's names without prefixes.
 
-    Looks inside `weights`, `state_dict` and `model`, drops the prefixes of wrappers, and keeps what stands under
-    `backbone.` alone where there is such a part.
+    It searches `weights`, `state_dict` and `model`, and removes the prefixes of wrappers. If there are names with
+    `backbone.`, only those are kept.
 
     Raises:
         UserError: if there are no tensors.
@@ -158,7 +158,7 @@ def extract_state_dict(content: Any, source: object) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(source, "holds no tensors by name", "give a state dict")
+        raise UserError(source, "contains no named tensors", "give a state dict")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     backbone_only = {name: tensor for name, tensor in tensors.items() if "backbone." in name}
     return {_rename(_strip(name)): tensor for name, tensor in (backbone_only or tensors).items()}
@@ -170,7 +170,7 @@ def _settings(normalization: str, bn_eps: float | None = None, padding: str = "s
 
 
 def _is_tensorflow(weights: Mapping[str, Tensor]) -> bool:
-    """Whether they are dequantised TensorFlow weights: convolutions in half precision, norms in full, no classifier."""
+    """Whether they are dequantised TensorFlow weights: float16 convolutions, float32 norms, no classifier."""
     conv, norm = weights.get("features.0.0.weight"), weights.get("features.0.1.weight")
     if conv is None or norm is None or any(name.startswith("classifier.") for name in weights):
         return False
@@ -184,7 +184,7 @@ def _strip(name: str) -> str:
 
 
 def _rename(name: str) -> str:
-    """timm's and TensorFlow's names of MobileNetV1 to ours; any other name stays."""
+    """Convert timm's and TensorFlow's names of MobileNetV1 to ours; other names are unchanged."""
     name = re.sub(r"^(features\.\d+)\.conv\.(weight)$", r"\1.0.\2", name)
     name = re.sub(r"^(features\.\d+)\.bn\.", r"\1.1.", name)
     return name
@@ -202,7 +202,7 @@ def _timm_v1_name(name: str) -> str:
 
 
 def _timm_names(backbone: str, weights: dict[str, Tensor], model: YOLOv4, source: str) -> dict[str, Tensor]:
-    """A timm file's tensors by the names of the feature extractor; timm itself converts the classifier's names."""
+    """Rename the tensors of a timm file for the feature extractor; for a classifier's file, timm converts the names."""
     own = model.backbone.state_dict()
     if sum(name in own for name in weights) * 2 >= len(own):
         return weights
@@ -218,15 +218,15 @@ def _timm_names(backbone: str, weights: dict[str, Tensor], model: YOLOv4, source
 def load_pretrained_state(
     backbone: nn.Module, weights: Mapping[str, Tensor], name: str, source: str
 ) -> PretrainedReport:
-    """Copy what fits into a backbone by name and shape, and say what does not.
+    """Copy the tensors with matching names and shapes into a backbone, and report the others.
 
     Args:
         backbone: the module, built from the table's `name`.
         weights: a state dict with torchvision's names, timm's or ours.
-        source: what the report and errors call it.
+        source: name of the source for the report and for errors.
 
     Raises:
-        UserError: if less than half of the backbone's tensors fit, or one is not finite.
+        UserError: if less than half of the backbone's tensors match, or one is not finite.
     """
     own = {key: tensor for key, tensor in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
     if name == "mobilenet_v1":
@@ -266,11 +266,11 @@ def _why_not(name: str, report: PretrainedReport) -> tuple[str, str]:
 def _check_finite(weights: Mapping[str, Tensor], names: list[str], source: str) -> None:
     for name in names:
         if not weights[name].isfinite().all():
-            raise UserError(source, f"{name} holds NaN or infinity", "use another copy")
+            raise UserError(source, f"{name} contains NaN or infinity", "use another copy")
 
 
 def _download(backbone: str) -> Mapping[str, Tensor]:
-    """The published ImageNet weights of a backbone, by our names."""
+    """Download the published ImageNet weights of a backbone, with our names."""
     if backbone == "mobilenet_v1":
         features = _download_timm(TIMM_PREFIX + _TIMM_V1)
         return features.state_dict()
@@ -286,16 +286,16 @@ def _download_timm(backbone: str) -> nn.Module:
         return build_timm_features(backbone, pretrained=True)
     except UserError:
         raise
-    except Exception as error:  # Hugging Face's client has its own classes of errors, and changes them
+    except Exception as error:  # the exception classes of Hugging Face's client change between versions
         name = backbone.removeprefix(TIMM_PREFIX)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        todo = f"fetch https://huggingface.co/timm (model {name}) elsewhere and give --pretrained FILE"
-        what = f"timm cannot get the weights of {name}: {reason[:160]}"
+        todo = f"download https://huggingface.co/timm (model {name}) on another machine and give --pretrained FILE"
+        what = f"timm cannot download the weights of {name}: {reason[:160]}"
         raise RunError("--pretrained imagenet", what, todo) from error
 
 
 def torchvision_weights(backbone: str) -> Any:
-    """torchvision's entry (`.url`, `.get_state_dict`) of a backbone's best weights. UserError if it has none."""
+    """torchvision's weights entry (`.url`, `.get_state_dict`) of a backbone. Raises UserError if there is none."""
     from torchvision.models import MobileNet_V2_Weights, MobileNet_V3_Large_Weights, MobileNet_V3_Small_Weights
 
     entries = {
@@ -304,18 +304,20 @@ def torchvision_weights(backbone: str) -> Any:
         "mobilenet_v3_small": MobileNet_V3_Small_Weights.DEFAULT,
     }
     if backbone not in entries:
-        raise UserError("--pretrained imagenet", f"no weights are published for {backbone}", "take none or a FILE")
+        raise UserError(
+            "--pretrained imagenet", f"no weights are published for {backbone}", "use --pretrained none or FILE"
+        )
     return entries[backbone]
 
 
 def _download_torchvision(backbone: str) -> Mapping[str, Tensor]:
-    """torchvision's file, in torch's own cache; its name ends in the first digits of its sha256."""
+    """Download torchvision's file into torch's cache; its name ends in the first digits of its SHA-256."""
     entry = torchvision_weights(backbone)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[1]
     try:
         download(entry.url, cached, sha256=cached.stem.rpartition("-")[2])
     except (RunError, OSError) as error:
         reason = error.what if isinstance(error, RunError) else error.strerror
-        todo = f"fetch {entry.url} elsewhere, put it at {cached} or give it as --pretrained FILE"
-        raise RunError("--pretrained imagenet", f"cannot get {entry.url}: {reason}", todo) from error
+        todo = f"download {entry.url} on another machine and save it as {cached}, or give --pretrained FILE"
+        raise RunError("--pretrained imagenet", f"cannot download {entry.url}: {reason}", todo) from error
     return extract_state_dict(read_weights_file(cached), cached)

@@ -1,10 +1,10 @@
-"""Read a .pth from an untrusted source: tensors and plain values only, all of it checked before it is unpacked.
+"""Read a .pth from an untrusted source: only tensors and plain values, checked before they are loaded.
 
-torch.load(weights_only=True) runs no code, but trusts what a file says about itself: a zip of 4 MB that unpacks to
-gigabytes, a tensor larger than its bytes, a `bytearray` of any length, a flipped bit. So the archive's structure and
-its pickle are checked first, with stand-ins in place of everything that would take memory. torch.load then gets an
-archive that is built anew from the checked entries, because its reader and Python's may find different entries in one
-file (two central directories).
+torch.load(weights_only=True) runs no code, but it trusts the sizes in the file: a 4 MB zip archive that unpacks to
+gigabytes, a tensor larger than its storage, a `bytearray` of any length. It also does not detect a flipped bit.
+Therefore, the archive's structure and its pickle are checked first, with placeholders for all objects that would take
+memory. torch.load then reads a new archive, built from the checked entries, because in a file with two central
+directories its reader and Python's may find different entries.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import torch
 from nets.weights.model_file import open_model_file, refuse_pages_and_pointers
 from utils.errors import UserError
 
-MAX_PICKLE_BYTES = 4 << 20  # names, shapes and plain values; a pickle can ask for 70 times its size of memory
+MAX_PICKLE_BYTES = 4 << 20  # names, shapes and plain values; a pickle can require 70 times its size in memory
 MAX_DIRECTORY_BYTES = 16 << 20
-MAX_CALLS = 200_000  # tensors and tables in one file
-MAX_VALUES = 1_000_000  # values in one file, a shared one counted as often as it is reached
-MAX_DEPTH = 100  # tables and lists inside each other
-SHARING = 4  # tensors may together claim this many times the file's bytes, as weights may be shared
+MAX_CALLS = 200_000  # tensors and dictionaries in one file
+MAX_VALUES = 1_000_000  # values in one file; a shared value counts once for each reference
+MAX_DEPTH = 100  # nesting of dictionaries and lists
+SHARING = 4  # limit of the tensors' total size as a multiple of the file size (weights may be shared)
 
-# The last bytes of a file of this platform, held in the zip archive's comment: a digest of all bytes before them.
+# The comment of the zip archive, at the end of a file of this platform, is a digest of all bytes before it.
 _SEAL = b"sha256:"
 SEAL_LENGTH = len(_SEAL) + 64
 _CHUNK = 1 << 20
@@ -47,22 +47,22 @@ _ITEM_BYTES = {
     **dict.fromkeys(("LongStorage", "DoubleStorage", "ComplexFloatStorage"), 8),
 }
 _DTYPES = frozenset(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))
-# the operations that torch.save writes, in its pickle protocol 2; all others are refused
+# the opcodes that torch.save writes, in pickle protocol 2; all others are rejected
 _OPERATIONS = (
     b"\x80.(Nc}])t\x85\x86\x87\x88\x89KMJG\x8aXUQRbqrhjaeus\x81"  # PROTO STOP MARK NONE GLOBAL ... SETITEM NEWOBJ
 )
 
 
 def read_torch_file(path: Path, our_format: str | None = None) -> Any:
-    """The content of a .pth written by torch 1.6 or later, on the CPU.
+    """Read a .pth written by torch 1.6 or later, to the CPU.
 
     Args:
         path: the file.
-        our_format: the `format` of files that must end in a digest of all their bytes, as those of this platform do;
-            other files have only the checksums of zip.
+        our_format: files with this `format` must end in a digest of their bytes, as those of this platform do. Other
+            files have only the checksums of the zip format.
 
     Raises:
-        UserError: naming the file and why it is refused.
+        UserError: if the file is damaged or rejected, with the reason.
     """
     with open_model_file(path) as file:
         head = file.read(512)
@@ -82,19 +82,19 @@ def read_torch_file(path: Path, our_format: str | None = None) -> Any:
         ) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(path, f"cut or damaged ({error})", "use another copy") from error
+            raise UserError(path, f"truncated or damaged ({error})", "use another copy") from error
     content = _load(path, archive)
     if not is_sealed and our_format is not None and isinstance(content, dict) and content.get("format") == our_format:
-        what = "was written by another program: the digest that this platform puts at the end is missing"
+        what = "was written by another program: the digest that this platform appends is missing"
         raise UserError(path, what, "if you trust it: python -m nets.weights.import_reference IN.pth OUT.pth")
     return content
 
 
 def read_legacy_torch_file(path: Path) -> Any:
-    """The content of a .pth written by torch before 1.6: a plain pickle, as many published weights still are.
+    """Read a .pth written by torch before 1.6: a plain pickle, as many published weights still are.
 
     Raises:
-        UserError: naming the file and why it is refused.
+        UserError: if the file is damaged or rejected, with the reason.
     """
     with open_model_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -108,7 +108,7 @@ def read_legacy_torch_file(path: Path) -> Any:
             total += claimed - claims.get(key, 0)
             claims[key] = claimed
             if total > size:
-                raise pickle.UnpicklingError(f"its tensors claim {total} bytes of a file of {size}")
+                raise pickle.UnpicklingError(f"its tensors need {total} bytes, but the file has {size}")
 
         _dry_run(path, pickles, 5, size, check_storage)  # magic number, protocol, system, content, keys
         file.seek(0)
@@ -116,7 +116,7 @@ def read_legacy_torch_file(path: Path) -> Any:
 
 
 def seal(data: bytes) -> bytes:
-    """`data`, a zip archive without a comment, with a comment that is the digest of all bytes before it."""
+    """Add a comment to the zip archive `data`: the digest of all bytes before it."""
     if data[-_END_LENGTH:][:4] != _END:
         raise AssertionError("not a zip archive that ends without a comment")
     body = data[:-2] + SEAL_LENGTH.to_bytes(2, "little")
@@ -126,12 +126,14 @@ def seal(data: bytes) -> bytes:
 def _refuse_other_content(path: Path, head: bytes) -> None:
     refuse_pages_and_pointers(path, head)
     if head[:1] == b"\x80":
-        raise UserError(path, "is a pickle of torch before 1.6", "refused: it could run code; save it again as a zip")
+        raise UserError(
+            path, "is a pickle of torch before 1.6", "rejected: it could run code; load it with torch and save it again"
+        )
     raise UserError(path, "is not a model file", "give a .pth, .safetensors or exported file")
 
 
 def _check_seal(path: Path, file: BinaryIO) -> bool:
-    """Whether the file ends in a seal; UserError if it is not that of these bytes."""
+    """Whether the file ends in a digest. Raises UserError if the digest does not match."""
     size = os.fstat(file.fileno()).st_size
     file.seek(max(size - SEAL_LENGTH, 0))
     found = file.read(SEAL_LENGTH)
@@ -146,46 +148,47 @@ def _check_seal(path: Path, file: BinaryIO) -> bool:
         digest.update(chunk)
         left -= len(chunk)
     if digest.hexdigest().encode() != found[len(_SEAL) :]:
-        raise UserError(path, "damaged: its bytes are not those that were written", "use another copy")
+        raise UserError(path, "damaged: its digest does not match", "use another copy")
     return True
 
 
 def _checked_archive(path: Path, file: BinaryIO, is_sealed: bool) -> BinaryIO:
-    """A new archive of the file's entries, without what torch.save does not write.
+    """Check the archive and copy its entries into a new one in memory.
 
-    Refused are compression, entries that overlap or stand twice, a second central directory, and broken checksums.
+    It rejects everything that torch.save does not write: compression, entries that overlap or appear twice, a second
+    central directory, and wrong checksums.
     """
     size = os.fstat(file.fileno()).st_size
     _check_directory(file, size)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if archive.comment and not is_sealed:
-            raise UserError(path, "has a comment, which no model file has", "use another copy")
+            raise UserError(path, "has an unknown zip comment, which model files do not have", "use another copy")
         sizes = {entry.filename: entry.file_size for entry in entries}
         tops = {name.partition("/")[0] for name in sizes}
         top = next(iter(tops), "")
         if len(sizes) != len(entries) or len(tops) != 1 or f"{top}/data.pkl" not in sizes:
-            what = "is a zip archive, but not one of torch"
+            what = "is a zip archive, but not a PyTorch file"
             raise UserError(path, what, "give a model file (.pth, .safetensors, .onnx...)")
         if f"{top}/constants.pkl" in sizes:
-            todo = "give its checkpoint, or name it .torchscript if export.py wrote it"
+            todo = "give its checkpoint, or rename it to .torchscript if export.py wrote it"
             raise UserError(path, "is TorchScript, which is a program, not a checkpoint", todo)
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         if not stored or sum(entry.file_size for entry in entries) > size:
-            raise UserError(path, "is compressed, which no model file is", "refused: it could fill the memory")
+            raise UserError(path, "is compressed, which model files are not", "rejected: it could fill the memory")
         if sizes[f"{top}/data.pkl"] > MAX_PICKLE_BYTES:
-            raise UserError(path, "has a table of contents of many megabytes", "refused: it could fill the memory")
+            raise UserError(path, "has a table of contents of many megabytes", "rejected: it could fill the memory")
 
         def check_storage(key: str, claimed: int) -> None:
             if sizes.get(f"{top}/data/{key}") != claimed:
-                raise pickle.UnpicklingError(f"tensor {key} claims {claimed} bytes that are not there")
+                raise pickle.UnpicklingError(f"tensor {key} needs {claimed} bytes, which the file does not have")
 
         _dry_run(path, io.BytesIO(archive.read(f"{top}/data.pkl")), 1, size, check_storage)
         return _copied(path, archive)
 
 
 def _copied(path: Path, archive: zipfile.ZipFile) -> BinaryIO:
-    """The entries of an archive, their checksums compared, in a new one in memory."""
+    """Copy the entries of an archive into a new one in memory, and compare their checksums."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as copy:
         for entry in archive.infolist():
@@ -200,32 +203,32 @@ def _copied(path: Path, archive: zipfile.ZipFile) -> BinaryIO:
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:
-    """Raises BadZipFile unless the list of entries is short and ends where its end record begins.
+    """Check that the central directory is short and ends where its end record begins. Raises BadZipFile.
 
-    Python's zipfile reads the list that stands before the record, PyTorch the one at the offset that the record names.
+    Python's zipfile reads the directory before the record. PyTorch reads the one at the offset in the record.
     """
     start = max(size - _END_LENGTH - 0xFFFF, 0)
     file.seek(start)
     tail = file.read()
     end = tail.rfind(_END)
     if end < 0 or len(tail) - end < _END_LENGTH:
-        raise zipfile.BadZipFile("the list of its entries is missing")
+        raise zipfile.BadZipFile("the central directory is missing")
     length, offset, comment = struct.unpack_from("<LLH", tail, end + 12)
     if len(tail) - end != _END_LENGTH + comment:
-        raise zipfile.BadZipFile("its end record is not at its end")
+        raise zipfile.BadZipFile("the end record is not at the end")
     record = end - _LOCATOR64_LENGTH - _END64_LENGTH
     place = start + end
     if end >= _LOCATOR64_LENGTH and tail[end - _LOCATOR64_LENGTH :][:4] == b"PK\x06\x07":
         if record < 0 or tail[record:][:4] != b"PK\x06\x06":
-            raise zipfile.BadZipFile("its 64-bit end record is missing")
+            raise zipfile.BadZipFile("the 64-bit end record is missing")
         if struct.unpack_from("<Q", tail, end - _LOCATOR64_LENGTH + 8)[0] != start + record:
             raise zipfile.BadZipFile("it has two 64-bit end records")
         length, offset = struct.unpack_from("<QQ", tail, record + 40)
         place = start + record
     if length > MAX_DIRECTORY_BYTES:
-        raise zipfile.BadZipFile(f"its list of entries would have {length} bytes")
+        raise zipfile.BadZipFile(f"the central directory would have {length} bytes")
     if offset + length != place:
-        raise zipfile.BadZipFile("it has two lists of entries")
+        raise zipfile.BadZipFile("it has two central directories")
 
 
 def _load(path: Path, file: BinaryIO) -> Any:
@@ -234,14 +237,15 @@ def _load(path: Path, file: BinaryIO) -> Any:
     except Exception as error:
         raise _refusal(path, error) from error
     if not is_small_tree(content):
-        raise UserError(path, "holds lists inside lists without end", "refused: it could fill the memory")
+        raise UserError(path, "contains lists nested too deeply", "rejected: it could fill the memory")
     return content
 
 
 def is_small_tree(content: Any) -> bool:
-    """Whether tables and lists hold no more than `MAX_VALUES` values, to a depth of `MAX_DEPTH`, written out.
+    """Whether dictionaries and lists contain at most `MAX_VALUES` values, nested at most `MAX_DEPTH` deep.
 
-    A list that holds another one twice, which holds a third one twice and so on takes no memory, until it is printed.
+    Shared values are counted once for each reference: a list that contains another list twice, which contains a third
+    list twice and so on, takes little memory until it is printed.
     """
     left, count = [(content, 0)], 0
     while left:
@@ -263,39 +267,41 @@ def _dry_run(path: Path, file: BinaryIO, pickles: int, size: int, check_storage:
         for _ in range(pickles):
             _DryRun(file, size, check_storage).load()
     except EOFError as error:
-        raise UserError(path, "cut or damaged (its table of contents ends too early)", "use another copy") from error
+        raise UserError(
+            path, "truncated or damaged (its table of contents ends too early)", "use another copy"
+        ) from error
     except Exception as error:
         raise _refusal(path, error) from error
 
 
 def _refusal(path: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    what = f"holds more than tensors and plain values ({reason[:120]})"
-    return UserError(path, what, "refused: it could run code, or fill the memory")
+    what = f"contains more than tensors and plain values ({reason[:120]})"
+    return UserError(path, what, "rejected: it could run code or fill the memory")
 
 
 class _Table(dict):
-    """In place of OrderedDict."""
+    """Placeholder for OrderedDict."""
 
 
 class _StorageType(int):
-    """In place of a class such as torch.FloatStorage: the bytes of one item."""
+    """Placeholder for a class such as torch.FloatStorage: the bytes of one element."""
 
 
 class _Storage:
-    """In place of a tensor's bytes."""
+    """Placeholder for a tensor's storage."""
 
     def __init__(self, item_bytes: int, num_items: int) -> None:
         self.item_bytes, self.num_items = item_bytes, num_items
 
 
 class _DryRun(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    """Unpickles without making a tensor.
+    """An unpickler that creates no tensors.
 
     Args:
-        file: where the pickle begins.
+        file: positioned at the start of the pickle.
         size: of the whole file, bytes.
-        check_storage: given a storage's key and the bytes that the pickle claims for it, raises if they are not there.
+        check_storage: called with a storage's key and its size in bytes; raises if the file does not contain them.
     """
 
     dispatch = {code: pickle._Unpickler.dispatch[code] for code in _OPERATIONS}  # type: ignore[attr-defined]  # noqa: RUF012
@@ -323,7 +329,7 @@ class _DryRun(pickle._Unpickler):  # type: ignore[name-defined,misc]
     def persistent_load(self, pid: Any) -> _Storage:
         kind, item_bytes, key, _, num_items, *_ = pid
         if kind != "storage" or not isinstance(item_bytes, _StorageType) or not isinstance(key, str):
-            raise pickle.UnpicklingError("a reference to something that is no storage")
+            raise pickle.UnpicklingError("a reference to something that is not a storage")
         _require_counts([num_items])
         self._check_storage(key, item_bytes * num_items)
         return _Storage(item_bytes, num_items)
@@ -346,19 +352,19 @@ class _DryRun(pickle._Unpickler):  # type: ignore[name-defined,misc]
         return data
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> None:
-        """Refuse a tensor larger than its bytes: one that repeats them (stride 0) would grow when it is converted."""
+        """Reject a tensor larger than its storage: with stride 0 it repeats elements and would grow when copied."""
         self._count()
         if not isinstance(storage, _Storage) or len(shape) != len(stride):
-            raise pickle.UnpicklingError("a tensor without bytes of its own")
+            raise pickle.UnpicklingError("a tensor without a storage")
         _require_counts([offset, *shape, *stride])
         num_items = math.prod(shape)
         reach = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) + 1 if num_items else 0
         self._left -= num_items * storage.item_bytes
         if max(reach, num_items) > storage.num_items or self._left < 0:
-            raise pickle.UnpicklingError(f"a tensor of shape {tuple(shape)} is larger than its bytes")
+            raise pickle.UnpicklingError(f"a tensor of shape {tuple(shape)} is larger than its storage")
 
     def load_build(self) -> None:
-        """Ignore the state of a table (torch.save keeps versions there), and refuse that of anything else."""
+        """Ignore the state of a dictionary (torch.save stores versions there), and reject that of other objects."""
         self.stack.pop()
         if not isinstance(self.stack[-1], _Table):
             raise pickle.UnpicklingError("the state of an object")
@@ -383,10 +389,10 @@ class _DryRun(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
 def _require_counts(values: Sequence[Any]) -> None:
     if any(not isinstance(value, int) or isinstance(value, bool) or value < 0 for value in values):
-        raise pickle.UnpicklingError("a size that is no whole number")
+        raise pickle.UnpicklingError("a size that is not an integer")
 
 
 def _require_plain_keys(keys: Sequence[Any]) -> None:
-    """Text and numbers only: the hash of a tuple that is nested deep enough ends the process."""
+    """Accept only text and numbers as keys: hashing a very deeply nested tuple crashes the process."""
     if any(not isinstance(key, str | int | float) for key in keys):
-        raise pickle.UnpicklingError("a table with keys that are neither text nor numbers")
+        raise pickle.UnpicklingError("a dictionary with keys that are neither text nor numbers")

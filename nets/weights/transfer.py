@@ -1,4 +1,4 @@
-"""Initialise a model from another model's checkpoint: copy matching weights, match classes by name, and report it."""
+"""Initialise a model from another model's checkpoint: copy matching weights, and match classes by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOX_OUTPUTS = 5
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What became of a checkpoint's tensors; `print(report)` says it."""
+    """Result of a transfer; `print(report)` shows it in a few lines."""
 
     kept: int
     total: int
@@ -26,25 +26,27 @@ class TransferReport:
     new_classes: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"weights: {self.kept} of {self.total} tensors kept"]
+        lines = [f"weights: {self.kept} of {self.total} tensors copied"]
         if self.mismatched:
-            lines.append(f"  of another shape, left at random: {', '.join(self.mismatched[:6])}")
-        lines.append(f"  classes taken over by name: {', '.join(self.matched_classes) or 'none'}")
+            lines.append(f"  of another shape, initialised randomly: {', '.join(self.mismatched[:6])}")
+        lines.append(f"  classes copied by name: {', '.join(self.matched_classes) or 'none'}")
         if self.new_classes:
-            lines.append(f"  classes that start anew: {', '.join(self.new_classes)}")
+            lines.append(f"  new classes, initialised randomly: {', '.join(self.new_classes)}")
         return "\n".join(lines)
 
 
 def transfer_weights(model: YOLOv4, checkpoint: Checkpoint, path: object) -> TransferReport:
-    """Copy into `model` what fits of a checkpoint.
+    """Copy the tensors of a checkpoint that match `model` by name and shape.
+
+    If the classes differ, the outputs of classes with the same name are copied.
 
     Args:
-        model: the network to start; its classes may differ from the checkpoint's.
-        checkpoint: where the weights come from.
-        path: to name in errors.
+        model: the network to initialise.
+        checkpoint: source of the weights.
+        path: the checkpoint's file, for errors.
 
     Raises:
-        UserError: if less than half of the model's tensors have their like in the file.
+        UserError: if less than half of the model's tensors match.
     """
     own = model.state_dict()
     names = [name for name in own if not name.endswith("num_batches_tracked")]
@@ -78,13 +80,13 @@ def transfer_weights(model: YOLOv4, checkpoint: Checkpoint, path: object) -> Tra
 
 
 def _output_names(model: YOLOv4) -> set[str]:
-    """Names of the last convolutions' tensors, one (outputs, channels, 1, 1) and one (outputs,) a level."""
+    """Names of the last convolutions' tensors: for each level (outputs, channels, 1, 1) and (outputs,)."""
     lasts = [list(level.named_children())[-1] for level in model.head.levels]
     return {f"head.levels.{i}.{n}.{part}" for i, (n, conv) in enumerate(lasts) for part in conv.state_dict()}
 
 
 def _output_rows(old: tuple[str, ...], new: tuple[str, ...]) -> list[tuple[int, int]]:
-    """(row of the new output, row of the old one) within an anchor, for all that both have."""
+    """(new row, old row) of the outputs of one anchor that both models have."""
     pairs = [(i, i) for i in range(BOX_OUTPUTS)]
     return pairs + [(BOX_OUTPUTS + new.index(n), BOX_OUTPUTS + old.index(n)) for n in new if n in old]
 

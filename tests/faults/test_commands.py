@@ -256,7 +256,7 @@ def test_a_name_that_leads_nowhere_is_refused(words: str, name: str, place: Path
 
 # what is the matter with a model file -> what the line says of it
 MODELS = {
-    "cut.pth": "cut or damaged",
+    "cut.pth": "truncated or damaged",
     "flipped.pth": "damaged",
     "list.pth": "",
     "other.pth": "",
@@ -399,7 +399,7 @@ BAD_RUNS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a name with a zero byte": (changed("config.json", '"backbone": null', '"backbone": "a\\u0000b"'), "--backbone"),
     "another backbone": (changed("config.json", '"backbone": null', '"backbone": "mobilenet_v1"'), "--backbone"),
     "other epochs": (changed("config.json", '"epochs": 2', '"epochs": 3'), "--epochs 3 (the run: 2)"),
-    "checkpoint cut": (with_file("last.pth", lambda data: data[: len(data) // 2]), "cut or damaged"),
+    "checkpoint cut": (with_file("last.pth", lambda data: data[: len(data) // 2]), "truncated or damaged"),
     "checkpoint empty": (with_file("last.pth", lambda data: b""), "is empty"),
     "checkpoint a page": (with_file("last.pth", lambda data: CONTENTS["page"]), "is a web page"),
     "checkpoint flipped": (with_file("last.pth", lambda data: data[:999] + bytes([data[999] ^ 1]) + data[1000:]), ""),

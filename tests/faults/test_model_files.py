@@ -114,8 +114,8 @@ NO_MODELS: dict[str, tuple[bytes, str]] = {
     "a page without a doctype": (b"<HTML>gone</HTML>", "is a web page"),
     "text": (b"hello", "is not a model file"),
     "a picture": (b"\xff\xd8\xff\xe0" + bytes(100), "is not a model file"),
-    "only the beginning of a zip": (b"PK\x03\x04" + bytes(100), "cut or damaged"),
-    "a zip of something else": (archive(b"").replace(b"data.pkl", b"data.txt"), "not one of torch"),
+    "only the beginning of a zip": (b"PK\x03\x04" + bytes(100), "truncated or damaged"),
+    "a zip of something else": (archive(b"").replace(b"data.pkl", b"data.txt"), "not a PyTorch file"),
     "an old pickle": (pickle.dumps({"weights": 1}, 2), "torch before 1.6"),
     "an old torch file": (torch_bytes({"a": torch.ones(1)}, _use_new_zipfile_serialization=False), "before 1.6"),
 }
@@ -200,10 +200,10 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "of impossible size": ({"config": CONFIG.to_dict() | {"input_size": [100, 100]}}, "input size 100 100"),
     "of no classes": ({"config": CONFIG.to_dict() | {"class_names": []}}, "class_names"),
     "without weights": ({"weights": None}, "damaged"),
-    "with empty weights": ({"weights": {}}, "holds no weights"),
+    "with empty weights": ({"weights": {}}, "contains no weights"),
     "with text for weights": ({"weights": {"a": "b"}}, "is not a tensor"),
-    "with NaN": ({"weights": {"a": torch.tensor([1.0, float("nan")])}}, "hold NaN or infinity"),
-    "with infinity": ({"weights": {"a": torch.tensor([float("inf")])}}, "hold NaN or infinity"),
+    "with NaN": ({"weights": {"a": torch.tensor([1.0, float("nan")])}}, "contain NaN or infinity"),
+    "with infinity": ({"weights": {"a": torch.tensor([float("inf")])}}, "contain NaN or infinity"),
     "with a list for metrics": ({"metrics": [1]}, "no table"),
     "with text for a training state": ({"training": "yes"}, "no table"),
 }
@@ -301,25 +301,27 @@ def test_a_zip_whose_entries_share_their_bytes_is_refused(tmp_path: Path) -> Non
 def test_a_list_of_entries_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
     data = bytearray(archive(b"\x80\x02}."))
     struct.pack_into("<L", data, len(data) - 22 + 12, 0xF0000000)
-    refuse(tmp_path / "a.pth", bytes(data), "its list of entries would have")
+    refuse(tmp_path / "a.pth", bytes(data), "central directory would have")
 
 
 def test_a_tensor_that_repeats_its_bytes_is_not_spread_out(tmp_path: Path) -> None:
     wide = torch.zeros(1, dtype=torch.float16).expand(10**11)
     refuse(
-        tmp_path / "a.pth", seal(torch_bytes({"format": "mobilenet-yolov4", "weights": {"a": wide}})), "than its bytes"
+        tmp_path / "a.pth",
+        seal(torch_bytes({"format": "mobilenet-yolov4", "weights": {"a": wide}})),
+        "than its storage",
     )
 
 
 def test_many_tensors_of_the_same_bytes_are_refused(tmp_path: Path) -> None:
     whole = torch.zeros(100_000, dtype=torch.float16)
     many = {f"a{i}": whole.view(-1) for i in range(2000)}
-    refuse(tmp_path / "a.pth", seal(torch_bytes({"format": "mobilenet-yolov4", "weights": many})), "than its bytes")
+    refuse(tmp_path / "a.pth", seal(torch_bytes({"format": "mobilenet-yolov4", "weights": many})), "than its storage")
 
 
 def test_a_storage_that_claims_more_than_the_archive_holds_is_refused(tmp_path: Path) -> None:
     data = archive(pickled_tensor(10**9), **{"0": bytes(16)})
-    refuse(tmp_path / "a.pth", data, "claims 4000000000 bytes that are not there")
+    refuse(tmp_path / "a.pth", data, "needs 4000000000 bytes, which the file does not have")
 
 
 def pickled_tensor(num_items: int) -> bytes:
@@ -347,7 +349,7 @@ PICKLE_BOMBS: dict[str, bytes] = {
     "a hundred million lists": b"\x80\x02(" + b"]" * (MAX_PICKLE_BYTES + 1) + b"l.",
     "a million tables": b"\x80\x02ccollections\nOrderedDict\nq\x000" + b"h\x00)R0" * 300_000 + b"N.",
     "a key nested deep enough to end the process": b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
-    "bytes that are not there": b"\x80\x04\x8e\xff\xff\xff\xff\x0f\0\0\0.",
+    "bytes, which the file does not have": b"\x80\x04\x8e\xff\xff\xff\xff\x0f\0\0\0.",
     "an empty pickle": b"",
     "no end": b"\x80\x02}",
 }
@@ -396,7 +398,7 @@ def test_an_archive_with_two_lists_of_entries_is_refused(tmp_path: Path) -> None
     path = tmp_path / "a.pth"
     path.write_bytes(bombs.two_directories(good, evil))
     assert torch.load(path, weights_only=True).get("evil") == 1, "PyTorch reads the other one"
-    with pytest.raises(UserError, match="two lists of entries"):
+    with pytest.raises(UserError, match="two central directories"):
         read_torch_file(path)
 
 
@@ -631,8 +633,8 @@ LIES: dict[str, tuple[list[torch.Tensor], Form, str]] = {
     "one output": (DECODED[:1], Form(), "which is not what 2 classes need"),
     "maps of other classes": ([m[:, :9] for m in RAW], Form(decodes=False), "which is not what 2 classes need"),
     "two maps": (RAW[:2], Form(decodes=False), "which is not what 2 classes need"),
-    "NaN": ([DECODED[0], DECODED[1] * float("nan")], Form(), "answers NaN"),
-    "NaN in a map": ([*RAW[:2], RAW[2] * float("nan")], Form(decodes=False), "answers NaN"),
+    "NaN": ([DECODED[0], DECODED[1] * float("nan")], Form(), "returns NaN"),
+    "NaN in a map": ([*RAW[:2], RAW[2] * float("nan")], Form(decodes=False), "returns NaN"),
 }
 
 

@@ -279,7 +279,7 @@ BOMBS: dict[str, tuple[Callable[[Path], None], str, Callable[[Path], object]]] =
         load_checkpoint,
     ),
     "model, 3 GB hole": (_hole(b"PK\x03\x04"), "a.pth", load_checkpoint),
-    "model, two lists of entries": (_two_directories, "a.pth", load_checkpoint),
+    "model, two central directories": (_two_directories, "a.pth", load_checkpoint),
     "model, shared lists in its input size": (_nested("input_size"), "a.pth", load_checkpoint),
     "model, shared lists in its backbone": (_nested("backbone"), "a.pth", load_checkpoint),
     "old model, 3 GB hole": (_hole(pickle.dumps(0x1950A86A20F9469CFC6C, 2)), "a.pth", read_weights_file),
