@@ -1,4 +1,4 @@
-"""Train a detector: options, data, model, loop, in this order."""
+"""Train a detector: options, data, model and training loop, in this order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = parse_settings(
         TrainOptions, argv, description=__doc__ or "", prog="train.py", presets=PRESETS, example=EXAMPLE
     )
-    # PyTorch takes seconds to import, which --help and a mistyped option need not wait for
+    # Importing PyTorch takes seconds; --help and option errors do not need it.
     from nets.runtime import resolve_device
     from training.checks import check_before_loading
     from training.run import Run
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
                 settings, checkpoint = read_run(settings)
                 if checkpoint is not None and checkpoint.training is None:
                     folder = settings.options.run.resume
-                    print(f"{folder}: {describe_end(checkpoint, folder)}, nothing left to do")
+                    print(f"{folder}: {describe_end(checkpoint, folder)}, there is nothing left to do")
                     return 0
             check_before_loading(settings.options, is_resumed=checkpoint is not None)
             device = distributed.start(resolve_device(settings.options.machine.device))
@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             return run.train()
         except Exception as error:
-            if signals.signum is not None and distributed.is_lost(error):  # the other processes got the signal too
+            if signals.signum is not None and distributed.is_lost(
+                error
+            ):  # the other processes received the signal, too
                 raise Interrupted(signals.signum) from error
             raise
         finally:

@@ -40,7 +40,7 @@ class Costs:
     """What a step of one process costs, and what lies between processes.
 
     Args:
-        batch: images a step and process.
+        batch: images per step and process.
         compute: seconds of a step of one process alone.
         gradient_bytes: that every step exchanges.
         loader: images a second that one process's loader workers make.
@@ -107,7 +107,7 @@ class CostOptions:
     neck_conv: str = option("separable", "separable or standard")
     num_classes: int = option(80, "classes", low=1)
     input_size: int = option(416, "side of the input, pixels", low=32)
-    batch_size: int = option(32, "images a step and process", low=1)
+    batch_size: int = option(32, "images per step in each process", low=1)
     gpus: tuple[int, ...] = option((1, 8, 64), "numbers of processes", low=1)
     images: int = option(COCO_IMAGES, "of the data set", low=1)
     step_ms: float = option(0.0, "measured step of one process; 0: from --tflops and --efficiency", low=0)

@@ -1,4 +1,4 @@
-"""`--minutes` is planned again as a run goes, keeps to its time, and a run that learns nothing says so."""
+"""`--minutes` is replanned during a run and kept; a run that learns nothing prints a warning."""
 
 from __future__ import annotations
 
@@ -78,5 +78,5 @@ def test_a_run_whose_machine_is_freer_than_at_first_trains_longer(
 
 def test_a_run_that_learns_nothing_says_so_by_a_third(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_train(tmp_path / "run", "--learning-rate", "1e-9", epochs=3)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "nothing has been learnt" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "the model has learnt nothing" in line]
     assert len(lines) == 1 and "--preset auto" in lines[0] and "dataset.py check" in lines[0]

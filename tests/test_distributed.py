@@ -212,7 +212,7 @@ def test_the_rest_of_an_epoch_of_shards_is_cut_as_its_beginning_was(monkeypatch:
     middle, between = Progress(batch=EpochProgress(5, 40, {})), Progress(epoch=2)
     check_parts(checkpoint, middle, 6)
     check_parts(checkpoint, between, 4)
-    with pytest.raises(UserError, match="--workers: epoch 1 was begun by 6 workers of all processes, not by 4"):
+    with pytest.raises(UserError, match="--workers: epoch 1 was started with 6 workers in total, not 4"):
         check_parts(checkpoint, middle, 4)
 
 

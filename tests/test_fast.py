@@ -37,7 +37,7 @@ def test_on_a_cpu_it_does_nothing_and_the_main_process_says_so(
 ) -> None:
     network = _Network()
     assert not _make_fast(network, torch.device("cpu"), False)
-    assert "--fast: does nothing on cpu" in capsys.readouterr().err
+    assert "--fast: has no effect on cpu" in capsys.readouterr().err
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     assert not _make_fast(network, torch.device("cpu"), False)
     assert capsys.readouterr().err == ""

@@ -98,7 +98,7 @@ def test_three_folds_give_one_file_of_detections_and_go_on_where_they_were(
             train.main(arguments(run, "--folds", "3", "--epochs", "1"))
     assert train.main(["--resume", str(run)]) == 0
     text = capsys.readouterr().out
-    assert "3 folds" in text and "each image scored by a detector that has not seen it" in text
+    assert "3 folds" in text and "each image evaluated by a detector that was not trained on it" in text
     plan = json.loads((run / "folds.json").read_text())
     total = sum(plan["images"].values())
     rows = json.loads((run / "detections.json").read_text())
@@ -137,7 +137,7 @@ def test_a_race_writes_a_preset_and_goes_on_where_it_was(
         run.mkdir(parents=True)
         (run / "config.json").write_text("{}")
         if values.get("input_size", [0])[0] > 500:
-            raise UserError("--minutes", "is less than one epoch takes", "give more")
+            raise UserError("--minutes", "is not enough for one epoch", "increase it")
         score = 0.5 + (0.2 if values.get("mosaic") == 1.0 else 0.0)
         (run / "metrics.csv").write_text(f"epoch,voc10_mAP50\n1,{score}\n")
         return 0

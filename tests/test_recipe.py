@@ -115,7 +115,7 @@ def test_minutes_become_epochs_by_the_measured_speed_and_change_nothing_else(
 
 def test_too_few_minutes_are_refused_with_what_one_epoch_takes(tmp_path: Path) -> None:
     arguments = [*TINY, "--data", str(demo_data()), "--run-dir", str(tmp_path / "run"), "--minutes", "0.00001"]
-    with pytest.raises(UserError, match=r"--minutes: 1e-05 is less than one epoch takes"):
+    with pytest.raises(UserError, match=r"--minutes: 1e-05 is not enough for one epoch"):
         train.main(arguments)
     assert not (tmp_path / "run").exists()
 

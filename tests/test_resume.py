@@ -94,7 +94,7 @@ def test_a_signal_anywhere_loses_nothing(
     with monkeypatch.context() as patch:
         at_call(target, name, number, signal.SIGTERM, patch, after)
         break_off(run, *options)
-    assert f"go on with: python train.py --resume {run}" in capsys.readouterr().out
+    assert f"resume with: python train.py --resume {run}" in capsys.readouterr().out
     assert_same_run(resume(run, *options), whole)
 
 
@@ -360,7 +360,7 @@ def test_a_run_without_its_last_checkpoint_is_never_begun_anew(command: str, who
     arguments = ["--resume", str(run)] if command == "folder" else ["--resume", "auto", "--run-dir", str(run)]
     with pytest.raises(UserError) as caught:
         train.main(arguments)
-    assert "last.pth: is not there, which going on needs, but best.pth is" in str(caught.value)
+    assert "last.pth: is missing, which resuming needs; best.pth exists" in str(caught.value)
     assert f"--weights {run / 'best.pth'}" in str(caught.value) and caught.value.exit_code == 2
     assert (run / "best.pth").read_bytes() == best
 
@@ -390,7 +390,7 @@ def test_a_run_goes_on_where_data_and_folder_have_moved(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "project" / "runs" / "one").rename(tmp_path / "renamed")
     shutil.move(tmp_path / "project" / "data", tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"--data: .*data is not there; give --data the path where it is now"):
+    with pytest.raises(UserError, match=r"--data: .*data does not exist; give its present path with --data"):
         train.main(["--resume", "renamed"])
     run = resume(Path("renamed"), "--data", "elsewhere")
     assert_same_run(run, whole)

@@ -30,8 +30,8 @@ TIMED_IMAGES = 16
 # overhead of an epoch besides steps and evaluation: checkpoints, curves, metrics
 OVERHEAD = 1.1
 SCORE_SHARE = 0.1  # maximum share of the time for evaluation, if --eval-every is not given
-# The first measurement is of a few steps, perhaps on a machine that is busy for a moment: a budget is refused only if
-# not even this part of an epoch seems to fit.
+# The first measurement covers only a few steps, possibly on a busy machine. A budget is therefore rejected only if not
+# even this fraction of an epoch seems to fit.
 LEAST_EPOCHS = 0.25
 PLANS = 100  # number of times that a run is replanned
 TOLERANCE = 0.05  # a plan that ends this close to the budget (relative) is kept
@@ -142,11 +142,13 @@ def fit_epochs(
     epochs, every, fit = distributed.gather((epochs, every, fit))[0]  # all processes use the main process's plan
     if fit < LEAST_EPOCHS:
         need = (epoch + score) / 60
-        raise UserError("--minutes", f"{minutes:g} is less than one epoch takes ({need:.1f})", "give more")
-    say(f"{minutes:g} minutes: {epochs} epochs of {steps} steps of {step:.2f} s, scored every {every} in {score:.1f} s")
+        raise UserError("--minutes", f"{minutes:g} is not enough for one epoch ({need:.1f})", "increase it")
+    say(
+        f"{minutes:g} minutes: {epochs} epochs of {steps} steps of {step:.2f} s, evaluated every {every}: {score:.1f} s"
+    )
     values = {"epochs": epochs, "eval_every": every}
     values = {n: v for n, v in values.items() if v != getattr(options.duration, n) or not settings.is_given(n)}
-    why = f"fits {minutes:g} minutes at {step:.2f} s a step"
+    why = f"fits {minutes:g} minutes at {step:.2f} s per step"
     return settings.choose(AUTO, values, dict.fromkeys(values, why))
 
 

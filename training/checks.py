@@ -33,7 +33,7 @@ def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> Non
     """
     dataset, network, start = options.dataset, options.network, options.start
     if dataset.data is None:
-        raise UserError("--data", "is missing", "give a VOCdevkit folder, a COCO folder or JSON, or a data.yaml")
+        raise UserError("--data", "is required", "give a VOCdevkit folder, a COCO folder or JSON file, or a data.yaml")
     if network.input_size is not None and input_size_option(network.input_size) == SMALLEST:
         what = "32 32: batch norm needs more than one cell of the coarsest map"
         raise UserError("--input-size", what, "give multiples of 32, such as 416")
@@ -47,16 +47,20 @@ def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> Non
     _check_labels(options)
     for name in NOT_WITH_SHARDS:
         if dataset.shards is not None and get_option(options, name) and not is_resumed:
-            raise UserError(flag(name), "cannot be had with --shards", "leave one of them out")
+            raise UserError(flag(name), "cannot be combined with --shards", "leave out one of them")
     if start.weights is not None and start.pretrained not in (NONE, IMAGENET, BUNDLED):
-        raise UserError("--weights", "cannot go with --pretrained: both say where to start", "give one of them")
+        raise UserError(
+            "--weights", "cannot be combined with --pretrained: both set the initial weights", "give one of them"
+        )
     starts_at_random = start.weights is None and start.pretrained == NONE and not options.duration.auto
     if start.freeze_layers and starts_at_random:
-        raise UserError("--freeze-layers", "would freeze layers that start at random", "give --pretrained, or 0")
+        raise UserError("--freeze-layers", "would freeze randomly initialised layers", "give --pretrained, or use 0")
     if start.freeze_norms and starts_at_random:
-        raise UserError("--freeze-norms", "would keep averages of nothing seen", "give --pretrained, or leave it out")
+        raise UserError(
+            "--freeze-norms", "would keep statistics of an untrained backbone", "give --pretrained, or leave it out"
+        )
     if options.run.nan == "rollback" and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError("--nan", "rollback works with one process only", "give stop")
+        raise UserError("--nan", "rollback works only in a single process", "use stop")
     if options.run.resume is None:
         check_run_dir(options.run.run_dir)
         check_output_folder("--run-dir", options.run.run_dir or RUNS, [dataset.data, dataset.val_data])
@@ -65,27 +69,27 @@ def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> Non
     for name in ("data", "val_data", "classes", *(() if is_resumed else ("pretrained",))):
         path = get_option(options, name)
         if path is not None and path not in (NONE, IMAGENET, BUNDLED) and not Path(path).exists():
-            todo = f"give {flag(name)} the path where it is now" if is_resumed else "give the path of one that is"
-            raise UserError(flag(name), f"{path} is not there", todo)
+            todo = f"give its present path with {flag(name)}" if is_resumed else "check the path"
+            raise UserError(flag(name), f"{path} does not exist", todo)
 
 
 def _check_sizes(options: TrainOptions) -> None:
     """Check that `--grow-sizes` and `--grow-until` are given together and ascending."""
     sizes, ends, input_size = options.duration.grow_sizes, options.duration.grow_until, options.network.input_size
     if len(sizes) != len(ends):
-        todo = "give each size the share of the run at which it ends"
+        todo = "give the end of each size as a fraction of the run"
         raise UserError("--grow-until", f"{len(ends)} values for {len(sizes)} of --grow-sizes", todo)
     for size in sizes:
         input_size_option(size, "--grow-sizes")
     if not sizes:
         return
     if input_size is None:
-        raise UserError("--grow-sizes", "needs the size to grow to", "give --input-size, too")
+        raise UserError("--grow-sizes", "needs the final size", "give --input-size, too")
     if list(sizes) != sorted(set(sizes)) or any(size >= min(input_size) for size in sizes):
         given, final = " ".join(map(str, sizes)), " ".join(map(str, input_size))
-        raise UserError("--grow-sizes", f"{given} must ascend and stay below --input-size {final}", "reorder them")
+        raise UserError("--grow-sizes", f"{given} must be ascending and below --input-size {final}", "reorder them")
     if list(ends) != sorted(set(ends)):
-        raise UserError("--grow-until", f"{' '.join(f'{end:g}' for end in ends)} must ascend", "reorder them")
+        raise UserError("--grow-until", f"{' '.join(f'{end:g}' for end in ends)} must be ascending", "reorder them")
 
 
 def _check_labels(options: TrainOptions) -> None:
@@ -95,4 +99,4 @@ def _check_labels(options: TrainOptions) -> None:
         raise UserError("--label-scores", f"{low:g} {high:g}: the first must be below the second", "swap them")
     for path in options.dataset.teacher:
         if not os.path.exists(path):
-            raise UserError("--teacher", f"{path} is not there", "give the path of a file of detections")
+            raise UserError("--teacher", f"{path} does not exist", "give a file of detections or a checkpoint")

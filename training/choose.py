@@ -34,10 +34,10 @@ TrainSettings = Settings[TrainOptions]
 NETWORK = ("backbone", "alpha", "neck", "neck_conv", "neck_width", "se_order", "padding", "scale_xy", "resize_mode")
 DEFAULT_SIZE = (416, 416)
 START = "small"  # the bundled detector that --auto starts from
-# Where more than this share of the objects is narrower than a cell of the finest map, the input is enlarged.
+# If more than this fraction of the objects is narrower than a cell of the finest map, the input is enlarged.
 NARROW_SHARE, CELL = 0.25, 8.0
 LARGER_SIZES = (320, 416, 512)
-PRETRAINED_RATE = 0.1  # of the backbone, beside a neck that starts at random (docs/EXPERIMENTS.md)
+PRETRAINED_RATE = 0.1  # of a pretrained backbone, with a randomly initialised neck (docs/EXPERIMENTS.md)
 CACHE_SHARE = 0.25  # share of the free memory for --cache auto
 MACHINE = ("device", "threads", "workers", "amp")  # chosen again when a run is resumed, unless given by the user
 
@@ -60,12 +60,12 @@ def choose_start(settings: TrainSettings) -> TrainSettings:
         return settings.choose(AUTO, {"weights": START}, {"weights": why})
     is_stronger = settings.rank("pretrained") > settings.rank("weights")
     if start.weights is not None and start.pretrained != NONE and not is_stronger:
-        return settings.choose(AUTO, {"pretrained": NONE}, {"pretrained": "--weights says where to start"})
+        return settings.choose(AUTO, {"pretrained": NONE}, {"pretrained": "--weights sets the initial weights"})
     if start.weights is not None and is_stronger:
         settings = _take_network(settings, load_checkpoint(find_model(start.weights)), start.weights)
-        why = "--pretrained says where to start; the network stays that of the preset"
+        why = "--pretrained sets the initial weights; the network is that of the preset"
         settings = settings.choose(AUTO, {"weights": None}, {"weights": why})
-        if settings.options.network.anchors == KEPT_ANCHORS:  # the head is random: there are no anchors to keep
+        if settings.options.network.anchors == KEPT_ANCHORS:  # the head is random, so there are no anchors to keep
             settings = settings.choose(DEFAULT, {"anchors": YOLOV4})
     if settings.options.start.pretrained == BUNDLED:
         settings = _choose_bundled(settings)
@@ -83,12 +83,15 @@ def _choose_bundled(settings: TrainSettings) -> TrainSettings:
         if {"backbone", "alpha"} & set(other):
             continue
         if not other:
-            reasons = {"weights": "the bundled detector of this network", "pretrained": "--weights says where to start"}
+            reasons = {
+                "weights": "the bundled detector of this network",
+                "pretrained": "--weights sets the initial weights",
+            }
             return settings.choose(origin, {"weights": name, "pretrained": NONE}, reasons)
         reason = f"the backbone of {path.name}; no bundled detector has this neck"
         return settings.choose(origin, {"pretrained": str(path)}, {"pretrained": reason})
     what = f"no bundled detector has the backbone {network.backbone} at this width"
-    raise UserError("--pretrained bundled", what, f"leave the network to it, or give {IMAGENET} or {NONE}")
+    raise UserError("--pretrained bundled", what, f"leave out the options of the network, or use {IMAGENET} or {NONE}")
 
 
 def choose_network(settings: TrainSettings, index: DatasetIndex) -> tuple[TrainSettings, Checkpoint | None]:
@@ -155,7 +158,7 @@ def _enlarge(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
 
 
 def model_config(options: TrainOptions, start: Checkpoint | None, index: DatasetIndex) -> ModelConfig:
-    """The network configuration from resolved options; anchors in input pixels."""
+    """Build the network configuration from resolved options; anchors in input pixels."""
     network = options.network
     fields: dict[str, Any] = (
         pretrained_settings(network.backbone or "", options.start.pretrained)
@@ -213,7 +216,7 @@ def choose_recipe_options(settings: TrainSettings, index: DatasetIndex) -> Train
         )
         fixed = ("epochs", "eval_every") if options.duration.minutes else ()  # chosen by the time budget
         if settings.is_given("optimizer") and options.optim.optimizer != "adamw":
-            fixed = (*fixed, "learning_rate")  # another's rate
+            fixed = (*fixed, "learning_rate")  # the default rate is for another optimiser
         free = [c for c in choices if not settings.is_given(c.option) and c.option not in fixed]
         settings = settings.choose(AUTO, {c.option: c.value for c in free}, {c.option: c.why for c in free})
     return settings
@@ -226,7 +229,9 @@ def choose_optimizer(settings: TrainSettings) -> TrainSettings:
         kind = options.optim.optimizer
         settings = settings.choose(DEFAULT, {"learning_rate": BASE_RATES[kind]}, {"learning_rate": f"usual for {kind}"})
     if options.optim.backbone_rate_factor is None:
-        factor, why = (PRETRAINED_RATE, "it is pretrained") if is_pretrained(options) else (1.0, "it starts at random")
+        factor, why = (
+            (PRETRAINED_RATE, "it is pretrained") if is_pretrained(options) else (1.0, "it is initialised randomly")
+        )
         settings = settings.choose(DEFAULT, {"backbone_rate_factor": factor}, {"backbone_rate_factor": why})
     return settings
 
@@ -242,10 +247,10 @@ def choose_schedule(settings: TrainSettings, automatic_decay: float) -> TrainSet
     """Choose the options that depend on the number of steps."""
     duration, optim = settings.options.duration, settings.options.optim
     if optim.ema and not optim.ema_decay:
-        why = "looks back over a tenth of the run"
+        why = "averages over a tenth of the run"
         settings = settings.choose(AUTO, {"ema_decay": automatic_decay}, {"ema_decay": why})
     if optim.warmup_epochs > duration.epochs / 2:
-        why = f"half of the run at most, instead of {optim.warmup_epochs:g}"
+        why = f"at most half of the run, instead of {optim.warmup_epochs:g}"
         settings = settings.choose(AUTO, {"warmup_epochs": duration.epochs / 2}, {"warmup_epochs": why})
     return settings
 
@@ -261,14 +266,14 @@ def choose_machine(settings: TrainSettings, device: torch.device) -> TrainSettin
         settings = settings.choose(origin, {"device": str(device)})
     if machine.amp == "auto":
         amp = resolve_amp("auto", device)
-        why = "what this device does well" if amp != NONE else "this device is no faster in half precision"
+        why = "this device is fast in it" if amp != NONE else "this device is not faster in half precision"
         settings = settings.choose(AUTO, {"amp": amp}, {"amp": why})
     if machine.threads:
         torch.set_num_threads(machine.threads)
     else:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
-        why = "the CPUs that this process may use"
+        why = "number of CPUs available to this process"
         settings = settings.choose(AUTO, {"threads": torch.get_num_threads()}, {"threads": why})
     return settings
 
@@ -282,13 +287,13 @@ def choose_loading(settings: TrainSettings, index: DatasetIndex) -> TrainSetting
         wanted = min(wanted, usable_cpus())
     workers, why = fitting_workers(wanted, options.duration.batch_size, size)
     if workers != options.machine.workers:
-        settings = settings.choose(AUTO, {"workers": workers}, {"workers": why or "no more than CPUs"})
+        settings = settings.choose(AUTO, {"workers": workers}, {"workers": why or "limited by the number of CPUs"})
     if options.machine.cache != "auto":
         return settings
     scale = max(*options.augment.scale, *options.augment.mosaic_scale)
     needed, free = cache_bytes(index, size, scale), free_memory()
     fits = options.dataset.shards is None and needed <= CACHE_SHARE * free
-    why = f"decoded images take {needed / 2**20:.0f} MB, {free / 2**20:.0f} MB are free"
+    why = f"decoded images need {needed / 2**20:.0f} MB, {free / 2**20:.0f} MB are free"
     return settings.choose(AUTO, {"cache": "ram" if fits else NONE}, {"cache": why})
 
 

@@ -93,7 +93,7 @@ class Trainer:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-            # not in the `except` block, where the exception keeps the failed tensors in memory
+            # Outside the `except` block, because the exception keeps the failed tensors in memory.
             self.discard()
             self._cut(max(len(images) for images, _ in batches))
 
@@ -136,12 +136,12 @@ class Trainer:
         return NotFinite(
             f"step {self.step}",
             f"the {what} is {value} (images {names}; learning rate {rate:.2g})",
-            "nothing of it was saved; lower --learning-rate, or --amp none, or --nan rollback",
+            "it was not saved; use a lower --learning-rate, --amp none or --nan rollback",
         )
 
     def _cut(self, largest: int) -> None:
         """Halve the batch and double the accumulation."""
-        if distributed.world_size() > 1:  # the others wait for gradients: one process cannot split alone
+        if distributed.world_size() > 1:  # the others wait for gradients: one process cannot split its batch alone
             todo = "halve --batch-size and double --accumulate: the result is the same"
             raise RunError("memory", f"not enough for {largest} images at once", todo)
         if self.device.type == "cuda":
@@ -150,7 +150,9 @@ class Trainer:
             raise RunError("memory", "not enough for one image at this size", "use a smaller --input-size or model")
         self.parts *= 2
         size = -(-largest // self.parts)
-        warn("memory", f"not enough for {largest} images at once", f"from here {size} at a time, in the same steps")
+        warn(
+            "memory", f"not enough for {largest} images at once", f"continuing with {size} at a time in the same steps"
+        )
 
     def discard(self) -> None:
         """Discard the accumulated gradient, and restore the batch-norm buffers."""

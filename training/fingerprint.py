@@ -59,13 +59,13 @@ def check_data(checkpoint: Checkpoint, train: DatasetIndex, val: DatasetIndex) -
         changed = {what for what in now if before.get(what, now[what]) != now[what]}
         differences += [f"other {what} in {split}" for what in ("images", "boxes") if what in changed]
         if changed & {"sizes", "content"} and "images" not in changed:
-            differences.append(f"other pixels in {split}: the image files have another content")
+            differences.append(f"other pixels in {split}: the content of the image files differs")
         elif "times" in changed and _is_large(index):
             part = f"{CONTENT_BYTES / 2**20:.0f} MB"
-            what = f"the image files of {split} have other times; {part} of them were compared and are the same"
-            warn("--resume", what, "if images were edited, start anew")
+            what = f"the image files of {split} have other modification times; {part} of them were compared: identical"
+            warn("--resume", what, "if images were edited, start a new run")
     if differences:
-        raise UserError("--resume", "the data has changed: " + "; ".join(differences), "restore it, or start anew")
+        raise UserError("--resume", "the data has changed: " + "; ".join(differences), "restore it, or start a new run")
 
 
 def _file_states(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray]:

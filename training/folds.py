@@ -40,7 +40,7 @@ Train = Callable[[list[str]], int]  # train.py's main
 
 
 def is_folds_run(settings: TrainSettings) -> bool:
-    """Whether `--resume` is the folder of such a run."""
+    """Whether `--resume` is the folder of a cross-validation."""
     return resumed_folder(settings, PLAN) is not None
 
 
@@ -94,7 +94,7 @@ def run_folds(settings: TrainSettings, train: Train) -> int:
     write_json(folder / RESULT, {"folds": plan["folds"], "interval": [interval.low, interval.high], **rows})
     write_atomically(folder / TABLE, _table(rows, interval).encode())
     print(summary(plan, rows, interval))
-    print(f"out-of-fold detections: {folder / DETECTIONS}\nfigures: {folder / RESULT}, by class: {folder / TABLE}")
+    print(f"out-of-fold detections: {folder / DETECTIONS}\nresults: {folder / RESULT}, by class: {folder / TABLE}")
     return 0
 
 
@@ -168,7 +168,7 @@ def _train_fold(folder: Path, number: int, plan: Mapping[str, Any], train: Train
     run = folder / f"fold-{number}"
     if (folder / f"fold-{number}-{DETECTIONS}").is_file():
         return 0
-    print(f"fold {number} of {plan['folds']}: {plan['images'][f'val-{number}']} images held back")
+    print(f"fold {number} of {plan['folds']}: {plan['images'][f'val-{number}']} images for validation")
     if (run / "config.json").is_file():
         return train(["--resume", str(run)])
     config = folder / "options.json"
@@ -218,7 +218,7 @@ def merge_folds(folder: Path, plan: Mapping[str, Any]) -> EvaluationResult:
         np.array([each["class_id"] for _, each in flat], np.int64),
         np.array([place[row["image_id"]] for row in rows], np.int64),
     )
-    origin = f"out of {plan['folds']} folds, each by the last weights of its training; {describe(EVAL_THRESHOLDS)}"
+    origin = f"from {plan['folds']} folds, each with the last weights of its training; {describe(EVAL_THRESHOLDS)}"
     return score(index, index.class_names, np.arange(len(index.class_names)), found, origin=origin)
 
 
@@ -249,11 +249,11 @@ def _objects(rows: Mapping[str, Any]) -> dict[str, int]:
 
 
 def summary(plan: Mapping[str, Any], rows: Mapping[str, Any], interval: Comparison) -> str:
-    """The score of all folds together, in words, and each class."""
+    """Text with the score over all folds, and of each class."""
     objects = _objects(rows)
     lines = [
-        f"{plan['folds']} folds, {rows['num_images']} images, {sum(objects.values())} objects, each image scored by a "
-        "detector that has not seen it:",
+        f"{plan['folds']} folds, {rows['num_images']} images, {sum(objects.values())} objects, each image evaluated by "
+        "a detector that was not trained on it:",
         f"mAP50 {interval.b:.3f} ({interval.low:.3f} to {interval.high:.3f} at 95 %), COCO AP {rows['coco_AP']:.3f}",
     ]
     width = max((len(name) for name in interval.per_class), default=0)

@@ -14,7 +14,7 @@ from typing import Any
 from utils.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-INSISTING = 1.0  # seconds after which a second signal is a new one, not a repeat to the process group
+INSISTING = 1.0  # a second signal within this many seconds is a repeat to the process group, not a new one
 
 
 class SignalWatch:
@@ -23,9 +23,9 @@ class SignalWatch:
     Attributes:
         signum: the signal that was received, or None. The owner checks it and exits cleanly.
 
-    Within `with watch.raising():` a signal raises `Interrupted` where it finds the program; a second one, a second
-    later, does so everywhere: but not under torchrun, which passes on what came to all, and kills after 30 seconds.
-    Outside the main thread, where Python handles no signals, it does nothing.
+    Within `with watch.raising():`, a signal raises `Interrupted` at once. A second signal, at least a second later,
+    raises it anywhere, except under torchrun, which forwards signals to all processes and kills them after 30 seconds.
+    Outside the main thread, where Python handles no signals, the class does nothing.
     """
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from utils.errors import UserError
 from utils.files import MEGABYTE, read_lines
 
 LEAST_SCORES = 5  # minimum number of evaluations to judge convergence
-CONVERGED_SHARE = 0.7  # a best score within this share of the evaluations means convergence
+CONVERGED_SHARE = 0.7  # a best score within the first 70 % of the evaluations means convergence
 
 
 def has_converged(folder: Path) -> bool:

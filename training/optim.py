@@ -12,12 +12,13 @@ from torch import Tensor, nn
 # learning rate for a batch of 16 images. SGD's scales with the batch (https://arxiv.org/abs/1706.02677, section 2.1),
 # Adam's with its square root (https://arxiv.org/abs/2205.10287).
 BASE_BATCH = 16
-# 5e-3 for Adam is large, and right here: a neck of He-initialised, batch-normed convolutions moves by its rate over its
-# weights' size, and at 1e-3 it had learnt half as much after the same steps (docs/EXPERIMENTS.md).
+# 5e-3 is large for Adam. It is right here because batch-normed convolutions are scale-invariant: the effective rate is
+# relative to the size of the weights, which is large after He initialisation. 1e-3 learnt half as much in the same
+# number of steps (docs/EXPERIMENTS.md).
 BASE_RATES = {"sgd": 1e-2, "adam": 5e-3, "adamw": 5e-3}
 # step schedule: multiply by 0.1 after these parts of the run (YOLOv4, section 4.1: 0.8 and 0.9)
 STEPS = (0.8, 0.9)
-EMA_HORIZON = 0.1  # share of the run that the automatic average covers
+EMA_HORIZON = 0.1  # horizon of the automatic average, as a fraction of the run
 
 
 def scaled_rate(optimizer: str, batch: int, rate: float | None = None) -> float:
@@ -53,8 +54,8 @@ def learning_rates(optimizer: torch.optim.Optimizer, key: str = "base_rate") -> 
 def build_optimizer(kind: str, groups: list[dict], momentum: float, fused: bool = False) -> torch.optim.Optimizer:
     """Build one of OPTIMIZERS on parameter groups with their own learning rate and weight decay.
 
-    `momentum` is Adam's first beta; `fused` makes a step one kernel (of a 2.7 million parameter model on one core of a
-    CPU, 3.8 ms instead of 11.6).
+    `momentum` is Adam's first beta. With `fused`, a step is one kernel (for a model of 2.7 million parameters on one
+    CPU core, 3.8 ms instead of 11.6).
     """
     if kind == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused or None)
@@ -104,7 +105,7 @@ class ModelEMA:
         """Update the average from `model`."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        if self._source is not model:  # cached: walking through the modules takes longer than the update
+        if self._source is not model:  # cached: iterating over the modules takes longer than the update
             pairs = [(a, b.detach()) for a, b in zip(_tensors(self.model), _tensors(model), strict=True)]
             self._source = model
             self._floats = [pair for pair in pairs if pair[0].is_floating_point()]

@@ -1,7 +1,7 @@
 """The options of train.py in groups, with default, range and help text.
 
-A new option is one field here, or in the configuration that uses it (`data.augment_config.AugmentConfig`,
-`nets.loss_config.LossConfig`): it then appears on the command line, in config files and in a run's table.
+To add an option, add a field here or in the configuration that uses it (`data.augment_config.AugmentConfig`,
+`nets.loss_config.LossConfig`). It then appears on the command line, in config files and in a run's table.
 This module does not import PyTorch, so that --help is fast.
 """
 
@@ -19,7 +19,7 @@ from nets.weights import NONE
 from utils.config import group, option
 
 PRESETS = Path(__file__).resolve().parents[1] / "model_data" / "presets"
-YOLOV4, AUTO_ANCHORS, KEPT_ANCHORS = "yolov4", "auto", "checkpoint"  # of --anchors
+YOLOV4, AUTO_ANCHORS, KEPT_ANCHORS = "yolov4", "auto", "checkpoint"  # values of --anchors
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
 PRECISIONS = ("auto", "none", "bf16", "fp16")
@@ -37,37 +37,37 @@ class DatasetOptions:
     """Training and validation data."""
 
     data: str | None = option(
-        None, "data set: a folder or file of any layout of docs/DATA.md", common=True, metavar="PATH"
+        None, "data set: a folder or file in any layout of docs/DATA.md", common=True, metavar="PATH"
     )
     shards: str | None = option(None, "train on tar shards in this folder or http(s) address (dataset.py shard)")
-    image_folder: str | None = option(None, "where the pictures of a COCO JSON are", metavar="DIR")
-    train_split: str | None = option(None, "training split (default: train; made by seed where there is none)")
-    val_split: str | None = option(None, "validation split (default: val, or test; made by seed where there is none)")
+    image_folder: str | None = option(None, "folder of the images of a COCO JSON file", metavar="DIR")
+    train_split: str | None = option(None, "training split (default: train; if there is none, a random division)")
+    val_split: str | None = option(None, "validation split (default: val or test; if there is none, a random division)")
     val_data: str | None = option(None, "data set of the validation split (default: --data)")
     classes: str | None = option(
         None,
-        "file of class names, one a line, or voc, coco (default: those of the annotations)",
+        "file of class names, one per line, or voc, or coco (default: the names in the annotations)",
         common=True,
         metavar="FILE",
     )
     teacher: tuple[str, ...] = option(
-        (), "detections (JSON) or checkpoints of other detectors, as further labels", nargs="+", metavar="FILE"
+        (), "detections (JSON) or checkpoints of other detectors, used as additional labels", nargs="+", metavar="FILE"
     )
     label_scores: tuple[float, ...] = option(
         SCORE_RANGE,
-        "labels of a detector: ignored below the first score, certain above the second",
+        "detections used as labels: ignored below the first score, certain above the second",
         low=0,
         high=1,
         nargs=2,
     )
-    limit: int = option(0, "train on this many images, drawn by the seed; 0 = all", low=0)
+    limit: int = option(0, "number of training images, chosen at random with --seed; 0 = all", low=0)
     repeat_rare: float = option(
-        0.0, "repeat images of classes that fewer than this share of the images show (LVIS)", low=0, high=1
+        0.0, "repeat images with classes that occur in less than this fraction of the images (LVIS)", low=0, high=1
     )
     tile: int | None = option(
-        None, "train and score on overlapping tiles of this many pixels, too; 0 = of the input size", low=0
+        None, "also train and evaluate on overlapping tiles of this size, pixels; 0 = the input size", low=0
     )
-    tile_overlap: float = option(0.25, "share of a tile that its neighbour sees too", low=0, high=0.9)
+    tile_overlap: float = option(0.25, "overlap of neighbouring tiles, as a fraction of a tile", low=0, high=0.9)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class NetworkOptions:
         common=True,
     )
     alpha: float | None = option(None, "width multiplier of the backbone (default: 1)", low=0.05, high=4)
-    neck: str | None = option(None, "panet, or slim: a third of its convolutions (default: panet)", choices=NECKS)
+    neck: str | None = option(None, "panet, or slim with a third of its convolutions (default: panet)", choices=NECKS)
     neck_conv: str | None = option(None, "3x3 convolutions of neck and head (default: separable)", choices=NECK_CONVS)
     neck_width: float | None = option(None, "width multiplier of neck and head (default: 1)", low=0.05, high=4)
     se_order: str | None = option(
@@ -94,7 +94,7 @@ class NetworkOptions:
     )
     anchors: str = option(
         YOLOV4,
-        "yolov4 = scaled to the input size, auto = k-means on the data if they fit better, checkpoint = those of the "
+        "yolov4 = YOLOv4's, scaled to the input size; auto = k-means on the data, if better; checkpoint = those of the "
         "start checkpoint",
     )
     input_size: tuple[int, ...] | None = option(
@@ -108,7 +108,7 @@ class NetworkOptions:
         None, "letterbox keeps the aspect ratio, stretch does not (default: letterbox)", choices=RESIZE_MODES
     )
     multi_scale: float = option(
-        0.0, "vary the input size by up to this share, in steps of 32; 0 = off", low=0, high=0.6
+        0.0, "vary the input size by up to this fraction, in steps of 32; 0 = off", low=0, high=0.6
     )
 
 
@@ -118,21 +118,21 @@ class StartOptions:
 
     pretrained: str = option(
         NONE,
-        "bundled = the bundled detector of this network, imagenet = a backbone (download), none = random, or a file "
-        "of backbone weights",
+        "initial weights: bundled = the bundled detector with this network, imagenet = a backbone (download), none = "
+        "random, or a file of backbone weights",
         common=True,
         metavar="START",
     )
     weights: str | None = option(
         None,
-        "start from this checkpoint, or from the bundled small or nano; classes are matched by name",
+        "initial weights: a checkpoint, or the bundled small or nano; classes are matched by name",
         common=True,
         metavar="FILE",
     )
-    freeze_epochs: int = option(0, "train without the backbone for this many epochs", low=0)
-    freeze_layers: int = option(0, "keep this many of the backbone's first layers fixed; a step costs half", low=0)
+    freeze_epochs: int = option(0, "freeze the backbone for this many epochs", low=0)
+    freeze_layers: int = option(0, "freeze this many first layers of the backbone; halves the time of a step", low=0)
     freeze_norms: bool = option(
-        False, "keep the pretrained statistics of the backbone's batch norms; a step costs a fifth less"
+        False, "freeze the statistics of the backbone's batch norms; a step takes a fifth less time"
     )
 
 
@@ -140,21 +140,23 @@ class StartOptions:
 class DurationOptions:
     """Length of training and evaluation interval."""
 
-    auto: bool = option(False, "choose the network and recipe, where not given, from data and device; says why")
-    minutes: float = option(0.0, "time budget; 0 = --epochs decide", low=0, common=True)
-    epochs: int = option(
-        100, "passes over the training images; at most, with --minutes", low=1, high=100_000, common=True
+    auto: bool = option(False, "choose the options that are not given, based on data and device, and print the reasons")
+    minutes: float = option(0.0, "time budget of the run, minutes; 0 = train for --epochs", low=0, common=True)
+    epochs: int = option(100, "number of epochs; with --minutes, the maximum", low=1, high=100_000, common=True)
+    batch_size: int = option(16, "images per batch, in each process", low=1, high=4096, common=True)
+    accumulate: int = option(1, "gradient accumulation: batches per optimiser step", low=1, high=1024)
+    close_mosaic: float = option(0.15, "last fraction of the run, without mosaic, mixup and copy-paste", low=0, high=1)
+    eval_every: int = option(1, "epochs between evaluations; the last epoch is always evaluated", low=1)
+    grow_sizes: tuple[int, ...] = option(
+        (), "smaller input sizes at the beginning of the run, ascending", low=32, high=8192
     )
-    batch_size: int = option(16, "images a step, in each process", low=1, high=4096, common=True)
-    accumulate: int = option(1, "batches whose gradients make one step", low=1, high=1024)
-    close_mosaic: float = option(0.15, "last share of the run without mosaic, mixup and copy-paste", low=0, high=1)
-    eval_every: int = option(1, "epochs between evaluations; the last epoch is always scored", low=1)
-    grow_sizes: tuple[int, ...] = option((), "smaller input sizes to begin with, ascending", low=32, high=8192)
-    grow_until: tuple[float, ...] = option((), "share of the run at which each of --grow-sizes ends", low=0, high=1)
+    grow_until: tuple[float, ...] = option((), "fraction of the run at which each of --grow-sizes ends", low=0, high=1)
     best_by: str = option(
-        "fitness", "figure of the best checkpoint; fitness = 0.9 COCO AP + 0.1 VOC10 mAP50", choices=tuple(BEST_BY)
+        "fitness",
+        "metric that selects the best checkpoint; fitness = 0.9 COCO AP + 0.1 VOC10 mAP50",
+        choices=tuple(BEST_BY),
     )
-    patience: int = option(0, "stop after this many evaluations without a better score; 0 = never", low=0)
+    patience: int = option(0, "stop after this many evaluations without improvement; 0 = never", low=0)
 
 
 @dataclass(frozen=True)
@@ -163,25 +165,32 @@ class OptimizerOptions:
 
     optimizer: str = option("adamw", "optimiser", choices=OPTIMIZERS)
     learning_rate: float | None = option(
-        None, "at a batch of 16; scaled to the batch (default: adam and adamw 5e-3, sgd 1e-2)", above=0, common=True
+        None,
+        "learning rate for batch size 16, scaled to the batch (default: adam, adamw 5e-3; sgd 1e-2)",
+        above=0,
+        common=True,
     )
     backbone_rate_factor: float | None = option(
         None,
-        "the backbone's learning rate as a factor of the neck's (default: 0.1 where it is pretrained, else 1)",
+        "learning rate of the backbone relative to the neck's (default: 0.1 if pretrained, else 1)",
         low=0,
         high=100,
         old="backbone_rate",
     )
-    schedule: str = option("cosine", "schedule of the learning rate", choices=SCHEDULES)
+    schedule: str = option("cosine", "learning-rate schedule", choices=SCHEDULES)
     warmup_epochs: float = option(1.0, "epochs of linear warm-up", low=0)
-    final_rate: float = option(0.02, "last learning rate of the cosine, as a share of the first", low=0, high=1)
+    final_rate: float = option(
+        0.02, "final learning rate of the cosine schedule, as a fraction of the initial one", low=0, high=1
+    )
     momentum: float = option(0.9, "momentum of SGD; first beta of Adam", low=0, high=0.9999)
     weight_decay: float = option(
-        0.02, "weight decay of convolutions, not of norms and biases (SGD: try 5e-4)", low=0, high=1
+        0.02, "weight decay of convolution weights, not of norms and biases (SGD: try 5e-4)", low=0, high=1
     )
-    clip: float = option(10.0, "largest norm of the gradient; 0 = no limit", low=0)
-    ema: bool = option(True, "score and keep an exponential moving average of the weights")
-    ema_decay: float = option(0.0, "decay of that average; 0 = by the number of steps", low=0, high=0.999999)
+    clip: float = option(10.0, "maximum norm of the gradient; 0 = no limit", low=0)
+    ema: bool = option(True, "evaluate and save an exponential moving average of the weights")
+    ema_decay: float = option(
+        0.0, "decay of the moving average; 0 = chosen by the number of steps", low=0, high=0.999999
+    )
 
 
 @dataclass(frozen=True)
@@ -194,9 +203,13 @@ class MachineOptions:
     cache: str = option(
         "none", "keep decoded images in memory (ram) or in a file (disk); auto = in memory if they fit", choices=CACHES
     )
-    amp: str = option("auto", "mixed precision; auto = what the device does well", choices=PRECISIONS)
-    fast: bool = option(False, "on a GPU: torch.compile, fused optimiser, cuDNN benchmark; minutes to start")
-    sync_bn: bool = option(False, "several processes: batch norm over all of them")
+    threads: int = option(0, "CPU threads of the network; 0 = number of available CPUs", low=0, high=1024)
+    cache: str = option(
+        "none", "cache decoded images in memory (ram) or in a file (disk); auto = ram if they fit", choices=CACHES
+    )
+    amp: str = option("auto", "mixed precision; auto = the best precision of the device", choices=PRECISIONS)
+    fast: bool = option(False, "on a GPU: torch.compile, fused optimiser, cuDNN benchmark; the start takes minutes")
+    sync_bn: bool = option(False, "synchronise batch norm over all processes")
 
 
 @dataclass(frozen=True)
@@ -205,20 +218,20 @@ class RunOptions:
 
     run_dir: str | None = option(None, "folder of the run (default: logs/BACKBONE-N)", common=True, metavar="DIR")
     resume: str | None = option(
-        None, "go on with the run in this folder; auto = with --run-dir if it holds one", common=True, metavar="DIR"
+        None, "resume the run in this folder; auto = the one in --run-dir, if there is one", common=True, metavar="DIR"
     )
-    seed: int = option(0, "seed of everything random", low=0, high=2**31 - 1)
+    seed: int = option(0, "random seed", low=0, high=2**31 - 1)
     folds: int = option(
-        0, "train this many times, each scored on another part: one score with its interval; 0 = off", low=0, high=100
+        0, "K-fold cross-validation: one score over all folds, with its confidence interval; 0 = off", low=0, high=100
     )
-    tune: bool = option(False, "race learning rate, input size, mosaic, ... within --minutes and write a preset")
+    tune: bool = option(False, "search learning rate, input size, mosaic and more within --minutes, and write a preset")
     nan: str = option(
         "stop",
-        "when a loss is NaN: stop, or roll back to the last checkpoint at half the rate, three times at most",
+        "if a loss is NaN: stop, or roll back to the last checkpoint at half the learning rate, at most three times",
         choices=("stop", "rollback"),
     )
     tensorboard: bool = option(True, "write TensorBoard events")
-    show_config: bool = option(False, "print every option, its final value and origin, and leave", common=True)
+    show_config: bool = option(False, "print every option with its final value and origin, and exit", common=True)
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ class PseudoLabelOptions:
     """The options of `dataset.py pseudo-label`."""
 
     data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a data.yaml", positional=True, metavar="DATA")
-    output: str = option("pseudo.json", "the file of detections to write")
-    split: str | None = option(None, "split to label (default: the one to train on)")
-    classes: str | None = option(None, "file of class names, one a line; default: those of the annotations")
-    checkpoint: str | None = option(None, "the detector (default: the bundled one)")
+    output: str = option("pseudo.json", "output file of the detections")
+    split: str | None = option(None, "split to label (default: the training split)")
+    classes: str | None = option(None, "file of class names, one per line (default: the names in the annotations)")
+    checkpoint: str | None = option(None, "checkpoint of the detector (default: the bundled one)")
     input_size: tuple[int, ...] | None = option(None, "height [width] of the detector's input, multiples of 32")
-    threshold: float = option(THRESHOLD, "lowest score that is written", low=0, high=1)
+    threshold: float = option(THRESHOLD, "minimum score", low=0, high=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:N")
-    overwrite: bool = option(False, "replace a file that is there")
+    overwrite: bool = option(False, "replace the output file if it exists")
 
 
 def find_labels(detector: Detector, index: DatasetIndex, threshold: float = THRESHOLD) -> FoundDetections:
@@ -61,7 +61,9 @@ def main(argv: list[str] | None = None) -> None:
         detector.set_input_size(options.input_size)
     found = find_labels(detector, index, options.threshold)
     write_file(path, json.dumps(_rows(found, index)).encode())
-    print(f"{path}: {len(found.image)} detections of {len(found.images)} images; train.py --teacher {path}")
+    print(
+        f"{path}: {len(found.image)} detections of {len(found.images)} images; use them with: train.py --teacher {path}"
+    )
 
 
 def _rows(found: FoundDetections, index: DatasetIndex) -> list[dict[str, Any]]:

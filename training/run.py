@@ -81,18 +81,18 @@ MAX_ROLLBACKS = 3
 ROLLBACK_RATE = 0.5
 FIRST_ESTIMATE = 10  # steps after which the time of the run is estimated
 MOST_EPOCHS = 100_000
-NOTHING_LEARNT = 0.01  # mAP50 below which a run has learnt nothing
-BUSY_SHARE = 0.7  # of a CPU's time, below which others are to be named as the reason
+NOTHING_LEARNT = 0.01  # a lower mAP50 means that the run has learnt nothing
+BUSY_SHARE = 0.7  # warn if the run gets less than this fraction of the CPU time
 
 
 class Run:
     """One training run, from its options to its run folder.
 
     Args:
-        settings: the options with their origins; those that are not given are chosen here.
-        device: of this process.
-        checkpoint: the last one of a run that goes on.
-        signals: what notes Ctrl-C.
+        settings: the options with their origins; options that are not given are chosen here.
+        device: device of this process.
+        checkpoint: the last checkpoint of a resumed run.
+        signals: handler of Ctrl-C and SIGTERM.
 
     Attributes:
         settings: every option with its final value.
@@ -159,7 +159,7 @@ class Run:
         return self.settings.options
 
     def _build(self, settings: TrainSettings) -> TrainSettings:
-        """Choose what is not given, and build a new run's network."""
+        """Choose the options that are not given, and build the network of a new run."""
         settings, start = choose_new_run(settings, self.train_index)
         self.model = build_model(settings.options, start, self.train_index)
         return settings
@@ -182,7 +182,7 @@ class Run:
         origin = AUTO if run.run_dir is None else self.settings.origins["run_dir"]
         self.settings = self.settings.choose(origin, {"run_dir": str(folder), "resume": None})
         self.folder = folder
-        self._write_config()  # first of all files: it makes the folder one to resume from
+        self._write_config()  # written first, because a folder with config.json can be resumed
         return folder
 
     def _write_config(self) -> None:
@@ -190,7 +190,7 @@ class Run:
             write_json(self.folder / "config.json", {**self.settings.to_dict(), "_run": self.facts()})
 
     def facts(self) -> dict[str, Any]:
-        """What follows from the options, for the table at the start and config.json."""
+        """Values derived from the options, for the table at the start and for config.json."""
         rates = learning_rates(self.trainer.optimizer)
         start = self.options.start
         backbone = start.pretrained if start.pretrained != NONE else "random weights"
@@ -199,13 +199,13 @@ class Run:
             "classes": class_counts(self.train_index),
             "starts from": str(find_model(start.weights)) if start.weights else backbone,
             **{f"learning rate, {name}": rate for name, rate in rates.items()},
-            "images a step": self.batch_size * self.options.duration.accumulate * distributed.world_size(),
+            "images per step": self.batch_size * self.options.duration.accumulate * distributed.world_size(),
             "steps": f"{self.options.duration.epochs} epochs of {self.steps_per_epoch}",
         }
         return facts | ({} if self.options.run.show_config else {"best checkpoint": str(self.folder / "best.pth")})
 
     def table(self, everything: bool = False) -> str:
-        """The options with their origins, and what follows from them."""
+        """Table of the options with their origins, and of the values derived from them."""
         facts = {
             name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in self.facts().items()
         }
@@ -215,7 +215,7 @@ class Run:
         return "\n".join([self.settings.table(everything), title, *lines])
 
     def _should_stop(self) -> bool:
-        """Whether a signal came, in a run of several processes to any of them; or whether the time is up."""
+        """Whether a signal was received by any process, or the time budget is used up."""
         return self._is_interrupted() or (bool(self.options.duration.minutes) and self._is_done())
 
     def _is_interrupted(self) -> bool:
@@ -230,18 +230,18 @@ class Run:
         if step == min(FIRST_ESTIMATE, self.steps_per_epoch):
             self.clock.measure()
             memory = memory_used()
-            say(f"about {in_words(self._seconds_left())} in all, without scoring{f'; {memory}' if memory else ''}")
+            say(f"about {in_words(self._seconds_left())} in total, without evaluation{f'; {memory}' if memory else ''}")
         if self.options.duration.minutes and step % max(self.total_steps // PLANS, 1) == 0:
             self._plan()
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run, as planned at present."""
+        """Optimiser steps of the whole run, by the current plan."""
         return self.progress.total_steps or self.steps_per_epoch * self.options.duration.epochs
 
     @property
     def epochs(self) -> int:
-        """Epochs of the whole run, as planned at present; the last may be cut short."""
+        """Epochs of the whole run, by the current plan; the last may be shortened."""
         return -(-self.total_steps // self.steps_per_epoch)
 
     def _is_done(self) -> bool:
@@ -250,13 +250,13 @@ class Run:
         return self.progress.epoch >= self.epochs
 
     def _seconds_left(self) -> float:
-        """Of training and scoring, by what both took so far."""
+        """Estimated remaining seconds of training and evaluation."""
         every = self.options.duration.eval_every
         scores = max(self.epochs - self.progress.epoch, 0) / every
         return (self.total_steps - self.trainer.step) * self.clock.step + scores * self.clock.score
 
     def _plan(self) -> None:
-        """`--minutes`: plan the rest of the run by the time that its steps and evaluations took."""
+        """`--minutes`: replan the rest of the run with the measured times of steps and evaluations."""
         clock, duration = self.clock, self.options.duration
         clock.measure()
         if not clock.step:
@@ -278,9 +278,9 @@ class Run:
             return
         word = "slower" if total < self.total_steps else "faster"
         steps = f"{total} steps instead of {self.total_steps}"
-        say(f"planned again: a step takes {step_seconds:.2f} s, {word} than before; {steps}")
+        say(f"replanned: a step takes {step_seconds:.2f} s, {word} than before; {steps}")
         self._set_total_steps(total)
-        why = f"fits {duration.minutes:g} minutes at {step_seconds:.2f} s a step"
+        why = f"fits {duration.minutes:g} minutes at {step_seconds:.2f} s per step"
         self.settings = self.settings.choose(AUTO, {"epochs": max(self.epochs, 1)}, {"epochs": why})
         self._write_config()
 
@@ -299,16 +299,16 @@ class Run:
         """Train all epochs; returns the exit code.
 
         Raises:
-            Interrupted: a signal came; what was learnt is in last.pth.
-            RunError: for a loss that is NaN, a full disk, a worker that died.
+            Interrupted: a signal was received; last.pth contains the state.
+            RunError: for a NaN loss, a full disk or a lost worker process.
         """
         try:
             self._train()
         except Interrupted:
             self.loader.kill()
-            say(f"stopped in epoch {self.progress.epoch + 1}; go on with: python train.py --resume {self.folder}")
+            say(f"stopped in epoch {self.progress.epoch + 1}; resume with: python train.py --resume {self.folder}")
             raise
-        except RuntimeError as error:  # a dead worker is reported by a signal, at any line
+        except RuntimeError as error:  # the loss of a worker is reported by a signal, which may raise anywhere
             failure = worker_failure(error)
             if failure is None:
                 raise
@@ -333,7 +333,7 @@ class Run:
                 continue
             if not goes_on:
                 self.save("last.pth")
-                distributed.barrier()  # torchrun ends all when the first has left: not before this is written
+                distributed.barrier()  # torchrun ends all processes when the first one exits
                 raise Interrupted(self.signals.signum or signal.SIGTERM)
         self.save("last.pth", finished=True)
         self._write_skips()
@@ -347,7 +347,7 @@ class Run:
         say(next_commands(self.folder, self.options.dataset.data))
 
     def _write_beginning(self) -> None:
-        """What makes the run one that can be resumed, or what a run that was killed had no time to write."""
+        """Write the files that a new run needs to be resumable, or that a killed run could not write."""
         if not distributed.is_main():
             return
         if self.progress.history:
@@ -357,7 +357,7 @@ class Run:
         self._write_skips()
 
     def train_one_epoch(self) -> bool:
-        """The rest of the present epoch and its evaluation; false if a signal came."""
+        """Train the rest of the current epoch and evaluate it. Returns False if a signal was received."""
         progress = self.progress
         mosaic = has_mosaic(self.options.duration.close_mosaic, progress.epoch, self.epochs)
         sizes = epoch_sizes(self.options, self.config.input_size, progress.epoch, self.epochs)
@@ -381,25 +381,25 @@ class Run:
         row |= {"learning_rate": rates["neck"], "learning_rate_backbone": rates["backbone"]}
         progress.history.append(row | {f"train_{name}": value for name, value in progress.batch.means().items()})
         progress.epoch, progress.batch, progress.evaluated = progress.epoch + 1, EpochProgress(0, 0, {}), False
-        self.save("last.pth")  # before the evaluation: should that be cut off, no training is lost
+        self.save("last.pth")  # before the evaluation, so that an interruption of it loses no training
         self._finish_epoch()
         if self.options.duration.minutes and not self._is_done():
             self._plan()
         return self._is_done() or not self._is_interrupted()
 
     def _batches(self) -> Iterable[Batch]:
-        """Those of the epoch; a run's very first are drawn."""
+        """The batches of the epoch. The first ones of a run are also drawn."""
         if distributed.is_main() and self.progress.epoch == 0 and self.progress.batch.batch == 0:
             return draw_first_batches(self.loader, self.config.class_names, self.folder)
         return self.loader
 
     def _finish_epoch(self) -> None:
-        """Score the epoch that has been trained, keep it if it is the best, and write figures and curves."""
+        """Evaluate the trained epoch, save it if it is the best, and write metrics and curves."""
         progress = self.progress
         is_scored = progress.epoch % self.options.duration.eval_every == 0 or self._is_done()
         if is_scored:
             started = self.clock.now()
-            with self.signals.raising():  # last.pth says that this is still to be done
+            with self.signals.raising():  # last.pth records that the evaluation is still to be done
                 result = self.evaluate()
             self.clock.score = self.clock.now() - started
             self._take_score(result)
@@ -437,13 +437,13 @@ class Run:
         self._warn_of_busy_machine()
 
     def _has_better(self, score: float) -> bool:
-        """Whether the folder holds a better best.pth than this run knows of: after an older last.pth was put back."""
+        """Whether best.pth is better than the best score in this state, because an older last.pth was restored."""
         path = self.folder / "best.pth"
         if not distributed.is_main() or not path.exists():
             return False
         kept = best_score(load_checkpoint(path).metrics, self.options.duration.best_by)
         if kept > score:
-            warn(path, f"has {kept:.4f}, more than the {score:.4f} of this epoch", "it is kept")
+            warn(path, f"has {kept:.4f}, more than the {score:.4f} of this epoch", "best.pth is kept")
         return kept > score
 
     def _warn_of_no_progress(self) -> None:
@@ -457,7 +457,7 @@ class Run:
             tries = ["--preset auto, which starts from the bundled detector"] if not start.weights else []
             tries += ["more --minutes"] if duration.minutes else ["more --epochs"]
             tries += ["a lower --learning-rate", "python dataset.py check"]
-            what = f"mAP50 is {best:.4f} after a third of it: nothing has been learnt"
+            what = f"mAP50 is {best:.4f} after a third of the run: the model has learnt nothing"
             warn("run", what, f"try {', '.join(tries[:-1])} or {tries[-1]}")
 
     def _warn_of_busy_machine(self) -> None:
@@ -465,8 +465,8 @@ class Run:
         share = cpu_share()
         if not self._is_busy_warned and share is not None and share < BUSY_SHARE and distributed.is_main():
             self._is_busy_warned = True
-            what = f"this run got {share:.0%} of the time of a CPU that it asked for"
-            warn("machine", what, "end what else is running, or lower --threads and --workers")
+            what = f"this run got only {share:.0%} of the CPU time that it needs"
+            warn("machine", what, "stop other programs, or reduce --threads and --workers")
 
     def _write_figures(self) -> None:
         if distributed.is_main():
@@ -480,17 +480,17 @@ class Run:
             write_skips_csv(self.folder / "skipped.csv", skips)
 
     def _roll_back(self, error: NotFinite) -> None:
-        """Go back to the last checkpoint at half the learning rate, where that was asked for.
+        """Go back to the last checkpoint at half the learning rate (`--nan rollback`).
 
         Raises:
-            NotFinite: where it was not.
-            RunError: after too many times.
+            NotFinite: with `--nan stop`.
+            RunError: after too many rollbacks.
         """
         done = self.progress.rollbacks
         if self.options.run.nan != "rollback":
             raise error
         if done >= MAX_ROLLBACKS:
-            raise RunError(error.where, f"{error.what}, also after going back {done} times", "look at these images")
+            raise RunError(error.where, f"{error.what}, even after {done} rollbacks", "check these images")
         warn(error.where, error.what, "going back to the last checkpoint, at half the learning rate")
         self.trainer.optimizer.zero_grad(set_to_none=True)
         self._restore(load_checkpoint(self.folder / "last.pth"))
@@ -500,7 +500,7 @@ class Run:
         self.save("last.pth")
 
     def _tiles(self) -> DatasetIndex:
-        """The training images and their tiles; one process cuts them, the others find them."""
+        """The training images and their tiles. One process writes the tiles, the others read them."""
         dataset = self.options.dataset
         size = (dataset.tile, dataset.tile) if dataset.tile else self.config.input_size
         if not distributed.is_main():
@@ -512,7 +512,7 @@ class Run:
         return index
 
     def evaluate(self) -> EvaluationResult:
-        """Score the weights that would be saved, exactly as eval.py scores the file."""
+        """Evaluate the weights that would be saved, exactly as eval.py evaluates the file."""
         dataset = self.options.dataset
         detector = Detector.from_model(distributed.share_buffers(self._scored_model()), str(self.device))  # type: ignore[arg-type]
         result = evaluate(
@@ -534,7 +534,7 @@ class Run:
     # ---- saving
 
     def save(self, name: str, finished: bool = False) -> None:
-        """Write a checkpoint: of a finished run without the state that only resuming needs."""
+        """Write a checkpoint; for a finished run, without the training state that only resuming needs."""
         if not distributed.is_main():
             return
         row = self.progress.history[-1] if self.progress.history else {}
@@ -560,7 +560,7 @@ class Run:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.state.restore(checkpoint, self.folder / "last.pth")
         check_parts(checkpoint, self.progress, epoch_parts(self.options))
-        if self.progress.best_epoch >= 0:  # a run of before --best-by was compared by another figure
+        if self.progress.best_epoch >= 0:  # runs from before --best-by used another metric
             self.progress.best = best_score(
                 self.progress.history[self.progress.best_epoch], self.options.duration.best_by
             )

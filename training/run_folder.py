@@ -1,4 +1,4 @@
-"""A run's folder: configuration, figures, curves."""
+"""A run's folder: configuration, metrics and curves."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from utils.errors import UserError, warn
 from utils.files import write_atomically
 
 RUNS = Path("logs")
-LEFTOVERS = ".*.tmp"  # temporary files of a process that was killed in the middle of writing
-SCORE = "voc10_mAP50"  # the column that the curves mark the best of
+LEFTOVERS = ".*.tmp"  # temporary files of a process that was killed while writing
+SCORE = "voc10_mAP50"  # the column whose maximum is marked in the curves
 _locks: set[int] = set()
 
 
 def new_run_dir(path: str | None, name: str) -> Path:
-    """Make a run's folder: `path`, which must not hold a run yet, or the first free logs/NAME-N.
+    """Create a run's folder: `path`, which must be empty or new, or the first free logs/NAME-N.
 
     Raises:
-        UserError: if `path` exists and is not empty, or cannot be made.
+        UserError: if `path` exists and is not empty, or cannot be created.
     """
     check_run_dir(path)
     folder = Path(path) if path is not None else RUNS / f"{name}-1"
@@ -33,18 +33,18 @@ def new_run_dir(path: str | None, name: str) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=path is not None)
             return folder
-        except FileExistsError:  # also of a run that started at the same moment
+        except FileExistsError:  # possibly by another run at the same moment
             if path is not None:
                 raise UserError("--run-dir", f"{folder} is not a folder", "choose another folder") from None
             number += 1
             folder = RUNS / f"{name}-{number}"
         except OSError as error:
-            what = f"{folder} cannot be made: {error.strerror}"
+            what = f"{folder} cannot be created: {error.strerror}"
             raise UserError("--run-dir", what, "choose another folder") from error
 
 
 def check_run_dir(path: str | None) -> None:
-    """Refuse a folder for a new run that holds something, without making it. Raises UserError."""
+    """Check that the folder of a new run is empty or new, without creating it. Raises UserError."""
     folder = Path(path or RUNS)
     if path is None or not os.path.lexists(folder):
         return
@@ -55,10 +55,10 @@ def check_run_dir(path: str | None) -> None:
 
 
 def lock_run(folder: Path) -> None:
-    """Hold a run's folder for this process for as long as it lives; a no-op where the system cannot lock folders.
+    """Lock a run's folder for the lifetime of this process; does nothing if the system cannot lock folders.
 
     Raises:
-        UserError: if another process trains in it.
+        UserError: if another process is training in it.
     """
     try:
         import fcntl
@@ -70,7 +70,7 @@ def lock_run(folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise UserError(folder, "another process is training in it", "wait for it, or end it first") from error
+        raise UserError(folder, "another process is training in it", "wait for it, or stop it first") from error
     except OSError:  # some network drives
         os.close(descriptor)
         return
@@ -78,26 +78,26 @@ def lock_run(folder: Path) -> None:
 
 
 def unlock_runs() -> None:
-    """Let go of the folders that this process holds; loader workers do so as soon as they are forked."""
+    """Release the locks of this process; loader workers call it directly after the fork."""
     while _locks:
         os.close(_locks.pop())
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a process that was killed has left half written."""
+    """Delete the temporary files of killed processes."""
     for path in folder.glob(LEFTOVERS):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object, whole or not at all."""
+    """Write a JSON object atomically."""
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_metrics(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """One row an epoch. It is rewritten whole from the run's state, so that it never disagrees with the checkpoint."""
+    """Write one row per epoch. The whole file is written from the run's state, so it always matches the checkpoint."""
     columns = list(dict.fromkeys(name for row in history for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -107,7 +107,7 @@ def write_metrics(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Losses of training and validation, scores with the best epoch marked, and learning rate by epoch, as a PNG."""
+    """Draw losses, validation scores with the best epoch marked, and the learning rate over epochs, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure
 
@@ -149,7 +149,7 @@ def _plot(axis: Any, history: Sequence[Mapping[str, Any]], column: str, label: s
 
 
 class TensorBoard:
-    """Events for TensorBoard; a logger that fails is switched off with one warning and never stops a run."""
+    """Events for TensorBoard. If logging fails, it is switched off with one warning, and the run continues."""
 
     def __init__(self, folder: Path, enabled: bool = True) -> None:
         self._writer: Any = None
@@ -159,11 +159,15 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder))
-        except Exception as error:  # noqa: BLE001 -- whatever its reason, logging is not worth the run
-            warn("tensorboard", f"cannot be used: {error}", "run goes on without; metrics.csv has the figures")
+        except Exception as error:  # noqa: BLE001 -- logging must not stop the run
+            warn(
+                "tensorboard",
+                f"cannot be used: {error}",
+                "the run continues without it; the metrics are in metrics.csv",
+            )
 
     def add(self, step: int, **values: float) -> None:
-        """Named numbers at a step; a double underscore in a name stands for a slash."""
+        """Log named numbers at a step; a double underscore in a name becomes a slash."""
         self._try(lambda: [self._writer.add_scalar(k.replace("__", "/"), v, step) for k, v in values.items()])
 
     def close(self) -> None:
@@ -176,7 +180,7 @@ class TensorBoard:
             action()
         except Exception as error:  # noqa: BLE001
             self._writer = None
-            warn("tensorboard", f"stopped: {error}", "the run goes on without")
+            warn("tensorboard", f"stopped: {error}", "the run continues without it")
 
 
 if hasattr(os, "register_at_fork"):

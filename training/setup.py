@@ -44,7 +44,7 @@ AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def open_data(options: TrainOptions) -> tuple[DatasetIndex, DatasetIndex, ShardSet | None]:
-    """The split to learn from, the one to score, and the shards that hold the first one's images, if any."""
+    """Open the training split, the validation split, and the shards of the training images, if any."""
     dataset = options.dataset
     names = read_class_names(Path(dataset.classes)) if dataset.classes else None
     shards = None if dataset.shards is None else open_shards(dataset.shards)
@@ -55,9 +55,9 @@ def open_data(options: TrainOptions) -> tuple[DatasetIndex, DatasetIndex, ShardS
     val = open_dataset(val_data, dataset.val_split or "val", val_names, image_folder=pictures)
     if train.source.get("split") == AUTO_TRAIN and val.source.get("split") == AUTO_VAL:
         say(
-            f"{data} has no split to train and to score on: {len(train)} images to train on and {len(val)} to score, "
-            f"by seed {AUTO_SEED}, every class in both, near-duplicates together (lists: split/ of the run; "
-            f"python dataset.py split {data} writes such a division for good)"
+            f"{data} has no training and validation splits: divided into {len(train)} training and {len(val)} "
+            f"validation images with seed {AUTO_SEED}, every class in both, near-duplicates together "
+            f"(lists: split/ of the run; to write such a division, run: python dataset.py split {data})"
         )
     if dataset.limit and dataset.limit < len(train):
         chosen = np.random.default_rng(options.run.seed).permutation(len(train))[: dataset.limit]
@@ -78,7 +78,7 @@ def open_data(options: TrainOptions) -> tuple[DatasetIndex, DatasetIndex, ShardS
 def build_loader(
     options: TrainOptions, config: ModelConfig, batch_size: int, index: DatasetIndex, shards: ShardSet | None
 ) -> TrainLoader:
-    """Batches of the training split; `batch_size` is this process's own."""
+    """Build the loader of the training split; `batch_size` is that of this process."""
     common: dict[str, Any] = {
         "batch_size": batch_size,
         "workers": options.machine.workers,
@@ -100,7 +100,7 @@ def build_loader(
 def epoch_sizes(
     options: TrainOptions, input_size: tuple[int, int], epoch: int, epochs: int
 ) -> list[tuple[int, int]] | None:
-    """The input sizes of an epoch's steps where sizes grow; None leaves those of the loader."""
+    """The input sizes of an epoch's steps with `--grow-sizes`; None if the loader's sizes are used."""
     duration = options.duration
     if not duration.grow_sizes:
         return None
@@ -122,10 +122,10 @@ def has_mosaic(close_mosaic: float, epoch: int, epochs: int) -> bool:
 
 
 def build_model(options: TrainOptions, start: Checkpoint | None, index: DatasetIndex) -> YOLOv4:
-    """A new run's network: of random, of pretrained, or of weights that another run has learnt.
+    """Build a new run's network, with random or pretrained weights, or with those of a checkpoint.
 
     Args:
-        options: with their final values.
+        options: the options with their final values.
         start: the checkpoint of `--weights`, if any.
         index: the training split.
     """
@@ -152,7 +152,7 @@ def build_trainer(
     steps_per_epoch: int,
     index: DatasetIndex,
 ) -> Trainer:
-    """Loss, optimiser, schedule and precision around a network that is on its device."""
+    """Build loss, optimiser, schedule and mixed precision for a network that is already on its device."""
     device = next(model.parameters()).device
     optim = options.optim
     batch = batch_size * options.duration.accumulate * distributed.world_size()
@@ -182,15 +182,16 @@ def build_trainer(
 
 
 def schedule(options: TrainOptions, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
-    """The factor of the learning rate by step, of a run of so many steps."""
+    """The function from step to learning-rate factor, for a run of `total_steps`."""
     warmup = min(round(options.optim.warmup_epochs * steps_per_epoch), total_steps // 2)
     return rate_factor(options.optim.schedule, warmup, total_steps, options.optim.final_rate)
 
 
 def freeze(trainer: Trainer, backbone: nn.Module, options: TrainOptions, epoch: int) -> None:
-    """Keep fixed what the options say: the whole backbone in the first epochs, or its first layers.
+    """Freeze parts of the backbone as the options say: all of it in the first epochs, or its first layers.
 
-    Frozen batch norms keep their averages too, so that the frozen part computes what it was pretrained to.
+    Frozen batch norms also keep their running statistics, so that the frozen part computes the same as after
+    pretraining.
     """
     start = options.start
     backbone.requires_grad_(True)
@@ -203,7 +204,7 @@ def freeze(trainer: Trainer, backbone: nn.Module, options: TrainOptions, epoch: 
 
 
 def class_weights(index: DatasetIndex, power: float) -> tuple[float, ...]:
-    """One factor a class, 1 / frequency to a power, whose mean over all boxes is 1; empty for power 0."""
+    """(1 / frequency) ** power of each class, scaled to a mean of 1 over all boxes; empty for power 0."""
     if not power:
         return ()
     counts = np.bincount(index.labels, minlength=len(index.class_names)).clip(1)
@@ -212,7 +213,7 @@ def class_weights(index: DatasetIndex, power: float) -> tuple[float, ...]:
 
 
 def _join_processes(options: TrainOptions, model: nn.Module, device: torch.device) -> nn.Module:
-    """The network as one of several processes trains it; alone, the network."""
+    """Wrap the network for training in several processes; returns it unchanged for a single process."""
     if distributed.world_size() == 1:
         return model
     if options.machine.sync_bn:
@@ -223,12 +224,12 @@ def _join_processes(options: TrainOptions, model: nn.Module, device: torch.devic
 
 
 def _make_fast(model: nn.Module, device: torch.device, sizes_vary: bool) -> bool:
-    """Compile the network where that pays: on a GPU. Returns whether it did."""
+    """Compile the network on a GPU, where it is faster. Returns whether it was compiled."""
     if device.type != "cuda":
         if distributed.is_main():
-            warn("--fast", f"does nothing on {device.type}: compiled was no quicker there", "leave it out")
+            warn("--fast", f"has no effect on {device.type}: a compiled network was not faster there", "leave it out")
         return False
     torch.backends.cudnn.benchmark = not sizes_vary
     torch.set_float32_matmul_precision("high")
-    model.compile()  # in place: the weights keep their names, and what is copied to be scored is not compiled
+    model.compile()  # in place: the weights keep their names, and the copy for evaluation is not compiled
     return True

@@ -30,13 +30,13 @@ from utils.config import DEFAULT, TYPED, check_options, get_option, read_setting
 from utils.errors import RunError, UserError
 
 RESUME_AUTO = "auto"
-# what may differ when a run is resumed: where it runs and where its data is, not what it computes
+# options that may change when a run is resumed: machine and location of the data, but not the computation
 FREE_ON_RESUME = frozenset({"resume", "device", "workers", "threads", "tensorboard", "patience", "show_config"})
-FREE_PATHS = frozenset({"data", "val_data", "classes", "shards"})  # what is in them is compared by its content
+FREE_PATHS = frozenset({"data", "val_data", "classes", "shards"})  # their content is compared instead
 
 
 def best_score(figures: Mapping[str, Any], best_by: str) -> float:
-    """The number that the best checkpoint has most of; a figure that is None counts as 0."""
+    """The score that selects the best checkpoint; a metric that is None counts as 0."""
     return sum(weight * (figures.get(name) or 0.0) for name, weight in BEST_BY[best_by].items())
 
 
@@ -53,8 +53,8 @@ class Progress:
     evaluated: bool = True
     parts: int = 1
     rollbacks: int = 0
-    total_steps: int = 0  # of the whole run, where --minutes planned again; 0: as the options say
-    most_epochs: int = 100_000  # that the user allows, with --minutes
+    total_steps: int = 0  # of the whole run, if --minutes has replanned it; 0: from the options
+    most_epochs: int = 100_000  # the user's limit, with --minutes
     seconds: float = 0.0  # of the run so far
     speeds: list[float] = field(default_factory=lambda: [0.0, 0.0])  # seconds of a step, of an evaluation
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Progress:
 
 @dataclass
 class RunState:
-    """All of a run that changes while it trains; with the random states it is all that resuming needs."""
+    """The state of a run that changes during training. With the random states, it is all that resuming needs."""
 
     model: YOLOv4
     ema: ModelEMA | None
@@ -71,25 +71,27 @@ class RunState:
     progress: Progress = field(default_factory=Progress)
 
     def scored_model(self) -> YOLOv4:
-        """The network that is scored and kept: the average, where there is one."""
+        """The network that is evaluated and saved: the moving average, if there is one."""
         model = self.model if self.ema is None else self.ema.model
         assert isinstance(model, YOLOv4)
         return model
 
     def require_finite(self) -> None:
-        """Raises NotFinite if the last step has spoilt the weights, which only the loss of the next one would tell."""
+        """Raise NotFinite if the last step made a weight NaN or infinite, which shows in the loss one step later."""
         bad = [n for n, t in self.model.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
         if bad:
             rate = self.trainer.optimizer.param_groups[-1]["lr"]
             what = f"{bad[0]} is no longer finite (learning rate {rate:.2g})"
-            todo = "nothing of it was saved; lower --learning-rate, or --amp none, or --nan rollback"
+            todo = "it was not saved; use a lower --learning-rate, --amp none or --nan rollback"
             raise NotFinite(f"step {self.trainer.step}", what, todo)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors, for `Checkpoint.training`; the scored model's weights are a checkpoint's own."""
+        """Plain types and tensors for `Checkpoint.training`. The evaluated weights are in `Checkpoint.weights`."""
         trainer = self.trainer
         self.progress.parts = trainer.parts
-        of_all = self.progress.batch.scaled(distributed.world_size())  # as another number of processes may go on
+        of_all = self.progress.batch.scaled(
+            distributed.world_size()
+        )  # the run may be resumed with another number of processes
         return {
             "progress": dataclasses.asdict(dataclasses.replace(self.progress, batch=of_all)),
             "model": self.model.state_dict(),
@@ -101,18 +103,18 @@ class RunState:
         }
 
     def restore(self, checkpoint: Checkpoint, path: Path) -> None:
-        """Take up where the run that wrote `checkpoint` left, in this process and in all others.
+        """Restore the state of the run that wrote `checkpoint`, in all processes.
 
         Raises:
-            UserError: naming `path`, if it holds no such state.
-            RunError: if it is not the same file in every process.
+            UserError: if the checkpoint has no valid training state.
+            RunError: if the file differs between processes.
         """
         try:
             self._load(checkpoint.training or {}, checkpoint.weights)
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise UserError(path, f"its training state cannot be used: {error}", "start anew") from error
+            raise UserError(path, f"its training state cannot be used: {error}", "start a new run") from error
         if len(set(distributed.gather(self.progress.step))) > 1:
-            raise RunError(path, "is another file in each process", "keep the run on a shared disk")
+            raise RunError(path, "differs between the processes", "keep the run on a shared disk")
 
     def _load(self, state: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -131,36 +133,36 @@ class RunState:
 
 
 def seed_everything(seed: int, device: torch.device) -> None:
-    """The same random numbers, and on the CPU the same result to the last bit."""
+    """Seed all random generators. On the CPU, also make the results bit-exact."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    if device.type == "cpu":  # the price is small there, and a resumed run is then the same run
+    if device.type == "cpu":  # it costs little there, and makes a resumed run identical to an uninterrupted one
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def find_run(settings: TrainSettings) -> TrainSettings:
-    """The settings with the run that `--resume auto` means, or that torchrun has started again."""
+    """Set `--resume` to the run that `--resume auto` means, or that torchrun has restarted."""
     run = settings.options.run
     if run.resume != RESUME_AUTO and not (distributed.is_restart() and run.resume is None):
         return settings
     if run.run_dir is None:
-        raise UserError("--run-dir", "is missing: there is no telling which run to go on with", "give a folder")
+        raise UserError("--run-dir", "is required to find the run to resume", "give its folder")
     if (Path(run.run_dir) / "config.json").is_file():
         return settings.choose(DEFAULT, {"run_dir": None}).choose(TYPED, {"resume": run.run_dir})
     return settings.choose(DEFAULT, {"resume": None})
 
 
 def read_run(asked: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
-    """The settings of a run that is to go on, and its last checkpoint; None if it ended before it wrote one.
+    """Read the settings of a run to resume, and its last checkpoint (None if it was stopped before the first one).
 
     Args:
         asked: the settings of the command line.
 
     Raises:
-        UserError: listing every option that may not change in the middle of a run and does; or if the run has results
-            but no last.pth, so that going on would begin anew and overwrite them.
+        UserError: if options that must not change within a run differ (all are listed), or if the run has results but
+            no last.pth, so that a restart would overwrite them.
     """
     folder = Path(asked.options.run.resume or "")
     if folder.name == "last.pth":
@@ -183,7 +185,7 @@ def read_run(asked: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
             MACHINE
         )
         _refuse_differences(then, {n: get_option(saved.options, n) for n in known}, folder)
-    for name in MACHINE:  # chosen by another machine
+    for name in MACHINE:  # may have been chosen for another machine
         if not saved.is_given(name):
             saved = saved.choose(DEFAULT, {name: get_option(TrainOptions(), name)})
     saved = saved.choose(TYPED, {n: v for n, v in values.items() if n in free})
@@ -191,68 +193,68 @@ def read_run(asked: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
 
 
 def _refuse_results(folder: Path) -> None:
-    """A run that has no last.pth can begin again only if it has nothing to lose."""
+    """Check that a run without last.pth has no results that a restart would overwrite. Raises UserError."""
     results = [name for name in ("best.pth", "metrics.csv") if os.path.lexists(folder / name)]
     if results:
         todo = f"restore last.pth, or start a new run from it: --weights {folder / 'best.pth'} --run-dir NEW"
         if results[0] != "best.pth":
-            todo = "restore last.pth, or start anew with another --run-dir"
-        raise UserError(folder / "last.pth", f"is not there, which going on needs, but {results[0]} is", todo)
+            todo = "restore last.pth, or start a new run with another --run-dir"
+        raise UserError(folder / "last.pth", f"is missing, which resuming needs; {results[0]} exists", todo)
 
 
 def _check_info(info: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The options that a checkpoint was made with. Raises UserError for a file that is not of a run."""
+    """The training options stored in a checkpoint. Raises UserError if it has none."""
     options, data = info.get("options", {}), info.get("data", {})
     processes, epoch = info.get("world_size", 1), info.get("epoch", 0)
     counts = all(isinstance(each, int) and each >= low for each, low in ((processes, 1), (epoch, 0)))
     if not counts or not isinstance(options, dict) or not isinstance(data, dict):
-        raise UserError(path, "does not say what run it is of", "give the folder of a run that train.py made")
+        raise UserError(path, "contains no options of a run", "give the folder of a run of train.py")
     return options
 
 
 def share_batch(batch_size: int, checkpoint: Checkpoint | None) -> tuple[int, int]:
-    """The number of processes that a run began with, and the batch of each of the present ones.
+    """The number of processes at the start of a run, and the batch size of each current process.
 
     Raises:
-        UserError: if a run cannot go on with as many images a step as it began with.
+        UserError: if the images of a step cannot be divided evenly among the current processes.
     """
     now = distributed.world_size()
     then = now if checkpoint is None else checkpoint.info.get("world_size", 1)
     if then * batch_size % now:
-        what = f"{now} processes cannot share the run's {then * batch_size} images a step"
-        raise UserError("--resume", what, f"start {then} processes, or another divisor of it")
+        what = f"{now} processes cannot share the run's {then * batch_size} images per step"
+        raise UserError("--resume", what, f"start {then} processes, or a divisor of {then * batch_size}")
     return then, then * batch_size // now
 
 
 def epoch_parts(options: TrainOptions) -> int:
-    """Into how many parts an epoch is cut that are read on their own: of shards, one for each worker of all."""
+    """Number of parts of an epoch that are read independently: with shards, one for each worker of all processes."""
     return distributed.world_size() * max(options.machine.workers, 1) if options.dataset.shards else 1
 
 
 def check_parts(checkpoint: Checkpoint, progress: Progress, parts: int) -> None:
-    """Refuse to cut the rest of an epoch in another way than its beginning: images would be lost and repeated.
+    """Check that the rest of an epoch is divided like its beginning; else images would be skipped and repeated.
 
     Raises:
-        UserError: naming both ways.
+        UserError: with both numbers of workers.
     """
     then = checkpoint.info.get("parts", parts)
     if progress.batch.batch and then != parts:
-        what = f"epoch {progress.epoch + 1} was begun by {then} workers of all processes, not by {parts}"
-        raise UserError("--workers", what, "go on with as many; it may be changed between epochs")
+        what = f"epoch {progress.epoch + 1} was started with {then} workers in total, not {parts}"
+        raise UserError("--workers", what, "use the same number; it may only change between epochs")
 
 
 def describe_end(checkpoint: Checkpoint, folder: str | None) -> str:
-    """After how many epochs a run ended whose checkpoint has no training state. Raises UserError if it did not end."""
+    """Text with the epochs of a finished run, whose checkpoint has no training state. UserError if not finished."""
     if not checkpoint.info.get("finished", True):
         path = Path(folder or "") / "last.pth"
         raise UserError(
-            path, "holds no training state, as best.pth does not", f"start a new run from it: --weights {path}"
+            path, "contains no training state (like every best.pth)", f"start a new run from it: --weights {path}"
         )
     return f"finished after {checkpoint.info.get('epoch')} epochs"
 
 
 def describe_versions() -> dict[str, Any]:
-    """With what a run was made and when, for `Checkpoint.info`."""
+    """Versions of the software, and the date, for `Checkpoint.info`."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
     return {
         "versions": {name: str(version) for name, version in versions.items()},
@@ -271,12 +273,12 @@ def _refuse_differences(saved: TrainOptions, values: dict[str, Any], folder: Pat
         if value != then[name]
     ]
     if differences:
-        todo = f"leave these out, or start a new run, from what was learnt: --weights {folder / 'last.pth'}"
+        todo = f"leave these out, or start a new run from its weights: --weights {folder / 'last.pth'}"
         raise UserError("--resume", "differs from the run in " + ", ".join(differences), todo)
 
 
 def _random_states() -> dict[str, Any]:
-    """Of torch, NumPy and Python; workers and augmentation draw from the seed, the epoch and the image's place."""
+    """Random states of torch, NumPy and Python. Loader and augmentation are seeded by seed, epoch and image index."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, words, next_gauss = random.getstate()
     return {

@@ -16,7 +16,7 @@ CLASSES_SHOWN = 12
 
 
 def class_counts(index: DatasetIndex) -> str:
-    """`cat 120, dog 88`: the boxes of each class, the most frequent first; and those that do not occur."""
+    """`cat 120, dog 88`: number of boxes of each class, the most frequent first, and classes without boxes."""
     counts = np.bincount(index.labels, minlength=len(index.class_names))
     order = np.argsort(-counts, kind="stable")
     shown = [f"{index.class_names[i]} {counts[i]}" for i in order[:CLASSES_SHOWN]]
@@ -35,7 +35,7 @@ def network_size(config: ModelConfig) -> str:
 
 
 def memory_used() -> str:
-    """Resident memory of this process, where the system tells."""
+    """Resident memory of this process; empty if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
@@ -44,7 +44,7 @@ def memory_used() -> str:
 
 
 def next_commands(folder: Path, data: str | None) -> str:
-    """Where everything is, and the next three commands to copy."""
+    """Text with the files of the run, and the next three commands to copy."""
     best = shlex.quote(str(folder / "best.pth"))
     scored = f" --data {shlex.quote(data)}" if data else " --data DATA"
     return "\n".join(

@@ -13,10 +13,10 @@ from utils.errors import RunError
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the images of all processes on any device: PyTorch's own (`nn.SyncBatchNorm`) has no CPU.
+    """Batch norm over the images of all processes, on any device (`nn.SyncBatchNorm` does not support CPUs).
 
-    One small all-reduce a layer and direction, of count, sum and squares; in float64, which their difference needs. The
-    last, smaller batch may differ in size from process to process.
+    One small all-reduce per layer and direction, of count, sum and sum of squares. It is in float64, because the
+    variance is a difference of large numbers. The last, smaller batch may differ in size between processes.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs, as each of their losses depends on it."""
+    """The sum over all processes. Its gradient is the sum of all gradients, as the loss of every process uses it."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -62,17 +62,17 @@ def _sum(value: Tensor) -> Tensor:
 
 
 def synchronise_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make every BatchNorm2d one over all processes, in place, on the same parameters; returns `model`.
+    """Replace every BatchNorm2d by a synchronised one with the same parameters, in place. Returns `model`.
 
     Raises:
-        RunError: on a CPU for batch norms of timm, which are activations as well.
+        RunError: on a CPU, for timm's batch norms that include an activation.
     """
     if device.type == "cuda":
-        timm = sys.modules.get("timm.layers")  # its own knows its own norms, and PyTorch's
+        timm = sys.modules.get("timm.layers")  # timm's function handles its own norms and PyTorch's
         return (timm.convert_sync_batchnorm if timm else nn.SyncBatchNorm.convert_sync_batchnorm)(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm2d
         elif isinstance(module, nn.BatchNorm2d):
-            raise RunError("--sync-bn", f"there is none for {type(module).__name__} on the CPU", "leave it out")
+            raise RunError("--sync-bn", f"does not support {type(module).__name__} on the CPU", "leave it out")
     return model

@@ -15,23 +15,23 @@ from nets.export.formats import CHECKPOINT_SUFFIXES
 from training.pseudo_label import find_labels
 from utils.distributed import say
 
-SAME_OBJECT = 0.5  # IoU with a label of the same class from which a detection is that object again
+SAME_OBJECT = 0.5  # minimum IoU at which a detection and a label of the same class are the same object
 
 
 def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetIndex:
-    """The data set with the detections of `files` as further labels.
+    """Add the detections of `files` to the data set as additional labels.
 
-    A label of the data set goes first: a detection of the same class that overlaps it is dropped. In an image that has
-    labels, what else was detected is in doubt (score 0: neither object nor background); in one that has none, the
-    detections are its labels, each with its score.
+    Labels of the data set take precedence: a detection that overlaps a label of the same class is dropped. In images
+    with labels, other detections are uncertain (score 0: neither object nor background). In images without labels, the
+    detections become labels, each with its score.
 
     Args:
-        index: the split to learn from.
-        files: detections as `evaluation.detections_file.read_detections` takes them, or a checkpoint of
-            ours, which then detects in all images.
+        index: the training split.
+        files: detections in a format of `evaluation.detections_file.read_detections`, or checkpoints, which then
+            detect objects in all images.
 
     Raises:
-        UserError: for a file that is not such, or has nothing of this split.
+        UserError: for an invalid file, or one without detections of this split.
     """
     labelled = np.diff(index.offsets) > 0
     owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
@@ -52,7 +52,7 @@ def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetInde
             same = labels[mine][:, None] == index.labels[own][None]
             new[mine] = ~((_iou(boxes[mine], index.boxes[own]) > SAME_OBJECT) & same).any(1)
         doubt = labelled[image[new]]
-        say(f"{file}: {int((~doubt).sum())} labels of {len(np.unique(image))} images, {int(doubt.sum())} in doubt")
+        say(f"{file}: {int((~doubt).sum())} labels of {len(np.unique(image))} images, {int(doubt.sum())} uncertain")
         added_owner.append(image[new])
         added_boxes.append(boxes[new])
         added_labels.append(labels[new])

@@ -24,9 +24,9 @@ from utils.json_file import read_json
 
 STATE, TABLE, PRESET = "tune.json", "tune.csv", "preset.json"
 METRIC = "voc10_mAP50"
-KEPT = 3  # one in so many goes on to the next round
+KEPT = 3  # the best 1 / KEPT of the trials enter the next round
 MINUTES = 60.0
-# what is tried beside the default: each differs from it in one or two of the options that matter most on small data
+# the trials besides the default: each changes one or two of the options with the largest effect on small data
 CANDIDATES: tuple[dict[str, Any], ...] = (
     {},
     {"learning_rate": 2.0},
@@ -38,20 +38,25 @@ CANDIDATES: tuple[dict[str, Any], ...] = (
     {"class_weight": 2.0},
     {"neck_width": 0.5},
 )
-FACTORS = ("learning_rate", "input_size", "class_weight", "neck_width")  # of these a factor of the default is tried
+FACTORS = (
+    "learning_rate",
+    "input_size",
+    "class_weight",
+    "neck_width",
+)  # for these, the value is a factor of the default
 NOT_FOR_TRIALS = ("tune", "resume", "run_dir", "minutes", "epochs")
 Train = Callable[[list[str]], int]  # train.py's main
 
 
 @dataclass
 class Trial:
-    """One set of options.
+    """One set of options that is trained and compared.
 
     Args:
         number: its number; 0 is the default.
-        options: what differs from the default, by name.
-        scores: its score in each round it took part in; None where it could not be trained.
-        minutes: of each of these rounds.
+        options: the options that differ from the default, by name.
+        scores: the score of each of its rounds; None if it could not be trained.
+        minutes: training time of each of its rounds.
     """
 
     number: int
@@ -65,19 +70,20 @@ class Trial:
 
 
 def is_tune_run(settings: TrainSettings) -> bool:
-    """Whether `--resume` is the folder of such a run."""
+    """Whether `--resume` is the folder of a search."""
     return resumed_folder(settings, STATE) is not None
 
 
 def run_tune(settings: TrainSettings, train: Train) -> int:
-    """Find options that are better on the user's data than the default, or say that none is.
+    """Search for options that are better than the default on the user's data.
 
-    All candidates are trained for a short time, the best third for three times as long, and so on; each round takes
-    the same time. The default takes part in every round, and the winner is compared with it after the last one: at the
-    same time, on the same validation images. So what is written is never worse than the default on that score.
+    All candidates are trained for a short time, the best third for three times as long, and so on. Each round takes
+    the same time. The default is part of every round. After the last round, the winner is compared with it, trained
+    equally long and evaluated on the same validation images. The result is therefore never worse than the default by
+    that score.
 
     Args:
-        settings: with `--tune`, or with `--resume` and the folder of such a run; what was given is the default here.
+        settings: with `--tune`, or with `--resume` and the folder of a search; the given options are the default.
         train: train.py's main.
 
     Source: successive halving, Jamieson and Talwalkar, AISTATS 2016, https://arxiv.org/abs/1502.07943
@@ -114,7 +120,7 @@ def plan_rounds(count: int, minutes: float) -> list[tuple[int, float]]:
 
 
 def survivors(trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
-    """The best `count` of a round, the default always among them."""
+    """The best `count` trials of a round, always including the default."""
     ranked = sorted(trials, key=lambda trial: (-(trial.scores[number] or 0.0), trial.number))
     default = [trial for trial in ranked if trial.number == 0]
     others = [trial for trial in ranked if trial.number != 0 and trial.scores[number] is not None]
@@ -122,7 +128,7 @@ def survivors(trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
 
 
 def candidates(options: TrainOptions) -> list[dict[str, Any]]:
-    """The options to try, in the terms of train.py: a factor is one of the default's value."""
+    """The options to try, as options of train.py; factors are multiplied by the default's value."""
     result: list[dict[str, Any]] = []
     for candidate in CANDIDATES:
         values = {}
@@ -141,7 +147,7 @@ def _scaled(options: TrainOptions, name: str, factor: float) -> Any:
         value = value or BASE_RATES[options.optim.optimizer]
     if name == "neck_width":
         if options.start.weights or options.duration.auto:
-            return None  # weights that are there have a width
+            return None  # the initial weights fix the width
         value = value or 1.0
     return round(value * factor, 8)
 
@@ -158,7 +164,7 @@ def _open(settings: TrainSettings) -> tuple[Path, dict[str, Any], list[Trial]]:
     state = {"minutes": minutes, "options": given_options(settings, NOT_FOR_TRIALS)}
     trials = [Trial(number, values) for number, values in enumerate(candidates(options))]
     rounds = plan_rounds(len(trials), minutes)
-    print(f"{len(trials)} trials in {len(rounds)} rounds, {minutes:g} minutes in all; each at first {rounds[0][1]:.1f}")
+    print(f"{len(trials)} trials in {len(rounds)} rounds, {minutes:g} minutes in total; first {rounds[0][1]:.1f} each")
     _save(folder, state, trials)
     return folder, state, trials
 
@@ -170,7 +176,7 @@ def _save(folder: Path, state: Mapping[str, Any], trials: Sequence[Trial]) -> No
 def _train_trial(
     folder: Path, state: Mapping[str, Any], trial: Trial, number: int, minutes: float, train: Train
 ) -> int:
-    """One training; returns its exit code, and 0 for options that cannot be trained in this time."""
+    """Train once; returns the exit code, 0 also for options that cannot be trained in this time."""
     run = folder / f"trial-{trial.number}-round-{number + 1}"
     print(f"trial {trial.number} ({trial.name}), round {number + 1}")
     try:
@@ -183,7 +189,7 @@ def _train_trial(
     except (UserError, RunError) as error:
         if trial.number == 0:
             raise
-        warn(f"trial {trial.number} ({trial.name})", str(error), "it is left out")
+        warn(f"trial {trial.number} ({trial.name})", str(error), "it is skipped")
         code, score = 0, None
     else:
         score = best_score(run)
@@ -193,13 +199,13 @@ def _train_trial(
 
 
 def best_score(run: Path) -> float:
-    """The largest score of a run's metrics.csv."""
+    """The best score in a run's metrics.csv."""
     rows = csv.DictReader((run / "metrics.csv").read_text(encoding="utf-8").splitlines())
     return max((float(row[METRIC]) for row in rows if row.get(METRIC)), default=0.0)
 
 
 def preset_of(state: Mapping[str, Any], best: Trial) -> dict[str, Any]:
-    """What the user gave and what was found, without the places of data and results."""
+    """The user's options and the best ones found, without paths of data and results."""
     places = ("data", "val_data", "train_split", "val_split", "shards", "classes", "device", "workers", "threads")
     given = {name: value for name, value in state["options"].items() if name not in places}
     note = f"train.py --tune, {state['minutes']:g} minutes: {METRIC} {best.scores[-1] or 0:.4f}"

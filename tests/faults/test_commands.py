@@ -421,11 +421,11 @@ def test_a_run_that_is_damaged_or_another_is_not_resumed(kind: str, place: Path,
 @pytest.mark.parametrize(
     ("info", "words"),
     [
-        ({"world_size": "two"}, "does not say what run it is of"),
-        ({"world_size": 0}, "does not say what run it is of"),
-        ({"epoch": None}, "does not say what run it is of"),
-        ({"options": [1]}, "does not say what run it is of"),
-        ({"data": "here"}, "does not say what run it is of"),
+        ({"world_size": "two"}, "contains no options of a run"),
+        ({"world_size": 0}, "contains no options of a run"),
+        ({"epoch": None}, "contains no options of a run"),
+        ({"options": [1]}, "contains no options of a run"),
+        ({"data": "here"}, "contains no options of a run"),
         ({"options": {"batch_size": "x"}}, "--batch-size"),
     ],
 )
@@ -447,7 +447,7 @@ def test_a_file_for_use_only_is_not_taken_for_the_end_of_a_run(place: Path, tmp_
     config = ModelConfig(("car",), "mobilenet_v3_small", alpha=0.35, neck_width=0.1, input_size=(64, 64))
     checkpoint = Checkpoint(config, YOLOv4(config).state_dict(), info={"finished": False})
     save_checkpoint(folder / "last.pth", checkpoint)
-    refused("train", ["--resume", str(folder)], 2, "holds no training state", capsys=capsys)
+    refused("train", ["--resume", str(folder)], 2, "contains no training state", capsys=capsys)
 
 
 def test_every_error_says_what_to_do() -> None:

@@ -193,7 +193,7 @@ def test_foreign_weights_in_safetensors_are_refused_as_a_checkpoint_and_read_as_
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "of a later version": ({"format_version": 2}, "has format version 2, this is 1"),
+    "of a later version": ({"format_version": 2}, "has format version 2; this platform reads version 1"),
     "without configuration": ({"config": None}, "damaged"),
     "with a list for a configuration": ({"config": [1]}, "damaged"),
     "of unknown fields": ({"config": {"class_names": ["a"], "flux": 1}}, "unknown field 'flux'"),
@@ -204,8 +204,8 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "with text for weights": ({"weights": {"a": "b"}}, "is not a tensor"),
     "with NaN": ({"weights": {"a": torch.tensor([1.0, float("nan")])}}, "contain NaN or infinity"),
     "with infinity": ({"weights": {"a": torch.tensor([float("inf")])}}, "contain NaN or infinity"),
-    "with a list for metrics": ({"metrics": [1]}, "no table"),
-    "with text for a training state": ({"training": "yes"}, "no table"),
+    "with a list for metrics": ({"metrics": [1]}, "not a dictionary"),
+    "with text for a training state": ({"training": "yes"}, "not a dictionary"),
 }
 
 
@@ -485,7 +485,7 @@ def test_a_planted_command_never_runs(tmp_path: Path, place: str) -> None:
     marker = tmp_path / "ran"
     planted = Planted(marker)
     data = seal(torch_bytes(planted)) if place == "the content" else checkpoint_bytes(**{place: {"a": planted}})
-    refuse(tmp_path / "a.pth", data, "holds more than tensors and plain values (posix.system)")
+    refuse(tmp_path / "a.pth", data, "contains more than tensors and plain values (posix.system)")
     assert not marker.exists()
 
 
@@ -629,10 +629,10 @@ class Exported(ExportedRuntime):
 RAW = [torch.zeros(1, 21, n, n) for n in (8, 4, 2)]
 DECODED = [torch.zeros(1, 252, 4), torch.zeros(1, 252, 2)]
 LIES: dict[str, tuple[list[torch.Tensor], Form, str]] = {
-    "scores of other classes": ([DECODED[0], torch.zeros(1, 252, 20)], Form(), "which is not what 2 classes need"),
-    "one output": (DECODED[:1], Form(), "which is not what 2 classes need"),
-    "maps of other classes": ([m[:, :9] for m in RAW], Form(decodes=False), "which is not what 2 classes need"),
-    "two maps": (RAW[:2], Form(decodes=False), "which is not what 2 classes need"),
+    "scores of other classes": ([DECODED[0], torch.zeros(1, 252, 20)], Form(), "which do not fit 2 classes"),
+    "one output": (DECODED[:1], Form(), "which do not fit 2 classes"),
+    "maps of other classes": ([m[:, :9] for m in RAW], Form(decodes=False), "which do not fit 2 classes"),
+    "two maps": (RAW[:2], Form(decodes=False), "which do not fit 2 classes"),
     "NaN": ([DECODED[0], DECODED[1] * float("nan")], Form(), "returns NaN"),
     "NaN in a map": ([*RAW[:2], RAW[2] * float("nan")], Form(decodes=False), "returns NaN"),
 }
