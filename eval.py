@@ -1,4 +1,4 @@
-"""Score a model, an exported file or ready detections on a data set, and say what to do next."""
+"""Evaluate a model, an exported file or a file of detections on a data set, and recommend next steps."""
 
 from __future__ import annotations
 
@@ -27,61 +27,72 @@ from utils.output_rules import check_output_file, check_output_folder
 from utils.thresholds import Thresholds
 
 SKIPS_SHOWN = 10
-FEW_OBJECTS = 300  # of a class, below which its AP has a wide interval
+FEW_OBJECTS = 300  # with fewer objects, the AP of a class has a wide confidence interval
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     """The options of eval.py."""
 
-    checkpoint: str | None = option(None, "the model: a checkpoint or an exported file", metavar="FILE")
-    data: str | None = option(None, "the data: a VOCdevkit, a COCO JSON file, or another data set", metavar="PATH")
-    classes: str | None = option(None, "class names of the data's labels: a file, voc or coco", metavar="FILE")
-    image_folder: str | None = option(None, "where the pictures of a COCO JSON are", metavar="DIR")
-    split: str | None = option(
-        None, "the part of the data to score on; without it val (or test, where that is all there is)"
+    checkpoint: str | None = option(None, "model: a checkpoint or an exported file", metavar="FILE")
+    data: str | None = option(
+        None, "data set: a VOCdevkit, a COCO JSON file, or another layout of docs/DATA.md", metavar="PATH"
     )
-    json: str | None = option(None, "write all figures, and results by image, to this file", metavar="FILE")
-    report: str | None = option(None, "write a report with curves and pictures, one HTML file", metavar="FILE")
+    classes: str | None = option(None, "class names of the data set's labels: a file, voc or coco", metavar="FILE")
+    image_folder: str | None = option(None, "folder of the images of a COCO JSON file", metavar="DIR")
+    split: str | None = option(None, "split to evaluate (default: val, or test if there is no val)")
+    json: str | None = option(None, "write all metrics, and results per image, to this file", metavar="FILE")
+    report: str | None = option(None, "write a report with curves and images as one HTML file", metavar="FILE")
     detections: str | None = option(
-        None, "score these instead of a model: COCO results, or predict.py's detections.json", metavar="FILE"
+        None, "evaluate this file instead of a model: COCO results, or predict.py's detections.json", metavar="FILE"
     )
     detection_classes: str | None = option(
-        None, "class names of the category numbers of --detections: a file, voc or coco", metavar="FILE"
+        None, "class names of the category ids in --detections: a file, voc or coco", metavar="FILE"
     )
     missing_images: str = option(
         "refuse",
-        "images that --detections does not list: refuse (if more than half), empty (nothing found), skip (leave out)",
+        "images missing in --detections: refuse (error if more than half), empty (no detections), skip (not evaluated)",
         choices=MISSING,
     )
     compare: tuple[str, ...] | None = option(
-        None, "compare two files of --json: is the difference more than noise?", nargs=2, metavar=("A.json", "B.json")
+        None,
+        "compare two files of --json, and test whether the difference is significant",
+        nargs=2,
+        metavar=("A.json", "B.json"),
     )
     save_detections: str | None = option(
-        None, "write the detections to this file, as predict.py --json does", metavar="FILE"
+        None, "write the detections to this file, in the format of predict.py --json", metavar="FILE"
     )
-    voc_submission: str | None = option(None, "write the VOC server's files into this folder", metavar="DIR")
+    voc_submission: str | None = option(
+        None, "write result files for the VOC evaluation server into this folder", metavar="DIR"
+    )
     tile: int | None = option(
-        None, "look at overlapping tiles of this many pixels, as predict.py; 0: of the input size", low=0
+        None, "detect in overlapping tiles of this size, pixels, as predict.py does; 0 = the input size", low=0
     )
-    tile_overlap: float = option(0.25, "share of a tile that its neighbour sees too", low=0, high=0.9)
-    worst: int = option(50, "images that --export writes", low=1, high=1_000_000)
+    tile_overlap: float = option(0.25, "overlap of neighbouring tiles, as a fraction of a tile", low=0, high=0.9)
+    worst: int = option(50, "number of images that --export writes", low=1, high=1_000_000)
     export: str | None = option(
-        None, "write the images with most mistakes into this folder, with labels, for serve.py --label", metavar="DIR"
+        None, "write the images with the most errors into this folder, with labels, for serve.py --label", metavar="DIR"
     )
-    tta: bool = option(False, "test-time augmentation: look at each image mirrored and at three sizes, too")
-    evaluator: str = option("auto", "computes COCO's figures; auto: faster where it is installed", choices=EVALUATORS)
-    score_threshold: float = option(EVAL_THRESHOLDS.score_threshold, "lowest score of a detection", low=0.0, high=1.0)
-    iou_threshold: float = option(EVAL_THRESHOLDS.iou_threshold, "IoU from which NMS drops a box", low=0.0, high=1.0)
-    max_detections: int = option(EVAL_THRESHOLDS.max_detections, "most detections of an image", low=1, high=100_000)
-    multi_label: bool = option(EVAL_THRESHOLDS.multi_label, "a box may answer for several classes")
-    input_size: tuple[int, ...] | None = option(None, "height [and width] of the network's input, multiples of 32")
-    batch_size: int | None = option(None, "images run at once (default: 1 on a CPU, 8 on a GPU)", low=1, high=4096)
+    tta: bool = option(False, "test-time augmentation: also detect in mirrored images and at three sizes")
+    evaluator: str = option(
+        "auto",
+        "library for the COCO metrics; auto = faster-coco-eval if installed, else pycocotools",
+        choices=EVALUATORS,
+    )
+    score_threshold: float = option(EVAL_THRESHOLDS.score_threshold, "minimum score of a detection", low=0.0, high=1.0)
+    iou_threshold: float = option(EVAL_THRESHOLDS.iou_threshold, "IoU above which NMS removes a box", low=0.0, high=1.0)
+    max_detections: int = option(
+        EVAL_THRESHOLDS.max_detections, "maximum number of detections per image", low=1, high=100_000
+    )
+    multi_label: bool = option(EVAL_THRESHOLDS.multi_label, "a box may have several classes")
+    input_size: tuple[int, ...] | None = option(None, "height [width] of the network's input, multiples of 32")
+    batch_size: int | None = option(None, "images per batch (default: 1 on a CPU, 8 on a GPU)", low=1, high=4096)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    runtime: str = option("auto", "what to run the model on; auto chooses by the file")
-    workers: int = option(2, "threads that decode images", low=1, high=256)
-    limit: int | None = option(None, "score on the first N images only", low=1)
-    overwrite: bool = option(False, "replace files that are there")
+    runtime: str = option("auto", "runtime of the model; auto = chosen by the file")
+    workers: int = option(2, "number of threads that decode images", low=1, high=256)
+    limit: int | None = option(None, "evaluate only the first N images", low=1)
+    overwrite: bool = option(False, "replace existing output files")
     progress: bool = option(True, "show a progress bar")
 
 
@@ -89,7 +100,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Run the command line `argv`."""
     options = parse_options(EvalOptions, argv, description=__doc__ or "", prog="eval.py")
     if (options.compare or options.detections) and int(os.environ.get("RANK", 0)) > 0:
-        return None  # only the first process does the work that needs no network
+        return None  # without a network, only the first process works
     for flag in ("json", "report", "save_detections"):
         if getattr(options, flag) is not None:
             name = f"--{flag.replace('_', '-')}"
@@ -101,9 +112,9 @@ def main(argv: list[str] | None = None) -> int | None:
     if options.compare is not None:
         return compare_files(options)
     if options.data is None:
-        raise UserError("--data", "not given", "name a VOCdevkit folder or a COCO JSON file")
+        raise UserError("--data", "is required", "give a VOCdevkit folder or a COCO JSON file")
     result, scored = evaluate_detections(options) if options.detections else evaluate_checkpoint(options)
-    if result is None:  # another process of the run has all of it
+    if result is None:  # another process has the result
         return None
     print(summary_text(result, scored))
     if note := few_objects(result):
@@ -113,7 +124,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, Scored]:
-    """Metrics of a model and the split that was scored; under torchrun only the first process has the metrics."""
+    """Evaluate a model; returns the result and the settings. Under torchrun, only the first process has the result."""
     from nets.runtime import resolve_device
 
     device = distributed.start(resolve_device(options.device))
@@ -144,7 +155,7 @@ def evaluate_checkpoint(options: EvalOptions) -> tuple[EvaluationResult | None, 
 
 
 def _load(options: EvalOptions, device: str) -> Any:
-    """The detector that the options name."""
+    """Load the detector, with tiles or test-time augmentation."""
     from nets.detector import Detector
     from nets.weights.bundled import default_model_text
 
@@ -155,7 +166,7 @@ def _load(options: EvalOptions, device: str) -> Any:
         print(default_model_text(detector.config))
     if options.tile is not None:
         if options.tta:
-            raise UserError("--tile", "cannot go with --tta", "give one of them")
+            raise UserError("--tile", "cannot be combined with --tta", "give one of them")
         from nets.tiling import TiledDetector
 
         return TiledDetector(detector, options.tile or None, options.tile_overlap, batch_size=options.batch_size or 8)
@@ -167,7 +178,7 @@ def _load(options: EvalOptions, device: str) -> Any:
 
 
 def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, Scored]:
-    """Metrics of a file of detections."""
+    """Evaluate a file of detections."""
     index = open_index(options, whole=True)
     classes = read_class_names(options.detection_classes) if options.detection_classes else None
     read = read_detections(Path(options.detections or ""), index, classes, options.missing_images)
@@ -183,11 +194,11 @@ def evaluate_detections(options: EvalOptions) -> tuple[EvaluationResult, Scored]
 
 
 def open_index(options: EvalOptions, quiet: bool = False, whole: bool = False) -> DatasetIndex:
-    """The split that the options name; `quiet` if another process reports the skipped images.
+    """Open the split to evaluate; `quiet` if another process reports the skipped images.
 
-    With `whole`, --limit is not applied here, and a data set without image files is read from its annotations.
+    With `whole`, --limit is not applied, and a data set without image files is read from its annotations.
     """
-    from data.open import open_dataset  # late, as below: OpenCV, which --help does not need
+    from data.open import open_dataset  # imports OpenCV, which --help does not need
 
     names = read_class_names(options.classes) if options.classes else None
     index = open_dataset(
@@ -197,10 +208,10 @@ def open_index(options: EvalOptions, quiet: bool = False, whole: bool = False) -
     for skip in lost[:SKIPS_SHOWN]:
         warn(skip.where, skip.what, skip.todo)
     if len(lost) > SKIPS_SHOWN:
-        warn(options.data, f"{len(lost) - SKIPS_SHOWN} more images or boxes were left out", "see dataset.py check")
+        warn(options.data, f"{len(lost) - SKIPS_SHOWN} more images or boxes were skipped", "see dataset.py check")
     if not index.num_boxes:
-        what = f"{index.name} has no object: there is nothing to score against"
-        raise UserError(options.data, what, "name another --split, or run: dataset.py check")
+        what = f"{index.name} has no objects, which evaluation needs"
+        raise UserError(options.data, what, "give another --split, or run: dataset.py check")
     return index if options.limit is None or whole else index.subset(np.arange(min(options.limit, len(index))))
 
 
@@ -219,7 +230,7 @@ def choose_split(options: EvalOptions) -> str:
 
 
 def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored) -> None:
-    """Write the files that the options name."""
+    """Write the requested output files."""
     if options.json:
         write_result(Path(options.json), result, {"model": options.checkpoint or options.detections})
         print(f"figures: {options.json}")
@@ -233,7 +244,7 @@ def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored
     if options.export:
         count = export_worst(result, Path(options.export), options.worst)
         queue = Path(options.export) / "queue.json"
-        print(f"{count} images with most mistakes: python serve.py --label {options.export} --queue {queue}")
+        print(f"{count} images with the most errors: python serve.py --label {options.export} --queue {queue}")
     if options.report:
         from evaluation.report.html import write_report
 
@@ -250,7 +261,7 @@ def few_objects(result: EvaluationResult) -> str:
     names = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
     return (
         f"note: {len(few)} of {int((counts > 0).sum())} classes have fewer than {FEW_OBJECTS} objects ({names}): their "
-        "AP may be off by several points; python train.py --folds 5 scores every image of the data out of fold"
+        "AP may be off by several points; python train.py --folds 5 evaluates on every image of the data set"
     )
 
 
@@ -262,7 +273,7 @@ def write_result(path: Path, result: EvaluationResult, extra: dict[str, Any]) ->
 
 
 def compare_files(options: EvalOptions) -> int | None:
-    """Print whether B is better than A."""
+    """Compare two result files, and print whether B is better than A."""
     from evaluation.metrics.compare import compare_results
 
     first, second = options.compare or ("", "")
@@ -274,7 +285,7 @@ def compare_files(options: EvalOptions) -> int | None:
 
 
 def _in_folder(path: str) -> Path:
-    """Return the path after making its folder."""
+    """Create the folder of a path; returns the path."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return Path(path)
 

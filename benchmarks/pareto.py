@@ -337,7 +337,7 @@ def main(argv: list[str] | None = None) -> None:
         peers = [Point(name) for name in options.peers]
         for path in options.compare:
             if not path.is_file():
-                raise UserError("--compare", f"{path} is not there", "give an ONNX file")
+                raise UserError("--compare", f"{path} does not exist", "give an ONNX file")
             files.append(path)
             peers.append(Point(path.stem))
         for name, score in options.peer_score:

@@ -18,7 +18,7 @@ OTHER_IOU = 0.45  # with a label of another class: then the class is in doubt
 NEAR_IOU = 0.2  # with a label of the same class: then the box is in doubt
 FITS_IOU = 0.8  # usual for a good detection and a good label
 DUPLICATE_IOU = 0.75  # of two labels of the same class
-TWIN_IOU = 0.9  # of two labels of different classes
+SAME_BOX_IOU = 0.9  # of two labels of different classes
 INSIDE = 0.7  # fraction of a detection inside a label of its class: it is a part of that object
 LEAST_SCORE = 0.05
 SHRINK = 20.0  # strength of shrinkage to the average, in labels, for rare classes
@@ -186,7 +186,7 @@ def _missing(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
     other = pairs.most_of_det(pairs.iou, ~pairs.same)
     inside = pairs.most_of_det(pairs.inside, pairs.same | crowd)
     free = (own < NEAR_IOU) & (other < OTHER_IOU)
-    # a part of a labelled object, or one of a crowd, is seldom a missing label
+    # A part of a labelled object, or one of a crowd, is rarely a missing label.
     score = chance * (1 - own) * (1 - 0.5 * other) * np.where(inside > INSIDE, 0.3, 1.0)
     candidates = pairs.dets[free[pairs.dets]]
     candidates = candidates[np.argsort(-score[candidates], kind="stable")]
@@ -401,7 +401,7 @@ def _duplicates(index: DatasetIndex) -> list[Finding]:
         iou, _ = box_overlaps(index.boxes[start:end], index.boxes[start:end])
         for first, second in zip(*np.nonzero(np.triu(iou, 1) >= DUPLICATE_IOU), strict=True):
             same = index.labels[start + first] == index.labels[start + second]
-            if same or iou[first, second] >= TWIN_IOU:
+            if same or iou[first, second] >= SAME_BOX_IOU:
                 score = float(iou[first, second]) * (1.0 if same else 0.5)
                 result.append(Finding(DUPLICATE, score, i, label=start + int(second), other=start + int(first)))
     return result

@@ -22,7 +22,7 @@ MISSING = ("refuse", "empty", "skip")
 # https://github.com/cocodataset/cocoapi: 80 of the numbers 1 to 90
 COCO_CATEGORY_IDS = tuple(k for k in range(1, 91) if k not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 _Row = tuple[Any, list[float], float, int | None]  # image, box xyxy, score, label (-1: class not in the data)
-_FORMATS = "a COCO results list, or the list that predict.py --json writes"
+_FORMATS = "a COCO results list, or a list written by predict.py --json"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def read_detections(
     if elsewhere and others == "refuse":
         few = ", ".join(list(elsewhere)[:5]) + (", ..." if len(elsewhere) > 5 else "")
         what = f"{len(elsewhere)} images ({few}) are not in {index.name} (e.g. {_example(index)})"
-        raise UserError(path, what, "name the split that the detections are of, or remove these images")
+        raise UserError(path, what, "give the split of the detections, or remove these images")
     if isinstance(values, dict) and isinstance(values.get("images"), list):
         keys = (each["id"] for each in values["images"] if isinstance(each, dict) and "id" in each)
         listed |= {place for key in keys if (place := lookup.find(path, key)) is not None}
@@ -118,11 +118,13 @@ def _scored_images(
     absent = len(index) - len(listed)
     if absent and missing == "refuse" and absent > MAX_MISSING * len(index):
         what = f"{absent} of the {len(index)} images of {index.name} are not in it"
-        todo = "was it made with --limit, or of another split? If it is right: --missing-images skip (they were not "
-        raise UserError(path, what, f"{todo}looked at) or empty (nothing was found on them)")
+        todo = (
+            "was it made with --limit, or from another split? If it is correct: --missing-images skip (they were not "
+        )
+        raise UserError(path, what, f"{todo}processed) or empty (they have no detections)")
     skip = missing == "skip" or (missing == "refuse" and is_ours)
     if absent:
-        how = "left out of the figures" if skip else "scored as images without detections"
+        how = "not evaluated" if skip else "evaluated as images without detections"
         notes.append(f"{absent} of the {len(index)} images of {index.name} are not in {path}: {how}")
     return np.array(sorted(listed), np.int64) if skip else np.arange(len(index))
 
@@ -131,7 +133,7 @@ def _rows(path: Path, values: Any) -> list[dict[str, Any]]:
     if isinstance(values, dict):
         values = values.get("annotations")
     if not isinstance(values, list) or not all(isinstance(row, dict) for row in values):
-        raise UserError(path, "holds no list of detections", f"give {_FORMATS}")
+        raise UserError(path, "contains no list of detections", f"give {_FORMATS}")
     return values
 
 
@@ -182,7 +184,7 @@ def _coco_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex, labe
 def _category_labels(
     path: Path, values: Any, rows: list[dict[str, Any]], index: DatasetIndex, classes: Sequence[str] | None
 ) -> tuple[dict[int, int], str]:
-    """The label of each category number, and a text that says how it was found.
+    """The label of each category number, and a text about its source.
 
     By name if `classes` or a `categories` list of the file names the numbers; else by the data set's COCO numbers;
     else 1, 2, ... in class order.
@@ -199,7 +201,7 @@ def _category_labels(
         return {category: i for i, category in enumerate(index.category_ids)}, ""
     else:
         names = dict(enumerate(index.class_names, 1))
-        source = f"{index.name}, which has no category numbers of its own, in alphabetical order"
+        source = f"{index.name}, which has no category numbers, in alphabetical order"
         if numbers - names.keys():
             few = ", ".join(map(str, sorted(numbers - names.keys())[:8]))
             what = f"category numbers ({few}) are not 1 to {len(names)}, as the classes of {index.name} would be"
@@ -232,10 +234,14 @@ def _report_unknown(path: Path, unknown: Counter[str], known: int, index: Datase
     if not known:
         raise UserError(
             path,
-            f"none of its classes ({names}) is one of {index.name} ({', '.join(index.class_names[:8])}, ...)",
-            "score it on the data it was made for",
+            f"none of its classes ({names}) is a class of {index.name} ({', '.join(index.class_names[:8])}, ...)",
+            "evaluate it on the data that it was made for",
         )
-    warn(path, f"{sum(unknown.values())} detections are of classes that {index.name} lacks: {names}", "left out")
+    warn(
+        path,
+        f"{sum(unknown.values())} detections have classes that {index.name} does not have: {names}",
+        "they are not evaluated",
+    )
 
 
 def _check_box(where: str, name: str, box: list[float], width: float, height: float) -> None:

@@ -326,10 +326,10 @@ def score(
 
 def describe(thresholds: Thresholds) -> str:
     """The thresholds as text."""
-    labels = "several classes a box" if thresholds.multi_label else "the best class of a box"
+    labels = "several classes per box" if thresholds.multi_label else "the best class of each box"
     return (
         f"score >= {thresholds.score_threshold:g}, NMS at IoU {thresholds.iou_threshold:g} within a class, "
-        f"at most {thresholds.max_detections} detections an image, {labels}"
+        f"at most {thresholds.max_detections} detections per image, {labels}"
     )
 
 
@@ -346,7 +346,7 @@ def run_detector(
     """Detections of the images at `positions`; an image that cannot be read is skipped, with a warning."""
     from tqdm import tqdm
 
-    from imaging.image_io import (  # late: OpenCV import, not needed by --help
+    from imaging.image_io import (  # imports OpenCV, which --help does not need
         decoded_bytes,
         read_image_and_size,
         read_start,
@@ -373,9 +373,9 @@ def run_detector(
         try:
             image, size = read_image_and_size(path, min_size=decoded_size) if read is None else (read(path), (0, 0))
         except UserError as error:
-            return Skip("image", "unreadable_image", error.where, error.what, "it is left out of the score")
+            return Skip("image", "unreadable_image", error.where, error.what, "it is not evaluated")
         except (OSError, ValueError) as error:
-            return Skip("image", "unreadable_image", str(path), str(error), "it is left out of the score")
+            return Skip("image", "unreadable_image", str(path), str(error), "it is not evaluated")
         return _Loaded(position, image, size, time.perf_counter() - begin)
 
     def cost(position: int) -> int:
@@ -444,13 +444,13 @@ def match_classes(model_classes: Sequence[str], data_classes: Sequence[str], nam
         raise UserError(
             name,
             f"has no class in common with the model (data: {_few(data_classes)}; model: {_few(model_classes)})",
-            f"{hint}use the data that the model was trained for, or correct the class names",
+            f"{hint}use data with the classes of the model, or correct the class names",
         )
     if unknown:
-        warn(name, f"classes that the model does not know: {_few(unknown)}", "their objects are not scored")
+        warn(name, f"classes that the model does not have: {_few(unknown)}", "their objects are not evaluated")
     absent = [each for i, each in enumerate(model_classes) if i not in set(mapped.tolist())]
     if absent and len(data_classes):
-        warn(name, f"classes of the model that the data does not have: {_few(absent)}", "they are not in the mean")
+        warn(name, f"classes of the model that the data does not have: {_few(absent)}", "they are not part of the mean")
     return mapped
 
 

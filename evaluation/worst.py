@@ -62,13 +62,13 @@ def export_worst(result: EvaluationResult, folder: Path, count: int) -> int:
     without a label and missed objects; `serve.py --label FOLDER --queue FOLDER/queue.json` shows it.
 
     Returns:
-        how many images were written.
+        Number of images written.
 
     Raises:
         UserError: if the folder is not empty.
     """
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError("--export", f"{folder} is not empty", "name another folder")
+        raise UserError("--export", f"{folder} is not empty", "give another folder")
     threshold = FALLBACK_THRESHOLD if result.best_f1_threshold is None else result.best_f1_threshold
     mistakes = find_mistakes(result, threshold)
     positions = mistakes.worst_first[:count]
@@ -134,10 +134,12 @@ def _findings(result: EvaluationResult, i: int, picture: Path, mistakes: Mistake
     for d in wrong.tolist():
         name, score = record.class_names[record.det_labels[d]], round(float(record.det_scores[d]), 4)
         seen = {"class_name": name, "box": record.det_boxes[d].round(2).tolist(), "score": score}
-        text = f"found, not labelled: {name}"
+        text = f"detected, not labelled: {name}"
         rows.append({"kind": "missing", "score": score, "label": None, "suggestion": seen, "text": text})
     for m in missed.tolist():
         name = record.class_names[record.gt_labels[m]]
         label = {"class_name": name, "box": record.gt_boxes[m].round(2).tolist()}
-        rows.append({"kind": "phantom", "score": 0.0, "label": label, "suggestion": None, "text": f"not found: {name}"})
+        rows.append(
+            {"kind": "phantom", "score": 0.0, "label": label, "suggestion": None, "text": f"not detected: {name}"}
+        )
     return [{"image": image, **row} for row in rows]

@@ -68,7 +68,7 @@ def find_ort_web(folder: Path | None) -> Path:
             _fetch_ort_web(folder)
     for name in ORT_FILES:
         if not (folder / name).is_file():
-            raise UserError(folder / name, "is not there", HOW_TO_GET)
+            raise UserError(folder / name, "does not exist", HOW_TO_GET)
     return folder
 
 
@@ -103,7 +103,7 @@ def load_browser_model(model: Path, ort_web: Path | None) -> BrowserModel:
         UserError: if a file is missing or the model does not decode its boxes.
     """
     if not model.is_file():
-        raise UserError(model, "is not there", "write it with export.py")
+        raise UserError(model, "does not exist", "write it with export.py")
     config, form = read_metadata(model, open_session(model).get_modelmeta().custom_metadata_map)
     if not form.decodes:
         raise UserError(model, "gives raw maps, which the page does not read", "export it with decoding")

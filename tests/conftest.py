@@ -22,5 +22,5 @@ SHARED = REPOSITORY.parent / "shared"
 def shared() -> Path:
     """The developers' folder of real data beside the project; the test skips where it is absent."""
     if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not there: this test needs the developers' data")
+        pytest.skip(f"{SHARED} does not exist: this test needs the developers' data")
     return SHARED

@@ -108,7 +108,7 @@ class Address:
             connection.close()
 
     def metric(self, name: str) -> float:
-        """The value of one line of /metrics; 0 where it is not there yet."""
+        """The value of one line of /metrics; 0 if it does not exist yet."""
         for line in self.ask("GET", "/metrics").body.decode().splitlines():
             if line.startswith(name + " "):
                 return float(line.rsplit(" ", 1)[1])

@@ -371,7 +371,7 @@ def test_several_processes_see_the_same_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["voc07_dev", "coco_dev"])
 def test_real_sets_have_no_error(name: str, shared: Path) -> None:
     if not (shared / "data" / name).is_dir():
-        pytest.skip(f"{shared}/data/{name} is not there")
+        pytest.skip(f"{shared}/data/{name} does not exist")
     report = check(shared / "data" / name, images=name == "coco_dev")
     assert report.is_clean
     assert codes(report) <= {"tiny_box", "few_boxes", "class_without_boxes", "class_imbalance"}

@@ -214,7 +214,7 @@ def test_a_mutated_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFact
 def test_the_real_file_is_read_whole_and_agrees_with_its_json(shared: Path) -> None:
     root = shared / "data/coco_dev"
     if not root.is_dir():
-        pytest.skip(f"{root} is not there")
+        pytest.skip(f"{root} does not exist")
     index = read_coco(root)
     truth = json.loads((root / "annotations/instances_train2017.json").read_text())
     assert (len(index), index.num_boxes, index.skips) == (90, 787, ())

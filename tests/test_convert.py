@@ -282,7 +282,7 @@ def test_names_of_any_letters_are_whole_xml(tmp_path: Path) -> None:
 def test_real_photographs_come_back_the_same(shared: Path, tmp_path: Path) -> None:
     source = shared / "data" / "voc07_dev" / "VOCdevkit"
     if not source.is_dir():
-        pytest.skip(f"{source} is not there")
+        pytest.skip(f"{source} does not exist")
     first = open_dataset(source, "val")
     for to in ("coco", "yolo"):
         convert(source, tmp_path / to, to, split="val", link=True)
@@ -299,7 +299,7 @@ def test_real_photographs_come_back_the_same(shared: Path, tmp_path: Path) -> No
 def test_real_coco_photographs_come_back_the_same(to: str, shared: Path, tmp_path: Path) -> None:
     source = shared / "data" / "coco_dev"
     if not source.is_dir():
-        pytest.skip(f"{source} is not there")
+        pytest.skip(f"{source} does not exist")
     first = open_dataset(source, "train2017", use_cache=False)
     names = first.class_names
     convert(source, tmp_path / "there", to)

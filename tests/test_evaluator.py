@@ -174,7 +174,7 @@ def test_classes_are_matched_by_name(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == ""
     assert match_classes(["dog", "cow"], ["cat", "dog"], "set").tolist() == [-1, 0]
     err = capsys.readouterr().err
-    assert "does not know: cat" in err
+    assert "does not have: cat" in err
     assert "does not have: cow" in err
 
 
@@ -266,7 +266,7 @@ def test_a_model_is_no_better_than_itself_and_better_than_one_that_finds_half() 
     detector.found = [found if i % 2 else Detections.empty() for i, found in enumerate(detector.found)]
     worse = compare_rows(rows, run(index, detector, coco=None).to_json(per_image=True))
     assert worse.high < 0
-    assert "A is better" in worse.verdict
+    assert "A is significantly better" in worse.verdict
 
 
 def test_the_bootstrap_interval_holds_the_difference_and_its_ends_are_reproducible() -> None:
@@ -276,7 +276,7 @@ def test_the_bootstrap_interval_holds_the_difference_and_its_ends_are_reproducib
     first, second = compare_rows(a, b), compare_rows(a, b)
     assert first == second
     assert first.low <= first.difference <= first.high
-    assert "noise" in first.verdict
+    assert "significant" in first.verdict
     assert first.difference == pytest.approx(b["voc10_mAP50"] - a["voc10_mAP50"], abs=1e-6)
 
 

@@ -107,7 +107,7 @@ def test_a_file_that_is_no_model_is_one_line(tmp_path, name) -> None:
             load_runtime(path, "cpu")
         assert "\n" not in str(caught.value) and name in str(caught.value)
     path.unlink()
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         load_runtime(path, "cpu")
 
 

@@ -29,7 +29,7 @@ MISTAKES = [  # what is typed, and what its one line must hold
     ("train --optimiser sgd", "did you mean --optimizer?"),
     ("train --optimizer adm", "did you mean adam"),
     ("train --preset nan0", "did you mean nano?"),
-    ("train --data nowhere --epochs 1", "nowhere is not there"),
+    ("train --data nowhere --epochs 1", "nowhere does not exist"),
     ("train --input-size 100 --data tests", "multiple"),
     ("eval --weights best.pth", "did you mean --checkpoint?"),
     ("eval --conf-thres 0.3", "did you mean --score-threshold?"),

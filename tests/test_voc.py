@@ -323,7 +323,7 @@ def test_mutated_xml_is_read_or_refused_and_nothing_else(data: st.DataObject) ->
 def test_the_real_photographs_are_read_whole_and_without_a_word(shared: Path) -> None:
     root = shared / "data/voc07_dev"
     if not root.is_dir():
-        pytest.skip(f"{root} is not there")
+        pytest.skip(f"{root} does not exist")
     index = read_voc(root, "val")
     assert (len(index), index.num_boxes, index.skips) == (500, 1489, ())
     assert (index.boxes[:, 2:] > index.boxes[:, :2]).all() and (index.boxes >= 0).all()

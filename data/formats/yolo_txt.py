@@ -299,7 +299,7 @@ def _gather(config: DataYaml, split: str) -> _Files:
         if place is None:
             raise UserError(config.path, f"{split}: {entry} does not exist in {config.root}", "correct the path")
         if was_moved and not entry.startswith("data/"):  # darknet's folder
-            what = f"{split}: {entry} is not there; {place} is used"
+            what = f"{split}: {entry} does not exist; {place} is used"
             gathered.skips.append(Skip("note", "moved_path", str(config.path), what, "correct the path"))
         if place.is_dir():
             gathered.folders.append(os.path.abspath(place))
@@ -341,7 +341,7 @@ def _images_of_list(file: Path, config: DataYaml, skips: list[Skip]) -> list[str
         else:
             found.append(os.path.normpath(path))
     if moved and not any("\\" in line or line.startswith("data/") for line in moved[:1]):  # Windows', darknet's
-        what = f"{len(moved)} paths, such as {moved[0][-80:]!r}, are not there as written; found by their last parts"
+        what = f"{len(moved)} paths, such as {moved[0][-80:]!r}, do not exist as written; found by their last parts"
         skips.append(Skip("note", "moved_path", str(file), what))
     return found
 

@@ -12,7 +12,7 @@ from utils.errors import printable
 ERROR, WARNING, INFO = "error", "warning", "info"
 CODES = {  # every code, how bad it is, and what it means
     # images
-    "missing_image": (ERROR, "a split or annotation names a picture that is not there"),
+    "missing_image": (ERROR, "a split or annotation names an image that does not exist"),
     "empty_file": (ERROR, "a picture has no bytes"),
     "not_an_image": (ERROR, "a file is no picture: a web page, a Git LFS pointer, something else"),
     "unsupported_image": (ERROR, "a picture of a kind that cannot be decoded here: HEIC, AVIF, JPEG of 12 bits"),
@@ -34,7 +34,7 @@ CODES = {  # every code, how bad it is, and what it means
     "bad_labels": (ERROR, "a label file cannot be read"),
     "bad_image_entry": (ERROR, "an image of the JSON has no id or file name"),
     "bad_annotation": (ERROR, "an annotation of the JSON is not an object"),
-    "unknown_image": (ERROR, "annotations belong to an image that is not there"),
+    "unknown_image": (ERROR, "annotations belong to an image that does not exist"),
     "bad_reference": (ERROR, "an annotation's image_id or category_id is missing or no number"),
     "size_mismatch": (ERROR, "the annotation states another size than the picture has"),
     "bad_size": (WARNING, "the annotation states no size, or 0"),

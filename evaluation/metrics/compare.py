@@ -52,10 +52,10 @@ class Comparison:
         if self.low == self.high == 0:
             return "there is no difference."
         if self.low > 0:
-            return "B is better, by more than noise."
+            return "B is significantly better."
         if self.high < 0:
-            return "A is better, by more than noise."
-        return "the difference is not more than noise on these images: score on more of them, or call it a draw."
+            return "A is significantly better."
+        return "the difference is not significant on these images; evaluate on more images."
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as plain types."""
@@ -84,13 +84,13 @@ def compare_results(path_a: Path, path_b: Path, repetitions: int = REPETITIONS) 
     except (KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(path_b, f"its results by image are damaged ({error!r})", f"give {_EXPECTED}") from error
+        raise UserError(path_b, f"its results per image are damaged ({error!r})", f"give {_EXPECTED}") from error
 
 
 def _read_result(path: Path) -> dict[str, Any]:
     value = read_json(path, _EXPECTED)
     if not isinstance(value, dict) or not {"per_image", "class_names"} <= set(value):
-        raise UserError(path, "holds no results by image", f"give {_EXPECTED}")
+        raise UserError(path, "contains no results per image", f"give {_EXPECTED}")
     return value
 
 
@@ -124,7 +124,7 @@ def compare_rows(
     rows_b = {str(row["image_id"]): row for row in result_b["per_image"]}
     images = [key for key in rows_a if key in rows_b]
     if not images:
-        raise UserError(name_b, f"has no image in common with {name_a}", "compare two scores on the same split")
+        raise UserError(name_b, f"has no image in common with {name_a}", "compare two evaluations of the same split")
     alone = len(rows_a) + len(rows_b) - 2 * len(images)
     if alone:
         warn(name_b, f"{alone} images are in one file only", f"only the {len(images)} common ones are compared")
@@ -137,7 +137,7 @@ def compare_rows(
     once = np.ones(len(images))
     ap_a, ap_b = (side.average_precision(once, objects) for side in sides)
     if not objects.any():
-        raise UserError(name_a, "has no objects in the common images and classes", "compare scores on annotated data")
+        raise UserError(name_a, "has no objects in the common images and classes", "evaluate on annotated data")
     rng = np.random.default_rng(seed)
     differences = np.full((repetitions, len(classes)), np.nan)
     overall = np.zeros(repetitions)

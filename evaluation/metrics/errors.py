@@ -76,12 +76,12 @@ def analyse_errors(record: EvalRecord, outcome: np.ndarray) -> ErrorAnalysis:
     for kind in range(len(ERROR_TYPES)):
         wrong, sizes = (missed, gt_size) if kind == MISSED else (det_type == kind, det_size)
         counts[kind] = np.bincount(sizes[wrong], minlength=len(SIZES))
-        by_class[kind] = _mended(record, outcome, kind, wrong, det_gt, found) - base
+        by_class[kind] = _corrected_ap(record, outcome, kind, wrong, det_gt, found) - base
         gain[kind] = _mean(by_class[kind])
         for size in range(len(SIZES)):
             if counts[kind, size]:
-                mended = _mended(record, outcome, kind, wrong & (sizes == size), det_gt, found)
-                by_size[kind, size] = _mean(mended - base)
+                corrected = _corrected_ap(record, outcome, kind, wrong & (sizes == size), det_gt, found)
+                by_size[kind, size] = _mean(corrected - base)
     return ErrorAnalysis(det_type, det_gt, missed, counts, gain, by_class, by_size, _mean(base, np.nan))
 
 
@@ -90,6 +90,7 @@ def _types(record: EvalRecord, outcome: np.ndarray) -> tuple[np.ndarray, np.ndar
     counted = ~record.gt_ignored
     own, any_class = best_matches(record, True, counted), best_matches(record, False, counted)
     wrong = outcome == FALSE_POSITIVE
+    # np.select uses the first rule that applies, so the order is that of the definitions
     right_class = own.iou >= BACKGROUND_IOU
     rules = [
         (LOCALISATION, right_class & (own.iou < IOU_THRESHOLD), own.gt),
@@ -103,16 +104,17 @@ def _types(record: EvalRecord, outcome: np.ndarray) -> tuple[np.ndarray, np.ndar
     return det_type, np.select(conditions, [gt for _, _, gt in rules], -1)
 
 
-def _mended(
+def _corrected_ap(
     record: EvalRecord, outcome: np.ndarray, kind: int, wrong: np.ndarray, det_gt: np.ndarray, found: np.ndarray
 ) -> np.ndarray:
-    """(C,) AP if the mistakes `wrong` of a type were corrected."""
+    """(C,) AP if the errors `wrong` of a type were corrected."""
     if kind == MISSED:
         removed = np.bincount(record.gt_labels[wrong], minlength=record.num_classes)
         return _class_ap(record, outcome, record.num_gt - removed)
     outcome = outcome.copy()
-    outcome[wrong] = IGNORED
+    outcome[wrong] = IGNORED  # a removed detection is neither a true nor a false positive
     if kind in (CLASSIFICATION, LOCALISATION):
+        # Of several detections corrected to one object, the best becomes a true positive; the others are removed.
         free = np.flatnonzero(wrong)
         free = free[~found[det_gt[free]]]
         free = free[np.argsort(-record.det_scores[free], kind="stable")]

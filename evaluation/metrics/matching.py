@@ -10,7 +10,7 @@ import numpy as np
 from evaluation.metrics.record import EvalRecord
 
 TRUE_POSITIVE, FALSE_POSITIVE, IGNORED = 1, 0, -1
-_PAIRS_AT_ONCE = 4_000_000  # bounds memory (about 0.5 GB) whatever the number of objects in an image
+_PAIRS_AT_ONCE = 4_000_000  # bounds memory (about 0.5 GB) for any number of objects in an image
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def outcomes(record: EvalRecord, matches: BestMatch, iou_threshold: float) -> np
     result = np.full(len(matches.gt), FALSE_POSITIVE, np.int8)
     hit = (matches.iou >= iou_threshold) & (matches.gt >= 0)
     hit[hit] = ~record.gt_ignored[matches.gt[hit]]
+    # As in VOCevaldet.m, a detection whose best object is already taken does not try its second-best one.
     by_score = np.argsort(-record.det_scores[hit], kind="stable")
     candidates = np.flatnonzero(hit)[by_score]
     _, first = np.unique(matches.gt[candidates], return_index=True)

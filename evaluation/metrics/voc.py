@@ -24,7 +24,8 @@ def average_precision_07(recall: np.ndarray, precision: np.ndarray) -> float:
     """
     if not len(recall):
         return 0.0
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]  # maximum precision at this recall or above
     first = np.searchsorted(recall, ELEVEN_POINTS, side="left")
     reached = first < len(recall)
     return float(np.where(reached, envelope[np.minimum(first, len(recall) - 1)], 0.0).mean())
@@ -59,6 +60,7 @@ def class_curves(
     curves = []
     for c in range(record.num_classes):
         part = order[bounds[c] : bounds[c + 1]]
+        # Every prefix of the ranking is the result of one score threshold.
         true = np.cumsum(outcome[part] == TRUE_POSITIVE)
         recall = true / max(num_gt[c], 1)
         curves.append((record.det_scores[part], recall, true / np.arange(1, len(part) + 1)))

@@ -67,7 +67,7 @@ def advise(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored = UNK
         limit: maximum number.
     """
     if np.isnan(errors.average_precision):
-        return [Advice(0.0, "There are no objects to score against: name a split that has annotations.")]
+        return [Advice(0.0, "There are no objects to evaluate against: give a split that has annotations.")]
     found = [
         *_missed(result, errors, scored),
         *_localisation(errors, scored),
@@ -92,7 +92,7 @@ def _more(scored: Scored) -> str:
     """Recommendations for a network with very low mAP."""
     wider = "a wider network (--alpha, --neck-width) from pretrained weights"
     return (
-        f"its training had stopped improving, so more images, or {wider}"
+        f"training had converged, so use more images, or {wider}"
         if scored.has_converged
         else (f"train longer, or {wider}")
     )
@@ -111,8 +111,8 @@ def _missed(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored) -> 
     advice = [
         Advice(
             small,
-            f"{_cost(small, errors)} is missed small objects ({errors.counts[MISSED, 0]} under 32 x 32 pixels, of "
-            f"{total} in all, that no detection of any score covers): try {_bigger(scored.input_size)}.",
+            f"{_cost(small, errors)} is lost by missed small objects ({errors.counts[MISSED, 0]} under 32 x 32 pixels, "
+            f"of {total} in total, without a detection at any score): try {_bigger(scored.input_size)}.",
         )
     ]
     rest = errors.gain[MISSED] - small
@@ -121,7 +121,8 @@ def _missed(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored) -> 
     advice.append(
         Advice(
             rest,
-            f"{_cost(rest, errors)} is missed {names} objects ({count} of {total}, at any score): {_more(scored)}.",
+            f"{_cost(rest, errors)} is lost by missed {names} objects ({count} of {total}, at any score): "
+            f"{_more(scored)}.",
         )
     )
     return advice
@@ -132,27 +133,29 @@ def _localisation(errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
     small = errors.gain_by_size[LOCALISATION, 0] > 0.5 * gain
     todo = "try the anchors of `dataset.py anchors`" + ("" if scored.has_converged else ", and train longer")
     if small:
-        todo = f"mostly of small objects, so try {_bigger(scored.input_size)}"
-    return [Advice(gain, f"{_cost(gain, errors)} is boxes that do not fit ({counts.sum()} of IoU 0.1 to 0.5): {todo}.")]
+        todo = f"mostly for small objects, so try {_bigger(scored.input_size)}"
+    return [
+        Advice(gain, f"{_cost(gain, errors)} is lost by inaccurate boxes ({counts.sum()} of IoU 0.1 to 0.5): {todo}.")
+    ]
 
 
 def _classification(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
     gain, record = errors.gain[CLASSIFICATION], result.record
     wrong = np.flatnonzero(errors.det_type == CLASSIFICATION)
     pairs = np.zeros((record.num_classes, record.num_classes))
-    # by score: with several classes per box, many low-scoring second classes would hide the important ones
+    # Weighted by score: with several classes per box, many low-scoring second classes would hide the important ones.
     np.add.at(pairs, (record.gt_labels[errors.det_gt[wrong]], record.det_labels[wrong]), record.det_scores[wrong])
     share = pairs.max(initial=0.0) / max(pairs.sum(), 1e-9)
     if share < NOTABLE_SHARE:
         text = f"over many pairs of classes: {_more(scored)}"
-        return [Advice(gain, f"{_cost(gain, errors)} is right boxes with a wrong class, {text}.")]
+        return [Advice(gain, f"{_cost(gain, errors)} is lost by correct boxes with a wrong class, {text}.")]
     truth, answer = np.unravel_index(np.argmax(pairs), pairs.shape)
     return [
         Advice(
             gain,
-            f"{_cost(gain, errors)} is right boxes with a wrong class, most often {record.class_names[truth]} taken "
-            f"for {record.class_names[answer]} ({share:.0%} of them by score): look at the labels of these two, and "
-            "add examples that tell them apart.",
+            f"{_cost(gain, errors)} is lost by correct boxes with a wrong class, most often "
+            f"{record.class_names[truth]} detected as {record.class_names[answer]} ({share:.0%} of them by score): "
+            "check the labels of both classes, and add images that show their differences.",
         )
     ]
 
@@ -164,8 +167,9 @@ def _background(result: EvaluationResult, errors: ErrorAnalysis) -> list[Advice]
     return [
         Advice(
             gain,
-            f"{_cost(gain, errors)} is detections where nothing is ({confident} with a score of {threshold:.2f} or "
-            "more): look at them in the --report; if objects lack labels, label them, else add images without objects.",
+            f"{_cost(gain, errors)} is lost by detections of background ({confident} with a score of {threshold:.2f} "
+            "or more): check them in the --report. If they are unlabelled objects, label them; else add images without "
+            "objects.",
         )
     ]
 
@@ -177,8 +181,8 @@ def _duplicates(errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
     todo = "lower --iou-threshold to 0.5" if present is None or present > 0.5 else ""
     if present is not None and 0.3 < present <= 0.5:
         todo = f"lower --iou-threshold from {present:g} to {present - 0.1:.2g}"
-    todo = todo or "look for objects that are labelled once and stand close together, or use --nms agnostic"
-    text = f"{_cost(gain, errors)} is second detections of one object ({count}): {todo}."
+    todo = todo or "check for close objects of which only one is labelled, or use --nms agnostic"
+    text = f"{_cost(gain, errors)} is lost by duplicate detections ({count}): {todo}."
     return [Advice(gain, text)]
 
 
@@ -194,13 +198,13 @@ def _weak_class(result: EvaluationResult, errors: ErrorAnalysis) -> list[Advice]
     if ap[worst] > 0.5 * errors.average_precision:
         return []
     cause = int(np.nanargmax(errors.gain_by_class[:, worst]))
-    wrong = ("its class", "its place", "class and place", "duplicates", "background", "missed objects")[cause]
+    wrong = ("wrong classes", "inaccurate boxes", "both", "duplicates", "background", "missed objects")[cause]
     return [
         Advice(
             gain,
-            f"{record.class_names[worst]} has an AP50 of {ap[worst]:.2f} where the mean is "
-            f"{errors.average_precision:.2f} ({record.num_gt[worst]} objects; most is lost by {wrong}): raising it to "
-            f"the mean alone is {100 * gain:.1f} points: add training images of it, or train with --repeat-rare.",
+            f"{record.class_names[worst]} has an AP50 of {ap[worst]:.2f}, and the mean is "
+            f"{errors.average_precision:.2f} ({record.num_gt[worst]} objects; the largest loss is by {wrong}). Raising "
+            f"it to the mean gains {100 * gain:.1f} points: add training images of it, or train with --repeat-rare.",
         )
     ]
 
@@ -208,8 +212,8 @@ def _weak_class(result: EvaluationResult, errors: ErrorAnalysis) -> list[Advice]
 def _not_learned(result: EvaluationResult, errors: ErrorAnalysis) -> Advice:
     return Advice(
         1.0,
-        f"mAP50 is {errors.average_precision:.3f}: hardly anything was learned; run `dataset.py check` on the data, "
-        "compare the class names, and train from --pretrained weights for more steps.",
+        f"mAP50 is {errors.average_precision:.3f}: the model has learned almost nothing. Run `dataset.py check` on the "
+        "data, check the class names, and train from --pretrained weights for more steps.",
     )
 
 
@@ -221,7 +225,7 @@ def _threshold(result: EvaluationResult, scored: Scored) -> list[Advice]:
     best, now = (result.curves.overall.at(each)[2] for each in (threshold, present))
     if best - now < NOTABLE_F1:
         return []
-    text = f"Predict with --score-threshold {threshold:.2f}: F1 is {best:.3f} there and {now:.3f} at {present:g}."
+    text = f"Predict with --score-threshold {threshold:.2f}: F1 is {best:.3f} with it and {now:.3f} with {present:g}."
     return [Advice(0.0, text)]
 
 
@@ -234,5 +238,7 @@ def _more_data(result: EvaluationResult) -> list[Advice]:
             "noise; score on more images before believing it."
         )
         return [Advice(0.0, text)]
-    text = f"{objects} objects in {result.num_images} images: compare runs with eval.py --compare before choosing one."
+    text = (
+        f"{objects} objects in {result.num_images} images: compare runs with eval.py --compare before you choose one."
+    )
     return [Advice(0.0, text)]

@@ -66,9 +66,9 @@ table.numbers { width: auto; } table.numbers th, table.numbers td { text-align: 
 .key { display: inline-block; width: 12px; height: 12px; border-radius: 2px; margin: 0 4px 0 12px; }
 """
 _KEY = (
-    '<span class="key" style="background:#16a34a"></span>right'
+    '<span class="key" style="background:#16a34a"></span>correct'
     '<span class="key" style="background:#dc2626"></span>wrong'
-    '<span class="key" style="background:#f59e0b"></span>labelled (missed, or what the mistake concerns)'
+    '<span class="key" style="background:#f59e0b"></span>ground truth (missed, or the object of an error)'
 )
 
 
@@ -87,7 +87,7 @@ def write_report(
         scored: settings of the evaluation, for the recommendations.
         model: name of the model, as the user gave it.
         read: path to (H, W, 3) uint8 RGB; `imaging.image_io.read_image` by default. An image that cannot be read is
-            left out, and the page says so.
+            left out, with a note on the page.
     """
     write_file(path, report_html(result, scored, model, read).encode("utf-8", "backslashreplace"))
 
@@ -108,11 +108,11 @@ def report_html(
     sections = [
         f"<h1>{_escape(title)}</h1><p class=note>{_escape(result.protocol)}{_left_out(result)}</p>",
         _section("", _cards(result), noise_text(result)),
-        _section("Most worth doing", _advice_list(advise(result, errors, scored))),
+        _section("Recommendations", _advice_list(advise(result, errors, scored))),
         _section(
-            "What costs mAP",
-            _plot(errors_figure(result, errors), "mAP lost by kind of mistake, object size and class"),
-            "What mAP50 would gain without each kind of mistake, as TIDE counts: they overlap and need not add up.",
+            "mAP lost by errors",
+            _plot(errors_figure(result, errors), "mAP lost by error type, object size and class"),
+            "Gain in mAP50 without each type of error (TIDE). The types overlap, so the gains do not add up.",
         ),
         _section("Curves", _plot(curves_figure(result), "precision, recall and F1 curves")),
         _section(
@@ -122,17 +122,17 @@ def report_html(
             "Confusion and calibration",
             f'<div class="side">{_plot(confusion_figure(matrix, result.record.class_names, threshold), "confusion")}'
             f"{_plot(calibration_figure(calibration), 'calibration')}</div>",
-            f"Left: counts at the best-F1 threshold, shaded by share of the row, {MOST_CLASSES} classes at most. "
+            f"Left: counts at the best-F1 threshold, shaded by fraction of the row, at most {MOST_CLASSES} classes. "
             f"Right: detections with a score of {LEAST_SCORE} or more, with their number on each bar.",
         ),
-        _section("COCO's figures, and time", _coco_and_time(result)),
+        _section("COCO metrics and time", _coco_and_time(result)),
         _section(
             "Worst images", _sheet(worst_images(result, threshold, read)), f"At score {threshold:.2f}:{_KEY}", raw=True
         ),
         _section(
-            "Most confident mistakes",
+            "Most confident errors",
             _sheet(confident_mistakes(result, errors, read)),
-            f"Objects that lack a label show up here, too.{_KEY}",
+            f"Objects without a label appear here, too.{_KEY}",
             raw=True,
         ),
     ]
@@ -167,9 +167,9 @@ def _plot(figure: Any, alt: str) -> str:
 def _left_out(result: EvaluationResult) -> str:
     parts = []
     if result.skips:
-        parts.append(f"{len(result.skips)} images could not be read and are left out")
+        parts.append(f"{len(result.skips)} images could not be read and are not evaluated")
     if result.num_not_scored:
-        parts.append(f"{result.num_not_scored} objects of classes unknown to the model are not scored")
+        parts.append(f"{result.num_not_scored} objects of classes unknown to the model are not evaluated")
     return "".join(f"<br>{_escape(part)}" for part in parts)
 
 
@@ -185,7 +185,7 @@ def _cards(result: EvaluationResult) -> str:
         (str(int(result.record.num_gt.sum())), "objects"),
     ]
     if result.images_per_second:
-        values.append((number(result.images_per_second, 1), "images a second"))
+        values.append((number(result.images_per_second, 1), "images per second"))
     cards = (f'<div class="card"><b>{_escape(v)}</b><span>{_escape(name)}</span></div>' for v, name in values)
     return f'<div class="cards">{"".join(cards)}</div>'
 
@@ -225,15 +225,15 @@ def _coco_and_time(result: EvaluationResult) -> str:
     if "coco_AP" in result.figures:
         parts.append(_table(list(FIGURES), [[number(result.figures[f"coco_{name}"]) for name in FIGURES]], "numbers"))
     if result.timing:
-        head = [*(stage for stage in STAGES if stage in result.timing), "images a second"]
+        head = [*(stage for stage in STAGES if stage in result.timing), "images per second"]
         row = [f"{share:.0%}" for share in result.timing.values()]
         parts.append(_table(head, [[*row, number(result.images_per_second, 1)]], "numbers"))
-    return "".join(parts) or "<p>Detections from a file: there is no time to report.</p>"
+    return "".join(parts) or "<p>The detections are from a file, so no times were measured.</p>"
 
 
 def _sheet(pictures: list[Picture]) -> str:
     if not pictures:
-        return "<p>There are none.</p>"
+        return "<p>None.</p>"
     return f'<div class="sheet">{"".join(map(_tile, pictures))}</div>'
 
 
@@ -244,5 +244,5 @@ def _tile(picture: Picture) -> str:
             f'<img alt="{_escape(picture.caption)}" src="{picture.source}"></label>'
         )
     else:
-        image = '<div class="absent">the picture is not there</div>'
+        image = '<div class="absent">image not found</div>'
     return f"<figure>{image}<figcaption>{_escape(picture.caption)}</figcaption></figure>"

@@ -87,10 +87,10 @@ def _reason(result: EvaluationResult, errors: ErrorAnalysis, detection: int) -> 
     label = result.record.class_names[result.record.gt_labels[gt]] if gt >= 0 else ""
     return {
         CLASSIFICATION: f"is labelled {label}",
-        LOCALISATION: "does not fit the box of the label",
-        BOTH: f"overlaps a {label} a little",
-        DUPLICATE: "was found already",
-        BACKGROUND: "nothing is labelled there",
+        LOCALISATION: "does not fit the labelled box",
+        BOTH: f"has a low overlap with a {label}",
+        DUPLICATE: "is a duplicate",
+        BACKGROUND: "has no label at this location",
     }[int(errors.det_type[detection])]
 
 

@@ -102,7 +102,7 @@ def class_figure(result: EvaluationResult) -> Figure:
     for place, (_, ap) in enumerate(rows[::-1]):
         axis.text(ap + 0.01, place, f"{ap:.2f}", va="center", fontsize=8, color=INK)
     axis.grid(False, axis="y")
-    axis.set(xlim=(0, 1.08), ylim=(-0.7, len(rows) - 0.3), xlabel="AP50 (VOC10)", title="Classes, the weakest first")
+    axis.set(xlim=(0, 1.08), ylim=(-0.7, len(rows) - 0.3), xlabel="AP50 (VOC10)", title="Classes, lowest AP first")
     axis.tick_params(axis="y", labelsize=8)
     return figure
 
@@ -121,7 +121,7 @@ def errors_figure(result: EvaluationResult, errors: ErrorAnalysis) -> Figure:
     for place, total in enumerate(100 * errors.gain[::-1]):
         left.text(start[place], place, f" {total:.1f}", va="center", fontsize=9, color=INK)
     left.grid(False, axis="y")
-    left.set(xlabel="points of mAP50 gained without it", title="What costs mAP, by size of object")
+    left.set(xlabel="gain in mAP50 without it, points", title="mAP lost, by object size")
     left.set_xlim(0, max(1.0, float(start.max()) * 1.15))
     left.legend(frameon=False, fontsize=8, title="object", title_fontsize=8)
     right.grid(False)
@@ -135,7 +135,7 @@ def errors_figure(result: EvaluationResult, errors: ErrorAnalysis) -> Figure:
                 right.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
         right.set_yticks(range(len(order)), [_text(result.record.class_names[c]) for c in order], fontsize=8)
     right.set_xticks(range(len(ERROR_TYPES)), ERROR_TYPES, fontsize=8)
-    right.set_title("Points of each class's own AP50, the costliest first")
+    right.set_title("AP50 lost by each class, points, largest first")
     return figure
 
 
@@ -166,11 +166,11 @@ def calibration_figure(calibration: Calibration) -> Figure:
     figure, (axis,) = _figure(6, 4)
     centres = (calibration.edges[1:] + calibration.edges[:-1]) / 2
     axis.bar(centres, np.nan_to_num(calibration.precision), width=0.09, color=ACCENT, alpha=0.85, label="right")
-    axis.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="a score that means what it says")
+    axis.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="perfect calibration")
     for centre, precision, count in zip(centres, calibration.precision, calibration.counts, strict=True):
         if count:
             axis.text(centre, min(precision, 0.97) + 0.01, str(count), ha="center", fontsize=7, color=INK)
-    error = "" if calibration.error is None else f", off by {calibration.error:.2f} on average"
-    axis.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.05), title=f"Calibration{error}")
+    error = "" if calibration.error is None else f", mean error {calibration.error:.2f}"
+    axis.set(xlabel="score", ylabel="precision", xlim=(0, 1), ylim=(0, 1.05), title=f"Calibration{error}")
     axis.legend(frameon=False, fontsize=8, loc="upper left")
     return figure

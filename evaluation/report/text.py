@@ -44,9 +44,9 @@ def _head(result: EvaluationResult) -> str:
     lines = [f"{printable(result.index.name)}: {result.num_images} images, {int(result.record.num_gt.sum())} objects"]
     lines.append(f"  {printable(result.protocol)}")
     if result.skips:
-        lines.append(f"  {len(result.skips)} images could not be read and are not in the figures")
+        lines.append(f"  {len(result.skips)} images could not be read and are not evaluated")
     if result.num_not_scored:
-        lines.append(f"  {result.num_not_scored} objects of classes that the model does not know are not scored")
+        lines.append(f"  {result.num_not_scored} objects of classes unknown to the model are not evaluated")
     return "\n".join(lines)
 
 
@@ -132,8 +132,8 @@ def noise_text(result: EvaluationResult) -> str:
     recall = min(max(result.curves.overall.at(working_threshold(result))[1], 0.1), 0.9)
     points = 100 * 1.96 * (recall * (1 - recall) / objects) ** 0.5
     return (
-        f"{result.num_images} images with {objects} objects: differences below about {points:.0f} points are noise; "
-        "compare two models with eval.py --compare, or score more images."
+        f"{result.num_images} images with {objects} objects: differences below about {points:.0f} points are not "
+        "significant; compare two models with eval.py --compare, or evaluate more images."
     )
 
 
@@ -150,10 +150,10 @@ def _losses(result: EvaluationResult, errors: ErrorAnalysis) -> str:
 def _scores(result: EvaluationResult) -> str:
     threshold = result.best_f1_threshold
     if threshold is None:
-        return "No object was found: there is no best score threshold."
+        return "No object was detected, so there is no best score threshold."
     precision, recall, f1 = result.curves.overall.at(threshold)
     calibration = calibrate(result.record.det_scores, result.outcome)
-    error = f"; scores are off by {calibration.error:.2f} on average" if calibration.error is not None else ""
+    error = f"; mean calibration error {calibration.error:.2f}" if calibration.error is not None else ""
     return (
         f"Best F1 over all classes {f1:.3f} at score {threshold:.3f} (precision {precision:.3f}, recall {recall:.3f})"
         f"{error}"
@@ -168,7 +168,7 @@ def _time(result: EvaluationResult) -> str:
 
 
 def _advice(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored) -> str:
-    lines = ["Most worth doing:"]
+    lines = ["Recommendations:"]
     lines += [f"{i}. {printable(each.text)}" for i, each in enumerate(advise(result, errors, scored), start=1)]
     return "\n".join(lines)
 
@@ -191,5 +191,5 @@ def comparison_text(comparison: Comparison) -> str:
             f"{printable(name):<{width}} {number(a):>6} {number(b):>6} {b - a:>+7.3f}  {low:+.3f} to {high:+.3f}{mark}"
         )
     expected = (1 - c.confidence) * len(c.per_class)
-    lines.append(f"* beyond noise for that class alone; about {expected:.0f} such marks would come by chance")
+    lines.append(f"* significant for that class alone; about {expected:.0f} such marks are expected by chance")
     return "\n".join(lines)
