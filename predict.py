@@ -1,4 +1,4 @@
-"""Find objects in pictures, folders, videos and streams, draw them and write them down."""
+"""Detect objects in images, folders, videos and streams, and write the results as drawings and files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`; returns the exit code."""
     options = check_sources(parse_options(PredictOptions, argv, description=__doc__ or "", prog="predict.py"))
     check_numbers(options)
-    from prediction.command import predict  # late: --help and usage errors come without OpenCV and runtimes
+    from prediction.command import predict  # imports OpenCV and runtimes, which --help does not need
 
     return predict(options)
 

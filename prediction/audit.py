@@ -1,4 +1,4 @@
-"""`dataset.py audit DATA`: labels that are probably wrong, as JSON, CSV, a page of crops, and a queue to label."""
+"""`dataset.py audit DATA`: list labels that are probably wrong, as JSON, CSV, a page of crops and a labelling queue."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from utils.output_rules import check_output_file, check_output_folder
 ALL = "all"  # every split of a data set
 HEADINGS = {
     "missing": "Objects without a label",
-    "phantom": "Labels where nothing is",
-    "class": "Labels of another class",
-    "sloppy": "Boxes that do not fit",
+    "phantom": "Labels without an object",
+    "class": "Labels with a wrong class",
+    "sloppy": "Inaccurate boxes",
     "duplicate": "Objects labelled twice",
 }
 
@@ -44,16 +44,16 @@ class AuditOptions:
 
     data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a data.yaml", positional=True, metavar="DATA")
     output: str = option("audit", "folder for audit.json, audit.csv and audit.html", metavar="DIR")
-    split: str | None = option(None, "split to look at (default: with --detections all, else the one to train on)")
+    split: str | None = option(None, "split to check (default: all with --detections, else the training split)")
     detections: str | None = option(
-        None, "out-of-fold detections: detections.json of train.py --folds, or any of eval.py --detections"
+        None, "out-of-fold detections: detections.json of train.py --folds, or a file for eval.py --detections"
     )
-    checkpoint: str | None = option(None, "a detector that has not learnt from these labels (default: the bundled one)")
-    classes: str | None = option(None, "file of class names, one a line; default: those of the annotations")
-    limit: int = option(1000, "most findings that are written", low=1, high=1_000_000)
-    pictures: int = option(200, "most findings that are drawn on the page", low=0, high=10_000)
+    checkpoint: str | None = option(None, "a detector that was not trained on these labels (default: the bundled one)")
+    classes: str | None = option(None, "file of class names, one per line (default: the names in the annotations)")
+    limit: int = option(1000, "maximum number of findings to write", low=1, high=1_000_000)
+    pictures: int = option(200, "maximum number of findings on the page", low=0, high=10_000)
     device: str = option("auto", "auto, cpu, cuda, cuda:N")
-    overwrite: bool = option(False, "replace files that are there")
+    overwrite: bool = option(False, "replace existing output files")
     progress: bool = option(True, "show a progress bar")
 
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`."""
     options = parse_options(AuditOptions, argv, prog="dataset.py audit", description=(__doc__ or "").splitlines()[0])
     if options.detections and options.checkpoint:
-        raise UserError("--checkpoint", "cannot go with --detections: both say what is seen", "give one of them")
+        raise UserError("--checkpoint", "cannot be combined with --detections", "give one of them")
     folder = check_output_folder("--output", options.output, [options.data])
     files = {suffix: folder / f"audit.{suffix}" for suffix in ("json", "csv", "html")}
     for path in files.values():
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     counts = counts_by_kind(findings)
     sure = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none"
     print(f"{len(rows)} findings in {len(index)} images; with a score of 0.5 or more: {sure}")
-    print(f"look at {files['html']}, or at each in the labelling page:")
+    print(f"open {files['html']}, or correct them in the labelling page:")
     print(f"  python serve.py --label {options.data} --queue {files['json']}")
     return 0
 
@@ -100,8 +100,8 @@ def _read(path: Path, index: DatasetIndex) -> tuple[DatasetIndex, FoundDetection
 
 def _look(options: AuditOptions, index: DatasetIndex) -> FoundDetections:
     """Detections of a checkpoint, with the class indices of the data set."""
-    what = "a detector finds little fault with labels that it has learnt from"
-    warn("audit", what, "better: python train.py --folds 5 ..., then --detections RUN/detections.json")
+    what = "a detector that was trained on these labels finds few of their errors"
+    warn("audit", what, "use: python train.py --folds 5 ..., then --detections RUN/detections.json")
     detector: Detector = load_detector(options.checkpoint, options.device)
     found = run_detector(detector, index, np.arange(len(index)), progress=options.progress)
     return replace(
@@ -133,12 +133,12 @@ def audit_page(
     """One HTML file: the findings of each kind as crops, with the label and the detection."""
     title = "Labels that are probably wrong"
     key = (
-        '<span class="key" style="background:#f59e0b"></span>the label'
-        '<span class="key" style="background:#dc2626"></span>what the detector sees'
+        '<span class="key" style="background:#f59e0b"></span>label'
+        '<span class="key" style="background:#dc2626"></span>detection'
     )
     counts = {kind: sum(1 for row in rows if row["kind"] == kind) for kind in KINDS}
     sections = [
-        f"<h1>{title}</h1><p class=note>{html.escape(origin)}: {len(rows)} findings, the surest first. {key}</p>"
+        f"<h1>{title}</h1><p class=note>{html.escape(origin)}: {len(rows)} findings, best first. {key}</p>"
     ]
     for kind in KINDS:
         figures = [_figure(index, found, each, rows[place]) for place, each in enumerate(findings) if each.kind == kind]

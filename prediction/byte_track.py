@@ -15,8 +15,8 @@ FIRST_IOU, SECOND_IOU, NEW_IOU = (
     0.2,
     0.5,
     0.3,
-)  # smallest IoU of the three associations (the authors' 0.8, 0.5, 0.7 are costs)
-POSITION_NOISE, VELOCITY_NOISE = 1 / 20, 1 / 160  # parts of the height, as in SORT with a deep metric
+)  # minimum IoU of the three associations (the authors' 0.8, 0.5, 0.7 are costs)
+POSITION_NOISE, VELOCITY_NOISE = 1 / 20, 1 / 160  # standard deviations as fractions of the height, as in DeepSORT
 
 
 @dataclass

@@ -60,7 +60,9 @@ def predict(options: PredictOptions) -> int:
     with TemporaryDirectory(prefix="predict-") as downloads, _processes():
         names = [os.fspath(name) for name in options.sources]
         if "-" in names and distributed.world_size() > 1:
-            raise UserError("-", "is read by one process only", "write a list of names to a .txt file, and name that")
+            raise UserError(
+                "-", "can be read by one process only", "write the list of names to a .txt file, and give that file"
+            )
         sources, skips = list_sources(names, options.recursive, download_folder=Path(downloads))
         _report(skips, nothing_else=not sources)
         folder = _output_folder(options, sources)
@@ -68,7 +70,7 @@ def predict(options: PredictOptions) -> int:
         _check_outputs(options, folder, sources, names_of)
         listed = hashlib.sha256(repr(names_of).encode("utf-8", "surrogatepass")).digest()
         if len(set(distributed.gather(listed))) > 1:  # also a barrier: no process writes before all have listed
-            raise RunError("SOURCE", "is not the same in every process", "keep what is looked at on a shared disk")
+            raise RunError("SOURCE", "differs between the processes", "use a shared disk")
         if distributed.is_main():
             if options.checkpoint is None:
                 print(default_model_text(detector.config))
@@ -103,7 +105,7 @@ def _report(skips: Sequence[Skip], nothing_else: bool) -> None:
     for skip in skips if distributed.is_main() else ():
         warn(skip.where, skip.what, skip.todo)
     if nothing_else:
-        raise UserError("SOURCE", f"none of the {len(skips)} can be looked at", "see the warnings above")
+        raise UserError("SOURCE", f"none of the {len(skips)} sources can be used", "see the warnings above")
 
 
 @contextlib.contextmanager

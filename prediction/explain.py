@@ -27,7 +27,9 @@ def objectness_map(detector: Any, image: np.ndarray) -> np.ndarray:
         (H, W) float32 in [0, 1].
     """
     if detector.runtime.decodes:
-        raise UserError("--heatmap", "needs raw maps, which this exported file does not give", "give a .pth checkpoint")
+        raise UserError(
+            "--heatmap", "needs raw maps, which this exported file does not return", "use a .pth checkpoint"
+        )
     letterbox = detector.config.letterbox
     outputs = detector.runtime.run(letterbox.apply(image)[None])
     height, width = letterbox.input_size
@@ -56,8 +58,10 @@ def layer_cam(
     Source: LayerCAM, Jiang et al. 2021, https://doi.org/10.1109/TIP.2021.3089943
     """
     if detector.runtime.name != "torch":
-        raise UserError("--cam", "needs the network's own weights, not an exported file", "give a .pth checkpoint")
-    import torch  # imported late: nothing else here needs it
+        raise UserError(
+            "--cam", "needs the weights of the network, which an exported file does not have", "use a .pth checkpoint"
+        )
+    import torch  # imported here: nothing else in this module needs it
 
     letterbox, model = detector.config.letterbox, detector.runtime.model
     maps: dict[str, Tensor] = {}
@@ -71,7 +75,7 @@ def layer_cam(
     try:
         with torch.enable_grad():
             predictions = model(pixels)
-            score = _answer(
+            score = _responsible(
                 predictions,
                 detector.config,
                 letterbox.boxes_to_input(np.asarray([box], np.float32), *image.shape[:2]),
@@ -94,7 +98,7 @@ def layer_cam(
     return heat / heat.max() if heat.max() > 0 else heat
 
 
-def _answer(predictions: Sequence[Tensor], config: Any, box: np.ndarray, label: int) -> Tensor:
+def _responsible(predictions: Sequence[Tensor], config: Any, box: np.ndarray, label: int) -> Tensor:
     """Objectness and class logit of the prediction that matches a box (1, 4) xyxy, input pixels.
 
     Among predictions whose IoU is at least 0.9 times the best IoU, the one with the highest score.

@@ -56,7 +56,9 @@ def as_image(image: Any, color: str = "rgb", where: str = "images") -> np.ndarra
     if _is_tensor(image):
         return _from_tensor(image, color, where)
     if image is None:
-        raise UserError(where, "is None, as cv2.imread gives for a file it cannot read", "give the path itself")
+        raise UserError(
+            where, "is None (cv2.imread returns None for a file that it cannot read)", "give the path instead"
+        )
     if isinstance(image, int):
         raise UserError(where, f"{image} is a webcam's number, not an image", f"use detector.stream({image})")
     if isinstance(image, bytes):
@@ -132,7 +134,7 @@ def _as_bytes(array: np.ndarray, where: str, shape: tuple[int, ...]) -> np.ndarr
     """Convert to uint8; floating-point values from 0 to 1 are scaled to 0 to 255."""
     if array.dtype == np.uint8:
         return array
-    what = f"numbers of type {array.dtype}, shape {shape},"
+    what = f"values of type {array.dtype}, shape {shape},"
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if low >= 0 and high <= 1:  # also false for NaN

@@ -13,7 +13,7 @@ QUALITY = 80  # of the page's JPEGs, 0 to 100
 BOUNDARY = b"frame"
 PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>predict</title><style>body{margin:0;background:#222;color:#ddd;font:16px sans-serif;text-align:center}
-img{max-width:100vw;max-height:100vh}</style><img src="/stream" alt="what the detector sees"></html>"""
+img{max-width:100vw;max-height:100vh}</style><img src="/stream" alt="frames with detections"></html>"""
 
 
 class Window:
@@ -105,7 +105,7 @@ class Page:
                         head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(jpeg))
                         self.wfile.write(head + jpeg + b"\r\n")
                 except OSError:
-                    return  # the visitor has closed the page
+                    return  # the browser has closed the page
 
             def log_message(self, format: str, *values: Any) -> None:
                 """Log nothing, to keep the progress bar intact."""

@@ -25,43 +25,47 @@ from utils.errors import UserError
 class PredictOptions:
     sources: tuple[str, ...] = option(
         (),
-        "pictures, videos, folders, globs, .txt lists, http(s) addresses, webcam numbers, rtsp:// streams, - for stdin",
+        "images, videos, folders, globs, .txt lists, http(s) addresses, webcam numbers, rtsp:// streams, - for stdin",
         nargs="*",
         positional=True,
         metavar="SOURCE",
     )
-    checkpoint: str | None = option(None, "the model's file; without it the built-in weights", metavar="FILE")
-    output: str | None = option(None, "folder of the results (default: a fresh output/predict-N)", metavar="DIR")
+    checkpoint: str | None = option(None, "model file (default: the bundled weights)", metavar="FILE")
+    output: str | None = option(None, "folder of the results (default: a new output/predict-N)", metavar="DIR")
     score_threshold: tuple[str, ...] = option(
-        (), "lowest score, 0 to 1, and NAME=T for single classes (default: the checkpoint's)", metavar="T"
+        (), "minimum score, 0 to 1, and NAME=T for single classes (default: the checkpoint's)", metavar="T"
     )
-    iou_threshold: float | None = option(None, "overlap above which two boxes are one object", low=0, high=1)
-    max_detections: int | None = option(None, "most objects of one picture", low=1, high=100_000)
-    input_size: tuple[str, ...] = option((), "height and width of the network's input, multiples of 32", metavar="N")
-    classes: tuple[str, ...] = option((), "only these classes, by name or number: cat dog, or cat,dog", metavar="NAME")
-    nms: str = option("default", "how boxes of one object become one", choices=tuple(SUPPRESSIONS))
-    tile: int | None = option(None, "look at overlapping tiles of this many pixels; 0: of the input size", low=0)
-    tile_overlap: float = option(0.25, "share of a tile that its neighbour sees too", low=0, high=0.9)
-    tta: bool = option(False, "look several times, mirrored and at three sizes")
-    track: bool = option(False, "follow objects through videos (ByteTrack)")
-    line: tuple[str, ...] = option((), "count who crosses the line x1,y1,x2,y2 (pixels); turns on --track")
-    zone: tuple[str, ...] = option((), "count who is inside the polygon x1,y1,x2,y2,x3,y3,...; turns on --track")
-    heatmap: bool = option(False, "also draw where the network sees objects at all")
-    cam: bool = option(False, "also draw what made it find each of the best objects of a picture")
+    iou_threshold: float | None = option(
+        None, "IoU above which NMS removes the box with the lower score", low=0, high=1
+    )
+    max_detections: int | None = option(None, "maximum number of detections per image", low=1, high=100_000)
+    input_size: tuple[str, ...] = option((), "height [width] of the network's input, multiples of 32", metavar="N")
+    classes: tuple[str, ...] = option(
+        (), "detect only these classes, by name or number: cat dog, or cat,dog", metavar="NAME"
+    )
+    nms: str = option("default", "variant of non-maximum suppression", choices=tuple(SUPPRESSIONS))
+    tile: int | None = option(None, "detect in overlapping tiles of this size, pixels; 0 = the input size", low=0)
+    tile_overlap: float = option(0.25, "overlap of neighbouring tiles, as a fraction of a tile", low=0, high=0.9)
+    tta: bool = option(False, "test-time augmentation: also detect in mirrored images and at three sizes")
+    track: bool = option(False, "track objects in videos (ByteTrack)")
+    line: tuple[str, ...] = option((), "count objects that cross the line x1,y1,x2,y2 (pixels); turns on --track")
+    zone: tuple[str, ...] = option((), "count objects inside the polygon x1,y1,x2,y2,x3,y3,...; turns on --track")
+    heatmap: bool = option(False, "also draw a heat map of the objectness")
+    cam: bool = option(False, "also draw LayerCAM heat maps of the best detections of an image")
     json: bool = option(False, "write detections.json")
     save: tuple[str, ...] = option((), f"write {', '.join(WRITERS)}", metavar="KIND")
-    images: bool = option(True, "write drawn pictures and videos")
+    images: bool = option(True, "write images and videos with drawn detections")
     codec: str = option(
-        "auto", "of written videos; auto: h264, which browsers play, where ffmpeg is installed", choices=CODEC_NAMES
+        "auto", "codec of written videos; auto = h264, which browsers play, if ffmpeg is installed", choices=CODEC_NAMES
     )
-    every: int = option(1, "detect in every N-th frame of a video only", low=1, high=10_000, metavar="N")
-    show: bool = option(False, "show pictures as they come, in a window or on a local page")
-    recursive: bool = option(False, "take the folders inside folders as well")
+    every: int = option(1, "detect only in every N-th frame of a video", low=1, high=10_000, metavar="N")
+    show: bool = option(False, "show results live, in a window or on a local web page")
+    recursive: bool = option(False, "also search subfolders")
     overwrite: bool = option(False, "replace files in the output folder")
-    batch_size: int | None = option(None, "images run at once (default: 1 on a CPU, 8 on a GPU)", low=1, high=1024)
+    batch_size: int | None = option(None, "images per batch (default: 1 on a CPU, 8 on a GPU)", low=1, high=1024)
     max_frames: int | None = option(None, "stop a video or stream after this many frames", low=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    runtime: str = option("auto", "what to run an exported file on")
+    runtime: str = option("auto", "runtime of the model; auto = chosen by the file")
 
 
 def check_numbers(options: PredictOptions) -> None:
@@ -80,7 +84,7 @@ def check_numbers(options: PredictOptions) -> None:
 
 def no_source() -> UserError:
     """The error if no source is given."""
-    return UserError("SOURCE", "nothing to look at", "name pictures, folders or videos; see predict.py --help")
+    return UserError("SOURCE", "is required", "give images, folders or videos; see predict.py --help")
 
 
 def check_sources(options: PredictOptions) -> PredictOptions:

@@ -79,7 +79,7 @@ class OutputFolder:
         """Raises UserError if a file of this name may not be written."""
         path = self.path / name
         if path.resolve() in self._sources:
-            raise UserError(path, "is one of the pictures to look at", "choose another --output")
+            raise UserError(path, "is one of the input images", "choose another --output")
         if path not in self._claimed and not self.overwrite and (path.exists() or path.is_symlink()):
             raise UserError(path, "exists and would be overwritten", "add --overwrite, or choose another --output")
 
@@ -280,7 +280,7 @@ class _Crops(ResultWriter):
     """A crop of every object, in one folder per class."""
 
     def add(self, result: Result) -> None:
-        from imaging.image_io import write_image  # late: OpenCV; the options need only the names in `WRITERS`
+        from imaging.image_io import write_image  # imports OpenCV; the options need only the names in `WRITERS`
 
         found = result.detections
         for number, (crop, label) in enumerate(zip(found.crops(result.image), found.labels, strict=True)):

@@ -194,7 +194,9 @@ class Prediction:
                 self._sum_up(source, reader, output)
         cut = reader.cut if self.options.max_frames is None else ""
         if cut or not output.frames:
-            raise UserError(source.name, f"gave {cut or 'no frames'}; the file is damaged or cut", "copy it again")
+            raise UserError(
+                source.name, f"has only {cut or 'no frames'}: the file is damaged or truncated", "copy it again"
+            )
         self.done += 1
 
     def _watch(self, source: Source, reader: Any, output: VideoOutput) -> None:
@@ -235,7 +237,7 @@ class Prediction:
     def _sum_up(self, source: Source, reader: Any, output: VideoOutput) -> None:
         text = count_text(output.counts, self.class_names)
         how = "tracks" if output.tracker else "detections"
-        live = f", {reader.dropped} dropped, lag {output.lag * 1000:.0f} ms at most" if reader.live else ""
+        live = f", {reader.dropped} dropped, maximum lag {output.lag * 1000:.0f} ms" if reader.live else ""
         tqdm.write(f"{printable(source.name)}: {output.frames} frames{live}, {how}: {text}")
         for line in output.count_lines():
             tqdm.write(f"  {line}")

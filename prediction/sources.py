@@ -155,7 +155,7 @@ class _Finder:
         if base is not None and not path.is_absolute() and not os.path.lexists(path):
             path = base / path
         if "\0" in name:
-            self._skip("missing_file", name, "holds a zero byte", "check the list")
+            self._skip("missing_file", name, "contains a zero byte", "check the list")
         elif os.path.lexists(path):
             self._existing(path, listed=base is not None)
         elif glob.has_magic(name):
@@ -179,7 +179,7 @@ class _Finder:
         elif stat.S_ISCHR(mode) and re.fullmatch(r"/dev/video\d+", str(path)):
             self.sources.append(Source("stream", str(path), address=int(re.findall(r"\d+$", str(path))[0])))
         elif not stat.S_ISREG(mode):
-            self._skip("not_a_file", path, "is not a regular file or folder", "give a picture, video or folder")
+            self._skip("not_a_file", path, "is not a regular file or folder", "give an image, video or folder")
         elif path.suffix.lower() in LIST_SUFFIXES and not listed:
             self._list(path)
         else:
@@ -193,10 +193,12 @@ class _Finder:
         with contextlib.suppress(OSError):  # already reported
             for path in [] if self.recursive else sorted(folder.iterdir()):
                 if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and path.is_dir():
-                    self._skip("not_a_file", path, "is a folder, not a picture", "name it, or add --recursive")
+                    self._skip(
+                        "not_a_file", path, "is a folder, not an image", "give it as a source, or add --recursive"
+                    )
         if not paths:
-            todo = "add --recursive to look into its folders" if not self.recursive else "check the folder"
-            self._skip("no_pictures", folder, "holds no pictures or videos", todo)
+            todo = "add --recursive to search its subfolders" if not self.recursive else "check the folder"
+            self._skip("no_pictures", folder, "contains no images or videos", todo)
 
     def _unreadable(self, error: OSError) -> None:
         self._skip("unreadable_folder", error.filename, error.strerror or str(error), "check its permissions")
@@ -211,18 +213,18 @@ class _Finder:
 
     def _lines(self, data: bytes, where: object, base: Path) -> None:
         if len(data) > LIST_BYTES or b"\0" in data:
-            return self._skip("bad_list", where, "is not a list of names, one a line", "give a text file")
+            return self._skip("bad_list", where, "is not a list of names, one per line", "give a text file")
         names = [os.fsdecode(line.strip()) for line in data.removeprefix(b"\xef\xbb\xbf").splitlines()]
         names = [name for name in names if name and not name.startswith("#")]
         for name in names:
             self.find(name, base)
         if not names:
-            self._skip("bad_list", where, "names no picture or video", "write one name a line")
+            self._skip("bad_list", where, "lists no image or video", "write one name per line")
 
     def _stdin(self) -> None:
         data = self.stdin.read(IMAGE_BYTES + 1)
         if not data.strip():
-            self._skip("empty_file", "stdin", "is empty", "pipe a picture, or a list of names, into it")
+            self._skip("empty_file", "stdin", "is empty", "pipe an image, or a list of names, into it")
         elif len(data) <= IMAGE_BYTES and _is_binary(data):
             self.sources.append(Source("image", "stdin", data=data))
         else:
@@ -249,19 +251,19 @@ class _Finder:
                     size += len(chunk)
                     if size > IMAGE_BYTES or time.monotonic() > deadline:
                         limit = f"larger than {IMAGE_BYTES >> 20} MB, or slower than {IMAGE_SECONDS:g} s"
-                        raise UserError(address, f"is {limit}", "fetch it by hand")
+                        raise UserError(address, f"is {limit}", "download it manually")
                 self.sources.append(Source("image", address, data=b"".join(parts)))
         except UserError as error:
             self._skip("download", error.where, error.what, error.todo)
         except urllib.error.HTTPError as error:
-            self._skip("download", address, f"the server answers {error.code} {error.reason}", "check the address")
+            self._skip("download", address, f"the server answered {error.code} {error.reason}", "check the address")
         except BrokenOffError as error:
             self._skip("download", address, str(error), "try again")
         except (SlowError, TooLargeError) as error:
-            self._skip("download", address, str(error), "fetch it by hand")
+            self._skip("download", address, str(error), "download it manually")
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
-            self._skip("download", address, f"cannot be fetched ({reason})", "check the address and the network")
+            self._skip("download", address, f"cannot be downloaded ({reason})", "check the address and the network")
 
     def _fetch_video(self, address: str, chunks: Iterator[bytes]) -> None:
         if self.download_folder is None:
@@ -290,7 +292,7 @@ def check_cameras(names: Sequence[str]) -> None:
         if re.fullmatch(r"[0-9]{1,2}", name) and not os.path.lexists(name) and not os.path.exists(f"/dev/video{name}"):
             there = ", ".join(sorted(glob.glob("/dev/video*"))) or "none"
             raise UserError(
-                f"webcam {name}", f"there is no /dev/video{name} (cameras: {there})", "connect it, or name a file"
+                f"webcam {name}", f"there is no /dev/video{name} (cameras: {there})", "connect it, or give a file"
             )
 
 

@@ -96,7 +96,7 @@ class ZoneCounter:
         draw_polygon(canvas, self.points, (0, 220, 255))
 
     def text(self) -> str:
-        return f"zone {self.now}, objects so far {len(self.tracks)}"
+        return f"zone {self.now}, total {len(self.tracks)}"
 
 
 class TrackLog:

@@ -103,7 +103,7 @@ class VideoReader:
             self._capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
             self._capture.release()
-            raise UserError(path, "is not a video that can be decoded, or its end is cut off", "copy it again")
+            raise UserError(path, "is not a video that can be decoded, or is truncated", "copy it again")
         self.fps = _plausible_fps(self._capture.get(cv2.CAP_PROP_FPS))
         self.write_fps = self.fps / every
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -244,7 +244,7 @@ class LiveReader:
         failures = 0
         try:
             while not self._stop.is_set():
-                if self._read_until_it_dies():
+                if self._read_until_lost():
                     failures = 0
                 if self._stop.is_set():
                     return
@@ -252,11 +252,11 @@ class LiveReader:
                     break
                 pause = self.back_off * 2**failures
                 failures += 1
-                warn(self.address, "no picture", f"attempt {failures} of {self.reconnects} in {pause:g} s")
+                warn(self.address, "no frames received", f"attempt {failures} of {self.reconnects} in {pause:g} s")
                 self._stop.wait(pause)
             todo = "check the camera" if isinstance(self.address, int) else "check the address and the camera"
             attempts = f" after {failures} attempts" if failures else ""
-            self._fail(RunError(self.address, f"no picture{attempts}", todo))
+            self._fail(RunError(self.address, f"no frames received{attempts}", todo))
         except Exception as error:
             self._fail(error)
 
@@ -264,7 +264,7 @@ class LiveReader:
         """Whether a webcam never gave a frame, so that reconnecting is useless."""
         return isinstance(self.address, int) and self.size is None
 
-    def _read_until_it_dies(self) -> bool:
+    def _read_until_lost(self) -> bool:
         """Read until the stream is lost; returns whether it gave at least one frame."""
         capture = open_stream(self.address)
         came = False
@@ -345,7 +345,7 @@ class VideoWriter:
         free = shutil.disk_usage(self.path.parent).free
         if free < SPARE_BYTES:  # OpenCV does not report failed writes
             what = f"the disk is full after {self.frames_written} frames: {free} bytes are free"
-            raise RunError(self.path, what, "make room; what was written plays")
+            raise RunError(self.path, what, "free some space; the part that was written can be played")
 
     def close(self) -> None:
         self._writer.release()
@@ -358,7 +358,7 @@ class VideoWriter:
         readable = check.isOpened() and check.read()[0]
         check.release()
         if not readable:
-            raise RunError(self.path, "the video was not written", "is the disk full?")
+            raise RunError(self.path, "the video was not written", "check whether the disk is full")
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -383,7 +383,7 @@ class _CommandWriter:
     def __init__(self, path: Path, fps: float, size: tuple[int, int], codec: str) -> None:
         self.path = path
         if not path.parent.is_dir():
-            raise RunError(path, "the video cannot be written: there is no such folder", "create it first")
+            raise RunError(path, "the video cannot be written: the folder does not exist", "create it first")
         height, width = size
         self._pad = (0, height % 2, 0, width % 2)  # I420 needs even sides
         command = encoder_command(codec, str(path.resolve()), fps, (height + height % 2, width + width % 2))
@@ -420,7 +420,7 @@ class _CommandWriter:
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
         self._errors.close()
         return RunError(
-            self.path, f"ffmpeg cannot write the video ({lines[-1][:200]})", "make room, or try --codec mp4v"
+            self.path, f"ffmpeg cannot write the video ({lines[-1][:200]})", "free some space, or try --codec mp4v"
         )
 
 

@@ -260,10 +260,10 @@ def test_what_only_one_process_can_read_is_refused(
 ) -> None:
     command = distributed_run.predict_command(data, runs / "whole", tmp_path)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(UserError, match="-: is read by one process only"):
+    with pytest.raises(UserError, match="-: can be read by one process only"):
         predict.main(["-", *command[1:]])
     monkeypatch.setattr(distributed, "gather", lambda value: [value, b"another"])
-    with pytest.raises(RunError, match="SOURCE: is not the same in every process"):
+    with pytest.raises(RunError, match="SOURCE: differs between the processes"):
         predict.main(command)
 
 

@@ -172,7 +172,7 @@ def test_a_source_is_never_overwritten_and_links_are_not_followed(tmp_path: Path
     source = tmp_path / "out" / "a.jpg"
     source.write_text("picture")
     outputs = OutputFolder(tmp_path / "out", overwrite=True, sources=[source])
-    with pytest.raises(UserError, match="one of the pictures"):
+    with pytest.raises(UserError, match="one of the input images"):
         outputs.claim("a.jpg")
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "out" / "b.jpg").symlink_to(tmp_path / "precious")

@@ -188,7 +188,7 @@ def test_nothing_that_exists_is_overwritten_without_being_told(detector: Painted
             run(source, "--output", tmp_path / "out", *extra)
     assert (tmp_path / "out" / "a.jpg").read_bytes() == before
     assert run(source, "--output", tmp_path / "out", "--json", "--overwrite") == 0
-    with pytest.raises(UserError, match="one of the pictures"):
+    with pytest.raises(UserError, match="one of the input images"):
         run(source, "--output", tmp_path, "--overwrite")
 
 
@@ -258,7 +258,7 @@ def test_a_source_that_is_not_there_is_a_user_error(detector: Painted, tmp_path:
         run(tmp_path / "none.jpg")
     with pytest.raises(UserError, match="none of the 2"):
         run(tmp_path / "none.jpg", tmp_path / "also.jpg")
-    with pytest.raises(UserError, match="nothing to look at"):
+    with pytest.raises(UserError, match="SOURCE: is required"):
         run()
 
 

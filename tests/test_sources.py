@@ -113,7 +113,7 @@ def test_what_is_not_there_or_no_file_is_a_skip_and_the_rest_goes_on(folder: Pat
         given += [folder / "pipe.jpg", folder / "broken.jpg"]
     sources, skips = list_sources([str(path) for path in given])
     assert names(sources) == ["b.jpg"] and len(skips) == len(given) - 1
-    assert {skip.what for skip in skips} >= {"does not exist", "holds no pictures or videos"}
+    assert {skip.what for skip in skips} >= {"does not exist", "contains no images or videos"}
 
 
 @pytest.mark.skipif(sys.platform == "win32" or sys.platform == "darwin", reason="names here are always Unicode")

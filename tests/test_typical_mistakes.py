@@ -43,7 +43,7 @@ MISTAKES = [  # what is typed, and what its one line must hold
     ("predict --data coco.yaml photo.jpg", "class names come with the model"),
     ("predict --save-txt photo.jpg", "type: --save yolo"),
     ("predict --agnostic-nms photo.jpg", "type: --nms agnostic"),
-    ("predict", "name pictures, folders or videos"),
+    ("predict", "give images, folders or videos"),
     ("predict --checkpoint nanoo photo.jpg", "did you mean 'nano'?"),
     ("predict --score-threshold 30 photo.jpg", "at least 0 and at most 1"),
     ("predict 97", "there is no /dev/video97"),

@@ -207,7 +207,7 @@ def test_a_folder_that_is_named_like_a_picture_is_said(tmp_path: Path) -> None:
     write_image(tmp_path / "y.jpg", np.zeros((8, 8, 3), np.uint8))
     found, skips = list_sources([str(tmp_path)])
     assert [source.file_name for source in found] == ["y.jpg"]
-    assert [(skip.where, skip.what) for skip in skips] == [(str(tmp_path / "x.jpg"), "is a folder, not a picture")]
+    assert [(skip.where, skip.what) for skip in skips] == [(str(tmp_path / "x.jpg"), "is a folder, not an image")]
 
 
 class FullDisk:
