@@ -100,7 +100,7 @@ def test_a_picture_on_its_side_is_turned_upright_as_a_path_and_as_a_pil_image(
         (torch.zeros(60, 90), r"tensor of shape \(60, 90\)"),
         (torch.zeros(2, 60, 90), r"tensor of shape \(2, 60, 90\)"),
         (torch.full((3, 6, 9), 255.0), "from 255 to 255"),
-        (None, "None \(cv2.imread returns None"),
+        (None, r"None \(cv2.imread returns None"),
         (0, r"use detector\.stream\(0\)"),
         (b"\xff\xd8", "decode_image"),
         ({"image": 1}, "not an image"),
