@@ -1,4 +1,4 @@
-"""Serve a detector over HTTP: a REST service that batches requests, a page to try it, and a labelling page."""
+"""Serve a detector over HTTP: a REST service that batches requests, a demo page, and a labelling page."""
 
 from __future__ import annotations
 
@@ -22,50 +22,60 @@ from utils.errors import MissingExtra, UserError, printable, run_command, warn
 
 @dataclass(frozen=True)
 class ServeOptions:
-    checkpoint: str | None = option(None, "model file; without it the bundled weights", metavar="FILE")
-    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 accepts other machines")
-    port: int = option(8000, "0 takes any free port", low=0, high=65535)
+    checkpoint: str | None = option(None, "model file (default: the bundled weights)", metavar="FILE")
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 also accepts requests from other machines")
+    port: int = option(8000, "port to listen on; 0 = any free port", low=0, high=65535)
     allow_host: tuple[str, ...] = option(
         (),
-        "host names under which clients reach the service, besides localhost; *.NAME for all below NAME, * for any",
+        "host names of the service that requests may use, besides localhost; *.NAME = all subdomains of NAME, * = any",
         metavar="NAME",
     )
-    input_size: tuple[str, ...] = option((), "height and width of the network's input, multiples of 32", metavar="N")
-    iou_threshold: float | None = option(None, "overlap above which two boxes are one object", low=0, high=1)
-    batch_size: int | None = option(
-        None, "pictures run together at most (default: 1 on a CPU, 8 on a GPU)", low=1, high=256
+    input_size: tuple[str, ...] = option((), "height [width] of the network's input, multiples of 32", metavar="N")
+    iou_threshold: float | None = option(
+        None, "IoU above which NMS removes the box with the lower score", low=0, high=1
     )
-    batch_wait: float = option(2.0, "milliseconds that a batch waits for requests being decoded", low=0, high=1000)
-    max_waiting: int = option(64, "requests under way at most; others get 503", low=1, high=10_000)
-    max_body: float = option(20.0, "megabytes of one request at most", above=0, high=1024)
-    max_megapixels: float = option(50.0, "megapixels of one picture, checked before decoding", above=0, high=1000)
-    read_timeout: float = option(20.0, "seconds in which a request must arrive", above=0, high=3600)
-    answer_timeout: float = option(30.0, "seconds in which it must be answered", above=0, high=3600)
-    per_minute: int = option(0, "requests of one client a minute, others get 429; 0 = no limit", low=0)
-    connections: int = option(128, "open connections of one client at most; others get 503", low=1, high=512)
+    batch_size: int | None = option(
+        None, "maximum number of images per batch (default: 1 on a CPU, 8 on a GPU)", low=1, high=256
+    )
+    batch_wait: float = option(
+        2.0, "milliseconds that a batch waits for images that are being decoded", low=0, high=1000
+    )
+    max_waiting: int = option(64, "maximum number of pending requests; further ones get 503", low=1, high=10_000)
+    max_body: float = option(20.0, "maximum size of a request, megabytes", above=0, high=1024)
+    max_megapixels: float = option(
+        50.0, "maximum size of an image, megapixels; checked before decoding", above=0, high=1000
+    )
+    read_timeout: float = option(20.0, "maximum time to receive a request, seconds", above=0, high=3600)
+    answer_timeout: float = option(30.0, "maximum time to answer a request, seconds", above=0, high=3600)
+    per_minute: int = option(0, "requests per minute of one client; further ones get 429; 0 = no limit", low=0)
+    connections: int = option(
+        128, "maximum number of open connections of one client; further ones get 503", low=1, high=512
+    )
     behind_proxy: bool = option(
-        False, "take clients' addresses from X-Forwarded-For of a proxy on this machine; no limit of --connections"
+        False, "read client addresses from X-Forwarded-For of a proxy on this machine; --connections then has no effect"
     )
     browser_model: str | None = option(
-        None, "an ONNX file of export.py that the page runs in the visitor's own browser", metavar="FILE.onnx"
+        None, "an ONNX file of export.py that the page runs in the browser", metavar="FILE.onnx"
     )
     ort_web: str | None = option(
-        None, "the folder dist of npm's onnxruntime-web (default: fetched once)", metavar="DIR"
+        None, "folder dist of the npm package onnxruntime-web (default: downloaded once)", metavar="DIR"
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    runtime: str = option("auto", "what to run an exported file on")
+    runtime: str = option("auto", "runtime of the model; auto = chosen by the file")
     threads: int | None = option(None, "CPU threads of the network (default: one per core)", low=1, high=1024)
     title: str = option("Detector", "title of the page")
     label: str | None = option(
-        None, "open the labelling page on these pictures: a folder, VOCdevkit, COCO JSON or data.yaml", metavar="DATA"
+        None, "open the labelling page for these images: a folder, VOCdevkit, COCO JSON or data.yaml", metavar="DATA"
     )
-    classes: str | None = option(None, "--label: file of class names to begin with, one a line", metavar="FILE")
+    classes: str | None = option(None, "--label: file of initial class names, one per line", metavar="FILE")
     queue: str | None = option(
-        None, "--label: pictures to look at, from dataset.py audit or eval.py --export", metavar="FILE.json"
+        None, "--label: list of images to check, from dataset.py audit or eval.py --export", metavar="FILE.json"
     )
-    train: bool = option(False, "--label: train on what is labelled, in the background, and take better weights")
-    train_minutes: float = option(10.0, "--label: time of one such training", above=0, high=10_000)
-    train_config: str | None = option(None, "--label: a file of options for train.py --config", metavar="FILE.json")
+    train: bool = option(
+        False, "--label: train on the labelled images in the background, and use the new weights if they are better"
+    )
+    train_minutes: float = option(10.0, "--label: minutes of one training run", above=0, high=10_000)
+    train_config: str | None = option(None, "--label: file of options for train.py --config", metavar="FILE.json")
 
     @property
     def limits(self) -> Limits:
@@ -91,24 +101,24 @@ def main(argv: list[str] | None = None) -> int:
     if options.threads is not None:
         set_num_threads(options.threads)
     path = find_model(options.checkpoint)
-    from nets.detector import Detector  # late: OpenCV and the runtimes, which --help does not need
+    from nets.detector import Detector  # imports OpenCV and runtimes, which --help does not need
 
     detector = Detector.open(path, options.device, options.runtime)
     if options.input_size:
         detector.set_input_size([_whole(size) for size in options.input_size])
-    detector.detect_batch([np.zeros((32, 32, 3), np.uint8)])  # a file that cannot run fails here
+    detector.detect_batch([np.zeros((32, 32, 3), np.uint8)])  # fails here if the file cannot run
     if options.batch_size is None:
         options = replace(options, batch_size=detector.runtime.usual_batch)
     with _listen(options.host, options.port) as (listener, is_local):
         app = _build(options, detector, path, is_local)
         what = f"labelling {printable(options.label)} with" if options.label else "serving"
-        print(f"{what} {printable(path)} on {_address(listener)} (Ctrl-C ends it)", flush=True)
+        print(f"{what} {printable(path)} on {_address(listener)} (stop with Ctrl-C)", flush=True)
         server_class(app, options.limits, options.behind_proxy).run(sockets=[listener])
     return 0
 
 
 def _import_server() -> Any:
-    """`service.server.Server`; MissingExtra where its packages are not installed."""
+    """Import `service.server.Server`. Raises MissingExtra if its packages are not installed."""
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -126,7 +136,7 @@ def _with_old_name(options: ServeOptions) -> ServeOptions:
     """Accept `--queue NUMBER`, the former name of `--max-waiting`."""
     if options.queue is None or not options.queue.lstrip("-").isdigit():
         return options
-    warn("--queue", "is now called --max-waiting", "--queue names a file of pictures to look at")
+    warn("--queue", "is now called --max-waiting", "--queue is now a file with a list of images to check")
     return check_options(ServeOptions, options_to_dict(options) | {"queue": None, "max_waiting": int(options.queue)})
 
 
@@ -134,13 +144,13 @@ def _check_labelling(options: ServeOptions) -> None:
     """Raises UserError if an option of --label is given without it."""
     for flag in ("classes", "queue", "train", "train_config"):
         if options.label is None and getattr(options, flag):
-            raise UserError(f"--{flag.replace('_', '-')}", "does nothing without --label", "give --label DATA as well")
+            raise UserError(f"--{flag.replace('_', '-')}", "has no effect without --label", "also give --label DATA")
     if options.train_config is not None:
         read_config(Path(options.train_config))
 
 
 def _labelling(options: ServeOptions, detector: Any, path: Path) -> Any:
-    """The state of the labelling page, or None."""
+    """Open the labelling data; None without --label."""
     if options.label is None:
         return None
     from service.labelling.setup import open_labelling
@@ -166,7 +176,7 @@ def _build(options: ServeOptions, detector: Any, path: Path, is_local: bool) -> 
         ort_web = None if options.ort_web is None else Path(options.ort_web)
         browser_model = load_browser_model(Path(options.browser_model), ort_web)
     elif options.ort_web is not None:
-        raise UserError("--ort-web", "does nothing without --browser-model", "give --browser-model FILE.onnx as well")
+        raise UserError("--ort-web", "has no effect without --browser-model", "also give --browser-model FILE.onnx")
     return build_app(
         detector,
         options.limits,
@@ -181,7 +191,7 @@ def _build(options: ServeOptions, detector: Any, path: Path, is_local: bool) -> 
 
 @contextmanager
 def _listen(host: str, port: int) -> Iterator[tuple[socket.socket, bool]]:
-    """The listening socket, and whether only this machine can reach it."""
+    """Open the listening socket; yields it, and whether only this machine can reach it."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address, family=family, backlog=256)
@@ -191,8 +201,8 @@ def _listen(host: str, port: int) -> Iterator[tuple[socket.socket, bool]]:
     with listener:
         is_local = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
         if not is_local:
-            what = "other machines can reach the service, which has no login"
-            warn(f"--host {host}", what, "put a proxy with a login in front of it")
+            what = "other machines can reach the service, which has no authentication"
+            warn(f"--host {host}", what, "use a proxy with authentication in front of it")
         yield listener, is_local
 
 
@@ -205,7 +215,7 @@ def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UserError("--input-size", f"{text!r} is not a whole number", "give multiples of 32") from None
+        raise UserError("--input-size", f"{text!r} is not an integer", "give multiples of 32") from None
 
 
 if __name__ == "__main__":

@@ -137,9 +137,7 @@ def audit_page(
         '<span class="key" style="background:#dc2626"></span>detection'
     )
     counts = {kind: sum(1 for row in rows if row["kind"] == kind) for kind in KINDS}
-    sections = [
-        f"<h1>{title}</h1><p class=note>{html.escape(origin)}: {len(rows)} findings, best first. {key}</p>"
-    ]
+    sections = [f"<h1>{title}</h1><p class=note>{html.escape(origin)}: {len(rows)} findings, best first. {key}</p>"]
     for kind in KINDS:
         figures = [_figure(index, found, each, rows[place]) for place, each in enumerate(findings) if each.kind == kind]
         if not counts[kind]:

@@ -1,4 +1,4 @@
-"""The HTTP service: detections for pictures, health, metrics, an OpenAPI description, and the page."""
+"""The HTTP service: detection in images, health, metrics, an OpenAPI description, and the page."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from utils.errors import UserError, warn
 from utils.thresholds import OTHER_NAMES
 
 PARAMETERS = ("score_threshold", "max_detections", "classes")  # of /detect
-EXAMPLES = ("drawing-1.jpg", "drawing-2.jpg", "drawing-3.jpg")  # pictures of our own to try the page on
+EXAMPLES = ("drawing-1.jpg", "drawing-2.jpg", "drawing-3.jpg")  # example images of the page, drawn by this project
 EXAMPLE_SEED = 3
 
-# Nothing from other addresses; WebAssembly is allowed; cross-origin isolation allows threads in the visitor's browser.
+# No content from other origins; WebAssembly is allowed; cross-origin isolation allows threads in the browser.
 HEADERS = (
     (
         b"content-security-policy",
@@ -49,13 +49,13 @@ HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),
 )
-DESCRIPTION = """Finds objects in pictures. Send one picture to `/detect`, as the body itself or as the file of a form.
+DESCRIPTION = """Detects objects in images. Send one image to `/detect`, as the request body or as the file of a form.
 
-Boxes are `[x1, y1, x2, y2]` in pixels of the upright picture, from its top left corner."""
+Boxes are `[x1, y1, x2, y2]` in pixels of the upright image, from its top left corner."""
 
 
 class FoundObject(BaseModel):
-    """One object."""
+    """One detected object."""
 
     class_id: int = Field(description="Index of the class, from 0")
     class_name: str
@@ -64,9 +64,9 @@ class FoundObject(BaseModel):
 
 
 class FoundInPicture(BaseModel):
-    """The objects of one picture: a row of predict.py's detections.json."""
+    """The objects of one image: a row of predict.py's detections.json."""
 
-    image: str = Field(description="The file's name in the form, or `image`")
+    image: str = Field(description="File name in the form, or `image`")
     width: int
     height: int
     detections: list[FoundObject] = Field(description="Best first")
@@ -75,7 +75,7 @@ class FoundInPicture(BaseModel):
 class Problem(BaseModel):
     """An error response."""
 
-    code: str = Field(description="A short stable name of the reason")
+    code: str = Field(description="Short, stable name of the error")
     error: str = Field(description="where: what; what to do")
 
 
@@ -99,9 +99,9 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "A form without a file"},
     403: {"model": Problem, "description": "A host name or origin that is not allowed"},
     408: {"model": Problem, "description": "The body did not arrive in time"},
-    413: {"model": Problem, "description": "The body or the picture is too big"},
-    415: {"model": Problem, "description": "Not a picture"},
-    422: {"model": Problem, "description": "A damaged picture or a wrong parameter"},
+    413: {"model": Problem, "description": "The body or the image is too large"},
+    415: {"model": Problem, "description": "Not an image"},
+    422: {"model": Problem, "description": "A damaged image or an invalid parameter"},
     429: {"model": Problem, "description": "Too many requests of one client; see Retry-After"},
     431: {"model": Problem, "description": "The request line and headers are too long"},
     500: {"model": Problem, "description": "The network failed"},
@@ -120,17 +120,17 @@ def build_app(
     labelling: Labelling | None = None,
     title: str = "Detector",
 ) -> FastAPI:
-    """The application.
+    """Build the application.
 
     Args:
         detector: a `nets.detector.Detector`.
         limits: limits of every request.
-        name: what the page calls the model.
-        iou_threshold: overlap above which two boxes are one object; None takes the checkpoint's.
-        browser_model: what visitors may run in their own browsers.
-        hosts: host names that requests may name; by default those of this machine alone.
-        title: of the page.
-        labelling: a folder to label; its page is then the first one, and the page to try the detector on is /try.
+        name: name of the model on the page.
+        iou_threshold: IoU threshold of NMS; None for the checkpoint's.
+        browser_model: model that runs in the browser.
+        hosts: host names that requests may use; by default only those of this machine.
+        title: title of the page.
+        labelling: data to label. The labelling page is then the first page, and the demo page is /try.
     """
     limits = limits or Limits()
     metrics, drain = Metrics(), Drain()
@@ -148,7 +148,7 @@ def build_app(
                 labelling.close()
             await pipeline.close()
 
-    # FastAPI's own documentation pages load scripts from other addresses; /openapi.json has the same content
+    # FastAPI's documentation pages load scripts from other origins; /docs shows the same content without them.
     app = FastAPI(title=title, version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.pipeline, app.state.metrics, app.state.drain = pipeline, metrics, drain
     _add_detection(app, pipeline, limits)
@@ -169,7 +169,7 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
     budget, rate = ByteBudget(limits.bodies), RateLimit(limits.per_minute)
     config = pipeline.config
 
-    # for the description only: an unknown class gets an error that names the nearest one
+    # Only for the description: `_labels` checks the classes and suggests similar names.
     allowed = [*config.class_names, *map(str, range(config.num_classes))]
     most_classes = len(allowed)
 
@@ -179,7 +179,7 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
         score_threshold: Annotated[
             float, Query(ge=LOWEST_SCORE, le=1, allow_inf_nan=False, description="Confidence")
         ] = max(config.score_threshold, LOWEST_SCORE),
-        max_detections: Annotated[int, Query(ge=1, le=MOST_DETECTIONS, description="Most objects")] = min(
+        max_detections: Annotated[int, Query(ge=1, le=MOST_DETECTIONS, description="Maximum number of objects")] = min(
             config.max_detections, MOST_DETECTIONS
         ),
         classes: list[str] = Query(  # noqa: B008 -- as a default, because an annotation cannot see `allowed`
@@ -189,7 +189,7 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
             json_schema_extra={"items": {"type": "string", "enum": allowed}},
         ),
     ) -> Response:
-        """Find the objects of one picture."""
+        """Detect objects in one image."""
         _refuse_unknown(request.query_params)
         rate.check(request.client.host if request.client else "")
         pipeline.batcher.check()  # before the body is read
@@ -208,7 +208,7 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
 
 
 def _refuse_unknown(given: Iterable[str]) -> None:
-    """Refuse parameters that /detect does not have: ignored, they would give a wrong answer. Raises Refused."""
+    """Reject unknown parameters of /detect, because ignoring them would give a wrong result. Raises Refused."""
     for name in given:
         if name not in PARAMETERS:
             near = [OTHER_NAMES[name]] if OTHER_NAMES.get(name) in PARAMETERS else []
@@ -224,9 +224,9 @@ def _add_docs(app: FastAPI) -> None:
 
 
 def _add_status(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
-    @app.get("/health", responses={503: {"description": "It cannot answer"}})
+    @app.get("/health", responses={503: {"description": "The service cannot answer"}})
     async def health() -> Response:
-        """Whether the service can answer, the requests under way, and the decoders that are stuck."""
+        """Whether the service can answer, the number of pending requests, and of stuck decoders."""
         problem = pipeline.problem
         state = {
             "status": problem or "ok",
@@ -276,7 +276,7 @@ def _add_page(app: FastAPI, description: dict[str, Any], first: str = "page.html
 
 
 def _static(files: dict[str, bytes], name: str) -> Response:
-    if name not in files:  # looked up among the files read at the start; no path is made of it
+    if name not in files:  # a lookup among the files read at the start, never a path
         raise HTTPException(404)
     content_type = STATIC_TYPES[Path(name).suffix]
     return Response(files[name], headers={"Content-Type": content_type, "Cache-Control": "no-cache"})
@@ -332,9 +332,9 @@ def _answer(problem: Refused, metrics: Metrics, headers: dict[str, str] | None =
 
 
 class _Outermost:
-    """Around every request: checks its host, counts its answer, adds `HEADERS`, and answers unexpected errors as JSON.
+    """The outermost middleware: checks the host, counts answers, adds `HEADERS`, returns unexpected errors as JSON.
 
-    A request that the service cannot finish before it stops is answered with 503 (`service.drain`).
+    Requests that are not finished when the service stops are answered with 503 (`service.drain`).
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], metrics: Metrics, hosts: Hosts, drain: Drain) -> None:
@@ -361,7 +361,7 @@ class _Outermost:
         except Refused as error:
             problem = error
         except Exception as error:
-            warn("service", f"unexpected {type(error).__name__}: {str(error)[:200]}", "report it")
+            warn("service", f"unexpected {type(error).__name__}: {str(error)[:200]}", "please report it")
             problem = Refused(500, "internal", "service: unexpected failure; see its log")
         if not request.is_answered:
             await _answer(problem, self.metrics)(scope, receive, send_on)

@@ -20,13 +20,13 @@ Out = TypeVar("Out")
 
 @dataclass(frozen=True)
 class Answer(Generic[Out]):
-    """One request's result.
+    """The result of one request.
 
     Args:
-        value: what the batch's function gave for it.
-        waited: seconds before its batch began.
-        ran: seconds its batch took.
-        batch: requests in that batch.
+        value: the batch function's result for it.
+        waited: seconds until its batch started.
+        ran: seconds that its batch took.
+        batch: number of requests in the batch.
     """
 
     value: Out
@@ -45,14 +45,14 @@ class _Item(Generic[In, Out]):
 class Batcher(Generic[In, Out]):
     """Runs a batch function on values that are submitted one by one.
 
-    While one batch runs the next one gathers: under load batches fill by themselves, and a lone request waits for
-    nobody. `wait` is spent only on requests that already hold a place, and so are on their way.
+    While one batch runs, the next one is collected. Under load, batches therefore fill without waiting, and a single
+    request does not wait. `wait` applies only to requests that have reserved a place and are being decoded.
 
     Args:
-        run: results for a list of values; called on one thread, which is always the same.
-        batch_size: values in a call at most.
-        wait: seconds for which an incomplete batch waits for those on their way.
-        places: requests that may be under way.
+        run: function from a list of values to their results; always called on the same thread.
+        batch_size: maximum number of values per call.
+        wait: seconds that an incomplete batch waits for requests that are being decoded.
+        places: maximum number of pending requests.
     """
 
     def __init__(self, run: Callable[[list[In]], Sequence[Out]], batch_size: int, wait: float, places: int) -> None:
@@ -64,13 +64,13 @@ class Batcher(Generic[In, Out]):
         self._busy_since: float | None = None
 
     async def start(self, warm_up: Callable[[], object] | None = None) -> None:
-        """Begin; `warm_up` is called first, on the thread that will run the batches."""
+        """Start; `warm_up` is called first, on the thread that runs the batches."""
         if warm_up is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, warm_up)
         self._task = asyncio.create_task(self._work())
 
     async def close(self) -> None:
-        """End; what has not begun is cancelled."""
+        """Stop; batches that have not started are cancelled."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -80,7 +80,7 @@ class Batcher(Generic[In, Out]):
 
     @property
     def busy(self) -> float:
-        """Seconds for which the present batch has been running; 0 when idle."""
+        """Seconds since the current batch started; 0 when idle."""
         return 0.0 if self._busy_since is None else time.perf_counter() - self._busy_since
 
     @property
@@ -94,7 +94,7 @@ class Batcher(Generic[In, Out]):
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Hold one of the places. Raises `Refused` if none is free."""
+        """Reserve one of the places. Raises `Refused` if none is free."""
         self.check()
         self.taken += 1
         try:
@@ -103,7 +103,7 @@ class Batcher(Generic[In, Out]):
             self.taken -= 1
 
     async def submit(self, value: In) -> Answer[Out]:
-        """The result for one value; an exception of its batch is raised to all of the batch."""
+        """Wait for the result of one value. An exception of the batch is raised for all of its requests."""
         item: _Item[In, Out] = _Item(value, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(item)
         return await item.future
@@ -111,13 +111,13 @@ class Batcher(Generic[In, Out]):
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            items = [item for item in await self._gather() if not item.future.done()]  # some clients gave up
+            items = [item for item in await self._gather() if not item.future.done()]  # some requests were cancelled
             if not items:
                 continue
             started = self._busy_since = time.perf_counter()
             try:
                 values = await loop.run_in_executor(self._thread, self._run, [item.value for item in items])
-            except Exception as error:  # whatever it was, the next batch is to be run
+            except Exception as error:  # the next batch must run after any exception
                 for item in items:
                     if not item.future.done():
                         item.future.set_exception(error)
@@ -136,7 +136,7 @@ class Batcher(Generic[In, Out]):
             if not self._queue.empty():
                 items.append(self._queue.get_nowait())
             elif len(items) >= self.taken:
-                break  # nobody is on the way
+                break  # no other request is being decoded
             else:
                 with anyio.move_on_after(deadline - time.perf_counter()):
                     items.append(await self._queue.get())

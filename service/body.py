@@ -1,4 +1,4 @@
-"""A request's body, read within its limits of size and time: raw bytes or one file of a form."""
+"""Read the body of a request within limits of size and time: raw bytes or one file of a form."""
 
 from __future__ import annotations
 
@@ -16,19 +16,17 @@ NAME_LENGTH = 200
 
 
 async def read_body(request: Request, limits: Limits, take: Callable[[int], None]) -> bytes:
-    """The whole body.
+    """Read the whole body.
 
     Args:
-        request: whose body has not been touched.
-        limits: its size and time.
-        take: called with the number of bytes before they are stored.
+        request: the request, whose body has not been read.
+        limits: maximum size and time.
+        take: reserves memory; called with a number of bytes before they are stored.
 
     Raises:
-        Refused: 413 if it is (or says it is) too big, 408 if it does not come in time.
+        Refused: 413 if the body (or its Content-Length) is too large, 408 if it does not arrive in time.
     """
-    too_big = Refused(
-        413, "body_too_big", f"body: larger than {limits.max_body / MEGABYTE:g} MB; send a smaller picture"
-    )
+    too_big = Refused(413, "body_too_big", f"body: larger than {limits.max_body / MEGABYTE:g} MB; send a smaller image")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limits.max_body:
         raise too_big
@@ -41,17 +39,17 @@ async def read_body(request: Request, limits: Limits, take: Callable[[int], None
                 take(len(chunk))
                 body += chunk
     except TimeoutError:
-        what = f"body: did not arrive within {limits.read_timeout:g} s; send a smaller picture"
+        what = f"body: did not arrive within {limits.read_timeout:g} s; send a smaller image"
         raise Refused(408, "slow_body", what) from None
     except ClientDisconnect:
-        raise Refused(400, "disconnected", "body: the client has gone") from None
+        raise Refused(400, "disconnected", "body: the client has disconnected") from None
     return bytes(body)
 
 
 async def read_picture(request: Request, limits: Limits, take: Callable[[int], None]) -> tuple[bytes, str]:
-    """The bytes of the picture that a request brings, and what it calls it (a label, never used as a path).
+    """Read the image of a request; returns its bytes and its name (only a label, never used as a path).
 
-    A form brings it as a file, by convention named `image`; any other type of content is the picture itself.
+    In a form, the image is a file, by convention named `image`. For any other content type, the body is the image.
     """
     body = await read_body(request, limits, take)
     if not request.headers.get("content-type", "").lower().startswith(FORM):
@@ -62,7 +60,7 @@ async def read_picture(request: Request, limits: Limits, take: Callable[[int], N
 
 
 class _InMemory(MultiPartParser):
-    spool_max_size = 1 << 40  # the body has been counted and is in memory: no temporary files
+    spool_max_size = 1 << 40  # the body is in memory and counted: no temporary files
 
 
 async def _file_of_form(request: Request, body: bytes) -> tuple[bytes, str]:
@@ -78,4 +76,4 @@ async def _file_of_form(request: Request, body: bytes) -> tuple[bytes, str]:
             data = await part.read()
             await part.close()
             return data, part.filename or ""
-    raise Refused(400, "bad_form", "body: a form without a file; send one file named image")
+    raise Refused(400, "bad_form", "body: the form has no file; send one file named image")

@@ -21,8 +21,8 @@ from utils.errors import RunError, UserError
 
 STATIC = Path(__file__).resolve().parent / "static"
 STATIC_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
-PAGE_LOWEST_SCORE = 0.05  # what the page asks for, so that its slider need not ask again
-# of onnxruntime-web/dist: the build that runs everywhere (WebAssembly with SIMD and threads), and that for WebGPU
+PAGE_LOWEST_SCORE = 0.05  # score threshold of the page's requests, so that moving its slider needs no new request
+# files of onnxruntime-web/dist: the build for all browsers (WebAssembly with SIMD and threads), and that for WebGPU
 ORT_FILES = {
     "ort.wasm.min.mjs": "text/javascript",
     "ort-wasm-simd-threaded.mjs": "text/javascript",
@@ -44,9 +44,9 @@ class BrowserModel:
 
     Args:
         model: the ONNX file.
-        config: what the file says of itself.
+        config: its configuration.
         runtime: name -> file of ONNX Runtime Web.
-        description: what the page must know to feed it and to read its answer, plain types.
+        description: inputs, outputs, classes and thresholds for the page, plain types.
     """
 
     model: Path
@@ -56,11 +56,11 @@ class BrowserModel:
 
 
 def find_ort_web(folder: Path | None) -> Path:
-    """The folder `dist` of the npm package onnxruntime-web: the one given, or one fetched from the npm registry, once.
+    """The folder `dist` of the npm package onnxruntime-web: the given one, or one downloaded once from npm.
 
     Raises:
-        UserError: if the folder lacks a file.
-        RunError: if it cannot be fetched.
+        UserError: if a file is missing in the folder.
+        RunError: if the download fails.
     """
     if folder is None:
         folder = cache_folder() / f"onnxruntime-web-{ORT_WEB_VERSION}"
@@ -86,18 +86,18 @@ def _fetch_ort_web(folder: Path) -> None:
         with tarfile.open(archive) as package:
             for each in (*ORT_FILES, *WEBGPU_FILES):
                 source = package.extractfile(f"package/dist/{each}")
-                assert source is not None  # the digest is that of the package which has them
+                assert source is not None  # set together with the digest
                 with source, open(kept / each, "wb") as target:
                     shutil.copyfileobj(source, target)
         kept.rename(folder)
 
 
 def load_browser_model(model: Path, ort_web: Path | None) -> BrowserModel:
-    """Check that both are there and fit, now and not when the first visitor comes.
+    """Load the model and the runtime's files for the browser, and check them at the start of the service.
 
     Args:
-        model: an ONNX file that `export.py` wrote.
-        ort_web: the folder `dist` of the npm package onnxruntime-web; None fetches it.
+        model: an ONNX file of `export.py`.
+        ort_web: the folder `dist` of the npm package onnxruntime-web; None downloads it.
 
     Raises:
         UserError: if a file is missing or the model does not decode its boxes.
@@ -106,7 +106,7 @@ def load_browser_model(model: Path, ort_web: Path | None) -> BrowserModel:
         raise UserError(model, "does not exist", "write it with export.py")
     config, form = read_metadata(model, open_session(model).get_modelmeta().custom_metadata_map)
     if not form.decodes:
-        raise UserError(model, "gives raw maps, which the page does not read", "export it with decoding")
+        raise UserError(model, "returns raw maps, which the page cannot use", "export it with decoding")
     ort_web = find_ort_web(ort_web)
     has_webgpu = all((ort_web / name).is_file() for name in WEBGPU_FILES)
     names = (*ORT_FILES, *(WEBGPU_FILES if has_webgpu else ()))
@@ -126,7 +126,7 @@ def load_browser_model(model: Path, ort_web: Path | None) -> BrowserModel:
 
 
 def describe_model(config: ModelConfig, name: str, browser_model: BrowserModel | None) -> dict[str, Any]:
-    """What the page must know of the model, plain types."""
+    """Describe the model for the page, as plain types."""
     return {
         "name": name,
         "class_names": list(config.class_names),
@@ -140,10 +140,10 @@ def describe_model(config: ModelConfig, name: str, browser_model: BrowserModel |
 
 
 def write_web_folder(folder: Path, bundle: BrowserModel) -> None:
-    """Complete a folder that holds `model.onnx` to a page that any web server can serve, or another page embed.
+    """Add the page to a folder with `model.onnx`, so that any web server can serve it and other pages can embed it.
 
-    The page is that of serve.py. Where the server does not ask for cross-origin isolation, without which browsers allow
-    no threads, a service worker (`isolate.js`) does.
+    The page is that of serve.py. Browsers allow threads only with cross-origin isolation. If the server does not send
+    the headers for it, a service worker (`isolate.js`) adds them.
     """
     for sub in ("static", "ort"):
         (folder / sub).mkdir(exist_ok=True)
@@ -151,7 +151,9 @@ def write_web_folder(folder: Path, bundle: BrowserModel) -> None:
         if path.suffix in STATIC_TYPES and path.name not in ("page.html", "isolate.js"):
             shutil.copyfile(path, folder / "static" / path.name)
     shutil.copyfile(STATIC / "page.html", folder / "index.html")
-    shutil.copyfile(STATIC / "isolate.js", folder / "isolate.js")  # a service worker answers for its folder and below
+    shutil.copyfile(
+        STATIC / "isolate.js", folder / "isolate.js"
+    )  # a service worker only controls its own folder and subfolders
     for name, source in bundle.runtime.items():
         shutil.copyfile(source, folder / "ort" / name)
     info = {**describe_model(bundle.config, folder.name, bundle), "without_server": True}

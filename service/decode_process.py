@@ -1,4 +1,4 @@
-"""A decoder in a process of its own, which the service can kill: pictures come on stdin, network inputs go to stdout.
+"""Decode images in a separate process that the service can kill: images from stdin, network inputs to stdout.
 
     python -m service.decode_process MEMORY      bytes that decoding may take
 
@@ -38,11 +38,11 @@ def frame(head: dict[str, Any], data: bytes | memoryview = b"") -> list[bytes | 
 
 
 def main() -> None:
-    """Decode until stdin ends, which it does when the service has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
+    """Decode until stdin is closed, which happens when the service exits."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to all processes of a terminal; the parent handles it
     cv2.setNumThreads(1)
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever a library prints must not come between two frames
+    os.dup2(2, 1)  # output of libraries must not appear between two frames
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl
 
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _answer(head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes | memoryview]:
-    """The JSON object and the bytes that answer one picture."""
+    """Decode one image; returns the JSON object and the bytes of the answer."""
     started = time.perf_counter()
     where, limit = head["where"], head["max_megapixels"]
     try:

@@ -1,4 +1,4 @@
-"""Decoding in processes that are killed when they take too long: no image can block the service."""
+"""Decode images in processes that are killed if they take too long, so that no image can block the service."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ IMAGE_STATUS = {"image_too_big": 413, "not_an_image": 415}  # of ImageError code
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """A picture fitted to the network's input.
+    """A decoded image, resized to the network's input.
 
     Args:
         image: (input height, input width, 3) uint8 RGB.
-        size: (height, width) of the upright picture.
-        seconds: of decoding and resizing.
+        size: (height, width) of the upright image.
+        seconds: time for decoding and resizing.
     """
 
     image: np.ndarray
@@ -51,7 +51,7 @@ class Decoded:
 
 
 class Decoders:
-    """Processes that decode, started when they are needed.
+    """A pool of decoder processes, started on demand.
 
     Args:
         letterbox: fits pictures to the network's input.
@@ -79,17 +79,17 @@ class Decoders:
 
     @property
     def busy(self) -> int:
-        """Processes that decode now, or were killed and have not ended yet."""
+        """Number of processes that are decoding, or were killed and have not exited yet."""
         return sum(process.since is not None for process in self._all)
 
     @property
     def stuck(self) -> int:
-        """Those of them that have worked on one picture for more than `SLOW_SECONDS`."""
+        """Number of processes that have worked on one image for more than `SLOW_SECONDS`."""
         limit = time.monotonic() - SLOW_SECONDS
         return sum(process.since is not None and process.since < limit for process in self._all)
 
     async def start(self) -> None:
-        """Start the first process, so that the first picture need not wait for it."""
+        """Start the first process, so that the first image does not wait for it."""
         self._idle.put_nowait(await self._take())
 
     def kill(self) -> None:
@@ -98,7 +98,7 @@ class Decoders:
             process.kill()
 
     async def close(self) -> None:
-        """Kill all processes and wait a moment for their end."""
+        """Kill all processes and wait briefly for them to exit."""
         for task in self._tasks:
             task.cancel()
         self.kill()
@@ -106,14 +106,14 @@ class Decoders:
             await asyncio.gather(*self._tasks, *(process.ended() for process in self._all), return_exceptions=True)
 
     async def decode(self, data: bytes, where: str) -> Decoded:
-        """Decode one picture.
+        """Decode one image.
 
         Args:
             data: the file's content.
-            where: what an error calls it.
+            where: name of the image in errors.
 
         Raises:
-            Refused: 413, 415 or 422 for a picture that cannot or must not be decoded, 503 without a process.
+            Refused: 413, 415 or 422 if the image is invalid or too large, 503 if no process can be started.
         """
         found = await self._decode(data, where, BIG_MEGAPIXELS * 1e6, None)
         if found is None:
@@ -133,13 +133,13 @@ class Decoders:
                 head, pixels = await process.ask({**self._task, "where": where, "most_pixels": most_pixels}, data)
             is_whole = True
         except TimeoutError:
-            what = f"{where}: its pixels take more than {self._timeout:g} s to decode; save it as a plain JPEG or PNG"
+            what = f"{where}: decoding takes more than {self._timeout:g} s; save it as a plain JPEG or PNG"
             raise Refused(422, "decode_too_slow", what) from None
         except (OSError, EOFError, ValueError):
             what = f"{where}: its decoder failed; save it as a plain JPEG or PNG"
             raise Refused(422, "corrupt_image", what) from None
         finally:
-            if process is not None and not is_whole:  # also at the deadline of the whole request
+            if process is not None and not is_whole:  # also if the request was cancelled at its deadline
                 self._in_background(self._end(process, held))
             else:
                 if process is not None:
@@ -154,7 +154,7 @@ class Decoders:
         return Decoded(np.frombuffer(pixels, np.uint8).reshape(head["shape"]), tuple(head["size"]), head["seconds"])
 
     async def _take(self) -> _Process:
-        """The first process that is idle, or that has started meanwhile."""
+        """Wait for an idle process, or for a newly started one."""
         self._num_waiting += 1
         try:
             while True:
@@ -164,7 +164,7 @@ class Decoders:
                     raise process
                 if process.is_alive:
                     return process
-                self._all.discard(process)  # killed from outside while it was idle
+                self._all.discard(process)  # killed by another program while it was idle
         finally:
             self._num_waiting -= 1
 
@@ -197,7 +197,7 @@ class Decoders:
                     await process.ended()
 
     async def _end(self, process: _Process, held: asyncio.Lock | None) -> None:
-        """Kill a process and free its place when it has ended, not before: its memory is in use until then."""
+        """Kill a process and free its place after it has exited, because it uses memory until then."""
         self._metrics.decoders_killed.inc()
         process.kill()
         await process.ended()
@@ -216,7 +216,7 @@ class _Process:
     """One decoder process.
 
     Attributes:
-        since: when it began with its present picture (time.monotonic); None when idle.
+        since: start time of the current image (time.monotonic); None when idle.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -234,7 +234,7 @@ class _Process:
         )
 
     async def ready(self) -> None:
-        """Wait until it can decode."""
+        """Wait until the process is ready to decode."""
         await self._receive()
 
     async def ask(self, head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -256,11 +256,11 @@ class _Process:
         return self._process.returncode is None
 
     def kill(self) -> None:
-        """By its number, from any thread; a process that has ended is left alone."""
+        """Kill the process by its id, from any thread, unless it has exited."""
         if self.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
     async def ended(self) -> None:
-        """Wait for its end."""
+        """Wait until the process has exited."""
         await self._process.wait()

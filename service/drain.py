@@ -1,4 +1,4 @@
-"""Finish pending requests when the service stops: with their answer, or with 503 in time."""
+"""Finish pending requests when the service stops, with their answer or with 503."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import anyio
 
 from service.limits import Refused
 
-STOP_SECONDS = 10  # within which the process ends after SIGTERM, whatever it is doing (Docker kills after 10)
-ANSWER_SECONDS = 5.0  # for requests under way; those that have no answer then get 503
-CLOSE_SECONDS = 6.0  # when connections that do not take their answer are closed
-EXIT_SECONDS = 8.0  # when the process ends although something is stuck
+# Times after SIGTERM:
+STOP_SECONDS = 10  # maximum time until the process exits (Docker kills it after 10)
+ANSWER_SECONDS = 5.0  # pending requests may finish; the others then get 503
+CLOSE_SECONDS = 6.0  # connections that have not read their answer are closed
+EXIT_SECONDS = 8.0  # the process exits even if something is stuck
 
 
 class Waiting:
-    """A request under way; `is_answered` is set when its answer begins."""
+    """A pending request; `is_answered` is set when its answer starts."""
 
     def __init__(self) -> None:
         self.is_answered = False
@@ -24,7 +25,7 @@ class Waiting:
 
 
 class Drain:
-    """The requests under way, so that those without an answer can be refused together."""
+    """The pending requests, so that all without an answer can be refused together."""
 
     def __init__(self) -> None:
         self.is_over = False
@@ -32,7 +33,7 @@ class Drain:
 
     @contextmanager
     def watch(self, request: Waiting) -> Iterator[None]:
-        """Around one request. Raises `Refused` (503) when the service stops before its answer."""
+        """Context of one request. Raises `Refused` (503) if the service stops before its answer starts."""
         if self.is_over:
             raise _stopping()
         self._waiting.add(request)
@@ -53,4 +54,4 @@ class Drain:
 
 
 def _stopping() -> Refused:
-    return Refused(503, "shutting_down", "service: is shutting down; ask again when it has restarted", retry_after=5)
+    return Refused(503, "shutting_down", "service: is shutting down; try again after its restart", retry_after=5)

@@ -1,7 +1,8 @@
-"""Which host names and web origins a request may name: a foreign web page must not use a local detector.
+"""Check the host name and web origin of requests, so that pages of other sites cannot use a local detector.
 
-A page of another site can send a browser's requests to 127.0.0.1, by a form or script (cross-origin) or by a name of
-its own that resolves to 127.0.0.1 (DNS rebinding). The Host header then holds that name, and Origin that site.
+A page of another site can make a browser send requests to 127.0.0.1, with a form or script (cross-origin), or with a
+host name of its own that resolves to 127.0.0.1 (DNS rebinding). The Host header then contains that name, and the Origin
+header that site.
 """
 
 from __future__ import annotations
@@ -19,13 +20,11 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::([0-9]{1,5}))?")
 
 
 class Hosts:
-    """The hosts that requests may be addressed to.
-
-    Loopback names and addresses are always allowed.
+    """The allowed values of the Host header. Loopback names and addresses are always allowed.
 
     Args:
-        names: further host names; `*.example.org` stands for all names below example.org, `*` for every host.
-        any_address: allow every IP address too; DNS rebinding needs a name. For a service that other machines reach.
+        names: further host names; `*.example.org` allows all subdomains of example.org, `*` every host.
+        any_address: also allow every IP address, for a service that other machines use. DNS rebinding needs a name.
 
     Raises:
         UserError: for a name that is not a bare host name or address.
@@ -41,7 +40,7 @@ class Hosts:
         for name, value in headers:
             values.setdefault(name.lower(), value.decode("latin-1"))
         host = values.get(b"host")
-        if host is None:  # HTTP/1.0; every browser names a host
+        if host is None:  # HTTP/1.0; every browser sends a Host header
             return
         if not self._allows(host):
             what = f"host: {brief(host)} is not allowed; start the service with --allow-host NAME to allow it"
@@ -49,7 +48,7 @@ class Hosts:
         origin = values.get(b"origin")
         if origin is not None:
             is_foreign = not self._is_same_origin(origin, host)
-        else:  # browsers send no Origin with a GET, but say whether it comes from a page of another site
+        else:  # browsers send no Origin with GET, but Sec-Fetch-Site
             is_link = method == "GET" and values.get(b"sec-fetch-mode") == "navigate"
             is_foreign = values.get(b"sec-fetch-site") == "cross-site" and not is_link
         if is_foreign:
@@ -68,7 +67,7 @@ class Hosts:
         scheme, _, rest = origin.partition("://")
         name, port = _split(rest)
         if scheme not in _DEFAULT_PORTS or not name:
-            return False  # `null`: a file, a sandboxed frame
+            return False  # the origin `null`: a local file or a sandboxed frame
         default = _DEFAULT_PORTS[scheme]
         own_name, own_port = _split(host)
         is_same = (name, port or default) == (own_name, own_port or default)
@@ -76,7 +75,7 @@ class Hosts:
 
 
 def _split(host: str) -> tuple[str, str]:
-    """(name or address without brackets, port) of a Host header; empty where it is none."""
+    """(name or address without brackets, port) of a Host header; empty if it is invalid."""
     match = _HOST.fullmatch(host.strip().lower())
     return (match[1].strip("[]").rstrip("."), match[2] or "") if match else ("", "")
 

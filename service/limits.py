@@ -1,4 +1,4 @@
-"""Limits of the service: sizes, times, number of requests and connections, and requests of one client a minute."""
+"""Limits of the service: sizes, times, number of requests and connections, and requests per minute of a client."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ CLIENTS_REMEMBERED = 10_000  # the least recent is dropped first, so memory does
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds that hold for every request.
+    """Limits of every request.
 
     Args:
-        max_body: bytes of one request's body.
-        max_megapixels: of one picture, checked in its header before it is decoded.
-        read_timeout: seconds in which a request's head, and then its body, must arrive.
-        answer_timeout: seconds from the whole body to the answer; half of it for decoding.
-        queue: requests that may wait for the network or be in it.
-        bodies: bytes that all bodies together may hold in memory.
-        per_minute: requests of one client in a minute; 0 for no limit.
+        max_body: size of a request's body, bytes.
+        max_megapixels: size of an image, checked in its header before it is decoded.
+        read_timeout: seconds for receiving a request's head, and again for its body.
+        answer_timeout: seconds from the complete body to the answer; half of it is for decoding.
+        queue: number of pending requests.
+        bodies: memory for all bodies together, bytes.
+        per_minute: requests of one client per minute; 0 for no limit.
         connections: open connections of one client.
-        batch_size: pictures that are run together at most.
-        batch_wait: seconds that a batch waits for requests that are being decoded.
+        batch_size: images per batch.
+        batch_wait: seconds that a batch waits for images that are being decoded.
     """
 
     max_body: int = 20 * MEGABYTE
@@ -43,13 +43,13 @@ class Limits:
 
 
 class Refused(Exception):
-    """A request that is answered with an error, in the form of all errors: `where: what; what to do`.
+    """A request that is answered with an error of the form `where: what; what to do`.
 
     Args:
-        status: of HTTP.
-        code: a short stable name of the reason.
+        status: HTTP status.
+        code: short, stable name of the error.
         message: the error in one line.
-        retry_after: seconds after which the client may try again, if that helps.
+        retry_after: seconds until the client may try again; None if that does not help.
     """
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
@@ -58,7 +58,7 @@ class Refused(Exception):
 
 
 class ByteBudget:
-    """Memory that the bodies of all requests share.
+    """Memory limit for the bodies of all requests together.
 
     Args:
         limit: bytes.
@@ -90,7 +90,7 @@ class RateLimit:
 
     Args:
         per_minute: requests of one client; 0 for no limit.
-        clock: seconds.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -98,7 +98,7 @@ class RateLimit:
         self._clients: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client: tokens, when they were counted
 
     def check(self, address: str) -> None:
-        """Count one request of this client. Raises `Refused` above the limit."""
+        """Count a request of this client. Raises `Refused` above the limit."""
         if not self.per_minute:
             return
         client, now = client_of(address), self._clock()
@@ -109,7 +109,7 @@ class RateLimit:
             self._clients.popitem(last=False)
         if tokens < 1:
             wait = int((1 - tokens) * 60 / self.per_minute) + 1
-            what = f"client: more than {self.per_minute} requests a minute; wait {wait} s"
+            what = f"client: more than {self.per_minute} requests per minute; wait {wait} s"
             raise Refused(429, "too_many_requests", what, retry_after=wait)
 
 

@@ -11,7 +11,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BATCH_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
-prometheus_client.disable_created_metrics()  # a second line for each counter that says when it was made
+prometheus_client.disable_created_metrics()  # a second line with the creation time for each counter
 
 
 class Metrics:
@@ -25,12 +25,12 @@ class Metrics:
         self.objects = Counter("detector_objects", "Objects in answers.", **own)
         self.decoders_killed = Counter("detector_decoders_killed", "Decoders killed at a deadline.", **own)
         self.answer = Histogram("detector_answer_seconds", "From body to answer.", buckets=SECONDS, **own)
-        self.decode = Histogram("detector_decode_seconds", "Decoding one picture.", buckets=SECONDS, **own)
-        self.queue = Histogram("detector_queue_seconds", "Waiting for a batch to begin.", buckets=SECONDS, **own)
+        self.decode = Histogram("detector_decode_seconds", "Decoding one image.", buckets=SECONDS, **own)
+        self.queue = Histogram("detector_queue_seconds", "Waiting for a batch to start.", buckets=SECONDS, **own)
         self.network = Histogram("detector_network_seconds", "Running one batch.", buckets=SECONDS, **own)
-        self.batch = Histogram("detector_batch_size", "Pictures in one batch.", buckets=BATCH_SIZES, **own)
-        self.waiting = Gauge("detector_waiting", "Requests under way.", **own)
-        self.decoders_busy = Gauge("detector_decoders_busy", "Decoders at work.", **own)
+        self.batch = Histogram("detector_batch_size", "Images in one batch.", buckets=BATCH_SIZES, **own)
+        self.waiting = Gauge("detector_waiting", "Pending requests.", **own)
+        self.decoders_busy = Gauge("detector_decoders_busy", "Decoders that are working.", **own)
         self.decoders_stuck = Gauge("detector_decoders_stuck", "Decoders that take unusually long.", **own)
         prometheus_client.ProcessCollector(registry=self._registry)  # process_resident_memory_bytes and others
 

@@ -20,9 +20,9 @@ from service.metrics import Metrics
 from utils.errors import warn
 from utils.thresholds import Thresholds
 
-LOWEST_SCORE = 0.01  # no request may ask for less: below is noise, and noise is slow
-MOST_DETECTIONS = 1000  # no request may ask for more
-STUCK_SECONDS = 60.0  # a batch that runs longer will not end
+LOWEST_SCORE = 0.01  # lowest score threshold of a request: lower scores are noise and slow
+MOST_DETECTIONS = 1000  # largest max_detections of a request
+STUCK_SECONDS = 60.0  # a batch that runs longer counts as stuck
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Question:
     """The parameters of a request.
 
     Args:
-        score_threshold: the lowest score, `LOWEST_SCORE` to 1.
-        max_detections: the most objects, up to `MOST_DETECTIONS`.
-        labels: only these class indices; None for all.
+        score_threshold: minimum score, `LOWEST_SCORE` to 1.
+        max_detections: maximum number of objects, up to `MOST_DETECTIONS`.
+        labels: class indices to return; None for all.
     """
 
     score_threshold: float
@@ -42,13 +42,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Found:
-    """The answer.
+    """The answer to a request.
 
     Args:
-        detections: in the picture's pixels.
-        size: (height, width) of the upright picture.
+        detections: in image pixels.
+        size: (height, width) of the upright image.
         timings: milliseconds by name.
-        batch: pictures in the batch it was part of.
+        batch: number of images in its batch.
     """
 
     detections: Detections
@@ -64,16 +64,16 @@ class _Prepared:
 
 
 class Pipeline:
-    """A detector for many clients.
+    """A detector for concurrent requests.
 
-    Pictures are fitted to the network's input where they are decoded: a batch holds inputs, not photographs, and the
-    network's thread does nothing but run the network.
+    The decoder processes also resize the images to the network's input. The network's thread therefore only runs the
+    network.
 
     Args:
         detector: a `nets.detector.Detector`.
-        limits: how much at once.
+        limits: limits of every request.
         metrics: the metrics to update.
-        iou_threshold: overlap above which two boxes are one object; None takes the checkpoint's.
+        iou_threshold: IoU threshold of NMS; None for the checkpoint's.
     """
 
     def __init__(self, detector: Any, limits: Limits, metrics: Metrics, iou_threshold: float | None = None) -> None:
@@ -89,7 +89,7 @@ class Pipeline:
 
     @property
     def problem(self) -> str:
-        """Why it cannot answer; empty if it can."""
+        """Reason why the service cannot answer; empty if it can."""
         if not self.batcher.alive:
             return "not running"
         if self.batcher.busy > STUCK_SECONDS:
@@ -97,31 +97,31 @@ class Pipeline:
         return "all decoders are stuck" if self.decoders.stuck >= DECODERS else ""
 
     async def start(self) -> None:
-        """Begin, with the network and one decoder warm."""
+        """Start, and warm up the network and one decoder."""
         await self.decoders.start()
         height, width = self.config.input_size
         grey = np.full((height, width, 3), 127, np.uint8)
         await self.batcher.start(lambda: self._run([_Prepared(grey, 1.0)]))
 
     async def close(self) -> None:
-        """End; what has not begun is cancelled."""
+        """Stop; batches that have not started are cancelled."""
         await self.batcher.close()
         await self.decoders.close()
 
     def kill(self) -> None:
-        """End the decoder processes, from any thread."""
+        """Kill the decoder processes, from any thread."""
         self.decoders.kill()
 
     async def find(self, data: bytes, where: str, question: Question) -> Found:
-        """The objects of one picture.
+        """Detect the objects of one image.
 
         Args:
             data: the file's content.
-            where: what an error calls it.
+            where: name of the image in errors.
             question: thresholds and classes.
 
         Raises:
-            Refused: for a bad picture, a full queue, a network that fails or takes too long.
+            Refused: for an invalid image, a full queue, or a network that fails or takes too long.
         """
         started = time.perf_counter()
         try:
@@ -134,7 +134,7 @@ class Pipeline:
             raise Refused(503, "too_slow", what, retry_after=5) from None
         except (Refused, asyncio.CancelledError):
             raise
-        except Exception as error:  # of the network: ours, not the client's
+        except Exception as error:  # an error of the network, not of the client
             warn("network", f"{type(error).__name__}: {str(error)[:200]}")
             raise Refused(500, "network_failed", "service: the network failed on this batch; see its log") from error
         found = self.config.letterbox.boxes_to_image(answer.value.boxes, *picture.size)
@@ -149,7 +149,7 @@ class Pipeline:
 
     def _run(self, batch: list[_Prepared]) -> Sequence[Detections]:
         started = time.perf_counter()
-        # greedy suppression never lets a worse box touch a better one: a higher threshold can be applied afterwards
+        # In greedy NMS, a box never affects a better one, so a higher score threshold can be applied afterwards.
         found = self.detector.detect_batch(
             [each.image for each in batch],
             Thresholds(min(each.score_threshold for each in batch), self._iou_threshold, MOST_DETECTIONS),

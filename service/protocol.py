@@ -1,7 +1,7 @@
-"""HTTP connections with limits: deadlines for slow clients, a cap on heads and on connections, errors as JSON.
+"""HTTP connections with limits: deadlines for slow clients, maximum sizes of heads, errors as JSON.
 
-Uvicorn times the pause between two requests and nothing else: a connection that never finishes its first line, or
-never reads its answer, stays open for ever (the "slowloris" attack). Bodies have their deadline in `service.body`.
+Uvicorn only limits the pause between two requests. A connection that never completes its first line, or never reads its
+answer, stays open indefinitely (the "slowloris" attack). The deadline of bodies is in `service.body`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from service.limits import client_of
 
 MAX_CONNECTIONS = 512  # under the usual limit of 1024 open files of a process
-MAX_LINGERING = 128  # refused connections that still wait for their client to read the refusal
+MAX_LINGERING = 128  # refused connections whose client has not read the answer yet
 LINGER_SECONDS = 1.0
 HEAD_BYTES = 16 << 10
 
 
 class _Connection(h11.Connection):
-    """h11's parser, which limits a head only while it is incomplete, with a limit for every head.
+    """h11's parser with a limit for every head; h11 itself limits only incomplete heads.
 
     Attributes:
-        problem_status: the HTTP status for what it refused last.
+        problem_status: HTTP status of the last rejected request.
     """
 
     problem_status = 400
@@ -52,7 +52,7 @@ class _Connection(h11.Connection):
 
 
 def problem_bytes(status: int, code: str, error: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-    """A whole HTTP/1.1 answer that says why there is none and closes the connection."""
+    """A complete HTTP/1.1 error response that closes the connection."""
     body = json.dumps({"code": code, "error": error}).encode()
     fields = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
     lines = [name + b": " + value for name, value in (*fields, (b"connection", b"close"))]
@@ -65,13 +65,13 @@ def limited_protocol(
     per_client: int | None = None,
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> type[H11Protocol]:
-    """The protocol class for `uvicorn.Config(http=...)`.
+    """Build the protocol class for `uvicorn.Config(http=...)`.
 
     Args:
         read_timeout: seconds from a connection's (or a later request's) first byte to its complete head.
-        write_timeout: seconds for which a client may leave its answer unread.
-        per_client: connections of one address at most; None for no such limit (behind a proxy, which is one address).
-        headers: of the answers that are made here.
+        write_timeout: seconds within which a client must read its answer.
+        per_client: maximum connections of one address; None for no limit (a proxy has a single address).
+        headers: headers of the error responses.
     """
     headers = tuple(headers)
     lingering: set[asyncio.Protocol] = set()
@@ -108,7 +108,7 @@ def limited_protocol(
                 self._stop_reading()  # the head is complete
 
         def send_400_response(self, msg: str) -> None:
-            """The answer to what is not HTTP, in the form of all errors here."""
+            """Answer an invalid HTTP request with a JSON error."""
             if self.cycle is not None and not self.cycle.response_complete:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
@@ -123,7 +123,7 @@ def limited_protocol(
                 self._refuse(status, "bad_request", "request: not valid HTTP/1.1; see RFC 9112")
 
         def _refuse(self, status: int, code: str, error: str, retry: bool = False) -> None:
-            """Answer and close; what the client still sends is dropped, as a reset would make the answer unreadable."""
+            """Answer and close. Further input is discarded: a reset could prevent the client from reading it."""
             self._stop_reading()
             self.connections.discard(self)
             if len(lingering) >= MAX_LINGERING:
@@ -162,7 +162,7 @@ def limited_protocol(
 
         def timeout_keep_alive_handler(self) -> None:
             super().timeout_keep_alive_handler()
-            self.loop.call_later(write_timeout, self.transport.abort)  # an answer still unread would keep it open
+            self.loop.call_later(write_timeout, self.transport.abort)  # an unread answer would keep the connection open
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_reading()

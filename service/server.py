@@ -27,7 +27,7 @@ class Server(uvicorn.Server):
     Args:
         app: the application.
         limits: its limits.
-        behind_proxy: take clients' addresses from X-Forwarded-For of a proxy on this machine.
+        behind_proxy: read client addresses from X-Forwarded-For of a proxy on this machine.
     """
 
     def __init__(self, app: Any, limits: Limits, behind_proxy: bool = False) -> None:
@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
         self._signal: int | None = None
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until a signal comes, which ends the process."""
+        """Serve until a signal stops the process."""
         try:
             super().run(sockets)
         finally:
@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
                 self._leave()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; a thread of its own ends the process if the rest cannot."""
+        """Start the shutdown; a separate thread ends the process if the shutdown hangs."""
         if self._signal is None:
             self._signal = sig
             watchdog = threading.Timer(EXIT_SECONDS, self._leave)
@@ -69,7 +69,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def _leave(self) -> None:
-        """End the process at once: Python's own end waits for the network's thread, and frees PyTorch for seconds."""
+        """Exit at once: a normal exit of Python waits for the network's thread, and takes seconds to free PyTorch."""
         assert self._signal is not None
         self._release()
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -79,7 +79,7 @@ class Server(uvicorn.Server):
         os._exit(128 + self._signal)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let requests under way finish for some seconds, answer the rest with 503, close what is left."""
+        """Let pending requests finish for some seconds, answer the others with 503, and close all connections."""
         loop = asyncio.get_running_loop()
         timers = [
             loop.call_later(ANSWER_SECONDS, self._drain.refuse_all),

@@ -258,9 +258,9 @@ def test_the_pictures_held_back_stay_so_when_more_are_labelled(tmp_path: Path) -
 def test_a_training_needs_labels(tmp_path: Path) -> None:
     store = open_store(photos(tmp_path / "photos"))
     trainer = LabelTrainer(store, tmp_path / "x.pth", lambda _: None, 1.0)
-    with pytest.raises(UserError, match="0 pictures are labelled"):
+    with pytest.raises(UserError, match="0 images are labelled"):
         trainer.start()
-    with pytest.raises(UserError, match="label some more"):
+    with pytest.raises(UserError, match="label more images"):
         snapshot_labels(store, tmp_path / "snapshot")
 
 

@@ -1,1 +1,1 @@
-"""The labelling tool: a folder of pictures, its labels, and a detector that suggests them."""
+"""The labelling tool: a folder of images, its labels, and a detector that suggests labels."""

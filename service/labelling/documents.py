@@ -1,4 +1,4 @@
-"""Edit the labels of one picture in the file that holds them, and leave everything else in it as it is."""
+"""Edit the labels of one image in its annotation file, and keep all other content of the file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from data.formats.writers import coco_annotation, coco_number, voc_number, voc_x
 from imaging.image_io import ImageHeader, turn_boxes
 from utils.errors import UserError
 
-MOVED = 1e-3  # pixels; a box that the page sends back within this distance has not been changed
+MOVED = 1e-3  # pixels; a box that the page returns within this distance counts as unchanged
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
-_INVERSE = {6: 8, 8: 6}  # of EXIF orientations; the others undo themselves
+_INVERSE = {6: 8, 8: 6}  # inverse EXIF orientations; each of the others is its own inverse
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Box:
 
     Args:
         class_name: its class.
-        box: x1, y1, x2, y2 in 0-based pixels of the upright picture.
-        difficult: VOC's mark of objects that are not scored.
-        ref: which object of the file this is (its position there); None for a new one.
+        box: x1, y1, x2, y2 in 0-based pixels of the upright image.
+        difficult: VOC's flag for objects that are not evaluated.
+        ref: position of the object in the file; None for a new object.
     """
 
     class_name: str
@@ -41,12 +41,12 @@ class Box:
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of one picture.
+    """The labels of one image.
 
     Args:
         boxes: the objects that can be shown and edited.
-        hidden: objects of the file that cannot be shown (no box, unknown class); they are kept when it is written.
-        declared: (height, width) of the picture as the file says, 0 where it does not.
+        hidden: number of objects that cannot be shown (no box, unknown class); they are kept in the file.
+        declared: (height, width) of the image according to the file; 0 if missing.
     """
 
     boxes: tuple[Box, ...] = ()
@@ -54,8 +54,8 @@ class Labels:
     declared: tuple[int, int] = (0, 0)
 
     def turned(self, header: ImageHeader, back: bool = False) -> Labels:
-        """With boxes of the upright picture instead of the one in the file, where the file was made without its EXIF
-        rotation (as data/formats/clean decides); `back`: the reverse."""
+        """Convert boxes to the upright image, if the file was written for the image without its EXIF rotation
+        (as data/formats/clean decides). `back` is the inverse."""
         if header.orientation < 5 or header.height == header.width or self.declared != (header.height, header.width):
             return self
         orientation, size = header.orientation, (header.height, header.width)
@@ -67,7 +67,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What a format must know of the picture: its file name, its folder's name and its upright (height, width)."""
+    """Properties of an image that a format needs: its file name, its folder's name and its upright (height, width)."""
 
     file_name: str
     folder: str
@@ -79,10 +79,10 @@ def _is_moved(old: Sequence[float], new: Sequence[float]) -> bool:
 
 
 def _edits(labels: Labels, boxes: Sequence[Box]) -> tuple[dict[int, tuple[Box, Box]], set[int], list[Box]]:
-    """(old and new of each kept object by ref, refs that are deleted, new objects).
+    """(old and new box of each kept object by ref, deleted refs, new objects).
 
     Raises:
-        UserError: if a `ref` is not one of the file's, or is there twice.
+        UserError: if a `ref` does not exist in the file, or appears twice.
     """
     old = {box.ref: box for box in labels.boxes if box.ref is not None}
     kept: dict[int, tuple[Box, Box]] = {}
@@ -90,7 +90,7 @@ def _edits(labels: Labels, boxes: Sequence[Box]) -> tuple[dict[int, tuple[Box, B
         if box.ref is None:
             continue
         if box.ref not in old or box.ref in kept:
-            raise UserError("boxes", f"ref {box.ref} is not an object of this picture, or is there twice", "reload it")
+            raise UserError("boxes", f"ref {box.ref} is not an object of this image, or appears twice", "reload it")
         kept[box.ref] = (old[box.ref], box)
     return kept, set(old) - set(kept), [box for box in boxes if box.ref is None]
 
@@ -99,7 +99,7 @@ def _edits(labels: Labels, boxes: Sequence[Box]) -> tuple[dict[int, tuple[Box, B
 
 
 def read_voc_labels(data: bytes, where: object) -> Labels:
-    """The objects of a VOC annotation. Raises FileError as `parse_voc_xml`."""
+    """Read the objects of a VOC annotation. Raises FileError like `parse_voc_xml`."""
     annotation = parse_voc_xml(data, where)
     boxes, hidden = [], 0
     for ref, each in enumerate(annotation.objects):
@@ -121,7 +121,7 @@ def read_voc_labels(data: bytes, where: object) -> Labels:
 
 
 def write_voc_labels(data: bytes | None, boxes: Sequence[Box], facts: PictureFacts, where: object) -> bytes:
-    """The annotation with these objects; other elements, and attributes and comments, stay as they are."""
+    """Write these objects into an annotation; other elements, attributes and comments are unchanged."""
     if data is None:
         data = voc_xml(facts.file_name, facts.size, np.zeros((0, 4)), [], folder=facts.folder).encode()
     kept, deleted, new = _edits(read_voc_labels(data, where), boxes)
@@ -141,7 +141,7 @@ def write_voc_labels(data: bytes | None, boxes: Sequence[Box], facts: PictureFac
 
 
 def _file_edges(box: Box) -> list[str]:
-    """VOC's own four numbers: 1-based, inclusive, whole pixels."""
+    """The box in VOC's format: 1-based, inclusive, integer pixels."""
     return [voc_number(round(value)) for value in np.array(box.box) + np.array([1, 1, 0, 0])]
 
 
@@ -180,7 +180,7 @@ def _add_object(root: Element, box: Box) -> None:
 
 
 def _remove(root: Element, element: Element) -> None:
-    """Take an element out together with the space after it, so that the rest stays indented."""
+    """Remove an element and the whitespace after it, so that the indentation is kept."""
     position = list(root).index(element)
     if position == len(root) - 1 and position > 0:
         root[position - 1].tail = element.tail
@@ -201,7 +201,7 @@ def _plain(box: np.ndarray) -> tuple[float, float, float, float]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of a label file that was understood: class number, box in pixels, and its words."""
+    """A valid line of a label file: class number, box in pixels, and its words."""
 
     label: int
     box: tuple[float, float, float, float]
@@ -210,13 +210,13 @@ class _Row:
 
 
 def read_yolo_labels(data: bytes, names: Sequence[str], facts: PictureFacts, keypoints: int = 0) -> Labels:
-    """The objects of a YOLO label file.
+    """Read the objects of a YOLO label file.
 
     Args:
-        data: the file.
-        names: the classes.
-        facts: of the picture.
-        keypoints: numbers of key points after each box (data.yaml's `kpt_shape`); 0: such rows are polygons.
+        data: content of the file.
+        names: class names.
+        facts: properties of the image.
+        keypoints: number of keypoint values after each box (data.yaml's `kpt_shape`); with 0, longer rows are polygons.
     """
     boxes, hidden = [], 0
     for ref, line in enumerate(_lines(data)):
@@ -233,7 +233,7 @@ def read_yolo_labels(data: bytes, names: Sequence[str], facts: PictureFacts, key
 def write_yolo_labels(
     data: bytes | None, boxes: Sequence[Box], names: Sequence[str], facts: PictureFacts, keypoints: int = 0
 ) -> bytes:
-    """The label file with these objects; lines that were not changed stay as they are, to the byte."""
+    """Write these objects into a label file; unchanged lines stay identical, byte for byte."""
     data = data or b""
     kept, deleted, new = _edits(read_yolo_labels(data, names, facts, keypoints), boxes)
     number_of = {name: number for number, name in enumerate(names)}
@@ -281,7 +281,7 @@ def _changed_row(row: _Row, line: str, old: Box, new: Box, number_of: dict[str, 
     words = [str(number_of[new.class_name]), *row.words[1:]]
     if _is_moved(old.box, new.box):
         height, width = facts.size
-        if row.is_polygon:  # the outline moves and stretches with its box
+        if row.is_polygon:  # the polygon is moved and scaled with its box
             points = np.array(row.words[1:], np.float64).reshape(-1, 2) * [width, height]
             words[1:] = [yolo_number(round(v, 6)) for v in (_follow(points, old.box, new.box) / [width, height]).flat]
         else:
@@ -298,7 +298,7 @@ def _fractions(box: Sequence[float], facts: PictureFacts) -> list[str]:
 
 
 def _follow(points: np.ndarray, old: Sequence[float], new: Sequence[float]) -> np.ndarray:
-    """(N, 2) points of an outline, moved and stretched as its box was."""
+    """(N, 2) points of a polygon, moved and scaled like its box."""
     before, after = np.array(old).reshape(2, 2), np.array(new).reshape(2, 2)
     scale = (after[1] - after[0]) / np.maximum(before[1] - before[0], 1e-9)
     return (points - before[0]) * scale + after[0]
@@ -308,7 +308,7 @@ def _follow(points: np.ndarray, old: Sequence[float], new: Sequence[float]) -> n
 
 
 def read_coco_labels(annotations: Sequence[dict[str, Any]], names: dict[int, str]) -> Labels:
-    """The objects of one picture's entries of a COCO file; `names` are the categories by id."""
+    """Read the objects of an image's annotations in a COCO file; `names` are the categories by id."""
     boxes, hidden = [], 0
     for ref, each in enumerate(annotations):
         box, name = each.get("bbox"), names.get(each.get("category_id", -1))
@@ -325,14 +325,14 @@ def read_coco_labels(annotations: Sequence[dict[str, Any]], names: dict[int, str
 def write_coco_labels(
     annotations: Sequence[dict[str, Any]], boxes: Sequence[Box], ids: dict[str, int], image_id: Any, next_id: int
 ) -> list[dict[str, Any]]:
-    """The entries with these objects; keys that this program does not know stay as they are.
+    """Write these objects into an image's annotations; unknown keys are unchanged.
 
     Args:
-        annotations: the picture's entries.
-        boxes: what they shall say.
+        annotations: annotations of the image.
+        boxes: the new objects.
         ids: category id of each class.
-        image_id: of the picture.
-        next_id: first annotation id that is free.
+        image_id: id of the image.
+        next_id: first free annotation id.
     """
     kept, deleted, new = _edits(read_coco_labels(annotations, {number: name for name, number in ids.items()}), boxes)
     result = []
@@ -365,11 +365,11 @@ def _changed_entry(entry: dict[str, Any], old: Box, new: Box, ids: dict[str, int
                 _follow(np.array(part, np.float64).reshape(-1, 2), old.box, new.box).round(2).flatten().tolist()
                 for part in outline
             ]
-        elif outline is not None:  # run lengths of a mask cannot follow a box
+        elif outline is not None:  # an RLE mask cannot be moved with its box
             entry["segmentation"] = []
     return entry
 
 
 def entry_text(value: Any) -> str:
-    """One entry of a COCO file in one line."""
+    """Format one entry of a COCO file as one line."""
     return json.dumps(value, ensure_ascii=False)

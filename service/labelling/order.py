@@ -1,4 +1,4 @@
-"""In which order pictures are labelled: by name, by what the detector is least sure of, or as a file lists them."""
+"""The order in which images are labelled: by name, by uncertainty of the detector, or from a file."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from service.labelling.store import Store
 from utils.errors import UserError
 from utils.json_file import read_json
 
-SIDE = 8  # pixels a side of the small copy of a picture that says what it looks like
-FIRST = 200  # pictures that are chosen one by one; those after them follow by uncertainty alone
-SURE_OF_NOTHING = 0.3  # uncertainty of a picture on which the detector finds nothing
-COUNTED = 3  # the most doubtful detections of a picture that count
+SIDE = 8  # side of the thumbnail that describes an image's appearance, pixels
+FIRST = 200  # images chosen for diversity; the others follow by uncertainty alone
+SURE_OF_NOTHING = 0.3  # uncertainty of an image without detections
+COUNTED = 3  # number of most uncertain detections of an image that count
 _QUEUE = "a file written by dataset.py audit or eval.py --export"
 
 
 def uncertainty(scores: np.ndarray) -> float:
-    """How little the detector is sure of a picture, 0 to 1, from the (N,) scores of its detections.
+    """Uncertainty of the detector about an image, 0 to 1, from the (N,) scores of its detections.
 
-    The mean of 4 p (1 - p), which is 1 at p = 0.5, over the most doubtful three: a picture with many sure objects and
-    some doubtful ones is as worth labelling as one with only those.
+    The mean of 4 p (1 - p), which is 1 at p = 0.5, over the three most uncertain detections. Certain detections in the
+    same image therefore do not lower it.
     """
     if not len(scores):
         return SURE_OF_NOTHING
@@ -34,25 +34,26 @@ def uncertainty(scores: np.ndarray) -> float:
 
 
 def appearance(image: np.ndarray) -> np.ndarray:
-    """(3 * SIDE * SIDE,) float32 of length 1: the picture's colours by place, without its mean brightness."""
+    """(3 * SIDE * SIDE,) float32 of norm 1: a thumbnail of the image without its mean brightness."""
     small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32).reshape(-1)
     small -= small.mean()
     return small / max(float(np.linalg.norm(small)), 1e-6)
 
 
 def diverse_order(doubt: np.ndarray, looks: np.ndarray, known: np.ndarray, first: int = FIRST) -> np.ndarray:
-    """(N,) positions, the most useful picture first.
+    """(N,) positions, the most useful image first.
 
-    One after another the picture is taken whose doubt, times its distance from what it looks most like among those
-    that are labelled or taken already, is largest.
+    Greedy selection: the next image is the one with the largest product of its uncertainty and its distance to the
+    most similar image that is labelled or already selected.
 
     Args:
-        doubt: (N,) uncertainty of each picture.
-        looks: (N, D) `appearance` of each.
-        known: (K, D) those of pictures that are labelled.
-        first: how many to take so; the rest follows by doubt.
+        doubt: (N,) uncertainty of each image.
+        looks: (N, D) `appearance` of each image.
+        known: (K, D) `appearance` of the labelled images.
+        first: number of images selected in this way; the others follow by uncertainty.
 
-    Source: the greedy core-set of Sener and Savarese, ICLR 2018, https://arxiv.org/abs/1708.00489, weighted by doubt.
+    Source: the greedy core-set of Sener and Savarese, ICLR 2018, https://arxiv.org/abs/1708.00489, weighted by
+    uncertainty.
     """
     count = len(doubt)
     distance = np.ones(count, np.float32)
@@ -73,12 +74,12 @@ def diverse_order(doubt: np.ndarray, looks: np.ndarray, known: np.ndarray, first
 
 @dataclass
 class Queue:
-    """A list of pictures to look at, with what is to be looked at on each.
+    """A list of images to check, with the findings on each.
 
     Args:
         source: the file.
-        numbers: of the pictures, in order.
-        findings: of each picture, what the file says of it (plain types; see evaluation/audit).
+        numbers: numbers of the images, in order.
+        findings: findings of each image, plain types; see evaluation/audit.
     """
 
     source: str
@@ -87,15 +88,15 @@ class Queue:
 
 
 def read_queue(path: Path, store: Store) -> Queue:
-    """The queue of a file of `dataset.py audit`.
+    """Read the queue from a file of `dataset.py audit`.
 
     Raises:
-        UserError: if it is no such file, or none of its pictures is in the store.
+        UserError: if the file is invalid, or none of its images is in the store.
     """
     content = read_json(path, _QUEUE)
     rows = content.get("findings") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(r, dict) and isinstance(r.get("image"), str) for r in rows):
-        raise UserError(path, "holds no list `findings` of pictures", f"give {_QUEUE}")
+        raise UserError(path, "contains no list `findings` of images", f"give {_QUEUE}")
     queue = Queue(path.name)
     by_name = {store.name(number): number for number in range(len(store.paths))}
     lost = 0
@@ -113,25 +114,25 @@ def read_queue(path: Path, store: Store) -> Queue:
             queue.findings[number] = []
         queue.findings[number].append(row)
     if rows and not queue.numbers:
-        raise UserError(path, f"none of its {lost} pictures is in {store.root}", "give the queue of this data set")
+        raise UserError(path, f"none of its {lost} images is in {store.root}", "give the queue of this data set")
     return queue
 
 
 def step(
     numbers: Sequence[int], after: int | None, direction: int, skipped: Collection[int], from_start: bool = False
 ) -> int | None:
-    """The picture to show next in a list.
+    """The next image of a list.
 
     Args:
         numbers: the list.
-        after: the present picture; None for the first.
-        direction: 1 for the next, -1 for the one before.
-        skipped: pictures to pass over (labelled ones, or those that somebody else is on).
-        from_start: take the first that is not skipped, wherever `after` is (the list changes as labels come in).
+        after: the current image; None for the first.
+        direction: 1 for the next, -1 for the previous image.
+        skipped: images to skip (labelled, or open in another tab).
+        from_start: return the first image that is not skipped, regardless of `after` (new labels change the list).
 
     Returns:
-        None if there is none. The list does not wrap round, except that nothing is left after its end: then the
-        first that was passed over comes.
+        The number of the image, or None if there is none. At the end of the list, the first image that was passed over
+        is returned.
     """
     place = -1
     if after is not None and not from_start:

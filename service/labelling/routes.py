@@ -25,10 +25,10 @@ from service.labelling.trainer import METRIC, LabelTrainer
 from service.limits import Limits, Refused
 from utils.errors import RunError, UserError
 
-MAX_BOXES = 2000  # of one picture
-MAX_BODY = 4 << 20  # bytes of one picture's labels
-PRESENT_SECONDS = 40.0  # for which a tab counts as being on a picture after its last sign
-ROWS = 200  # of the list at once
+MAX_BOXES = 2000  # of one image
+MAX_BODY = 4 << 20  # size of the labels of one image, bytes
+PRESENT_SECONDS = 40.0  # an image counts as open in a tab until this long after the tab's last request
+ROWS = 200  # maximum rows of the list per request
 SHOWN_BY_BROWSERS = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 SHOWN_BY_BROWSERS |= {".gif": "image/gif", ".bmp": "image/bmp"}
 JPEG_QUALITY = 92
@@ -65,7 +65,7 @@ class SentAction(BaseModel):
 
 @dataclass
 class Presence:
-    """Which tab is on which picture."""
+    """The image that is open in each tab."""
 
     seen: dict[str, tuple[int, float]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -78,7 +78,7 @@ class Presence:
                 self.seen[client] = (number, now)
 
     def others(self, client: str) -> list[int]:
-        """The pictures that other tabs are on."""
+        """The images that are open in other tabs."""
         now = time.monotonic()
         with self.lock:
             return [n for key, (n, at) in self.seen.items() if key != client and now - at < PRESENT_SECONDS]
@@ -86,13 +86,13 @@ class Presence:
 
 @dataclass
 class Labelling:
-    """All that the page works with.
+    """State of the labelling page.
 
     Args:
-        store: pictures and labels.
-        suggester: what the detector sees.
-        trainer: None without `--train`.
-        queue: a list of pictures to look at; None without one.
+        store: images and labels.
+        suggester: suggested labels.
+        trainer: background training; None without `--train`.
+        queue: list of images to check; None without one.
     """
 
     store: Store
@@ -119,7 +119,7 @@ class Labelling:
 
     def check(self, number: int) -> None:
         if not 0 <= number < len(self.store.paths):
-            raise Refused(404, "no_such_picture", f"picture: {number} is not one of {len(self.store.paths)}; reload")
+            raise Refused(404, "no_such_picture", f"image: {number} is not one of {len(self.store.paths)}; reload")
 
 
 def add_labelling(app: FastAPI, labelling: Labelling, limits: Limits) -> None:
@@ -190,7 +190,7 @@ def _add_overview(app: FastAPI, labelling: Labelling) -> None:
     def following(
         order: Order = "uncertain", after: int | None = None, direction: int = 1, todo: bool = True, client: Client = ""
     ) -> JSONResponse:
-        """The next picture, and its place in the list."""
+        """The next image, and its position in the list."""
         numbers = labelling.numbers(order)
         taken = set(labelling.presence.others(client))
         skipped = taken | (store.labelled if todo and order != "queue" else set())
@@ -201,7 +201,7 @@ def _add_overview(app: FastAPI, labelling: Labelling) -> None:
 
     @app.post("/label/presence/{number}", include_in_schema=False)
     def present(number: int, client: Client = "") -> JSONResponse:
-        """A tab says that it is on a picture, and learns whether the picture's labels have changed."""
+        """Record that an image is open in a tab; returns whether its labels have changed."""
         labelling.check(number)
         labelling.presence.note(client, number)
         version = store.read(number).version
@@ -213,7 +213,7 @@ def _add_pictures(app: FastAPI, labelling: Labelling) -> None:
 
     @app.get("/label/pictures/{number}", include_in_schema=False)
     def picture(number: int, client: Client = "") -> JSONResponse:
-        """A picture's labels."""
+        """The labels of an image."""
         labelling.check(number)
         labelling.presence.note(client, number)
         facts, _ = store.facts(number)
@@ -232,18 +232,18 @@ def _add_pictures(app: FastAPI, labelling: Labelling) -> None:
 
     @app.get("/label/pictures/{number}/suggestions", include_in_schema=False)
     def suggestions(number: int) -> JSONResponse:
-        """What the detector sees on it."""
+        """The suggestions of the detector for an image."""
         labelling.check(number)
         return JSONResponse({"model": labelling.suggester.model, "suggestions": labelling.suggester.rows(number)})
 
     @app.get("/label/pictures/{number}/image", include_in_schema=False)
     def image(number: int) -> Response:
-        """The picture, in a form that browsers show upright."""
+        """The image, in a format that browsers show upright."""
         labelling.check(number)
         path = store.paths[number]
         header = read_header(path)
         content_type = SHOWN_BY_BROWSERS.get(path.suffix.lower())
-        is_upright = header.kind == "jpeg" or header.orientation == 1  # of JPEG every browser obeys the EXIF rotation
+        is_upright = header.kind == "jpeg" or header.orientation == 1  # all browsers apply the EXIF rotation of JPEG
         if content_type and is_upright and f"image/{header.kind}" in SHOWN_BY_BROWSERS.values():
             headers = {"Cache-Control": "private, max-age=60"}
             return FileResponse(path, media_type=f"image/{header.kind}", headers=headers)
@@ -257,14 +257,14 @@ def _add_changes(app: FastAPI, labelling: Labelling, limits: Limits) -> None:
 
     @app.put("/label/pictures/{number}", include_in_schema=False)
     async def save(number: int, request: Request) -> Response:
-        """Save the labels of a picture; 409 with the present ones if they have changed since they were read."""
+        """Save the labels of an image; 409 with the current labels if they have changed since they were read."""
         labelling.check(number)
         sent = await _read(request, SentLabels, limits)
         boxes = [Box(each.class_name, each.box, each.difficult, each.ref) for each in sent.boxes]
         try:
             stored = await _in_thread(lambda: store.write(number, sent.version, boxes))
         except Conflict as conflict:
-            error = f"{store.name(number)}: its labels were changed by somebody else meanwhile; choose which to keep"
+            error = f"{store.name(number)}: its labels have been changed by another program; choose which to keep"
             return JSONResponse({"code": "changed", "error": error, "current": _labels(conflict.current)}, 409)
         return JSONResponse({**_labels(stored), "classes": list(store.class_names)})
 
@@ -276,7 +276,7 @@ def _add_changes(app: FastAPI, labelling: Labelling, limits: Limits) -> None:
 
     @app.post("/label/renames", include_in_schema=False)
     async def rename(request: Request) -> Response:
-        """What a class of the detector is called here; an empty name: it is not suggested."""
+        """Rename a class of the detector; with an empty name, it is not suggested."""
         sent = await _read(request, SentRename, limits)
         if sent.name:
             await _in_thread(lambda: store.add_class(sent.name))
@@ -287,18 +287,18 @@ def _add_changes(app: FastAPI, labelling: Labelling, limits: Limits) -> None:
     async def training(request: Request) -> Response:
         sent = await _read(request, SentAction, limits)
         if labelling.trainer is None:
-            raise Refused(404, "no_training", "training: not switched on; start serve.py with --train")
+            raise Refused(404, "no_training", "training: is switched off; start serve.py with --train")
         labelling.trainer.start() if sent.action == "start" else labelling.trainer.stop()
         return JSONResponse({"status": labelling.trainer.state.status})
 
 
 async def _read(request: Request, kind: type[Made], limits: Limits) -> Made:
-    """The body of a request, checked.
+    """Read and check the body of a request.
 
-    It must say that it is JSON: a page of another site cannot send that without asking first, which is refused.
+    The content type must be JSON: a page of another site cannot send it without a CORS preflight, which is refused.
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        raise Refused(415, "not_json", "body: is not declared as application/json; send it as that")
+        raise Refused(415, "not_json", "body: the Content-Type is not application/json; set it")
     body = await read_body(request, Limits(max_body=MAX_BODY, read_timeout=limits.read_timeout), lambda _: None)
     try:
         return kind.model_validate_json(body)

@@ -1,4 +1,4 @@
-"""From the options of `serve.py --label` to what the labelling page works with."""
+"""Build the state of the labelling page from the options of `serve.py --label`."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def open_labelling(
     config: str | None = None,
     device: str = "auto",
 ) -> Labelling:
-    """The pictures of a folder, ready to be labelled.
+    """Open a folder of images for labelling.
 
     Args:
-        data: a folder of pictures or a data set.
-        detector: makes the first suggestions.
-        checkpoint: its file.
-        classes: a file of class names to begin with.
-        queue: a file of pictures to look at.
-        minutes: of one training in the background; None for no training.
-        config: a file of options for these trainings.
-        device: of the detectors and trainings.
+        data: a folder of images or a data set.
+        detector: detector for the first suggestions.
+        checkpoint: file of the detector.
+        classes: file of initial class names.
+        queue: file with a list of images to check.
+        minutes: time of a background training run; None for no training.
+        config: file of options for the training runs.
+        device: device of detectors and training runs.
 
     Raises:
-        UserError: if there are no pictures, or a file is not what it should be.
+        UserError: if there are no images, or a file is invalid.
     """
     store = open_store(data, read_class_names(classes) if classes else ())
     suggester = Suggester(store, detector, checkpoint.name)

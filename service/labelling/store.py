@@ -1,4 +1,4 @@
-"""Pictures of a folder and their labels, in the folder's own format; a save never overwrites what it did not see."""
+"""Images of a folder and their labels, in the folder's format. A save never overwrites changes that it has not seen."""
 
 from __future__ import annotations
 
@@ -41,32 +41,39 @@ from utils.errors import UserError
 from utils.files import FileError, read_file, write_atomically
 
 CLASS_FILE = "classes.txt"
-NO_FILE = "none"  # the version of labels that are not there yet
-XML_FOLDERS = ("annotations", "annots", "annotation", "xml", "xmls", "labels")  # beside the pictures, in any case
-LEAST_SIDE = 1.0  # pixels
+NO_FILE = "none"  # the version of labels that do not exist yet
+XML_FOLDERS = (
+    "annotations",
+    "annots",
+    "annotation",
+    "xml",
+    "xmls",
+    "labels",
+)  # folders of labels next to the images, in any case
+LEAST_SIDE = 1.0  # minimum side of a box, pixels
 
 
 class Conflict(Exception):
-    """Labels that somebody else has changed since they were read.
+    """The labels were changed by another program since they were read.
 
     Args:
-        current: what they are now.
+        current: the current labels.
     """
 
     def __init__(self, current: StoredLabels) -> None:
         self.current = current
-        super().__init__("changed meanwhile")
+        super().__init__("changed in the meantime")
 
 
 @dataclass(frozen=True)
 class StoredLabels:
-    """The labels of a picture as they are on disk.
+    """The labels of an image as stored on disk.
 
     Args:
-        version: changes with every change of them; to be given back when they are saved.
+        version: version of the labels, which a save must pass back.
         labels: the objects.
-        is_labelled: whether somebody has looked at the picture: it may be labelled as without objects.
-        problem: why they cannot be read; empty if they can.
+        is_labelled: whether the image has been labelled; it may be labelled as an image without objects.
+        problem: reason why the labels cannot be read; empty if they can.
     """
 
     version: str
@@ -77,11 +84,11 @@ class StoredLabels:
 
 @dataclass
 class Counts:
-    """What is labelled, kept up with every read and save.
+    """Number of labelled objects, updated by every read and save.
 
     Args:
-        boxes: of each picture that has been read, how many of each class.
-        is_complete: whether all labelled pictures have been read.
+        boxes: for each image that has been read, the number of boxes of each class.
+        is_complete: whether all labelled images have been read.
     """
 
     boxes: dict[int, Counter[str]] = field(default_factory=dict)
@@ -95,16 +102,16 @@ class Counts:
 
 
 class Store(ABC):
-    """Pictures and labels of one folder. A picture is known by its number, which never changes while this lives.
+    """Images and labels of one folder. An image is identified by its number, which never changes in a store.
 
     Args:
-        root: the folder or file that was given.
-        class_names: names to know from the start.
+        root: the given folder or file.
+        class_names: initial class names.
 
     Attributes:
         format: `voc`, `yolo` or `coco`.
-        paths: of the pictures, by number.
-        labelled: numbers of those that are labelled.
+        paths: paths of the images, by number.
+        labelled: numbers of the labelled images.
     """
 
     format: str
@@ -119,21 +126,21 @@ class Store(ABC):
         self._sorted: list[int] = []
         self._lock = threading.RLock()
 
-    # ---- what there is
+    # ---- images and classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the keys 1 to 9: those that were given or listed, then those found."""
+        """In the order of the keys 1 to 9: classes that were given or listed, then those found in labels."""
         return tuple(self._names)
 
     def name(self, number: int) -> str:
-        """A picture's path within the folder."""
+        """Path of an image relative to the folder."""
         folder = self.root if self.root.is_dir() else self.root.parent
         path = self.paths[number]
         return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
     def by_name(self) -> list[int]:
-        """All numbers, in the order people expect: img2 before img10."""
+        """All numbers in natural order: img2 before img10."""
         if len(self._sorted) != len(self.paths):
             self._sorted = sorted(range(len(self.paths)), key=lambda number: natural_key(self.name(number)))
         return self._sorted
@@ -142,13 +149,13 @@ class Store(ABC):
         return self._number.get(Path(os.path.abspath(path)))
 
     def facts(self, number: int) -> tuple[PictureFacts, ImageHeader]:
-        """Raises ImageError if the picture cannot be read."""
+        """Properties and header of an image. Raises ImageError if it cannot be read."""
         path = self.paths[number]
         header = read_header(path)
         return PictureFacts(path.name, path.parent.name, header.size), header
 
     def rescan(self) -> None:
-        """Look for pictures that were added, and labels that others have written or removed."""
+        """Find new images, and labels that other programs have written or removed."""
         with self._lock:
             for path in self._list_pictures():
                 self._add(path)
@@ -157,7 +164,7 @@ class Store(ABC):
                 del self.counts.boxes[number]
 
     def count_all(self) -> None:
-        """Read the labels of all labelled pictures once; for a thread of its own."""
+        """Read the labels of all labelled images once; runs in a separate thread."""
         for number in sorted(self.labelled):
             if number not in self.counts.boxes:
                 with contextlib.suppress(UserError, OSError):
@@ -174,24 +181,24 @@ class Store(ABC):
     # ---- labels
 
     def read(self, number: int) -> StoredLabels:
-        """The labels of a picture. Raises ImageError if the picture itself cannot be read."""
+        """Read the labels of an image. Raises ImageError if the image itself cannot be read."""
         with self._lock:
             stored = self._read(number)
         self._note(number, stored)
         return stored
 
     def write(self, number: int, version: str, boxes: Sequence[Box]) -> StoredLabels:
-        """Save the labels of a picture; objects without `ref` are new, those not given are deleted.
+        """Save the labels of an image; objects without `ref` are new, missing objects are deleted.
 
         Args:
-            number: of the picture.
-            version: of the labels that were edited.
-            boxes: all its objects.
+            number: number of the image.
+            version: version of the labels that were edited.
+            boxes: all objects of the image.
 
         Raises:
-            Conflict: if they are no longer that version; nothing is written.
-            RunError: if they cannot be written (full disk); the old ones are untouched.
-            UserError: for a class name or a box that cannot be.
+            Conflict: if the labels have another version now; nothing is written.
+            RunError: if they cannot be written (full disk); the old labels are unchanged.
+            UserError: for an invalid class name or box.
         """
         with self._lock:
             _, header = self.facts(number)
@@ -204,7 +211,7 @@ class Store(ABC):
         return stored
 
     def add_class(self, name: str) -> None:
-        """Make a class known, for good. Raises UserError for a name that cannot be, RunError if it cannot be saved."""
+        """Add a class and save it. Raises UserError for an invalid name, RunError if it cannot be saved."""
         with self._lock:
             name = check_class_names([name], "class")[0]
             if name not in self._names:
@@ -238,24 +245,24 @@ class Store(ABC):
 
 
 def natural_key(name: str) -> list[tuple[int, Any]]:
-    """Sorts numbers in names by their value."""
+    """Sort key that compares numbers in names by value."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name.casefold()) if part]
 
 
 def _inside(box: Box, size: tuple[int, int]) -> Box:
-    """The part of a box in the picture. Raises UserError if it has none."""
+    """Clip a box to the image. Raises UserError if nothing is left."""
     height, width = size
     corners = np.array(box.box, np.float64)
     x1, y1, x2, y2 = (float(v) for v in np.clip(corners, 0, [width, height, width, height]))
     if box.ref is None and (not np.isfinite(corners).all() or x2 - x1 < LEAST_SIDE or y2 - y1 < LEAST_SIDE):
-        raise UserError("boxes", f"the {box.class_name} {list(box.box)} has no area in the picture", "draw it again")
+        raise UserError("boxes", f"the {box.class_name} {list(box.box)} has no area in the image", "draw it again")
     inside = box.box if box.ref is not None and not x2 - x1 >= LEAST_SIDE <= y2 - y1 else (x1, y1, x2, y2)
     return Box(box.class_name.strip(), inside, box.difficult, box.ref)
 
 
 @contextlib.contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes of this program out of a folder's labels; a no-op where folders cannot be locked."""
+    """Lock the labels of a folder against other processes of this program; no effect if folders cannot be locked."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -291,17 +298,17 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-# --- a file of labels for each picture -------------------------------------------------------------------------------
+# --- a file of labels for each image ---------------------------------------------------------------------------------
 
 
 class FileStore(Store):
-    """One file of labels for each picture."""
+    """One file of labels for each image."""
 
     max_bytes: int
 
     @abstractmethod
     def annotation(self, number: int) -> Path:
-        """The file of a picture's labels, there or not."""
+        """Path of the labels of an image; it may not exist."""
 
     @abstractmethod
     def _parse(self, data: bytes, facts: PictureFacts, where: Path) -> Labels: ...
@@ -310,7 +317,7 @@ class FileStore(Store):
     def _edit(self, data: bytes | None, boxes: Sequence[Box], facts: PictureFacts, where: Path) -> bytes: ...
 
     def _list_labelled(self) -> set[int]:
-        there: dict[str, set[str]] = {}  # folder: names in it; a stat for each of 20,000 files would take longer
+        there: dict[str, set[str]] = {}  # folder: its file names; faster than a stat of each of 20,000 files
         labelled = set()
         for number in range(len(self.paths)):
             folder, name = os.path.split(self.annotation(number))
@@ -337,12 +344,12 @@ class FileStore(Store):
             return StoredLabels(_digest(data), Labels(), True, str(error))
 
     def _write(self, number: int, version: str, boxes: Sequence[Box]) -> StoredLabels:
-        path = Path(os.path.realpath(self.annotation(number)))  # a link stays one
+        path = Path(os.path.realpath(self.annotation(number)))  # a symbolic link is kept
         facts, header = self.facts(number)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(path.parent, f"cannot be made: {error.strerror}", "make it by hand") from error
+            raise UserError(path.parent, f"cannot be created: {error.strerror}", "create it manually") from error
         with _folder_lock(path.parent):
             data = _read_or_none(path, self.max_bytes)
             self._require(version, data, number, path)
@@ -370,7 +377,7 @@ class FileStore(Store):
         return [] if data is None else [line.strip() for line in decode_text(data, self._class_file()).splitlines()]
 
     def _save_class(self, name: str) -> None:
-        """A list of names is the only place for a class of which no box has been drawn."""
+        """Save a class in the list of names, because it has no boxes yet."""
         path = self._class_file()
         data = _read_or_none(path, MAX_LABEL_BYTES) or b""
         if name not in self._listed_classes():
@@ -379,7 +386,7 @@ class FileStore(Store):
 
 
 class VocStore(FileStore):
-    """Pascal VOC: year folders with JPEGImages and Annotations, or XML files beside the pictures."""
+    """Pascal VOC: year folders with JPEGImages and Annotations, or XML files next to the images."""
 
     format = "voc"
     max_bytes = MAX_XML_BYTES
@@ -415,7 +422,7 @@ class VocStore(FileStore):
         return self._xml_folder(picture.parent) / f"{picture.stem}.xml"
 
     def _xml_folder(self, pictures: Path) -> Path:
-        """Where the labels of other pictures of this folder are."""
+        """The folder of the labels for images of this folder."""
         if pictures not in self._homes:
             top = Path(os.path.abspath(self.root))
             places = [each for each in (pictures.parent, pictures) if each.is_relative_to(top)]
@@ -432,7 +439,7 @@ class VocStore(FileStore):
 
 
 class YoloStore(FileStore):
-    """YOLO txt: a data.yaml, or labels beside the pictures with a classes.txt."""
+    """YOLO txt: a data.yaml, or labels next to the images with a classes.txt."""
 
     format = "yolo"
     max_bytes = MAX_LABEL_BYTES
@@ -478,10 +485,10 @@ class YoloStore(FileStore):
 
 
 def add_yaml_name(text: str, name: str, where: object) -> str:
-    """A data.yaml with one more class at the end of `names`; comments and everything else stay as they are.
+    """Add a class at the end of `names` of a data.yaml; comments and all other content are unchanged.
 
     Raises:
-        UserError: if the file is written in a way that this cannot extend.
+        UserError: if `names` is written in an unsupported way.
     """
     before = yaml.safe_load(text)
     root = yaml.compose(text, yaml.SafeLoader)
@@ -508,15 +515,15 @@ def add_yaml_name(text: str, name: str, where: object) -> str:
     known = list(before["names"].values()) if is_map else before["names"]
     now = list(after["names"].values()) if is_map else after["names"]
     if now != [*known, name] or before.keys() != after.keys():
-        raise UserError(where, f"class {name!r} cannot be added to its names", "add it there by hand")
+        raise UserError(where, f"class {name!r} cannot be added to its names", "add it there manually")
     return text
 
 
-# --- one file for all pictures ---------------------------------------------------------------------------------------
+# --- one file for all images -----------------------------------------------------------------------------------------
 
 
 class _Book:
-    """A COCO file, its entries as text by image, so that a save is one join and one write."""
+    """A COCO file, with its entries as text by image, so that a save is one join and one write."""
 
     def __init__(self, path: Path, split: str) -> None:
         self.path, self.split = path, split
@@ -593,10 +600,10 @@ class _Stale(Exception):
 
 
 class CocoStore(Store):
-    """COCO instances JSON; several files where the folder has several splits.
+    """COCO instances JSON; several files if the folder has several splits.
 
-    A picture that was looked at and holds nothing is marked `"labelled": true` in `images`: COCO itself cannot tell it
-    from one that nobody has looked at.
+    An image labelled as without objects is marked `"labelled": true` in `images`, because COCO does not distinguish it
+    from an unlabelled one.
     """
 
     format = "coco"
@@ -662,9 +669,9 @@ class CocoStore(Store):
                 try:
                     key = self._write_book(number, book, key, boxes, facts, header)
                 except _Stale:
-                    continue  # read it again, and see whether this picture is among what was changed
+                    continue  # read it again, and check whether this image was changed
                 except BaseException:
-                    book.state = ()  # what is in memory is not what is on disk: read it again
+                    book.state = ()  # memory and disk differ: read the file again
                     raise
                 return self._stored(number, book, key)
 
@@ -698,7 +705,7 @@ class CocoStore(Store):
         return number
 
     def _save_class(self, name: str) -> None:
-        """Into every file, so that all splits have the same classes."""
+        """Save a class in every file, so that all splits have the same classes."""
         for book in self._books:
             with _folder_lock(book.path.parent):
                 book.refresh()
@@ -712,23 +719,23 @@ class CocoStore(Store):
 
 
 def open_store(data: str | os.PathLike[str], class_names: Sequence[str] = ()) -> Store:
-    """The labels of a folder in the format it has; Pascal VOC XML beside the pictures where it has none yet.
+    """Open the labels of a folder in its format, or in Pascal VOC XML next to the images if there are no labels.
 
     Args:
-        data: a VOCdevkit, a COCO folder or JSON, a YOLO data.yaml, or any folder of pictures.
-        class_names: classes to know from the start.
+        data: a VOCdevkit, a COCO folder or JSON, a YOLO data.yaml, or any folder of images.
+        class_names: initial class names.
 
     Raises:
-        UserError: if it does not exist or holds no picture.
+        UserError: if it does not exist or contains no image.
     """
     path = Path(data)
     if not os.path.lexists(path):
-        raise UserError(data, "does not exist", "give a folder of pictures")
+        raise UserError(data, "does not exist", "give a folder of images")
     kind: type[Store] = VocStore
     if path.is_file():
         kinds: dict[str, type[Store]] = {".json": CocoStore, ".yaml": YoloStore, ".yml": YoloStore}
         if path.suffix.lower() not in kinds:
-            raise UserError(data, "is not a data set", "give a folder of pictures, a COCO JSON or a data.yaml")
+            raise UserError(data, "is not a data set", "give a folder of images, a COCO JSON or a data.yaml")
         kind = kinds[path.suffix.lower()]
     elif find_voc_years(path):
         kind = VocStore
@@ -740,5 +747,5 @@ def open_store(data: str | os.PathLike[str], class_names: Sequence[str] = ()) ->
         kind = YoloStore
     store = kind(path, class_names)
     if not store.paths:
-        raise UserError(data, "holds no picture", "give a folder of JPEG, PNG or other pictures")
+        raise UserError(data, "contains no image", "give a folder of JPEG, PNG or other images")
     return store

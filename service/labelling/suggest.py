@@ -1,4 +1,4 @@
-"""What the detector sees on the pictures that are not labelled yet, found in the background."""
+"""Suggested labels: detections on the unlabelled images, computed in the background."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from utils.errors import UserError, warn
 from utils.files import write_atomically
 from utils.thresholds import Thresholds
 
-LEAST_SCORE = 0.05  # of a suggestion; the page shows those above its own threshold
-MOST = 100  # suggestions of a picture
-REORDER_SECONDS = 5.0  # between two computations of the order, while pictures come in
+LEAST_SCORE = 0.05  # minimum score of a suggestion; the page applies its own threshold
+MOST = 100  # maximum number of suggestions per image
+REORDER_SECONDS = 5.0  # minimum time between two computations of the order
 IDLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Suggestions:
-    """What a model sees on a picture.
+    """The detections of a model on an image.
 
     Args:
-        model: number of the model; it grows with every new one.
-        boxes: (N, 4) xyxy pixels of the upright picture.
+        model: number of the model, increased with every new model.
+        boxes: (N, 4) xyxy pixels of the upright image.
         scores: (N,).
         names: N class names of the model.
-        looks: what the picture looks like (`order.appearance`).
+        looks: appearance of the image (`order.appearance`).
     """
 
     model: int
@@ -50,12 +50,12 @@ class Suggestions:
 
 
 class Suggester:
-    """Runs a detector over unlabelled pictures in a thread, and orders them by what it is least sure of.
+    """Runs a detector on unlabelled images in a thread, and orders them by uncertainty.
 
     Args:
-        store: the pictures.
-        detector: sees first.
-        name: what to call it to the user.
+        store: the images.
+        detector: the first detector.
+        name: its name, shown to the user.
     """
 
     def __init__(self, store: Store, detector: Detector, name: str) -> None:
@@ -80,7 +80,7 @@ class Suggester:
             self._thread.join(10)
 
     def replace(self, detector: Detector, name: str) -> None:
-        """Take another detector: everything is looked at again, in the present order."""
+        """Use another detector: all images are processed again, in the current order."""
         with self._lock:
             self.detector, self.name = detector, name
             self.model += 1
@@ -90,14 +90,14 @@ class Suggester:
     # ---- suggestions
 
     def of(self, number: int) -> Suggestions | None:
-        """What the present model sees on a picture, now if it has not looked yet; None if it cannot be read."""
+        """The current model's detections on an image, computed now if needed; None if the image cannot be read."""
         found = self.found.get(number)
         if found is None or found.model != self.model:
             found = self._look(number)
         return found
 
     def rows(self, number: int) -> list[dict[str, Any]]:
-        """The suggestions of a picture as plain types, under the names that the user has given the model's classes."""
+        """The suggestions for an image as plain types, with the user's names of the model's classes."""
         found = self.of(number)
         if found is None:
             return []
@@ -128,12 +128,12 @@ class Suggester:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Unlabelled pictures that the present model has seen, and all of them."""
+        """Number of unlabelled images processed by the current model, and of all unlabelled images."""
         todo = [number for number in range(len(self.store.paths)) if number not in self.store.labelled]
         return sum(self._is_seen(number) for number in todo), len(todo)
 
     def order(self) -> list[int]:
-        """Unlabelled pictures, the most useful first; those that nobody has looked at yet last, by name."""
+        """Unlabelled images, the most useful first; images without detections yet are last, by name."""
         labelled = self.store.labelled
         listed = [number for number in self._order if number not in labelled]
         there = set(listed)
@@ -151,13 +151,13 @@ class Suggester:
                 self._look(number)
                 if time.monotonic() - self._ordered_at > REORDER_SECONDS:
                     self._reorder()
-            except Exception as error:  # noqa: BLE001 -- one picture is not worth the thread
-                warn("suggestions", f"{type(error).__name__}: {str(error)[:200]}", "this picture gets none")
+            except Exception as error:  # noqa: BLE001 -- one image must not end the thread
+                warn("suggestions", f"{type(error).__name__}: {str(error)[:200]}", "this image gets no suggestions")
                 if number is not None:
                     self._failed.add(number)
 
     def _next(self) -> int | None:
-        """The next picture to look at: after a new model, first what would be shown first."""
+        """The next image to process; after a change of the model, in the order in which they are shown."""
         for refill in (False, True):
             if refill:
                 self._waiting.extend(number for number in self.order() if not self._is_seen(number))
@@ -189,7 +189,7 @@ class Suggester:
 
 
 class _Renames:
-    """What the user calls the classes of the model; kept for the next start in the user's cache folder."""
+    """The user's names of the model's classes, stored in the user's cache folder."""
 
     def __init__(self, root: Path) -> None:
         key = hashlib.blake2b(os.fsencode(os.path.abspath(root)), digest_size=12).hexdigest()
@@ -200,7 +200,7 @@ class _Renames:
             self._names = {str(old): str(new) for old, new in read.items()}
 
     def get(self, name: str) -> str | None:
-        """The user's name of a class; empty if it is not to be suggested; None if nothing was said."""
+        """The user's name of a class; empty if it is not suggested; None if it was not renamed."""
         return self._names.get(name)
 
     def set(self, name: str, meant: str) -> None:

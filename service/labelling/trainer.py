@@ -1,4 +1,4 @@
-"""Train on what is labelled, in a process of its own, and take the weights where they are better."""
+"""Train on the labelled images in a separate process, and use the new weights if they are better."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from utils.errors import RunError, UserError, warn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUNS = Path("logs")
-VAL_SHARE = 5  # one group of near-duplicates in so many is held back to compare weights on
-LEAST_PICTURES = 10  # labelled pictures with an object, for a training by itself
-GROWTH = 1.25  # by which the labelled pictures must have grown for the next one
+VAL_SHARE = 5  # one in this many groups of near-duplicates is used for validation
+LEAST_PICTURES = 10  # labelled images with objects needed for automatic training
+GROWTH = 1.25  # growth of the number of labelled images that starts the next run
 METRIC = "voc10_mAP50"
 POLL_SECONDS = 0.5
 
 
 @dataclass
 class TrainingState:
-    """What the page shows of the trainings.
+    """Training state shown on the page.
 
     Args:
         status: `idle`, `preparing`, `training`, `comparing` or `failed`.
-        message: in words.
-        run: folder of the present or last run.
-        pictures: labelled pictures it trains on, and those held back.
-        rows: its metrics.csv so far.
-        history: of each finished training, its score, that of the weights before, and which were taken.
+        message: text for the user.
+        run: folder of the current or last run.
+        pictures: number of training and of validation images.
+        rows: rows of its metrics.csv so far.
+        history: for each finished run, its score, the score of the previous weights, and which were used.
     """
 
     status: str = "idle"
@@ -56,16 +56,16 @@ class TrainingState:
 
 
 def snapshot_labels(store: Store, folder: Path) -> tuple[int, int]:
-    """The labelled pictures of a store as a COCO data set of train and val, which later labelling does not change.
+    """Copy the labelled images of a store to a COCO data set with train and val, independent of later labelling.
 
-    Near-duplicates are on one side, and a picture stays on its side from snapshot to snapshot, so that the scores of
-    successive trainings are of nearly the same pictures.
+    Near-duplicates are in the same split, and an image stays in its split in later snapshots, so that the scores of
+    successive runs are on nearly the same images.
 
     Returns:
-        pictures of train and of val.
+        Number of training and of validation images.
 
     Raises:
-        UserError: if there are too few.
+        UserError: if there are too few images.
     """
     numbers, labels = [], []
     for number in sorted(store.labelled):
@@ -76,7 +76,7 @@ def snapshot_labels(store: Store, folder: Path) -> tuple[int, int]:
                 labels.append([box for box in stored.labels.boxes if box.class_name in store.class_names])
     names = list(dict.fromkeys(box.class_name for each in labels for box in each))
     if len(numbers) < 2 or not names:
-        raise UserError("training", f"{len(numbers)} pictures are labelled, {len(names)} classes", "label some more")
+        raise UserError("training", f"{len(numbers)} images are labelled, {len(names)} classes", "label more images")
     paths = [store.paths[number] for number in numbers]
     held = _held_back(paths, [bool(each) for each in labels])
     index = DatasetIndex.build(
@@ -95,7 +95,7 @@ def snapshot_labels(store: Store, folder: Path) -> tuple[int, int]:
 
 
 def _held_back(paths: Sequence[Path], has_objects: Sequence[bool]) -> np.ndarray:
-    """(N,) bool: which pictures are for comparing; decided by the name of a group's first picture, never by chance."""
+    """(N,) bool: validation images, chosen by a hash of the name of a group's first image, so not at random."""
     groups = near_duplicate_groups(file_hashes(paths))
     first: dict[int, str] = {}
     for path, group in zip(paths, groups.tolist(), strict=True):
@@ -103,7 +103,7 @@ def _held_back(paths: Sequence[Path], has_objects: Sequence[bool]) -> np.ndarray
     order = sorted(first, key=lambda group: _hash(first[group]))
     chosen = {group for group in order if _hash(first[group]) % VAL_SHARE == 0}
     objects = np.array(has_objects, bool)
-    for group in order:  # both sides need an object
+    for group in order:  # both splits need an object
         held = np.isin(groups, list(chosen))
         if objects[held].any():
             break
@@ -121,16 +121,16 @@ def _hash(text: str) -> int:
 
 
 class LabelTrainer:
-    """Starts trainings and follows them.
+    """Starts training runs and monitors them.
 
     Args:
-        store: what is labelled.
+        store: labelled images.
         checkpoint: the weights to start from and to compare with.
-        take: is given the path of better weights.
-        minutes: of one training.
-        device: as of train.py.
+        take: called with the path of better weights.
+        minutes: time of one run.
+        device: as in train.py.
         extra: more arguments of train.py.
-        automatic: train by itself as soon as there is enough, and again when there is much more.
+        automatic: start automatically when enough images are labelled, and again when there are many more.
     """
 
     def __init__(
@@ -157,13 +157,13 @@ class LabelTrainer:
         self._thread.start()
 
     def start(self) -> None:
-        """Train as soon as no other training runs. Raises UserError where nothing is labelled."""
+        """Train as soon as no other run is active. Raises UserError if nothing is labelled."""
         if len(self.store.labelled) < 2:
-            raise UserError("training", f"{len(self.store.labelled)} pictures are labelled", "label some more")
+            raise UserError("training", f"{len(self.store.labelled)} images are labelled", "label more images")
         self._asked.set()
 
     def stop(self) -> None:
-        """End the present training; what it has learnt so far is compared all the same."""
+        """Stop the current run; its weights so far are compared nevertheless."""
         self._cancelled = True
         self._terminate()
 
@@ -187,8 +187,8 @@ class LabelTrainer:
                 self._train()
             except (UserError, OSError) as error:
                 self.state.status, self.state.message = "failed", str(error)
-            except Exception as error:  # noqa: BLE001 -- the page says it, and labelling goes on
-                warn("training", f"{type(error).__name__}: {str(error)[:200]}", "labelling goes on")
+            except Exception as error:  # noqa: BLE001 -- shown on the page; labelling continues
+                warn("training", f"{type(error).__name__}: {str(error)[:200]}", "labelling continues")
                 self.state.status, self.state.message = "failed", f"{type(error).__name__}: {str(error)[:200]}"
 
     def _is_due(self) -> bool:
@@ -200,7 +200,7 @@ class LabelTrainer:
         run = _new_folder()
         self._trained_on = sum(1 for each in list(self.store.counts.boxes.values()) if each)
         history = self.state.history
-        self.state = TrainingState("preparing", "writing what is labelled", str(run), history=history)
+        self.state = TrainingState("preparing", "writing the labelled images", str(run), history=history)
         self.state.pictures = snapshot_labels(self.store, run / "data")
         train = run / "train"
         command = ["train.py", "--data", str(run / "data"), "--run-dir", str(train), "--weights", str(self.checkpoint)]
@@ -213,7 +213,7 @@ class LabelTrainer:
         if not best.is_file():
             log = run / "train.log"
             raise RunError("train.py", f"ended with code {code}: {_last_line(log)}", f"see {log}")
-        self.state.status, self.state.message = "comparing", "with the weights before"
+        self.state.status, self.state.message = "comparing", "with the previous weights"
         self._compare(run, best)
 
     def _compare(self, run: Path, best: Path) -> None:
@@ -224,15 +224,15 @@ class LabelTrainer:
             self._take(best)
             self.checkpoint = best
         words = "" if old is None else f" (before: {old:.3f})"
-        taken = "taken" if is_better else "not taken"
+        taken = "used" if is_better else "not used"
         self.state.history.append(
             {"run": str(run), "pictures": self.state.pictures[0], "score": new, "before": old, "taken": is_better}
         )
         self.state.status = "idle"
-        self.state.message = f"mAP50 {new:.3f}{words} on {self.state.pictures[1]} held-back pictures: {taken}"
+        self.state.message = f"mAP50 {new:.3f}{words} on {self.state.pictures[1]} validation images: {taken}"
 
     def _score(self, run: Path, checkpoint: Path) -> float | None:
-        """mAP50 of weights on the pictures held back; None where they know none of the classes."""
+        """mAP50 of weights on the validation images; None if they have none of the classes."""
         result = run / "before.json"
         command = ["eval.py", "--checkpoint", str(checkpoint), "--data", str(run / "data"), "--split", "val"]
         self._run([*command, "--json", str(result), "--device", self.device, "--no-progress"], run / "eval.log", None)
@@ -249,7 +249,7 @@ class LabelTrainer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the terminal is for the service, which ends this one itself
+                start_new_session=True,  # Ctrl-C in the terminal is for the service, which then stops this process
             )
             while self._process.poll() is None:
                 if follow is not None:
