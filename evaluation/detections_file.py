@@ -205,7 +205,7 @@ def _category_labels(
         if numbers - names.keys():
             few = ", ".join(map(str, sorted(numbers - names.keys())[:8]))
             what = f"category numbers ({few}) are not 1 to {len(names)}, as the classes of {index.name} would be"
-            raise UserError(path, what, "name the classes of the numbers with --detection-classes FILE (or voc, coco)")
+            raise UserError(path, what, "give their class names with --detection-classes FILE (or voc, coco)")
     label_of = _label_lookup(index)
     labels = {k: label_of(name) for k, name in names.items()}
     used = [f"{k} = {names[k]}" for k in sorted(numbers) if labels.get(k, -1) >= 0]

@@ -125,7 +125,7 @@ class YOLOLoss:
     def _objectness(self, scene: Scene, matches: Matches, positive_targets: Tensor, doubtful: Matches) -> Tensor:
         total = positive_targets.new_zeros(())
         sizes = [raw.shape[:4].numel() for raw in scene.predictions]
-        # if several boxes are matched to one prediction, the highest target is used
+        # If several boxes are matched to one prediction, the highest target is used.
         targets = positive_targets.new_zeros(sum(sizes)).scatter_reduce_(
             0, _places(scene, matches), positive_targets, "amax"
         )

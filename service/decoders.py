@@ -24,8 +24,8 @@ from service.metrics import Metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DECODERS = max(2, min(4, os.cpu_count() or 1))
-BIG_MEGAPIXELS = 12.0  # pictures decoded to more are decoded one at a time, which bounds memory
-SLOW_SECONDS = 5.0  # a decoder that works longer on one picture counts as stuck
+BIG_MEGAPIXELS = 12.0  # images decoded to a larger size are decoded one at a time, which bounds memory
+SLOW_SECONDS = 5.0  # a decoder that works longer on one image counts as stuck
 START_SECONDS = 60.0
 CLOSE_SECONDS = 1.0
 READ_BYTES = 4 << 20  # buffered of an answer
@@ -123,7 +123,7 @@ class Decoders:
         return found
 
     async def _decode(self, data: bytes, where: str, most_pixels: float, held: asyncio.Lock | None) -> Decoded | None:
-        """None for a picture decoded to more than `most_pixels`; `held` is released when nothing decodes it."""
+        """Decode an image; None if decoded to more than `most_pixels`. `held` is released when decoding has ended."""
         process = None
         is_whole = False
         try:

@@ -69,7 +69,7 @@ def test_a_run_whose_machine_is_freer_than_at_first_trains_longer(
     command = ("--minutes", "10", "--batch-size", "4", "--eval-every", "50")
     run_train(tmp_path / "run", *command, epochs=6)
     said = capsys.readouterr().out
-    assert "10 minutes: 3 epochs" in said and "planned again" in said
+    assert "10 minutes: 3 epochs" in said and "replanned" in said
     (end,) = [line for line in said.splitlines() if line.startswith("time: ")]
     assert end.endswith(" of 10 minutes, 6 epochs")
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()

@@ -413,7 +413,7 @@ def test_a_camera_that_dies_is_an_error_after_its_frames_are_written(
     monkeypatch.setattr(detector, "detect_batch", unplug)
     assert run(address, "--output", tmp_path / "out2", "--json") == 1
     captured = capsys.readouterr()
-    assert "no picture after 5 attempts" in captured.err
+    assert "no frames received after 5 attempts" in captured.err
     assert captured.out.splitlines()[-1] == "predict: 0 of 1 sources done, 1 failed"
     count = len(rows(tmp_path / "out2"))
     with VideoReader(tmp_path / "out2" / "stream.mp4") as reader:

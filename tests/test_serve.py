@@ -469,7 +469,7 @@ def test_a_taken_port_a_missing_file_and_bad_options_are_one_line(
     assert "--port" in str(refused("--checkpoint", checkpoint, "--port", 70000))
     assert "--max-waiting" in str(refused("--checkpoint", checkpoint, "--queue", 0))
     assert "--input-size" in str(refused("--checkpoint", checkpoint, "--input-size", "a"))
-    assert "a.onnx: is not there" in str(refused("--checkpoint", checkpoint, "--browser-model", "a.onnx"))
+    assert "a.onnx: does not exist" in str(refused("--checkpoint", checkpoint, "--browser-model", "a.onnx"))
     assert "--browser-model" in str(refused("--checkpoint", checkpoint, "--ort-web", tmp_path))
     pytest.importorskip("onnxruntime")
     onnx = exported("onnx", Form())

@@ -34,7 +34,7 @@ MISTAKES = [  # what is typed, and what its one line must hold
     ("eval --weights best.pth", "did you mean --checkpoint?"),
     ("eval --conf-thres 0.3", "did you mean --score-threshold?"),
     ("eval --iou 0.5", "did you mean --iou-threshold?"),
-    ("eval", "--data: not given"),
+    ("eval", "--data: is required"),
     ("eval --data nowhere --checkpoint nano", "nowhere"),
     ("predict --source photo.jpg", "type it alone: photo.jpg"),
     ("predict --conf 0.3 photo.jpg", "did you mean --score-threshold?"),
