@@ -501,7 +501,7 @@ TOGETHER = {
     "eval --compare {g}/taken.json": "--compare",
     "predict": "SOURCE",
     "predict nowhere.jpg --checkpoint {g}/good.pth": "nowhere.jpg",
-    "predict {g}/empty --checkpoint {g}/good.pth": "holds no pictures",
+    "predict {g}/empty --checkpoint {g}/good.pth": "contains no images",
     "predict {g}/photo/photo.jpg --checkpoint {g}/good.pth --classes unicorn": "unicorn",
     "predict {g}/photo/photo.jpg --checkpoint {g}/good.pth --score-threshold 2": "2",
     "predict {g}/photo/photo.jpg --checkpoint {g}/good.pth --score-threshold car=x": "",
