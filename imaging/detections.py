@@ -29,8 +29,8 @@ class Detection:
         box: (4,) float32, xyxy, image pixels.
         score: in [0, 1].
         label: index of the class.
-        name: the class name; `class 7` where names are unknown.
-        track_id: its identity over the frames of a video, or None.
+        name: the class name; `class 7` if names are unknown.
+        track_id: identity of the object over the frames of a video, or None.
     """
 
     box: np.ndarray
@@ -53,14 +53,14 @@ class Detections:
         scores: (N,) float32 in [0, 1].
         labels: (N,) int64, index into `names`.
         track_ids: (N,) int64 or None, the identity of each object over the frames of a video.
-        names: the model's class names, or None where they are unknown.
-        source: the image, (H, W, 3) uint8 RGB, or the path that it was read from; None where it was not kept.
+        names: the model's class names, or None if unknown.
+        source: the image, (H, W, 3) uint8 RGB, or its path; None if it was not kept.
 
     Raises:
-        ValueError: if the shapes do not agree.
+        ValueError: if the shapes do not match.
 
-    `len(detections)` is N. `for each in detections` gives `Detection` objects. `detections[mask, index or slice]` keeps
-    a part, such as `detections[detections.scores > 0.5]`. `Detections.empty()` is the image without objects.
+    `len(detections)` is N. `for each in detections` gives `Detection` objects. `detections[mask, index or slice]` is a
+    subset, such as `detections[detections.scores > 0.5]`. `Detections.empty()` has no objects.
     """
 
     boxes: np.ndarray
@@ -108,7 +108,7 @@ class Detections:
             yield Detection(box, float(score), int(label), self.name_of(label), track_id)
 
     def name_of(self, label: Any, names: Sequence[str] | None = None) -> str:
-        """The name of class `label`; `class 7` where it is unknown."""
+        """The name of class `label`; `class 7` if it is unknown."""
         names = self.names if names is None else names
         return names[int(label)] if names is not None and 0 <= int(label) < len(names) else f"class {int(label)}"
 
@@ -129,7 +129,7 @@ class Detections:
         table = f"<table><tr><th>class</th><th>score</th><th>x1, y1, x2, y2</th></tr>{rows}</table>" if rows else ""
         picture = ""
         if self.source is not None:
-            from PIL import Image  # only a notebook needs it
+            from PIL import Image  # imported here: only notebooks need it
 
             data = io.BytesIO()
             Image.fromarray(self.draw(max_side=SHOWN_SIDE)).save(data, "JPEG", quality=90)
@@ -141,11 +141,11 @@ class Detections:
 
     @property
     def image(self) -> np.ndarray:
-        """The image, (H, W, 3) uint8 RGB; read again where only its path was kept. Raises UserError without one."""
+        """The image, (H, W, 3) uint8 RGB, read from its path if needed. Raises UserError if there is none."""
         return self._image(None)
 
     def draw(self, image: np.ndarray | None = None, max_side: int | None = None) -> np.ndarray:
-        """The boxes on a copy of the image.
+        """Draw the boxes on a copy of the image.
 
         Args:
             image: (H, W, 3) uint8 RGB; None uses the source image.
@@ -165,20 +165,20 @@ class Detections:
         """Write the drawn image in the format of the path's suffix, and return the path.
 
         Raises:
-            UserError: for a suffix that cannot be written, and where the path is that of the image itself.
+            UserError: for an unsupported suffix, or if the path is that of the image itself.
         """
         from imaging.image_io import write_image
 
         path = Path(path)
         if isinstance(self.source, (str, os.PathLike)) and path.exists() and os.path.samefile(path, self.source):
-            raise UserError("path", f"{path} is the image itself", "give another name; nothing was written")
+            raise UserError("path", f"{path} is the image itself", "give another path; nothing was written")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_image(path, self.draw(image))
         return path
 
     def show(self, image: np.ndarray | None = None) -> None:
         """Show the drawn image: in the notebook, or in the system's image viewer."""
-        from PIL import Image  # only this needs it
+        from PIL import Image  # imported here: only this method needs it
 
         picture = Image.fromarray(self.draw(image))
         try:
@@ -189,7 +189,7 @@ class Detections:
         if get_ipython is not None and get_ipython() is not None:
             display(picture)
         elif not _open_viewer(picture):
-            raise RunError("show", "no picture viewer was found", "use detections.save('drawn.jpg')")
+            raise RunError("show", "no image viewer was found", "use detections.save('drawn.jpg')")
 
     def crops(self, image: np.ndarray | None = None) -> list[np.ndarray]:
         """The image in each box, rounded outwards: N arrays (h, w, 3) uint8 RGB; empty for a box off the image."""
@@ -203,7 +203,7 @@ class Detections:
         if image is not None:
             return image
         if self.source is None:
-            raise UserError("image", "these detections do not know their image", "pass it: detections.draw(image)")
+            raise UserError("image", "these detections have no image", "pass it: detections.draw(image)")
         if isinstance(self.source, np.ndarray):
             return self.source
         from imaging.image_io import read_image
@@ -232,7 +232,7 @@ class Detections:
 
         Args:
             image_id: id of the image in the annotation file.
-            category_ids: the id of each class; None uses label + 1.
+            category_ids: the id of each class; None for label + 1.
 
         Source: https://cocodataset.org/#format-results
         """
@@ -251,7 +251,7 @@ class Detections:
         """A pandas table, one row per object: class_id, class_name, score, x1, y1, x2, y2 (image pixels), track_id.
 
         Raises:
-            MissingExtra: without pandas.
+            MissingExtra: if pandas is not installed.
         """
         try:
             import pandas
@@ -271,7 +271,7 @@ class Detections:
         """The same objects as `supervision.Detections`, with the class names in `data["class_name"]`.
 
         Raises:
-            MissingExtra: without supervision.
+            MissingExtra: if supervision is not installed.
         """
         try:
             import supervision
@@ -289,6 +289,6 @@ class Detections:
 
 def _open_viewer(picture: Any) -> bool:
     """Whether an image viewer was found and started."""
-    from PIL import ImageShow  # only this needs it
+    from PIL import ImageShow  # imported here: only this function needs it
 
     return bool(ImageShow.show(picture))

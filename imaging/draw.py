@@ -16,11 +16,11 @@ from imaging.letterbox import PAD_VALUE, Letterbox
 from utils.errors import printable, warn
 
 Colour = tuple[int, int, int]
-Place = tuple[int, int, int, int]  # xyxy, whole pixels
-GOLDEN_RATIO = 0.618033988749895  # successive multiples spread hues evenly, however many classes there are
+Place = tuple[int, int, int, int]  # xyxy, integer pixels
+GOLDEN_RATIO = 0.618033988749895  # its multiples spread hues evenly for any number of classes
 HERSHEY = cv2.FONT_HERSHEY_SIMPLEX
 
-# Where systems keep a font with Chinese, Japanese and Korean glyphs; only asked where OpenCV itself has none.
+# Paths of system fonts with Chinese, Japanese and Korean glyphs; used only if OpenCV has no such font.
 CJK_FONTS = (
     "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc",
     "/usr/share/fonts/noto-cjk/NotoSansCJK-Regular.ttc",
@@ -41,7 +41,7 @@ CJK_FONTS = (
 def class_colour(label: int) -> Colour:
     """RGB colour of class index `label`: the same in every image, run and program version."""
     hue = (label * GOLDEN_RATIO + 0.33) % 1.0
-    lightness = (0.5, 0.66, 0.36)[label % 3]  # hues come near again after 5, 8, 13 classes: lightness tells them apart
+    lightness = (0.5, 0.66, 0.36)[label % 3]  # hues are similar after 5, 8, 13 classes; lightness distinguishes them
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.9)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -81,7 +81,7 @@ def draw_boxes(
     notes: Sequence[str] | None = None,
     copy: bool = True,
 ) -> np.ndarray:
-    """Draw boxes with their class names. Each line has an outline, dark or bright, so that it is seen on any image.
+    """Draw boxes with their class names. Lines have a dark or bright outline, so that they are visible on any image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -109,7 +109,7 @@ def draw_boxes(
         cv2.rectangle(canvas, x1y1, x2y2, colour, thickness)
     places: list[Place] = []
     marks: list[Label] = []
-    for i in order[::-1]:  # the best score chooses the place of its label first, and is painted last
+    for i in order[::-1]:  # the label of the best score is placed first and drawn last
         label = int(labels[i])
         text = class_names[label] if 0 <= label < len(class_names) else f"class {label}"
         if track_ids is not None:
@@ -127,14 +127,14 @@ def draw_boxes(
 
 
 def draw_detections(image: np.ndarray, detections: Any, class_names: Sequence[str]) -> np.ndarray:
-    """`imaging.detections.Detections` on a copy of the (H, W, 3) uint8 RGB image."""
+    """Draw `imaging.detections.Detections` on a copy of the (H, W, 3) uint8 RGB image."""
     return draw_boxes(
         image, detections.boxes, detections.labels, class_names, detections.scores, track_ids=detections.track_ids
     )
 
 
 def draw_targets(image: np.ndarray, target: Mapping[str, Any], class_names: Sequence[str]) -> np.ndarray:
-    """Ground truth (a `Target`) on a copy of the (H, W, 3) uint8 RGB image; difficult and crowd boxes say so."""
+    """Draw ground truth (a `Target`) on a copy of an (H, W, 3) uint8 RGB image, with difficult and crowd boxes marked."""
     count = len(target["labels"])
     difficult, crowd = (target.get(key, np.zeros(count, bool)) for key in ("difficult", "crowd"))
     notes = ["crowd" if c else "difficult" if d else "" for d, c in zip(difficult, crowd, strict=True)]
@@ -148,14 +148,14 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     gap: int = 4,
 ) -> np.ndarray:
-    """Images in rows of `columns`, each fitted into a tile with its proportions kept.
+    """Arrange images in rows of `columns` tiles; aspect ratios are kept.
 
     Args:
         images: (H, W, 3) uint8 RGB each, any sizes.
-        columns: tiles a row.
-        tile_size: (height, width) of a tile, pixels; None takes the largest image's, at most 640.
-        captions: text at the foot of each tile.
-        gap: white pixels between tiles.
+        columns: tiles per row.
+        tile_size: (height, width) of a tile, pixels; None for the size of the largest image, at most 640.
+        captions: text at the bottom of each tile.
+        gap: width of the white space between tiles, pixels.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -181,7 +181,7 @@ def contact_sheet(
 
 
 def draw_caption(canvas: np.ndarray, text: str, row: int = 0) -> None:
-    """One line of text at the lower left of `canvas`, in place; `row` counts lines upwards."""
+    """Draw one line of text at the lower left of `canvas`, in place; `row` counts lines upwards."""
     size = text_height(canvas)
     height = text_size(text, size)[1] + _padding(size) * 2
     bottom = canvas.shape[0] - 1 - row * height
@@ -189,18 +189,18 @@ def draw_caption(canvas: np.ndarray, text: str, row: int = 0) -> None:
 
 
 def draw_heatmap(image: np.ndarray, heat: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Lay a heat map over a copy of the image; cold regions stay as they are.
+    """Draw a heat map over a copy of the image; regions with low values stay unchanged.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         heat: (h, w) in [0, 1], resized to the image.
-        opacity: share of the colour where heat is 1.
+        opacity: opacity of the colour where heat is 1, 0 to 1.
     """
     height, width = image.shape[:2]
     heat = np.nan_to_num(np.asarray(heat, np.float32))
     heat = np.clip(cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
     coloured = cv2.applyColorMap(np.rint(heat * 235).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
-    share = (opacity * np.sqrt(heat))[..., None]  # the root lets weak evidence be seen as well
+    share = (opacity * np.sqrt(heat))[..., None]  # the square root makes low values visible
     return np.rint(image * (1 - share) + coloured * share).astype(np.uint8)
 
 
@@ -212,7 +212,7 @@ def draw_trail(canvas: np.ndarray, points: Sequence[tuple[float, float]], colour
 
 
 def draw_polygon(canvas: np.ndarray, points: np.ndarray, colour: Colour, closed: bool = True) -> None:
-    """A zone (closed) or a counting line, (N, 2) x, y pixels, in place."""
+    """Draw a zone (closed) or a counting line, (N, 2) x, y pixels, in place."""
     vertices = np.rint(np.asarray(points)).astype(np.int32).reshape(-1, 1, 2)
     cv2.polylines(canvas, [vertices], closed, colour, line_width(canvas) + 1, cv2.LINE_AA)
 
@@ -232,7 +232,7 @@ def text_size(text: str, cap_height: int) -> tuple[int, int, int]:
 
 
 def put_text(canvas: np.ndarray, text: str, left: int, baseline: int, cap_height: int, colour: Colour) -> None:
-    """One line of text on `canvas`, in place, from (left, baseline), with capitals `cap_height` pixels high."""
+    """Draw one line of text on `canvas`, in place, from (left, baseline), with capitals `cap_height` pixels high."""
     kind, font = _font_for(text)
     if kind == "opencv":
         cv2.putText(canvas, text, (left, baseline), colour, font, _em(cap_height), 400)
@@ -245,7 +245,7 @@ def put_text(canvas: np.ndarray, text: str, left: int, baseline: int, cap_height
 
 @dataclass(frozen=True)
 class Label:
-    """Text on a coloured ground, with its place in the image."""
+    """Text on a coloured background, with its position in the image."""
 
     text: str
     place: Place
@@ -262,7 +262,7 @@ class Label:
 
 
 def _place_label(canvas: np.ndarray, text: str, box: Place, colour: Colour, taken: Sequence[Place]) -> Label:
-    """The label of `box`, inside the image, where it covers the least of the labels placed before it."""
+    """Place the label of `box` inside the image, with minimum overlap with the labels placed before."""
     height, width = canvas.shape[:2]
     text = printable(text)
     cap_height = text_height(canvas)
@@ -284,7 +284,7 @@ def _place_label(canvas: np.ndarray, text: str, box: Place, colour: Colour, take
 
 
 def _overlap(a: Place, b: Place) -> int:
-    """Pixels that two places share."""
+    """Area of the intersection of two rectangles, pixels."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
@@ -314,7 +314,7 @@ def _ascii_font() -> tuple[str, Any]:
 
 @functools.cache
 def _unicode_font() -> tuple[str, Any]:
-    """How text beyond ASCII is drawn here: OpenCV 5's own font, a system font through Pillow, or ASCII escapes."""
+    """The way to draw non-ASCII text: OpenCV 5's font, a system font through Pillow, or ASCII escapes."""
     if hasattr(cv2, "FontFace"):
         face = cv2.FontFace()
         if face.set("uni"):
@@ -322,7 +322,9 @@ def _unicode_font() -> tuple[str, Any]:
     path = next((path for path in CJK_FONTS if Path(path).is_file()), None)
     if path is not None:
         return "pillow", path
-    warn("class names", "no font for letters beyond ASCII was found", "install fonts-noto-cjk; \\u... stands for them")
+    warn(
+        "class names", "no font for non-ASCII characters was found", "install fonts-noto-cjk; they are drawn as escapes"
+    )
     return "hershey", None
 
 
@@ -338,7 +340,7 @@ def _pillow_font(path: str, size: int) -> Any:
 
 
 def _put_pillow(canvas: np.ndarray, text: str, left: int, baseline: int, font: Any, colour: Colour) -> None:
-    """Through Pillow, in the small window that the text covers: converting the whole image costs more."""
+    """Draw text with Pillow, only in the region of the text, because converting the whole image takes longer."""
     from PIL import Image, ImageDraw
 
     x0, y0, x1, y1 = font.getbbox(text, anchor="ls")

@@ -52,26 +52,27 @@ IMAGE_SUFFIXES = _JPEG_SUFFIXES | frozenset(
     | {".tif", ".tiff", ".webp"}
 )
 _PILLOW_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
-_ENCODED_AS = {".jfif": ".jpg", ".mpo": ".jpg"}  # names that OpenCV does not know
+_ENCODED_AS = {".jfif": ".jpg", ".mpo": ".jpg"}  # suffixes that OpenCV does not know
 _HEADER_BYTES = 1 << 16
 _END_BYTES = 64
-_BYTES_PER_PIXEL = 4  # no image under the cap in pixels needs a bigger file
+_BYTES_PER_PIXEL = 4  # maximum file size per pixel of the largest allowed image
 _STRIP_PIXELS = 1 << 20
-# Of the cap, the part for decoders that take more than 10 bytes a pixel: it is there to keep below 1 GB. Measured:
+# Fraction of the limit for decoders that need more than 10 bytes per pixel, to stay below 1 GB of memory. Measured:
 # JPEG 2000 19, animated WebP 16, progressive CMYK 12, AVIF 11 bytes (docs/RELIABILITY.md).
 _SHARE = {"jpeg2000": 0.5, "animation": 0.5, "progressive": 0.75, "avif": 0.8, "heif": 0.8}
-# A progressive JPEG is decoded whole for each of its scans, of which 174 kB hold thousands. Encoders write 10 or so.
+# A progressive JPEG is decoded completely for each of its scans, and 174 kB can contain thousands. Encoders write about
+# 10.
 MAX_SCANS = 100
 MAX_SCANNED_MEGAPIXELS = 2000.0  # pixels x scans: about a second of decoding above that of the pixels
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_REDUCED = {  # OpenCV's reduced flags with BGR exchanged for RGB
+_REDUCED = {  # OpenCV's flags for reduced decoding, in RGB instead of BGR
     1: _RGB,
     2: _RGB | (cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR),
     4: _RGB | (cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR),
     8: _RGB | (cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR),
 }
 
-# (height, width) that a caller needs at least, or a function that gives it for an image of (height, width)
+# minimum (height, width) that a caller needs, or a function that returns it for an image of (height, width)
 MinSize = tuple[int, int] | Callable[[int, int], tuple[int, int]]
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any decoding, and is adjustable
@@ -89,7 +90,7 @@ class ImageHeader:
         height: rows as stored, pixels.
         width: columns as stored, pixels.
         orientation: EXIF orientation, 1 to 8; from 5 on the upright image has rows and columns exchanged.
-        kind: `jpeg` and `webp` (OpenCV decodes them as well as Pillow, and faster), `hdr` (only OpenCV reads it), else
+        kind: `jpeg` and `webp` (OpenCV decodes them like Pillow, but faster), `hdr` (only OpenCV reads it), else
             Pillow's name of the format in lower case, or `other`.
         frame: offset of the frame of a JPEG, after all thumbnails; bytes.
     """
@@ -114,8 +115,8 @@ def read_image(
     """Read an image: (H, W, 3) uint8, RGB, upright.
 
     Args:
-        path: the file; its suffix does not matter, its content does.
-        max_megapixels: refuse an image that claims more, before decoding it.
+        path: the file; its format is determined by its content, not by its suffix.
+        max_megapixels: reject an image with more pixels in its header, before decoding it.
         min_size: minimum (height, width) that the caller needs, or a function that returns it for the image's size
             (`Letterbox.decoded_size`). A JPEG 2, 4 or 8 times larger on both sides is decoded at that fraction, which
             is faster and takes less memory; None decodes every pixel.
@@ -131,7 +132,7 @@ def read_image_and_size(
     max_megapixels: float = MAX_MEGAPIXELS,
     min_size: MinSize | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Like `read_image`, with the (height, width) of the whole image, in whose pixels its boxes are."""
+    """Like `read_image`, but also returns the (height, width) of the full-size image, for boxes."""
     held, where = [_read(path, max_megapixels)], os.fsdecode(path)
     header = read_header_bytes(held[0], where, max_megapixels)
     return _decode(held, header, where, _reduction(header, min_size)), header.size
@@ -148,9 +149,9 @@ def decode_image(
 
     Args:
         data: the file's content.
-        where: what an error calls it.
-        max_megapixels: refuse an image that claims more, before decoding it.
-        reduce: 1, 2, 4 or 8: a JPEG is decoded at 1 / reduce of its size (rounded up), other formats whole.
+        where: name of the image in errors.
+        max_megapixels: reject an image with more pixels in its header, before decoding it.
+        reduce: 1, 2, 4 or 8: a JPEG is decoded at 1 / reduce of its size (rounded up), other formats at full size.
         min_size: as in `read_image`; used when `reduce` is 1.
 
     Raises:
@@ -163,7 +164,7 @@ def decode_image(
 def decode_image_and_size(
     data: bytes, where: object = "image", max_megapixels: float = MAX_MEGAPIXELS, min_size: MinSize | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Like `decode_image`, with the (height, width) of the whole image, in whose pixels its boxes are."""
+    """Like `decode_image`, but also returns the (height, width) of the full-size image."""
     header = read_header_bytes(data, where, max_megapixels)
     return _decode([data], header, where, _reduction(header, min_size)), header.size
 
@@ -177,20 +178,20 @@ def decode_held(held: list[bytes], where: object = "image", max_megapixels: floa
 
 
 def rgb_of_pillow(image: Image.Image, where: object = "image") -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a Pillow image, upright by its EXIF orientation: what `read_image` gives of its file.
+    """Convert a Pillow image to (H, W, 3) uint8 RGB, upright by its EXIF orientation, like `read_image` of its file.
 
     Raises:
         ImageError: if it has no pixels, or its file cannot be decoded.
     """
     if not all(image.size):
-        raise ImageError("not_an_image", where, f"a PIL image of size {image.size} has no pixels", "give a picture")
+        raise ImageError("not_an_image", where, f"a PIL image of size {image.size} has no pixels", "give another image")
     try:
         with _without_warnings():
             image.load()
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except (OSError, SyntaxError, ValueError) as error:
         what = f"the PIL image cannot be decoded ({str(error)[:80]})"
-        raise ImageError("corrupt_image", where, what, "give another copy") from None
+        raise ImageError("corrupt_image", where, what, "use another copy") from None
     return _turn(_to_rgb(image), orientation if orientation in range(1, 9) else 1)
 
 
@@ -203,7 +204,7 @@ def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPI
     """Read the header of an image, from the beginning and the end of the file if that is enough.
 
     Raises:
-        ImageError: if it is not an image, is cut off, or claims more than `max_megapixels`.
+        ImageError: if it is not an image, is truncated, or has more than `max_megapixels`.
     """
     where, header = os.fsdecode(path), None
     try:
@@ -211,7 +212,7 @@ def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPI
     except FileError as error:
         raise ImageError(error.code, error.where, error.what, error.todo) from None
     if start[:3] == _JPEG_MAGIC and size > len(start):
-        header = _jpeg_header(start)  # all but a few say all of it in the first bytes
+        header = _jpeg_header(start)  # for nearly all files, the first bytes contain all of it
         if header is not None and not _has_one_scan(start, header.frame):
             header = None
     held = [start if header is not None or size <= len(start) else _read(path, max_megapixels)]
@@ -219,12 +220,12 @@ def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPI
     if not _looks_whole(header, start, end, size):
         held = held if len(held[0]) == size else [_read(path, max_megapixels)]
         if header.kind not in ("jpeg", "progressive") or not _has_end(held[0], header):
-            _decode(held, header, where, 1)  # raises if it is cut
+            _decode(held, header, where, 1)  # raises if it is truncated
     return header
 
 
 def read_start(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
-    """`read_header` without a check of the end of the file: enough to plan memory, not to trust the file."""
+    """`read_header` without a check of the end of the file: enough to plan memory, but not to validate the file."""
     start = read_ends(path, int(max_megapixels * 1e6 * _BYTES_PER_PIXEL), _HEADER_BYTES, 0)[0]
     if start[:3] == _JPEG_MAGIC and (header := _jpeg_header(start)) is not None:
         return _checked(header, os.fsdecode(path), max_megapixels)
@@ -254,17 +255,17 @@ def read_header_bytes(data: bytes, where: object = "image", max_megapixels: floa
 
 
 def write_image(path: str | os.PathLike[str], image: np.ndarray, quality: int = 95) -> None:
-    """Write an RGB (H, W, 3) or grey (H, W) uint8 image in the format of the path's suffix, whole or not at all.
+    """Write an RGB (H, W, 3) or grey (H, W) uint8 image in the format of the path's suffix, atomically.
 
     Raises:
-        UserError: if the suffix names no format that can be written.
+        UserError: for an unsupported suffix.
         OSError: if the folder does not exist or the disk is full.
     """
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     try:
         data = encode_image(image, suffix, quality)
     except ValueError:
-        what = f"pictures cannot be written with the suffix {suffix!r}"
+        what = f"images cannot be written with the suffix {suffix!r}"
         raise UserError(path, what, "use .jpg or .png") from None
     write_file(path, data)
 
@@ -279,7 +280,7 @@ def encode_image(image: np.ndarray, suffix: str = ".jpg", quality: int = 95) -> 
     except cv2.error:
         done = False
     if not done or suffix not in IMAGE_SUFFIXES:
-        raise ValueError(f"pictures cannot be written as {suffix!r}")
+        raise ValueError(f"images cannot be written as {suffix!r}")
     return encoded.tobytes()
 
 
@@ -290,7 +291,7 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION_TAG = 0x0112
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END_OF_IMAGE, _PROGRESSIVE = 0xDA, 0xD9, 0xC2
-_WITHOUT_LENGTH = frozenset([0x00, 0x01, *range(0xD0, 0xD9)])  # FF 00 is no marker, and skipped as libjpeg does
+_WITHOUT_LENGTH = frozenset([0x00, 0x01, *range(0xD0, 0xD9)])  # FF 00 is not a marker; it is skipped, as in libjpeg
 
 
 def _jpeg_header(data: bytes) -> ImageHeader | None:
@@ -326,7 +327,7 @@ _SEQUENTIAL = (0xC0, 0xC1, 0xC9)
 
 
 def _scans(data: bytes, frame: int) -> Iterator[int]:
-    """Where each scan of a JPEG begins, behind its marker, from its frame on."""
+    """Yield the start of each scan of a JPEG, after its marker, from the frame on."""
     position, pattern = frame, _MARKER
     while match := pattern.search(data, position):
         marker, position, pattern = match[1][0], match.end(), _MARKER
@@ -340,7 +341,7 @@ def _scans(data: bytes, frame: int) -> Iterator[int]:
 
 
 def _has_one_scan(data: bytes, frame: int) -> bool:
-    """Whether the first scan of a JPEG, if it is in `data`, holds all there is."""
+    """Whether the first scan of a JPEG, if it is in `data`, contains all components."""
     first = next(_scans(data, frame), None)
     return (
         first is not None
@@ -353,7 +354,7 @@ def _check_scans(data: bytes, header: ImageHeader, where: object) -> None:
     """Raises ImageError for a JPEG of more scans than `MAX_SCANS`, or that are too many for its number of pixels."""
     limit = int(min(MAX_SCANS, MAX_SCANNED_MEGAPIXELS * 1e6 / (header.height * header.width)))
     start = header.frame or len(_JPEG_MAGIC) - 1
-    if data.count(b"\xff\xda", start) <= limit:  # those in thumbnails count too
+    if data.count(b"\xff\xda", start) <= limit:  # scans of thumbnails are counted, too
         return
     if sum(1 for _ in itertools.islice(_scans(data, start), limit + 1)) <= limit:
         return
@@ -363,7 +364,9 @@ def _check_scans(data: bytes, header: ImageHeader, where: object) -> None:
 
 def _png_header(data: bytes, where: object) -> ImageHeader:
     if len(data) < 33 or data[12:16] != b"IHDR":
-        raise ImageError("truncated_image", where, f"is a PNG cut after {len(data)} bytes", "copy or download it again")
+        raise ImageError(
+            "truncated_image", where, f"is a PNG truncated after {len(data)} bytes", "copy or download it again"
+        )
     width, height = struct.unpack_from(">II", data, 16)
     orientation, position = 1, 8
     while position + 12 <= len(data):  # eXIf may come after the pixels
@@ -375,7 +378,7 @@ def _png_header(data: bytes, where: object) -> ImageHeader:
 
 
 def _hdr_header(data: bytes) -> ImageHeader | None:
-    """Radiance images, which OpenCV reads and Pillow does not: `-Y height +X width` ends the header."""
+    """The header of a Radiance image, which only OpenCV reads. It ends with `-Y height +X width`."""
     words = data[:4096].partition(b"\n\n")[2].split(b"\n", 1)[0].split()
     if len(words) == 4 and words[0] == b"-Y" and words[2] == b"+X" and words[1].isdigit() and words[3].isdigit():
         return ImageHeader(int(words[1][:9]), int(words[3][:9]), 1, "hdr")
@@ -390,7 +393,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _heif_brand(data: bytes) -> str:
-    """`HEIC` or `AVIF` by the brands of the file's first box, empty for what is neither (ISO 23008-12)."""
+    """`HEIC` or `AVIF`, by the brands in the file's first box; empty for other files (ISO 23008-12)."""
     if data[4:8] != b"ftyp":
         return ""
     brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
@@ -400,7 +403,7 @@ def _heif_brand(data: bytes) -> str:
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
-    """The formats that Pillow may take an image for."""
+    """The formats that Pillow may use for a file."""
     return ("HEIF",) if _heif_brand(data) == "HEIC" else _PILLOW_FORMATS
 
 
@@ -415,13 +418,13 @@ def _register_heif() -> bool:
 
 
 def _check_heif(data: bytes, where: object) -> None:
-    """Say what a HEIC or AVIF image is where it cannot be decoded here."""
+    """Raise ImageError for a HEIC or AVIF image that cannot be decoded here, with the package to install."""
     brand = _heif_brand(data)
     if brand == "HEIC" and not _register_heif():
-        what = "is a HEIC photograph (Apple's format), which needs another package"
+        what = "is a HEIC image (Apple's format), which needs another package"
         raise ImageError("unsupported_image", where, what, "pip install pi-heif (or pillow-heif), or export it as JPEG")
     if brand == "AVIF" and not features.check("avif"):
-        what = "is an AVIF picture, which this version of Pillow cannot decode"
+        what = "is an AVIF image, which this version of Pillow cannot decode"
         raise ImageError("unsupported_image", where, what, "pip install 'pillow>=11.3', or convert it to JPEG")
 
 
@@ -430,13 +433,13 @@ def _pillow_header(data: bytes, where: object) -> ImageHeader:
     try:
         with _without_warnings(), Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             width, height = image.size
-            # Pillow turns a TIFF by itself and states the size of the result
+            # Pillow rotates a TIFF itself, and its size is that of the result
             orientation = 1 if image.format in ("TIFF", "PNG") else image.getexif().get(_ORIENTATION_TAG, 1)
             kind = (image.format or "other").lower()
             if kind == "webp" and getattr(image, "is_animated", False):
                 kind = "animation"
             return ImageHeader(height, width, orientation if orientation in range(1, 9) else 1, kind)
-    except Exception as error:  # decoders raise anything on broken input, struct.error and KeyError included
+    except Exception as error:  # on damaged files, decoders raise any exception, such as struct.error and KeyError
         raise _not_an_image(data, where, error) from None
 
 
@@ -460,14 +463,16 @@ def _exif_orientation(exif: bytes) -> int:
 
 def _checked(header: ImageHeader, where: object, max_megapixels: float) -> ImageHeader:
     if header.height < 1 or header.width < 1:
-        raise ImageError("corrupt_image", where, f"claims {header.width}x{header.height} pixels", "use another copy")
+        raise ImageError(
+            "corrupt_image", where, f"has {header.width}x{header.height} pixels in its header", "use another copy"
+        )
     if header.kind.endswith("-bit JPEG"):
-        what = f"is a {header.kind} (medical and scientific cameras write them), which no decoder here reads"
+        what = f"is a {header.kind} (from medical or scientific cameras), which cannot be decoded here"
         raise ImageError("unsupported_image", where, what, "convert it to 8 bits or to PNG")
     limit = max_megapixels * _SHARE.get(header.kind, 1.0)
     if header.height * header.width > limit * 1e6:
-        what = f"claims {header.width}x{header.height} pixels, the limit is {limit:g} megapixels"
-        what += f" ({header.kind} takes much memory)" if header.kind in _SHARE else ""
+        what = f"has {header.width}x{header.height} pixels; the limit is {limit:g} megapixels"
+        what += f" ({header.kind} needs much memory)" if header.kind in _SHARE else ""
         raise ImageError("image_too_big", where, what, "shrink it, or raise the limit if you trust it")
     return header
 
@@ -496,8 +501,8 @@ def _decode(held: list[bytes], header: ImageHeader, where: object, reduce: int) 
     if data[:8] == _PNG_MAGIC:
         _check_png(data, where)
     if not (header.kind in ("hdr", "webp", "jpeg") and _has_end(data, header)):
-        # Pillow knows whether a JPEG without end mark is whole, and the rare kinds of pixels, and it complains by
-        # raising: OpenCV prints on the terminal what is wrong with a PNG
+        # Pillow detects whether a JPEG without an end marker is complete, supports rare pixel formats, and raises
+        # exceptions. OpenCV prints errors of a PNG to the terminal.
         del data
         return _turn(_decode_with_pillow(held, where), header.orientation)
     try:
@@ -510,14 +515,14 @@ def _decode(held: list[bytes], header: ImageHeader, where: object, reduce: int) 
 
 
 def _has_end(data: bytes, header: ImageHeader) -> bool:
-    """Whether the file goes on to where the format says that it ends; what has no such mark has it."""
+    """Whether the file has the end marker of its format; always true for formats without one."""
     if header.kind in ("jpeg", "progressive"):
         return data.rfind(b"\xff\xd9") > header.frame
     return header.kind not in ("webp", "animation") or len(data) >= 8 + int.from_bytes(data[4:8], "little")
 
 
 def _looks_whole(header: ImageHeader, start: bytes, end: bytes, size: int) -> bool:
-    """Whether a file seems to go on to its end, from its first and last bytes; if not, it has to be looked at whole."""
+    """Whether a file seems complete, by its first and last bytes; if not, it must be decoded to check it."""
     if start[:3] == _JPEG_MAGIC:
         return end.rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
     if start[:8] == _PNG_MAGIC:
@@ -532,7 +537,7 @@ def _looks_whole(header: ImageHeader, start: bytes, end: bytes, size: int) -> bo
 
 
 def _check_png(data: bytes, where: object) -> None:
-    """Every chunk whole and with the right checksum, up to the end mark."""
+    """Check that every chunk of a PNG is complete, with the right checksum, up to the end chunk."""
     position = 8
     while position + 12 <= len(data):
         length = int.from_bytes(data[position : position + 4], "big")
@@ -557,7 +562,7 @@ def _decode_with_pillow(held: list[bytes], where: object) -> np.ndarray:
             return _to_rgb(image)
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise anything on broken input
+    except Exception as error:  # on damaged files, decoders raise any exception
         if held and _is_cut(held[0], error):
             raise _truncated(held[0], where) from None
         what = f"the pixels cannot be decoded ({type(error).__name__}: {str(error)[:80]})"
@@ -565,7 +570,7 @@ def _decode_with_pillow(held: list[bytes], where: object) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 of a loaded image, alpha dropped, 16 bits made 8; in strips, which need little memory."""
+    """Convert a loaded image to (H, W, 3) uint8, without alpha, 16 bits scaled to 8; in strips, to save memory."""
     width, height = image.size
     out = np.empty((height, width, 3), np.uint8)
     high = image.getextrema()[1] if image.mode == "F" else 65535
@@ -588,7 +593,7 @@ def _to_8_bits(grey: np.ndarray, high: Any) -> np.ndarray:
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """The upright image (EXIF 2.32, tag 274)."""
+    """Rotate an image upright (EXIF 2.32, tag 274)."""
     if orientation == 1:
         return image
     if orientation >= 5:
@@ -601,7 +606,7 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def turn_boxes(boxes: np.ndarray, orientation: int, height: int, width: int) -> np.ndarray:
-    """(N, 4) xyxy boxes of the stored image to those of the upright one.
+    """Convert (N, 4) xyxy boxes of the stored image to the upright image.
 
     Args:
         boxes: pixels of the image as stored.
@@ -623,7 +628,7 @@ def turn_boxes(boxes: np.ndarray, orientation: int, height: int, width: int) -> 
 
 
 def _truncated(data: bytes, where: object) -> ImageError:
-    return ImageError("truncated_image", where, f"is cut off after {len(data)} bytes", "copy or download it again")
+    return ImageError("truncated_image", where, f"is truncated after {len(data)} bytes", "copy or download it again")
 
 
 def _is_cut(data: bytes, error: Exception) -> bool:
@@ -645,4 +650,4 @@ def _not_an_image(data: bytes, where: object, error: Exception) -> ImageError:
         return ImageError("corrupt_image", where, what, "copy or download it again")
     if data[:3] == _JPEG_MAGIC or data[:6] in (b"GIF87a", b"GIF89a"):
         return _truncated(data, where)
-    return ImageError("not_an_image", where, "is not a picture of a known format", "convert it to JPEG or PNG")
+    return ImageError("not_an_image", where, "is not an image in a known format", "convert it to JPEG or PNG")

@@ -8,9 +8,9 @@ import numpy as np
 
 RESIZE_MODES = ("letterbox", "stretch")
 INTERPOLATIONS = ("bilinear", "bicubic")
-PAD_VALUE = 114  # the grey that YOLO training pads with; the mean of natural images is near it
-# An image is decoded at no less than so many times the side that the network sees: the decoder averages blocks of
-# pixels, and a second average over a few of them hides their borders. At 1 mAP50 fell by 0.4 points (docs/SPEED.md).
+PAD_VALUE = 114  # grey value of the padding, as in YOLOv5; close to the mean of natural images
+# An image is decoded at this multiple of the input size or more. The decoder averages blocks of pixels. Resizing then
+# averages again, which hides the block borders. With a multiple of 1, mAP50 fell by 0.4 points (docs/SPEED.md).
 SPARE_PIXELS = 2
 
 
@@ -20,9 +20,9 @@ class Letterbox:
 
     Args:
         input_size: (height, width) of the result, pixels.
-        mode: `letterbox` keeps proportions and pads both sides; `stretch` does not keep them.
-        interpolation: `bilinear` (OpenCV; area-averaged when it shrinks) or `bicubic` (Pillow's, which antialiases
-            when it shrinks: what the reference's weights were trained with).
+        mode: `letterbox` keeps the aspect ratio and pads both sides; `stretch` does not keep it.
+        interpolation: `bilinear` (OpenCV; area averaging when shrinking) or `bicubic` (Pillow's, with antialiasing when
+            shrinking, as in the training of the reference's weights).
         pad_value: grey level of the padding, 0 to 255.
     """
 
@@ -38,7 +38,7 @@ class Letterbox:
             raise ValueError(f"interpolation {self.interpolation!r}: choose from {', '.join(INTERPOLATIONS)}")
 
     def geometry(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Where an image of (height, width) goes: (new_height, new_width, top, left), input pixels."""
+        """(new_height, new_width, top, left) of an image of (height, width) in the input, pixels."""
         input_height, input_width = self.input_size
         if self.mode == "stretch":
             return input_height, input_width, 0, 0
@@ -48,9 +48,9 @@ class Letterbox:
         return new_height, new_width, (input_height - new_height) // 2, (input_width - new_width) // 2
 
     def decoded_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that an image of this size should be decoded at, at least, so that `apply` loses nothing.
+        """Minimum (height, width) at which an image of this size should be decoded, so that `apply` loses nothing.
 
-        For `min_size` of `imaging.image_io.read_image`. Bicubic resampling takes every pixel, as the reference does.
+        For `min_size` of `imaging.image_io.read_image`. Bicubic resampling needs every pixel, as in the reference.
         """
         if self.interpolation != "bilinear":
             return height, width
@@ -60,9 +60,9 @@ class Letterbox:
     def apply(
         self, image: np.ndarray, out: np.ndarray | None = None, size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """(H, W, 3) uint8 image to (input_height, input_width, 3) uint8, into `out` if given.
+        """Resize an (H, W, 3) uint8 image to (input_height, input_width, 3) uint8, into `out` if given.
 
-        `size` is the (height, width) of the whole image where `image` was decoded at a fraction of it.
+        `size` is the (height, width) of the full-size image, if `image` was decoded at a reduced size.
         """
         new_height, new_width, top, left = self.geometry(*(size or image.shape[:2]))
         resized = resize(image, new_height, new_width, self.interpolation)
@@ -76,7 +76,7 @@ class Letterbox:
         return out
 
     def boxes_to_input(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-        """(N, 4) xyxy boxes of an image of (height, width) to input pixels."""
+        """Convert (N, 4) xyxy boxes of an image of (height, width) to input pixels."""
         new_height, new_width, top, left = self.geometry(height, width)
         scale = np.array([new_width / width, new_height / height] * 2, dtype=np.float64)
         return (boxes * scale + np.array([left, top] * 2)).astype(np.float32)
@@ -96,10 +96,10 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "bil
     if image.shape[:2] == (height, width):
         return image
     if interpolation == "bicubic":
-        from PIL import Image  # the reference's own resampling; OpenCV's bicubic does not antialias
+        from PIL import Image  # the resampling of the reference; OpenCV's bicubic has no antialiasing
 
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-    import cv2  # late: options and configurations are read without it
+    import cv2  # imported here: options and configurations do not need it
 
     shrinks = height < image.shape[0] or width < image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

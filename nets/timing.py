@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-NOISY_SPREAD = 0.15  # quartiles further apart than this share of the median
-NOISY_CONTROL = 1.25  # a fixed piece of work whose median is this many times its fastest
+NOISY_SPREAD = 0.15  # noisy if the quartile distance exceeds this fraction of the median
+NOISY_CONTROL = 1.25  # noisy if the median of the control computation exceeds this multiple of its minimum
 CONTROL = "control"
-_CONTROL_SIZE = 256  # a product of matrices: about a millisecond
+_CONTROL_SIZE = 256  # of a matrix product, about a millisecond
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Sample:
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles as a share of the median."""
+        """Distance of the quartiles, as a fraction of the median."""
         low, high = self.quartiles
         return (high - low) / self.median
 
     def ratio(self, other: Sample) -> float:
-        """Median over the repetitions of this one's time by the other's of the same repetition."""
+        """Median over the repetitions of the ratio of this time to the other's."""
         return float(np.median(self.seconds / other.seconds))
 
 
@@ -53,12 +53,12 @@ def interleave(
     warm_up: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Sample]:
-    """Run all calls in turn, `repetitions` times, with the order reversed every other time.
+    """Run all calls alternately, `repetitions` times, in reversed order every other time.
 
     Args:
-        calls: what to time, by name.
-        repetitions: how often; `warm_up` further rounds come first and do not count.
-        clock: `time.thread_time` counts only what this thread computes.
+        calls: functions to time, by name.
+        repetitions: number of rounds, after `warm_up` rounds that are not measured.
+        clock: the clock; `time.thread_time` counts only CPU time of this thread.
     """
     order = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in order}
@@ -72,29 +72,29 @@ def interleave(
 
 
 def control_call() -> Callable[[], Any]:
-    """A fixed piece of work; its times tell how quiet the machine is."""
+    """A fixed computation, whose times show the load of the machine."""
     matrix = np.random.default_rng(0).random((_CONTROL_SIZE, _CONTROL_SIZE), dtype=np.float32)
     return lambda: matrix @ matrix
 
 
 def noise_reasons(control: Sample, samples: Mapping[str, Sample], shares_matter: bool = True) -> list[str]:
-    """Why the times cannot be trusted; empty if nothing speaks against them.
+    """Reasons why the times are unreliable; empty if there are none.
 
     Args:
-        control: of `control_call`, from the same run.
-        samples: of everything else.
-        shares_matter: whether the clock also counts the time in which others had the processor.
+        control: times of `control_call` in the same run.
+        samples: times of the measured functions.
+        shares_matter: whether the clock also counts time in which other processes used the CPU.
     """
     reasons = []
     slowdown = control.median / control.minimum
     if slowdown > NOISY_CONTROL:
-        reasons.append(f"a fixed piece of work took {slowdown:.2f} times its quickest: something else is running")
+        reasons.append(f"a fixed computation took {slowdown:.2f} times its minimum: other programs are running")
     for name, sample in samples.items():
         if sample.spread > NOISY_SPREAD:
-            reasons.append(f"{name}: half of the repetitions lie {100 * sample.spread:.0f} % of the median apart")
+            reasons.append(f"{name}: the quartiles differ by {100 * sample.spread:.0f} % of the median")
     load, cores = _load(), os.cpu_count() or 1
     if shares_matter and load is not None and load > cores + 0.5:
-        reasons.append(f"the machine's load is {load:.1f} on {cores} cores")
+        reasons.append(f"the load average is {load:.1f} on {cores} cores")
     return reasons
 
 
@@ -106,7 +106,7 @@ def _load() -> float | None:
 
 
 def energy_joules() -> float | None:
-    """The processor's energy counter, where it may be read (Linux, RAPL)."""
+    """The energy counter of the processor (RAPL), joules; None if it cannot be read (only Linux)."""
     counters = sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"))
     try:
         return sum(int(file.read_text()) for file in counters) / 1e6 if counters else None
@@ -115,7 +115,7 @@ def energy_joules() -> float | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on besides the program."""
+    """Description of the machine and software versions, for published results."""
     import platform
 
     info = {

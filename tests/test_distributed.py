@@ -319,7 +319,7 @@ def test_a_lost_process_is_told_from_a_failure_of_ones_own(monkeypatch: pytest.M
     def err(argv: list[str] | None) -> int:
         raise UserError("--data", "is missing")
 
-    with pytest.raises(RunError, match="rank 2: another process is gone"):
+    with pytest.raises(RunError, match="rank 2: another process has exited"):
         distributed.recorded(lose)(None)
     with pytest.raises(UserError, match=r"^rank 2: --data: is missing"):
         distributed.recorded(err)(None)

@@ -127,7 +127,7 @@ def test_a_broken_connection_is_continued_where_it_broke(server: Server, fetch: 
 
 def test_a_later_run_continues_the_part_of_an_earlier_one(server: Server, fetch: Callable[..., Path]) -> None:
     server.faults = ["break", "break-early"]
-    with pytest.raises(RunError, match=r"put it at .*file\.bin.*continue"):
+    with pytest.raises(RunError, match=r"save it as .*file\.bin.*resume"):
         fetch(retries=1)
     assert fetch().read_bytes() == CONTENT
     assert server.ranges[-1] == f"bytes={len(CONTENT) // 2}-"
@@ -199,13 +199,13 @@ def test_busy_and_dropping_servers_are_asked_again(server: Server, fetch: Callab
 
 def test_giving_up_says_what_to_do_by_hand(server: Server, fetch: Callable[..., Path]) -> None:
     server.faults = ["drop"] * 9
-    with pytest.raises(RunError, match=r"cannot be fetched.*fetch it elsewhere and put it at .*file\.bin"):
+    with pytest.raises(RunError, match=r"cannot be downloaded.*download it elsewhere and save it as .*file\.bin"):
         fetch(retries=3)
     assert len(fetch.pauses) == 2  # type: ignore[attr-defined]
 
 
 def test_no_server_at_all_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="put it at"):
+    with pytest.raises(RunError, match="save it as"):
         download("http://127.0.0.1:9/none", tmp_path / "x", progress=False, retries=2, sleep=lambda s: None)
 
 
@@ -216,7 +216,7 @@ def test_what_is_not_there_is_not_asked_for_again(server: Server, tmp_path: Path
 
 
 def test_another_size_is_refused_before_it_is_fetched(server: Server, fetch: Callable[..., Path]) -> None:
-    with pytest.raises(RunError, match=f"{len(CONTENT)} bytes there, not 5"):
+    with pytest.raises(RunError, match=f"{len(CONTENT)} bytes on the server, not 5"):
         fetch(size=5)
 
 

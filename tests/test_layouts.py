@@ -517,9 +517,7 @@ def test_a_full_disk_ends_a_conversion_in_one_line(tmp_path: Path, monkeypatch: 
     assert sorted(os.listdir(tmp_path)) == ["set"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"), [("heic", "HEIC photograph.*pip install pi-heif"), ("12-bit", "12-bit JPEG")]
-)
+@pytest.mark.parametrize(("kind", "words"), [("heic", "HEIC image.*pip install pi-heif"), ("12-bit", "12-bit JPEG")])
 def test_pictures_that_cannot_be_decoded_here_say_what_they_are(
     tmp_path: Path, kind: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

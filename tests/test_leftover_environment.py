@@ -25,8 +25,8 @@ def test_one_process_of_one_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "MASTER_PORT is not set"),
-        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "does not go with RANK"),
-        ({"RANK": "0", "WORLD_SIZE": "many"}, "does not go with RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "does not match RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "many"}, "does not match RANK"),
         ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "no-such-host.invalid", "MASTER_PORT": "9"}, "resolved"),
     ],
 )

@@ -244,7 +244,7 @@ def test_a_file_in_the_cache_that_is_not_the_published_one_is_fetched_again(
     cached.write_bytes(b"planted")
     load_pretrained(network(), "imagenet")
     assert cached.read_bytes() == (tmp_path / "www" / name).read_bytes()
-    assert "it is fetched again" in capsys.readouterr().err
+    assert "it is downloaded again" in capsys.readouterr().err
 
 
 def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it(

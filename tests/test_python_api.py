@@ -230,7 +230,7 @@ def test_detections_draw_save_and_crop_their_image(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is the image itself"):
         some(tmp_path / "in.png").save(tmp_path / "in.png")
     assert np.array_equal(read_image(tmp_path / "in.png"), image)
-    with pytest.raises(ValueError, match="do not know their image"):
+    with pytest.raises(ValueError, match="have no image"):
         some().draw()
     assert some().draw(image).shape == image.shape
 

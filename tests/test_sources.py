@@ -185,7 +185,7 @@ def test_addresses_that_fail_are_skips_with_their_reason(site: Site) -> None:
         [site.root + "/none.jpg", site.root + "/cut.jpg", site.root + "/cut.mp4", "http://127.0.0.1:9/x.jpg", "http://"]
     )
     assert not sources and len(skips) == 5
-    assert "404" in skips[0].what and all("broke off" in skip.what for skip in skips[1:3])
+    assert "404" in skips[0].what and all("was lost" in skip.what for skip in skips[1:3])
 
 
 def test_a_web_page_behind_an_address_is_no_picture(site: Site) -> None:

@@ -344,7 +344,7 @@ def test_a_bad_option_is_named_before_anything_is_read(
         ('{"batch_size": 0}', "--batch-size: 0 is out of range"),
         ('{"scale": [1.0]}', "--scale: 1 values; give 2"),
         ('{"epochs": null}', "--epochs: has no value"),
-        ("[1]", "must hold one JSON object"),
+        ("[1]", "must contain one JSON object"),
         ('{"epochs": 3', "not JSON"),
     ],
 )

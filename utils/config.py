@@ -51,7 +51,7 @@ def option(
         help: what the option does, with its unit and special values.
         choices: the allowed values.
         low, high: the allowed range, both ends included. `above`: a lower end that is not included.
-        nargs, positional, metavar: as argparse's.
+        nargs, positional, metavar: as in argparse.
         common: shown by --help; a command with common options shows the others only with --help-all.
         old: an earlier name, accepted with a warning.
     """
@@ -321,7 +321,7 @@ def parse_settings(
         given = _known(cls, read_config(Path(config)), config)
         values |= given
         origins |= dict.fromkeys(given, f"{CONFIG} {config}")
-    values |= typed  # argparse.SUPPRESS leaves out what was not typed
+    values |= typed  # argparse.SUPPRESS omits options that were not typed
     origins |= dict.fromkeys(typed, TYPED)
     return Settings(check_options(cls, values), origins)
 
@@ -359,7 +359,7 @@ def _build(cls: type[Options], values: Mapping[str, Any]) -> Options:
         return cls(**given)
     except UserError:
         raise
-    except ValueError as error:  # of values that do not go together
+    except ValueError as error:  # an invalid combination of values
         name, _, what = str(error).partition(": ")
         raise UserError(flag(name), what, "see --help-all") from error
 
@@ -388,10 +388,10 @@ def read_settings(cls: type[Options], path: Path) -> Settings[Options]:
     for key, into in ((ORIGINS, origins), (REASONS, reasons)):
         said = content.get(key, {})
         if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
-            raise UserError(path, f"{key} is no table of texts", "leave it as the run wrote it")
+            raise UserError(path, f"{key} is not a table of texts", "restore the file as the run wrote it")
         into |= {name: text for name, text in said.items() if name in values}
     if unknown := [text for text in origins.values() if text.split(" ")[0] not in _RANKS]:
-        raise UserError(path, f"{unknown[0]!r} is no origin of a value", f"one of {', '.join(_RANKS)}")
+        raise UserError(path, f"{unknown[0]!r} is not a known origin", f"use one of {', '.join(_RANKS)}")
     return Settings(check_options(cls, values), origins, reasons)
 
 
@@ -407,7 +407,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         line = getattr(error, "lineno", 1)
         raise UserError(f"{path}:{line}", f"not JSON: {getattr(error, 'msg', error)}", "correct the file") from error
     if not isinstance(values, dict):
-        raise UserError(path, "must hold one JSON object of options", "see the files in model_data/")
+        raise UserError(path, "must contain one JSON object of options", "see the files in model_data/")
     return values
 
 
@@ -447,7 +447,7 @@ def _build_parser(
     make = functools.partial(_build_parser, cls, description, prog or parser.prog, presets, example)
     groups: dict[str, Any] = {"": parser}
     if presets is not None:
-        text = f"a named recipe: {', '.join(_presets(presets))}"
+        text = f"preset of options: {', '.join(_presets(presets))}"
         groups[""].add_argument("--preset", metavar="NAME", help=text)
     for leaf in known:
         if leaf.title not in groups:
@@ -455,9 +455,9 @@ def _build_parser(
         _add(groups[leaf.title], leaf, hidden=has_short and not show_all and not leaf.field.metadata["common"])
         if old := leaf.field.metadata["old"]:
             _add(parser, dataclasses.replace(leaf, name=old), hidden=True)
-    config_help = "take defaults from this file; the command line wins"
+    config_help = "JSON file with option values; options on the command line take precedence"
     parser.add_argument("--config", metavar="FILE.json", help=config_help)
-    parser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
+    parser.add_argument("--debug", action="store_true", help="show a traceback for errors")
     short = functools.partial(make, show_all=not has_short)
     parser.add_argument("-h", "--help", action=_ShowHelp, make=short, help="show this help and exit")
     if has_short:
@@ -494,7 +494,7 @@ def _add(parser: Any, leaf: Leaf, hidden: bool) -> None:
 
 
 def _metavar(kind: Any, meta: Mapping[str, Any]) -> str | None:
-    """What stands for the value in the help: its kind, rather than the option's name again."""
+    """Placeholder of the value in the help: its type instead of the option's name."""
     return None if meta["choices"] else {int: "N", float: "X"}.get(kind)
 
 
@@ -522,7 +522,7 @@ def _check_one(name: str, meta: Any, kind: Any, value: Any) -> Any:
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise UserError(name, f"{brief(value)} is not a {kind.__name__}", f"give a {kind.__name__}")
     if kind is str and "\0" in value:
-        raise UserError(name, f"{brief(value)} holds a zero byte", "give a name without")
+        raise UserError(name, f"{brief(value)} contains a zero byte", "remove it")
     if meta["choices"] is not None and value not in meta["choices"]:
         todo = value_hint(value, meta["choices"]) or f"choose from {', '.join(map(str, meta['choices']))}"
         raise UserError(name, f"{brief(value)} is not known", todo)

@@ -10,11 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "train": "train a detector, or resume a run",
-    "eval": "score a model, an exported file or ready detections",
+    "eval": "evaluate a model, an exported file or a file of detections",
     "predict": "detect objects in images, videos and streams",
     "dataset": "check, convert, split and draw data sets",
     "export": "write ONNX, OpenVINO and other formats",
-    "serve": "a REST service with a page",
+    "serve": "run a REST service with a web page",
     "benchmark": "measure speed by runtime, precision and size",
 }
 
@@ -29,9 +29,9 @@ def main() -> None:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         todo = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
-        print(f"error: command line: no command {name!r}; {todo}", file=sys.stderr)
+        print(f"error: command line: unknown command {name!r}; {todo}", file=sys.stderr)
         raise SystemExit(2)
     script = ROOT / f"{name}.py"
     sys.argv = [str(script), *sys.argv[2:]]
-    sys.path.insert(0, str(ROOT))  # its own packages before those of the working folder, as with `python train.py`
+    sys.path.insert(0, str(ROOT))  # before the working folder, as with `python train.py`
     runpy.run_path(str(script), run_name="__main__")

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, and how long its idle threads spin. Needs no package."""
+"""Number of CPUs available to this process, and spinning of idle threads. Needs no other package."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
-# Iterations that an idle thread of GNU OpenMP spins before it sleeps. Its own default is about 30 billion, so that one
-# other busy process on the same cores stops a training almost completely: docs/EXPERIMENTS.md, section 14.
+# Iterations that an idle thread of GNU OpenMP spins before it sleeps. With the default of about 30 billion, a single
+# other busy process on the same cores almost stops training (docs/EXPERIMENTS.md, section 14).
 SPIN_COUNT = 20_000
 BLOCK_TIME = 1  # milliseconds; the same for LLVM's and Intel's OpenMP, whose default is 200
 SPIN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
@@ -21,7 +21,7 @@ def usable_cpus(root: Path = Path("/")) -> int:
     """Number of CPUs that this process may use: the minimum of its affinity and its cgroups' quota, rounded up.
 
     Docker's `--cpuset-cpus` and `taskset` set the affinity, Docker's `--cpus` and Kubernetes' limits the quota.
-    `os.cpu_count()` knows neither.
+    `os.cpu_count()` ignores both.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(root)
@@ -29,7 +29,7 @@ def usable_cpus(root: Path = Path("/")) -> int:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs of the strictest quota of this process's cgroup and those above it; None without one.
+    """The smallest CPU quota of this process's cgroup and its parents; None if there is none.
 
     Args:
         root: the root of /proc and /sys, for tests.
@@ -44,7 +44,7 @@ def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> N
     Variables set by the user, and settings equivalent to them, are not changed.
     """
     if sys.platform.startswith("linux") and not any(name in environment for name in THREAD_SETTINGS):
-        if cpu_quota() is not None:  # OpenMP sees the affinity by itself, but not the quota
+        if cpu_quota() is not None:  # OpenMP uses the affinity, but not the quota
             environment["OMP_NUM_THREADS"] = str(usable_cpus())
     if not any(name in environment for name in SPIN_SETTINGS):
         environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
@@ -52,7 +52,7 @@ def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> N
 
 
 def num_threads() -> int:
-    """Number of CPU threads of a network: PyTorch's number if it is loaded, so that all runtimes use one setting."""
+    """Number of CPU threads of a network: PyTorch's setting if it is loaded, so that all runtimes use the same."""
     if (torch := sys.modules.get("torch")) is not None:
         return torch.get_num_threads()
     chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
@@ -72,7 +72,7 @@ def may_spin(environment: MutableMapping[str, str] = os.environ) -> bool:
 
 
 def cpu_share() -> float | None:
-    """Share of the time this process's main thread was ready to run in which it had a CPU; None if unknown."""
+    """Fraction of the time in which the main thread was runnable that it had a CPU; None if unknown."""
     try:
         ran, waited = map(int, Path("/proc/self/schedstat").read_text().split()[:2])
     except (OSError, ValueError):
@@ -94,7 +94,7 @@ def _cgroup_folders(root: Path) -> Iterator[Path]:
         mounts = ["sys/fs/cgroup"] if not controllers else ["sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"]
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for mount in mounts:
-            # a container may see its host's path but only its own part of the tree: a folder may be missing
+            # A container may have the path of its host, but only its own part of the tree: a folder may be missing.
             for depth in range(len(parts), -1, -1):
                 yield root.joinpath(mount, *parts[:depth])
 

@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 300
 # How long a process waits before it fails after losing another one, so that torchrun reports the first failure.
 GRACE_SECONDS = 3.0
 POLL_SECONDS = 0.02
-LEFTOVERS = "start several processes with torchrun; to run alone, unset RANK and WORLD_SIZE"
+LEFTOVERS = "start several processes with torchrun; for a single process, unset RANK and WORLD_SIZE"
 EQUAL_PART = 1e-3  # relative tolerance for the gradient norms of different kinds of GPU
 _SIOCGIFADDR = 0x8915  # of Linux: the address of an interface
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout", "tcpstore")
@@ -61,8 +61,8 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
     options: dict[str, Any] = {}
     if device.startswith("cuda"):
         if local_rank >= torch.cuda.device_count():
-            what = f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}"
-            raise UserError("--nproc-per-node", what, "start as many processes as there are GPUs")
+            what = f"process {local_rank} of this machine has no GPU; there are {torch.cuda.device_count()}"
+            raise UserError("--nproc-per-node", what, "start one process per GPU")
         device = f"cuda:{local_rank}"
         torch.cuda.set_device(device)
         options = {} if backend else {"device_id": torch.device(device)}
@@ -80,7 +80,7 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             where = f"MASTER_ADDR {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise RunError(where, f"does not answer: {reason}", LEFTOVERS) from error
+            raise RunError(where, f"does not respond: {reason}", LEFTOVERS) from error
     return device
 
 
@@ -95,7 +95,7 @@ def _choose_interface() -> None:
         return
     interface = interface_to(os.environ.get("MASTER_ADDR", ""))
     if interface is None:
-        what = "this machine's name leads to a loopback address, and its network interface is not known"
+        what = "this machine's name resolves to a loopback address, and its network interface is unknown"
         warn("torchrun", what, "set GLOO_SOCKET_IFNAME=eth0 (NCCL_SOCKET_IFNAME for GPUs), see: ip -brief address")
         return
     os.environ.update(dict.fromkeys(names, interface))
@@ -126,7 +126,7 @@ def _interfaces() -> list[tuple[str, str]]:
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # it has none
+            with contextlib.suppress(OSError):  # it has no address
                 answer = fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
                 found.append((name, socket.inet_ntoa(answer[20:24])))
     return found
@@ -135,7 +135,7 @@ def _interfaces() -> list[tuple[str, str]]:
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
-    except OSError:  # the name leads nowhere
+    except OSError:  # the name cannot be resolved
         return True
 
 
@@ -147,7 +147,7 @@ def _has_others(timeout_seconds: float) -> bool:
     """
     rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
     if not rank.isdecimal() or not count.isdecimal() or int(rank) >= int(count):
-        raise UserError("WORLD_SIZE", f"{count!r} does not go with RANK {rank!r}", LEFTOVERS)
+        raise UserError("WORLD_SIZE", f"{count!r} does not match RANK {rank!r}", LEFTOVERS)
     if int(count) == 1:
         return False
     for name in ("MASTER_ADDR", "MASTER_PORT"):
@@ -187,7 +187,9 @@ def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: 
             ):  # a word of an earlier start gets a reply too, which has no effect
                 store.set(f"start/{store.get(f'come/{other}').decode()}", word)
         if time.monotonic() > deadline:
-            raise RunError("torchrun", f"ranks {sorted(missing)} did not come in {timeout_seconds:g} s", "start again")
+            raise RunError(
+                "torchrun", f"ranks {sorted(missing)} did not connect within {timeout_seconds:g} s", "start again"
+            )
         time.sleep(POLL_SECONDS)
     from torch.distributed import PrefixStore
 
@@ -231,12 +233,12 @@ def _with_others() -> Any:
 
 
 def is_main() -> bool:
-    """Whether this is the one process that writes and prints."""
+    """Whether this is the main process, which writes files and prints."""
     return rank() == 0
 
 
 def say(text: str) -> None:
-    """Print, in one process only."""
+    """Print in the main process only."""
     if is_main():
         print(text, flush=True)
 
@@ -287,7 +289,9 @@ def check_equal(name: str, value: float) -> None:
     values = gather(value)
     if any(not math.isclose(each, values[0], rel_tol=EQUAL_PART) for each in values):
         numbers = ", ".join(f"{each:.6g}" for each in values)
-        raise RunError(name, f"differs between processes ({numbers})", "they must run one program on one data set")
+        raise RunError(
+            name, f"differs between processes ({numbers})", "all processes must use the same program and data set"
+        )
 
 
 def share_buffers(model: nn.Module) -> nn.Module:
@@ -320,8 +324,8 @@ def recorded(main: Callable[[list[str] | None], int | None]) -> Callable[[list[s
             if is_lost(error):
                 time.sleep(GRACE_SECONDS)
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                what = f"another process is gone, or did not come within {TIMEOUT_SECONDS} s ({reason})"
-                raise RunError(name, what, "look for the first error of the others") from error
+                what = f"another process has exited, or did not respond within {TIMEOUT_SECONDS} s ({reason})"
+                raise RunError(name, what, "see the first error of the other processes") from error
             if isinstance(error, UserError):
                 error.where = f"{name}: {error.where}"
             raise

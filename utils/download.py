@@ -28,8 +28,8 @@ CHUNK = 1 << 20  # bytes read at once
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken
 OPEN_SECONDS = 60.0  # for a connection and the headers of its response
 SLOW_SECONDS, SLOW_BYTES = 30.0, 30_000  # a connection with fewer bytes in this time counts as broken
-RETRIES = 6  # attempts in a row without a new byte
-MAX_PAUSE = 60.0  # seconds between two attempts at most
+RETRIES = 6  # consecutive attempts without a new byte
+MAX_PAUSE = 60.0  # maximum seconds between two attempts
 SPARE = 64 << 20  # bytes left free on the disk
 RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 USER_AGENT = "yolov4-mobilenet"
@@ -41,7 +41,7 @@ class _Broken(Exception):
     Args:
         reason: the reason, as text.
         pause: seconds that the server asked to wait.
-        weight: how many failures it counts as; a name that does not resolve is rarely a temporary fault.
+        weight: number of failures that it counts as; a name that cannot be resolved is rarely a temporary fault.
         is_slow: whether it counts as a failure although bytes were received.
     """
 
@@ -82,7 +82,7 @@ def open_url(url: str, headers: Mapping[str, str] | None = None, timeout: float 
     try:
         answer = answers.get(timeout=OPEN_SECONDS)
     except queue.Empty:
-        raise SlowError(f"no answer within {OPEN_SECONDS:g} s") from None
+        raise SlowError(f"no response within {OPEN_SECONDS:g} s") from None
     if isinstance(answer, BaseException):
         raise answer
     return answer
@@ -102,23 +102,23 @@ def read_chunks(response: Any, max_bytes: int) -> Iterator[bytes]:
     while data := _read_some(response, total):
         total, since = total + len(data), since + len(data)
         if total > max_bytes:
-            raise TooLargeError(f"gives more than {max_bytes} bytes")
+            raise TooLargeError(f"sends more than {max_bytes} bytes")
         yield data
         now = time.monotonic()
         if now - started > SLOW_SECONDS:
             if since < SLOW_BYTES:
-                raise SlowError(f"gives only {since} bytes in {now - started:.0f} s")
+                raise SlowError(f"sends only {since} bytes in {now - started:.0f} s")
             started, since = now, 0
     left = getattr(response, "length", None)  # read1 does not report a broken connection
     if left:
-        raise BrokenOffError(f"broke off after {total} of {total + left} bytes")
+        raise BrokenOffError(f"the connection was lost after {total} of {total + left} bytes")
 
 
 def _read_some(response: Any, total: int) -> bytes:
     try:
         return response.read1(CHUNK)
     except http.client.IncompleteRead as error:
-        raise BrokenOffError(f"broke off after {total} bytes") from error
+        raise BrokenOffError(f"the connection was lost after {total} bytes") from error
 
 
 @dataclass(frozen=True)
@@ -175,12 +175,12 @@ def download(
     """
     job = _Job(url, Path(path), timeout)
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(url, "is not an http or https address", "give one that begins with https://")
+        raise UserError(url, "is not an http or https address", "give an address that starts with https://")
     if job.path.exists():
         wrong = verify_file(job.path, sha256, md5, size)
         if not wrong:
             return job.path
-        warn(job.path, wrong, "it is fetched again")
+        warn(job.path, wrong, "it is downloaded again")
     job.path.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(2):  # a download that continued a stale or damaged part is restarted once
         continued = job.part.exists()
@@ -192,12 +192,12 @@ def download(
             return job.path
         job.discard()
         if attempt == 0:
-            warn(url, wrong, "the continued part is dropped" if continued else "trying once more")
-    raise RunError(url, wrong, f"it was not kept; try another mirror, or put the right file at {job.path}")
+            warn(url, wrong, "the partial file is discarded" if continued else "trying again")
+    raise RunError(url, wrong, f"it was deleted; try another mirror, or save the correct file as {job.path}")
 
 
 def verify_file(path: Path, sha256: str | None = None, md5: str | None = None, size: int | None = None) -> str:
-    """What is wrong with a file, in words, or an empty string."""
+    """Check a file; returns the problem as text, or an empty string."""
     found = path.stat().st_size
     if size is not None and found != size:
         return f"has {found} bytes, not {size}"
@@ -261,13 +261,13 @@ def _receive(job: _Job, size: int | None, bar: Any) -> None:
         start, total = _extent(response.status, response.headers, have)
         if start not in (0, have):
             job.discard()
-            raise _Broken(f"the server sent bytes from {start} when asked from {have}")
+            raise _Broken(f"the server sent bytes from {start} instead of {have}")
         if start and total != note.get("total", total):
             job.discard()
-            raise _Broken("the file there has changed")
+            raise _Broken("the file on the server has changed")
         if size is not None and total is not None and total != size:
             job.discard()
-            raise RunError(job.url, f"has {total} bytes there, not {size}", "is the address or the mirror right?")
+            raise RunError(job.url, f"has {total} bytes on the server, not {size}", "check the address or the mirror")
         check_disk(job.path.parent, (total or size or 0) - start, job.path.name)
         _write_note(job, {"url": job.url, "validator": _validator(response.headers), "total": total})
         bar.total = total or size
@@ -280,7 +280,7 @@ def _receive(job: _Job, size: int | None, bar: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
     if total is not None and _part_size(job) < total:
-        raise _Broken("the connection broke off")
+        raise _Broken("the connection was lost")
 
 
 def _copy(job: _Job, response: Any, file: IO[bytes], bar: Any, max_bytes: int) -> None:
@@ -289,7 +289,7 @@ def _copy(job: _Job, response: Any, file: IO[bytes], bar: Any, max_bytes: int) -
     try:
         for data in read_chunks(response, max_bytes):
             unchecked += len(data)
-            if unchecked > SPARE // 2:  # the server need not send the file's length
+            if unchecked > SPARE // 2:  # the server may not send the file's length
                 check_disk(job.path.parent, 0, job.path.name)
                 unchecked = 0
             with naming_errors(job.part):
@@ -297,13 +297,13 @@ def _copy(job: _Job, response: Any, file: IO[bytes], bar: Any, max_bytes: int) -
             bar.update(len(data))
     except TooLargeError:
         job.discard()
-        raise RunError(job.url, "gives more bytes than its size", "is the address or the mirror right?") from None
+        raise RunError(job.url, "sends more bytes than its size", "check the address or the mirror") from None
     except SlowError as error:
         raise _Broken(str(error), is_slow=True) from error
     except RunError:
         raise
     except (OSError, http.client.HTTPException) as error:
-        raise _Broken("the connection broke off" if isinstance(error, BrokenOffError) else _reason(error)) from error
+        raise _Broken("the connection was lost" if isinstance(error, BrokenOffError) else _reason(error)) from error
 
 
 def _refused(job: _Job, error: urllib.error.HTTPError, have: int) -> None:
@@ -314,12 +314,12 @@ def _refused(job: _Job, error: urllib.error.HTTPError, have: int) -> None:
             if match and int(match[1]) == have:
                 return  # the part is already complete
             job.discard()
-            raise _Broken("the part here is longer than the file there")
+            raise _Broken("the partial file is longer than the file on the server")
         if error.code in RETRY_STATUS:
             wait = error.headers.get("Retry-After", "")
-            raise _Broken(f"the server answers {error.code} {error.reason}", float(wait) if wait.isdigit() else None)
-        todo = f"check the address or the mirror, or fetch it by hand and put it at {job.path}"
-        raise RunError(job.url, f"the server answers {error.code} {error.reason}", todo) from error
+            raise _Broken(f"the server answered {error.code} {error.reason}", float(wait) if wait.isdigit() else None)
+        todo = f"check the address or the mirror, or download it manually and save it as {job.path}"
+        raise RunError(job.url, f"the server answered {error.code} {error.reason}", todo) from error
 
 
 def _extent(status: int, headers: Message, have: int) -> tuple[int, int | None]:
@@ -345,8 +345,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _unreachable(job: _Job, reason: str) -> RunError:
-    todo = f"without a network, fetch it elsewhere and put it at {job.path}; run again to continue from {job.part.name}"
-    return RunError(job.url, f"cannot be fetched ({reason})", todo)
+    todo = f"without a network, download it elsewhere and save it as {job.path}; run again to resume {job.part.name}"
+    return RunError(job.url, f"cannot be downloaded ({reason})", todo)
 
 
 def _part_size(job: _Job) -> int:

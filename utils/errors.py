@@ -16,15 +16,15 @@ from utils.startup import hold_streams
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
-MAX_MESSAGE = 4000  # characters of one error; what a file holds is to go through `brief` before
-# a name that leads to nothing that can be used, wherever it is noticed
+MAX_MESSAGE = 4000  # maximum characters of an error; values from files are shortened by `brief` before
+# errors caused by a name that cannot be used
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
-# what torch says on the CPU, CUDA's libraries of their own workspaces, and OpenCV
+# messages of torch on the CPU, of CUDA's libraries for their workspaces, and of OpenCV
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "Insufficient memory")
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave (option, file, data): one line, exit code 2.
+    """A mistake in the user's input (option, file, data): one line, exit code 2.
 
     Args:
         where: the file, `file:line`, or option that is wrong.
@@ -36,7 +36,7 @@ class UserError(ValueError):
 
     def __init__(self, where: object, what: str, todo: str = "") -> None:
         self.where, self.what, self.todo = str(where), what, todo
-        super().__init__(str(where), what, todo)  # the arguments again, so that errors cross processes by pickle
+        super().__init__(str(where), what, todo)  # the arguments, so that the error can be pickled between processes
 
     def __str__(self) -> str:
         return format_problem(self.where, self.what, self.todo)
@@ -53,7 +53,7 @@ class MissingFileError(UserError, FileNotFoundError):
 
     def __init__(self, where: object, what: str = "does not exist", todo: str = "check the name") -> None:
         super().__init__(where, what, todo)
-        self.args = (str(where), what, todo)  # OSError would keep two of three
+        self.args = (str(where), what, todo)  # OSError would keep only two of the three
 
 
 class MissingExtra(RunError):
@@ -74,7 +74,7 @@ class Interrupted(BaseException):
 
 
 def printable(value: object) -> str:
-    """`value` as one line of text that any terminal takes: control characters and lone surrogates are escaped."""
+    """`value` as one line of text for any terminal: control characters and lone surrogates are escaped."""
     text = str(value)
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
@@ -84,7 +84,7 @@ _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 2, 60, 60, 
 
 
 def brief(value: object) -> str:
-    """`repr` of a value from a file, at most 60 characters and in constant time, whatever is nested in it."""
+    """`repr` of a value from a file, at most 60 characters, in constant time for any nesting."""
     try:
         text = _BRIEF.repr(value)
     except ValueError:  # an int of more digits than Python prints
@@ -128,7 +128,7 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
         code = _report(f"error: {error}", error.exit_code, debug)
     except Interrupted as stop:
         code = 128 + stop.signum
-        if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+        if os.environ.get("RANK", "0") == "0":  # only one of several processes prints it
             _report(f"{stop}", code, debug)
     except KeyboardInterrupt:
         code = _report("interrupted", 128 + signal.SIGINT, debug)
@@ -153,7 +153,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the machine or a device is out of memory."""
     if isinstance(error, MemoryError):
         return True
-    kinds = {kind.__name__ for kind in type(error).__mro__}  # neither torch nor OpenCV need be imported to ask
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # by name, because torch and OpenCV may not be imported
     is_theirs = isinstance(error, RuntimeError) or "error" in kinds
     return "OutOfMemoryError" in kinds or (is_theirs and any(words in str(error) for words in _OUT_OF_MEMORY))
 
@@ -162,7 +162,7 @@ class _Lasting:
     """A stream that ignores write errors; text written after an error is lost.
 
     Attributes:
-        error: the first error, if it is another one than that the reader has gone.
+        error: the first error, except a closed pipe.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -185,7 +185,7 @@ class _Lasting:
         except OSError as error:
             if not isinstance(error, BrokenPipeError) and self.error is None:
                 self.error = error
-            with contextlib.suppress(OSError, ValueError):  # so that Python's own flush at the end succeeds
+            with contextlib.suppress(OSError, ValueError):  # so that Python's final flush succeeds
                 descriptor = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(descriptor, self._stream.fileno())
                 os.close(descriptor)
@@ -196,7 +196,7 @@ def lasting_output() -> Iterator[None]:
     """Context manager in which a command continues if stdout or stderr cannot be written (`| head`, a full disk).
 
     Raises:
-        RunError: at the end, if stdout could not be written for another reason than that its reader has gone.
+        RunError: at the end, if stdout could not be written for another reason than a closed pipe.
     """
     before = sys.stdout, sys.stderr
     stdout = _Lasting(sys.stdout)
@@ -206,14 +206,14 @@ def lasting_output() -> Iterator[None]:
         stdout.flush()
         if stdout.error is not None:
             what = f"cannot be written: {stdout.error.strerror or stdout.error}"
-            raise RunError("stdout", what, "the work is done, its printed results are lost")
+            raise RunError("stdout", what, "the run has finished, but its printed results are lost")
     finally:
         sys.stdout, sys.stderr = before
 
 
 @contextlib.contextmanager
 def _raising_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise, wherever a command does not take them itself."""
+    """Make Ctrl-C and SIGTERM raise exceptions, where a command does not handle them itself."""
 
     def leave(signum: int, _frame: object) -> None:
         raise Interrupted(signum)

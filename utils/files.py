@@ -23,7 +23,7 @@ class FileError(UserError):
     """A file that cannot be read or is not what it should be.
 
     Args:
-        code: a short stable name of the fault, e.g. `missing_file`; the other arguments are those of `UserError`.
+        code: short, stable name of the fault, e.g. `missing_file`; the other arguments are those of `UserError`.
     """
 
     todos: ClassVar[dict[str, str]] = {
@@ -40,11 +40,11 @@ class FileError(UserError):
 
 
 def read_file(path: str | bytes | os.PathLike[str], max_bytes: int, head: int | None = None) -> bytes:
-    """The bytes of a regular file.
+    """Read a regular file.
 
     Args:
-        path: any name the operating system knows; it need not be UTF-8.
-        max_bytes: refuse a bigger file before reading it.
+        path: any file name; it need not be UTF-8.
+        max_bytes: reject a larger file before reading it.
         head: read only the first `head` bytes.
 
     Raises:
@@ -55,7 +55,7 @@ def read_file(path: str | bytes | os.PathLike[str], max_bytes: int, head: int | 
 
 
 def read_lines(path: str | os.PathLike[str], max_bytes: int) -> list[tuple[int, str]]:
-    """The lines of a list that are not blank, with their numbers; the names in it may be any bytes, or UTF-16.
+    """The lines of a list that are not blank, with their numbers; names may be any bytes, or UTF-16.
 
     Raises:
         FileError: as `read_file`.
@@ -126,7 +126,7 @@ def page_or_pointer(head: bytes) -> str | None:
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to a temporary file beside `path` and rename it, so that no reader sees a partial file.
+    """Write `data` to a temporary file in the same folder and rename it, so that no reader sees a partial file.
 
     Raises:
         RunError: if the folder is missing or not writable, or the disk is full; no temporary file is left.
@@ -162,10 +162,10 @@ def write_atomically(
     Args:
         path: the file.
         data: its new content.
-        before_rename: called last; what it raises leaves the old file as it is.
+        before_rename: called last; if it raises, the old file is unchanged.
 
     Raises:
-        RunError: if it cannot be written (full disk: says the size that is missing); the old file is then untouched.
+        RunError: if it cannot be written (for a full disk, with the missing size); the old file is then unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -178,7 +178,7 @@ def write_atomically(
                 if hasattr(os, "posix_fadvise"):  # read back from the disk, not from memory
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             if temporary.read_bytes() != data:
-                raise OSError("what was read back is not what was written")
+                raise OSError("the data read back differs from the data written")
             if before_rename is not None:
                 before_rename()
             os.replace(temporary, path)
@@ -193,7 +193,7 @@ def write_atomically(
 
 @contextlib.contextmanager
 def naming_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Context manager that turns an OSError of writing to an open file into a RunError that names the file."""
+    """Context manager that converts an OSError when writing to an open file into a RunError with the file's name."""
     try:
         yield
     except OSError as error:
@@ -201,22 +201,22 @@ def naming_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _not_written(path: Path, size: int | None, error: OSError) -> RunError:
-    """Why a file of `size` bytes could not be written; of a full disk, what size is missing."""
+    """The error for a file of `size` bytes that could not be written; for a full disk, with the missing size."""
     what, todo = f"cannot be written: {error.strerror or error}", "choose another folder"
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if size is None:
-        return RunError(path, what, f"make room or {todo}" if is_full else todo)
+        return RunError(path, what, f"free some space or {todo}" if is_full else todo)
     if os.path.lexists(path):
-        todo = f"the previous file is untouched; {todo}"
+        todo = f"the previous file is unchanged; {todo}"
     free = _free_bytes(path.parent)
     if is_full and free is not None:
         what += f"; it needs {_size(size)}, {_size(free)} are free, {_size(max(size - free, 1))} are missing"
-        todo = todo.replace("choose", "make room or choose")
+        todo = todo.replace("choose", "free some space or choose")
     return RunError(path, what, todo)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Sync a folder so that a rename is durable; a no-op where folders cannot be opened (Windows)."""
+    """Sync a folder so that a rename is durable; no effect if folders cannot be opened (Windows)."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

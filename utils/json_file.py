@@ -13,11 +13,11 @@ MAX_FILE_BYTES = 4 << 30
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Args:
         path: the file, UTF-8.
-        expected: what it should be, for the error's advice.
+        expected: description of the expected file, for errors.
 
     Raises:
         UserError: if it cannot be read or is not JSON.

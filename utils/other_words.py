@@ -6,8 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-# Words of Ultralytics, YOLOv5, YOLOX, MMDetection, torchvision's references and bubbliiiing/mobilenet-yolov4-pytorch
-# -> options of ours, of which the first that the command has is proposed.
+# Option names of Ultralytics, YOLOv5, YOLOX, MMDetection, torchvision's references and
+# bubbliiiing/mobilenet-yolov4-pytorch -> our options; the first one that the command has is suggested.
 _WORDS: tuple[tuple[str, str], ...] = (
     ("imgsz img img-size image-size imsz size resolution input-shape test-size tsize shape", "input-size"),
     (
@@ -48,33 +48,33 @@ _WORDS: tuple[tuple[str, str], ...] = (
     ("address bind", "host"),
     ("workers-per-host", "threads"),
 )
-# Words for which this command has no option of one name: what to type instead.
+# Option names without a single equivalent option: the suggestion to print.
 _ADVICE: tuple[tuple[str, str], ...] = (
     ("agnostic-nms", "type: --nms agnostic"),
     ("save-txt", "type: --save yolo"),
     ("save-crop save-crops", "type: --save crops"),
     ("save-json save-conf", "type: --json"),
     ("nosave no-save", "type: --no-images"),
-    ("line-thickness line-width hide-labels hide-conf", "widths follow the size of the picture"),
+    ("line-thickness line-width hide-labels hide-conf", "widths depend on the image size"),
     (
         "source input i img-path image images-path path file video webcam dir folder",
-        "type it alone: photo.jpg",
+        "give the file without an option: photo.jpg",
     ),
     ("nc num-classes", "the classes come from the data; --classes FILE gives their order"),
-    ("simplify opset batch-size", "the export is simplified and has the newest opset by itself"),
+    ("simplify opset batch-size", "the export is always simplified and uses the newest opset"),
     ("task mode", "each task is a script: train.py, eval.py, predict.py, export.py"),
-    ("data yaml", "no data is needed: class names come with the model"),
-    ("epochs", "training is done by train.py"),
+    ("data yaml", "no data is needed: class names are stored in the model"),
+    ("epochs", "to train, use train.py"),
 )
 _TABLE = {word: ours.split() for words, ours in _WORDS for word in words.split()}
 _TEXTS = {word: text for words, text in _ADVICE for word in words.split()}
 
 
 def option_hint(typed: str, flags: Iterable[str]) -> str:
-    """What to type instead of an unknown option, or an empty text.
+    """Suggestion for an unknown option, or an empty text.
 
     Args:
-        typed: as the user wrote it: `--imgsz`, `--imgsz=320`, `imgsz=320`.
+        typed: the user's text: `--imgsz`, `--imgsz=320`, `imgsz=320`.
         flags: the command's options, such as `--input-size`.
     """
     known = sorted({each.removeprefix("--") for each in flags if each.startswith("--")})

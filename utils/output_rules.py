@@ -1,4 +1,4 @@
-"""Check output paths before the work begins, so that no results are lost."""
+"""Check output paths before a run starts, so that no results are lost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-LONGEST_NAME = 255  # bytes of one part of a path, on all common file systems
-# folders beside a data set's file that belong to it: YOLO's, COCO's, and a year of a VOCdevkit
+LONGEST_NAME = 255  # maximum bytes of a file name on common file systems
+# folders that belong to the data set of a file in the same folder: YOLO's, COCO's, and a year of a VOCdevkit
 _PARTS = re.compile(r"(images|labels|annotations|jpegimages|imagesets|(train|val|test)\d*)$", re.IGNORECASE)
 _VOC_PARTS = ("JPEGImages", "Annotations", "ImageSets")
 
@@ -19,35 +19,35 @@ _VOC_PARTS = ("JPEGImages", "Annotations", "ImageSets")
 def check_output_file(
     flag: str, path: str | os.PathLike[str], overwrite: bool, data: Iterable[str | os.PathLike[str] | None] = ()
 ) -> Path:
-    """The path of a file that may be written.
+    """Check the path of an output file.
 
     Args:
         flag: the option that names it.
         path: the file.
         overwrite: whether an existing file may be replaced.
-        data: data sets, in which nothing may be written.
+        data: data sets, into which nothing may be written.
 
     Raises:
         UserError: if it exists, is not a file, is in a data set, or cannot be written.
     """
     path = Path(path)
     if os.path.isdir(path):
-        raise UserError(flag, f"{path} is a folder", "name a file")
+        raise UserError(flag, f"{path} is a folder", "give a file")
     if os.path.lexists(path) and not overwrite:
-        raise UserError(flag, f"{path} exists and would be overwritten", "add --overwrite, or name another file")
+        raise UserError(flag, f"{path} exists and would be overwritten", "add --overwrite, or give another file")
     check_output_folder(flag, path.parent, data)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
-        raise UserError(flag, f"{path.name[:20]}... is too long for a name", "name another file")
+        raise UserError(flag, f"{path.name[:20]}... is too long for a file name", "give another file")
     return path
 
 
 def check_output_folder(
     flag: str, path: str | os.PathLike[str], data: Iterable[str | os.PathLike[str] | None] = ()
 ) -> Path:
-    """The path of a folder that can be made or written into.
+    """Check the path of an output folder.
 
     Raises:
-        UserError: if it lies in a data set, or cannot be written.
+        UserError: if it is inside a data set, or cannot be written.
     """
     path = Path(path)
     problem = _why_not_writable(path)
@@ -56,18 +56,18 @@ def check_output_folder(
     for each in data:
         for folder in [] if each is None else data_folders(each):
             if path.resolve().is_relative_to(folder.resolve()):
-                what = f"{path} lies in the data ({folder}), into which nothing is written"
+                what = f"{path} is inside the data set ({folder}), into which nothing is written"
                 raise UserError(flag, what, "choose another folder")
     return path
 
 
 def shortened_name(name: str, max_bytes: int) -> str:
-    """The beginning of a file's name, in so many bytes of UTF-8; file systems count bytes and not characters."""
+    """Shorten a file name to `max_bytes` of UTF-8; file systems limit bytes, not characters."""
     return name.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
 
 
 def data_folders(data: str | os.PathLike[str]) -> list[Path]:
-    """The folders that hold a data set: its own, or, where that is one to work in, those in it that hold its files."""
+    """The folders of a data set: its folder, or, if that is also a working folder, the subfolders with its files."""
     path = Path(data)
     if os.path.isdir(path) and not Path.cwd().is_relative_to(path.resolve()):
         return [path]
@@ -82,12 +82,12 @@ def _holds_data(folder: Path) -> bool:
 
 
 def _why_not_writable(folder: Path) -> str:
-    """Why nothing can be written into a folder, which need not be there yet; empty if something can."""
+    """Reason why a folder, which may not exist yet, is not writable; empty if it is writable."""
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in folder.parts):
-        return f"{str(folder)[:20]}... is too long for a name"
+        return f"{str(folder)[:20]}... is too long for a file name"
     nearest = Path(os.path.abspath(folder))
     while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
     if not os.path.isdir(nearest):
         return f"{nearest} is {'not a folder' if os.path.exists(nearest) else 'a broken link'}"
-    return "" if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written into"
+    return "" if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} is not writable"

@@ -1,7 +1,7 @@
-"""Imported first by a command: sets up OpenMP and streams, and ends it in one line at a signal during the imports.
+"""Imported first by a command: sets up OpenMP and streams, and handles signals during the other imports.
 
-Importing PyTorch takes seconds, in which Python would answer Ctrl-C with a traceback. `utils.errors.run_command` takes
-over after that. Imported by anything but a command of this repository, it does nothing.
+Importing PyTorch takes seconds, during which Ctrl-C would print a traceback. Later, `utils.errors.run_command` handles
+signals. The module has no effect if it is not imported by a command of this repository.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def leave(signum: int, _frame: FrameType | None = None) -> None:
-    """End the process at once; nothing has begun that would have to be put in order."""
+    """Exit at once; nothing has started that needs a cleanup."""
     os.write(2, f"interrupted by {signal.Signals(signum).name}\n".encode())
     os._exit(128 + signum)
 
 
 def hold_streams() -> None:
-    """Open /dev/null in the place of a standard stream that the shell has closed (`<&-`, `>&-`).
+    """Open /dev/null in place of a standard stream that the shell has closed (`<&-`, `>&-`).
 
-    Otherwise the next file that is opened gets its number, and what a library prints is written into that file.
+    Otherwise, the next opened file gets its descriptor, and output of libraries is written into that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
@@ -33,13 +33,13 @@ def hold_streams() -> None:
         mode = "r" if number == 0 else "w"
         try:
             os.fstat(number)
-            stream = open(os.devnull, mode)  # noqa: SIM115 -- the number is in use by now
+            stream = open(os.devnull, mode)  # noqa: SIM115 -- the descriptor is in use now
         except OSError:
             descriptor = os.open(os.devnull, os.O_RDWR)
             if descriptor != number:
                 os.dup2(descriptor, number)
                 os.close(descriptor)
-            stream = open(number, mode, closefd=False)  # noqa: SIM115 -- it stays open until the end
+            stream = open(number, mode, closefd=False)  # noqa: SIM115 -- it stays open until the process exits
         setattr(sys, name, stream)
 
 

@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-QUEUE_SIZE = 8  # decoded or drawn frames that wait at most
-QUEUE_BYTES = 64 << 20  # of what waits at one place, but for one item, however large it is
+QUEUE_SIZE = 8  # maximum number of waiting decoded or drawn frames
+QUEUE_BYTES = 64 << 20  # maximum size of the waiting items of a queue; a single item may be larger
 
 _END: Any = object()
 
@@ -25,7 +25,7 @@ def array_bytes(item: Any) -> int:
     """Bytes of the arrays in an item: an array, something that holds an `image`, or a tuple or list of items."""
     if isinstance(item, (tuple, list)):
         return sum(array_bytes(part) for part in item)
-    image = getattr(item, "__dict__", {}).get("image")  # held, not computed
+    image = getattr(item, "__dict__", {}).get("image")  # only a stored attribute, not a computed one
     return int(getattr(item, "nbytes", 0) or getattr(image, "nbytes", 0) or 0)
 
 
@@ -54,7 +54,7 @@ class _Queue:
     def get(self) -> Any:
         with self._changed:
             while not self._items:
-                self._changed.wait(0.5)  # Ctrl-C does not end an endless wait on every system
+                self._changed.wait(0.5)  # Ctrl-C does not interrupt a wait without timeout on every system
             item, cost = self._items.popleft()
             self._bytes -= cost
             self._changed.notify_all()
@@ -114,14 +114,14 @@ def parallel_map(
     cost: Callable[[T], int] | None = None,
     max_bytes: int = QUEUE_BYTES,
 ) -> Generator[R, None, None]:
-    """`map` in threads: the same order, at most `ahead` items begun before they are asked for.
+    """`map` in threads, in the same order; at most `ahead` items are started before they are requested.
 
-    `cost` says beforehand how many bytes the result of an item will take; `max_bytes` bounds the sum of those begun,
-    though one is always begun.
+    `cost` estimates the size of an item's result in bytes. `max_bytes` limits the sum over the started items; one item
+    is always started.
     """
     iterator = iter(items)
     begun: deque[tuple[Any, int]] = deque()
-    held: deque[tuple[T, int]] = deque()  # the next item, whose cost is known and too much
+    held: deque[tuple[T, int]] = deque()  # the next item, if it is too large to start now
 
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="parallel map") as pool:
 
@@ -146,9 +146,9 @@ def parallel_map(
 
 
 class Background(Generic[T]):
-    """Hands items to `work` in a thread, in order; at most `size` wait, and at most `max_bytes` by `cost`.
+    """Calls `work` with items in a thread, in order; at most `size` items wait, and at most `max_bytes` by `cost`.
 
-    An error in `work` is raised at the next `put` or at `close`; what waits behind it is dropped.
+    An error in `work` is raised at the next `put` or at `close`; the items after it are dropped.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Background(Generic[T]):
         self._waiting.put(item)
 
     def close(self) -> None:
-        """Wait until all is done."""
+        """Wait until all items are processed."""
         if self._thread.is_alive():
             self._waiting.put(_END)
             self._thread.join()

@@ -43,11 +43,11 @@ class UnknownArgumentError(UserError, TypeError):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Which detections are kept. None takes the model's own value.
+    """Thresholds for detections. None means the model's value.
 
     Args:
         score_threshold: minimum objectness x class probability, 0 to 1.
-        iou_threshold: boxes of one class whose IoU exceeds this are one object, 0 to 1.
+        iou_threshold: NMS removes boxes of a class whose IoU with a better box exceeds this, 0 to 1.
         max_detections: maximum number of detections per image.
         multi_label: whether a box may have several classes.
         suppress: an alternative to greedy NMS within each class (see `nets.nms`).
@@ -72,11 +72,11 @@ class Thresholds:
             except (TypeError, ValueError):
                 fits = False
             if not fits:
-                kind = "a whole number" if low else "a number"
+                kind = "an integer" if low else "a number"
                 raise UserError(name, f"{value!r} is out of range", f"give {kind} from {low} to {high}")
 
     def resolved(self, config: Any) -> Thresholds:
-        """The same with the values of `config` (a `ModelConfig`) where there is None."""
+        """A copy with the values of `config` (a `ModelConfig`) instead of None."""
         names = ("score_threshold", "iou_threshold", "max_detections", "multi_label")
         return dataclasses.replace(self, **{n: getattr(config, n) for n in names if getattr(self, n) is None})
 
@@ -85,7 +85,7 @@ OWN_THRESHOLDS = Thresholds()  # the model's own
 
 
 def unknown_argument(name: str, known: Iterable[str], where: str) -> UnknownArgumentError:
-    """The error for a keyword that `where` does not take, with the one that was probably meant."""
+    """The error for an unknown keyword argument of `where`, with a suggestion."""
     known = list(known)
     near = [OTHER_NAMES[name]] if name in OTHER_NAMES else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near and near[0] not in known:

@@ -24,15 +24,15 @@ def walk_files(
 
     The files of a folder come before those of the folders in it, both in the order of their names.
 
-    Hidden files and the ones that file managers leave behind (`Thumbs.db`, `__MACOSX`) are left out.
+    Hidden files and files of file managers (`Thumbs.db`, `__MACOSX`) are omitted.
 
     Args:
         root: the folder.
-        homes: real paths of folders; a link that leads out of all of them is not followed. None follows every link.
+        homes: real paths of folders; links to targets outside of them are not followed. None follows every link.
         on_error: called for a folder that cannot be listed.
-        limit: how many files there may be.
-        recursive: also look into the folders inside.
-        hidden: also take hidden files, and look into hidden folders.
+        limit: maximum number of files.
+        recursive: also list subfolders.
+        hidden: also list hidden files and folders.
 
     Raises:
         UserError: if there are more than `limit` files.
@@ -69,10 +69,10 @@ def walk_files(
                 files.append(entry.path)
             else:
                 (links if entry.is_symlink() else folders).append(entry.path)
-        for each in [*folders, *links] if recursive else []:  # what lies in the folder itself keeps its own name
+        for each in [*folders, *links] if recursive else []:  # entries of the folder itself keep their own names
             visit(each, depth + 1)
         if limit is not None and len(files) > limit:
-            raise UserError(Path(root), f"holds more than {limit} files", "name the folder of the data set itself")
+            raise UserError(Path(root), f"contains more than {limit} files", "give the folder of the data set itself")
 
     visit(os.fspath(root), 0)
     return files, outside

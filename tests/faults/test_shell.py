@@ -151,18 +151,18 @@ def test_an_address_that_is_slow_or_endless_is_given_up_and_named(answer: Callab
         found, skips = list_sources([address])
     assert not found and [skip.where for skip in skips] == [address]
     assert time.monotonic() - started < 30
-    words = {drip_head: "no answer within", drip_body: "gives only", endless: "is larger than"}
+    words = {drip_head: "no response within", drip_body: "sends only", endless: "is larger than"}
     assert words[answer] in skips[0].what
 
 
 @pytest.mark.parametrize("answer", [drip_head, drip_body])
 def test_a_slow_download_ends_with_an_error(answer: Callable, impatient: None, tmp_path: Path) -> None:
-    with serving(answer) as address, pytest.raises(RunError, match=r"no answer within|gives only"):
+    with serving(answer) as address, pytest.raises(RunError, match=r"no response within|sends only"):
         download(address, tmp_path / "a", progress=False, retries=2, timeout=0.3, sleep=lambda _: None)
 
 
 def test_a_download_stops_at_its_size(impatient: None, tmp_path: Path) -> None:
-    with serving(endless) as address, pytest.raises(RunError, match="gives more bytes than its size"):
+    with serving(endless) as address, pytest.raises(RunError, match="sends more bytes than its size"):
         download(address, tmp_path / "a", size=1000, progress=False, sleep=lambda _: None)
     assert not list(tmp_path.iterdir())
 
@@ -231,7 +231,9 @@ def test_a_full_disk_names_the_file_and_leaves_a_whole_list(tmp_path: Path, room
     writer = WRITERS["json"](OutputFolder(tmp_path), ["cat"])
     writer._file = FullDisk(writer._file, room)  # type: ignore[attr-defined]
     written = 0
-    with pytest.raises(RunError, match=r"detections\.json: cannot be written: No space left on device; make room"):
+    with pytest.raises(
+        RunError, match=r"detections\.json: cannot be written: No space left on device; free some space"
+    ):
         for number in range(100):
             writer.add(result(f"{number}.jpg", str(number)))
             written += 1
