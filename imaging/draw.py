@@ -134,7 +134,7 @@ def draw_detections(image: np.ndarray, detections: Any, class_names: Sequence[st
 
 
 def draw_targets(image: np.ndarray, target: Mapping[str, Any], class_names: Sequence[str]) -> np.ndarray:
-    """Draw ground truth (a `Target`) on a copy of an (H, W, 3) uint8 RGB image, with difficult and crowd boxes marked."""
+    """Draw ground truth (a `Target`) on a copy of an (H, W, 3) uint8 RGB image; marks difficult and crowd boxes."""
     count = len(target["labels"])
     difficult, crowd = (target.get(key, np.zeros(count, bool)) for key in ("difficult", "crowd"))
     notes = ["crowd" if c else "difficult" if d else "" for d, c in zip(difficult, crowd, strict=True)]
