@@ -198,10 +198,10 @@ class MachineOptions:
     """Device and performance options; they do not change the results of a float32 run on the CPU."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N", common=True)
-    workers: int = option(2, "processes that load images; 0 = none", low=0, high=256)
-    threads: int = option(0, "CPU threads of the network; 0 = the CPUs that the process may use", low=0, high=1024)
+    workers: int = option(2, "worker processes that load images; 0 = load in the main process", low=0, high=256)
+    threads: int = option(0, "CPU threads of the network; 0 = number of available CPUs", low=0, high=1024)
     cache: str = option(
-        "none", "keep decoded images in memory (ram) or in a file (disk); auto = in memory if they fit", choices=CACHES
+        "none", "cache decoded images in memory (ram) or in a file (disk); auto = ram if they fit", choices=CACHES
     )
     threads: int = option(0, "CPU threads of the network; 0 = number of available CPUs", low=0, high=1024)
     cache: str = option(

@@ -161,7 +161,7 @@ def _from_obj_data(text: str, path: Path) -> DataYaml:
     content = {key.strip().lower(): value.strip() for key, value in rows}
     names = _tail_in(content.get("names", ""), [path.parent])
     if names is None:
-        raise UserError(path, f"names the class file {content.get('names', '')!r}, which is not there", "put it back")
+        raise UserError(path, f"names the class file {content.get('names', '')!r}, which does not exist", "restore it")
     config = DataYaml(path, path.parent, {}, read_class_names(names), files=[Path(names)])
     config.splits = {key: [content[key]] for key in SPLIT_KEYS if content.get(key)}
     if not config.splits:
