@@ -203,10 +203,6 @@ class MachineOptions:
     cache: str = option(
         "none", "cache decoded images in memory (ram) or in a file (disk); auto = ram if they fit", choices=CACHES
     )
-    threads: int = option(0, "CPU threads of the network; 0 = number of available CPUs", low=0, high=1024)
-    cache: str = option(
-        "none", "cache decoded images in memory (ram) or in a file (disk); auto = ram if they fit", choices=CACHES
-    )
     amp: str = option("auto", "mixed precision; auto = the best precision of the device", choices=PRECISIONS)
     fast: bool = option(False, "on a GPU: torch.compile, fused optimiser, cuDNN benchmark; the start takes minutes")
     sync_bn: bool = option(False, "synchronise batch norm over all processes")
