@@ -407,7 +407,7 @@ def other_entry(path: Path) -> Entry:
     from nets.export.onnx_runtime import open_session
 
     if not path.is_file():
-        raise UserError("--compare", f"{path} is not there", "give an ONNX file")
+        raise UserError("--compare", f"{path} does not exist", "give an ONNX file")
     session = open_session(path)
     inputs = {i.name: i for i in session.get_inputs()}
     sides = [d for i in inputs.values() for d in i.shape[2:] if len(i.shape) == 4 and isinstance(d, int) and d > 4]

@@ -641,8 +641,8 @@ def _is_cut(data: bytes, error: Exception) -> bool:
 def _not_an_image(data: bytes, where: object, error: Exception) -> ImageError:
     kind = page_or_pointer(data[:512])
     if kind is not None:
-        todo = "download the picture itself" if kind == "web page" else "run: git lfs pull"
-        return ImageError("not_an_image", where, f"is a {kind}, not a picture", todo)
+        todo = "download the image itself" if kind == "web page" else "run: git lfs pull"
+        return ImageError("not_an_image", where, f"is a {kind}, not an image", todo)
     if _is_cut(data, error):
         return _truncated(data, where)
     if not isinstance(error, Image.UnidentifiedImageError):

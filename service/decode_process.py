@@ -1,10 +1,10 @@
 """Decode images in a separate process that the service can kill: images from stdin, network inputs to stdout.
 
-    python -m service.decode_process MEMORY      bytes that decoding may take
+    python -m service.decode_process MEMORY      memory limit for decoding, bytes
 
-A frame is two lengths (8 bytes), a JSON object and raw bytes. The parent sends the picture, the answer holds the
-network's input. Nothing is unpickled on either side: a picture may have taken over the decoder, which is confined
-(`service.sandbox`).
+A frame is two lengths (8 bytes), a JSON object and raw bytes. The parent sends the image; the answer contains the
+network's input. Neither side unpickles anything, because a malicious image may have compromised the decoder, which runs
+in a sandbox (`service.sandbox`).
 """
 
 from __future__ import annotations

@@ -28,11 +28,11 @@ BIG_MEGAPIXELS = 12.0  # images decoded to a larger size are decoded one at a ti
 SLOW_SECONDS = 5.0  # a decoder that works longer on one image counts as stuck
 START_SECONDS = 60.0
 CLOSE_SECONDS = 1.0
-READ_BYTES = 4 << 20  # buffered of an answer
-BASE_MEMORY = 400 << 20  # bytes of address space that a decoder may take besides bodies and pixels
-BODY_COPIES = 6  # of a body, while it is received and decoded
-PIXEL_MEMORY = 16  # bytes of one pixel: the most that a format needs while it is decoded
-IMAGE_STATUS = {"image_too_big": 413, "not_an_image": 415}  # of ImageError codes; others are 422
+READ_BYTES = 4 << 20  # buffer size for an answer
+BASE_MEMORY = 400 << 20  # address space of a decoder besides bodies and pixels, bytes
+BODY_COPIES = 6  # copies of a body while it is received and decoded
+PIXEL_MEMORY = 16  # maximum bytes per pixel that any format needs while it is decoded
+IMAGE_STATUS = {"image_too_big": 413, "not_an_image": 415}  # HTTP status of ImageError codes; others are 422
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,9 @@ class Decoders:
     """A pool of decoder processes, started on demand.
 
     Args:
-        letterbox: fits pictures to the network's input.
-        limits: bytes and megapixels of one picture; half of `answer_timeout` is for decoding it, then its process is
-            killed.
-        metrics: told of busy, stuck and killed decoders.
+        letterbox: resizes images to the network's input.
+        limits: maximum bytes and megapixels of an image; its process is killed after half of `answer_timeout`.
+        metrics: counts busy, stuck and killed decoders.
     """
 
     def __init__(self, letterbox: Letterbox, limits: Limits, metrics: Metrics) -> None:

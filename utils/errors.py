@@ -140,7 +140,7 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
         what, todo = "this Python package is not installed", "pip install -r requirements.txt"
         line = format_problem(str(error.name), what, todo)
         code = _report(f"error: {line}", EXIT_FAILURE, debug)
-    except Exception as error:  # noqa: BLE001 -- ours, not the user's: say so in one line all the same
+    except Exception as error:  # noqa: BLE001 -- a programming error is also reported in one line
         line = "memory: not enough for this run; use a smaller --batch-size or --input-size"
         if not is_out_of_memory(error):
             what = f"unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

@@ -78,11 +78,11 @@ def read_ends(path: str | bytes | os.PathLike[str], max_bytes: int, head: int, t
 
 @contextlib.contextmanager
 def _opened(path: str | bytes | os.PathLike[str], max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file to read, and its size; see `read_file` for what it raises."""
+    """Open a regular file; yields it and its size. Raises as `read_file`."""
     with open_regular(path) as file:
         where, size = os.fsdecode(path), os.fstat(file.fileno()).st_size
         if size > max_bytes:
-            what = f"has {size / MEGABYTE:.1f} MB, the limit is {max_bytes / MEGABYTE:.3g} MB"
+            what = f"has {size / MEGABYTE:.1f} MB; the limit is {max_bytes / MEGABYTE:.3g} MB"
             raise FileError("file_too_big", where, what, "give a smaller file")
         try:
             yield file, size
@@ -94,26 +94,26 @@ def open_regular(path: str | bytes | os.PathLike[str], todo: str = "") -> Binary
     """Open a regular file for reading.
 
     Args:
-        path: any name the operating system knows.
-        todo: the advice of every error; by default one that fits the error.
+        path: any file name.
+        todo: what to do, in every error; by default, it depends on the error.
 
     Raises:
         FileError: `missing_file`, `not_a_file` (folder, pipe, socket, device), `unreadable_file`.
     """
     where = os.fsdecode(path)
-    # O_NONBLOCK: opening a named pipe would wait for a writer for ever
+    # O_NONBLOCK: opening a named pipe would otherwise wait for a writer
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         descriptor = os.open(path, flags)
     except ValueError:
-        raise FileError("unreadable_file", where, "no file can have this name", todo or "check the name") from None
+        raise FileError("unreadable_file", where, "is not a valid file name", todo or "check the name") from None
     except OSError as error:
         raise _explain(error, path, where, todo) from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         what = f"is a {_kind(mode)}, not a file"
-        raise FileError("not_a_file", where, what, todo or "put a regular file in its place")
+        raise FileError("not_a_file", where, what, todo or "replace it by a regular file")
     return open(descriptor, "rb")
 
 
@@ -245,11 +245,11 @@ def _kind(mode: int) -> str:
 def _explain(error: OSError, path: str | bytes | os.PathLike[str], where: str, todo: str = "") -> FileError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         broken = os.path.islink(path)
-        todo = todo or ("restore what it leads to, or remove it" if broken else "check the name")
+        todo = todo or ("restore its target, or remove it" if broken else "check the name")
         return FileError("missing_file", where, "is a broken link" if broken else "does not exist", todo)
     if error.errno == errno.ELOOP:
-        return FileError("missing_file", where, "is a link that leads back to itself", todo or "remove it")
-    replace = todo or "put a regular file in its place"
+        return FileError("missing_file", where, "is a link to itself", todo or "remove it")
+    replace = todo or "replace it by a regular file"
     if error.errno == errno.ENXIO:
         return FileError("not_a_file", where, "is a socket or pipe, not a file", replace)
     with contextlib.suppress(OSError):  # Windows: a folder is `permission denied`

@@ -42,9 +42,9 @@ def default_runtime(path: Path) -> str:
     """The default runtime of a checkpoint on the CPU.
 
     Returns:
-        $MOBILENET_YOLO_RUNTIME if it is set; else what `choose_fastest` measured, or what an export that failed left
-        (`torch`); else the first of `CACHED_RUNTIMES` that can be exported for or is exported already; else `torch`.
-        Where several can be, the first checkpoint on this machine is measured, and others take the order found then.
+        The first that applies: $MOBILENET_YOLO_RUNTIME; the result of `choose_fastest`; `torch` if an export has
+        failed before; the first of `CACHED_RUNTIMES` that is exported or can be exported; `torch`. If several can be
+        exported, the first checkpoint on this machine is measured, and later ones use the order found then.
     """
     if named := os.environ.get(DEFAULT):
         return named
@@ -116,7 +116,7 @@ def cached_path(path: Path, runtime: str) -> Path:
 
 
 def remembered(path: Path) -> str | None:
-    """The runtime that `choose_fastest` found for this file, machine and number of threads, if its export is there."""
+    """The result of `choose_fastest` for this file, machine and number of threads, if its export exists."""
     with contextlib.suppress(KeyError, TypeError, UserError):
         found = _read_memory()[_digest(path)][_machine()]
         runtime = found["runtime"]

@@ -16,11 +16,12 @@ def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") 
     """Load a model file for inference.
 
     Args:
-        path: a checkpoint, an exported file, or a folder: of a run (its best.pth), or of one exported file.
-        device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`...
-        runtime: `auto`, or a name of `RUNTIMES`. A checkpoint is exported for another runtime than torch, once, into
-            the cache folder. `auto` takes on the CPU what is installed and usually the fastest (`default_runtime`), and
-            PyTorch where that cannot be exported; `fastest` measures, once, and `auto` takes what it found.
+        path: a checkpoint, an exported file, or a folder: a run (its best.pth), or a folder with one exported file.
+        device: `auto` (CUDA if available), `cpu`, `cuda`, `cuda:1`...
+        runtime: `auto`, `fastest`, or a name of `RUNTIMES`. For a runtime other than torch, a checkpoint is exported
+            once into the cache folder. On the CPU, `auto` uses the installed runtime that is usually the fastest
+            (`default_runtime`), and PyTorch if the export fails. `fastest` measures the runtimes once; later, `auto`
+            uses the result.
 
     Raises:
         UserError: for a file that is not a model, or that the runtime cannot run.
@@ -58,11 +59,11 @@ def _load_default(path: Path) -> Runtime:
         return _load_network(path, "cpu")
     try:
         return load_cached(path, runtime)
-    except Exception as error:  # of the exporter or of the runtime, whose exceptions have no common base
-        network = _load_network(path, "cpu")  # if the checkpoint itself is bad, that is the error
+    except Exception as error:  # exceptions of exporters and runtimes have no common base class
+        network = _load_network(path, "cpu")  # raises if the checkpoint itself is invalid
         reason = failure_reason(error)
-        warn(path, f"cannot be exported for {runtime} ({reason})", "it runs on PyTorch, which is slower")
-        if not isinstance(error, OSError):  # a full disk may have room next time
+        warn(path, f"cannot be exported for {runtime} ({reason})", "PyTorch is used instead, which is slower")
+        if not isinstance(error, OSError):  # after a full disk, the export is tried again next time
             remember_failure(path, runtime, reason)
         return network
 

@@ -26,8 +26,8 @@ def find_model(name: str | os.PathLike[str] | None = None, where: object = None)
 
     Args:
         name: a checkpoint or exported file; the name of bundled weights (`small`, `nano`); the folder of a training
-            run (its best.pth, else last.pth) or of one exported file; None takes the default weights.
-        where: what an error calls it; None for the name itself.
+            run (its best.pth, else last.pth) or of one exported file; None for the default weights.
+        where: the option to name in an error; None for the file itself.
 
     Raises:
         MissingFileError: if there is no such file. UserError: for a folder without a model, or with several.
@@ -68,7 +68,7 @@ def _in_folder(folder: Path) -> Path:
         return files[0]
     if files:
         names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
-        raise UserError(folder, f"is a folder with {len(files)} exported files ({names})", "name the file")
+        raise UserError(folder, f"is a folder with {len(files)} exported files ({names})", "give the file")
     runs = sorted(path.parent.name for path in folder.glob("*/best.pth"))
-    todo = f"name the run: {folder / runs[-1]}" if runs else "name the file"
+    todo = f"give a run: {folder / runs[-1]}" if runs else "give the file"
     raise UserError(folder, "is a folder without best.pth or an exported file", todo)

@@ -27,21 +27,21 @@ def open_model_file(path: Path) -> BinaryIO:
 
 
 def refuse_no_model(path: Path) -> None:
-    """Refuse a file that is evidently no exported model, before its runtime reads it. Raises UserError."""
+    """Reject a file that is obviously not an exported model, before its runtime reads it. Raises UserError."""
     with open_model_file(path) as file:
         head = file.read(512)
         size = os.fstat(file.fileno()).st_size
     refuse_pages_and_pointers(path, head)
     if path.suffix.lower() == ".xml" and size > MAX_XML_BYTES:
-        raise UserError(path, f"has {size / 1e6:.0f} MB, more than the .xml of any network", "use another copy")
+        raise UserError(path, f"has {size / 1e6:.0f} MB, too large for a network's .xml", "use another copy")
 
 
 def refuse_pages_and_pointers(path: Path, head: bytes) -> None:
-    """Refuse a web page or a Git LFS pointer, recognised by the first bytes. Raises UserError."""
+    """Reject web pages and Git LFS pointers by the first bytes of a file. Raises UserError."""
     kind = page_or_pointer(head)
     if kind is None and path.suffix.lower() != ".xml" and head.lstrip().lower().startswith((b"<!doctype", b"<?xml")):
         kind = "web page"  # XHTML; OpenVINO's .xml begins like it
     if kind == "web page":
-        raise UserError(path, "is a web page, not weights", "download it again and look at what comes")
+        raise UserError(path, "is a web page, not weights", "download it again and check the response")
     if kind is not None:
-        raise UserError(path, f"is a {kind}, not the weights themselves", "run: git lfs pull")
+        raise UserError(path, f"is a {kind}, not the weights", "run: git lfs pull")
