@@ -128,7 +128,7 @@ def test_a_disk_that_fills_is_said_with_the_frames_that_came(tmp_path: Path, mon
     for _ in range(3):
         writer.write(np.zeros((48, 64, 3), np.uint8))
     monkeypatch.setattr("prediction.video.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(RunError, match=r"a.mp4: the disk is full after 4 frames: 1000 bytes are free; make room"):
+    with pytest.raises(RunError, match=r"a.mp4: the disk is full after 4 frames: 1000 bytes are free; free some space"):
         writer.write(np.zeros((48, 64, 3), np.uint8))
     writer.close()
     with VideoReader(tmp_path / "a.mp4") as reader:
