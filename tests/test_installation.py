@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -67,3 +68,11 @@ def test_no_extra_brings_a_second_opencv() -> None:
     assert "all" in extras
     brings_opencv = ("supervision", "trackers", "opencv", "ultralytics", "sahi")
     assert not [line for lines in extras.values() for line in lines if line.startswith(brings_opencv)]
+
+
+def test_every_documented_installation_of_this_project_is_editable() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("examples/*")]
+    for page in pages:
+        if page.is_file() and page.name != "TROUBLESHOOTING.md":  # which names the mistake
+            for words in re.findall(r"pip install ([^`\n]*)", page.read_text(encoding="utf-8")):
+                assert not re.match(r"['\"]?\.", words), (page.name, words)
