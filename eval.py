@@ -39,7 +39,9 @@ class EvalOptions:
         None, "data set: a VOCdevkit, a COCO JSON file, or another layout of docs/DATA.md", metavar="PATH"
     )
     classes: str | None = option(None, "class names of the data set's labels: a file, voc or coco", metavar="FILE")
-    image_folder: str | None = option(None, "folder of the images of a COCO JSON file", metavar="DIR")
+    image_folder: str | None = option(
+        None, "folder of the images, if they are not beside the annotations", metavar="DIR"
+    )
     split: str | None = option(None, "split to evaluate (default: val, or test if there is no val)")
     json: str | None = option(None, "write all metrics, and results per image, to this file", metavar="FILE")
     report: str | None = option(None, "write a report with curves and images as one HTML file", metavar="FILE")
@@ -225,8 +227,10 @@ def choose_split(options: EvalOptions) -> str:
 
     if Path(data).is_file() and recognise_format(data) == "coco":
         return next(name for name, file in find_coco_files(data).items() if file == Path(data))
-    names = list_splits(data)
-    return next((name for name in ("val", "test") if name in names), None) or default_splits(data)[1]
+    names = list_splits(data, options.image_folder)
+    return (
+        next((name for name in ("val", "test") if name in names), None) or default_splits(data, options.image_folder)[1]
+    )
 
 
 def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored) -> None:

@@ -50,6 +50,7 @@ class Format:
         splits: the names of its splits; None for a format that is read as a whole.
         read: reads one split from (place, split, class names, megapixels, need_pictures, image folder); None likewise.
         fill: for a format that is read as a whole, the function that fills `Labels`.
+        has_own_places: the images are where the layout has them, so that no other folder can be named.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Format:
     splits: Callable[[Path], list[str]] | None = None
     read: Callable[..., DatasetIndex] | None = None
     fill: Callable[[Folder, Labels, Sequence[str] | None], None] | None = None
+    has_own_places: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,18 @@ def _read_plain(place: Path, split: str, names: Sequence[str] | None, limit: flo
 
 
 FORMATS = (  # in order of priority
-    Format("voc", "Pascal VOC", _sniff_voc, _voc_splits, _read_voc),
-    Format("yolo", "YOLO txt", _sniff_yolo, yolo_txt.list_yolo_splits, _read_yolo),
+    Format("voc", "Pascal VOC", _sniff_voc, _voc_splits, _read_voc, has_own_places=True),
+    Format("yolo", "YOLO txt", _sniff_yolo, yolo_txt.list_yolo_splits, _read_yolo, has_own_places=True),
     Format("coco", "COCO", _sniff_coco, lambda place: list(coco.find_coco_files(place)), _read_coco),
     Format("xml", "Pascal XML without lists", pascal_xml.sniff),
-    Format("plain_yolo", "YOLO txt without data.yaml", yolo_txt.sniff_plain, _plain_splits, _read_plain),
+    Format(
+        "plain_yolo",
+        "YOLO txt without data.yaml",
+        yolo_txt.sniff_plain,
+        _plain_splits,
+        _read_plain,
+        has_own_places=True,
+    ),
     Format("kitti", "KITTI", kitti.sniff, fill=kitti.read),
     Format("dota", "DOTA", dota.sniff, fill=dota.read),
     Format("box_list", "list of boxes", box_list.sniff, fill=box_list.read),
@@ -229,22 +238,23 @@ def _unrecognised(folder: Folder) -> UserError:
 # --- splits ----------------------------------------------------------------------------------------------------------
 
 
-def list_splits(data: str | os.PathLike[str]) -> list[str]:
-    """The split names that `open_dataset` accepts for this data set.
+def list_splits(data: str | os.PathLike[str], image_folder: str | os.PathLike[str] | None = None) -> list[str]:
+    """The split names that `open_dataset` accepts for this data set, and for these images.
 
     Raises:
         UserError: like `recognise`.
     """
-    return _splits(recognise(data))
+    found = recognise(data)
+    return _splits(found, check_image_folder(found, image_folder))
 
 
-def _splits(found: Recognised) -> list[str]:
+def _splits(found: Recognised, image_folder: str | None) -> list[str]:
     if found.format.splits is not None:
         return found.format.splits(found.place)
     try:
-        whole = _whole(found, None, True, MAX_MEGAPIXELS)
+        whole = _whole(found, None, True, MAX_MEGAPIXELS, image_folder)
     except UserError:  # class numbers without names: the splits are still known
-        whole = _whole(found, [str(number) for number in range(1000)], True, MAX_MEGAPIXELS)
+        whole = _whole(found, [str(number) for number in range(1000)], True, MAX_MEGAPIXELS, image_folder)
     names = dict.fromkeys(whole.source["split_of"])
     return [*(name for name in ("train", "val", "test") if name in names), *sorted(names.keys() - _USUAL)] or [ALL]
 
@@ -252,13 +262,13 @@ def _splits(found: Recognised) -> list[str]:
 _USUAL = {"train", "val", "test"}
 
 
-def default_splits(data: str | os.PathLike[str]) -> tuple[str, str]:
+def default_splits(data: str | os.PathLike[str], image_folder: str | os.PathLike[str] | None = None) -> tuple[str, str]:
     """(training split, validation split): train and val, else trainval and test, else train and test.
 
     A data set without such a pair is divided: `auto-train` and `auto-val` are all its images, seeded, stratified by
     class, with near-duplicates kept together.
     """
-    names = list_splits(data)
+    names = list_splits(data, image_folder)
     for train, val in (("train", "val"), ("trainval", "test"), ("train", "test")):
         pair = (_match(train, names), _match(val, names))
         if pair[0] is not None and pair[1] is not None:
@@ -266,13 +276,13 @@ def default_splits(data: str | os.PathLike[str]) -> tuple[str, str]:
     return AUTO_TRAIN, AUTO_VAL
 
 
-def training_split(data: str | os.PathLike[str]) -> str:
+def training_split(data: str | os.PathLike[str], image_folder: str | os.PathLike[str] | None = None) -> str:
     """The default split: the training split, else the only or first one.
 
     Raises:
         UserError: if there is no split.
     """
-    names = list_splits(data)
+    names = list_splits(data, image_folder)
     for name in ("train", "trainval"):
         match = _match(name, names)
         if match is not None:
@@ -282,13 +292,13 @@ def training_split(data: str | os.PathLike[str]) -> str:
     return names[0]
 
 
-def match_split(data: str | os.PathLike[str], split: str) -> str:
+def match_split(data: str | os.PathLike[str], split: str, image_folder: str | os.PathLike[str] | None = None) -> str:
     """Resolve a split name: `val` also matches `valid`, `val2017`, `Validation`.
 
     Raises:
         UserError: if there is none; lists the splits.
     """
-    return _matched(data, split, list_splits(data))
+    return _matched(data, split, list_splits(data, image_folder))
 
 
 def _matched(data: str | os.PathLike[str], split: str, names: Sequence[str]) -> str:
@@ -341,16 +351,16 @@ def open_dataset(
         max_megapixels: leave out images whose header states more.
         allow_empty: return an index without images instead of raising.
         need_pictures: if false, VOC and COCO are read from annotations alone if no image file exists.
-        image_folder: image folder of a COCO JSON.
+        image_folder: where the images are, for annotations that name them (COCO, CSV, XML, JSON); None is the data set.
 
     Raises:
         UserError: if the data set or split does not exist, or none of its images can be used.
     """
     found = recognise(Path(data).absolute())  # the cached index must not depend on the working folder
-    own = _splits(found)
+    folder = check_image_folder(found, image_folder)
+    own = _splits(found, folder)
     name = split if found.format.name == "voc" and _has_voc_years(split) else _matched(data, split, own)
     names = None if class_names is None else list(class_names)
-    folder = None if image_folder is None else str(Path(image_folder).absolute())
 
     def read() -> DatasetIndex:
         if name in (AUTO_TRAIN, AUTO_VAL):
@@ -359,7 +369,7 @@ def open_dataset(
             title = f"{whole.source['set_name']} {name}"
             return replace(whole.subset(part), name=title, source=whole.source | {"split": name})
         if found.format.read is None:
-            return _part_of_whole(_whole(found, names, use_cache, max_megapixels), name)
+            return _part_of_whole(_whole(found, names, use_cache, max_megapixels, folder), name)
         if name not in own and name == ALL:
             return _joined(found, own, names, max_megapixels, use_cache, folder)
         return found.format.read(found.place, name, names, max_megapixels, need_pictures, folder)
@@ -376,22 +386,40 @@ def open_dataset(
     return index
 
 
+def check_image_folder(found: Recognised, image_folder: str | os.PathLike[str] | None) -> str | None:
+    """The absolute path of an image folder that can be used with a data set.
+
+    Raises:
+        UserError: if it is not a folder, or the layout has its images in fixed places.
+    """
+    if image_folder is None:
+        return None
+    if found.format.has_own_places:
+        what = f"is not for {found.format.title}, whose pictures have fixed places beside their labels"
+        raise UserError("--image-folder", what, "leave it out")
+    if not os.path.isdir(image_folder):
+        raise UserError("--image-folder", f"{image_folder} is no folder", "name the folder of the pictures")
+    return str(Path(image_folder).absolute())
+
+
 def _has_voc_years(split: str) -> bool:
     return ":" in split or "+" in split
 
 
-def _whole(found: Recognised, names: Sequence[str] | None, use_cache: bool, max_megapixels: float) -> DatasetIndex:
+def _whole(
+    found: Recognised, names: Sequence[str] | None, use_cache: bool, max_megapixels: float, image_folder: str | None
+) -> DatasetIndex:
     """All images of a format that is read as a whole."""
 
     def read() -> DatasetIndex:
-        folder = Folder(found.place)
+        folder = Folder(found.place, image_folder)
         if found.format.fill is None:
             return pascal_xml.read(folder, names, max_megapixels)
         labels = Labels(folder)
         found.format.fill(folder, labels, names)
         return labels.finish(found.format.name, names, max_megapixels)
 
-    request = [found.format.name, str(found.place), "whole", names and list(names), max_megapixels]
+    request = [found.format.name, str(found.place), "whole", names and list(names), max_megapixels, image_folder]
     return cached_index(request, read) if use_cache else read()
 
 
@@ -413,7 +441,7 @@ def _joined(
 ) -> DatasetIndex:
     """All images of all splits, each once."""
     if found.format.read is None:
-        index = _part_of_whole(_whole(found, names, use_cache, max_megapixels), ALL)
+        index = _part_of_whole(_whole(found, names, use_cache, max_megapixels, image_folder), ALL)
         return replace(index, source=index.source | {"set_name": index.name.removesuffix(f" {ALL}")})
     own = [name for name in splits if ":" not in name]
 

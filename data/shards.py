@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from data.augment import AugmentConfig, Photo
+from data.data_options import DataOptions
 from data.index import DatasetIndex
 from data.loader import SampleKey, Size, TrainDataset, TrainLoader, _part, _SampleMaker, _start_worker, collate
-from data.open import default_splits, open_dataset
+from data.open import default_splits
 from imaging.image_io import MAX_MEGAPIXELS, decode_image, read_header_bytes
 from imaging.letterbox import Letterbox
 from utils.config import option, parse_options
@@ -462,12 +463,10 @@ def build_shard_loader(
 
 
 @dataclass(frozen=True)
-class ShardOptions:
+class ShardOptions(DataOptions):
     """Options of `dataset.py shard`."""
 
-    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", positional=True, metavar="DATA")
     output: str = option("", "folder for the shards", positional=True, metavar="OUT")
-    split: str | None = option(None, "split to write; default: the one to train on")
     images_per_shard: int = option(IMAGES_PER_SHARD, "images in a tar file", low=1)
     seed: int = option(0, "of the order in which the images are written", low=0)
 
@@ -475,7 +474,7 @@ class ShardOptions:
 def main(argv: list[str] | None = None) -> None:
     """`dataset.py shard DATA OUT`."""
     options = parse_options(ShardOptions, argv, prog="dataset.py shard", description=__doc__ or "")
-    index = open_dataset(options.data, options.split or default_splits(options.data)[0])
+    index = options.open(options.split or default_splits(options.data, options.image_folder)[0])
     folder = write_shards(index, options.output, options.images_per_shard, options.seed)
     shards = open_shards(folder)
     print(f"{folder}: {len(shards.index)} images, {shards.index.num_boxes} boxes in {len(shards.files)} shards")

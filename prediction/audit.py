@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from data.class_names import read_class_names
+from data.data_options import DataOptions
 from data.index import DatasetIndex
-from data.open import open_dataset, training_split
 from evaluation.audit import KINDS, Finding, counts_by_kind, find_label_errors, finding_row
 from evaluation.detections_file import read_detections
 from evaluation.evaluator import FoundDetections, match_classes, run_detector
@@ -39,17 +38,15 @@ HEADINGS = {
 
 
 @dataclass(frozen=True)
-class AuditOptions:
+class AuditOptions(DataOptions):
     """The options of `dataset.py audit`."""
 
-    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a data.yaml", positional=True, metavar="DATA")
     output: str = option("audit", "folder for audit.json, audit.csv and audit.html", metavar="DIR")
     split: str | None = option(None, "split to check (default: all with --detections, else the training split)")
     detections: str | None = option(
         None, "out-of-fold detections: detections.json of train.py --folds, or a file for eval.py --detections"
     )
     checkpoint: str | None = option(None, "a detector that was not trained on these labels (default: the bundled one)")
-    classes: str | None = option(None, "file of class names, one per line (default: the names in the annotations)")
     limit: int = option(1000, "maximum number of findings to write", low=1, high=1_000_000)
     pictures: int = option(200, "maximum number of findings on the page", low=0, high=10_000)
     device: str = option("auto", "auto, cpu, cuda, cuda:N")
@@ -66,9 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     files = {suffix: folder / f"audit.{suffix}" for suffix in ("json", "csv", "html")}
     for path in files.values():
         check_output_file("--output", path, options.overwrite, [options.data])
-    names = read_class_names(Path(options.classes)) if options.classes else None
-    split = options.split or (ALL if options.detections else training_split(options.data))
-    index = open_dataset(options.data, split, class_names=names)
+    index = options.open(options.split or (ALL if options.detections else None))
     index, found = _read(Path(options.detections), index) if options.detections else (index, _look(options, index))
     findings = find_label_errors(index, found)[: options.limit]
     rows = [finding_row(each, index, found, rank) for rank, each in enumerate(findings, 1)]

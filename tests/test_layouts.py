@@ -28,6 +28,7 @@ from layout_makers import (
     yolo_text,
 )
 
+import dataset
 from data.index import DatasetIndex
 from data.open import default_splits, list_splits, open_dataset, recognise
 from data.tools.check import check_dataset
@@ -226,6 +227,38 @@ def test_an_image_folder_may_be_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image that can be used"):
         open_dataset(tmp_path / "set", "all")
     assert len(open_dataset(tmp_path / "set", "all", image_folder=tmp_path / "pictures")) == 8
+
+
+@pytest.mark.parametrize("name", ["labelimg_voc", "tensorflow_csv", "labelme", "via_json", "cvat_xml", "box_list",
+                                  "coco_with_text_ids"])  # fmt: skip
+def test_pictures_of_any_annotations_may_lie_elsewhere(name: str, tmp_path: Path) -> None:
+    LAYOUTS[name][0](tmp_path / "set")
+    near = everything(tmp_path / "set")
+    for path in list((tmp_path / "set").rglob("*.jpg")):
+        (tmp_path / "test-pictures/day1").mkdir(parents=True, exist_ok=True)  # not the name of a split
+        path.rename(tmp_path / "test-pictures/day1" / path.name)
+    folder = str(tmp_path / "test-pictures")
+    far = open_dataset(tmp_path / "set", "all", image_folder=folder)
+    assert far.num_boxes == near.num_boxes and np.array_equal(far.boxes, near.boxes)
+    assert list_splits(tmp_path / "set", folder) == list(LAYOUTS[name][2])
+    data = [str(tmp_path / "set"), "--image-folder", folder]
+    assert dataset.main(["check", *data, "--fix", str(tmp_path / "fixed")]) == 0
+    dataset.main(["stats", *data])
+    dataset.main(["anchors", *data])
+    dataset.main(["split", *data, "--output", str(tmp_path / "split"), "--train", "0.5", "--val", "0.5", "--test", "0"])
+    dataset.main(["convert", *data, str(tmp_path / "yolo"), "--to", "yolo"])
+    dataset.main(["shard", *data, str(tmp_path / "shards")])
+    assert sum(len(open_dataset(tmp_path / "split", split)) for split in ("train", "val")) == 8
+    for copy in ("fixed", "yolo"):
+        assert open_dataset(tmp_path / copy, "all").num_boxes == 16
+
+
+@pytest.mark.parametrize("make", [make_voc, make_yolo])
+def test_an_image_folder_is_refused_where_pictures_have_fixed_places(make, tmp_path: Path) -> None:
+    make(tmp_path)
+    for command in ("check", "stats", "split"):
+        with pytest.raises(UserError, match="--image-folder: is not for"):
+            dataset.main([command, str(tmp_path), "--image-folder", str(tmp_path)])
 
 
 def test_a_path_of_another_machine_is_said(tmp_path: Path) -> None:

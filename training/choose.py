@@ -182,7 +182,7 @@ def choose_splits(settings: TrainSettings) -> TrainSettings:
     dataset = settings.options.dataset
     if dataset.train_split is not None and dataset.val_split is not None:
         return settings
-    train, val = default_splits(dataset.data or "")
+    train, val = default_splits(dataset.data or "", dataset.image_folder)
     found = {"train_split": train, "val_split": val}
     if dataset.shards is not None:
         del found["train_split"]

@@ -35,7 +35,8 @@ from utils.json_file import read_json
 
 PLAN, DETECTIONS, RESULT, TABLE = "folds.json", "detections.json", "result.json", "folds.csv"
 ALL = "all"
-NOT_FOR_FOLDS = ("folds", "resume", "run_dir", "data", "train_split", "val_split", "val_data", "classes", "eval_every")
+_DATA_OPTIONS = ("data", "train_split", "val_split", "val_data", "classes", "image_folder")
+NOT_FOR_FOLDS = ("folds", "resume", "run_dir", "eval_every", *_DATA_OPTIONS)
 Train = Callable[[list[str]], int]  # train.py's main
 
 
@@ -135,10 +136,12 @@ def _pool(settings: TrainSettings) -> list[DatasetIndex]:
     dataset = choose_splits(settings).options.dataset
     names: Sequence[str] | None = read_class_names(Path(dataset.classes)) if dataset.classes else None
     data, train_split, val_split = dataset.data or "", dataset.train_split or "train", dataset.val_split or "val"
-    train = open_dataset(data, train_split, class_names=names)
+    pictures = dataset.image_folder
+    train = open_dataset(data, train_split, class_names=names, image_folder=pictures)
     if val_split == train_split and dataset.val_data is None:
         return [train]
-    return [train, open_dataset(dataset.val_data or data, val_split, class_names=names or train.class_names)]
+    val_data, val_names = dataset.val_data or data, names or train.class_names
+    return [train, open_dataset(val_data, val_split, class_names=val_names, image_folder=pictures)]
 
 
 def _class_counts(index: DatasetIndex) -> np.ndarray:

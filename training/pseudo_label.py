@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.class_names import read_class_names
+from data.data_options import DataOptions
 from data.index import DatasetIndex
-from data.open import open_dataset, training_split
 from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, run_detector
 from nets.detector import Detector
 from utils.config import option, parse_options
@@ -22,13 +20,10 @@ THRESHOLD = 0.1  # lower scores carry no information
 
 
 @dataclass(frozen=True)
-class PseudoLabelOptions:
+class PseudoLabelOptions(DataOptions):
     """The options of `dataset.py pseudo-label`."""
 
-    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a data.yaml", positional=True, metavar="DATA")
     output: str = option("pseudo.json", "output file of the detections")
-    split: str | None = option(None, "split to label (default: the training split)")
-    classes: str | None = option(None, "file of class names, one per line (default: the names in the annotations)")
     checkpoint: str | None = option(None, "checkpoint of the detector (default: the bundled one)")
     input_size: tuple[int, ...] | None = option(None, "height [width] of the detector's input, multiples of 32")
     threshold: float = option(THRESHOLD, "minimum score", low=0, high=1)
@@ -54,8 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     """`dataset.py pseudo-label DATA`."""
     options = parse_options(PseudoLabelOptions, argv, prog="dataset.py pseudo-label", description=__doc__ or "")
     path = check_output_file("--output", options.output, options.overwrite, [options.data])
-    names = read_class_names(Path(options.classes)) if options.classes else None
-    index = open_dataset(options.data, options.split or training_split(options.data), class_names=names)
+    index = options.open()
     detector = Detector.open(options.checkpoint, options.device)
     if options.input_size:
         detector.set_input_size(options.input_size)

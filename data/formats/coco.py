@@ -203,8 +203,6 @@ def read_coco(
     roots, looked_at = _empty_roots(content["categories"], categories, rows, path, list(files.values()), skips)
     names = tuple(each for each in categories.values() if each not in roots)
     names = tuple(class_names) if class_names is not None else names
-    if image_folder is not None and not Path(image_folder).is_dir():
-        raise UserError("--image-folder", f"{image_folder} is no folder", "name the folder of the pictures")
     folder = Path(image_folder) if image_folder else _image_folder(path, split, content["images"])
     pictures = _Pictures(path, folder, _home(data, path, image_folder))
     images, texts, declared = _images(content["images"], pictures, skips)

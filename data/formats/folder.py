@@ -46,19 +46,26 @@ class Folder:
 
     Args:
         root: the folder, or one annotation file, which then stands for all annotations in its folder.
+        image_folder: the folder of the images, if it is not `root`.
 
     Attributes:
         root: the folder.
+        home: the folder of the images.
         files: paths of all files below it, sorted.
-        pictures: those that are images by their suffix.
+        pictures: those that are images by their suffix, or all images of `image_folder`.
         outside: links that lead out of the folder; they are not followed.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], image_folder: str | os.PathLike[str] | None = None) -> None:
         self.only = Path(root) if not os.path.isdir(root) else None
         self.root = Path(root).parent if self.only is not None else Path(root)
         self.files, self.outside = walk_files(self.root, [os.path.realpath(self.root)], limit=MAX_FILES)
-        self.pictures = [path for path in self.files if suffix_of(path) in IMAGE_SUFFIXES]
+        self.home = Path(image_folder or self.root)
+        pictures = self.files
+        if image_folder is not None:
+            pictures, outside = walk_files(self.home, [os.path.realpath(self.home)], limit=MAX_FILES)
+            self.outside += outside
+        self.pictures = [path for path in pictures if suffix_of(path) in IMAGE_SUFFIXES]
         self.matched: Counter[str] = Counter()
         self.example: dict[str, tuple[str, str]] = {}
 
@@ -67,7 +74,7 @@ class Folder:
         """The folder or file, without listing its content."""
         folder = cls.__new__(cls)
         folder.only = Path(root) if not os.path.isdir(root) else None
-        folder.root = Path(root).parent if folder.only is not None else Path(root)
+        folder.root = folder.home = Path(root).parent if folder.only is not None else Path(root)
         folder.files, folder.pictures, folder.outside = [], [], []
         return folder
 
@@ -78,8 +85,11 @@ class Folder:
         return [path for path in self.files if suffix_of(path) in suffixes]
 
     def relative(self, path: str | os.PathLike[str]) -> str:
-        """The path within the folder, with `/`."""
-        return os.path.relpath(path, self.root).replace(os.sep, "/")
+        """The path within the folder, or within that of the images, with `/`."""
+        inside = os.path.relpath(path, self.home)
+        if inside.startswith(os.pardir):
+            inside = os.path.relpath(path, self.root)
+        return inside.replace(os.sep, "/")
 
     @cached_property
     def _by_path(self) -> dict[str, str]:
@@ -100,9 +110,9 @@ class Folder:
     def find(self, name: str, base: str | os.PathLike[str] | None = None) -> tuple[str | None, list[str]]:
         """Find the image that an annotation calls `name`.
 
-        It is searched as a path from `base` and from the root, then as the only image with that base name, that
-        name without its suffix, or that name without Label Studio's upload prefix. Images not found as a path are
-        counted in `matched`.
+        It is searched as a path from `base`, the root and the image folder, then as the only image with that base
+        name, that name without its suffix, or that name without Label Studio's upload prefix. Images not found as a
+        path are counted in `matched`.
 
         Args:
             name: the name in the annotation; any slashes, absolute paths and URLs are accepted.
@@ -116,7 +126,7 @@ class Folder:
         if os.path.isabs(name) and not (inside := self.relative(name)).startswith(".."):
             name = inside
         wanted = plain_name(name)
-        for folder in (base, self.root):
+        for folder in (base, self.root, self.home):
             if folder is not None:
                 path = plain_name(self.relative(os.path.normpath(os.path.join(folder, wanted.lstrip("/")))))
                 if (found := self._by_path.get(path)) is not None:

@@ -74,8 +74,8 @@ class Labels:
         path, several = self.folder.find(name, os.path.dirname(file))
         where = f"{file}{self.unit}{number}" if number else file
         if path is None:
-            code, what = "missing_image", f"there is no picture {name[-80:]!r} in {self.folder.root}"
-            todo = "add the picture or remove the annotation"
+            code, what = "missing_image", f"there is no picture {name[-80:]!r} in {self.folder.home}"
+            todo = "add the picture, give --image-folder, or remove the annotation"
             if several:
                 code, todo = "ambiguous_image", "write the path within the data set"
                 what = f"{name[-80:]!r} may be {' or '.join(self.folder.relative(each) for each in several[:3])}"
@@ -201,12 +201,13 @@ class Labels:
         ]  # fmt: skip
         rotated = [rotated_note(str(self.folder.root), len(self._rotated), self._rotated[0])] if self._rotated else []
         skips = [*self.skips, *rotated, *outside, *self.folder.notes(str(self.folder.root), len(self.paths))]
-        folders = {os.path.dirname(path) for path in (*self.paths, *self.files)} | {str(self.folder.root)}
+        folders = {os.path.dirname(path) for path in (*self.paths, *self.files)}
+        folders |= {str(self.folder.root), str(self.folder.home)}
         raw = RawSplit(
             name=self.folder.root.resolve().name,
             class_names=class_names,
             paths=self.paths,
-            image_ids=unique_ids(self.paths, self.folder.root),
+            image_ids=unique_ids(self.paths, self.folder.home),
             declared=np.array(self._declared, np.float64).reshape(-1, 2),
             box_image=np.array(self._owner, np.int64)[known],
             boxes=np.array(self._boxes, np.float64).reshape(-1, 4)[known],
@@ -221,6 +222,7 @@ class Labels:
                 "format": kind,
                 "root": os.path.abspath(self.folder.only or self.folder.root),
                 "split": ALL,
+                "image_folder": str(self.folder.home),
                 "dependencies": {"files": sorted(map(os.path.abspath, self.files)),
                                  "folders": sorted(map(os.path.abspath, folders))},
                 "found_classes": dict(found),

@@ -50,9 +50,17 @@ def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: floa
             what = f"may belong to {' or '.join(folder.relative(path) for path in several[:3])}"
             skips.append(Skip("image", "ambiguous_image", xml, what, "give every picture its own name"))
         elif _ANNOTATION.search(folder.head(xml)[:4096]):
-            what = f"there is no picture {stem_of(xml)!r} in {folder.root}"
-            skips.append(Skip("image", "missing_image", xml, what, "add the picture or remove the annotation"))
-    ids = unique_ids([picture for picture, _ in pairs], folder.root)
+            what = f"there is no picture {stem_of(xml)!r} in {folder.home}"
+            skips.append(
+                Skip(
+                    "image",
+                    "missing_image",
+                    xml,
+                    what,
+                    "add the picture, give --image-folder, or remove the annotation",
+                )
+            )
+    ids = unique_ids([picture for picture, _ in pairs], folder.home)
     for (picture, xml), identity in zip(tqdm(pairs, desc=folder.root.name, delay=2, leave=False), ids, strict=True):
         if picture in label_files:
             what = f"{xml} is a second annotation of it; {label_files[picture]} is used"
@@ -66,11 +74,12 @@ def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: floa
         for path in folder.outside
     ]  # fmt: skip
     reader.skips += [*skips, *folder.notes(str(folder.root), len(reader.paths))]
-    folders = {os.path.dirname(path) for pair in pairs for path in pair} | {str(folder.root)}
+    folders = {os.path.dirname(path) for pair in pairs for path in pair} | {str(folder.root), str(folder.home)}
     source = {
         "format": "xml",
         "root": os.path.abspath(folder.root),
         "split": ALL,
+        "image_folder": str(folder.home),
         "dependencies": {"files": [], "folders": sorted(map(os.path.abspath, folders))},
         "label_files": label_files,
     }

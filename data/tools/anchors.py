@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data.class_names import read_class_names
+from data.data_options import DataOptions
 from data.index import DatasetIndex
-from data.open import open_dataset, training_split
 from imaging.letterbox import RESIZE_MODES, Letterbox
 from utils.config import option, parse_options
 from utils.errors import UserError
@@ -193,12 +192,9 @@ def scaled_anchors(anchors: Sequence[Any], input_size: tuple[int, int], referenc
 
 
 @dataclass(frozen=True)
-class AnchorOptions:
+class AnchorOptions(DataOptions):
     """Options of `dataset.py anchors`."""
 
-    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", positional=True, metavar="DATA")
-    split: str | None = option(None, "which split (default: the one to train on)")
-    classes: str | None = option(None, "file of class names, one a line", metavar="FILE")
     input_size: tuple[int, ...] = option((416,), "of the network, pixels: one number, or height and width", nargs="+")
     resize_mode: str = option("letterbox", "how pictures are brought to it", choices=RESIZE_MODES)
     seed: int = option(0, "of the clustering", low=0)
@@ -208,8 +204,7 @@ class AnchorOptions:
 def main(argv: list[str] | None = None, anchors: Sequence[Any] = ()) -> None:
     """`dataset.py anchors DATA`; `anchors` are the current ones, of a 416 input."""
     options = parse_options(AnchorOptions, argv, prog="dataset.py anchors", description=__doc__.splitlines()[0])
-    names = read_class_names(options.classes) if options.classes else None
-    index = open_dataset(options.data, options.split or training_split(options.data), names)
+    index = options.open()
     letterbox = Letterbox(two_sides(options.input_size), options.resize_mode)
     report = propose_anchors(index, letterbox, scaled_anchors(anchors, letterbox.input_size), options.seed)
     print(json.dumps({"data": index.name, **report.to_dict()}, indent=2) if options.json else f"{index.name}: {report}")

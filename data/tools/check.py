@@ -17,7 +17,7 @@ from data.formats.places import annotation_file, box_where
 from data.formats.voc import ALL, MAX_SPLIT_BYTES, VocFolder, find_voc_years, list_voc_splits
 from data.formats.yolo_rows import label_path
 from data.index import DatasetIndex
-from data.open import list_splits, match_split, open_dataset, recognise
+from data.open import check_image_folder, list_splits, match_split, open_dataset, recognise
 from data.quick_check import FEW, check_class_names, check_classes, check_overlap, check_sizes
 from data.tools.check_page import write_check_page
 from data.tools.duplicates import check_duplicates
@@ -180,7 +180,7 @@ def _other_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
     index = next(iter(indices.values()))
     used = {os.path.realpath(each.path(i)) for each in indices.values() for i in range(len(each))}
     used |= {os.path.realpath(skip.where.rsplit(":", 1)[0]) for each in indices.values() for skip in each.skips}
-    folder = Folder(index.source["root"])
+    folder = Folder(index.source["root"], index.source.get("image_folder"))
     spare = [path for path in folder.pictures if os.path.realpath(path) not in used]
     if not spare:
         return []
@@ -217,7 +217,10 @@ class CheckOptions:
     data: str = option("", "a data set of any layout of docs/DATA.md", positional=True, metavar="DATA")
     split: tuple[str, ...] = option((), "the splits to check; all that train and score by default", metavar="NAME")
     classes: str | None = option(
-        None, "a file of class names, one a line; without it the data set's own", metavar="FILE"
+        None, "file of class names, one a line, or voc, coco (default: those of the annotations)", metavar="FILE"
+    )
+    image_folder: str | None = option(
+        None, "folder of the images, if they are not beside the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
     )
     input_size: int = option(416, "size of training, pixels: what is tiny depends on it", low=32, high=4096)
     json: str | None = option(None, "write the whole report here", metavar="FILE")
@@ -240,6 +243,7 @@ def check_dataset(
     workers: int | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
     use_cache: bool = True,
+    image_folder: str | None = None,
 ) -> tuple[CheckReport, dict[str, DatasetIndex], dict[str, list[Look]]]:
     """Check splits of a data set.
 
@@ -252,6 +256,7 @@ def check_dataset(
         workers: number of processes for decoding.
         max_megapixels: reject larger images.
         use_cache: use cached indices if they are up to date.
+        image_folder: argument of `open_dataset`.
 
     Returns:
         The report, the readable splits, and the result of decoding each image (empty without `images`).
@@ -261,15 +266,18 @@ def check_dataset(
     """
     start = time.perf_counter()
     found = recognise(data)
+    image_folder = check_image_folder(found, image_folder)
     report = CheckReport(os.fspath(data), found.format.name, f"{found.format.title}: {found.why}")
-    names = list(splits) or _splits_to_check(data, report)
+    names = list(splits) or _splits_to_check(data, report, image_folder)
     if splits and report.kind != "voc":
-        names = [match_split(data, name) for name in splits]
+        names = [match_split(data, name, image_folder) for name in splits]
     indices: dict[str, DatasetIndex] = {}
     for name in names:
         classes = class_names or (next(iter(indices.values())).class_names if indices else None)
         try:
-            indices[name] = open_dataset(data, name, classes, use_cache, max_megapixels, allow_empty=True)
+            indices[name] = open_dataset(
+                data, name, classes, use_cache, max_megapixels, allow_empty=True, image_folder=image_folder
+            )
         except UserError as error:
             if splits and "no split" in error.what:
                 raise
@@ -287,9 +295,9 @@ def check_dataset(
     return report, indices, looks
 
 
-def _splits_to_check(data: str | os.PathLike[str], report: CheckReport) -> list[str]:
+def _splits_to_check(data: str | os.PathLike[str], report: CheckReport, image_folder: str | None) -> list[str]:
     """All splits except unions of others (trainval with train and val) and single years."""
-    names = [name for name in list_splits(data) if ":" not in name]
+    names = [name for name in list_splits(data, image_folder) if ":" not in name]
     if "train" in names and "val" in names:
         names = [name for name in names if name != "trainval"]
     if not names:
@@ -369,7 +377,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--fix", "needs to decode the pictures", "leave --no-images away")
     names = read_class_names(options.classes) if options.classes else None
     arguments = (options.data, options.split, names, options.input_size, options.images, options.workers)
-    report, indices, looks = check_dataset(*arguments, options.max_megapixels, options.cache)
+    report, indices, looks = check_dataset(*arguments, options.max_megapixels, options.cache, options.image_folder)
     print_report(report, options.show)
     if options.json:
         write_file(options.json, report.to_json().encode("utf-8", "backslashreplace"))

@@ -65,6 +65,7 @@ def convert_dataset(
     link: bool = False,
     year: str | None = None,
     progress: bool = True,
+    image_folder: str | None = None,
 ) -> ConversionReport:
     """Convert a data set to another format.
 
@@ -79,6 +80,7 @@ def convert_dataset(
         link: make hard links to the images instead of copies, if the file system allows it.
         year: name of the VOC folder; None takes the source's, else `VOC2007`.
         progress: show a bar.
+        image_folder: where the images are, if not beside the annotations; see `open_dataset`.
 
     Raises:
         UserError: if the target is not empty or lies within the source (or the other way round), or a split is unknown.
@@ -87,8 +89,8 @@ def convert_dataset(
     if to not in FORMATS:
         raise UserError("--to", f"unknown format {to!r}" if to else "is missing", f"choose from {', '.join(FORMATS)}")
     _check_target(source, target)
-    names = _split_names(source, split)
-    indexes = _open_all(source, names, class_names)
+    names = _split_names(source, split, image_folder)
+    indexes = _open_all(source, names, class_names, image_folder)
     first = next(iter(indexes.values()))
     report = ConversionReport(str(source), str(target), first.source["format"], to)
     report.class_names = list(first.class_names)
@@ -112,24 +114,40 @@ def _check_target(source: Path, target: Path) -> None:
         raise UserError(target, f"and the source {source} lie in each other", "choose a folder beside it")
 
 
-def _split_names(source: Path, split: str) -> list[str]:
+def _split_names(source: Path, split: str, image_folder: str | None) -> list[str]:
     if split != "all":
-        return [split if ":" in split or "+" in split else match_split(source, split)]
-    names = [name for name in list_splits(source) if ":" not in name]  # a year's own splits are in the joined ones
+        return [split if ":" in split or "+" in split else match_split(source, split, image_folder)]
+    names = [
+        name for name in list_splits(source, image_folder) if ":" not in name
+    ]  # a year's own splits are in the joined ones
     if not names:
         raise UserError(source, "has no splits", f"make them: python dataset.py split {source}")
     return names
 
 
-def _open_all(source: Path, names: Sequence[str], class_names: Sequence[str] | None) -> dict[str, DatasetIndex]:
-    """The splits, all with the same classes: a VOC split alone only knows those that occur in it."""
-    indexes = {name: open_dataset(source, name, class_names, allow_empty=True) for name in names}
+def _open_all(
+    source: Path, names: Sequence[str], class_names: Sequence[str] | None, image_folder: str | None
+) -> dict[str, DatasetIndex]:
+    """The splits, all with the same classes: a VOC split alone only knows those that occur in it.
+
+    Raises:
+        UserError: if there is no class at all: no format can hold that.
+    """
+
+    def read(classes: Sequence[str] | None) -> dict[str, DatasetIndex]:
+        return {
+            name: open_dataset(source, name, classes, allow_empty=True, image_folder=image_folder) for name in names
+        }
+
+    indexes = read(class_names)
     known = [index.class_names for index in indexes.values()]
     if class_names is None and len(set(known)) > 1:
         union = dict.fromkeys(name for each in known for name in each)
         is_voc = next(iter(indexes.values())).source["format"] == "voc"
         together = tuple(sorted(union)) if is_voc else tuple(union)
-        indexes = {name: open_dataset(source, name, together, allow_empty=True) for name in names}
+        indexes = read(together)
+    if not next(iter(indexes.values())).class_names:
+        raise UserError(source, "has no object and names no class", "label it, or give --classes FILE")
     return indexes
 
 
@@ -144,6 +162,9 @@ class ConvertOptions:
     classes: str | None = option(None, "file of class names, one a line, in the order of the labels", metavar="FILE")
     link: bool = option(False, "hard links to the pictures instead of copies")
     year: str | None = option(None, "name of the VOC folder", metavar="NAME")
+    image_folder: str | None = option(
+        None, "folder of the images, if they are not beside the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -153,6 +174,13 @@ def main(argv: list[str] | None = None) -> None:
     if options.year is not None and not re.fullmatch(r"[\w.-]+", options.year):
         raise UserError("--year", f"{options.year!r} is no folder's name", "for example VOC2007")
     report = convert_dataset(
-        options.source, options.target, options.to, options.split, names, options.link, options.year
+        options.source,
+        options.target,
+        options.to,
+        options.split,
+        names,
+        options.link,
+        options.year,
+        image_folder=options.image_folder,
     )
     print(report)

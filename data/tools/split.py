@@ -17,7 +17,7 @@ from data.formats.voc import annotation_path, find_voc_years, parse_voc_xml
 from data.formats.writers import write_coco_json, write_lines, write_yolo_yaml
 from data.formats.yolo_txt import read_data_yaml
 from data.index import DatasetIndex
-from data.open import list_splits, open_dataset, recognise
+from data.open import check_image_folder, list_splits, open_dataset, recognise
 from data.tools.hashing import MAX_DISTANCE, file_hashes, near_duplicate_groups
 from imaging.image_io import IMAGE_SUFFIXES
 from utils.config import option, parse_options
@@ -89,6 +89,7 @@ def split_dataset(
     seed: int = 0,
     max_distance: int = MAX_DISTANCE,
     overwrite: bool = False,
+    image_folder: str | None = None,
 ) -> SplitReport:
     """Divide a data set and write the lists.
 
@@ -105,6 +106,7 @@ def split_dataset(
         seed: random seed of the division.
         max_distance: maximum hash distance of near-duplicates, bits; -1 disables the search.
         overwrite: replace existing lists.
+        image_folder: where the images are, if not beside the annotations; see `open_dataset`.
 
     Raises:
         UserError: for shares that do not sum to 1, no place to write, or existing lists.
@@ -112,7 +114,7 @@ def split_dataset(
     shares = check_shares(shares)
     if output is not None and in_place:
         raise UserError("--output", "and --in-place exclude each other", "give one of them")
-    pool = read_pool(data)
+    pool = read_pool(data, image_folder)
     if in_place and pool.format != "voc":
         raise UserError("--in-place", f"is only for VOC, and {data} is {pool.format}", "give --output DIR")
     home = Path(data).resolve()
@@ -138,7 +140,7 @@ def split_dataset(
     )
 
 
-def read_pool(data: str | Path) -> Pool:
+def read_pool(data: str | Path, image_folder: str | None = None) -> Pool:
     """All images of a data set with the classes in them.
 
     Raises:
@@ -146,12 +148,13 @@ def read_pool(data: str | Path) -> Pool:
     """
     found = recognise(data)
     kind = found.format.name
+    image_folder = check_image_folder(found, image_folder)
     if kind == "voc":
         paths, ids, names = _voc_images(found.place)
-    elif kind == "yolo" or (kind == "coco" and _is_plain_coco(found.place)):
+    elif kind == "yolo" or (kind == "coco" and image_folder is None and _is_plain_coco(found.place)):
         paths, ids, names = _indexed_images(found.place)
     else:
-        index = open_dataset(data, "all")
+        index = open_dataset(data, "all", image_folder=image_folder)
         pictures = [index.path(i) for i in range(len(index))]
         identities = [("", each) for each in index.image_ids.tolist()]
         return Pool("other", Path(data), pictures, identities, index.class_names, class_counts(index), index)
@@ -339,6 +342,9 @@ class SplitOptions:
         MAX_DISTANCE, "bits of 128 by which near-duplicates differ at most; -1 looks for none", low=-1, high=64
     )
     overwrite: bool = option(False, "replace lists that are there already")
+    image_folder: str | None = option(
+        None, "folder of the images, if they are not beside the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -353,5 +359,6 @@ def main(argv: list[str] | None = None) -> None:
         options.seed,
         options.max_distance,
         options.overwrite,
+        options.image_folder,
     )
     print(report)

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data.class_names import read_class_names
+from data.data_options import DataOptions
 from data.index import DatasetIndex
-from data.open import open_dataset, training_split
 from data.tools.anchors import (
     RATIO_LIMIT,
     box_sizes,
@@ -263,12 +262,9 @@ def _round(value: Any) -> float:
 
 
 @dataclass(frozen=True)
-class StatsOptions:
+class StatsOptions(DataOptions):
     """Options of `dataset.py stats`."""
 
-    data: str = option("", "a VOCdevkit, a COCO folder or JSON, or a YOLO data.yaml", positional=True, metavar="DATA")
-    split: str | None = option(None, "which split (default: the one to train on)")
-    classes: str | None = option(None, "file of class names, one a line", metavar="FILE")
     input_size: tuple[int, ...] = option((416,), "of the network, pixels: one number, or height and width", nargs="+")
     resize_mode: str = option("letterbox", "how pictures are brought to it", choices=RESIZE_MODES)
     output: str | None = option(None, "also draw everything into this picture", metavar="FILE.png")
@@ -280,8 +276,7 @@ def main(argv: list[str] | None = None, anchors: Sequence[Any] = ()) -> None:
     options = parse_options(StatsOptions, argv, prog="dataset.py stats", description=__doc__.splitlines()[0])
     if options.output and Path(options.output).suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
         raise UserError("--output", f"{options.output} is no picture's name", "give a name that ends in .png")
-    names = read_class_names(options.classes) if options.classes else None
-    index = open_dataset(options.data, options.split or training_split(options.data), names)
+    index = options.open()
     letterbox = Letterbox(two_sides(options.input_size), options.resize_mode)
     scaled = scaled_anchors(anchors, letterbox.input_size)
     stats = dataset_stats(index, letterbox, scaled)
