@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from service_makers import Address, Painted, running, scene, until
 from imaging.detections import Detections
 from imaging.image_io import write_image
 from service.app import build_app
+from service.labelling.documents import Box
+from service.labelling.order import read_queue
 from service.labelling.routes import Labelling
 from service.labelling.store import NO_FILE, open_store
 from service.labelling.suggest import Suggester
@@ -67,9 +70,10 @@ def photos(folder: Path, count: int = 3, side: int = 192) -> Path:
     return folder
 
 
-def labelling_of(folder: Path) -> Labelling:
+def labelling_of(folder: Path, queue: Path | None = None) -> Labelling:
     store = open_store(folder)
-    return Labelling(store, Suggester(store, Labeller(), "painted.pth"))  # type: ignore[arg-type]
+    suggester = Suggester(store, Labeller(), "painted.pth")  # type: ignore[arg-type]
+    return Labelling(store, suggester, queue=read_queue(queue, store) if queue else None)
 
 
 class Page:
@@ -245,6 +249,35 @@ def test_one_key_accepts_and_classes_are_renamed(browser: webdriver.Chrome, tmp_
             page.keys(Keys.ENTER)
             until(lambda here=here: len(labelling.store.read(here).labels.boxes) == 3)  # type: ignore[misc]
         until(lambda: page.text("#progress-text") == "3 of 3 labelled")
+
+
+def test_findings_of_an_audit_are_applied_by_key(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 2)
+    labelling = labelling_of(folder)
+    old, wrong = Box("brick", (10, 10, 60, 60)), Box("stone", (100, 100, 150, 150))
+    labelling.store.write(1, NO_FILE, [old, wrong])
+    rows = [
+        {"kind": "missing", "suggestion": {"class_name": "brick", "box": [20, 80, 60, 120], "score": 0.9}},
+        {"kind": "class", "suggestion": {"class_name": "brick", "box": [101, 101, 149, 150], "score": 0.8}},
+        {"kind": "phantom", "label": {"class_name": "brick", "box": [10, 10, 60, 60]}},
+    ]
+    rows[1]["label"] = {"class_name": "stone", "box": [100, 100, 150, 150]}
+    findings = [{"image": "p1.png", "score": 0.5, "label": None, "suggestion": None, "text": "?"} | row for row in rows]
+    queue = tmp_path / "audit.json"
+    queue.write_text(json.dumps({"findings": findings}))
+    labelling = labelling_of(folder, queue)
+    with running(build_app(Painted(), labelling=labelling)) as address:
+        page = Page(browser, address)
+        page.shows("p1.png")
+        page.keys("s")
+        for left in (2, 1, 0):
+            page.js("document.querySelector('#findings button').click()")
+            page.keys("a")
+            until(lambda left=left: len(page.rows("findings")) == left)  # type: ignore[misc]
+            page.saved()
+        until(lambda: len(labelling.store.read(1).labels.boxes) == 2)
+        boxes = {(box.class_name, box.box) for box in labelling.store.read(1).labels.boxes}
+        assert boxes == {("brick", (100, 100, 150, 150)), ("brick", (20, 80, 60, 120))}
 
 
 def test_two_tabs_on_one_picture(browser: webdriver.Chrome, tmp_path: Path) -> None:

@@ -1,26 +1,26 @@
-// The labelling page: one picture after another, its boxes saved as they are drawn, and nothing lost on the way.
+// The labelling page: edit the boxes of one picture at a time; every change is saved at once.
 
 import { Editor } from "./label_canvas.js";
 
 const SAVE_AFTER = 250; // milliseconds after the last change
-const RETRY_AFTER = [2, 4, 8, 15]; // seconds after a save that failed, the last again and again
-const POLL = 3000; // milliseconds between two looks at the server's state
+const RETRY_AFTER = [2, 4, 8, 15]; // seconds until a failed save is tried again; the last value repeats
+const POLL = 3000; // milliseconds between requests of the server's state
 const PRESENT = 15000;
 const ROW = 32; // pixels of a row of the list of pictures
-const LIST_PART = 200; // rows asked for at once, as the server gives
-const SAME = 0.5; // IoU with an object of its class from which a suggestion is not shown
-const SAME_PLACE = 0.8; // IoU with any object
-const TWIN = 0.9; // IoU of the same object in two versions of the labels
+const LIST_PART = 200; // rows of one request, the server's maximum
+const SAME = 0.5; // minimum IoU with an object of its class that hides a suggestion
+const SAME_PLACE = 0.8; // the same for an object of any class
+const TWIN = 0.9; // minimum IoU of the same object in two versions of the labels
 
 const $ = (id) => document.getElementById(id);
 const client = tabName();
 const state = {
   info: null,
-  picture: null, // what the server says of the present one, without its boxes
+  picture: null, // the server's answer for the current picture, without its boxes
   boxes: [], // {uid, class_name, box, difficult}
-  refs: new Map(), // uid -> which object of the file it is
+  refs: new Map(), // uid -> position of the object in the file
   suggestions: [],
-  suggestionsOf: -1, // number of the model they are of
+  suggestionsOf: -1, // number of the model that made them
   selected: null, // uid
   current: null, // class of the next box
   version: "",
@@ -31,11 +31,11 @@ const state = {
   visited: [],
   histories: new Map(), // picture -> {undo: [boxes], redo: [boxes]}
   turn: 0,
-  leaves: false, // the user has been told that something is not saved, and goes on
+  leaves: false, // the user was warned of unsaved boxes and may leave the picture
   list: { rows: new Map(), total: 0, asked: new Set(), turn: 0 },
 };
 
-/** A name of this tab that a reload does not change, so that nobody is told of a tab that has gone. */
+/** A name of this tab that survives a reload, so that a reloaded tab is not reported as another one. */
 function tabName() {
   const fresh = crypto.getRandomValues(new Uint32Array(2)).join("-");
   try {
@@ -54,7 +54,7 @@ const editor = new Editor($("view"), {
   drawn: (box) => addBox(box),
 });
 
-// --- talking to the server -------------------------------------------------------------------------------------------
+// --- requests to the server -------------------------------------------------------------------------------------------
 
 class ServerError extends Error {
   constructor(status, body) {
@@ -78,7 +78,7 @@ async function ask(path, options = {}) {
   return body;
 }
 
-// --- the present picture ---------------------------------------------------------------------------------------------
+// --- the current picture ---------------------------------------------------------------------------------------------
 
 async function open(id, { remember = true } = {}) {
   const turn = ++state.turn;
@@ -121,7 +121,7 @@ async function loadImage(id) {
   return createImageBitmap(await answer.blob());
 }
 
-/** Take the labels that the server has as those of the page. */
+/** Show the labels that the server returned. */
 function takeLabels({ version, boxes, labelled, hidden }) {
   state.version = version;
   state.refs = new Map();
@@ -143,7 +143,7 @@ async function loadSuggestions() {
     state.suggestions = found.suggestions.map((each) => ({ uid: newUid(), ...each }));
     state.suggestionsOf = found.model;
   } catch {
-    state.suggestions = []; // they are a convenience
+    state.suggestions = []; // labelling works without them
   }
   update();
 }
@@ -155,7 +155,7 @@ function iou(a, b) {
   return both / Math.max(area(a) + area(b) - both, 1e-9);
 }
 
-/** Suggestions above the threshold that are not labelled already. */
+/** Suggestions above the threshold that do not cover a labelled object. */
 function shownSuggestions() {
   const least = Number($("threshold").value);
   return state.suggestions.filter(
@@ -173,7 +173,7 @@ function historyOf(id) {
   return state.histories.get(id);
 }
 
-/** Make `boxes` the labels, so that it can be undone, and save them. */
+/** Set the labels to `boxes`, with undo, and save them. */
 function change(boxes, selected = state.selected) {
   if (!state.picture || state.picture.problem) return;
   const past = historyOf(state.picture.id);
@@ -208,7 +208,7 @@ function scheduleSave(delay) {
   state.timer = setTimeout(() => save(), delay);
 }
 
-/** Save what has changed; resolves to whether everything is saved. */
+/** Save pending changes; resolves to whether everything is saved. */
 async function save() {
   clearTimeout(state.timer);
   while (state.saving) await state.saving;
@@ -245,14 +245,14 @@ async function saveOnce() {
       askAboutConflict(error.body.current);
     } else {
       const wait = RETRY_AFTER[Math.min(state.failures++, RETRY_AFTER.length - 1)];
-      say(`Not saved: ${error.message}. Your boxes are kept in this browser; trying again in ${wait} s.`, true);
+      say(`Not saved: ${error.message}. Your boxes are kept in this browser; next attempt in ${wait} s.`, true);
       if (error.status !== 422) scheduleSave(wait * 1000);
     }
     return false;
   }
 }
 
-/** The server answers with the objects of the file: those that were kept, in the file's order, then the new ones. */
+/** The server returns the objects of the file: kept objects in the file's order, then the new ones. */
 function takeSaved(sent, stored) {
   const known = sent.filter(({ uid }) => state.refs.get(uid) !== undefined);
   known.sort((a, b) => state.refs.get(a.uid) - state.refs.get(b.uid));
@@ -266,12 +266,12 @@ function takeSaved(sent, stored) {
   });
   state.boxes = state.boxes.map((each) => {
     const [before, now] = exact.get(each.uid) || [];
-    return before === each.box.join() ? { ...each, box: now } : each; // as the format could hold it
+    return before === each.box.join() ? { ...each, box: now } : each; // rounded by the file format
   });
   Object.assign(state.picture, { labelled: true, hidden: stored.hidden });
 }
 
-// A draft is what was drawn and not saved yet: it survives a killed server, a full disk and a closed tab.
+// A draft holds unsaved boxes: it survives a killed server, a full disk and a closed tab.
 
 const draftKey = (id) => `label ${state.info.name} ${location.host} ${id}`;
 
@@ -281,7 +281,7 @@ function keepDraft() {
   try {
     localStorage.setItem(draftKey(state.picture.id), JSON.stringify(draft));
   } catch {
-    // a browser that keeps nothing
+    // storage is disabled or full
   }
 }
 
@@ -310,7 +310,7 @@ function restoreDraft() {
   if (draft.version === state.version) {
     state.refs = new Map(mine.filter(({ ref }) => ref !== null).map(({ uid, ref }) => [uid, ref]));
     change(mine.map(({ ref, ...box }) => box), null);
-    say("Boxes that were not saved were found in this browser; saving them…");
+    say("Unsaved boxes were found in this browser; saving them…");
     return;
   }
   state.boxes = mine.map(({ ref, ...box }) => box);
@@ -329,7 +329,7 @@ function drafts() {
   }
 }
 
-// Two people changed the same picture.
+// Conflicts: the same picture was changed in two places.
 
 let theirs = null;
 
@@ -337,9 +337,9 @@ function askAboutConflict(current) {
   theirs = current;
   const count = (boxes) => `${boxes.length} ${boxes.length === 1 ? "object" : "objects"}`;
   $("conflict-text").textContent =
-    `The labels of ${state.picture.name} were changed by another tab, person or program while you worked on them. ` +
+    `The labels of ${state.picture.name} were changed by another tab, person or program while you edited them. ` +
     `Yours have ${count(state.boxes)}, theirs ${count(current.boxes)}.`;
-  say("Not saved: the labels were changed meanwhile.", true);
+  say("Not saved: the labels were changed in another place.", true);
   if (!$("conflict").open) $("conflict").showModal();
 }
 
@@ -348,14 +348,14 @@ function settle(choice) {
   $("conflict").close();
   takeLabels(theirs);
   if (choice === "theirs") {
-    historyOf(state.picture.id).undo.push(mine); // still there to be undone to
+    historyOf(state.picture.id).undo.push(mine); // undo restores them
     dropDraft(state.picture.id);
-    say("Theirs were taken; undo brings yours back.");
+    say("Theirs are shown; undo restores yours.");
     update();
     return;
   }
   const twin = (box) => state.boxes.find((each) => each.class_name === box.class_name && iou(each.box, box.box) >= TWIN);
-  // an object that both have keeps its place in the file, and what else the file says of it
+  // an object in both versions keeps its position in the file and its other data
   const kept = mine.map((box) => ({ ...box, uid: twin(box)?.uid || newUid() }));
   const unique = kept.filter(({ uid }, place) => kept.findIndex((each) => each.uid === uid) === place);
   const own = new Set(unique.map(({ uid }) => uid));
@@ -429,7 +429,7 @@ function moveSelected(dx, dy, resizes) {
   change(state.boxes.map((each) => (each === box ? { ...each, box: [x1, y1, x2, y2] } : each)));
 }
 
-/** Take suggestions as labels; a class that the detector knows and this data does not is asked for, once. */
+/** Turn suggestions into labels; the name of a class that the data does not have is asked for once. */
 async function accept(suggestions) {
   const taken = [];
   for (const each of suggestions) {
@@ -456,14 +456,15 @@ async function acceptKey() {
   await accept(one ? [one] : shownSuggestions());
 }
 
-/** What an audit proposes. */
+/** Apply the proposal of an audit finding. */
 function applyFinding(finding) {
   const { kind, label, suggestion } = finding;
+  state.picture.findings.splice(Number(finding.uid.slice(1)), 1); // handled
   const target = label && state.boxes.find((each) => each.class_name === label.class_name && iou(each.box, label.box) > TWIN);
   if (kind === "missing") {
     return addBox(suggestion.box, suggestion.class_name);
   }
-  if (!target) return say("That object is not there any more.");
+  if (!target) return say("That object no longer exists.");
   if (kind === "phantom" || kind === "duplicate") return change(state.boxes.filter((each) => each !== target), null);
   const fix = kind === "class" ? { class_name: suggestion.class_name } : { box: suggestion.box };
   change(state.boxes.map((each) => (each === target ? { ...each, ...fix } : each)), target.uid);
@@ -508,7 +509,7 @@ async function go(direction) {
   if (!(await save())) {
     if ($("conflict").open) return;
     if (!state.leaves) {
-      state.leaves = true; // told once; the draft stays in this browser
+      state.leaves = true; // warned once; the draft stays in this browser
       return;
     }
   }
@@ -527,13 +528,13 @@ async function go(direction) {
 async function acceptAndGo() {
   const open = shownSuggestions();
   await accept(open);
-  if (open.length && shownSuggestions().length) return; // a class was asked for and not given
+  if (open.length && shownSuggestions().length) return; // the question for a class was cancelled
   if (!state.boxes.length && !state.picture.labelled) return say("Nothing to accept: draw a box, or press E if there is no object.");
-  state.dirty = true; // looked at and found right: labelled, even if nothing was changed
+  state.dirty = true; // confirmed: the picture counts as labelled even if nothing was changed
   if (await save()) await go(1);
 }
 
-// --- what is shown ---------------------------------------------------------------------------------------------------
+// --- display ---------------------------------------------------------------------------------------------------------
 
 function contrast(colour) {
   const [red, green, blue] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
@@ -579,7 +580,7 @@ function update() {
   $("threshold-value").textContent = Number($("threshold").value).toFixed(2);
 }
 
-/** Rows of buttons with a swatch, a text and something at the end. */
+/** Rows of buttons: colour, text and a value at the end. */
 function showRows(list, items, words, click) {
   list.replaceChildren(
     ...items.map((each) => {
@@ -607,7 +608,7 @@ function showClasses() {
   const box = selectedBox();
   const chosen = box ? box.class_name : state.current;
   const key = JSON.stringify([state.info.classes, chosen]);
-  if ($("class-list").dataset.key === key) return; // the list keeps its place and the keyboard's focus
+  if ($("class-list").dataset.key === key) return; // keep scroll position and focus
   $("class-list").dataset.key = key;
   $("class-list").replaceChildren(
     ...state.info.classes.map(({ name, colour, boxes }, place) =>
@@ -626,7 +627,7 @@ function complain(text) {
   $("problem").hidden = !text;
 }
 
-/** Ask for a class: a known one, or a new name. Resolves to null where the user does not say. */
+/** Ask for a class: a known one, or a new name. Resolves to null if cancelled. */
 function pickClass(title, start = "", mayBeEmpty = false) {
   return new Promise((resolve) => {
     const [dialog, input] = [$("picker"), $("picker-name")];
@@ -673,7 +674,7 @@ async function refresh(rescan = false) {
   $("progress").value = info.labelled;
   $("progress-text").textContent = `${info.labelled} of ${info.pictures} labelled`;
   $("model").textContent = info.model.seen < info.model.todo
-    ? `${info.model.name} has looked at ${info.model.seen} of ${info.model.todo}`
+    ? `${info.model.name}: ${info.model.seen} of ${info.model.todo} pictures processed`
     : `by ${info.model.name}`;
   if (!before) {
     $("threshold").value = Math.max(0.05, Math.round(info.model.score_threshold * 20) / 20);
@@ -709,7 +710,7 @@ function showTraining(training) {
   drawCurve(rows, metric);
 }
 
-/** The score, and the training loss beside it, by epoch. */
+/** Plot score and training loss by epoch. */
 function drawCurve(rows, metric) {
   const canvas = $("curve");
   const context = canvas.getContext("2d");
@@ -747,7 +748,7 @@ function markLabelled(id) {
   drawList();
 }
 
-/** Only the rows in sight exist, and only what is near them has been asked for: 20,000 pictures are no burden. */
+/** Virtual list: only visible rows exist and are requested, for folders of 20,000 pictures. */
 function drawList() {
   const list = $("list");
   $("list-space").style.height = `${state.list.total * ROW}px`;
@@ -811,7 +812,7 @@ async function beat() {
     historyOf(id).undo.push(mine);
     takeLabels(fresh);
     state.selected = null;
-    say("The labels were changed by somebody else, and are shown anew.");
+    say("The labels were changed in another place and have been reloaded.");
     update();
   }
 }
@@ -963,10 +964,10 @@ function listen() {
   for (const [id, action] of Object.entries(clicks)) {
     $(id).addEventListener("click", () => {
       action();
-      if (!document.querySelector("dialog[open]")) $("view").focus({ preventScroll: true }); // the keys go on working
+      if (!document.querySelector("dialog[open]")) $("view").focus({ preventScroll: true }); // keys are handled there
     });
   }
-  $("conflict").addEventListener("cancel", (event) => event.preventDefault()); // it must be answered
+  $("conflict").addEventListener("cancel", (event) => event.preventDefault()); // a choice is required
   $("threshold").addEventListener("input", update);
   $("difficult").addEventListener("change", toggleDifficult);
   $("order").addEventListener("change", resetList);
@@ -987,7 +988,7 @@ function listen() {
   });
   window.addEventListener("beforeunload", (event) => {
     if (!state.dirty) return;
-    save(); // the draft is there anyway
+    save(); // if it fails, the draft remains
     event.preventDefault();
   });
   $("keys-table").append(

@@ -2,13 +2,13 @@
 
 import { Viewer } from "./viewer.js";
 
-const HANDLE = { mouse: 8, pen: 14, touch: 24 }; // screen pixels around an edge or corner that take hold of it
-const STARTS = 4; // screen pixels after which a click has become a drag
-const LEAST = 3; // screen pixels of a new box's sides
+const HANDLE = { mouse: 8, pen: 14, touch: 24 }; // screen pixels around an edge or corner that grab it
+const STARTS = 4; // screen pixels of movement that turn a click into a drag
+const LEAST = 3; // minimum side of a new box, screen pixels
 const LABEL = 13;
 const SUGGESTED = [7, 5]; // dashes
 
-/** A box's corners in order, inside the picture, of whole pixels where that is finer than a screen pixel. */
+/** A box with ordered corners, clipped to the picture and rounded: to pixels, or quarter pixels at high zoom. */
 export function tidy([x1, y1, x2, y2], width, height, scale) {
   const round = scale < 4 ? Math.round : (value) => Math.round(value * 4) / 4;
   const clip = (value, most) => Math.min(Math.max(round(value), 0), most);
@@ -20,7 +20,7 @@ export function tidy([x1, y1, x2, y2], width, height, scale) {
 export class Editor extends Viewer {
   /**
    * @param canvas where to draw.
-   * @param calls `changed(boxes, uid)` a drag has ended; `drawn(box)` a new box; `select(item)`; all in picture pixels.
+   * @param calls `changed(uid, box)` after a move or resize; `drawn(box)` for a new box; `select(item)`; picture pixels.
    */
   constructor(canvas, calls) {
     super(canvas, () => {});
@@ -50,7 +50,7 @@ export class Editor extends Viewer {
 
   moved() {
     super.moved();
-    this.canvas.style.touchAction = "none"; // a finger draws
+    this.canvas.style.touchAction = "none"; // one finger draws
     this.setCursor();
   }
 
@@ -83,7 +83,7 @@ export class Editor extends Viewer {
     const at = this.place(event);
     this.pointers.set(event.pointerId, { at, from: at });
     if (this.pointers.size > 1) {
-      this.cancelDrag(); // two fingers move and zoom
+      this.cancelDrag(); // two fingers pan and zoom
       return;
     }
     const radius = HANDLE[event.pointerType] || HANDLE.mouse;
@@ -116,7 +116,7 @@ export class Editor extends Viewer {
     this.draw();
   }
 
-  /** One pointer moves the picture, two also zoom it. */
+  /** One pointer pans the view, two also zoom it. */
   moveView(event, pointer) {
     const at = this.place(event);
     const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1].at;
@@ -157,7 +157,7 @@ export class Editor extends Viewer {
     this.draw();
   }
 
-  /** The box that a drag makes of the one before. */
+  /** The box that results from a drag. */
   dragged({ kind, hold, before, from, now }) {
     const { width, height } = this.image;
     const [dx, dy] = [now[0] - from[0], now[1] - from[1]];
@@ -167,12 +167,12 @@ export class Editor extends Viewer {
     const [across, down] = hold;
     const box = [x1 + (across < 0 ? dx : 0), y1 + (down < 0 ? dy : 0), x2 + (across > 0 ? dx : 0), y2 + (down > 0 ? dy : 0)];
     const result = tidy(box, width, height, this.scale);
-    if (!across) [result[0], result[2]] = [x1, x2]; // an edge that was not touched stays as it is, to the fraction
+    if (!across) [result[0], result[2]] = [x1, x2]; // untouched edges keep their exact value
     if (!down) [result[1], result[3]] = [y1, y2];
     return result[2] - result[0] < 1 || result[3] - result[1] < 1 ? before : result;
   }
 
-  /** A box moved as a whole, kept in the picture. */
+  /** A moved box, kept inside the picture. */
   shifted([x1, y1, x2, y2], dx, dy) {
     const round = this.scale < 4 ? Math.round : (value) => Math.round(value * 4) / 4;
     const right = Math.min(Math.max(round(dx), -x1), this.image.width - x2);
@@ -180,7 +180,7 @@ export class Editor extends Viewer {
     return [x1 + right, y1 + down, x2 + right, y2 + down];
   }
 
-  /** The smallest item at a place of the screen; objects come before suggestions of the same place. */
+  /** The smallest item at a screen position; objects take precedence over suggestions of the same size. */
   itemAt(x, y) {
     const [px, py] = this.toImage(x, y);
     let best = null;
@@ -193,7 +193,7 @@ export class Editor extends Viewer {
     return best;
   }
 
-  onKey() {} // the page listens to the whole document
+  onKey() {} // label.js handles the keys of the whole document
 
   drawOverlay() {
     const dragged = this.drag?.started && this.drag.uid ? this.drag.uid : null;
@@ -228,7 +228,7 @@ export class Editor extends Viewer {
     const [x2, y2] = this.toScreen(box[2], box[3]);
     context.setLineDash([]);
     context.lineWidth = lineWidth + 2;
-    context.strokeStyle = "rgb(0 0 0 / 45%)"; // seen on any background
+    context.strokeStyle = "rgb(0 0 0 / 45%)"; // visible on any background
     context.strokeRect(x1, y1, x2 - x1, y2 - y1);
     context.setLineDash(dashes);
     context.lineWidth = lineWidth;
