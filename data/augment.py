@@ -33,6 +33,17 @@ class Photo(NamedTuple):
     scale_x: float
     scale_y: float
 
+    @classmethod
+    def decoded(cls, image: np.ndarray, height: int, width: int) -> Photo:
+        """An image that was decoded from one of `height` x `width` pixels, if JPEG, at 1 / 2, 1 / 4 or 1 / 8."""
+        return cls(image, height, width, _reduction(image.shape[1], width), _reduction(image.shape[0], height))
+
+
+def _reduction(decoded: int, original: int) -> float:
+    """Decoded pixels per original pixel; a reduced JPEG's size is rounded up, so this is 1 / 2, 1 / 4 or 1 / 8."""
+    divisor = round(original / decoded)
+    return 1 / divisor if -(-original // divisor) == decoded else decoded / original
+
 
 class Sample(NamedTuple):
     """One training image: (H, W, 3) uint8 RGB; boxes (N, 4) float32 xyxy input pixels, labels (N,) int64, weights (N,)
@@ -90,7 +101,7 @@ def fitted_scale(letterbox: Letterbox, height: float, width: float) -> tuple[flo
 def place_alone(photo: Photo, canvas: np.ndarray, letterbox: Letterbox, geometry: Geometry) -> np.ndarray:
     """Draw an image by itself into `canvas`; returns the (2, 3) matrix from its own pixels to the canvas's."""
     height, width = canvas.shape[:2]
-    scale = _scale(photo, letterbox, geometry)
+    scale = drawn_scale(photo, letterbox, geometry)
     left = geometry.shift_x * (width - photo.width * scale[0]) + geometry.extra_x * width
     top = geometry.shift_y * (height - photo.height * scale[1]) + geometry.extra_y * height
     return place(photo, canvas, (0, 0, width, height), (left, top), scale, geometry)
@@ -118,7 +129,10 @@ def place(
         (2, 3) matrix from the original's pixels to the canvas's, exact for what was drawn.
     """
     if geometry.rotate or geometry.shear:
-        return _place_turned(photo, canvas, window, origin, scale, geometry)
+        matrix = _rotation(photo, origin, scale, geometry)
+        part = canvas[window[1] : window[3], window[0] : window[2]]
+        _warp(photo, part, matrix - [[0, 0, window[0]], [0, 0, window[1]]], scale)
+        return matrix
     height, width = photo.image.shape[:2]
     across = _span(origin[0], scale[0] / photo.scale_x, width, window[0], window[2])
     down = _span(origin[1], scale[1] / photo.scale_y, height, window[1], window[3])
@@ -220,7 +234,8 @@ def _albumentations() -> dict[str, Any]:
     return {name: albumentations.Compose([step]) for name, step in steps.items()}
 
 
-def _scale(photo: Photo, letterbox: Letterbox, geometry: Geometry) -> tuple[float, float]:
+def drawn_scale(photo: Photo, letterbox: Letterbox, geometry: Geometry) -> tuple[float, float]:
+    """(x, y) canvas pixels per pixel of the original."""
     fit_x, fit_y = fitted_scale(letterbox, photo.height, photo.width)
     return fit_x * geometry.scale_x, fit_y * geometry.scale_y
 
@@ -243,36 +258,31 @@ def _line(span: tuple[int, int, int, int] | None, start: float, step: float) -> 
     return exact, span[0] - span[2] * exact
 
 
-def _place_turned(
-    photo: Photo,
-    canvas: np.ndarray,
-    window: Window,
-    origin: tuple[float, float],
-    scale: tuple[float, float],
-    geometry: Geometry,
-) -> np.ndarray:
-    image, scale_x, scale_y = photo.image, photo.scale_x, photo.scale_y
-    shrink = min(scale[0] / scale_x, scale[1] / scale_y)
-    if shrink < 0.5:  # warpAffine samples only four neighbours: average first, or it would skip pixels
-        height, width = (max(round(side * shrink * 1.5), 1) for side in image.shape[:2])
-        scale_x, scale_y = scale_x * width / image.shape[1], scale_y * height / image.shape[0]
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+def _rotation(photo: Photo, origin: tuple[float, float], scale: tuple[float, float], geometry: Geometry) -> np.ndarray:
+    """(2, 3) matrix from the original's pixels to the canvas's: rotation and shear about the placed image's centre."""
     centre = np.array([origin[0] + photo.width * scale[0] / 2, origin[1] + photo.height * scale[1] / 2])
     cos, sin, tangent = math.cos(geometry.rotate), math.sin(geometry.rotate), math.tan(geometry.shear)
     linear = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, tangent], [0, 1]])
     matrix = np.empty((2, 3))
     matrix[:, :2] = linear * scale
     matrix[:, 2] = centre + linear @ (np.array(origin) - centre)
-    # OpenCV's coordinates are of pixel centres, ours of pixel edges; and the window is an image of its own.
+    return matrix
+
+
+def _warp(photo: Photo, part: np.ndarray, matrix: np.ndarray, scale: tuple[float, float]) -> None:
+    """Draw an image into `part` of the canvas by a (2, 3) matrix from the original's pixels to those of `part`."""
+    image, scale_x, scale_y = photo.image, photo.scale_x, photo.scale_y
+    shrink = min(scale[0] / scale_x, scale[1] / scale_y)
+    if shrink < 0.5:  # warpAffine samples only four neighbours: average first, or it would skip pixels
+        height, width = (max(round(side * shrink * 1.5), 1) for side in image.shape[:2])
+        scale_x, scale_y = scale_x * width / image.shape[1], scale_y * height / image.shape[0]
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     pixels = matrix[:, :2] / (scale_x, scale_y)
-    shift = matrix[:, 2] - window[:2] + pixels.sum(1) / 2 - 0.5
-    part = canvas[window[1] : window[3], window[0] : window[2]]
-    warped = cv2.warpAffine(
+    shift = matrix[:, 2] + pixels.sum(1) / 2 - 0.5  # OpenCV's coordinates are of pixel centres, ours of pixel edges
+    part[:] = cv2.warpAffine(
         image,
         np.column_stack([pixels, shift]),
         (part.shape[1], part.shape[0]),
         flags=cv2.INTER_LINEAR,
         borderValue=tuple(int(v) for v in part[0, 0]),  # the padding: nothing has been drawn yet
     )
-    part[:] = warped
-    return matrix

@@ -66,10 +66,24 @@ class SampleKey(NamedTuple):
 
 
 class PhotoReader:
-    """Read images of an index, from the cache if there is one, and JPEGs at reduced size if possible."""
+    """Read images of an index, from the cache if there is one, and JPEGs at reduced size if possible.
 
-    def __init__(self, index: DatasetIndex, image_cache: Any = None) -> None:
+    Args:
+        index: the images.
+        image_cache: see `data.image_cache`.
+        weights: (I,) relative frequency of each image as a partner; None is uniform.
+    """
+
+    def __init__(self, index: DatasetIndex, image_cache: Any = None, weights: np.ndarray | None = None) -> None:
         self.index, self.image_cache = index, image_cache
+        self._cumulative = None if weights is None else np.cumsum(weights) / np.sum(weights)
+
+    def partner(self, rng: np.random.Generator) -> int:
+        """Draw an image for a mosaic, for mixup, or to replace one that cannot be read."""
+        if self._cumulative is None:
+            return int(rng.integers(len(self.index)))
+        found = np.searchsorted(self._cumulative, rng.random(), side="right")
+        return min(int(found), len(self.index) - 1)
 
     def read(self, i: int, min_size: Size | None = None) -> Photo:
         """Read image i, at least `min_size` (height, width) large if the file is; None reads it at full size.
@@ -83,13 +97,7 @@ class PhotoReader:
 
     def _decode(self, i: int, min_size: Size | None = None) -> Photo:
         image, (height, width) = read_image_and_size(self.index.path(i), min_size=min_size)
-        return Photo(image, height, width, _part(image.shape[1], width), _part(image.shape[0], height))
-
-
-def _part(decoded: int, original: int) -> float:
-    """Decoded pixels per original pixel; a reduced JPEG's size is rounded up, so this is 1 / 2, 1 / 4 or 1 / 8."""
-    reduction = round(original / decoded)
-    return 1 / reduction if -(-original // reduction) == decoded else decoded / original
+        return Photo.decoded(image, height, width)
 
 
 class TrainDataset(Dataset):
@@ -122,10 +130,9 @@ class TrainDataset(Dataset):
         self.index, self.seed = index, seed
         self.augment = augment or AugmentConfig()
         self.letterbox = _with_size(letterbox or Letterbox(input_size), input_size)
-        self.reader = PhotoReader(index, image_cache)
+        self.reader = PhotoReader(index, image_cache, image_weights)
         self.keep_difficult = keep_difficult
         self._weights = None if index.scores is None else label_weights(index.scores, score_range)
-        self._cumulative = None if image_weights is None else np.cumsum(image_weights) / np.sum(image_weights)
         self._rare = _rare_images(index) if self.augment.copy_paste else None
 
     def __len__(self) -> int:
@@ -219,11 +226,7 @@ class _SampleMaker:
         return sample
 
     def _partner(self) -> int:
-        """Draw another image, uniformly or by the dataset's weights."""
-        if self.dataset._cumulative is None:
-            return int(self.rng.integers(len(self.dataset)))
-        found = np.searchsorted(self.dataset._cumulative, self.rng.random(), side="right")
-        return min(int(found), len(self.dataset) - 1)
+        return self.dataset.reader.partner(self.rng)
 
     def _read(self, index: int, geometry: Geometry) -> tuple[Photo, int]:
         """Read an image, and return its position; an unreadable image is replaced by another."""
@@ -382,24 +385,44 @@ class TrainLoader:
     """Training batches; call `set_epoch`, then iterate, for each epoch.
 
     `skips` holds one `Skip` for each image that could not be read; each is reported when it occurs.
+
+    Args:
+        dataset: yields samples by the keys of `sampler`, or is the sampler and yields batches itself.
+        sampler: decides the order of an epoch; it has `set_epoch`, a length, a batch size and a seed.
+        workers: number of worker processes; 0 loads in this process.
+        pin_memory: None enables it if there is a CUDA device.
+        timeout: seconds without a batch after which the workers are considered hung.
+        start_method: `fork`, `spawn` or `forkserver`; None uses the system default.
+        prefetch_factor: batches prepared ahead by each worker.
     """
 
-    def __init__(self, dataset: TrainDataset, sampler: EpochSampler, workers: int, pin_memory: bool, **options: Any):
+    def __init__(
+        self,
+        dataset: Dataset,
+        sampler: Any,
+        workers: int,
+        pin_memory: bool | None = None,
+        timeout: float = 120.0,
+        start_method: str | None = None,
+        prefetch_factor: int = PREFETCH,
+    ) -> None:
         self.dataset, self.sampler, self.workers = dataset, sampler, workers
-        self.timeout = float(options.get("timeout", 0))
+        self.timeout = timeout if workers else 0.0
         self.skips: list[Skip] = []
         self._named: set[str] = set()
+        batching: dict[str, Any] = {"batch_sampler": sampler, "collate_fn": collate}
+        processes: dict[str, Any] = {"prefetch_factor": prefetch_factor, "multiprocessing_context": start_method}
         # A separate generator: the loader must not change the global random state, for any number of workers.
         self._loader = DataLoader(
             dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
             num_workers=workers,
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
-            pin_memory=pin_memory,
+            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+            timeout=self.timeout,
             generator=torch.Generator().manual_seed(sampler.seed),
-            **options,
+            **({"batch_size": None} if dataset is sampler else batching),
+            **(processes if workers else {}),
         )
 
     @property
@@ -501,25 +524,17 @@ def build_train_loader(
     Args:
         index, input_size, augment, letterbox, image_cache, keep_difficult, score_range, seed: see `TrainDataset`.
         batch_size: images per step for this process; a smaller last batch is kept.
-        workers: number of worker processes; 0 loads in this process.
+        workers, pin_memory, timeout, start_method, prefetch_factor: see `TrainLoader`.
         rank, world_size: rank of this process and number of processes.
         balance: threshold of `repeat_factors`; 0 uses each image once per epoch.
         sizes: multi-scale input sizes, see `EpochSampler`.
-        pin_memory: None enables it if there is a CUDA device.
-        timeout: seconds without a batch after which the workers are considered hung.
-        start_method: `fork`, `spawn` or `forkserver`; None uses the system default.
-        prefetch_factor: batches prepared ahead by each worker.
     """
     factors = repeat_factors(index, balance) if balance > 0 else None
     dataset = TrainDataset(
         index, input_size, augment, seed, letterbox, image_cache, keep_difficult, score_range, factors
     )
     sampler = EpochSampler(len(index), batch_size, seed, rank, world_size, repeat_factors=factors, sizes=sizes)
-    options: dict[str, Any] = {}
-    if workers > 0:
-        options = {"timeout": timeout, "prefetch_factor": prefetch_factor, "multiprocessing_context": start_method}
-    pin = torch.cuda.is_available() if pin_memory is None else pin_memory
-    return TrainLoader(dataset, sampler, workers, pin, **options)
+    return TrainLoader(dataset, sampler, workers, pin_memory, timeout, start_method, prefetch_factor)
 
 
 def label_weights(scores: np.ndarray, score_range: tuple[float, float]) -> np.ndarray:

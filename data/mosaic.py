@@ -14,6 +14,7 @@ from data.augment import (
     Sample,
     Window,
     clip_boxes,
+    drawn_scale,
     fitted_scale,
     map_boxes,
     place,
@@ -60,8 +61,7 @@ def compose_mosaic(
             width if right else centre[0],
             height if below else centre[1],
         )
-        fit_x, fit_y = fitted_scale(letterbox, photo.height, photo.width)
-        scale = fit_x * geometry.scale_x, fit_y * geometry.scale_y
+        scale = drawn_scale(photo, letterbox, geometry)
         left = _tile_origin(window[0], window[2], photo.width * scale[0], geometry.shift_x, at_low=right)
         top = _tile_origin(window[1], window[3], photo.height * scale[1], geometry.shift_y, at_low=below)
         matrix = place(photo, canvas, window, (left, top), scale, geometry)

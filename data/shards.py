@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import tarfile
 import time
 import urllib.request
@@ -21,12 +22,12 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from data.augment import AugmentConfig, Photo
 from data.data_options import DataOptions
 from data.index import DatasetIndex
-from data.loader import SampleKey, Size, TrainDataset, TrainLoader, _part, _SampleMaker, _start_worker, collate
+from data.loader import SampleKey, Size, TrainDataset, TrainLoader, collate
 from data.open import default_splits
 from imaging.image_io import MAX_MEGAPIXELS, decode_image, read_header_bytes
 from imaging.letterbox import Letterbox
@@ -40,6 +41,7 @@ IMAGES_PER_SHARD = 1000  # about 160 MB for COCO: few requests to an object stor
 SHUFFLED_IMAGES = 512  # compressed images in a worker's shuffle buffer: about 80 MB for COCO
 MAX_IMAGE_BYTES = 256 << 20
 MAX_INDEX_BYTES = 4 << 30
+SHARD_SECONDS = 300.0  # without a batch, after which the workers are considered hung
 HTTP_SECONDS = 60  # timeout without data
 ATTEMPTS = 4  # attempts per shard, each resuming where the last failed
 FIRST_WAIT = 1.0  # seconds before the second attempt, doubled each time
@@ -215,6 +217,8 @@ def open_shards(location: str | os.PathLike[str]) -> ShardSet:
         counts = tuple(int(shard["images"]) for shard in facts["shards"])
         if sum(counts) != len(index) or any(os.path.basename(name) != name for name in files):
             raise ValueError(f"{MANIFEST} and {INDEX} do not belong together")
+    except MissingExtra:
+        raise
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
         what = f"holds no shards: {getattr(error, 'reason', None) or error}"
         raise UserError(place, what, "write some: python dataset.py shard DATA FOLDER") from error
@@ -222,22 +226,24 @@ def open_shards(location: str | os.PathLike[str]) -> ShardSet:
 
 
 def open_stream(address: str) -> IO[bytes]:
-    """Open a file, an http(s) URL, or, with the library webdataset, any scheme of its `gopen` (s3:, gs:, pipe:).
+    """Open a file, an http(s) URL, or any other address that the library fsspec knows (s3:, gs:, sftp:, memory:).
 
     Raises:
         OSError: if it cannot be opened.
-        MissingExtra: for another scheme without the library.
+        MissingExtra: if fsspec, or the package that it needs for this address, is not installed.
     """
-    scheme = address.partition(":")[0] if "://" in address or address.startswith("pipe:") else ""
+    scheme = address.partition("://")[0] if "://" in address else ""
     if not scheme:
         return open(address, "rb")
-    if scheme in ("http", "https"):
+    if scheme in ("http", "https"):  # fsspec would need another package for these
         return urllib.request.urlopen(address, timeout=HTTP_SECONDS)  # noqa: S310 -- the scheme has been looked at
     try:
-        from webdataset.gopen import gopen
+        import fsspec
+
+        return fsspec.open(address, "rb").open()
     except ImportError as error:
-        raise MissingExtra(f"{scheme}: addresses", "webdataset", "shards") from error
-    return gopen(address)
+        package = re.match(r"Install (\w+)", str(error))
+        raise MissingExtra(f"{scheme}: addresses", package[1] if package else "fsspec") from error
 
 
 def _fetch(address: str) -> bytes:
@@ -334,12 +340,7 @@ class _Window:
         header = read_header_bytes(self.data[i], f"image {i}", MAX_MEGAPIXELS)
         image = decode_image(self.data[i], f"image {i}", min_size=min_size)
         height, width = header.size
-        return Photo(image, height, width, _part(image.shape[1], width), _part(image.shape[0], height))
-
-
-class _StreamedMaker(_SampleMaker):
-    def _partner(self) -> int:
-        return self.dataset.reader.partner(self.rng)  # type: ignore[attr-defined]
+        return Photo.decoded(image, height, width)
 
 
 class ShardStream(IterableDataset):
@@ -364,6 +365,12 @@ class ShardStream(IterableDataset):
         self.seed = int(make.keywords["seed"])
         # epoch, whether mosaics are on, first batch: shared, as workers outlive an epoch
         self.state = torch.zeros(3, dtype=torch.int64).share_memory_()
+
+    def set_epoch(
+        self, epoch: int, mosaic: bool = True, first_batch: int = 0, sizes: Sequence[Size] | None = None
+    ) -> None:
+        """See `EpochSampler.set_epoch`; shards support one size only. The loader goes on within an epoch, too."""
+        self.state.copy_(torch.tensor([epoch, int(mosaic), first_batch]))
 
     def __len__(self) -> int:
         largest = -(-len(self.shards.index) // (self.world_size * self.workers))
@@ -397,39 +404,9 @@ class ShardStream(IterableDataset):
             for is_new in [True] * len(part) or [False]:  # no process may be a batch short
                 i = window.next(rng) if is_new else window.partner(rng)
                 if is_wanted:
-                    chosen.append(_StreamedMaker(dataset, SampleKey(epoch, i, mosaic)).make())
+                    chosen.append(dataset[SampleKey(epoch, i, mosaic)])
             if chosen:
                 yield collate(chosen)
-
-
-class ShardLoader(TrainLoader):
-    """`TrainLoader` over shards, with the same interface. `--resume` also continues within an epoch."""
-
-    def __init__(self, stream: ShardStream, workers: int, pin_memory: bool, timeout: float = 300.0) -> None:
-        self.stream, self.workers, self.timeout = stream, workers, timeout if workers else 0.0
-        self.skips, self._named = [], set()
-        self._loader = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=_start_worker,
-            persistent_workers=workers > 0,
-            pin_memory=pin_memory,
-            timeout=self.timeout,
-            generator=torch.Generator().manual_seed(stream.seed),
-        )
-
-    @property
-    def batch_size(self) -> int:
-        """Images of this process's batches."""
-        return self.stream.batch_size
-
-    def set_epoch(self, epoch: int, mosaic: bool = True, first_batch: int = 0, sizes: Any = None) -> None:
-        """See `EpochSampler.set_epoch`; shards support one size only."""
-        self.stream.state.copy_(torch.tensor([epoch, int(mosaic), first_batch]))
-
-    def __len__(self) -> int:
-        return len(self.stream)
 
 
 def build_shard_loader(
@@ -443,7 +420,7 @@ def build_shard_loader(
     rank: int = 0,
     world_size: int = 1,
     shuffled: int = SHUFFLED_IMAGES,
-) -> ShardLoader:
+) -> TrainLoader:
     """Like `build_train_loader`; each worker buffers `shuffled` compressed images to draw from.
 
     Raises:
@@ -456,7 +433,7 @@ def build_shard_loader(
     make = partial(TrainDataset, input_size=input_size, augment=augment, seed=seed, letterbox=letterbox)
     stream = ShardStream(shards, make, batch_size, workers, rank, world_size, shuffled)
     cv2.setNumThreads(0)
-    return ShardLoader(stream, workers, torch.cuda.is_available())
+    return TrainLoader(stream, stream, workers, timeout=SHARD_SECONDS)
 
 
 # ---- dataset.py shard

@@ -19,8 +19,9 @@ import torch
 from data import shards as shards_module
 from data.augment import AugmentConfig
 from data.index import DatasetIndex
+from data.loader import TrainLoader
 from data.open import open_dataset
-from data.shards import ShardLoader, build_shard_loader, open_shards, write_shards
+from data.shards import build_shard_loader, open_shards, write_shards
 from data.tools.demo import write_demo
 from utils.errors import MissingExtra, RunError, UserError
 
@@ -68,12 +69,12 @@ def address(folder: Path, cutting: set[str]) -> Iterator[str]:
 
 def _loader(
     location: str | Path, rank: int = 0, world_size: int = 1, workers: int = 0, batch_size: int = 3
-) -> ShardLoader:
+) -> TrainLoader:
     places = {"rank": rank, "world_size": world_size, "workers": workers, "batch_size": batch_size}
     return build_shard_loader(open_shards(location), SIDE, AugmentConfig(), seed=5, shuffled=4, **places)
 
 
-def _ids(loader: ShardLoader) -> list[list[str]]:
+def _ids(loader: TrainLoader) -> list[list[str]]:
     return [targets["image_ids"] for _, targets in loader]
 
 
@@ -168,12 +169,18 @@ def test_taking_up_an_epoch_fetches_what_is_at_hand_and_not_what_came_before() -
     assert asked[1] > 150
 
 
-def test_shards_are_read_through_the_library_too(folder: Path) -> None:
-    webdataset = pytest.importorskip("webdataset", reason="needs the extra `shards`")
-    for (one, _), (two, _) in zip(_loader(folder), _loader(f"pipe:cat {folder}"), strict=True):
+def test_shards_are_read_through_fsspec(folder: Path) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra `shards`")
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{folder}/", "/set/", recursive=True)
+    for (one, _), (two, _) in zip(_loader(folder), _loader("memory://set"), strict=True):
         assert torch.equal(one, two)
+
+
+def test_webdataset_reads_the_shards(folder: Path) -> None:
+    webdataset = pytest.importorskip("webdataset", reason="only this test needs it")
     theirs = webdataset.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False)
-    read = [json.loads(sample["json"])["image_id"] for sample in theirs]  # and the library reads them by itself
+    read = [json.loads(sample["json"])["image_id"] for sample in theirs]
     assert read == open_shards(folder).index.image_ids.tolist()
 
 
@@ -254,10 +261,18 @@ def test_what_is_wrong_with_shards_is_said(folder: Path, tmp_path: Path, index: 
         open_shards(tmp_path)
 
 
-def test_other_addresses_need_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "webdataset.gopen", None)
-    with pytest.raises(MissingExtra, match="webdataset"):
+@pytest.mark.parametrize("package", ["fsspec", "s3fs"])
+def test_other_addresses_need_a_package(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(MissingExtra, match=f"pip install {package}"):
         shards_module.open_stream("s3://bucket/shard-000000.tar")
+    with pytest.raises(MissingExtra, match=f"pip install {package}"):
+        open_shards("s3://bucket")
+
+
+def test_an_address_that_nothing_knows_is_an_error() -> None:
+    with pytest.raises(UserError, match="holds no shards: Protocol not known: nope"):
+        open_shards("nope://bucket")
 
 
 def test_the_command_writes_the_split_to_train_on(
