@@ -52,6 +52,9 @@ class DetectorLike(Protocol):
     def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]: ...
 
 
+AfterBatch = Callable[[Sequence[int], Sequence[tuple[int, int]]], None]
+
+
 @dataclass(frozen=True)
 class FoundDetections:
     """Detections of many images of an index, as flat arrays.
@@ -248,6 +251,7 @@ def evaluate(
     world_size: int = 1,
     gather: Callable[[Any], list[Any] | None] | None = None,
     read: Callable[[Path], np.ndarray] | None = None,
+    after_batch: AfterBatch | None = None,
 ) -> EvaluationResult | None:
     """Evaluate a detector on a split, in image pixel coordinates.
 
@@ -263,6 +267,7 @@ def evaluate(
         rank, world_size: this process evaluates the images rank, rank + world_size, ...
         gather: takes an object and returns the list of all processes' objects by rank (None on ranks that need none).
         read: path to (H, W, 3) uint8 RGB; by default reads the file, and decodes a large JPEG at reduced size.
+        after_batch: called after each batch with the images' positions in the index and their (height, width).
 
     Returns:
         The result over all images, the same in every process; None where `gather` returned None.
@@ -274,7 +279,7 @@ def evaluate(
     class_map = match_classes(class_names, index.class_names, index.name)
     positions = np.arange(rank, len(index), world_size)
     found: FoundDetections | None = run_detector(
-        detector, index, positions, batch_size, thresholds, progress and rank == 0, workers, read
+        detector, index, positions, batch_size, thresholds, progress and rank == 0, workers, read, after_batch
     )
     if gather is not None and found is not None:
         parts = gather(found)
@@ -342,6 +347,7 @@ def run_detector(
     progress: bool = True,
     workers: int = 2,
     read: Callable[[Path], np.ndarray] | None = None,
+    after_batch: AfterBatch | None = None,
 ) -> FoundDetections:
     """Detections of the images at `positions`; an image that cannot be read is skipped, with a warning."""
     from tqdm import tqdm
@@ -366,6 +372,8 @@ def run_detector(
             sizes = {} if decoded_size is None else {"sizes": [each.size for each in waiting]}
             found.extend(detector.detect_batch([each.image for each in waiting], thresholds, **sizes))
             seen.extend(each.position for each in waiting)
+            if after_batch is not None:
+                after_batch([each.position for each in waiting], [each.full_size for each in waiting])
             waiting.clear()
 
     def load(position: int) -> _Loaded | Skip:
@@ -415,6 +423,11 @@ class _Loaded:
     image: np.ndarray
     size: tuple[int, int]
     seconds: float
+
+    @property
+    def full_size(self) -> tuple[int, int]:
+        height, width = self.size if self.size[0] else self.image.shape[:2]
+        return height, width
 
 
 def match_classes(model_classes: Sequence[str], data_classes: Sequence[str], name: str) -> np.ndarray:

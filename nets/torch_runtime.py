@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nets.allocator import keep_freed_memory
 from nets.fuse import fuse_batch_norms, pack_convolutions
@@ -28,8 +29,11 @@ class TorchRuntime(Runtime):
         if self.device.type == "cpu":
             pack_convolutions(self.model)
 
-    @torch.inference_mode()
     def run(self, images: np.ndarray) -> list[np.ndarray]:
+        return [raw.cpu().numpy() for raw in self.forward(images)]
+
+    @torch.inference_mode()
+    def forward(self, images: np.ndarray) -> list[Tensor]:
+        """The outputs for images (B, H, W, 3) uint8 RGB, on the device."""
         # (B, H, W, 3) permuted to (B, 3, H, W) is channels last without a copy
-        maps = self.model(torch.from_numpy(images).to(self.device, non_blocking=True).permute(0, 3, 1, 2))
-        return [raw.cpu().numpy() for raw in maps]
+        return list(self.model(torch.from_numpy(images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)))

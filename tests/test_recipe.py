@@ -13,8 +13,9 @@ from data.index import DatasetIndex
 from data.open import open_dataset
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_checkpoint
-from training import budget
+from training import budget, choose
 from training.choose import choose_network, choose_optimizer, choose_recipe_options, choose_start
+from training.optim import scaled_rate
 from training.options import TrainOptions
 from training.recipe import choose_recipe
 from training.setup import build_model
@@ -72,6 +73,68 @@ def test_auto_alone_starts_from_the_bundled_detector() -> None:
     larger = resolve(index, "--auto", "--input-size", "416").options
     assert larger.start.weights == "small"
     assert build_model(larger, load_checkpoint(find_model("small")), index).config.input_size == (416, 416)
+
+
+def many_images(count: int) -> DatasetIndex:
+    """An index of large objects in pictures that are not there."""
+    boxes = [np.array([[100.0, 100, 400, 400]])] * count
+    names = [f"{i}.jpg" for i in range(count)]
+    return DatasetIndex.build("many", ["dog"], names, names, [(480, 640)] * count, boxes, [[0]] * count)
+
+
+def resolve_on(device: str, free: float, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings[TrainOptions]:
+    """As on a device with this much free memory, in GB."""
+    monkeypatch.setattr(choose.torch.cuda, "mem_get_info", lambda device: (int(free * 1e9), int(80e9)))
+    monkeypatch.setattr(choose, "available_memory", lambda: int(free * 1e9))
+    monkeypatch.setattr(choose, "usable_cpus", lambda: 6)
+    monkeypatch.setattr(choose, "fitting_workers", lambda workers, *_: (workers, ""))
+    command = ["--data", "x", "--auto", "--device", device, "--amp", "none", *arguments]
+    settings = parse_settings(TrainOptions, command, description="")
+    return choose.choose_new_run(settings, many_images(1000))[0]
+
+
+def test_auto_on_a_gpu_chooses_network_batch_and_workers_by_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = resolve_on("cpu", 16, monkeypatch)
+    assert cpu.options.network.input_size == (320, 320) and cpu.options.duration.batch_size == 16
+    assert cpu.options.machine.workers == 2
+
+    large = resolve_on("cuda:0", 16, monkeypatch)
+    assert large.options.network.input_size == (416, 416) and large.options.duration.batch_size == 32
+    assert large.options.machine.workers == 6 and large.options.duration.accumulate == 1
+    assert "16.0 GB of GPU memory are free" in large.reasons["input_size"]
+    assert "GPU waits for images" in large.reasons["workers"]
+    scaled = scaled_rate("adamw", 32, large.options.optim.learning_rate)
+    assert scaled == pytest.approx(2**0.5 * large.options.optim.learning_rate)
+
+    small = resolve_on("cuda:0", 4, monkeypatch)  # a step at 416 takes more than it has, and 32 images at 320, too
+    assert small.options.network.input_size == (320, 320)
+    assert (small.options.duration.batch_size, small.options.duration.accumulate) == (16, 2)
+    assert "4.0 GB of GPU memory are free" in small.reasons["batch_size"]
+    assert "2 batches of 16 make a step of 32 images" in small.reasons["accumulate"]
+
+    tiny = resolve_on("cpu", 1, monkeypatch)
+    assert tiny.options.duration.batch_size * tiny.options.duration.accumulate == 16
+    assert tiny.options.duration.batch_size < 16 and "GB of memory are free" in tiny.reasons["batch_size"]
+
+
+def test_what_is_typed_is_kept_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ("--input-size", "256", "--batch-size", "64", "--workers", "1")
+    options = resolve_on("cuda:0", 1, monkeypatch, *typed).options
+    assert options.network.input_size == (256, 256) and options.machine.workers == 1
+    assert (options.duration.batch_size, options.duration.accumulate) == (64, 1)
+    larger = resolve_on("cuda:0", 80, monkeypatch, "--weights", "nano").options
+    assert larger.start.weights == "nano" and larger.network.input_size == (416, 416)
+
+
+def test_a_set_of_small_objects_gets_a_larger_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = many_images(100)
+    index.boxes[:30] = [100, 100, 115, 115]  # 30 % are 15 of 640 pixels: 7.5 at 320, 9.75 at 416
+    settings = parse_settings(TrainOptions, ["--data", "x", "--auto"], description="")
+    chosen, _ = choose_network(choose_start(settings), index)
+    assert chosen.options.network.input_size == (416, 416) and chosen.origins["input_size"] == "auto"
+    assert "at 320, 30% of the objects are narrower than 8 pixels" in chosen.reasons["input_size"]
+    index.boxes[20:30] = [100, 100, 400, 400]
+    assert choose_network(choose_start(settings), index)[0].options.network.input_size == (320, 320)
 
 
 def test_a_file_goes_before_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,13 @@ import torch
 
 from data.index import DatasetIndex
 from data.loader import TrainLoader
+from evaluation.evaluator import EVAL_THRESHOLDS, DetectorLike
 from imaging.image_io import read_image
-from nets.detector import Detector
 from nets.yolov4 import YOLOv4
 from training.choose import TrainSettings
 from training.options import TrainOptions
 from training.setup import build_trainer, freeze
+from training.summary import memory_used
 from utils import distributed
 from utils.config import AUTO
 from utils.distributed import say
@@ -81,6 +82,12 @@ class Clock:
         self.begin_epoch()
 
 
+def expected(epochs: int, seconds: float) -> str:
+    """`expected: 50 epochs, about 12 min with scoring, 1.3 GB of memory`, of the whole run."""
+    memory = memory_used()
+    return f"expected: {epochs} epochs, about {in_words(seconds)} with scoring{f', {memory}' if memory else ''}"
+
+
 def plan_steps(
     step: int,
     total_steps: int,
@@ -114,34 +121,34 @@ def plan_steps(
 
 
 def fit_epochs(
-    settings: TrainSettings, model: YOLOv4, loader: TrainLoader, train_index: DatasetIndex, val_index: DatasetIndex
+    settings: TrainSettings, model: YOLOv4, loader: TrainLoader, index: DatasetIndex, clock: Clock
 ) -> TrainSettings:
-    """Choose the number of epochs for `--minutes`, up to the given number, by timing a few steps and images.
+    """Choose the number of epochs for `--minutes`, up to the given number, by timing a few steps.
 
     Args:
         settings: all other options have their final values.
         model: left unchanged.
         loader: a loader of the training split, used only here and closed.
-        train_index, val_index: the splits.
+        index: the training split.
+        clock: of the run so far; its `score` is an estimate (`time_scoring`), its `step` is set here.
 
     Raises:
         UserError: if a quarter of an epoch does not fit.
     """
     options, minutes = settings.options, settings.options.duration.minutes
-    step = _time_step(options, model, loader, train_index)
-    image = _time_image(model, val_index)
+    clock.step = step = _time_step(options, model, loader, index)
+    score, left = clock.score, 60 * minutes - clock.total()
     steps = -(-len(loader) // options.duration.accumulate)
     epoch = OVERHEAD * step * steps
-    score = image * len(val_index) / distributed.world_size()
     every = options.duration.eval_every
     if not settings.is_given("eval_every"):
         every = max(every, math.ceil(score / (SCORE_SHARE * epoch)))
-    fit = (60 * minutes - score) / (epoch + score / every)
+    fit = (left - score) / (epoch + score / every)
     most = options.duration.epochs if settings.is_given("epochs") else math.inf
     epochs = max(int(min(fit, most)), 1)
     epochs, every, fit = distributed.gather((epochs, every, fit))[0]  # all processes use the main process's plan
     if fit < LEAST_EPOCHS:
-        need = (epoch + score) / 60
+        need = (clock.total() + epoch + score) / 60
         raise UserError("--minutes", f"{minutes:g} is not enough for one epoch ({need:.1f})", "increase it")
     say(
         f"{minutes:g} minutes: {epochs} epochs of {steps} steps of {step:.2f} s, evaluated every {every}: {score:.1f} s"
@@ -183,9 +190,13 @@ def _time_step(options: TrainOptions, model: YOLOv4, loader: TrainLoader, index:
     return seconds
 
 
-def _time_image(model: YOLOv4, index: DatasetIndex) -> float:
-    """Seconds to evaluate one image: reading and detection, without the metrics."""
-    detector = Detector.from_model(copy.deepcopy(model), str(next(model.parameters()).device))
+def time_scoring(detector: DetectorLike, index: DatasetIndex) -> float:
+    """Estimated seconds to score a split in all processes, by a few of its images; without the metrics."""
+    return _time_image(detector, index) * len(index) / distributed.world_size()
+
+
+def _time_image(detector: DetectorLike, index: DatasetIndex) -> float:
+    """Seconds to read an image and detect in it, with the thresholds and tiles of an evaluation."""
     chosen = np.linspace(0, len(index) - 1, min(TIMED_IMAGES, len(index))).astype(int)
     images = []
     started = time.perf_counter()
@@ -195,7 +206,7 @@ def _time_image(model: YOLOv4, index: DatasetIndex) -> float:
         except (UserError, OSError):
             continue  # the evaluation reports it
     if images:
-        detector.detect_batch(images)
+        detector.detect_batch(images, EVAL_THRESHOLDS)
     return (time.perf_counter() - started) / max(len(chosen), 1)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.image_cache import cache_bytes, free_memory
+from data.image_cache import available_memory, cache_bytes, free_memory
 from data.index import DatasetIndex
 from data.loader import fitting_workers
 from data.open import default_splits
@@ -22,7 +22,8 @@ from nets.weights.checkpoint import Checkpoint, load_checkpoint
 from nets.weights.pretrained import pretrained_settings
 from training.optim import BASE_RATES
 from training.options import AUTO_ANCHORS, KEPT_ANCHORS, YOLOV4, TrainOptions
-from training.recipe import choose_recipe
+from training.recipe import GPU_BATCH, USUAL_BATCH, choose_recipe
+from training.summary import training_bytes
 from utils import distributed
 from utils.config import AUTO, CHECKPOINT, DEFAULT, Settings, get_option
 from utils.cpus import usable_cpus
@@ -38,6 +39,8 @@ START = "small"  # the bundled detector that --auto starts from
 NARROW_SHARE, CELL = 0.25, 8.0
 LARGER_SIZES = (320, 416, 512)
 PRETRAINED_RATE = 0.1  # of a pretrained backbone, with a randomly initialised neck (docs/EXPERIMENTS.md)
+MEMORY_SHARE = 0.7  # maximum share of the free memory for a training step
+GPU_WORKERS = 8
 CACHE_SHARE = 0.25  # share of the free memory for --cache auto
 MACHINE = ("device", "threads", "workers", "amp")  # chosen again when a run is resumed, unless given by the user
 
@@ -56,7 +59,7 @@ def choose_start(settings: TrainSettings) -> TrainSettings:
     start = settings.options.start
     is_free = settings.options.duration.auto and not settings.is_given("weights", "pretrained", "anchors", *NETWORK)
     if is_free and START in bundled_names():
-        why = "a bundled detector needs fewer images and steps, and it is small enough for a CPU"
+        why = "a bundled detector needs fewer images and steps than a backbone or random weights"
         return settings.choose(AUTO, {"weights": START}, {"weights": why})
     is_stronger = settings.rank("pretrained") > settings.rank("weights")
     if start.weights is not None and start.pretrained != NONE and not is_stronger:
@@ -118,7 +121,7 @@ def choose_network(settings: TrainSettings, index: DatasetIndex) -> tuple[TrainS
     size = check_input_size(settings.options.network.input_size or DEFAULT_SIZE)
     settings = settings.choose(settings.origins["input_size"], {"input_size": size})
     if settings.options.duration.auto and not settings.is_given("input_size"):
-        settings = _enlarge(settings, index)
+        settings = _enlarge(_enlarge_on_gpu(settings, start, index), index)
     return settings, start
 
 
@@ -133,6 +136,52 @@ def _take_network(settings: TrainSettings, start: Checkpoint, name: str) -> Trai
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _enlarge_on_gpu(settings: TrainSettings, start: Checkpoint | None, index: DatasetIndex) -> TrainSettings:
+    """Enlarge the input on a GPU whose free memory holds a step at that size."""
+    size, free = settings.options.network.input_size, gpu_memory(settings.options.machine.device)
+    if free is None or size is None or max(size) >= max(DEFAULT_SIZE):
+        return settings
+    larger = settings.choose(AUTO, {"input_size": DEFAULT_SIZE})
+    batch = settings.options.duration.batch_size if settings.is_given("batch_size") else GPU_BATCH
+    config = model_config(larger.options, start, index)
+    needed = training_bytes(config, batch, settings.options.machine.amp)
+    if needed > MEMORY_SHARE * free:
+        return settings
+    why = f"{free / 1e9:.1f} GB of GPU memory are free, and a step of {batch} images takes about {needed / 1e9:.1f} GB"
+    return settings.choose(AUTO, {"input_size": DEFAULT_SIZE}, {"input_size": why})
+
+
+def fit_batch(settings: TrainSettings, config: ModelConfig) -> TrainSettings:
+    """With `--auto`, halve a batch that was not given until a step fits into memory; `--accumulate` keeps its size."""
+    duration, machine = settings.options.duration, settings.options.machine
+    if not duration.auto or settings.is_given("batch_size", "accumulate"):
+        return settings
+    on_gpu = gpu_memory(machine.device)
+    free, where = (available_memory(), "memory") if on_gpu is None else (on_gpu, "GPU memory")
+    batch = duration.batch_size
+    while batch > 1 and training_bytes(config, batch, machine.amp) > MEMORY_SHARE * free:
+        batch //= 2
+    if batch == duration.batch_size:
+        return settings
+    whole = training_bytes(config, duration.batch_size, machine.amp)
+    why = (
+        f"{duration.batch_size} images at once take about {whole / 1e9:.1f} GB, {free / 1e9:.1f} GB of {where} are free"
+    )
+    parts = duration.batch_size // batch
+    reasons = {"batch_size": why, "accumulate": f"{parts} batches of {batch} make a step of {parts * batch} images"}
+    return settings.choose(AUTO, {"batch_size": batch, "accumulate": parts}, reasons)
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a device name means a CUDA GPU."""
+    return device.startswith("cuda")
+
+
+def gpu_memory(device: str) -> int | None:
+    """Free bytes of a GPU's memory; None on another device."""
+    return torch.cuda.mem_get_info(device)[0] if is_gpu(device) else None
 
 
 def _enlarge(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
@@ -213,6 +262,7 @@ def choose_recipe_options(settings: TrainSettings, index: DatasetIndex) -> Train
             given_epochs=epochs,
             is_detector=options.start.weights is not None,
             world_size=distributed.world_size(),
+            usual_batch=GPU_BATCH if is_gpu(options.machine.device) else USUAL_BATCH,
         )
         fixed = ("epochs", "eval_every") if options.duration.minutes else ()  # chosen by the time budget
         if settings.is_given("optimizer") and options.optim.optimizer != "adamw":
@@ -240,6 +290,7 @@ def choose_new_run(settings: TrainSettings, index: DatasetIndex) -> tuple[TrainS
     """Choose all options of a new run that are not given, based on its data; returns the start checkpoint, if any."""
     settings, start = choose_network(choose_start(settings), index)
     settings = choose_optimizer(choose_recipe_options(settings, index))
+    settings = fit_batch(settings, model_config(settings.options, start, index))
     return choose_loading(settings, index), start
 
 
@@ -283,11 +334,14 @@ def choose_loading(settings: TrainSettings, index: DatasetIndex) -> TrainSetting
     options = settings.options
     size = check_input_size(options.network.input_size or DEFAULT_SIZE)
     wanted = options.machine.workers
+    limit, reason = wanted, "limited by the number of CPUs"
+    if options.duration.auto and is_gpu(options.machine.device):
+        limit, reason = GPU_WORKERS, f"a GPU waits for images: a worker for each CPU, {GPU_WORKERS} at most"
     if not settings.is_given("workers"):
-        wanted = min(wanted, usable_cpus())
+        wanted = min(limit, usable_cpus())
     workers, why = fitting_workers(wanted, options.duration.batch_size, size)
     if workers != options.machine.workers:
-        settings = settings.choose(AUTO, {"workers": workers}, {"workers": why or "limited by the number of CPUs"})
+        settings = settings.choose(AUTO, {"workers": workers}, {"workers": why or reason})
     if options.machine.cache != "auto":
         return settings
     scale = max(*options.augment.scale, *options.augment.mosaic_scale)

@@ -14,6 +14,7 @@ from utils.config import typed_form
 STEPS_OF_A_DETECTOR, STEPS_PRETRAINED, STEPS_FROM_SCRATCH = 2000, 6000, 12000
 EPOCHS_RANGE = (30, 500)
 USUAL_BATCH = 16
+GPU_BATCH = 32  # a GPU computes small batches no faster than larger ones
 # From scratch on few images, the number of steps is the limit (docs/EXPERIMENTS.md, section 12). Not tried with more.
 SCRATCH_BATCH, SCRATCH_RATE, FEW_IMAGES = 8, 2e-2, 2000
 LEAST_STEPS_PER_EPOCH = 8  # with fewer, batch-norm statistics and the schedule become coarse
@@ -45,6 +46,7 @@ def choose_recipe(
     given_epochs: int | None = None,
     is_detector: bool = False,
     world_size: int = 1,
+    usual_batch: int = USUAL_BATCH,
 ) -> list[Choice]:
     """Choose the options for a data set.
 
@@ -56,9 +58,10 @@ def choose_recipe(
         given_epochs: number of epochs, if given by the user.
         is_detector: whether neck and head start from weights too.
         world_size: processes that share the images of a step.
+        usual_batch: images a step where there are enough of them (`GPU_BATCH` on a GPU).
     """
     quick = not pretrained and num_images < FEW_IMAGES
-    batch = SCRATCH_BATCH if quick else USUAL_BATCH
+    batch = SCRATCH_BATCH if quick else usual_batch
     while batch > 2 and num_images / batch < LEAST_STEPS_PER_EPOCH:
         batch //= 2
     steps = -(-num_images // batch)

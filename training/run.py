@@ -19,12 +19,11 @@ from evaluation.evaluator import EvaluationResult, evaluate
 from evaluation.metrics.coco import check_evaluator
 from nets.allocator import keep_freed_memory
 from nets.detector import Detector
-from nets.tiling import TiledDetector
 from nets.weights import NONE
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
-from training.budget import PLANS, Clock, fit_epochs, in_words, plan_steps
+from training.budget import PLANS, Clock, expected, fit_epochs, in_words, plan_steps, time_scoring
 from training.choose import (
     TrainSettings,
     absolute_paths,
@@ -54,6 +53,7 @@ from training.setup import (
     build_loader,
     build_model,
     build_trainer,
+    class_weights,
     epoch_sizes,
     freeze,
     has_mosaic,
@@ -70,7 +70,8 @@ from training.state import (
     seed_everything,
     share_batch,
 )
-from training.summary import class_counts, memory_used, network_size, next_commands
+from training.summary import class_counts, network_size, next_commands
+from training.validation_loss import ValidationLoss
 from utils import distributed
 from utils.config import AUTO, options_to_dict
 from utils.cpus import cpu_share
@@ -79,7 +80,7 @@ from utils.errors import Interrupted, RunError, warn
 
 MAX_ROLLBACKS = 3
 ROLLBACK_RATE = 0.5
-FIRST_ESTIMATE = 10  # steps after which the time of the run is estimated
+FIRST_ESTIMATE = 5  # steps after which the time of the run is estimated
 MOST_EPOCHS = 100_000
 NOTHING_LEARNT = 0.01  # a lower mAP50 means that the run has learnt nothing
 BUSY_SHARE = 0.7  # warn if the run gets less than this fraction of the CPU time
@@ -102,6 +103,8 @@ class Run:
     def __init__(
         self, settings: TrainSettings, device: str, checkpoint: Checkpoint | None, signals: SignalWatch | None = None
     ) -> None:
+        self.clock = Clock()
+        self.clock.start()
         self.device = torch.device(device)
         self.signals = signals or SignalWatch()
         check_evaluator()
@@ -126,8 +129,9 @@ class Run:
         self.model.to(self.device).to(memory_format=torch.channels_last)
         most_epochs = self.options.duration.epochs if self.settings.is_given("epochs") else MOST_EPOCHS
         if checkpoint is None and self.options.duration.minutes:
+            self.clock.score = time_scoring(self._validation_loss(self.model).detector, self.val_index)
             trial = self._build_loader()
-            self.settings = fit_epochs(self.settings, self.model, trial, self.train_index, self.val_index)
+            self.settings = fit_epochs(self.settings, self.model, trial, self.train_index, self.clock)
         self.loader = self._build_loader()
         options = self.options
         self.steps_per_epoch = -(-len(self.loader) // options.duration.accumulate)
@@ -142,7 +146,7 @@ class Run:
         if distributed.world_size() == 1:
             self.trainer.interruptible = self.signals.raising
         self.state = RunState(self.model, self.ema, self.trainer, self.loader, Progress(most_epochs=most_epochs))
-        self.clock = Clock()
+        self._first_step = 0
         self._is_warned = self._is_busy_warned = False
         if options.run.show_config:
             return
@@ -152,6 +156,8 @@ class Run:
         self.log = TensorBoard(self.folder, options.run.tensorboard and distributed.is_main())
         if checkpoint is not None:
             self._restore(checkpoint)
+            self.clock.spent = self.progress.seconds
+            self.clock.step, self.clock.score = self.progress.speeds
 
     @property
     def options(self) -> TrainOptions:
@@ -227,10 +233,14 @@ class Run:
     def _after_step(self, step: int, losses: dict[str, float]) -> None:
         self.log.add(step, **{f"train__{k}": v for k, v in losses.items()})
         self.clock.count_step()
-        if step == min(FIRST_ESTIMATE, self.steps_per_epoch):
+        if step == self._first_step + 1 and self.steps_per_epoch > 1:
+            self.clock.begin_epoch()  # the first step takes longer than others
+        if step == self._first_step + min(FIRST_ESTIMATE, self.steps_per_epoch):
             self.clock.measure()
-            memory = memory_used()
-            say(f"about {in_words(self._seconds_left())} in total, without evaluation{f'; {memory}' if memory else ''}")
+            if not self.clock.score:
+                self.clock.score = time_scoring(self._validation_loss(self._scored_model()).detector, self.val_index)
+                self.clock.begin_epoch()
+            say(expected(self.epochs, self.clock.total() + self._seconds_left()))
         if self.options.duration.minutes and step % max(self.total_steps // PLANS, 1) == 0:
             self._plan()
 
@@ -320,9 +330,9 @@ class Run:
         return 0
 
     def _train(self) -> None:
+        self._first_step = self.trainer.step
         self._write_beginning()
         say(self.table())
-        self.clock.start()
         if not self.progress.evaluated:
             self._finish_epoch()
         while not self._is_done() and not self._is_stale():
@@ -420,6 +430,7 @@ class Run:
         row = progress.history[-1]
         best_by = self.options.duration.best_by
         score = best_score(result.figures, best_by)
+        row |= {f"val_{name}": value for name, value in self.val_losses.items()}
         row |= {name: result.figures[name] for name in ("voc07_mAP50", "voc10_mAP50", "coco_AP", "coco_AP50")}
         self._take_threshold(result)
         self.scored_skips = result.skips
@@ -512,20 +523,25 @@ class Run:
         return index
 
     def evaluate(self) -> EvaluationResult:
-        """Evaluate the weights that would be saved, exactly as eval.py evaluates the file."""
-        dataset = self.options.dataset
-        detector = Detector.from_model(distributed.share_buffers(self._scored_model()), str(self.device))  # type: ignore[arg-type]
+        """Evaluate the weights that would be saved, exactly as eval.py evaluates the file; sets `val_losses`."""
+        losses = self._validation_loss(distributed.share_buffers(self._scored_model()))  # type: ignore[arg-type]
         result = evaluate(
-            detector if dataset.tile is None else TiledDetector(detector, dataset.tile or None, dataset.tile_overlap),
+            losses.detector,
             self.val_index,
             batch_size=self.batch_size,
             progress=distributed.is_main(),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             gather=distributed.gather,
+            after_batch=losses.add,
         )
         assert result is not None
+        self.val_losses = losses.sums.merged(distributed.gather(losses.sums)).means()
         return result
+
+    def _validation_loss(self, model: YOLOv4) -> ValidationLoss:
+        weights = class_weights(self.train_index, self.options.loss.class_balance)
+        return ValidationLoss(model, str(self.device), self.val_index, self.options, weights)
 
     def _is_stale(self) -> bool:
         patience = self.options.duration.patience
@@ -564,8 +580,6 @@ class Run:
             self.progress.best = best_score(
                 self.progress.history[self.progress.best_epoch], self.options.duration.best_by
             )
-        self.clock.spent = self.progress.seconds
-        self.clock.step, self.clock.score = self.progress.speeds
         if self.progress.total_steps:
             self._set_total_steps(self.progress.total_steps)
         say(f"resumed: epoch {self.progress.epoch + 1}, batch {self.progress.batch.batch}")

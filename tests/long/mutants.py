@@ -35,7 +35,7 @@ from utils.errors import RunError, run_command
 ROOT = Path(__file__).resolve().parents[2]
 # each module with the tests that must hold it, the quick ones first
 MODULES: dict[str, tuple[str, ...]] = {
-    "nets/losses.py": ("tests/test_loss_values.py", "tests/test_losses.py", "tests/test_teacher.py"),
+    "nets/losses.py": ("tests/test_loss_values.py", "tests/test_losses.py"),
     "nets/assigner.py": ("tests/test_loss_values.py", "tests/test_losses.py"),
     "nets/anchors.py": ("tests/test_anchors.py", "tests/test_loss_values.py", "tests/test_losses.py"),
     "nets/postprocess.py": ("tests/test_postprocess.py", "tests/test_nms.py"),
