@@ -22,32 +22,34 @@ class AugmentConfig:
     mosaic: float = option(0.5, "probability of a mosaic of four images (YOLOv4)", low=0, high=1)
     mixup: float = option(0.0, "probability that a mosaic is blended with another (YOLOX)", low=0, high=1)
     copy_paste: float = option(
-        0.0, "probability that objects are pasted in, those of rare classes more often", low=0, high=1
+        0.0, "probability of pasting objects from other images, rare classes more often", low=0, high=1
     )
-    flip: float = option(0.5, "probability of mirroring left to right", low=0, high=1)
+    flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
     flip_vertical: float = option(
-        0.0, "probability of mirroring top to bottom: for aerial images, wrong for ordinary photographs", low=0, high=1
+        0.0, "probability of a vertical flip; for aerial images, not for ordinary photographs", low=0, high=1
     )
     scale: tuple[float, ...] = option(
-        (0.5, 1.5), "range of the random scale of an image outside of a mosaic", low=0.05, high=10, nargs=2
+        (0.5, 1.5), "range of the random scale of an image that is not in a mosaic", low=0.05, high=10, nargs=2
     )
     mosaic_scale: tuple[float, ...] = option(
         (0.4, 1.6), "range of the random scale of each image of a mosaic", low=0.05, high=10, nargs=2
     )
-    aspect: float = option(0.2, "largest change of the aspect ratio: by a factor of 1 + this", low=0, high=4)
+    aspect: float = option(0.2, "maximum change of the aspect ratio: a factor of 1 + this", low=0, high=4)
     translate: float = option(
-        0.1, "largest shift beyond the image's free margin, as a share of the input size; 0 = centred", low=0, high=1
+        0.1, "maximum shift beyond the image's free margin, as a share of the input size; 0 = centred", low=0, high=1
     )
-    rotate: float = option(0.0, "largest rotation, degrees; boxes become upright and looser", low=0, high=180)
-    shear: float = option(0.0, "largest shear, degrees; boxes become upright and looser", low=0, high=60)
-    hue: float = option(0.015, "largest shift of the hue, as a share of the circle", low=0, high=1)
-    saturation: float = option(0.7, "largest relative change of the saturation", low=0, high=1)
-    value: float = option(0.4, "largest relative change of the brightness", low=0, high=1)
+    rotate: float = option(
+        0.0, "maximum rotation in degrees; the boxes around rotated objects are looser", low=0, high=180
+    )
+    shear: float = option(0.0, "maximum shear in degrees; the boxes around sheared objects are looser", low=0, high=60)
+    hue: float = option(0.015, "maximum shift of the hue, as a share of the colour circle", low=0, high=1)
+    saturation: float = option(0.7, "maximum relative change of the saturation", low=0, high=1)
+    value: float = option(0.4, "maximum relative change of the brightness", low=0, high=1)
     albumentations: float = option(
         0.0, "probability of blur, median blur, CLAHE, grey or JPEG artefacts (package albumentations)", low=0, high=1
     )
-    min_visible: float = option(0.1, "drop a box that keeps less than this share of its area", low=0, high=1)
-    min_box_size: float = option(2.0, "drop a box narrower or lower than this, input pixels", low=0, high=1e4)
+    min_visible: float = option(0.1, "drop a box if less than this share of its area is visible", low=0, high=1)
+    min_box_size: float = option(2.0, "drop a box with a side below this many input pixels", low=0, high=1e4)
 
     def __post_init__(self) -> None:
         check_fields(self)

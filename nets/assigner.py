@@ -204,8 +204,8 @@ def _place_keys(matches: Matches, scene: Scene) -> Tensor:
 
 def _pair_iou(a: Tensor, b: Tensor) -> Tensor:
     """(P, 4) and (P, 4) xyxy to (P,) IoU, pair by pair."""
-    inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
-    areas = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1)
+    inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    areas = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1)
     return inter / (areas - inter).clamp(min=1e-9)
 
 

@@ -103,7 +103,7 @@ class YOLOLoss:
         wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[matches.target]
         box = BOX_LOSSES[self.settings.box_loss](boxes, wanted)
         # 1 - loss is the (penalised) IoU. It is detached: the objectness loss must not train the boxes.
-        quality = (1 - box.detach()).clamp(0, 1)
+        quality = (1 - box.detach()).clamp(min=0)
         positive_targets = weights * (1 - self.settings.objectness_target * (1 - quality))
         classes = self._classes(rows[:, 5:], scene.labels[matches.target])
         return {

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from nets.assigner import Scene, assign
+from nets.assigner import Matches, Scene, _place_keys, assign, gather
 from nets.loss_config import LossConfig
-from nets.losses import YOLOLoss, _not_empty
+from nets.losses import YOLOLoss, _not_empty, _places
 from nets.model_config import STRIDES, ModelConfig
 
 CONFIG = ModelConfig(class_names=("cat", "dog", "owl"), scale_xy=(2.0, 1.8, 1.5))
@@ -221,3 +221,43 @@ def test_a_vanishing_box_keeps_its_gradient() -> None:
     assert torch.equal(kept, torch.tensor([[5, 6, 0.01, 3], [1, 2, 0.01, 0.01]]))
     kept.sum().backward()
     assert boxes.grad is not None and (boxes.grad == 1).all()
+
+
+def all_places(predictions: list[Tensor]) -> Matches:
+    """A match of every prediction of the batch, in an order of no kind."""
+    rows = [
+        torch.cartesian_prod(torch.tensor([level]), *map(torch.arange, raw.shape[:4]))
+        for level, raw in enumerate(predictions)
+    ]
+    places = torch.cat(rows)
+    places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))]
+    return Matches(*places.T, target=torch.zeros(len(places), dtype=torch.long))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_rows_are_gathered_from_either_order_of_memory(channels_last: bool) -> None:
+    predictions = maps()
+    found = all_places(predictions)
+    if channels_last:  # as the head makes them: (B, A * (5 + C), H, W) in channels-last order, seen as five dimensions
+        flat = [
+            raw.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+            for raw in predictions
+        ]
+        predictions = [raw.unflatten(1, (3, 8)).permute(0, 1, 3, 4, 2) for raw in flat]
+        assert not any(raw.is_contiguous() for raw in predictions)
+    rows = gather(predictions, found)
+    for number, (level, image, anchor, row, column) in enumerate(
+        zip(*(getattr(found, n).tolist() for n in ("level", "image", "anchor", "row", "column")), strict=True)
+    ):
+        assert torch.equal(rows[number], predictions[level][image, anchor, row, column])
+
+
+def test_every_prediction_has_a_key_of_its_own() -> None:
+    predictions = maps()
+    found = all_places(predictions)
+    keys = _place_keys(found, scene_of(predictions))
+    assert len(set(keys.tolist())) == len(found) == sum(raw[..., 0].numel() for raw in predictions)
+    places = _places(scene_of(predictions), found)
+    assert sorted(places.tolist()) == list(range(len(found)))
+    confidences = torch.cat([raw[..., 4].flatten() for raw in predictions])
+    assert torch.equal(confidences[places], gather(predictions, found)[:, 4])
