@@ -20,6 +20,7 @@ import numpy as np
 
 from data.augment import Photo
 from data.index import DatasetIndex
+from utils import cgroup
 from utils.errors import UserError
 
 MODES = ("none", "ram", "disk")
@@ -146,22 +147,22 @@ def cache_bytes(index: DatasetIndex, input_size: tuple[int, int], scale: float =
     return int(kept_sizes(index.sizes, math.ceil(max(input_size) * scale)).prod(1).sum() * 3 + _STAMP * len(index))
 
 
-def free_memory() -> int:
+def free_memory(shm: str = "/dev/shm") -> int:
     """Bytes that a cache in shared memory may take: of the machine, of the container, and of /dev/shm."""
     free = available_memory()
-    if os.path.isdir("/dev/shm"):  # a container's is often 64 MB, and writing beyond it kills the process
-        free = min(free, shutil.disk_usage("/dev/shm").free)
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, max(limit - used, 0))
+    if os.path.isdir(shm):  # a container's is often 64 MB, and writing beyond it kills the process
+        free = min(free, shutil.disk_usage(shm).free)
     return free
 
 
-def available_memory() -> int:
-    """Bytes of memory available without swapping; a very large number if the system does not state it."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo") as file:
-        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    return sys.maxsize
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory available without swapping, of the machine and the container; a very large number if unknown."""
+    free = cgroup.free_memory(root)
+    free = sys.maxsize if free is None else free
+    with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free = min(free, 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+    return free
 
 
 def _create_memory(num_bytes: int) -> shared_memory.SharedMemory:

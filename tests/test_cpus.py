@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import cpus
+from data.image_cache import available_memory
+from utils import cgroup, cpus
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +58,53 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 )
 def test_the_quota_of_a_cgroup_is_read(files: dict[str, str], quota: float | None, tmp_path: Path) -> None:
     assert cpus.cpu_quota(tree(tmp_path, files)) == quota
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, None),
+        (
+            {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "5\n"},
+            None,
+        ),
+        (  # version 2: the strictest of the whole way up
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/memory.max": f"{4 * GIB}\n",
+                "sys/fs/cgroup/a/memory.current": f"{3 * GIB}\n",
+                "sys/fs/cgroup/a/b/memory.max": f"{8 * GIB}\n",
+                "sys/fs/cgroup/a/b/memory.current": f"{2 * GIB}\n",
+            },
+            GIB,
+        ),
+        (  # version 1, within a container; unused page cache is free
+            {
+                "proc/self/cgroup": "12:cpu,cpuacct:/docker/123\n3:memory:/docker/123\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * GIB}\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{GIB}\n",
+                "sys/fs/cgroup/memory/memory.stat": f"cache 7\ntotal_inactive_file {GIB // 2}\n",
+            },
+            GIB + GIB // 2,
+        ),
+        (  # both at once: version 2 without a memory controller beside version 1
+            {
+                "proc/self/cgroup": "4:memory:/x\n0::/x\n",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": f"{GIB}\n",
+                "sys/fs/cgroup/memory/x/memory.usage_in_bytes": f"{2 * GIB}\n",
+            },
+            0,
+        ),
+    ],
+)
+def test_the_memory_that_a_cgroup_leaves_is_read(files: dict[str, str], free: int | None, tmp_path: Path) -> None:
+    root = tree(tmp_path, files)
+    assert cgroup.free_memory(root) == free
+    meminfo = {"proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {3 * GIB // 1024} kB\n"}
+    assert available_memory(tree(root, meminfo)) == min(3 * GIB, 3 * GIB if free is None else free)
 
 
 def test_as_many_cpus_as_affinity_and_quota_allow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 
-# Iterations that an idle thread of GNU OpenMP spins before it sleeps. With the default of about 30 billion, a single
-# other busy process on the same cores almost stops training (docs/EXPERIMENTS.md, section 14).
+from utils.cgroup import cpu_quota
+
+# Iterations that an idle thread of GNU OpenMP spins before it sleeps. By default it spins for minutes if there are no
+# more threads than cores: other busy processes on these cores then almost stop training. benchmarks/spinning.py
+# measures it.
 SPIN_COUNT = 20_000
 BLOCK_TIME = 1  # milliseconds; the same for LLVM's and Intel's OpenMP, whose default is 200
 SPIN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
@@ -26,16 +28,6 @@ def usable_cpus(root: Path = Path("/")) -> int:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(root)
     return max(1, cpus if quota is None else min(cpus, math.ceil(quota)))
-
-
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """The smallest CPU quota of this process's cgroup and its parents; None if there is none.
-
-    Args:
-        root: the root of /proc and /sys, for tests.
-    """
-    quotas = [quota for folder in _cgroup_folders(root) if (quota := _quota(folder)) is not None]
-    return min(quotas, default=None)
 
 
 def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -78,33 +70,3 @@ def cpu_share() -> float | None:
     except (OSError, ValueError):
         return None
     return ran / (ran + waited) if ran + waited else None
-
-
-def _cgroup_folders(root: Path) -> Iterator[Path]:
-    """The folders of the process's CPU controllers, from its own cgroup up to the root, of version 2 and version 1."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except (OSError, ValueError):
-        return
-    for line in lines:
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        names = controllers.split(",")
-        if controllers and "cpu" not in names:
-            continue
-        mounts = ["sys/fs/cgroup"] if not controllers else ["sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"]
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        for mount in mounts:
-            # A container may have the path of its host, but only its own part of the tree: a folder may be missing.
-            for depth in range(len(parts), -1, -1):
-                yield root.joinpath(mount, *parts[:depth])
-
-
-def _quota(folder: Path) -> float | None:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        quota, period = (folder / "cpu.max").read_text().split()[:2]
-        return None if quota == "max" or int(period) <= 0 else int(quota) / int(period)
-    with contextlib.suppress(OSError, ValueError):
-        micros = int((folder / "cpu.cfs_quota_us").read_text())
-        period_micros = int((folder / "cpu.cfs_period_us").read_text())
-        return None if micros <= 0 or period_micros <= 0 else micros / period_micros
-    return None

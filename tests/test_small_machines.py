@@ -1,0 +1,100 @@
+"""Little shared memory, few open files, little memory: one line, and what works without them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from train_makers import demo_data
+
+from data import image_cache, loader
+from data.open import open_dataset
+from data.tools.demo import write_demo
+from training import choose
+from training.options import TrainOptions
+from utils.config import parse_settings
+from utils.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Disk(NamedTuple):
+    free: int
+
+
+@pytest.mark.parametrize(
+    ("free", "workers", "said"),
+    [
+        (1 << 30, 8, ""),
+        (64 << 20, 0, "64 MB are too few for 8 workers with batches of 19 MB"),  # 640 pixels in Docker's 64 MB
+        (256 << 20, 3, "256 MB are too few for 8 workers"),
+    ],
+)
+def test_workers_fit_the_shared_memory(
+    free: int,
+    workers: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: Disk(free))
+    assert loader.fitting_workers(8, 16, (640, 640), str(tmp_path))[0] == workers
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (1 if said else 0) and all(said in line and "--shm-size" in line for line in lines)
+
+
+def test_without_writable_shared_memory_there_are_no_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader.os, "access", lambda *_: False)  # root may write anywhere
+    workers, why = loader.fitting_workers(2, 16, (64, 64), str(tmp_path))
+    assert workers == 0 and "cannot be written" in why
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line and "without workers" in line
+    assert loader.fitting_workers(2, 16, (64, 64), str(tmp_path / "none")) == (2, "")
+
+
+LOW_LIMIT = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+import torch
+from data import loader
+assert loader.fitting_workers(2, 2, (64, 64)) == (2, "")
+assert torch.multiprocessing.get_sharing_strategy() == "file_system"
+from data.open import open_dataset
+batches = loader.build_train_loader(open_dataset(sys.argv[1], "train"), (64, 64), batch_size=1, workers=2)
+batches.set_epoch(0)
+kept = [targets for _, targets in batches]
+print(len(kept))
+batches.close()
+"""
+
+
+def test_a_low_limit_of_open_files_is_worked_around(tmp_path: Path) -> None:
+    data = write_demo(tmp_path / "data", 20, 0, (64, 96)).parent
+    command = [sys.executable, "-c", LOW_LIMIT, str(data)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(open_dataset(str(data), "train"))
+    (line,) = [line for line in done.stderr.splitlines() if "ulimit" in line]
+    assert "64 open files" in line and "Traceback" not in done.stderr
+
+
+def test_a_cache_that_does_not_fit_is_one_line_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = open_dataset(str(demo_data()), "train")
+    monkeypatch.setattr(image_cache, "available_memory", lambda: 8 << 30)
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: Disk(64 << 20))
+    assert image_cache.free_memory(str(tmp_path)) == 64 << 20
+    with pytest.raises(UserError, match=r"--cache: ram needs .* 0.07 GB are free; use --cache disk") as caught:
+        image_cache.build_image_cache(index, (64, 64), "ram")
+    assert "\n" not in str(caught.value)
+    settings = parse_settings(TrainOptions, ["--data", "x", "--cache", "auto", "--workers", "0"], description="")
+    monkeypatch.setattr(choose, "free_memory", lambda: 10_000)
+    left_out = choose.choose_loading(settings, index)
+    assert left_out.options.machine.cache == "none" and "are free" in left_out.reasons["cache"]
+    monkeypatch.setattr(choose, "free_memory", lambda: 8 << 30)
+    assert choose.choose_loading(settings, index).options.machine.cache == "ram"
