@@ -9,6 +9,7 @@ import pytest
 from train_makers import TINY, demo_data, run_train
 
 import train
+import training.run
 from data.index import DatasetIndex
 from data.open import open_dataset
 from nets.weights.bundled import find_model
@@ -162,7 +163,8 @@ def test_what_the_user_says_is_kept() -> None:
 def test_minutes_become_epochs_by_the_measured_speed_and_change_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # a step of 3 s and 0.5 s an image to score
+    # a step of 3 s and 0.5 s an image to score, and no time for what comes before
+    monkeypatch.setattr(training.run, "Clock", lambda: budget.Clock(now=lambda: 0.0))
     monkeypatch.setattr(budget, "_time_step", measured := Timer(budget._time_step, 3.0))
     monkeypatch.setattr(budget, "_time_image", Timer(budget._time_image, 0.5))
     images, steps = len(open_dataset(str(demo_data()), "val")), -(-len(open_dataset(str(demo_data()), "train")) // 4)
