@@ -39,9 +39,7 @@ class EvalOptions:
         None, "data set: a VOCdevkit, a COCO JSON file, or another layout of docs/DATA.md", metavar="PATH"
     )
     classes: str | None = option(None, "class names of the data set's labels: a file, voc or coco", metavar="FILE")
-    image_folder: str | None = option(
-        None, "folder of the images, if they are not beside the annotations", metavar="DIR"
-    )
+    image_folder: str | None = option(None, "folder of the images, if it is not that of the annotations", metavar="DIR")
     split: str | None = option(None, "split to evaluate (default: val, or test if there is no val)")
     json: str | None = option(None, "write all metrics, and results per image, to this file", metavar="FILE")
     report: str | None = option(None, "write a report with curves and images as one HTML file", metavar="FILE")

@@ -74,7 +74,7 @@ class Geometry(NamedTuple):
 
 
 def draw_geometry(rng: np.random.Generator, config: AugmentConfig, scale: tuple[float, ...]) -> Geometry:
-    """The random placement of one image, its size drawn from `scale` (low, high)."""
+    """Draw the random placement of one image, with a scale uniform in `scale` (low, high)."""
     size, stretch, shift_x, shift_y, extra_x, extra_y, turn, slant = rng.random(8).tolist()  # one call is faster
     size = scale[0] + (scale[1] - scale[0]) * size
     stretch = (1 + config.aspect) ** (stretch - 0.5)
@@ -121,7 +121,7 @@ def place(
         photo: the image.
         canvas: (H, W, 3) uint8, written to.
         window: the part of the canvas that may be written.
-        origin: (x, y) canvas pixels of the image's upper left corner, which may lie outside.
+        origin: (x, y) canvas pixels of the image's upper left corner, which may be outside.
         scale: (x, y) canvas pixels per pixel of the original.
         geometry: gives the rotation and shear, about the placed image's centre.
 
@@ -241,7 +241,7 @@ def drawn_scale(photo: Photo, letterbox: Letterbox, geometry: Geometry) -> tuple
 
 
 def _span(start: float, step: float, length: int, low: int, high: int) -> tuple[int, int, int, int] | None:
-    """Which canvas pixels [d0, d1) show which source pixels [s0, s1) along one axis; None if nothing is seen."""
+    """Canvas pixels [d0, d1) and the source pixels [s0, s1) that they show, along one axis; None if empty."""
     d0, d1 = round(max(start, low)), round(min(start + length * step, high))
     if d1 <= d0:
         return None
@@ -251,7 +251,7 @@ def _span(start: float, step: float, length: int, low: int, high: int) -> tuple[
 
 
 def _line(span: tuple[int, int, int, int] | None, start: float, step: float) -> tuple[float, float]:
-    """(step, start) that whole pixels made of the wanted ones."""
+    """(step, start) after rounding to integer pixels."""
     if span is None:
         return step, start
     exact = (span[1] - span[0]) / (span[3] - span[2])
@@ -273,7 +273,7 @@ def _warp(photo: Photo, part: np.ndarray, matrix: np.ndarray, scale: tuple[float
     """Draw an image into `part` of the canvas by a (2, 3) matrix from the original's pixels to those of `part`."""
     image, scale_x, scale_y = photo.image, photo.scale_x, photo.scale_y
     shrink = min(scale[0] / scale_x, scale[1] / scale_y)
-    if shrink < 0.5:  # warpAffine samples only four neighbours: average first, or it would skip pixels
+    if shrink < 0.5:  # warpAffine samples only four neighbours: average first, so that it does not skip pixels
         height, width = (max(round(side * shrink * 1.5), 1) for side in image.shape[:2])
         scale_x, scale_y = scale_x * width / image.shape[1], scale_y * height / image.shape[0]
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)

@@ -20,7 +20,7 @@ class AugmentConfig:
     """
 
     mosaic: float = option(0.5, "probability of a mosaic of four images (YOLOv4)", low=0, high=1)
-    mixup: float = option(0.0, "probability that a mosaic is blended with another (YOLOX)", low=0, high=1)
+    mixup: float = option(0.0, "probability of blending a mosaic with another one (YOLOX)", low=0, high=1)
     copy_paste: float = option(
         0.0, "probability of pasting objects from other images, rare classes more often", low=0, high=1
     )
@@ -32,7 +32,7 @@ class AugmentConfig:
         (0.5, 1.5), "range of the random scale of an image that is not in a mosaic", low=0.05, high=10, nargs=2
     )
     mosaic_scale: tuple[float, ...] = option(
-        (0.4, 1.6), "range of the random scale of each image of a mosaic", low=0.05, high=10, nargs=2
+        (0.4, 1.6), "range of the random scale of each image in a mosaic", low=0.05, high=10, nargs=2
     )
     aspect: float = option(0.2, "maximum change of the aspect ratio: a factor of 1 + this", low=0, high=4)
     translate: float = option(

@@ -29,14 +29,14 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     text = decode_text(read_file(path, MEGABYTE), path)
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if not any(lines):
-        raise UserError(path, "holds no class name", "write one name a line")
+        raise UserError(path, "contains no class name", "write one name per line")
     first: dict[str, int] = {}
     for number, name in enumerate(lines, 1):
         where = f"{os.fsdecode(path)}:{number}"
         if not name:
             raise UserError(where, "blank line between class names", "remove it: it would shift every label after it")
         if len(name) > MAX_NAME:
-            raise UserError(where, f"has {len(name)} characters", "write one class name a line")
+            raise UserError(where, f"has {len(name)} characters", "write one class name per line")
         if name in first:
             raise UserError(where, f"class {name!r} is already on line {first[name]}", "remove one of them")
         first[name] = number
@@ -57,10 +57,10 @@ def check_class_names(names: Iterable[object], where: object) -> tuple[str, ...]
         if len(text) > MAX_NAME:
             raise UserError(where, f"the name of class {number} has {len(text)} characters", "give it a shorter one")
         if text in checked:
-            raise UserError(where, f"class {text!r} is there twice", "remove one of them")
+            raise UserError(where, f"class {text!r} appears twice", "remove one of them")
         checked[text] = None
     if not checked:
-        raise UserError(where, "holds no class name", "name at least one class")
+        raise UserError(where, "contains no class name", "give at least one class")
     return tuple(checked)
 
 

@@ -20,7 +20,7 @@ class DataOptions:
         None, "file of class names, one per line, or voc, coco (default: the names in the annotations)", metavar="FILE"
     )
     image_folder: str | None = option(
-        None, "folder of the images, if they are not beside the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
+        None, "folder of the images, if it is not that of the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
     )
 
     def open(self, split: str | None = None) -> DatasetIndex:

@@ -30,9 +30,7 @@ def auto_division(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray]:
     """
     if len(index) < 2:
         what = f"has {len(index)} usable images, which cannot be divided into train and val"
-        raise UserError(
-            index.source.get("root", index.name), what, "add pictures, or name --train-split and --val-split"
-        )
+        raise UserError(index.source.get("root", index.name), what, "add images, or give --train-split and --val-split")
     digest = hashlib.blake2b(digest_size=16)
     for array in (index.path_bytes, index.path_offsets, index.offsets, index.labels):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -97,7 +95,7 @@ def stratified_split(
         occurring = (left > 0).sum(axis=0).astype(np.float64)
         label = int(np.where(occurring > 0, occurring, np.inf).argmin())
         members = np.flatnonzero((chosen < 0) & (table[:, label] > 0))
-        # large groups first, while there is room for them
+        # Large groups first, while the splits have room for them.
         for unit in members[np.lexsort((tie[members], -table[members, -1]))]:
             want = np.lexsort((rng.random(len(names)), lacking[:, -1], lacking[:, label]))
             chosen[unit] = want[-1]

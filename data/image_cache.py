@@ -48,7 +48,7 @@ class ImageCache:
         long_side: pixels of the longer side of a kept image, at most: the input's size, or larger for large scales.
         mode: `ram` (shared memory, freed when the process ends; each process of a distributed run has its own), `disk`
             (a file that the next run finds again, one for all processes of a machine).
-        folder: where the file of `disk` goes; never a folder of data.
+        folder: folder of the file of `disk`; never a folder of data.
 
     Raises:
         UserError: if it does not fit; states the required and available size.
@@ -128,7 +128,7 @@ class ImageCache:
 def build_image_cache(
     index: DatasetIndex, input_size: tuple[int, int], mode: str, folder: Path | None = None, scale: float = 1.0
 ) -> ImageCache | None:
-    """The cache of an option `none`, `ram` or `disk`; kept images are `scale` times the input's longer side at most."""
+    """Build the cache for `none`, `ram` or `disk`; cached images are at most `scale` times the input's longer side."""
     return None if mode == "none" else ImageCache(index, math.ceil(max(input_size) * scale), mode, folder)
 
 
@@ -195,7 +195,7 @@ def _create_file(folder: Path, name: str, num_bytes: int) -> str:
 
 def _check_fits(mode: str, needed: int, free: int, todo: str) -> None:
     if needed + KEEP_FREE > free:
-        what = f"{mode} needs {needed / 1e9:.2f} GB and {KEEP_FREE / 1e9:.2f} GB to spare, {free / 1e9:.2f} GB are free"
+        what = f"{mode} needs {needed / 1e9:.2f} GB and {KEEP_FREE / 1e9:.2f} GB reserve; {free / 1e9:.2f} GB are free"
         raise UserError("--cache", what, todo)
 
 

@@ -39,9 +39,9 @@ class DatasetIndex:
         difficult: (M,) bool: VOC objects that evaluation ignores.
         crowd: (M,) bool: COCO regions that stand for many objects (ignored in training, matched freely in evaluation).
         skips: what was left out while reading.
-        category_ids: (C,) COCO category id of each class; None outside COCO (then class index + 1).
-        source: what the reader was given, and extra facts that conversion needs (plain types).
-        areas: (M,) float64 pixels, COCO's own area of each object (of its outline, not of its box); None elsewhere.
+        category_ids: (C,) COCO category id of each class; None for other formats (then class index + 1).
+        source: the reader's arguments, and additional facts for conversion (plain types).
+        areas: (M,) float64 pixels, COCO's area of each object (of its mask, not of its box); None for other formats.
         scores: (M,) float64 detector confidence of each label, 1 for human labels; None: all are human labels.
         box_refs: (M,) int64 location of each box: the line of its annotation file (VOC, YOLO) or its annotation id.
     """
@@ -167,11 +167,11 @@ def classes_found(index: DatasetIndex, shown: int = 20) -> str:
     """All classes that the annotations name, selected or not, with their counts, the most frequent first."""
     found: dict[str, int] = index.source.get("found_classes", {})
     ordered = sorted(found.items(), key=lambda each: -each[1])
-    return ", ".join(f"{name} ({count})" for name, count in ordered[:shown]) or "no object at all"
+    return ", ".join(f"{name} ({count})" for name, count in ordered[:shown]) or "no objects"
 
 
 def join_indices(parts: Sequence[DatasetIndex]) -> DatasetIndex:
-    """Join several splits of the same classes; an image that is in two of them is taken from the first."""
+    """Join several splits with the same classes; an image in two of them is used once, from the first."""
     first = parts[0]
     seen: set[str] = set()
     kept = []
@@ -207,7 +207,7 @@ def join_indices(parts: Sequence[DatasetIndex]) -> DatasetIndex:
 
 
 def _merged(tables: Sequence[dict]) -> dict:
-    """Counts added, everything else of the first that has it."""
+    """Merge dictionaries: counts are added, other values are those of the first dictionary that has them."""
     merged: dict = {}
     for table in tables:
         for key, value in table.items():

@@ -39,7 +39,7 @@ from imaging.letterbox import Letterbox
 from utils.errors import RunError, UserError, warn
 
 Size = tuple[int, int]
-SMALLEST = (32, 32)  # one cell of the coarsest map: batch norm of one smaller image has nothing to average over
+SMALLEST = (32, 32)  # one cell of the coarsest map; batch norm needs more than one value per channel
 PREFETCH = 2  # batches that each worker prepares ahead
 SHM_SHARE = 0.8  # maximum fraction of the free shared memory for batches in transit
 OPEN_FILES = 512
@@ -52,10 +52,10 @@ class SampleKey(NamedTuple):
     Args:
         epoch: number of the epoch.
         image: position in the DatasetIndex.
-        mosaic: whether mosaic, mixup and copy-paste are on (the last epochs go without them).
+        mosaic: whether mosaic, mixup and copy-paste are on (they are off in the last epochs).
         repeat: distinguishes several uses of the image in one epoch, so that each has other random numbers: 0, 1, 2
             and so on for those of class balancing; 1000 and more for those that fill the last step (`EpochSampler`).
-        size: (height, width) of this batch under multi-scale training; None takes the dataset's.
+        size: (height, width) of this batch in multi-scale training; None for the dataset's size.
     """
 
     epoch: int
@@ -237,7 +237,7 @@ class _SampleMaker:
                 self.skipped.append((str(self.dataset.index.path(index)), _reason(error)))
                 index = self._partner()
         path, reason = self.skipped[-1]
-        raise RunError(path, f"{reason}; and {MAX_REPLACEMENTS} images in a row cannot be read", "check the data")
+        raise RunError(path, f"{reason}; and {MAX_REPLACEMENTS} consecutive images cannot be read", "check the data")
 
     def _min_size(self, index: int, geometry: Geometry) -> Size:
         """(height, width) below which the decoded image would have to be enlarged."""
@@ -412,7 +412,7 @@ class TrainLoader:
         self._named: set[str] = set()
         batching: dict[str, Any] = {"batch_sampler": sampler, "collate_fn": collate}
         processes: dict[str, Any] = {"prefetch_factor": prefetch_factor, "multiprocessing_context": start_method}
-        # A separate generator: the loader must not change the global random state, for any number of workers.
+        # A separate generator, so that the loader does not change the global random state.
         self._loader = DataLoader(
             dataset,
             num_workers=workers,
@@ -474,12 +474,12 @@ class TrainLoader:
         for path, reason in skipped:
             if path not in self._named:
                 self._named.add(path)
-                self.skips.append(Skip("image", "unreadable_image", path, reason, "another image takes its place"))
-                warn(path, reason, "another image takes its place")
+                self.skips.append(Skip("image", "unreadable_image", path, reason, "another image is used instead"))
+                warn(path, reason, "another image is used instead")
 
     def kill(self) -> None:
         """Kill the workers: one that hangs does not answer a request."""
-        with _deaf_to_children():
+        with _ignoring_killed_workers():
             for worker in getattr(self._loader._iterator, "_workers", []):
                 worker.kill()
                 worker.join(1)
@@ -487,7 +487,7 @@ class TrainLoader:
 
 
 @contextlib.contextmanager
-def _deaf_to_children() -> Iterator[None]:
+def _ignoring_killed_workers() -> Iterator[None]:
     """Keep torch's SIGCHLD handler from raising in unrelated code when a worker is killed on purpose."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
@@ -555,16 +555,16 @@ def fitting_workers(workers: int, batch_size: int, input_size: Size, shm: str = 
     if not os.path.isdir(shm):
         return workers, ""
     if not os.access(shm, os.W_OK) or os.statvfs(shm).f_flag & os.ST_RDONLY:
-        warn(shm, "cannot be written, so that processes cannot pass images on", "images are loaded without workers")
-        return 0, f"{shm} cannot be written"
+        warn(shm, "is not writable, which workers need to pass images", "images are loaded without workers")
+        return 0, f"{shm} is not writable"
     free = shutil.disk_usage(shm).free
     batch = batch_size * input_size[0] * input_size[1] * 3
     fit = int(SHM_SHARE * free // (batch * (PREFETCH + 1)))  # the waiting batches, and the one being made
     if fit >= workers:
         return workers, ""
-    what = f"{free / 2**20:.0f} MB are too few for {workers} workers with batches of {batch / 2**20:.0f} MB"
-    warn(shm, what, f"{fit or 'no'} workers are used; give the container more: --shm-size 1g")
-    return fit, f"{free / 2**20:.0f} MB of {shm} are too few for more"
+    what = f"{free / 2**20:.0f} MB are not enough for {workers} workers with batches of {batch / 2**20:.0f} MB"
+    warn(shm, what, f"{fit or 'no'} workers are used; start the container with --shm-size 1g")
+    return fit, f"{free / 2**20:.0f} MB of {shm} are not enough for more"
 
 
 def _allow_open_files() -> None:
@@ -581,7 +581,9 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         soft = limit
     if soft < OPEN_FILES:
-        warn("ulimit -n", f"{soft} open files are few for workers", "tensors go through named files instead")
+        warn(
+            "ulimit -n", f"{soft} open files are too few for workers", "tensors are passed through named files instead"
+        )
         torch.multiprocessing.set_sharing_strategy("file_system")
 
 

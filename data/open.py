@@ -34,7 +34,7 @@ from data.index_cache import cached_index
 from imaging.image_io import MAX_MEGAPIXELS
 from utils.errors import UserError
 
-ACCEPTED = "a data set: pictures with VOC XML, COCO JSON, YOLO txt or another layout of docs/DATA.md"
+ACCEPTED = "a data set: images with VOC XML, COCO JSON, YOLO txt or another layout of docs/DATA.md"
 AUTO_TRAIN, AUTO_VAL = "auto-train", "auto-val"  # division of a data set without splits
 MAX_UNPACKED = 3  # maximum nesting of folders that hold only one folder, as in unpacked archives
 
@@ -91,7 +91,7 @@ def _sniff_voc(folder: Folder) -> str | None:
 def _sniff_yolo(folder: Folder) -> str | None:
     path = folder.only or yolo_txt.find_data_yaml(folder.root)
     is_ours = path is not None and path.suffix.lower() in (".yaml", ".yml", ".data")
-    return f"{path.name} names class names and splits" if is_ours and path is not None else None
+    return f"{path.name} lists class names and splits" if is_ours and path is not None else None
 
 
 def _sniff_coco(folder: Folder) -> str | None:
@@ -221,17 +221,17 @@ def _unrecognised(folder: Folder) -> UserError:
         return UserError(where, f"is a {where.suffix or 'nameless'} file, not a data set", f"give {ACCEPTED}")
     held = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
     pictures = len(folder.pictures)
-    what, todo = f"is no data set: it holds {held}", f"give {ACCEPTED}"
+    what, todo = f"is not a data set: it contains {held}", f"give {ACCEPTED}"
     if pictures and pictures == len(folder.files):
         what += ", and no annotations"
-        todo = f"label the pictures (any tool that writes VOC XML, COCO JSON or YOLO txt), or give {ACCEPTED}"
+        todo = f"label the images (any tool that writes VOC XML, COCO JSON or YOLO txt), or give {ACCEPTED}"
     elif pictures and kinds.get(".txt"):
         todo = "give labels of rows `class cx cy width height` and a classes.txt, or another layout of docs/DATA.md"
     elif any(kinds.get(suffix) for suffix in (".tfrecord", ".record", ".parquet", ".mat", ".zip", ".tar")):
         todo = "unpack it, or export it as VOC, COCO or YOLO from the tool that wrote it"
     elif not pictures and kinds:
-        what += ", and no picture"
-        todo = "put the pictures into the same folder"
+        what += ", and no image"
+        todo = "put the images into the same folder"
     return UserError(where, what, todo)
 
 
@@ -288,7 +288,7 @@ def training_split(data: str | os.PathLike[str], image_folder: str | os.PathLike
         if match is not None:
             return match
     if not names:
-        raise UserError(data, "has no splits", f"make them: python dataset.py split {data}")
+        raise UserError(data, "has no splits", f"create them: python dataset.py split {data}")
     return names[0]
 
 
@@ -378,7 +378,7 @@ def open_dataset(
     index = cached_index(request, read) if use_cache else read()
     if not len(index) and not allow_empty:
         reasons = [skip for skip in index.skips if skip.kind == "image"]
-        why = f": {len(reasons)} left out, the first because {reasons[0]}" if reasons else ", its list is empty"
+        why = f": {len(reasons)} skipped, the first because {reasons[0]}" if reasons else ": its list is empty"
         if index.source.get("found_classes"):
             why += f"; found {classes_found(index)}"
         todo = f"run: python dataset.py check {data}"

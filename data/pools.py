@@ -12,7 +12,7 @@ Pool = TypeVar("Pool", bound=Executor)
 
 @contextlib.contextmanager
 def stopping_at_once(pool: Pool) -> Iterator[Pool]:
-    """The pool, closed at the end; after an error or Ctrl-C, what it has not begun is dropped and not waited for."""
+    """Context of a pool. After an error or Ctrl-C, tasks that have not started are dropped without waiting."""
     try:
         yield pool
     except BaseException:

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.index import DatasetIndex, classes_found
 from data.tools.findings import Finding, finding, some_names
-from data.tools.look import heard_complaints
+from data.tools.look import captured_decoder_errors
 from imaging.image_io import read_image
 from utils.errors import UserError
 
@@ -50,15 +50,15 @@ def quick_check(train: DatasetIndex, val: DatasetIndex | None = None) -> list[Fi
 def _refuse_hopeless(index: DatasetIndex) -> None:
     if not len(index):
         skipped = sum(skip.kind == "image" for skip in index.skips)
-        raise UserError(index.name, f"has no image that can be used, {skipped} were left out", "run: dataset.py check")
+        raise UserError(index.name, f"has no usable image, {skipped} were skipped", "run: dataset.py check")
     if not index.num_boxes:
-        what = f"has no box of any class: sought {', '.join(index.class_names[:20]) or 'none'}"
+        what = f"has no box of its classes ({', '.join(index.class_names[:20]) or 'none'})"
         dropped = [skip for skip in index.skips if skip.kind == "box"]
         if dropped and not index.source.get("found_classes"):
             what += f"; {sum(skip.count for skip in dropped)} were dropped, the first because {dropped[0]}"
             raise UserError(index.name, what, "correct the annotations, or run: dataset.py check")
         what += f"; found {classes_found(index)}"
-        raise UserError(index.name, what, "give the class file that belongs to this data, or run: dataset.py check")
+        raise UserError(index.name, what, "give the class file of this data set, or run: dataset.py check")
 
 
 def _refuse_unreadable(index: DatasetIndex) -> None:
@@ -68,12 +68,12 @@ def _refuse_unreadable(index: DatasetIndex) -> None:
     reasons = []
     for i in np.unique(np.linspace(0, len(index) - 1, PROBED).round().astype(int)).tolist():
         try:
-            with heard_complaints():
+            with captured_decoder_errors():
                 read_image(index.path(i), min_size=(64, 64))
             return
         except (UserError, OSError) as error:
             reasons.append(str(error))
-    what = f"not one of {len(reasons)} pictures can be decoded, the first because {reasons[0]}"
+    what = f"none of {len(reasons)} images can be decoded, the first because {reasons[0]}"
     raise UserError(index.name, f"{what}; found {classes_found(index)}", "run: dataset.py check")
 
 
@@ -96,10 +96,10 @@ def check_class_names(indices: dict[str, DatasetIndex]) -> list[Finding]:
             more_common = common_first[: min(number, MAX_COMPARED)]
             far_more = (each for each in more_common if counts[rare] <= MAX_TYPO_SHARE * counts[each])
             name = next((each for each in far_more if _is_typo(each, rare)), rare)
-            why = "differ in a letter or two"
+            why = "differ by one or two letters"
         if name != rare:
             what = f"classes {name!r} ({counts[name]} boxes) and {rare!r} ({counts[rare]} boxes) {why}"
-            todo = f"if they are one, write {name!r} for {rare!r} in the annotations"
+            todo = f"if they are the same class, replace {rare!r} by {name!r} in the annotations"
             findings.append(finding("similar_classes", where, what, todo))
     return findings
 
@@ -131,12 +131,12 @@ def check_classes(index: DatasetIndex, split: str) -> list[Finding]:
     few = [f"{name} ({count})" for name, count in zip(index.class_names, counts, strict=True) if 0 < count < FEW]
     if few:
         what = f"fewer than {FEW} boxes of {some_names(few)}"
-        findings.append(finding("few_boxes", where, what, "they will hardly be learnt", split))
+        findings.append(finding("few_boxes", where, what, "they are unlikely to be learnt", split))
     most, least = int(counts.argmax()), int(np.where(counts > 0, counts, counts.max() + 1).argmin())
     if counts[most] > IMBALANCE * counts[least]:
         names = index.class_names
         what = f"{names[most]} has {counts[most]} boxes, {names[least]} has {counts[least]}"
-        findings.append(finding("class_imbalance", where, what, "add pictures of the rare classes", split))
+        findings.append(finding("class_imbalance", where, what, "add images of the rare classes", split))
     return findings
 
 
@@ -151,15 +151,17 @@ def check_sizes(index: DatasetIndex, split: str) -> list[Finding]:
     count = len(index)
     without = int((np.diff(index.offsets) == 0).sum())
     if 0 < count < SMALL_SPLIT or 0 < index.num_boxes < SMALL_SPLIT:
-        what = f"{split} has {count} {'picture' if count == 1 else 'pictures'} and {index.num_boxes} boxes"
+        what = f"{split} has {count} {'image' if count == 1 else 'images'} and {index.num_boxes} boxes"
         is_scored = any(word in split.casefold() for word in ("val", "test"))
-        what += ": a score of so few is chance" if is_scored else ": too few to learn from"
-        findings.append(finding("small_split", where, what, f"add pictures; {GOOD_SPLIT} are a beginning", split))
+        what += ": too few for a reliable score" if is_scored else ": too few to learn from"
+        findings.append(
+            finding("small_split", where, what, f"add images; at least {GOOD_SPLIT} are recommended", split)
+        )
     if count >= 4 and without >= MOSTLY * count:
         missing = index.source.get("no_label", [])
-        what = f"{without} of {count} pictures of {split} have no box"
-        what += f", {len(missing)} of them no label file" if missing else ""
-        findings.append(finding("mostly_without_boxes", where, what, "label them, or leave them out", split))
+        what = f"{without} of {count} images of {split} have no box"
+        what += f", {len(missing)} of them have no label file" if missing else ""
+        findings.append(finding("mostly_without_boxes", where, what, "label them, or remove them", split))
     return findings
 
 
@@ -172,14 +174,14 @@ def check_overlap(indices: dict[str, DatasetIndex]) -> list[Finding]:
         for second in names[number + 1 :]:
             both = sorted(paths[first].keys() & paths[second].keys())
             if len(both) > 1 and len(both) == min(len(paths[first]), len(paths[second])):
-                what = f"all {len(both)} pictures of {second if len(both) == len(paths[second]) else first} "
-                what += f"are in {first if len(both) == len(paths[second]) else second}, too: the score says nothing"
+                what = f"all {len(both)} images of {second if len(both) == len(paths[second]) else first} "
+                what += f"are in {first if len(both) == len(paths[second]) else second}, too: the score is meaningless"
                 root = indices[first].source.get("root", first)
                 findings.append(
-                    finding("same_image", root, what, "make a split of its own", f"{first}+{second}", len(both))
+                    finding("same_image", root, what, "create a separate split", f"{first}+{second}", len(both))
                 )
                 continue
             for path in both:
                 what = f"is in {first} and in {second}"
-                findings.append(finding("same_image", path, what, "leave it in one of them", f"{first}+{second}"))
+                findings.append(finding("same_image", path, what, "keep it in only one of them", f"{first}+{second}"))
     return findings

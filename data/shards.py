@@ -54,22 +54,22 @@ _ARRAYS = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", "boxes
 def write_shards(
     index: DatasetIndex, folder: str | os.PathLike[str], images_per_shard: int = IMAGES_PER_SHARD, seed: int = 0
 ) -> Path:
-    """Write a split as tar shards: `00000012.jpg`, the file's own bytes, beside `00000012.json`, its boxes.
+    """Write a split as tar shards: `00000012.jpg`, the unchanged file, and `00000012.json`, its boxes.
 
     The images are shuffled once here, so that every shard is a random sample. `index.npz` holds all annotations
     again, as they fit into memory, and `shards.json` gives the number of images in each shard.
 
     Args:
-        index: the split. Images that cannot be read are left out, with a warning.
-        folder: a new or empty one.
-        images_per_shard: images in each but the last.
-        seed: of the order.
+        index: the split. Unreadable images are skipped, with a warning.
+        folder: a new or empty folder.
+        images_per_shard: number of images in each shard but the last.
+        seed: random seed of the order.
 
     Returns:
         `folder`.
 
     Raises:
-        UserError: if `folder` holds something, or no image can be read.
+        UserError: if `folder` is not empty, or no image can be read.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -104,7 +104,7 @@ def _readable(index: DatasetIndex, order: Sequence[int] | np.ndarray) -> Iterato
             data = read_file(path, MAX_IMAGE_BYTES)
             read_header_bytes(data, path)
         except (UserError, OSError) as error:
-            warn(path, getattr(error, "what", str(error)), "it is left out")
+            warn(path, getattr(error, "what", str(error)), "it is skipped")
             continue
         yield int(i), data
 
@@ -133,10 +133,10 @@ class ShardSet:
     """Shards, their location and content.
 
     Args:
-        location: folder or URL that holds `shards.json`.
+        location: folder or URL of `shards.json`.
         index: all annotations; image i is the i-th of the shards, one after another.
         files: names of the shards.
-        counts: images in each.
+        counts: number of images in each.
     """
 
     location: str
@@ -194,7 +194,7 @@ class ShardSet:
             except (OSError, HTTPException, tarfile.TarError, EOFError) as error:
                 if attempt == ATTEMPTS - 1:
                     what = f"cannot be read: {getattr(error, 'reason', None) or error}"
-                    raise RunError(address, what, "check the shard and the network; --resume goes on") from error
+                    raise RunError(address, what, "check the shard and the network; continue with --resume") from error
                 time.sleep(wait)
                 wait *= 2
 
@@ -216,12 +216,12 @@ def open_shards(location: str | os.PathLike[str]) -> ShardSet:
         files = tuple(str(shard["file"]) for shard in facts["shards"])
         counts = tuple(int(shard["images"]) for shard in facts["shards"])
         if sum(counts) != len(index) or any(os.path.basename(name) != name for name in files):
-            raise ValueError(f"{MANIFEST} and {INDEX} do not belong together")
+            raise ValueError(f"{MANIFEST} and {INDEX} do not match")
     except MissingExtra:
         raise
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
-        what = f"holds no shards: {getattr(error, 'reason', None) or error}"
-        raise UserError(place, what, "write some: python dataset.py shard DATA FOLDER") from error
+        what = f"contains no shards: {getattr(error, 'reason', None) or error}"
+        raise UserError(place, what, "write them: python dataset.py shard DATA FOLDER") from error
     return ShardSet(place, index, files, counts)
 
 
@@ -236,7 +236,7 @@ def open_stream(address: str) -> IO[bytes]:
     if not scheme:
         return open(address, "rb")
     if scheme in ("http", "https"):  # fsspec would need another package for these
-        return urllib.request.urlopen(address, timeout=HTTP_SECONDS)  # noqa: S310 -- the scheme has been looked at
+        return urllib.request.urlopen(address, timeout=HTTP_SECONDS)  # noqa: S310 -- the scheme is checked
     try:
         import fsspec
 
@@ -266,7 +266,7 @@ def _samples(stream: IO[bytes], first: int, end: int) -> Iterator[tuple[int, byt
             content = tar.extractfile(member)
             data = content.read() if content is not None else b""
             if len(data) < member.size:
-                raise tarfile.ReadError(f"is cut off in {member.name}")
+                raise tarfile.ReadError(f"is truncated in {member.name}")
             yield int(key), data
             if int(key) == end - 1:
                 return
@@ -279,12 +279,12 @@ class _Window:
     """Shuffle buffer of a worker, used in place of `PhotoReader`.
 
     Args:
-        order: the images in the order in which they come.
-        stream_from: the images' files from a place in that order on.
-        size: images to draw from, and as many more, drawn already, for mosaics.
+        order: the images in the order of the stream.
+        stream_from: returns the images' files from a position in that order on.
+        size: number of images to draw from; as many that have been drawn are kept for mosaics.
 
-    Before `open`, images are drawn without their files, so that an epoch can be taken up in its middle without
-    fetching what came before.
+    Before `open`, images are drawn without their files, so that an epoch can be resumed in the middle without
+    downloading the images before it.
     """
 
     def __init__(
@@ -312,7 +312,7 @@ class _Window:
     def _fetch(self, i: int) -> bytes:
         assert self.stream is not None
         found, data = next(self.stream)
-        assert found == i, f"picture {found} came for {i}"
+        assert found == i, f"image {found} instead of {i}"
         return data
 
     def next(self, rng: np.random.Generator) -> int:
@@ -363,7 +363,7 @@ class ShardStream(IterableDataset):
         self.shards, self.make, self.batch_size = shards, make, batch_size
         self.workers, self.rank, self.world_size, self.shuffled = max(workers, 1), rank, world_size, shuffled
         self.seed = int(make.keywords["seed"])
-        # epoch, whether mosaics are on, first batch: shared, as workers outlive an epoch
+        # Epoch, whether mosaics are on, and first batch: in shared memory, because workers outlive an epoch.
         self.state = torch.zeros(3, dtype=torch.int64).share_memory_()
 
     def set_epoch(
@@ -379,7 +379,9 @@ class ShardStream(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         info = torch.utils.data.get_worker_info()
         epoch, mosaic, first_batch = self.state.tolist()
-        line = (first_batch + (info.id if info else 0)) % self.workers  # the loader asks its workers in turns, from 0
+        line = (
+            first_batch + (info.id if info else 0)
+        ) % self.workers  # the loader reads from its workers in turn, from 0
         lines = range(self.workers) if info is None else [line]
         streams = {each: self._line(each, epoch, bool(mosaic), first_batch) for each in lines}
         for number in range(first_batch, len(self)):
@@ -401,7 +403,7 @@ class ShardStream(IterableDataset):
             if is_wanted:
                 window.open()
             chosen = []
-            for is_new in [True] * len(part) or [False]:  # no process may be a batch short
+            for is_new in [True] * len(part) or [False]:  # all processes must have the same number of batches
                 i = window.next(rng) if is_new else window.partner(rng)
                 if is_wanted:
                     chosen.append(dataset[SampleKey(epoch, i, mosaic)])
@@ -424,12 +426,14 @@ def build_shard_loader(
     """Like `build_train_loader`; each worker buffers `shuffled` compressed images to draw from.
 
     Raises:
-        UserError: for copy-paste, which needs images of rare classes at hand, or fewer images than batches.
+        UserError: for copy-paste, which needs random access to images, or if there are fewer images than batches.
     """
     if augment is not None and augment.copy_paste:
-        raise UserError("--copy-paste", "cannot be had with --shards", "leave one of them out")
+        raise UserError("--copy-paste", "cannot be combined with --shards", "leave out one of them")
     if len(shards.index) < world_size * max(workers, 1):
-        raise UserError(shards.location, f"{len(shards.index)} images are fewer than workers", "use fewer --workers")
+        raise UserError(
+            shards.location, f"{len(shards.index)} images are fewer than the workers", "use fewer --workers"
+        )
     make = partial(TrainDataset, input_size=input_size, augment=augment, seed=seed, letterbox=letterbox)
     stream = ShardStream(shards, make, batch_size, workers, rank, world_size, shuffled)
     cv2.setNumThreads(0)
@@ -444,8 +448,8 @@ class ShardOptions(DataOptions):
     """Options of `dataset.py shard`."""
 
     output: str = option("", "folder for the shards", positional=True, metavar="OUT")
-    images_per_shard: int = option(IMAGES_PER_SHARD, "images in a tar file", low=1)
-    seed: int = option(0, "of the order in which the images are written", low=0)
+    images_per_shard: int = option(IMAGES_PER_SHARD, "number of images per tar file", low=1)
+    seed: int = option(0, "random seed of the order of the images", low=0)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -21,7 +21,7 @@ class Skip:
 
     Args:
         kind: `image` (skipped), `box` (only the box is dropped) or `note` (nothing lost, but worth knowing).
-        code: a short stable name of the fault, e.g. `truncated_image`, `unknown_class` (data/tools/findings.py).
+        code: short, stable name of the fault, e.g. `truncated_image`, `unknown_class` (data/tools/findings.py).
         where: the file, or `file:line`.
         what: what is wrong, as text.
         todo: what to do about it.
@@ -46,7 +46,7 @@ def rotated_note(where: str, count: int, first: str) -> Skip:
 
 
 class ReadSplit(Protocol):
-    """A split as `data.index.DatasetIndex` holds it: its name, its images, and what was left out."""
+    """The interface of `data.index.DatasetIndex` used here: its name, its images and its skips."""
 
     @property
     def name(self) -> str: ...
@@ -73,14 +73,14 @@ def _summary(name: str, used: int, skips: Iterable[Skip]) -> str:
 
 
 def used_summary(index: ReadSplit, name: str, late: Sequence[Skip]) -> str:
-    """`skips_summary` at the end of a run, with the images that turned out unreadable on the way."""
+    """`skips_summary` at the end of a run, including images that could not be read during the run."""
     unreadable = {skip.where for skip in late}
     used = sum(str(index.path(i)) not in unreadable for i in range(len(index))) if unreadable else len(index)
     return _summary(name, used, (*index.skips, *late))
 
 
 def warn_skips(index: ReadSplit, shown: int = 5) -> None:
-    """Report what was left out, at most `shown` of each kind of fault, then the number of further ones."""
+    """Print warnings about skips, at most `shown` of each kind of fault, then the number of further ones."""
     by_code: dict[tuple[str, str], list[Skip]] = {}
     for skip in index.skips:
         by_code.setdefault((skip.kind, skip.code), []).append(skip)

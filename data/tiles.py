@@ -56,13 +56,13 @@ def boxes_in_tile(boxes: np.ndarray, window: tuple[int, int, int, int]) -> tuple
 def tile_dataset(
     index: DatasetIndex, tile: tuple[int, int], overlap: float, folder: Path | None = None
 ) -> DatasetIndex:
-    """The images of a split and, of those larger than a tile, their tiles; tiles are files in the cache folder.
+    """The images of a split, and the tiles of images larger than a tile. Tiles are files in the cache folder.
 
     Args:
         index: the split.
         tile: (height, width), pixels.
-        overlap: share of a tile that its neighbour sees too.
-        folder: where the tiles go; None takes the user's cache folder, and finds them there the next time.
+        overlap: overlap of neighbouring tiles, as a fraction of a tile.
+        folder: folder of the tiles; None for the user's cache folder, where later runs find them.
     """
     if folder is None:
         dependencies = fingerprint(index.source["dependencies"]) if "dependencies" in index.source else ""
@@ -93,12 +93,12 @@ def tile_dataset(
 def _add_tiles(parts: _Parts, i: int, windows: list[tuple[int, int, int, int]], folder: Path, is_done: bool) -> None:
     paths = [folder / f"{i}_{left}_{top}.jpg" for left, top, _, _ in windows]
     if not (is_done and all(path.is_file() for path in paths)):
-        from imaging.image_io import read_image, write_image  # late: OpenCV is slow to import
+        from imaging.image_io import read_image, write_image  # imported here: OpenCV is slow to import
 
         try:
             image = read_image(parts.index.path(i))
         except UserError as error:
-            warn(error.where, error.what, "it is not cut into tiles")
+            warn(error.where, error.what, "it is not divided into tiles")
             return
         for path, (left, top, right, bottom) in zip(paths, windows, strict=True):
             write_image(path, np.ascontiguousarray(image[top:bottom, left:right]), QUALITY)

@@ -87,7 +87,7 @@ def test_anchors_that_already_fit_are_kept() -> None:
     report = propose_anchors(index_of(sizes), SQUARE, YOLOV4_ANCHORS)
     again = propose_anchors(index_of(sizes), SQUARE, report.anchors)
     assert not again.accepted and again.anchors == report.anchors
-    assert "keep the old ones" in str(again)
+    assert "keep the old anchors" in str(again)
 
 
 @pytest.mark.parametrize("count", [0, 1, 8])

@@ -251,7 +251,7 @@ def test_the_command_prints_what_was_lost(demo: Path, tmp_path: Path, capsys: py
     for file in data.rglob("*.xml"):
         file.write_text(file.read_text().replace("<filename>", "<source><database>x</database></source><filename>"))
     main([str(data), str(tmp_path / "out"), "--to", "coco", "--split", "val"])
-    assert "<source> of a VOC picture" in capsys.readouterr().out
+    assert "<source> of a VOC image" in capsys.readouterr().out
     with pytest.raises(UserError, match="--to"):
         main([str(demo), str(tmp_path / "other")])
 

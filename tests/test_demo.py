@@ -79,7 +79,7 @@ def test_what_is_there_is_kept_unless_told(tmp_path: Path) -> None:
     write_demo(tmp_path, 3, 0, SMALL, overwrite=True)
     assert len(list((folder / "JPEGImages").iterdir())) == 3
     (folder / "demo.json").unlink()
-    with pytest.raises(UserError, match="no demo set"):
+    with pytest.raises(UserError, match="not a demo set"):
         write_demo(tmp_path, 3, 0, SMALL, overwrite=True)
 
 
@@ -102,4 +102,4 @@ def test_splits_are_disjoint_and_complete(num_images: int) -> None:
 def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(tmp_path), "--num-images", "3", "--seed", "2"])
     text = capsys.readouterr().out
-    assert "3 pictures (train 1, val 1, test 1)" in text and f"--data {tmp_path}" in text
+    assert "3 images (train 1, val 1, test 1)" in text and f"--data {tmp_path}" in text

@@ -295,7 +295,7 @@ def test_a_broken_file_is_shown_and_never_overwritten(tmp_path: Path) -> None:
     store = open_store(folder_of("plain", tmp_path))
     (tmp_path / "p0.xml").write_text("<annotation><object>")
     stored = store.read(0)
-    assert "not whole XML" in stored.problem
+    assert "not valid XML" in stored.problem
     with pytest.raises(UserError, match="cannot be edited"):
         store.write(0, stored.version, [])
     assert (tmp_path / "p0.xml").read_text() == "<annotation><object>"

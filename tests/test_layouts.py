@@ -408,7 +408,7 @@ def test_a_table_without_classes_and_with_fractions_says_what_was_taken(tmp_path
 def test_regions_to_ignore_are_counted(tmp_path: Path) -> None:
     LAYOUTS["kitti"][0](tmp_path)
     assert [skip.what for skip in everything(tmp_path).skips if skip.code == "ignored_regions"] == [
-        "8 regions DontCare are left out"
+        "8 regions DontCare are skipped"
     ]
 
 
@@ -459,14 +459,14 @@ def test_small_and_unlabelled_splits_are_warnings(tmp_path: Path) -> None:
     codes_found = found(tmp_path)
     assert "8 pictures and 2 boxes" in codes_found["small_split"][0].what
     what = codes_found["mostly_without_boxes"][0].what
-    assert what == "7 of 8 pictures of all have no box, 7 of them no label file"
+    assert what == "7 of 8 images of all have no box, 7 of them have no label file"
 
 
 def test_pictures_without_an_annotation_are_named(tmp_path: Path) -> None:
     LAYOUTS["labelimg_voc"][0](tmp_path)
     (tmp_path / f"{NAMES[3]}.xml").unlink()
     what = found(tmp_path)["image_without_annotation"][0].what
-    assert what == f"1 of 8 pictures have no annotation: {NAMES[3]}.jpg"
+    assert what == f"1 of 8 images have no annotation: {NAMES[3]}.jpg"
 
 
 def test_xml_files_beside_pictures_are_not_pictures(tmp_path: Path) -> None:
@@ -480,7 +480,7 @@ def test_val_that_is_train_is_one_finding(tmp_path: Path) -> None:
     data = make_yolo(tmp_path)
     data.write_text("train: images/train\nval: images/train\nnames: [dog, cat]\n")
     same = found(tmp_path)["same_image"]
-    assert len(same) == 1 and same[0].what.startswith("all 4 pictures of val are in train")
+    assert len(same) == 1 and same[0].what.startswith("all 4 images of val are in train")
 
 
 def test_near_duplicates_are_counted_as_groups_and_none_remain_after_a_split(tmp_path: Path) -> None:
@@ -509,7 +509,7 @@ def test_the_page_shows_the_pictures_that_it_is_about(tmp_path: Path) -> None:
     check_main([str(tmp_path / "set"), "--report", str(page), "--json", str(tmp_path / "check.json"), "--show", "1"])
     text = page.read_text()
     assert text.count("<img src=") >= 2 and "duplicate" not in text.split("<h2")[0]
-    assert "the same box of the same class is there twice (1)" in text and "a box has no area (1)" in text
+    assert "the same box of the same class appears twice (1)" in text and "a box has no area (1)" in text
     codes_in_json = {each["code"] for each in json.loads((tmp_path / "check.json").read_text())["findings"]}
     assert {"duplicate_box", "zero_box", "small_split"} <= codes_in_json
 
@@ -574,13 +574,13 @@ def test_pictures_that_cannot_be_decoded_here_say_what_they_are(
 
 def test_a_json_with_categories_alone_is_not_coco(tmp_path: Path) -> None:
     put(tmp_path / "notes.json", json.dumps({"categories": [{"id": 0, "name": "dog"}], "info": {}}))
-    with pytest.raises(UserError, match=r"is no data set: it holds 1 \.json"):
+    with pytest.raises(UserError, match=r"is not a data set: it contains 1 \.json"):
         recognise(tmp_path)
 
 
 def test_what_is_not_recognised_is_told_what_was_found(tmp_path: Path) -> None:
     put_pictures(tmp_path)
-    with pytest.raises(UserError, match=r"it holds 8 \.jpg, and no annotations; label the pictures"):
+    with pytest.raises(UserError, match=r"it contains 8 \.jpg, and no annotations; label the images"):
         recognise(tmp_path)
     for name in NAMES:
         put(tmp_path / f"{name}.txt", "a dog\n")

@@ -150,7 +150,7 @@ def test_a_set_of_unreadable_images_ends_in_one_line(tmp_path: Path) -> None:
     index = make_index(tmp_path, 3, broken=(0, 1, 2))
     for workers in (0, 1):
         loader = build_train_loader(index, (64, 64), FULL, batch_size=3, workers=workers)
-        with pytest.raises(RunError, match="in a row cannot be read") as caught:
+        with pytest.raises(RunError, match="consecutive images cannot be read") as caught:
             epoch(loader, 0)
         assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 

@@ -68,7 +68,7 @@ def test_what_is_no_data_set_is_told_what_would_be_one(name: str, tmp_path: Path
     (tmp_path / "photos/a").mkdir(parents=True)
     (tmp_path / "file.txt").write_text("x")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match=r"give a data set: pictures with VOC XML") as caught:
+    with pytest.raises(UserError, match=r"give a data set: images with VOC XML") as caught:
         open_dataset(tmp_path / name, "train")
     assert str(caught.value).startswith(str(tmp_path / name))
 
@@ -96,9 +96,7 @@ def test_a_split_of_which_nothing_can_be_used_is_an_error_unless_one_asks_for_it
     folder = make_voc(tmp_path, train=2)
     for path in (folder / "JPEGImages").glob("a*.jpg"):
         path.write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"no image that can be used: 2 left out, the first because .*a0\.jpg: is empty"
-    ):
+    with pytest.raises(UserError, match=r"no image that can be used: 2 skipped, the first because .*a0\.jpg: is empty"):
         open_dataset(tmp_path, "train")
     assert len(open_dataset(tmp_path, "train", allow_empty=True)) == 0
 

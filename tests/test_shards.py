@@ -245,19 +245,19 @@ def test_a_picture_that_cannot_be_decoded_is_named_and_replaced(index: DatasetIn
 
 
 def test_what_is_wrong_with_shards_is_said(folder: Path, tmp_path: Path, index: DatasetIndex) -> None:
-    with pytest.raises(UserError, match="holds no shards"):
+    with pytest.raises(UserError, match="contains no shards"):
         open_shards(tmp_path)
     with pytest.raises(UserError, match="exists and is not empty"):
         write_shards(index, folder)
     with pytest.raises(UserError, match="--copy-paste"):
         build_shard_loader(open_shards(folder), SIDE, AugmentConfig(copy_paste=0.5))
-    with pytest.raises(UserError, match="fewer than workers"):
+    with pytest.raises(UserError, match="fewer than the workers"):
         build_shard_loader(open_shards(folder), SIDE, workers=2, world_size=8)
     (tmp_path / "shards.json").write_text(
         '{"class_names": ["a"], "name": "x", "shards": [{"file": "../a", "images": 13}]}'
     )
     (tmp_path / "index.npz").write_bytes((folder / "index.npz").read_bytes())
-    with pytest.raises(UserError, match="do not belong together"):
+    with pytest.raises(UserError, match="do not match"):
         open_shards(tmp_path)
 
 
@@ -271,7 +271,7 @@ def test_other_addresses_need_a_package(package: str, monkeypatch: pytest.Monkey
 
 
 def test_an_address_that_nothing_knows_is_an_error() -> None:
-    with pytest.raises(UserError, match="holds no shards: Protocol not known: nope"):
+    with pytest.raises(UserError, match="contains no shards: Protocol not known: nope"):
         open_shards("nope://bucket")
 
 

@@ -211,7 +211,7 @@ def test_a_stream_that_drops_is_opened_again_and_one_that_stays_dead_is_an_error
 ) -> None:
     reader = LiveReader(camera.address, back_off=0.01)
     indices = []
-    with pytest.raises(RunError, match="no picture after 5 attempts"):
+    with pytest.raises(RunError, match="no frames received after 5 attempts"):
         for frame in reader:
             indices.append(frame.index)
             assert frame.image.shape == (48, 64, 3) and frame.lag >= 0
@@ -234,7 +234,7 @@ def test_a_slow_reader_gets_the_newest_frame(camera: Camera) -> None:
 
 
 def test_a_webcam_that_is_not_there_is_said_at_once() -> None:
-    with LiveReader(97) as reader, pytest.raises(RunError, match="no picture"):
+    with LiveReader(97) as reader, pytest.raises(RunError, match="no frames received"):
         next(iter(reader))
 
 

@@ -303,7 +303,7 @@ def test_unreadable_pictures_are_skipped_by_their_header(year: Path) -> None:
 
 
 def test_a_file_that_ends_in_the_middle_names_the_line() -> None:
-    with pytest.raises(FileError, match=r"a.xml:3: is not whole XML"):
+    with pytest.raises(FileError, match=r"a.xml:3: is not valid XML"):
         parse_voc_xml(b"<annotation>\n<size>\n<width", "a.xml")
 
 

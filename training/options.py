@@ -40,9 +40,7 @@ class DatasetOptions:
         None, "data set: a folder or file in any layout of docs/DATA.md", common=True, metavar="PATH"
     )
     shards: str | None = option(None, "train on tar shards in this folder or http(s) address (dataset.py shard)")
-    image_folder: str | None = option(
-        None, "folder of the images, if they are not beside the annotations", metavar="DIR"
-    )
+    image_folder: str | None = option(None, "folder of the images, if it is not that of the annotations", metavar="DIR")
     train_split: str | None = option(None, "training split (default: train; if there is none, a random division)")
     val_split: str | None = option(None, "validation split (default: val or test; if there is none, a random division)")
     val_data: str | None = option(None, "data set of the validation split (default: --data)")

@@ -1,6 +1,7 @@
 """Read lists of `path x1,y1,x2,y2,class ...`: keras-yolo3's, and Roboflow's `_annotations.txt`.
 
-Source: https://github.com/qqwweee/keras-yolo3#training; bubbliiiing/mobilenet-yolov4-pytorch writes 2007_train.txt so.
+Source: https://github.com/qqwweee/keras-yolo3#training; bubbliiiing/mobilenet-yolov4-pytorch writes 2007_train.txt in
+this format.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _EPSILON = 1e-6
 
 @dataclass
 class RawSplit:
-    """A split as stated by its files, before any image is opened.
+    """A split as described by its files, before any image is opened.
 
     Args:
         name: name in messages.
@@ -36,13 +36,13 @@ class RawSplit:
         labels: (M,) index into `class_names`.
         difficult: (M,) bool.
         crowd: (M,) bool.
-        box_where: gives the location of box m for a message: `file:line`.
+        box_where: returns the location of box m for messages: `file:line`.
         normalised: whether the boxes are fractions of the image's width and height.
         numbers: how the file states a box: `corners` or `xywh`; None if the form is not ambiguous.
         areas: (M,) COCO's areas, or None.
         box_refs: (M,) the line or annotation id of each box, or None.
         scores: (M,) detector confidence of each label, or None.
-        skips: what the reader left out.
+        skips: skips of the reader.
     """
 
     name: str
@@ -154,7 +154,7 @@ def _turn_where_annotated_lying(
     for i in np.flatnonzero(lying).tolist():
         own = owner == i
         boxes[own] = turn_boxes(boxes[own], int(orientation[i]), *stored[i])
-        what = "was annotated without its EXIF rotation; the boxes are turned with it"
+        what = "was annotated without its EXIF rotation; the boxes are rotated"
         skips.append(Skip("note", "exif_rotated_boxes", str(raw.paths[i]), what))
     raw.declared[lying] = raw.declared[lying][:, ::-1]
 
@@ -163,7 +163,7 @@ def _note_sizes(raw: RawSplit, sizes: np.ndarray, good: np.ndarray, skips: list[
     for i in np.flatnonzero(good & (raw.declared != sizes).any(1)).tolist():
         (height, width), (real_height, real_width) = raw.declared[i].astype(int), sizes[i].astype(int)
         if height > 0 and width > 0:
-            what = f"is {real_width}x{real_height}, its annotation says {width}x{height}; the picture counts"
+            what = f"is {real_width}x{real_height}, its annotation says {width}x{height}; the image's size is used"
             skips.append(Skip("note", "size_mismatch", str(raw.paths[i]), what, "check that both belong together"))
 
 
@@ -193,17 +193,17 @@ def _compare_readings(raw: RawSplit, boxes: np.ndarray, sizes: np.ndarray) -> No
 def _clean(
     raw: RawSplit, boxes: np.ndarray, order: np.ndarray, sizes: np.ndarray, skips: list[Skip]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clipped boxes and a mask of those to keep; every dropped or clipped box is reported."""
+    """Clip boxes; returns them and a mask of those to keep. Every dropped or clipped box is reported."""
     limit = sizes[:, [1, 0, 1, 0]]
     with np.errstate(invalid="ignore"):
         clipped = np.clip(boxes, 0, limit)
         wide, inside = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]
         faults = [  # in this order: the first match is the reason
             ("nan_box", ~np.isfinite(boxes).all(1), "is not finite"),
-            ("huge_box", (np.abs(boxes) > HUGE).any(1), "has absurd coordinates"),
+            ("huge_box", (np.abs(boxes) > HUGE).any(1), "has implausibly large coordinates"),
             ("reversed_box", (wide < 0).any(1), "has its corners reversed"),
             ("zero_box", (wide == 0).any(1), "has no area"),
-            ("outside_box", (inside <= 0).any(1), "lies outside the picture"),
+            ("outside_box", (inside <= 0).any(1), "is outside the image"),
         ]
         strays = (np.abs(clipped - boxes) > TOLERANCE + _EPSILON).any(1)
     keep = np.ones(len(boxes), bool)
@@ -213,7 +213,7 @@ def _clean(
         keep &= ~mask
     for m in np.flatnonzero(strays & keep):
         height, width = sizes[m].astype(int)
-        what = f"{_box(boxes[m], raw)} reaches out of the {width}x{height} picture; clipped"
+        what = f"{_box(boxes[m], raw)} exceeds the {width}x{height} image; clipped"
         skips.append(Skip("note", "clipped_box", raw.box_where(int(order[m])), what))
     return clipped, keep
 

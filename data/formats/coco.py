@@ -175,8 +175,8 @@ def read_coco(
     """Read a COCO annotation file.
 
     Args:
-        data: the JSON, or a folder that `find_coco_files` understands.
-        split: which of the folder's files, e.g. `train2017`; None if there is only one.
+        data: the JSON, or a folder supported by `find_coco_files`.
+        split: split of the folder, e.g. `train2017`; None if there is only one.
         class_names: the classes in label order; None uses the categories by ascending id.
         image_folder: the image folder; None searches the usual folders.
         max_megapixels: leave out images whose header states more.
@@ -249,16 +249,16 @@ def _load(path: Path, rows: _Rows) -> dict[str, Any]:
         content = json.loads(text, object_hook=rows.hook)
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
-        raise UserError(where, f"is not whole JSON ({error.msg})", "copy or download it again") from None
+        raise UserError(where, f"is not valid JSON ({error.msg})", "copy or download it again") from None
     except RecursionError:
         raise UserError(path, "is nested too deeply for COCO", "give an instances JSON") from None
     except ValueError as error:
         raise UserError(path, f"is not JSON ({str(error)[:80]})", "give an instances JSON") from None
     if not isinstance(content, dict):
-        raise UserError(path, "is not COCO: no object at the top", "give an instances JSON")
+        raise UserError(path, "is not COCO: the top level is not an object", "give an instances JSON")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
-            what = f"has no list {key!r}" if key not in content else f"{key!r} is no list"
+            what = f"has no list {key!r}" if key not in content else f"{key!r} is not a list"
             raise UserError(path, f"is not COCO: it {what}", "give an instances JSON")
     return content
 
@@ -275,7 +275,7 @@ def _categories(items: list[Any], path: Path, rows: _Rows) -> dict[int, str]:
             raise UserError(path, f"categories[{number}] is {brief(item)}", "give every category an id and a name")
         identity = rows.number(item["id"])
         if identity in categories:
-            raise UserError(path, f"category id {item['id']} is there twice", "give every category its own id")
+            raise UserError(path, f"category id {item['id']} appears twice", "give every category its own id")
         categories[identity] = item.get("name", "")
     are_numbers = all(type(_id(item["id"])) is int for item in items)
     ordered = dict(sorted(categories.items())) if are_numbers else categories
@@ -361,7 +361,7 @@ class _Pictures:
             return found
         if several:
             what = f"file_name {name[-80:]!r} may be {' or '.join(self._folder.relative(each) for each in several[:3])}"
-            skips.append(Skip("image", "ambiguous_image", where, what, "write the path within the data set"))
+            skips.append(Skip("image", "ambiguous_image", where, what, "give the path within the data set"))
             return None
         if os.path.isabs(name) or ".." in re.split(r"[/\\]", name):
             skips.append(self._outside(where, name))
@@ -369,8 +369,8 @@ class _Pictures:
         return exact
 
     def _outside(self, where: str, name: str) -> Skip:
-        what = f"file_name {name[-80:]!r} leads out of {self.base}"
-        return Skip("image", "leads_outside", where, what, "keep pictures inside the data set")
+        what = f"file_name {name[-80:]!r} is outside of {self.base}"
+        return Skip("image", "leads_outside", where, what, "keep images inside the data set")
 
     def notes(self, total: int) -> list[Skip]:
         """Number of images that were not found by their full path, with an example."""
@@ -388,9 +388,9 @@ def _images(items: list[Any], pictures: _Pictures, skips: list[Skip]) -> tuple[l
         name = item.get("file_name") if isinstance(item, dict) else None
         if identity is None or not isinstance(name, str) or not name:
             what = f"has no usable id and file_name: {brief(item)}"
-            skips.append(Skip("image", "bad_image_entry", where, what, "give it both"))
+            skips.append(Skip("image", "bad_image_entry", where, what, "add both"))
         elif identity in ids:
-            what = f"image id {identity} is there twice; the first counts"
+            what = f"image id {identity} appears twice; the first is used"
             skips.append(Skip("image", "duplicate_id", where, what, "give every image its own id"))
         elif (path := pictures.find(name, where, skips)) is not None:
             ids[identity] = None
@@ -404,8 +404,8 @@ def _size(item: dict[str, Any], where: str, skips: list[Skip]) -> tuple[int, int
     height, width = item.get("height"), item.get("width")
     if _is_number(height) and _is_number(width) and 0 < height < 1e6 and 0 < width < 1e6:
         return round(height), round(width)
-    what = f"height is {brief(height)}, width is {brief(width)}; the picture's own count"
-    skips.append(Skip("note", "bad_size", where, what, "state the picture's size"))
+    what = f"height is {brief(height)}, width is {brief(width)}; the image's size is used"
+    skips.append(Skip("note", "bad_size", where, what, "correct the size"))
     return 0, 0
 
 
@@ -482,5 +482,5 @@ def _lookup(values: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _note_duplicate_ids(ids: np.ndarray, path: Path, skips: list[Skip]) -> None:
     values, counts = np.unique(ids[ids >= 0], return_counts=True)
     for value in values[counts > 1]:
-        what = f"annotation id {value} is there {counts[values == value][0]} times; all are used"
+        what = f"annotation id {value} appears {counts[values == value][0]} times; all are used"
         skips.append(Skip("note", "duplicate_id", str(path), what, "give every annotation its own id"))

@@ -46,7 +46,7 @@ ONE_CLASS = "object"
 
 def sniff(folder: Folder) -> str | None:
     files = [path for path in folder.having(".csv", ".tsv") if _columns_of(folder, path)]
-    return f"{len(folder.pictures)} pictures and {os.path.basename(files[0])} with columns of boxes" if files else None
+    return f"{len(folder.pictures)} images and {os.path.basename(files[0])} with columns of boxes" if files else None
 
 
 def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
@@ -73,7 +73,7 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
             is_whole = is_whole and all(value % 1 == 0 for value in numbers)
             labels.box(image, name, box, path, number, crowd=cell.get("crowd") == "1")
     if not has_class:
-        what = f"no column names a class: every box is taken as {ONE_CLASS!r}"
+        what = f"there is no class column: all boxes get the class {ONE_CLASS!r}"
         labels.skips.append(Skip("note", "one_class", tables[0], what, "add a column `class` if there are several"))
     if largest <= 1.0 and not is_whole:
         labels.normalised = True

@@ -24,7 +24,7 @@ _FIRST_TAG = re.compile(rb"<annotations[\s>]")
 
 def sniff(folder: Folder) -> str | None:
     files = _files(folder)
-    return f"{os.path.basename(files[0])} begins with <annotations>, as CVAT writes it" if files else None
+    return f"{os.path.basename(files[0])} starts with <annotations>, as CVAT writes it" if files else None
 
 
 def _files(folder: Folder) -> list[str]:
@@ -40,7 +40,7 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
             labels.refuse(path, error.what)
             continue
         except (ParseError, ExpatError, DefusedXmlException, ValueError) as error:
-            labels.refuse(path, f"is not whole XML ({str(error)[:80]})", "write it again")
+            labels.refuse(path, f"is not valid XML ({str(error)[:80]})", "export it again")
             continue
         number = 0
         for item in root.iter("image"):

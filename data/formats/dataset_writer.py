@@ -49,7 +49,7 @@ SAME = 0.01  # pixels within which a box is that of its row, and was not clipped
 
 @dataclass(kw_only=True)
 class Losses:
-    """What was not written as it was.
+    """Information that was lost or changed when writing a data set.
 
     Args:
         lost: information that the target cannot store, with counts.
@@ -67,7 +67,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class _Item:
-    """One image of the source, ready to be written: its boxes and flags, and what else its format says of them."""
+    """One image of the source, ready to be written: its boxes, flags and other information."""
 
     path: Path
     name: str  # of the image in the target, with suffix
@@ -100,16 +100,16 @@ def write_dataset(
 
     VOC becomes `YEAR/{JPEGImages,Annotations,ImageSets/Main}` and `classes.txt`; COCO `images` and
     `annotations/instances_SPLIT.json`; YOLO `{images,labels}`, `SPLIT.txt` and `data.yaml`. In its own format, the
-    other information on an object (VOC's elements, COCO's keys, YOLO's outlines and key points) is kept.
+    other information on an object (VOC's elements, COCO's keys, YOLO's outlines and keypoints) is kept.
 
     Args:
         indexes: the splits by name, all with the same classes.
         root: the folder.
         to: `voc`, `coco` or `yolo`.
-        losses: gets what is lost.
+        losses: receives what is lost.
         link: make hard links to the images instead of copies, if the file system allows it.
         progress: show a bar.
-        year: name of the VOC folder; None takes the source's, else `VOC2007`.
+        year: name of the VOC folder; None for the source's name, else `VOC2007`.
         keep_folders: keep the subfolders of the images.
     """
     writer = _Writer(indexes, root, to, losses, link, progress, keep_folders)
@@ -150,12 +150,12 @@ class _Writer:
             return total(each.get("facts", {}).get(key, 0) for each in sources)
 
         outlines = count("polygons") - count("rotated") if self.format == "yolo" else 0
-        self.losses.lose("angle of a rotated box, kept as the box around it", count("rotated"))
-        self.losses.lose("outline of an object in YOLO's polygon form, kept as its box", outlines)
-        self.losses.lose("key points of an object", count("key_points"))
+        self.losses.lose("angle of a rotated box, stored as its enclosing box", count("rotated"))
+        self.losses.lose("polygon of an object, stored as its box", outlines)
+        self.losses.lose("keypoints of an object", count("key_points"))
 
     def _plan_names(self, keep_folders: bool) -> dict[Path, str]:
-        """The target's name of every picture: its own, unless that is taken or cannot stand in a list."""
+        """The file name of every image in the target: its own name, unless it is taken or invalid in a list."""
         names: dict[Path, str] = {}
         taken: set[str] = set()
         paths = dict.fromkeys(index.path(i) for index in self.indexes.values() for i in range(len(index)))
@@ -201,7 +201,7 @@ class _Writer:
     def _fields(
         self, index: DatasetIndex, path: Path, labels: np.ndarray, refs: np.ndarray | None
     ) -> list[dict[str, Any]]:
-        """What the source says of each box besides class, box and flags, as far as the target can hold it."""
+        """Other information on each box in the source that the target can store."""
         if refs is None:
             return [{} for _ in labels]
         if self.format in ("voc", "xml"):
@@ -220,7 +220,7 @@ class _Writer:
         """Whether the image was not written before, in another split; notes where its annotation differs there."""
         if item.path in self.written:
             if self.written[item.path] != text.encode("utf-8", "surrogateescape"):
-                self.losses.lose("picture in two splits with different boxes, of which the first were kept")
+                self.losses.lose("image in two splits with different boxes, of which the first were kept")
             return False
         self.written[item.path] = text.encode("utf-8", "surrogateescape")
         return True
@@ -297,7 +297,7 @@ class _Writer:
             write_coco_json(path, categories, images, annotations, {"description": f"{index.name}, converted"})
 
     def to_yolo(self, year: str | None) -> None:
-        """YOLO: crowds are left out, since they would be read as one object."""
+        """YOLO: crowds are skipped, because they would be read as one object."""
         (self.root / "labels").mkdir()
         lists = {}
         for split, index in self.indexes.items():
@@ -318,7 +318,7 @@ class _Writer:
                 lists["train"] = f"{split}.txt"
                 self.losses.lose(f"split name {split}, which is train in data.yaml", split != ALL)
             else:
-                self.losses.lose(f"split {split}, which data.yaml has no name for; it is in {split}.txt")
+                self.losses.lose(f"split {split}, which data.yaml cannot contain; it is in {split}.txt")
         if not lists:  # several splits, none of a usual name
             lists["train"] = f"{next(iter(self.indexes))}.txt"
         write_yolo_yaml(self.root / "data.yaml", self.class_names, lists, settings=self._yolo_settings())
@@ -329,7 +329,7 @@ class _Writer:
         words = item.fields[k].get("row")
         if words is not None and _is_of_row(item.boxes[k], words, item.size):
             return " ".join([str(int(item.labels[k])), *words]) + "\n"
-        self.losses.lose("outline or key points of an object that was clipped to its picture", words is not None)
+        self.losses.lose("polygon or keypoints of an object that was clipped to its image", words is not None)
         return yolo_txt(item.boxes[k : k + 1], item.labels[k : k + 1], item.size)
 
     def _yolo_settings(self) -> dict[str, Any]:
@@ -363,7 +363,7 @@ class _Writer:
         return {path: number for number, path in enumerate(paths, 1)}
 
     def _lose_yolo(self, item: _Item) -> None:
-        self.losses.lose("crowd region, left out", item.crowd.sum())
+        self.losses.lose("crowd region, skipped", item.crowd.sum())
         self.losses.lose("flag difficult", (item.difficult & ~item.crowd).sum())
         for key, nothing in (("truncated", "0"), ("occluded", "0"), ("pose", "Unspecified")):
             count = sum(str(each.get(key, nothing)) not in (nothing, "") for each in item.fields)
@@ -384,7 +384,7 @@ class _Writer:
             self.losses.lose("COCO category id", len(ids))
 
 
-# --- what else the source says ---------------------------------------------------------------------------------------
+# --- other information of the source ----------------------------------------------------------------------------------
 
 
 def _voc_fields(
@@ -410,18 +410,18 @@ def _voc_fields(
                 losses.lose(f"<{key}> of a VOC object")
     if is_new:
         for key in ("source", "owner"):
-            losses.lose(f"<{key}> of a VOC picture", key in annotation.fields)
-        losses.lose("<segmented> 1 of a VOC picture", annotation.fields.get("segmented", "0") not in ("0", ""))
+            losses.lose(f"<{key}> of a VOC image", key in annotation.fields)
+        losses.lose("<segmented> 1 of a VOC image", annotation.fields.get("segmented", "0") not in ("0", ""))
     return found
 
 
 class _CocoExtras:
-    """What a COCO file says besides the boxes, by annotation id, image id and category name.
+    """Other information in a COCO file, by annotation id, image id and category name.
 
     Args:
         path: the JSON.
-        losses: gets what is lost.
-        keep_all: keep every key, for a target that is COCO; else only those of `KEPT_FIELDS`.
+        losses: receives what is lost.
+        keep_all: keep every key, for a COCO target; else only those of `KEPT_FIELDS`.
     """
 
     def __init__(self, path: str, losses: Losses, keep_all: bool) -> None:
@@ -460,7 +460,7 @@ def _yolo_rows(path: str, lines: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _is_of_row(box: np.ndarray, words: Sequence[str], size: tuple[int, int]) -> bool:
-    """Whether a box (xyxy pixels) is what a row says: around its points, or its first four numbers."""
+    """Whether a box (xyxy pixels) is that of a row: the box around its points, or its first four numbers."""
     numbers = numbers_of(words) or [0.0] * 4
     cx, cy, width, height = numbers[:4]
     readings = [[cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2]]

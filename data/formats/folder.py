@@ -33,7 +33,7 @@ def plain_name(text: str) -> str:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a path names in one of its folders or its last part (`train/a.jpg`, `2007_val.txt`), or None."""
+    """The split in the name of a path's folders or last part (`train/a.jpg`, `2007_val.txt`), or None."""
     for part in name.replace("\\", "/").split("/"):
         for word in re.split(r"[^a-z]+", part.casefold()):
             if word in SPLIT_WORDS:
@@ -53,7 +53,7 @@ class Folder:
         home: the folder of the images.
         files: paths of all files below it, sorted.
         pictures: those that are images by their suffix, or all images of `image_folder`.
-        outside: links that lead out of the folder; they are not followed.
+        outside: links to targets outside the folder; they are not followed.
     """
 
     def __init__(self, root: str | os.PathLike[str], image_folder: str | os.PathLike[str] | None = None) -> None:
@@ -178,7 +178,7 @@ class Folder:
         notes = []
         for how, count in self.matched.items():
             name, path = self.example[how]
-            what = f"{count} of {total} pictures are found by their {how}, such as {name[-80:]!r} as {path}"
+            what = f"{count} of {total} images are found by their {how}, such as {name[-80:]!r} as {path}"
             notes.append(Skip("note", "found_by_name", where, what))
         return notes
 

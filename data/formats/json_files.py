@@ -21,7 +21,7 @@ def load_json(path: str) -> tuple[Any, str]:
     except FileError as error:
         return None, error.what
     except (ValueError, RecursionError) as error:
-        return None, f"is not whole JSON ({str(error)[:80]})"
+        return None, f"is not valid JSON ({str(error)[:80]})"
 
 
 def json_lists(
@@ -41,4 +41,4 @@ def json_lists(
         if isinstance(items, list):
             yield path, content, items
         else:
-            labels.refuse(path, problem or f"holds no list of {content_name}")
+            labels.refuse(path, problem or f"contains no list of {content_name}")

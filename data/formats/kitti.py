@@ -37,5 +37,5 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
             elif words:
                 labels.box(image, name, values, path, number)
     if ignored:
-        what = f"{ignored} regions {IGNORED} are left out"
+        what = f"{ignored} regions {IGNORED} are skipped"
         labels.skips.append(Skip("note", "ignored_regions", str(folder.root), what))

@@ -21,7 +21,7 @@ _WITH_BOX = ("rectangle", "polygon", "circle", "mask", "linestrip", *_ROTATED)
 
 def sniff(folder: Folder) -> str | None:
     files = _files(folder)
-    return f"{len(folder.pictures)} pictures and {len(files)} .json files with LabelMe's `shapes`" if files else None
+    return f"{len(folder.pictures)} images and {len(files)} .json files with LabelMe's `shapes`" if files else None
 
 
 def _files(folder: Folder) -> list[str]:
@@ -35,7 +35,7 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
         beside, _ = folder.same_stem(path)
         known = isinstance(name, str) and folder.find(name, os.path.dirname(path))[0] is not None
         if not known and beside is None and content.get("imageData"):
-            labels.refuse(path, "holds its picture inside, and there is no picture file", "save the picture beside it")
+            labels.refuse(path, "contains its image, and there is no image file", "save the image in the same folder")
             continue
         wanted = str(name) if known or beside is None else beside
         image = labels.image(wanted, path, size=(content.get("imageHeight"), content.get("imageWidth")))

@@ -74,10 +74,10 @@ class Labels:
         path, several = self.folder.find(name, os.path.dirname(file))
         where = f"{file}{self.unit}{number}" if number else file
         if path is None:
-            code, what = "missing_image", f"there is no picture {name[-80:]!r} in {self.folder.home}"
-            todo = "add the picture, give --image-folder, or remove the annotation"
+            code, what = "missing_image", f"there is no image {name[-80:]!r} in {self.folder.home}"
+            todo = "add the image, give --image-folder, or remove the annotation"
             if several:
-                code, todo = "ambiguous_image", "write the path within the data set"
+                code, todo = "ambiguous_image", "give the path within the data set"
                 what = f"{name[-80:]!r} may be {' or '.join(self.folder.relative(each) for each in several[:3])}"
             self.skips.append(Skip("image", code, where, what, todo))
             return None
@@ -166,7 +166,7 @@ class Labels:
     def text_files(self, files: Sequence[str]) -> Iterator[tuple[int, str, list[str]]]:
         """(image, file, lines) of label files that are named after their images.
 
-        An empty file beside them is that of an image without objects.
+        An empty file belongs to an image without objects.
         """
         homes = {os.path.dirname(path) for path in files}
         for path in self.folder.having(".txt"):
@@ -195,8 +195,8 @@ class Labels:
         where = [each for each, is_known in zip(self._where, known, strict=True) if is_known]
         flags = np.array(self._flags, bool).reshape(-1, 2)[known]
         outside = [
-            Skip("image", "leads_outside", path, f"leads to {os.path.realpath(path)}, out of {self.folder.root}",
-                 "keep pictures inside the data set")
+            Skip("image", "leads_outside", path, f"links to {os.path.realpath(path)}, outside of {self.folder.root}",
+                 "keep images inside the data set")
             for path in self.folder.outside
         ]  # fmt: skip
         rotated = [rotated_note(str(self.folder.root), len(self._rotated), self._rotated[0])] if self._rotated else []

@@ -27,7 +27,7 @@ def sniff(folder: Folder) -> str | None:
     found = sum(bool(_ANNOTATION.search(folder.head(path)[:4096])) for path in files[:100])
     if not found or found < 0.5 * len(files[:100]):
         return None
-    return f"{len(folder.pictures)} pictures and {len(files)} .xml files with <annotation>"
+    return f"{len(folder.pictures)} images and {len(files)} .xml files with <annotation>"
 
 
 def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: float) -> DatasetIndex:
@@ -48,16 +48,16 @@ def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: floa
             continue
         if several:
             what = f"may belong to {' or '.join(folder.relative(path) for path in several[:3])}"
-            skips.append(Skip("image", "ambiguous_image", xml, what, "give every picture its own name"))
+            skips.append(Skip("image", "ambiguous_image", xml, what, "give every image its own name"))
         elif _ANNOTATION.search(folder.head(xml)[:4096]):
-            what = f"there is no picture {stem_of(xml)!r} in {folder.home}"
+            what = f"there is no image {stem_of(xml)!r} in {folder.home}"
             skips.append(
                 Skip(
                     "image",
                     "missing_image",
                     xml,
                     what,
-                    "add the picture, give --image-folder, or remove the annotation",
+                    "add the image, give --image-folder, or remove the annotation",
                 )
             )
     ids = unique_ids([picture for picture, _ in pairs], folder.home)
@@ -69,8 +69,8 @@ def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: floa
         label_files[picture] = xml
         reader.add(identity, picture, xml)
     skips += [
-        Skip("image", "leads_outside", path, f"leads to {os.path.realpath(path)}, out of {folder.root}",
-             "keep pictures inside the data set")
+        Skip("image", "leads_outside", path, f"links to {os.path.realpath(path)}, outside of {folder.root}",
+             "keep images inside the data set")
         for path in folder.outside
     ]  # fmt: skip
     reader.skips += [*skips, *folder.notes(str(folder.root), len(reader.paths))]

@@ -32,7 +32,7 @@ def write_snapshot(folder: Path, splits: Mapping[str, Sequence[Part]]) -> dict[s
     class_names = indices[0].class_names
     paths = {index.path(int(i)) for parts in splits.values() for index, chosen in parts for i in chosen}
     if not paths:
-        raise UserError(folder, "would hold no image", "give a data set with images")
+        raise UserError(folder, "would contain no image", "give a data set with images")
     common = Path(os.path.commonpath([os.path.abspath(path.parent) for path in paths]))
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     link_pictures(common, folder / "images", paths)

@@ -18,7 +18,7 @@ from imaging.image_io import IMAGE_SUFFIXES
 
 def sniff(folder: Folder) -> str | None:
     files = _files(folder)
-    return f"{len(files)} .json files named after pictures with Supervisely's `objects`" if files else None
+    return f"{len(files)} .json files named after images with Supervisely's `objects`" if files else None
 
 
 def _files(folder: Folder) -> list[str]:

@@ -55,7 +55,7 @@ def _json_rows(path: str, labels: Labels) -> Iterator[tuple[str, dict[str, Any] 
     content, problem = load_json(path)
     content = content.get("_via_img_metadata", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
-        return labels.refuse(path, problem or "holds no pictures")
+        return labels.refuse(path, problem or "contains no images")
     if "metadata" in content and "file" in content:
         yield from _rows_of_version_3(content, path, labels)
         return None
@@ -86,7 +86,7 @@ def _rows_of_version_3(
         file = files.get(str(next(iter(view.get("fid_list") or []), None)), {})
         name = file.get("fname") or file.get("src")
         if file.get("type", _IMAGE_FILE) != _IMAGE_FILE or not isinstance(name, str):
-            labels.refuse(path, f"view {key} shows {brief(name)}, which is not a picture", "export the video's frames")
+            labels.refuse(path, f"view {key} shows {brief(name)}, which is not an image", "export the video's frames")
             continue
         names[key] = name
         yield name, None, None

@@ -70,7 +70,7 @@ class _Collector:
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         if not self._stack and tag != "annotation":
-            raise ValueError(f"begins with <{tag[:40]}>, not with <annotation>")
+            raise ValueError(f"starts with <{tag[:40]}>, not with <annotation>")
         if len(self._stack) >= MAX_DEPTH:
             raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
         self._stack.append(tag)
@@ -106,16 +106,16 @@ def parse_voc_xml(data: bytes, where: object) -> VocAnnotation:
         FileError: `bad_xml` if it is empty, truncated, not XML or not VOC, or declares a document type or entities.
     """
     if not data.strip(b"\xef\xbb\xbf \t\r\n\0"):
-        raise FileError("bad_xml", where, "is empty", "annotate the picture, or remove the file")
+        raise FileError("bad_xml", where, "is empty", "annotate the image, or remove the file")
     try:
         return _parse(data)
     except DefusedXmlException:
         raise FileError(
-            "bad_xml", where, "declares a document type, which is refused", "remove <!DOCTYPE ...>"
+            "bad_xml", where, "declares a document type, which is not allowed", "remove <!DOCTYPE ...>"
         ) from None
     except (ParseError, ExpatError) as error:
         line = error.position[0] if isinstance(error, ParseError) else error.lineno
-        raise FileError("bad_xml", f"{where}:{line}", f"is not whole XML ({error})", "write it again") from None
+        raise FileError("bad_xml", f"{where}:{line}", f"is not valid XML ({error})", "write it again") from None
     except (ValueError, LookupError) as error:
         raise FileError("bad_xml", where, str(error), "give a VOC annotation in UTF-8") from None
 
@@ -183,7 +183,7 @@ def split_files(root: str | os.PathLike[str], split: str) -> list[tuple[str, Pat
     years = find_voc_years(root)
     if not years:
         raise UserError(
-            root, "is no VOC folder (no ImageSets/Main in it)", "give a VOCdevkit or one of its year folders"
+            root, "is not a VOC folder (it has no ImageSets/Main)", "give a VOCdevkit or one of its year folders"
         )
     files = []
     for part in split.split("+"):
@@ -230,7 +230,7 @@ class VocFolder:
         return {stem: paths[0] for stem, paths in found.items()}, {s: p for s, p in found.items() if len(p) > 1}
 
     def identify(self, line: str) -> str | None:
-        """The id that a line of a split means, or None: whole, with a suffix, or with a class list's second column."""
+        """The id in a line of a split, or None: alone, with a suffix, or with a class list's second column."""
         known = self.images
         bare = line.strip()
         stem, suffix = os.path.splitext(bare)
@@ -290,7 +290,7 @@ class XmlReader:
             named,
             os.path.splitext(named)[0],
         ):
-            what = f"<filename> is {named[:80]!r}, the picture is {os.path.basename(image)!r}"
+            what = f"<filename> is {named[:80]!r}, the image is {os.path.basename(image)!r}"
             self.skips.append(Skip("note", "wrong_filename", xml, what, "check that both belong together"))
 
     def _add_object(self, each: VocObject, where: str) -> None:
@@ -340,7 +340,7 @@ class XmlReader:
         if height is not None and width is not None and 0 < height < 1e6 and 0 < width < 1e6:
             return float(round(height)), float(round(width))
         what = "has no <size>" if not annotation.size else f"<size> is {annotation.size}"
-        self.skips.append(Skip("note", "bad_size", xml, f"{what[:80]}; the picture's own counts"))
+        self.skips.append(Skip("note", "bad_size", xml, f"{what[:80]}; the image's size is used"))
         return 0.0, 0.0
 
 
@@ -467,21 +467,21 @@ def leads_outside(line: str) -> bool:
 
 
 def _use(line: str, where: str, folder: VocFolder, skips: list[Skip]) -> str | None:
-    """The id of a line of a split if its image and annotation are there, else None and the reason in `skips`."""
+    """The id of a line of a split if its image and annotation exist, else None and the reason in `skips`."""
     bare = line.strip()
     identity = folder.identify(line)
     if identity in folder.outside or (identity is None and leads_outside(line)):
-        what = f"id {bare[:80]!r} leads out of {folder.folder}"
-        skips.append(Skip("image", "leads_outside", where, what, "keep pictures and annotations inside the data set"))
+        what = f"id {bare[:80]!r} is outside of {folder.folder}"
+        skips.append(Skip("image", "leads_outside", where, what, "keep images and annotations inside the data set"))
     elif identity is None:
-        what = f"there is no picture for id {bare[:80]!r} in {folder.folder / 'JPEGImages'}"
-        skips.append(Skip("image", "missing_image", where, what, "add the picture or remove the line"))
+        what = f"there is no image for id {bare[:80]!r} in {folder.folder / 'JPEGImages'}"
+        skips.append(Skip("image", "missing_image", where, what, "add the image or remove the line"))
     elif identity not in folder.annotations:
         what = f"there is no annotation for id {identity!r} in {folder.folder / 'Annotations'}"
         skips.append(Skip("image", "missing_annotation", where, what, "annotate it or remove the line"))
     else:
         if identity in folder.extra:
-            what = f"several pictures have the id {identity!r}; {os.path.basename(folder.images[identity])} is used"
+            what = f"several images have the id {identity!r}; {os.path.basename(folder.images[identity])} is used"
             skips.append(Skip("note", "several_images", where, what, "remove the others"))
         return identity
     return None

@@ -36,7 +36,7 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
     for path in _files(folder):
         content, problem = load_json(path)
         if not isinstance(content, dict):
-            labels.refuse(path, problem or "holds no assets")
+            labels.refuse(path, problem or "contains no assets")
             continue
         assets = content.get("assets")
         items: Iterable[Any] = assets.values() if isinstance(assets, dict) else [content]

@@ -1,4 +1,4 @@
-"""Parse rows of YOLO label files: `class cx cy width height`, a polygon, or a box with key points."""
+"""Parse rows of YOLO label files: `class cx cy width height`, a polygon, or a box with keypoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.files import MEGABYTE, FileError, read_file
 
 MAX_LABEL_BYTES = 10 * MEGABYTE
 NOT_NORMALISED = 2.0  # a larger value is a pixel coordinate, not a rounding error
-LIKELY_SHAPE = 0.8  # fraction of rows that must fit key points, or rotated boxes, for a data set to be taken as such
+LIKELY_SHAPE = 0.8  # fraction of rows that must fit keypoints, or rotated boxes, for a data set to be taken as such
 PARALLELOGRAM = 0.1  # difference of the diagonals' centres, as a fraction of the side, of a hand-drawn rotated box
 ROW = re.compile(rb"^\s*\d+(\.0*)?(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*$", re.IGNORECASE)
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "obj_train_data")
@@ -30,7 +30,7 @@ class Rows:
     """Collects the rows of label files in plain lists.
 
     Args:
-        key_points: number and size of the key points of each row (`kpt_shape`), so that columns 2 to 5 are its box.
+        key_points: number and size of the keypoints of each row (`kpt_shape`), so that columns 2 to 5 are its box.
         are_polygons: rows of more than five columns are polygons; if neither is given, it is detected, or an error.
     """
 
@@ -80,16 +80,16 @@ class Rows:
         is_polygon = count >= 7 and count % 2 == 1 and not self.key_points
         columns = 5 + self.key_points[0] * self.key_points[1] if self.key_points else 5
         if count not in (5, columns) and not is_polygon:
-            what = f"{count} numbers, not `class cx cy width height` nor a polygon"
+            what = f"{count} numbers, not `class cx cy width height` or a polygon"
             if self.key_points:
-                what = f"{count} numbers, not {columns} as kpt_shape says"
+                what = f"{count} numbers, not {columns} as in kpt_shape"
             what += ": is the last one a score or an angle?" if count == 6 else ""
             return self._drop("bad_columns", path, number, what)
         label = values[0]
         if not (label % 1 == 0 and label >= 0):
-            return self._drop("unknown_class", path, number, f"class {words[0][:20]} is not a whole number from 0 on")
+            return self._drop("unknown_class", path, number, f"class {words[0][:20]} is not an integer of at least 0")
         if any(abs(value) > NOT_NORMALISED for value in (values[1:] if is_polygon else values[1:5])):
-            what = f"{' '.join(words[1:5])[:60]} are not fractions of the picture"
+            what = f"{' '.join(words[1:5])[:60]} are not fractions of the image size"
             return self._drop("not_normalised", path, number, what)
         if is_polygon:
             xs, ys = values[1::2], values[2::2]
@@ -108,13 +108,13 @@ class Rows:
         self.skips.append(Skip("box", code, f"{path}:{number}", f"{what}; box dropped", "correct the label"))
 
     def check_columns(self, config: object) -> None:
-        """Reject rows that can be polygons as well as boxes with key points; report polygons and rotated boxes.
+        """Reject rows that can be polygons as well as boxes with keypoints; report polygons and rotated boxes.
 
         Args:
             config: the data.yaml that should specify it.
 
         Raises:
-            UserError: if all rows have the same number of columns, and most of them make sense with key points.
+            UserError: if all rows have the same number of columns, and most of them make sense with keypoints.
         """
         total, polygons = sum(self._columns.values()), self.facts["polygons"]
         are_rotated = bool(polygons) and self._quadrangles >= LIKELY_SHAPE * polygons
@@ -122,7 +122,7 @@ class Rows:
             self.facts["rotated"] = polygons
             self.skips.append(rotated_note(str(config), polygons, self._first_wide))
         elif polygons:
-            what = f"{polygons} rows, the first at {self._first_wide}, are polygons, read as the boxes around them"
+            what = f"{polygons} rows, the first at {self._first_wide}, are polygons, read as their enclosing boxes"
             self.skips.append(Skip("note", "polygons", str(config), what))
         if self.are_polygons or self.key_points or are_rotated or len(self._columns) != 1 or not total:
             return
@@ -131,8 +131,8 @@ class Rows:
             return
         size = 3 if self._with_flags == self._likely else 2
         shape = [(count - 5) // size, size]
-        what = f"all rows have {count} columns: a box and {shape[0]} key points, or a polygon"
-        todo = f"write `kpt_shape: {shape}` into {config} for key points, or `task: segment` (`task: obb`) for polygons"
+        what = f"all rows have {count} columns: a box and {shape[0]} keypoints, or a polygon"
+        todo = f"write `kpt_shape: {shape}` into {config} for keypoints, or `task: segment` (`task: obb`) for polygons"
         raise UserError(self._first_wide, what, todo)
 
     def first_class(self, count: int, others: Callable[[], Iterable[int]]) -> int:
@@ -161,7 +161,7 @@ def _is_parallelogram(values: Sequence[float]) -> bool:
 
 
 def _key_point_size(values: Sequence[float]) -> int:
-    """2 or 3 if a row can be a box with key points of so many numbers, else 0: the points lie in the box."""
+    """2 or 3 if a row can be a box with keypoints of so many numbers each (the points are in the box), else 0."""
     _, cx, cy, width, height, *rest = values
     if not (0 < width <= 1.02 and 0 < height <= 1.02):
         return 0

@@ -45,7 +45,7 @@ class DataYaml:
         root: base of its relative paths.
         splits: name to the folders, lists or images it names.
         class_names: in the order of the labels.
-        key_points: number and size of the key points of a row (`kpt_shape`).
+        key_points: number and size of the keypoints of a row (`kpt_shape`).
         are_polygons: `task` is `segment` or `obb`: rows of more than five columns are polygons.
         files: what else was read, or would have been if it were there; a change makes a cached index stale.
         found_by_hand: there is no file; the names of classes without a box are left out.
@@ -110,7 +110,7 @@ def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
     if path.is_dir():
         found = find_data_yaml(path)
         if found is None:
-            raise UserError(path, "has no data.yaml", "write one with train, val and names")
+            raise UserError(path, "has no data.yaml", "create one with train, val and names")
         path = found
     text = decode_text(read_file(path, MAX_YAML_BYTES), path)
     if path.suffix.lower() == ".data":
@@ -121,9 +121,9 @@ def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
         what = f"is not YAML ({getattr(error, 'problem', None) or type(error).__name__})"
-        raise UserError(where, what, "correct it, or write it anew with train, val and names") from None
+        raise UserError(where, what, "correct it, or create a new one with train, val and names") from None
     if not isinstance(content, dict):
-        raise UserError(path, "holds no settings", "write train, val and names into it")
+        raise UserError(path, "contains no settings", "write train, val and names into it")
     class_names, names_file = _names(content, path)
     root = content.get("path") or "."
     if not isinstance(root, str) or "\0" in root:
@@ -136,7 +136,7 @@ def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
         config.root = Path(moved)
     config.splits = _splits(content, config)
     if not config.splits:
-        raise UserError(path, "names no train, val or test", "add `train: images/train` and `val: images/val`")
+        raise UserError(path, "has no train, val or test", "add `train: images/train` and `val: images/val`")
     config.key_points = _key_points(content.get("kpt_shape"), path)
     config.are_polygons = content.get("task") in ("segment", "obb")
     config.notes = _check_class_files(config)
@@ -161,11 +161,13 @@ def _from_obj_data(text: str, path: Path) -> DataYaml:
     content = {key.strip().lower(): value.strip() for key, value in rows}
     names = _tail_in(content.get("names", ""), [path.parent])
     if names is None:
-        raise UserError(path, f"names the class file {content.get('names', '')!r}, which does not exist", "restore it")
+        raise UserError(
+            path, f"refers to the class file {content.get('names', '')!r}, which does not exist", "restore it"
+        )
     config = DataYaml(path, path.parent, {}, read_class_names(names), files=[Path(names)])
     config.splits = {key: [content[key]] for key in SPLIT_KEYS if content.get(key)}
     if not config.splits:
-        raise UserError(path, "names no train or valid", "add `train = train.txt`")
+        raise UserError(path, "has no train or valid", "add `train = train.txt`")
     return config
 
 
@@ -181,10 +183,10 @@ def _names(content: dict[Any, Any], path: Path) -> tuple[tuple[str, ...], list[P
         return read_class_names(file), [Path(file)]
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UserError(path, f"the keys of names are {brief(list(names))}", "number the classes from 0 on")
+            raise UserError(path, f"the keys of names are {brief(list(names))}", "number the classes from 0")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list):
-        raise UserError(path, "has no names", "add the class names as a list in the order of the labels")
+        raise UserError(path, "has no names", "add the class names as a list in label order")
     checked = check_class_names(names, path)
     count = content.get("nc")
     if count is not None and count != len(checked):
@@ -204,7 +206,7 @@ def _key_points(value: Any, path: Path) -> tuple[int, int] | None:
         return None
     is_shape = isinstance(value, list) and len(value) == 2 and all(type(each) is int for each in value)
     if not is_shape or value[0] < 1 or value[1] not in (2, 3):
-        raise UserError(path, f"kpt_shape is {brief(value)}", "give number and size of the key points, as in [17, 3]")
+        raise UserError(path, f"kpt_shape is {brief(value)}", "give number and size of the keypoints, such as [17, 3]")
     return value[0], value[1]
 
 
@@ -310,7 +312,7 @@ def _gather(config: DataYaml, split: str) -> _Files:
     gathered.files += sorted({os.path.abspath(each) for each in config.files})
     unique = dict.fromkeys(gathered.images)
     if len(unique) < len(gathered.images):
-        what = f"{split} names {len(gathered.images) - len(unique)} pictures twice; each is used once"
+        what = f"{split} lists {len(gathered.images) - len(unique)} images twice; each is used once"
         gathered.skips.append(Skip("note", "duplicate_id", str(config.path), what))
     gathered.images = list(unique)
     return gathered
@@ -355,8 +357,8 @@ def _leads_outside(path: str, homes: Sequence[str]) -> bool:
 
 
 def _outside(where: str, path: str, config: DataYaml) -> Skip:
-    todo = "keep pictures inside the data set, or set `path` to the folder that holds them"
-    return Skip("image", "leads_outside", where, f"{path[-80:]!r} leads out of {config.root}", todo)
+    todo = "keep images inside the data set, or set `path` to their folder"
+    return Skip("image", "leads_outside", where, f"{path[-80:]!r} is outside of {config.root}", todo)
 
 
 # --- a folder without a data.yaml ------------------------------------------------------------------------------------
@@ -369,7 +371,7 @@ def sniff_plain(folder: Folder) -> str | None:
     rows = [head.splitlines()[0] for head in islice(filter(None, heads), 20)]
     if not rows or sum(bool(ROW.match(row)) for row in rows) < 0.5 * len(rows):
         return None
-    return f"{len(labels)} pictures have a .txt file with rows of `class cx cy width height`"
+    return f"{len(labels)} images have a .txt file with rows of `class cx cy width height`"
 
 
 def _pair(folder: Folder) -> dict[str, str]:
@@ -412,7 +414,7 @@ def names_needed(folder: Folder) -> UserError:
     return UserError(
         folder.root,
         f"has labels with class numbers, but no class names (looked for {', '.join(NAME_FILES)} and data.yaml)",
-        "write classes.txt with one name a line in the order of the numbers, or give --classes FILE",
+        "write classes.txt with one name per line in the order of the numbers, or give --classes FILE",
     )
 
 
@@ -485,7 +487,7 @@ def read_plain_yolo(
         names = [name for number, name in enumerate(config.class_names, start) if used[number]] or config.class_names
         if len(names) < len(config.class_names):
             what = f"{len(config.class_names) - len(names)} of {len(config.class_names)} class names have no box"
-            todo = "they are left out; give --classes FILE to keep them"
+            todo = "they are skipped; to keep them, give --classes FILE"
             config.notes.append(Skip("note", "names_without_boxes", str(folder.root), what, todo))
     return _read(config, folder.only or folder.root, split, names, max_megapixels, labels)
 
@@ -522,9 +524,9 @@ def _read(
     skips += _unlisted(found, names, config.path)
     if rows.facts["no_label_file"]:
         looked = sorted({os.path.dirname(path) for path in labels if not os.path.lexists(path)})[:2]
-        what = f"{rows.facts['no_label_file']} of {len(labels)} pictures of {split} have no label file in "
-        what += f"{' or '.join(looked)}; taken as without objects"
-        skips.append(Skip("note", "no_label_file", str(config.path), what, "label them if they hold objects"))
+        what = f"{rows.facts['no_label_file']} of {len(labels)} images of {split} have no label file in "
+        what += f"{' or '.join(looked)}; they are used as images without objects"
+        skips.append(Skip("note", "no_label_file", str(config.path), what, "label them if they contain objects"))
     known = keep & (classes >= 0)
     owner, lines = owner[known], np.array(rows.lines, np.int64)[known]
     homes = (os.path.dirname(each) for each in chain(gathered.images, labels, looked_at))

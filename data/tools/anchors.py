@@ -1,4 +1,4 @@
-"""Anchors that fit a data set: k-means in 1 - IoU distance, and how well any set of anchors fits."""
+"""Cluster anchors for a data set by k-means with distance 1 - IoU, and measure how well anchors fit."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ class AnchorReport:
         for name, recall, iou, anchors in rows:
             text = " | ".join(" ".join(f"{w:.4g},{h:.4g}" for w, h in level) for level in anchors)
             lines.append(f"{name:8}{recall:8.4f}{iou:10.4f}  {text}")
-        return "\n".join([*lines, f"{'take the new ones' if self.accepted else 'keep the old ones'}: {self.reason}"])
+        return "\n".join(
+            [*lines, f"{'use the new anchors' if self.accepted else 'keep the old anchors'}: {self.reason}"]
+        )
 
 
 def box_sizes(index: DatasetIndex, letterbox: Letterbox) -> np.ndarray:
@@ -82,7 +84,7 @@ def box_sizes(index: DatasetIndex, letterbox: Letterbox) -> np.ndarray:
 
 
 def shape_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """(M, K) IoU of (M, 2) and (K, 2) widths and heights, laid on the same centre."""
+    """(M, K) IoU of (M, 2) and (K, 2) widths and heights, with the same centre."""
     common = np.minimum(sizes[:, None], anchors).prod(axis=2)
     return common / (sizes.prod(axis=1)[:, None] + anchors.prod(axis=1) - common)
 
@@ -111,9 +113,9 @@ def cluster_anchors(sizes: np.ndarray, count: int = 9, seed: int = 0) -> np.ndar
     Args:
         sizes: (M, 2) width, height, all above 0, at least `count` different ones.
         count: number of clusters.
-        seed: of the initialisation (k-means++) and of the sample of very many boxes.
+        seed: random seed of the initialisation (k-means++) and of the sample of boxes.
 
-    Source: YOLOv2, section 2, "Dimension Clusters", https://arxiv.org/abs/1612.08242; the start: k-means++, Arthur
+    Source: YOLOv2, section 2, "Dimension Clusters", https://arxiv.org/abs/1612.08242; initialisation: k-means++, Arthur
     and Vassilvitskii, SODA 2007. A cluster's centre is its median, which is robust to very long boxes.
     """
     rng = np.random.default_rng(seed)
@@ -134,7 +136,7 @@ def _spread(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
     distance = 1 - shape_iou(sizes, sizes[chosen])[:, 0]
     while len(chosen) < count:
         weight = np.maximum(distance, 0) ** 2
-        chance = weight / weight.sum() if weight.sum() > 0 else None  # None: all are chosen sizes already
+        chance = weight / weight.sum() if weight.sum() > 0 else None  # None: every size is already a centre
         chosen.append(int(rng.choice(len(sizes), p=chance)))
         distance = np.minimum(distance, 1 - shape_iou(sizes, sizes[chosen[-1:]])[:, 0])
     return sizes[chosen].copy()
@@ -164,7 +166,7 @@ def propose_anchors(
         index: the training split.
         letterbox: resizing to the network input (`ModelConfig.letterbox`).
         current_anchors: levels x anchors x (width, height), input pixels (`ModelConfig.anchors`).
-        seed: of the clustering.
+        seed: random seed of the clustering.
     """
     old: Anchors = tuple(tuple((float(w), float(h)) for w, h in level) for level in current_anchors)
     sizes = box_sizes(index, letterbox)
@@ -186,7 +188,7 @@ def propose_anchors(
 
 
 def scaled_anchors(anchors: Sequence[Any], input_size: tuple[int, int], reference: int = 416) -> Anchors:
-    """Anchors of a square input of `reference` pixels for another input size, as training takes them."""
+    """Anchors of a square input of `reference` pixels for another input size, as in training."""
     factor = min(input_size) / reference
     return tuple(tuple((float(w) * factor, float(h) * factor) for w, h in level) for level in anchors)
 
@@ -195,9 +197,9 @@ def scaled_anchors(anchors: Sequence[Any], input_size: tuple[int, int], referenc
 class AnchorOptions(DataOptions):
     """Options of `dataset.py anchors`."""
 
-    input_size: tuple[int, ...] = option((416,), "of the network, pixels: one number, or height and width", nargs="+")
-    resize_mode: str = option("letterbox", "how pictures are brought to it", choices=RESIZE_MODES)
-    seed: int = option(0, "of the clustering", low=0)
+    input_size: tuple[int, ...] = option((416,), "height [width] of the network's input, pixels", nargs="+")
+    resize_mode: str = option("letterbox", "how images are resized to the input size", choices=RESIZE_MODES)
+    seed: int = option(0, "random seed of the clustering", low=0)
     json: bool = option(False, "print JSON")
 
 
@@ -214,5 +216,5 @@ def two_sides(sizes: Sequence[int]) -> tuple[int, int]:
     """(height, width) of `--input-size`. Raises UserError unless it is one or two multiples of 32."""
     if len(sizes) not in (1, 2) or any(size < 32 or size % 32 for size in sizes):
         text = " ".join(str(size) for size in sizes)
-        raise UserError("--input-size", f"{text} is not possible", "give one or two multiples of 32")
+        raise UserError("--input-size", f"{text} is not valid", "give one or two multiples of 32")
     return sizes[0], sizes[-1]

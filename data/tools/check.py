@@ -47,7 +47,7 @@ def check_boxes(index: DatasetIndex, split: str, input_size: int) -> list[Findin
         for m in np.flatnonzero((sides < TINY) & ~index.crowd):
             what = f"the {index.class_names[index.labels[m]]} is {sides[m]:.1f} pixels at input size {input_size}"
             enough = int(np.ceil(input_size * TINY / max(sides[m], 1e-3) / 32)) * 32
-            todo = f"it has {TINY:g} at --input-size {enough}" if enough <= LARGEST_INPUT else "cut tiles (--tile)"
+            todo = f"it has {TINY:g} at --input-size {enough}" if enough <= LARGEST_INPUT else "train on tiles (--tile)"
             found = finding("tiny_box", box_where(index, int(owner[m]), int(m)), what, todo, split)
             findings.append(found.with_box(str(index.path(int(owner[m]))), index.boxes[m]))
     return findings + _check_format(index, split)
@@ -82,21 +82,21 @@ def _check_format(index: DatasetIndex, split: str) -> list[Finding]:
     if misfits > SUSPICIOUS * total and total >= FEW and otherwise < misfits / 2:
         forms = {"xywh": "x, y, width, height", "corners": "x1, y1, x2, y2"}
         here, other = forms[facts["numbers"]], forms["corners" if facts["numbers"] == "xywh" else "xywh"]
-        what = f"{misfits} of {total} boxes do not fit in their pictures as {here}; as {other} {otherwise} do not"
+        what = f"{misfits} of {total} boxes do not fit in their images as {here}; as {other}, {otherwise} do not"
         code = "looks_like_corners" if facts["numbers"] == "xywh" else "looks_like_sizes"
-        findings.append(finding(code, where, what, f"the numbers are probably {other}: write {here}", split))
+        findings.append(finding(code, where, what, f"the values are probably {other}; write {here}", split))
     fractions = (index.boxes.max(1) <= 1 if index.num_boxes else np.zeros(0, bool)).sum()
     if kind != "yolo" and fractions > SUSPICIOUS * total:
         what = f"{fractions} of {total} boxes are smaller than a pixel"
         findings.append(finding("looks_normalised", where, what, "write the boxes in pixels", split))
     if facts.get("begin_at_0"):
-        what = f"{facts['begin_at_0']} boxes begin at 0 and {facts['begin_at_1']} at 1; VOC counts pixels from 1"
-        todo = "from 0 fits better: every box is read 1 pixel too far to the left and the top"
+        what = f"{facts['begin_at_0']} boxes start at 0 and {facts['begin_at_1']} at 1; VOC counts pixels from 1"
+        todo = "they probably count from 0: every box is read 1 pixel too far to the left and the top"
         if facts["begin_at_0"] < facts["begin_at_1"]:
-            todo = "from 1 fits better; correct the few"
+            todo = "most count from 1; correct the others"
         findings.append(finding("zero_based_box", where, what, todo, split, facts["begin_at_0"]))
     if facts.get("decimal"):
-        what = f"{facts['decimal']} boxes have coordinates that are not whole; they are used as they are"
+        what = f"{facts['decimal']} boxes have coordinates that are not integers; they are used unchanged"
         findings.append(finding("decimal_box", where, what, "", split))
     return findings
 
@@ -135,7 +135,7 @@ def _voc_strays(root: str) -> list[Finding]:
     for year, path in find_voc_years(root).items():
         folder = VocFolder(path, os.path.realpath(root))
         for name in sorted(folder.annotations.keys() - folder.images.keys() - folder.outside):
-            what = "belongs to no picture in JPEGImages"
+            what = "belongs to no image in JPEGImages"
             findings.append(
                 finding("annotation_without_image", folder.annotations[name], what, "add it or remove this")
             )
@@ -147,10 +147,10 @@ def _voc_strays(root: str) -> list[Finding]:
         spare = folder.images.keys() - used
         plain, annotated = sorted(spare - folder.annotations.keys()), sorted(spare & folder.annotations.keys())
         if plain:
-            what = f"{len(plain)} pictures have no annotation and are in no split: {some_names(plain, 5)}"
+            what = f"{len(plain)} images have no annotation and are in no split: {some_names(plain, 5)}"
             findings.append(finding("image_without_annotation", path / "JPEGImages", what))
         if annotated and splits[year] != [ALL]:
-            what = f"{len(annotated)} annotated pictures are in no split: {some_names(annotated, 5)}"
+            what = f"{len(annotated)} annotated images are in no split: {some_names(annotated, 5)}"
             findings.append(finding("not_in_a_split", path / "JPEGImages", what, "add them to a split"))
     return findings
 
@@ -171,7 +171,7 @@ def _yolo_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
             path = os.path.join(folder, name)
             is_label = name.endswith(".txt") and name != "classes.txt" and f"{os.sep}labels" in folder.casefold()
             if is_label and path not in labels:
-                findings.append(finding("annotation_without_image", path, "belongs to no picture", "", split))
+                findings.append(finding("annotation_without_image", path, "belongs to no image", "", split))
     return findings
 
 
@@ -184,10 +184,10 @@ def _other_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
     spare = [path for path in folder.pictures if os.path.realpath(path) not in used]
     if not spare:
         return []
-    what = f"{len(spare)} of {len(folder.pictures)} pictures have no annotation: "
+    what = f"{len(spare)} of {len(folder.pictures)} images have no annotation: "
     what += some_names([folder.relative(path) for path in spare], 5)
     found = finding(
-        "image_without_annotation", folder.root, what, "annotate them if they should be learnt", "", len(spare)
+        "image_without_annotation", folder.root, what, "annotate them if they should be used", "", len(spare)
     )
     return [found.with_pictures(spare)]
 
@@ -214,24 +214,28 @@ def _coco_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
 class CheckOptions:
     """The options of `dataset.py check`."""
 
-    data: str = option("", "a data set of any layout of docs/DATA.md", positional=True, metavar="DATA")
-    split: tuple[str, ...] = option((), "the splits to check; all that train and score by default", metavar="NAME")
+    data: str = option("", "data set in any layout of docs/DATA.md", positional=True, metavar="DATA")
+    split: tuple[str, ...] = option(
+        (), "splits to check (default: all used for training and evaluation)", metavar="NAME"
+    )
     classes: str | None = option(
-        None, "file of class names, one a line, or voc, coco (default: those of the annotations)", metavar="FILE"
+        None,
+        "file of class names, one per line, or voc, or coco (default: the names in the annotations)",
+        metavar="FILE",
     )
     image_folder: str | None = option(
-        None, "folder of the images, if they are not beside the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
+        None, "folder of the images, if it is not that of the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
     )
-    input_size: int = option(416, "size of training, pixels: what is tiny depends on it", low=32, high=4096)
-    json: str | None = option(None, "write the whole report here", metavar="FILE")
-    report: str | None = option(None, "write a page with pictures of what is suspicious", metavar="FILE.html")
+    input_size: int = option(416, "input size of training, pixels, for the check for tiny boxes", low=32, high=4096)
+    json: str | None = option(None, "write the whole report to this file", metavar="FILE")
+    report: str | None = option(None, "write a page with the suspicious images", metavar="FILE.html")
     fix: str | None = option(None, "write a corrected copy into this new folder", metavar="DIR")
-    images: bool = option(True, "decode every picture and look for the same one in two splits")
-    show: int = option(3, "findings of each kind to print; the JSON has all", low=0)
-    workers: int | None = option(None, "processes that decode; one a core by default", low=0, high=256)
-    max_megapixels: float = option(MAX_MEGAPIXELS, "refuse pictures that claim more", above=0)
-    cache: bool = option(True, "keep what was read in the user's cache folder")
-    overwrite: bool = option(False, "write over an existing --json or --report file")
+    images: bool = option(True, "decode every image, and find duplicates between splits")
+    show: int = option(3, "number of findings of each kind to print; --json contains all", low=0)
+    workers: int | None = option(None, "number of decoder processes (default: one per core)", low=0, high=256)
+    max_megapixels: float = option(MAX_MEGAPIXELS, "reject images with more megapixels", above=0)
+    cache: bool = option(True, "use the cache of indices in the user's cache folder")
+    overwrite: bool = option(False, "replace an existing --json or --report file")
 
 
 def check_dataset(
@@ -301,7 +305,7 @@ def _splits_to_check(data: str | os.PathLike[str], report: CheckReport, image_fo
     if "train" in names and "val" in names:
         names = [name for name in names if name != "trainval"]
     if not names:
-        todo = f"make them: python dataset.py split {data}"
+        todo = f"create them: python dataset.py split {data}"
         report.findings.append(finding("empty_split", data, "has no splits", todo))
     ranks = {"train": 0, "trainval": 1}
     return sorted(names, key=lambda name: ranks.get(name.rstrip("0123456789"), 2))
@@ -314,11 +318,11 @@ def _check_split(index: DatasetIndex, name: str, input_size: int, is_training: b
     ]
     where = index.source.get("json") or index.source.get("root", index.name)
     if not len(index):
-        findings.append(finding("empty_split", where, f"split {name} has no image that can be used", "", name))
+        findings.append(finding("empty_split", where, f"split {name} has no usable image", "", name))
     elif not index.num_boxes:
         found = index.source.get("found_classes", {})
-        what = f"split {name} has no box of any class; found {some_names(list(found)) or 'no object at all'}"
-        findings.append(finding("no_boxes", where, what, "give the class file that belongs to this data", name))
+        what = f"split {name} has no box of any class; found {some_names(list(found)) or 'no objects'}"
+        findings.append(finding("no_boxes", where, what, "give the class file of this data set", name))
     findings += check_boxes(index, name, input_size) + check_sizes(index, name)
     return findings + (check_classes(index, name) if is_training else [])
 
@@ -370,11 +374,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(CheckOptions, argv, description=__doc__ or "", prog="dataset.py check")
     for name, file in (("--json", options.json), ("--report", options.report)):
         if file and os.path.lexists(file) and not options.overwrite:
-            raise UserError(name, f"{file} exists", "add --overwrite, or choose another name")
+            raise UserError(name, f"{file} exists", "add --overwrite, or give another name")
     if options.fix:
         check_target(Path(options.fix), Path(options.data))
     if options.fix and not options.images:
-        raise UserError("--fix", "needs to decode the pictures", "leave --no-images away")
+        raise UserError("--fix", "needs to decode the images", "leave out --no-images")
     names = read_class_names(options.classes) if options.classes else None
     arguments = (options.data, options.split, names, options.input_size, options.images, options.workers)
     report, indices, looks = check_dataset(*arguments, options.max_megapixels, options.cache, options.image_folder)
@@ -383,7 +387,7 @@ def main(argv: list[str] | None = None) -> int:
         write_file(options.json, report.to_json().encode("utf-8", "backslashreplace"))
     if options.report:
         write_check_page(options.report, report, indices)
-        print(f"pictures of it: {options.report}")
+        print(f"page with images: {options.report}")
     if options.fix:
         for line in write_fixed_copy(Path(options.fix), indices, looks):
             print(line)

@@ -27,10 +27,10 @@ class ConversionReport(Losses):
     Args:
         source, target: the folders.
         source_format, target_format: of `FORMATS`.
-        splits: images and boxes of each.
+        splits: number of images and boxes of each split.
         class_names: in the order of the labels.
-        category_ids: COCO's numbers of the classes, if the source has any.
-        skipped: what the source's reader left out, as text.
+        category_ids: COCO ids of the classes, if the source has them.
+        skipped: skips of the source's reader, as text.
     """
 
     source: str
@@ -45,15 +45,15 @@ class ConversionReport(Losses):
     def __str__(self) -> str:
         lines = [f"{self.source} ({self.source_format}) -> {self.target} ({self.target_format})"]
         lines += [f"  {name}: {part['images']} images, {part['boxes']} boxes" for name, part in self.splits.items()]
-        lines.append("not held by the new format:" if self.lost else "nothing was lost")
+        lines.append("cannot be stored in the new format:" if self.lost else "nothing was lost")
         if self.source_format not in NATIVE:
-            lines[-1] += " (of each object, class, box and flags are read; other attributes are not)"
+            lines[-1] += " (class, box and flags of each object are read; other attributes are not)"
         lines += [f"  {count:8} x {what}" for what, count in self.lost.items()]
         if self.renamed:
-            lines.append(f"{len(self.renamed)} pictures have a new name, because two had the same one")
+            lines.append(f"{len(self.renamed)} images were renamed, because two had the same name")
         if self.skipped:
             lines.append(f"{len(self.skipped)} notes on the source, the first: {self.skipped[0]}")
-        return "\n".join([*lines, f"all of this is in {Path(self.target) / REPORT}"])
+        return "\n".join([*lines, f"details: {Path(self.target) / REPORT}"])
 
 
 def convert_dataset(
@@ -78,12 +78,12 @@ def convert_dataset(
         split: one split, or `all`.
         class_names: the classes in label order; None uses the source's.
         link: make hard links to the images instead of copies, if the file system allows it.
-        year: name of the VOC folder; None takes the source's, else `VOC2007`.
+        year: name of the VOC folder; None for the source's name, else `VOC2007`.
         progress: show a bar.
-        image_folder: where the images are, if not beside the annotations; see `open_dataset`.
+        image_folder: folder of the images, if it is not that of the annotations; see `open_dataset`.
 
     Raises:
-        UserError: if the target is not empty or lies within the source (or the other way round), or a split is unknown.
+        UserError: if the target is not empty, one folder contains the other, or a split is unknown.
     """
     source, target = Path(source), Path(target)
     if to not in FORMATS:
@@ -107,11 +107,11 @@ def convert_dataset(
 
 def _check_target(source: Path, target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(target, "is there already and is not empty", "choose another folder")
+        raise UserError(target, "exists and is not empty", "choose another folder")
     inner, outer = target.resolve(), source.resolve()
     home = outer if source.is_dir() else outer.parent
     if inner == home or home in inner.parents or (source.is_dir() and inner in outer.parents):
-        raise UserError(target, f"and the source {source} lie in each other", "choose a folder beside it")
+        raise UserError(target, f"and the source {source} contain each other", "choose a separate folder")
 
 
 def _split_names(source: Path, split: str, image_folder: str | None) -> list[str]:
@@ -121,7 +121,7 @@ def _split_names(source: Path, split: str, image_folder: str | None) -> list[str
         name for name in list_splits(source, image_folder) if ":" not in name
     ]  # a year's own splits are in the joined ones
     if not names:
-        raise UserError(source, "has no splits", f"make them: python dataset.py split {source}")
+        raise UserError(source, "has no splits", f"create them: python dataset.py split {source}")
     return names
 
 
@@ -155,15 +155,15 @@ def _open_all(
 class ConvertOptions:
     """Options of `dataset.py convert`."""
 
-    source: str = option("", "a data set of any layout of docs/DATA.md", positional=True, metavar="SRC")
-    target: str = option("", "folder to write, which must not exist or be empty", positional=True, metavar="DST")
-    to: str | None = option(None, "the format to write", choices=FORMATS)
-    split: str = option("all", "one split, or all")
-    classes: str | None = option(None, "file of class names, one a line, in the order of the labels", metavar="FILE")
-    link: bool = option(False, "hard links to the pictures instead of copies")
+    source: str = option("", "data set in any layout of docs/DATA.md", positional=True, metavar="SRC")
+    target: str = option("", "output folder, new or empty", positional=True, metavar="DST")
+    to: str | None = option(None, "output format", choices=FORMATS)
+    split: str = option("all", "name of one split, or all")
+    classes: str | None = option(None, "file of class names, one per line, in label order", metavar="FILE")
+    link: bool = option(False, "create hard links to the images instead of copies")
     year: str | None = option(None, "name of the VOC folder", metavar="NAME")
     image_folder: str | None = option(
-        None, "folder of the images, if they are not beside the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
+        None, "folder of the images, if it is not that of the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
     )
 
 
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(ConvertOptions, argv, prog="dataset.py convert", description=__doc__.splitlines()[0])
     names = read_class_names(options.classes) if options.classes else None
     if options.year is not None and not re.fullmatch(r"[\w.-]+", options.year):
-        raise UserError("--year", f"{options.year!r} is no folder's name", "for example VOC2007")
+        raise UserError("--year", f"{options.year!r} is not a valid folder name", "for example VOC2007")
     report = convert_dataset(
         options.source,
         options.target,

@@ -21,13 +21,13 @@ from utils.errors import UserError
 
 DEMO_CLASSES = ("balloon", "boat", "car", "fish", "house", "tree")
 DEMO_YEAR = "VOC2026"
-DEMO_VERSION = 1  # raise it when the images change: a folder written by another version is not taken for this one
+DEMO_VERSION = 1  # increase it if the images change, so that folders of older versions are not reused
 SIDES = (320, 416)  # shortest and longest side of an image, pixels
 TRAIN_SHARE, VAL_SHARE = 0.70, 0.10  # the rest is the test split
 EMPTY_SHARE = 0.06  # images without any object
 MIN_VISIBLE = 0.12  # an object with a smaller visible fraction is not annotated
 DIFFICULT_VISIBLE = 0.40  # an object with a smaller visible fraction is `difficult`
-MIN_SIDE = 6  # pixels; a visible part thinner than this is no object
+MIN_SIDE = 6  # pixels; a thinner visible part is not annotated
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -241,7 +241,7 @@ ROTATION = {"balloon": 10, "boat": 9, "car": 6, "fish": 35, "house": 3, "tree": 
 
 def make_sprite(name: str, size: float, rotation: float, rng: Generator) -> np.ndarray:
     """An object of about `size` pixels, turned by `rotation` degrees, lit and textured: premultiplied RGBA uint8."""
-    side = max(int(size * 2), 24)  # drawn at twice the size: shrinking smooths what lines are too thin for
+    side = max(int(size * 2), 24)  # drawn at twice the size, because shrinking gives smooth edges
     sprite = Sprite(side)
     DRAWERS[name](sprite, rng)
     rgba = sprite.rgba.astype(np.float32)
@@ -273,9 +273,9 @@ class Scene:
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
         self.image = np.zeros((height, width, 3), np.float32)
-        self.owner = np.full((height, width), -1, np.int16)  # the object that a pixel shows
+        self.owner = np.full((height, width), -1, np.int16)  # index of the object that is visible at each pixel
         self.names: list[str] = []
-        self.areas: list[float] = []  # pixels of the whole object, also of what lies outside the image
+        self.areas: list[float] = []  # pixels of the whole object, including parts outside the image
 
     def gradient(self, top: Colour, bottom: Colour, first: int, last: int) -> None:
         """Fill the rows from `first` to `last` from one colour to the other."""
@@ -293,11 +293,11 @@ class Scene:
         self.image[first:last] *= (1 + strength * wide)[..., None]
 
     def blend(self, mask: np.ndarray, colour: Colour) -> None:
-        """Paint `colour` where the (H, W) float mask, 0 to 1, says."""
+        """Blend `colour` with the (H, W) float mask, 0 to 1."""
         self.image += (np.asarray(colour, np.float32) - self.image) * mask[..., None]
 
     def paint(self, mask: np.ndarray, colour: Colour, opacity: float = 1.0, hides: bool = False) -> None:
-        """Paint where the (H, W) uint8 mask is 255; `hides` what lies behind, if it is in front of objects."""
+        """Paint where the (H, W) uint8 mask is 255; with `hides`, the objects behind it become hidden."""
         self.blend(mask.astype(np.float32) * (opacity / 255), colour)
         if hides:
             self.owner[mask > 127] = -1
@@ -327,14 +327,14 @@ class Scene:
         return mask
 
     def visible(self, number: int, without: np.ndarray | None = None) -> float:
-        """The share of an object that is seen, if the (H, W) bool mask `without` were painted over it."""
+        """The visible fraction of an object, without the pixels of the (H, W) bool mask `without`."""
         seen = self.owner == number
         if without is not None:
             seen &= ~without
         return float(np.count_nonzero(seen)) / max(self.areas[number], 1.0)
 
     def place(self, name: str, centre: Point, size: float, rotation: float, rng: Generator) -> bool:
-        """Paint an object; False, and nothing painted, where it would hide most of another or be mostly outside."""
+        """Paint an object. Returns False, without painting, if it would hide most of another or be mostly outside."""
         sprite = make_sprite(name, size, rotation, rng)
         side = sprite.shape[0]
         left, top = round(centre[0] - side / 2), round(centre[1] - side / 2)
@@ -428,7 +428,7 @@ def paint_strokes(
 
 
 def paint_rocks(scene: Scene, rng: Generator, count: int, top: int, hue: float = 0.08) -> None:
-    """Rough grey stones: clutter that is no object."""
+    """Rough grey stones: clutter that is not annotated."""
     for _ in range(count):
         y = rng.uniform(top, scene.height)
         radius = rng.uniform(3, 15) * (0.4 + (y - top) / max(scene.height - top, 1))
@@ -444,7 +444,7 @@ def paint_rocks(scene: Scene, rng: Generator, count: int, top: int, hue: float =
 
 
 def paint_posts(scene: Scene, rng: Generator, count: int) -> None:
-    """Poles and fence posts in the foreground, which hide what is behind."""
+    """Poles and fence posts in the foreground, which occlude objects."""
     for _ in range(count):
         x, width = rng.uniform(0, scene.width), rng.uniform(2, 6)
         top = rng.uniform(0.3, 0.75) * scene.height
@@ -608,8 +608,8 @@ def draw_scene(seed: int, number: int, sides: tuple[int, int] = SIDES) -> tuple[
     """Image `number` of the set of `seed`: (H, W, 3) uint8 RGB, and its objects.
 
     Args:
-        seed: of the whole set.
-        number: of the image; it depends on nothing else, so a larger set begins with the smaller one.
+        seed: random seed of the whole set.
+        number: number of the image, which depends only on seed and number, so a larger set contains a smaller one.
         sides: shortest and longest side, pixels.
     """
     rng = np.random.default_rng([seed, number])
@@ -645,19 +645,19 @@ def write_demo(
 
     Args:
         root: the VOCdevkit folder to write into; the set is `root/VOC2026`.
-        num_images: how many images, split 70 / 10 / 20 into train, val and test.
-        seed: another seed, other images.
+        num_images: number of images, split 70 / 10 / 20 into train, val and test.
+        seed: random seed of the images.
         sides: shortest and longest side of the images, pixels.
-        overwrite: replace another demo set that is there.
+        overwrite: replace an existing demo set.
 
     Returns:
-        `root/VOC2026`. A set that is already there with the same arguments is left alone.
+        `root/VOC2026`. An existing set with the same arguments is kept.
 
     Raises:
-        UserError: if something else is already there.
+        UserError: if the folder has other content.
     """
     if num_images < 1:
-        raise UserError("--num-images", f"{num_images} pictures", "give 1 or more")
+        raise UserError("--num-images", f"{num_images} is out of range", "give 1 or more")
     if seed < 0:
         raise UserError("--seed", f"{seed} is negative", "give 0 or more")
     folder = Path(root) / DEMO_YEAR
@@ -666,11 +666,11 @@ def write_demo(
         written = _written_facts(folder)
         if written == facts and not overwrite:
             return folder
-        if written is None:  # not ours: --overwrite must not delete somebody's images
-            raise UserError(folder, "is there already and is no demo set", "choose another folder")
+        if written is None:  # not a demo set: --overwrite must not delete other images
+            raise UserError(folder, "exists and is not a demo set", "choose another folder")
         if not overwrite:
-            raise UserError(folder, "holds another demo set", "choose another folder, or give --overwrite")
-    partial = folder.with_name(f".{DEMO_YEAR}.partial")  # so that an interrupted run leaves nothing that looks whole
+            raise UserError(folder, "contains another demo set", "choose another folder, or give --overwrite")
+    partial = folder.with_name(f".{DEMO_YEAR}.partial")  # so that an interrupted run leaves no incomplete set
     shutil.rmtree(partial, ignore_errors=True)
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (partial / name).mkdir(parents=True)
@@ -712,10 +712,10 @@ def _written_facts(folder: Path) -> object:
 class DemoOptions:
     """Options of `dataset.py demo`."""
 
-    output: str = option("", "folder to write the set into, as a VOCdevkit", positional=True, metavar="DIR")
-    num_images: int = option(400, "how many pictures; 70 % train, 10 % val, 20 % test", low=1, high=100_000)
-    seed: int = option(0, "another seed draws other pictures", low=0)
-    overwrite: bool = option(False, "replace another demo set that is there")
+    output: str = option("", "output folder, a VOCdevkit", positional=True, metavar="DIR")
+    num_images: int = option(400, "number of images: 70 % train, 10 % val, 20 % test", low=1, high=100_000)
+    seed: int = option(0, "random seed of the images", low=0)
+    overwrite: bool = option(False, "replace an existing demo set")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -724,5 +724,5 @@ def main(argv: list[str] | None = None) -> None:
     folder = write_demo(options.output, options.num_images, options.seed, overwrite=options.overwrite)
     parts = split_demo(options.num_images, options.seed)
     counts = ", ".join(f"{name} {len(parts[name])}" for name in ("train", "val", "test"))
-    print(f"{folder}: {options.num_images} pictures ({counts}) of {', '.join(DEMO_CLASSES)}")
+    print(f"{folder}: {options.num_images} images ({counts}) of {', '.join(DEMO_CLASSES)}")
     print(f"train on it with: python train.py --data {options.output}")

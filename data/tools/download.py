@@ -20,9 +20,9 @@ from utils.errors import RunError, UserError, brief
 
 VOC = "https://thor.robots.ox.ac.uk/pascal/VOC"
 COCO = "http://images.cocodataset.org"
-MAX_RATIO = 20  # unpacked bytes for each packed one; the largest here, COCO's JSON, is below 5
+MAX_RATIO = 20  # maximum compression ratio; the largest here, COCO's JSON, is below 5
 MAX_MEMBERS = 1_000_000
-ARCHIVES = "archives"  # where in the output folder the downloaded files stay
+ARCHIVES = "archives"  # subfolder of the output folder for the downloaded files
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Archive:
         return self.url.rsplit("/", 1)[-1]
 
 
-# VOC: addresses and MD5 as torchvision.datasets.voc states them. COCO publishes no digests; these MD5 are the ones
-# that NVIDIA's DeepLearningExamples and PaddleDetection check, and the zip's own CRC-32 of each file is checked too.
+# VOC: addresses and MD5 from torchvision.datasets.voc. COCO publishes no digests; these MD5 are from NVIDIA's
+# DeepLearningExamples and PaddleDetection, and the CRC-32 of each file in the zip is also checked.
 _VOC07 = Archive(f"{VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64")
 _VOC07_TEST = Archive(f"{VOC}/voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f")
 _VOC12 = Archive(f"{VOC}/voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd")
@@ -94,7 +94,7 @@ def download_dataset(
 
 @dataclass(frozen=True)
 class _Member:
-    """One entry of an archive, whatever its kind."""
+    """One entry of an archive, tar or zip."""
 
     name: str
     size: int
@@ -128,7 +128,7 @@ class _Reader:
 
 
 def extract(path: Path, folder: Path, progress: bool = True, max_bytes: int | None = None) -> int:
-    """Unpack a tar or zip file into `folder`, and say how many files it held.
+    """Unpack a tar or zip file into `folder`; returns the number of files.
 
     Every entry is checked before the first is written. Files are written atomically.
 
@@ -139,8 +139,8 @@ def extract(path: Path, folder: Path, progress: bool = True, max_bytes: int | No
         max_bytes: limit of the unpacked size; by default `MAX_RATIO` times the archive's.
 
     Raises:
-        RunError: for a damaged archive, one that is too large unpacked or that has entries which are links, devices,
-            or lie outside `folder`, and when the disk has no room for it.
+        RunError: for a damaged archive, one that is too large unpacked, or one with links, devices or paths outside
+            `folder`, and if the disk is full.
     """
     from tqdm import tqdm
 
@@ -162,7 +162,7 @@ def extract(path: Path, folder: Path, progress: bool = True, max_bytes: int | No
                 with reader.open(member) as source, open(partial, "wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
                 if partial.stat().st_size != member.size:
-                    raise RunError(path, f"is damaged: {member.name} is not whole", "delete it and run again")
+                    raise RunError(path, f"is damaged: {member.name} is incomplete", "delete it and run again")
                 os.replace(partial, target)
             finally:
                 partial.unlink(missing_ok=True)
@@ -180,7 +180,7 @@ def _opened(path: Path) -> Iterator[_Reader]:
             with tarfile.open(path) as tar:
                 yield _Reader(tar)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
-        raise RunError(path, f"is damaged or no tar or zip file ({error})", "delete it and run again") from error
+        raise RunError(path, f"is damaged, or not a tar or zip file ({error})", "delete it and run again") from error
 
 
 def _checked(path: Path, reader: _Reader, limit: int) -> list[tuple[_Member, PurePosixPath]]:
@@ -193,7 +193,7 @@ def _checked(path: Path, reader: _Reader, limit: int) -> list[tuple[_Member, Pur
         relative = PurePosixPath(member.name)
         outside = relative.is_absolute() or ".." in relative.parts or any(c in member.name for c in "\\:\0")
         if outside:
-            raise RunError(path, f"has an entry that leaves the folder ({member.name!r})", "do not trust this archive")
+            raise RunError(path, f"has an entry outside the folder ({member.name!r})", "do not trust this archive")
         if not (member.is_file or member.is_dir):
             raise RunError(
                 path, f"has an entry that is a link or a device ({member.name!r})", "do not trust this archive"
@@ -208,7 +208,7 @@ def _checked(path: Path, reader: _Reader, limit: int) -> list[tuple[_Member, Pur
             (files if member.is_file else folders).add(relative)
     both = files & folders
     if both:
-        what = f"has a file and a folder of one name ({brief(str(min(both)))})"
+        what = f"has a file and a folder with the same name ({brief(str(min(both)))})"
         raise RunError(path, what, "do not trust this archive")
     return members
 
@@ -218,9 +218,9 @@ class DownloadOptions:
     """Options of `dataset.py download`."""
 
     name: str = option("", f"one of {', '.join(DATASETS)}", positional=True, metavar="NAME")
-    output: str = option(".", "folder that gets VOCdevkit/ or coco2017/", metavar="DIR")
-    mirror: str | None = option(None, "address under which the archives lie by their file names", metavar="URL")
-    keep_archives: bool = option(False, "leave the archives in DIR/archives after unpacking")
+    output: str = option(".", "output folder, for VOCdevkit/ or coco2017/", metavar="DIR")
+    mirror: str | None = option(None, "URL of a folder with the archives", metavar="URL")
+    keep_archives: bool = option(False, "keep the archives in DIR/archives after unpacking")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -37,7 +37,7 @@ def check_duplicates(indices: dict[str, DatasetIndex], looks: dict[str, list[Loo
         more = f" and {len(members) - 4} more" if len(members) > 4 else ""
         words = "byte for byte" if same else "nearly"
         what = f"({places[members[0]][0]}) is {words} {', '.join(shown)}{more}"
-        todo = "leave them in one split, or divide anew with dataset.py split"
+        todo = "keep them in one split, or divide again with dataset.py split"
         code = "same_image" if same else "near_duplicate"
         found = finding(code, files[members[0]], what, todo, "+".join(splits))
         findings.append(found.with_pictures([files[m] for m in members]))

@@ -10,88 +10,88 @@ from typing import Any
 from utils.errors import printable
 
 ERROR, WARNING, INFO = "error", "warning", "info"
-CODES = {  # every code, how bad it is, and what it means
+CODES = {  # code: (severity, meaning)
     # images
     "missing_image": (ERROR, "a split or annotation names an image that does not exist"),
-    "empty_file": (ERROR, "a picture has no bytes"),
-    "not_an_image": (ERROR, "a file is no picture: a web page, a Git LFS pointer, something else"),
-    "unsupported_image": (ERROR, "a picture of a kind that cannot be decoded here: HEIC, AVIF, JPEG of 12 bits"),
-    "truncated_image": (ERROR, "a picture is cut off"),
-    "corrupt_image": (ERROR, "a picture cannot be decoded"),
-    "damaged_image": (WARNING, "a picture can be decoded, but the decoder complains of its data"),
-    "image_too_big": (ERROR, "a picture claims more pixels than are allowed"),
-    "file_too_big": (ERROR, "a file has more bytes than are allowed"),
-    "not_a_file": (ERROR, "a folder, pipe, socket or device stands where a file should be"),
+    "empty_file": (ERROR, "an image file is empty"),
+    "not_an_image": (ERROR, "a file is not an image: a web page, a Git LFS pointer or something else"),
+    "unsupported_image": (ERROR, "an image format that cannot be decoded here: HEIC, AVIF, 12-bit JPEG"),
+    "truncated_image": (ERROR, "an image is truncated"),
+    "corrupt_image": (ERROR, "an image cannot be decoded"),
+    "damaged_image": (WARNING, "an image can be decoded, but the decoder reports errors"),
+    "image_too_big": (ERROR, "an image has more pixels than allowed"),
+    "file_too_big": (ERROR, "a file has more bytes than allowed"),
+    "not_a_file": (ERROR, "a folder, pipe, socket or device instead of a file"),
     "unreadable_file": (ERROR, "a file cannot be read (permissions, disk)"),
-    "leads_outside": (ERROR, "a name or link leads out of the data set"),
-    "several_images": (WARNING, "several pictures have the same id"),
+    "leads_outside": (ERROR, "a name or link points outside the data set"),
+    "several_images": (WARNING, "several images have the same id"),
     # annotations
-    "unreadable_split": (ERROR, "a split cannot be read at all"),
+    "unreadable_split": (ERROR, "a split cannot be read"),
     "empty_split": (ERROR, "a split has no usable image"),
     "no_boxes": (ERROR, "a split has no box of any class"),
-    "missing_annotation": (ERROR, "a picture of a split has no annotation file"),
-    "bad_xml": (ERROR, "an annotation is empty, cut, no VOC XML, too big, or declares a document type"),
+    "missing_annotation": (ERROR, "an image of a split has no annotation file"),
+    "bad_xml": (ERROR, "an annotation is empty, truncated, not VOC XML, too large, or declares a document type"),
     "bad_labels": (ERROR, "a label file cannot be read"),
     "bad_image_entry": (ERROR, "an image of the JSON has no id or file name"),
     "bad_annotation": (ERROR, "an annotation of the JSON is not an object"),
     "unknown_image": (ERROR, "annotations belong to an image that does not exist"),
-    "bad_reference": (ERROR, "an annotation's image_id or category_id is missing or no number"),
-    "size_mismatch": (ERROR, "the annotation states another size than the picture has"),
-    "bad_size": (WARNING, "the annotation states no size, or 0"),
-    "wrong_filename": (WARNING, "the annotation names another picture than the one it belongs to"),
-    "exif_rotated_boxes": (WARNING, "a picture was annotated without its EXIF rotation; the boxes are turned"),
-    "annotation_without_image": (WARNING, "an annotation or label file has no picture"),
-    "image_without_annotation": (INFO, "pictures that no split and no annotation uses"),
-    "not_in_a_split": (INFO, "annotated pictures that are in no split"),
-    "no_label_file": (WARNING, "pictures without a label file, taken as without objects"),
-    "ambiguous_image": (ERROR, "an annotation's name is that of several pictures"),
+    "bad_reference": (ERROR, "an annotation's image_id or category_id is missing or not a number"),
+    "size_mismatch": (ERROR, "the size in the annotation differs from the image"),
+    "bad_size": (WARNING, "the annotation has no size, or 0"),
+    "wrong_filename": (WARNING, "the annotation contains the file name of another image"),
+    "exif_rotated_boxes": (WARNING, "an image was annotated without its EXIF rotation; the boxes are rotated"),
+    "annotation_without_image": (WARNING, "an annotation or label file has no image"),
+    "image_without_annotation": (INFO, "images that are in no split and have no annotation"),
+    "not_in_a_split": (INFO, "annotated images that are in no split"),
+    "no_label_file": (WARNING, "images without a label file, used as images without objects"),
+    "ambiguous_image": (ERROR, "an annotation's file name matches several images"),
     "bad_annotation_file": (ERROR, "an annotation file cannot be read"),
-    "found_by_name": (INFO, "pictures are not where the annotation says, but were found by their name"),
-    "moved_path": (WARNING, "a path is of another machine; its last parts were found"),
-    "more_names": (INFO, "a classes.txt names more classes than data.yaml"),
-    "names_without_boxes": (INFO, "names of a classes.txt that no box uses are left out"),
-    "root_category": (INFO, "a category that only groups others is left out"),
-    "two_annotations": (WARNING, "a picture has two annotation files"),
-    "one_class": (INFO, "a table names no classes"),
-    "fractions": (INFO, "coordinates were taken as fractions of width and height"),
-    "ignored_regions": (INFO, "regions that stand for no object are left out"),
-    "rotated_box": (INFO, "rotated boxes are read as the upright boxes around them"),
-    "polygons": (INFO, "polygons are read as the boxes around them"),
+    "found_by_name": (INFO, "images are not at the path in the annotation, but were found by name"),
+    "moved_path": (WARNING, "a path is from another machine; its last parts were found"),
+    "more_names": (INFO, "a classes.txt lists more classes than data.yaml"),
+    "names_without_boxes": (INFO, "names of a classes.txt without boxes are skipped"),
+    "root_category": (INFO, "a category that only groups others is skipped"),
+    "two_annotations": (WARNING, "an image has two annotation files"),
+    "one_class": (INFO, "a table has no class column"),
+    "fractions": (INFO, "coordinates are read as fractions of width and height"),
+    "ignored_regions": (INFO, "regions that are not objects are skipped"),
+    "rotated_box": (INFO, "rotated boxes are read as their enclosing upright boxes"),
+    "polygons": (INFO, "polygons are read as their enclosing boxes"),
     "ids_from_one": (WARNING, "class numbers start at 1"),
-    "duplicate_id": (WARNING, "an id or line is there twice"),
+    "duplicate_id": (WARNING, "an id or line appears twice"),
     # boxes
     "no_name": (ERROR, "an object has no class name"),
     "no_box": (ERROR, "an object has no box"),
-    "bad_number": (ERROR, "a coordinate is no number"),
+    "bad_number": (ERROR, "a coordinate is not a number"),
     "bad_columns": (ERROR, "a label line has the wrong number of columns"),
     "bad_difficult": (WARNING, "<difficult> is neither 0 nor 1"),
     "nan_box": (ERROR, "a coordinate is not finite"),
-    "huge_box": (ERROR, "a coordinate is absurdly large"),
-    "not_normalised": (ERROR, "a YOLO label is not in fractions of the picture"),
+    "huge_box": (ERROR, "a coordinate is implausibly large"),
+    "not_normalised": (ERROR, "a YOLO label is not in fractions of the image size"),
     "looks_normalised": (ERROR, "the boxes are fractions where pixels are expected"),
     "looks_like_sizes": (ERROR, "boxes look like x, y, width, height where x1, y1, x2, y2 is expected"),
     "looks_like_corners": (ERROR, "COCO boxes look like x1, y1, x2, y2 where x, y, width, height is expected"),
     "reversed_box": (ERROR, "a box has its corners reversed or a negative size"),
     "zero_box": (ERROR, "a box has no area"),
-    "outside_box": (ERROR, "a box lies outside the picture"),
-    "clipped_box": (WARNING, "a box reaches out of the picture and was clipped"),
-    "duplicate_box": (WARNING, "the same box of the same class is there twice"),
+    "outside_box": (ERROR, "a box is outside the image"),
+    "clipped_box": (WARNING, "a box exceeds the image and was clipped"),
+    "duplicate_box": (WARNING, "the same box of the same class appears twice"),
     "conflicting_box": (WARNING, "the same box has two classes"),
     "tiny_box": (INFO, "a box is tiny at the training size"),
-    "decimal_box": (INFO, "VOC coordinates are not whole numbers"),
-    "zero_based_box": (WARNING, "VOC coordinates begin at 0, where the format counts from 1"),
+    "decimal_box": (INFO, "VOC coordinates are not integers"),
+    "zero_based_box": (WARNING, "VOC coordinates start at 0, but the format counts from 1"),
     # classes
     "unknown_class": (ERROR, "boxes of a class that is not in the list"),
-    "similar_classes": (WARNING, "two class names are probably one: case, punctuation, or a typing error"),
+    "similar_classes": (WARNING, "two class names are probably the same class: case, punctuation, or a typing error"),
     "class_without_boxes": (WARNING, "a class has no box in the training split"),
-    "class_imbalance": (WARNING, "the commonest class has far more boxes than the rarest"),
+    "class_imbalance": (WARNING, "the most frequent class has far more boxes than the rarest"),
     "few_boxes": (INFO, "classes with very few boxes"),
     # splits
-    "same_image": (ERROR, "the same picture is in two splits"),
-    "near_duplicate": (WARNING, "nearly the same picture is in two splits"),
-    "small_split": (WARNING, "a split has very few pictures or boxes"),
-    "mostly_without_boxes": (WARNING, "most pictures of a split have no box"),
-    "duplicate_image": (WARNING, "the same picture is in one split twice"),
+    "same_image": (ERROR, "the same image is in two splits"),
+    "near_duplicate": (WARNING, "nearly the same image is in two splits"),
+    "small_split": (WARNING, "a split has very few images or boxes"),
+    "mostly_without_boxes": (WARNING, "most images of a split have no box"),
+    "duplicate_image": (WARNING, "the same image is in one split twice"),
 }
 
 
@@ -105,10 +105,10 @@ class Finding:
         where: the file, or `file:line`.
         what: the fault.
         todo: the remedy.
-        split: the split it was found in; empty if it is about several.
-        count: how many faults of its kind it represents.
-        pictures: the files that it is about, for the page.
-        box: xyxy pixels of the box that it is about.
+        split: the split; empty if the finding concerns several splits.
+        count: number of faults that the finding represents.
+        pictures: the image files concerned, for the page.
+        box: the box concerned, xyxy pixels.
     """
 
     severity: str
@@ -122,11 +122,11 @@ class Finding:
     box: tuple[float, ...] | None = None
 
     def with_pictures(self, paths: Sequence[str]) -> Finding:
-        """The same, with the images that it is about."""
+        """A copy with the images concerned."""
         return replace(self, pictures=tuple(paths))
 
     def with_box(self, picture: str, box: Sequence[float]) -> Finding:
-        """The same, with the box that it is about."""
+        """A copy with the box concerned."""
         return replace(self, pictures=(picture,), box=tuple(float(value) for value in box))
 
     def __str__(self) -> str:
@@ -136,7 +136,7 @@ class Finding:
 
 @dataclass
 class CheckReport:
-    """All findings about a data set, and what its splits hold."""
+    """All findings about a data set, and the number of images and boxes in its splits."""
 
     data: str
     kind: str
@@ -146,7 +146,7 @@ class CheckReport:
     seconds: float = 0.0
 
     def count(self, severity: str) -> int:
-        """How many findings of a severity."""
+        """Number of findings of a severity."""
         return sum(each.count for each in self.findings if each.severity == severity)
 
     def by_severity(self) -> Iterator[tuple[str, list[tuple[str, list[Finding]]]]]:

@@ -21,15 +21,15 @@ def check_target(target: Path, data: Path) -> None:
     """Refuse to overwrite files, or to write into the data set itself.
 
     Raises:
-        UserError: if `target` is not empty, is not a folder, or lies within `data`.
+        UserError: if `target` is not empty, is not a folder, or is inside `data`.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UserError("--fix", f"{target} is not a folder", "name a new one")
+        raise UserError("--fix", f"{target} is not a folder", "give a new folder")
     if target.is_dir() and any(target.iterdir()):
-        raise UserError("--fix", f"{target} is not empty", "name a new folder")
+        raise UserError("--fix", f"{target} is not empty", "give a new folder")
     home = data.resolve() if data.is_dir() else data.resolve().parent
     if target.resolve() == home or home in target.resolve().parents:
-        raise UserError("--fix", f"{target} lies within the data set", "name a folder outside of it")
+        raise UserError("--fix", f"{target} is inside the data set", "give a folder outside of it")
 
 
 def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[str]:
@@ -63,7 +63,7 @@ def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict
         images, boxes = len(indices[split]) - len(part), indices[split].num_boxes - part.num_boxes
         words = f"{len(part)} images and {part.num_boxes} boxes written"
         lines.append(f"{split}: {words}; left out besides what was unreadable: {images} images, {boxes} boxes")
-    lines += [f"not held by the copy: {count} x {what}" for what, count in losses.lost.items()]
+    lines += [f"cannot be stored in the copy: {count} x {what}" for what, count in losses.lost.items()]
     return [*lines, f"{target}: the corrected copy; fixed.csv in it lists what was left out or changed"]
 
 

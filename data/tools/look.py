@@ -23,8 +23,8 @@ from imaging.image_io import MAX_MEGAPIXELS, decode_held, decode_image, read_hea
 from utils.errors import RunError
 from utils.files import FileError, read_file
 
-THUMBNAIL = 16  # pixels a side
-_MANY = 256  # images from which on it pays to start processes
+THUMBNAIL = 16  # side of a thumbnail, pixels
+_MANY = 256  # minimum number of images for which processes are started
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def look_at(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> Look:
     try:
         held = [read_file(path, int(max_megapixels * 4e6))]
         digest = hashlib.blake2b(held[0], digest_size=16).digest()
-        with heard_complaints():  # as `image_hashes` sees it, so that both find the same duplicates
+        with captured_decoder_errors():  # as in `image_hashes`, so that both find the same duplicates
             is_jpeg = read_header_bytes(held[0], path, max_megapixels).kind == "jpeg"
             small = decode_image(held[0], path, max_megapixels, min_size=HASHED_SIZE) if is_jpeg else None
-        with heard_complaints() as complaints:
+        with captured_decoder_errors() as complaints:
             image = decode_held(held, path, max_megapixels)
     except FileError as error:
         code = "missing_image" if error.code == "missing_file" else error.code  # removed since the index was read
@@ -67,7 +67,11 @@ def look_at(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> Look:
     )
     code, what, todo = "", "", ""
     if complaints:
-        code, what, todo = "damaged_image", f"the decoder says: {complaints[0]}", "look at it; copy it again"
+        code, what, todo = (
+            "damaged_image",
+            f"the decoder reports: {complaints[0]}",
+            "check the image, and copy it again",
+        )
     return Look(code, what, todo, digest, (first, second), thumbnail.tobytes())
 
 
@@ -78,9 +82,9 @@ def look_at_all(
 
     Args:
         paths: the files.
-        max_megapixels: refuse bigger ones.
-        workers: processes; None takes one a core, at most 8. Few images are decoded in this process.
-        words: what the bar calls them.
+        max_megapixels: reject larger images.
+        workers: number of processes; None for one per core, at most 8. Few images are decoded in this process.
+        words: label of the progress bar.
 
     Raises:
         RunError: if an image makes the decoder crash.
@@ -103,7 +107,7 @@ def look_at_all(
                 return looks
             except BrokenProcessPool:
                 where = paths[len(looks)]
-                raise RunError(where, "this picture or one soon after it ends the decoder", "remove it") from None
+                raise RunError(where, "this image, or one of the next, crashes the decoder", "remove it") from None
 
 
 def _quieten() -> None:
@@ -112,7 +116,7 @@ def _quieten() -> None:
 
 
 @contextmanager
-def heard_complaints() -> Iterator[list[str]]:
+def captured_decoder_errors() -> Iterator[list[str]]:
     """Capture stderr of C libraries: libjpeg decodes damaged data and reports it only there."""
     lines: list[str] = []
     sys.stderr.flush()

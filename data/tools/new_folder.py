@@ -36,6 +36,6 @@ def new_folder(target: Path) -> Iterator[Path]:
             raise
         free = shutil.disk_usage(target.parent).free
         what = f"the disk is full ({free / 1e6:.0f} MB are free): nothing was written"
-        raise RunError(target, what, "make room, or choose a folder on another disk") from error
+        raise RunError(target, what, "free some space, or choose a folder on another disk") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -33,9 +33,9 @@ class Pool:
     """All images to divide.
 
     Args:
-        format: `voc`, `coco`, `yolo`, or `other`: any readable format, written as COCO.
-        root: the data set as given.
-        paths: of the images.
+        format: `voc`, `coco`, `yolo`, or `other`: any other readable format, written as COCO.
+        root: the given path of the data set.
+        paths: paths of the images.
         ids: id of each image in a list: (year, id) in VOC, (annotation file, image id) in COCO, else empty.
         class_names: found in the annotations.
         counts: (I, C) boxes of each class in each image.
@@ -106,24 +106,24 @@ def split_dataset(
         seed: random seed of the division.
         max_distance: maximum hash distance of near-duplicates, bits; -1 disables the search.
         overwrite: replace existing lists.
-        image_folder: where the images are, if not beside the annotations; see `open_dataset`.
+        image_folder: folder of the images, if it is not that of the annotations; see `open_dataset`.
 
     Raises:
         UserError: for shares that do not sum to 1, no place to write, or existing lists.
     """
     shares = check_shares(shares)
     if output is not None and in_place:
-        raise UserError("--output", "and --in-place exclude each other", "give one of them")
+        raise UserError("--output", "cannot be combined with --in-place", "give one of them")
     pool = read_pool(data, image_folder)
     if in_place and pool.format != "voc":
-        raise UserError("--in-place", f"is only for VOC, and {data} is {pool.format}", "give --output DIR")
+        raise UserError("--in-place", f"works only for VOC, and {data} is {pool.format}", "give --output DIR")
     home = Path(data).resolve()
     beside = home.with_name(f"{home.stem if home.is_file() else home.name}-split")
     target = Path(data) if in_place else Path(output or beside)
     plan = _plan_files(pool, target, shares, in_place)
     there = [path for path in plan if os.path.lexists(path)]
     if there and not overwrite:
-        raise UserError(there[0], "is there already", "give --overwrite to replace it, or another --output")
+        raise UserError(there[0], "exists", "give --overwrite to replace it, or another --output")
     hashes = file_hashes(pool.paths) if max_distance >= 0 else None
     groups = near_duplicate_groups(hashes, max_distance) if hashes is not None else np.arange(len(pool.paths))
     parts = stratified_split(pool.counts, groups, shares, seed)
@@ -141,10 +141,10 @@ def split_dataset(
 
 
 def read_pool(data: str | Path, image_folder: str | None = None) -> Pool:
-    """All images of a data set with the classes in them.
+    """Read all images of a data set with their classes.
 
     Raises:
-        UserError: if it is no data set, or has no annotated image.
+        UserError: if it is not a data set, or has no annotated image.
     """
     found = recognise(data)
     kind = found.format.name
@@ -159,7 +159,7 @@ def read_pool(data: str | Path, image_folder: str | None = None) -> Pool:
         identities = [("", each) for each in index.image_ids.tolist()]
         return Pool("other", Path(data), pictures, identities, index.class_names, class_counts(index), index)
     if not paths:
-        raise UserError(data, "has no annotated picture", "run: python dataset.py check")
+        raise UserError(data, "has no annotated image", "run: python dataset.py check")
     class_names = tuple(sorted({name for row in names for name in row}))
     number_of = {name: k for k, name in enumerate(class_names)}
     counts = np.zeros((len(paths), len(class_names)), np.int32)
@@ -170,7 +170,7 @@ def read_pool(data: str | Path, image_folder: str | None = None) -> Pool:
 
 
 def _is_plain_coco(root: Path) -> bool:
-    """Whether every image is where its JSON says, so that the JSON can be divided as it stands."""
+    """Whether every image is at the path in its JSON, so that the JSON can be divided unchanged."""
     skips = [skip for split in list_splits(root) for skip in open_dataset(root, split, allow_empty=True).skips]
     return not any(skip.code in ("found_by_name", "root_category") for skip in skips) and not any(
         isinstance(each, str)
@@ -197,7 +197,7 @@ def _voc_images(root: Path) -> _Images:
             try:
                 objects = parse_voc_xml(read_file(xml, MAX_XML_BYTES), xml).objects
             except FileError as error:
-                warn(error.where, error.what, "its picture is left out")
+                warn(error.where, error.what, "its image is skipped")
                 continue
             paths.append(path)
             ids.append(name)
@@ -249,7 +249,7 @@ def _write_voc(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_pla
 
 
 def _write_coco(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
-    """A JSON a split, with all that the original files say; images are found through links to their folders."""
+    """Write one JSON per split, with all original entries; images are found through links to their folders."""
     (target / "annotations").mkdir(parents=True, exist_ok=True)
     documents = {where: json.loads(read_file(where, MAX_JSON_BYTES)) for where in {where for where, _ in pool.ids}}
     links = _coco_links(pool, documents)
@@ -298,7 +298,7 @@ def _linked_name(path: Path, image: Mapping[str, Any], links: Mapping[str, str])
 
 
 def _write_other(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
-    """A COCO JSON a split of what was read; images are found through a link to the folder of them all."""
+    """Write one COCO JSON per split from the index; images are found through a link to their common folder."""
     assert pool.index is not None
     write_snapshot(target, {name: [(pool.index, part)] for name, part in parts.items()})
 
@@ -317,33 +317,35 @@ _WRITERS = {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo, "other"
 
 
 def _link_folder(source: Path, link: Path) -> None:
-    """Make `link` lead to the folder `source`; where the system allows no links, say what to do instead."""
+    """Create a link to the folder `source`. If the system does not allow links, warn and say what to do."""
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and link.resolve() == source.resolve():
         return
     try:
         link.symlink_to(source.resolve(), target_is_directory=True)
     except OSError as error:
-        warn(link, f"cannot be linked to {source} ({error.strerror})", "copy that folder to this place")
+        warn(link, f"cannot be linked to {source} ({error.strerror})", "copy that folder to this path")
 
 
 @dataclass(frozen=True)
 class SplitOptions:
     """Options of `dataset.py split`."""
 
-    data: str = option("", "a data set of any layout of docs/DATA.md", positional=True, metavar="DATA")
-    train: float = option(0.8, "share of the images to train on", low=0, high=1)
-    val: float = option(0.1, "share to choose the best epoch by", low=0, high=1)
-    test: float = option(0.1, "share to be scored at the end", low=0, high=1)
-    output: str | None = option(None, "folder for the new lists (default: DATA-split, beside it)", metavar="DIR")
-    in_place: bool = option(False, "write into a VOC set's own ImageSets/Main")
-    seed: int = option(0, "another seed, another division", low=0)
-    max_distance: int = option(
-        MAX_DISTANCE, "bits of 128 by which near-duplicates differ at most; -1 looks for none", low=-1, high=64
+    data: str = option("", "data set in any layout of docs/DATA.md", positional=True, metavar="DATA")
+    train: float = option(0.8, "fraction of images for training", low=0, high=1)
+    val: float = option(0.1, "fraction of images for validation", low=0, high=1)
+    test: float = option(0.1, "fraction of images for the final test", low=0, high=1)
+    output: str | None = option(
+        None, "folder for the new lists (default: DATA-split, next to the data set)", metavar="DIR"
     )
-    overwrite: bool = option(False, "replace lists that are there already")
+    in_place: bool = option(False, "write into ImageSets/Main of a VOC data set")
+    seed: int = option(0, "random seed of the division", low=0)
+    max_distance: int = option(
+        MAX_DISTANCE, "maximum hash distance of near-duplicates, bits of 128; -1 = no search", low=-1, high=64
+    )
+    overwrite: bool = option(False, "replace existing lists")
     image_folder: str | None = option(
-        None, "folder of the images, if they are not beside the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
+        None, "folder of the images, if it is not that of the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
     )
 
 

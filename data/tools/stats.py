@@ -162,7 +162,7 @@ def format_stats(stats: dict[str, Any]) -> str:
     lines.append(
         f"anchors: best possible recall {anchors['best_possible_recall']:.4f}, mean IoU {anchors['mean_iou']:.4f}"
     )
-    lines += [f"  {row['width']:6.4g} x {row['height']:<6.4g} fits best {row['best_for']:6.1%}, can answer for "
+    lines += [f"  {row['width']:6.4g} x {row['height']:<6.4g} fits best {row['best_for']:6.1%}, can match "
               f"{row['can_answer_for']:6.1%}" for row in anchors["rows"]]  # fmt: skip
     width = max((len(row["name"]) for row in stats["classes"]), default=5)
     lines.append(f"{'class':{width}} {'boxes':>8} {'images':>8} {'difficult':>10} {'crowd':>7}")
@@ -183,7 +183,7 @@ def draw_stats(
 
     rows = min(len(stats["classes"]), BAR_CLASSES)
     figure = Figure(figsize=(16, max(9, 2 * 0.16 * rows + 2)), layout="constrained")  # room for every class name
-    FigureCanvasAgg(figure)  # no display is needed, and the caller's pyplot state is left alone
+    FigureCanvasAgg(figure)  # needs no display, and does not change the caller's pyplot state
     (classes, scatter, sides), (objects, ratios, heat) = figure.subplots(2, 3)
     figure.suptitle(f"{index.name}: {stats['num_images']} images, {stats['num_boxes']} boxes")
     sizes = box_sizes(index, letterbox)
@@ -210,7 +210,7 @@ def _draw_classes(axes: Any, stats: dict[str, Any]) -> None:
     names = [_plain(_short(row["name"])) for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=7 if len(rows) > 15 else 9)
     left = len(stats["classes"]) - len(rows)
-    axes.set(title="boxes of each class" + (f" (the {left} rarest are left out)" if left else ""), xlabel="boxes")
+    axes.set(title="boxes of each class" + (f" (the {left} rarest are omitted)" if left else ""), xlabel="boxes")
 
 
 def _draw_scatter(axes: Any, sizes: np.ndarray, anchors: np.ndarray, input_size: tuple[int, int]) -> None:
@@ -265,9 +265,9 @@ def _round(value: Any) -> float:
 class StatsOptions(DataOptions):
     """Options of `dataset.py stats`."""
 
-    input_size: tuple[int, ...] = option((416,), "of the network, pixels: one number, or height and width", nargs="+")
-    resize_mode: str = option("letterbox", "how pictures are brought to it", choices=RESIZE_MODES)
-    output: str | None = option(None, "also draw everything into this picture", metavar="FILE.png")
+    input_size: tuple[int, ...] = option((416,), "height [width] of the network's input, pixels", nargs="+")
+    resize_mode: str = option("letterbox", "how images are resized to the input size", choices=RESIZE_MODES)
+    output: str | None = option(None, "also draw the statistics into this PNG file", metavar="FILE.png")
     json: bool = option(False, "print JSON")
 
 
@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None, anchors: Sequence[Any] = ()) -> None:
     """`dataset.py stats DATA`; `anchors` are the current ones, of a 416 input."""
     options = parse_options(StatsOptions, argv, prog="dataset.py stats", description=__doc__.splitlines()[0])
     if options.output and Path(options.output).suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
-        raise UserError("--output", f"{options.output} is no picture's name", "give a name that ends in .png")
+        raise UserError("--output", f"{options.output} is not the name of an image", "give a name that ends in .png")
     index = options.open()
     letterbox = Letterbox(two_sides(options.input_size), options.resize_mode)
     scaled = scaled_anchors(anchors, letterbox.input_size)

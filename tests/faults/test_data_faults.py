@@ -585,7 +585,7 @@ def as_bad_png(path: Path) -> None:
 SPLITS: dict[str, tuple[Callable[[Path], object], Counts | str]] = {
     "empty": (
         lambda y: (y / "ImageSets/Main/train.txt").write_text(""),
-        "no image that can be used, its list is empty",
+        "no image that can be used: its list is empty",
     ),
     "blank": (lambda y: (y / "ImageSets/Main/train.txt").write_text("\n \n\r\n"), "no image that can be used"),
     "binary": (lambda y: (y / "ImageSets/Main/train.txt").write_bytes(bytes(range(256))), "no image that can be used"),
@@ -606,7 +606,7 @@ SPLITS: dict[str, tuple[Callable[[Path], object], Counts | str]] = {
     ),
     "all cut": (
         lambda y: each(y, "JPEGImages/*", lambda p: p.write_bytes(p.read_bytes()[:600])),
-        r"cut off.*found dog \(6\), cat \(6\)",
+        r"truncated.*found dog \(6\), cat \(6\)",
     ),
     "all corrupt": (
         lambda y: each(y, "JPEGImages/*", as_bad_png),
@@ -615,11 +615,11 @@ SPLITS: dict[str, tuple[Callable[[Path], object], Counts | str]] = {
     "all xml broken": (lambda y: each(y, "Annotations/*", lambda p: p.write_text("x")), "no image that can be used"),
     "no object": (
         lambda y: each(y, "Annotations/*", lambda p: p.write_text(voc_xml_text(p.stem, []))),
-        "no box of any class: .*no object at all",
+        "no box of its classes .*no objects",
     ),
     "all boxes broken": (
         lambda y: each(y, "Annotations/*", lambda p: p.write_text(voc_xml_text(p.stem, [("dog", 50, 50, 10, 10)]))),
-        r"no box of any class: .*found dog \(6\)",
+        r"no box of its classes .*found dog \(6\)",
     ),
     "some negatives": (
         lambda y: each(y, "Annotations/a[0-2].xml", lambda p: p.write_text(voc_xml_text(p.stem, []))),
@@ -636,8 +636,8 @@ def test_splits_are_used_or_refused(fault: str, voc: Path) -> None:
 
 
 CLASS_FILES: dict[str, tuple[bytes, Counts | str]] = {
-    "empty": (b"", "holds no class name"),
-    "blank": (b"\n\n", "holds no class name"),
+    "empty": (b"", "contains no class name"),
+    "blank": (b"\n\n", "contains no class name"),
     "blank between": (b"dog\n\ncat\n", "classes.txt:2: blank line"),
     "blank first": (b"\n\ndog\ncat\n", "classes.txt:1: blank line"),
     "blanks at the end": (b"dog\ncat\n\n\n", SAME),
@@ -652,7 +652,7 @@ CLASS_FILES: dict[str, tuple[bytes, Counts | str]] = {
     "one long line": (b"x" * 1000, "has 1000 characters"),
     "a list of json": (b'["dog", "cat"]', r"no box of any class.*found (dog|cat) \(6\)"),
     "with commas": (b"dog,cat\n", r"no box of any class.*found (dog|cat) \(6\)"),
-    "other classes": (b"car\nbus\n", r"no box of any class: sought car, bus; found (dog|cat) \(6\)"),
+    "other classes": (b"car\nbus\n", r"no box of its classes \(car, bus\); found (dog|cat) \(6\)"),
     "5000 classes": (b"dog\ncat\n" + b"".join(b"n%d\n" % n for n in range(5000)), SAME),
 }
 
@@ -703,7 +703,7 @@ MORE_BAD_BOXES = ([10, 20, 1e12, 6], [900, 900, 5, 5], [True, 2, 3, 4], [[1], 2,
 NOT_FINITE = ([float("nan"), 2, 3, 4], [float("inf"), 2, 3, 4], [1, 2, float("inf"), 4])
 COCO_FAULTS: dict[str, tuple[Callable[[Content], object], Counts | str]] = {
     **{f"no {key}": (lambda c, key=key: c.pop(key), f"has no list '{key}'") for key in LISTS},
-    **{f"{key} null": (lambda c, key=key: c.update({key: None}), f"'{key}' is no list") for key in LISTS},
+    **{f"{key} null": (lambda c, key=key: c.update({key: None}), f"'{key}' is not a list") for key in LISTS},
     **{f"{key} of numbers": (lambda c, key=key: c.update({key: [1, 2]}), "set") for key in LISTS},
     **{f"no {key} in the list": (lambda c, key=key: c.update({key: []}), "set") for key in LISTS},
     **{
@@ -779,19 +779,19 @@ def test_coco_json_loses_only_what_is_broken(fault: str, coco: Path) -> None:
 
 
 COCO_TEXTS: dict[str, tuple[Callable[[str], str | bytes], Counts | str]] = {
-    "cut": (lambda text: text[:700], "is not whole JSON"),
-    "empty": (lambda text: "", "is not whole JSON"),
-    "a list": (lambda text: "[]", "no object at the top"),
-    "a number": (lambda text: "3", "no object at the top"),
-    "html": (lambda text: "<html>", "is not whole JSON"),
-    "deep lists": (lambda text: "[" * 200_000, "nested too deeply|not whole JSON"),
-    "deep objects": (lambda text: '{"a":' * 200_000, "nested too deeply|not whole JSON"),
+    "cut": (lambda text: text[:700], "is not valid JSON"),
+    "empty": (lambda text: "", "is not valid JSON"),
+    "a list": (lambda text: "[]", "the top level is not an object"),
+    "a number": (lambda text: "3", "the top level is not an object"),
+    "html": (lambda text: "<html>", "is not valid JSON"),
+    "deep lists": (lambda text: "[" * 200_000, "nested too deeply|not valid JSON"),
+    "deep objects": (lambda text: '{"a":' * 200_000, "nested too deeply|not valid JSON"),
     "binary": (lambda text: bytes(range(256)) * 10, "is not JSON"),
     "5000 digits": (lambda text: text.replace('"id": 1,', f'"id": {"9" * 5000},', 1), "is not JSON"),
-    "comma at the end": (lambda text: text[:-1] + ",}", "is not whole JSON"),
-    "comment": (lambda text: "// x\n" + text, "is not whole JSON"),
-    "zero byte": (lambda text: text + "\0", "is not whole JSON"),
-    "twice": (lambda text: text + text, "is not whole JSON"),
+    "comma at the end": (lambda text: text[:-1] + ",}", "is not valid JSON"),
+    "comment": (lambda text: "// x\n" + text, "is not valid JSON"),
+    "zero byte": (lambda text: text + "\0", "is not valid JSON"),
+    "twice": (lambda text: text + text, "is not valid JSON"),
     "byte order mark": (lambda text: text.encode("utf-8-sig"), SAME),
     "utf-16": (lambda text: text.encode("utf-16"), SAME),
 }
@@ -895,13 +895,13 @@ REST = "train: images/train\nval: images/val\n"
 LEVELS = "".join(f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(8))
 YAML_BOMB = f"a: &a [x,x,x,x,x,x,x,x,x]\n{LEVELS}"
 YAMLS: dict[str, tuple[str | bytes, Counts | str]] = {
-    "empty": ("", "holds no settings"),
-    "a list": ("- a", "holds no settings"),
+    "empty": ("", "contains no settings"),
+    "a list": ("- a", "contains no settings"),
     "cut": ("names: [a", "is not YAML"),
     "no names": (REST, "has no names"),
-    "no splits": ("names: [dog, cat]\n", "names no train"),
+    "no splits": ("names: [dog, cat]\n", "has no train"),
     "no train": ("val: images/val\nnames: [dog, cat]\n", (1, 0, 0)),
-    "name twice": (f"{REST}names: [a, a]\n", "there twice"),
+    "name twice": (f"{REST}names: [a, a]\n", "appears twice"),
     "blank name": (f"{REST}names: [a, '']\n", "class 1"),
     "names with a hole": (f"{REST}names: {{0: a, 2: b}}\n", "number the classes from 0"),
     "names by words": (f"{REST}names: {{'0': dog, '1': cat}}\n", "number the classes from 0"),

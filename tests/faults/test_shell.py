@@ -260,7 +260,7 @@ def test_an_archive_with_a_file_and_a_folder_of_one_name_is_refused(tmp_path: Pa
             member = tarfile.TarInfo(name)
             member.size = 1
             archive.addfile(member, io.BytesIO(b"1"))
-    with pytest.raises(RunError, match="a file and a folder of one name"):
+    with pytest.raises(RunError, match="a file and a folder with the same name"):
         extract(tmp_path / "a.tar", tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 

@@ -373,7 +373,7 @@ def test_what_was_unreadable_before_a_break_is_counted_after_it(
 def test_data_that_cannot_be_learnt_from_is_refused_before_a_folder_is_made(data: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("zebra\n")
     arguments = ["--data", str(data), "--run-dir", str(tmp_path / "run"), "--classes", str(tmp_path / "names.txt")]
-    with pytest.raises(UserError, match=r"sought zebra; found .*car"):
+    with pytest.raises(UserError, match=r"\(zebra\); found .*car"):
         train.main([*TINY, *arguments])
     assert not (tmp_path / "run").exists()
 
