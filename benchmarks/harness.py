@@ -57,6 +57,15 @@ def command_cost(arguments: Sequence[str], cwd: Path = REPOSITORY, **environment
     return Cost(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * unit)
 
 
+def cpu_of_tree(pid: int) -> float:
+    """CPU seconds so far of a running process and of those that it started (Linux)."""
+    folder = Path(f"/proc/{pid}")
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    ticks = sum(map(int, fields[11:15]))  # utime, stime, and those of children that have ended
+    children = (child for task in folder.glob("task/*/children") for child in task.read_text().split())
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(cpu_of_tree(int(child)) for child in children)
+
+
 def cpu_in_turns(calls: Mapping[str, Callable[[], Any]], repetitions: int, warm_up: int = 1) -> dict[str, Sample]:
     """CPU seconds of this process for each call, taken in turns."""
     return interleave(calls, repetitions, warm_up, time.process_time)

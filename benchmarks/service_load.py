@@ -1,7 +1,6 @@
 """Load-test the service with several clients: throughput relative to the network alone, and memory over time.
 
-On a machine that others use, rates say little; how much CPU time the network's thread takes for a picture, beside the
-network alone, says what the service adds to it: nothing else stands between it and the next batch.
+On a machine that others use, rates say little: `python -m benchmarks.table --only service` compares CPU time.
 """
 
 from __future__ import annotations
@@ -96,15 +95,13 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
     pictures = make_pictures(16, *options.picture_size)
     press(port, pictures, options.clients, 20 * options.clients, Tally(), options.seconds)  # allocators, caches
     tally, service_rates, alone_rates, memory = Tally(), [], [alone.rate()], [resident(pid)]
-    end, done, before_by_thread = time.monotonic() + options.seconds, 0, cpu_by_thread(pid)
-    alone_cpu = [alone.cpu]
+    end, done = time.monotonic() + options.seconds, 0
     for part in range(options.rounds):
         number = options.requests * (part + 1) // options.rounds - done
         seconds = press(port, pictures, options.clients, number, tally, end - time.monotonic())
         before, done = done, sum(tally.statuses.values())
         service_rates.append((done - before) / seconds)
         alone_rates.append(alone.rate())
-        alone_cpu.append(alone.cpu)
         memory.append(resident(pid))
         print(
             f"{done:6d} requests: {service_rates[-1]:7.1f} pictures/s, network alone "
@@ -113,9 +110,6 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
         )
         if time.monotonic() > end:
             break
-    by_thread = {t: (cpu - before_by_thread.get(t, 0.0)) / done for t, cpu in cpu_by_thread(pid).items()}
-    loop = by_thread.pop(pid)
-    network = max(by_thread.values())
     between = [(a + b) / 2 for a, b in itertools.pairwise(alone_rates)]
     ratios = sorted(ours / most for ours, most in zip(service_rates, between, strict=True))
     p50, p95 = np.percentile(tally.seconds, [50, 95]) * 1000
@@ -124,24 +118,12 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
     print(f"latency: median {p50:.0f} ms, 95 % within {p95:.0f} ms, with {options.clients} clients")
     print(f"batch that a request was part of, in the mean: {mean_batch:.1f} of {options.batch_size}")
     print(f"memory: {memory[0] / MEGABYTE:.1f} MB before, {memory[-1] / MEGABYTE:.1f} MB after {done} requests")
-    own = float(np.median(alone_cpu))
-    print(
-        f"CPU ms of a picture: network's thread {1000 * network:.1f} (the network alone {1000 * own:.1f}), "
-        f"HTTP {1000 * loop:.1f}, decoding and the rest {1000 * (sum(by_thread.values()) - network):.1f}"
-    )
-    print(f"network alone / network's thread, by CPU time: {own / network:.3f} (with --threads 1)")
     print(f"service / network alone: median {np.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
     return 0 if set(tally.statuses) == {200} else 1
 
 
 class Alone:
-    """The network by itself: the same runtime, batch and input, nothing before and nothing after it.
-
-    Attributes:
-        cpu: seconds of CPU time of one picture, in the last measurement.
-    """
-
-    cpu = 0.0
+    """The network by itself: the same runtime, batch and input, nothing before and nothing after it."""
 
     def __init__(self, detector: Detector, batch_size: int) -> None:
         size = detector.config.input_size
@@ -151,11 +133,10 @@ class Alone:
     def rate(self, seconds: float = 4.0) -> float:
         """Pictures a second."""
         self._runtime.run(self._batch)
-        started, cpu, count = time.perf_counter(), time.process_time(), 0
+        started, count = time.perf_counter(), 0
         while (passed := time.perf_counter() - started) < seconds:
             self._runtime.run(self._batch)
             count += len(self._batch)
-        self.cpu = (time.process_time() - cpu) / count
         return count / passed
 
 
@@ -220,15 +201,6 @@ def press(port: int, pictures: list[bytes], clients: int, number: int, tally: Ta
     for thread in threads:
         thread.join()
     return time.perf_counter() - started
-
-
-def cpu_by_thread(pid: int) -> dict[int, float]:
-    """CPU seconds that each thread of a process has used; the one with the number of the process speaks HTTP."""
-    used = {}
-    for folder in Path(f"/proc/{pid}/task").iterdir():
-        nanoseconds = (folder / "schedstat").read_text().split()[0]
-        used[int(folder.name)] = int(nanoseconds) / 1e9
-    return used
 
 
 def resident(pid: int) -> int:

@@ -30,11 +30,13 @@ from benchmarks.harness import (
     command_cost,
     commands_in_turns,
     cpu_in_turns,
+    cpu_of_tree,
     median_cost,
     save,
     slower_than_before,
     table,
 )
+from benchmarks.service_load import LoadOptions, Tally, make_pictures, press, start
 from data.open import default_splits, open_dataset
 from data.tools.demo import draw_scene
 from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, score
@@ -60,6 +62,7 @@ FRAME = (1080, 1920)
 FRAMES = 60
 PHOTOS = 60
 EVAL_IMAGES = 500
+REQUESTS = 200
 LARGE_IMAGES = 120
 OF_DATA = ("eval", "large")  # rows that need --data
 
@@ -272,6 +275,29 @@ def eval_rows(bench: Bench) -> Iterator[Row]:
     }
     costs = {name: median_cost(each) for name, each in commands_in_turns(commands, 1).items()}
     yield Row("eval.py, 500 images", costs["old"].cpu, costs["new"].cpu, "s of CPU", "PyTorch, batch 8, pycocotools")
+    runtime = load_runtime(bench.model, "cpu", "onnxruntime")
+    image = np.random.default_rng(0).integers(0, 256, (1, *runtime.config.input_size, 3), np.uint8)
+    alone = EVAL_IMAGES * cpu_in_turns({"network": partial(runtime.run, image)}, 40, 5)["network"].median
+    yield Row("eval.py, all of it", alone, costs["new"].cpu, "s of CPU", "network alone", 1.67)
+
+
+def service_rows(bench: Bench) -> Iterator[Row]:
+    """A request of the service, its decoder's process included, beside the network alone."""
+    load = LoadOptions(checkpoint=str(bench.model), batch_size=1, threads=1, device="cpu")
+    pictures = make_pictures(16, *load.picture_size)
+    runtime = load_runtime(bench.model, "cpu")
+    image = np.random.default_rng(0).integers(0, 256, (1, *runtime.config.input_size, 3), np.uint8)
+    process, port = start(load)
+    try:
+        press(port, pictures, 1, 40, Tally(), 600)  # starts the decoder, fills caches
+        before = cpu_of_tree(process.pid)
+        press(port, pictures, 1, REQUESTS, Tally(), 600)
+        cpu = cpu_of_tree(process.pid) - before
+    finally:
+        process.terminate()
+        process.wait(60)
+    alone = cpu_in_turns({"network": partial(runtime.run, image)}, 40, 5)["network"].median
+    yield Row("a request of the service", 1e3 * alone, 1e3 * cpu / REQUESTS, "ms", "network alone", 1.21)
 
 
 def video_rows(bench: Bench) -> Iterator[Row]:
@@ -340,6 +366,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "coco": coco_rows,
     "loss": loss_rows,
     "eval": eval_rows,
+    "service": service_rows,
     "large": large_rows,
     "video": video_rows,
 }
