@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -285,6 +285,7 @@ def digest(path: Path) -> str:
 def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, options: BenchmarkOptions) -> Parity:
     """Export a file and compare it with the network on photographs; an existing file is only compared."""
     from nets.export.check import check_export, export_and_check
+    from nets.export.quantize import calibration_images
     from nets.torch_runtime import TorchRuntime
 
     kind = FORMAT_OF_RUNTIME[runtime]
@@ -293,7 +294,9 @@ def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, optio
         parity = check_export(TorchRuntime(model), file, form, photos)
     elif form.precision == "int8":
         print(f"quantising {file.name}", flush=True)
-        FORMATS[kind].quantize(model, file, form, read_spread(open_split(options, 0), options.calibration_images), None)
+        training = open_split(options, 0)
+        calibration = read_images(training, calibration_images(training, options.calibration_images))
+        FORMATS[kind].quantize(model, file, form, calibration, None)
         parity = check_export(TorchRuntime(model), file, form, photos)
     else:
         print(f"exporting {file.name}", flush=True)
@@ -308,14 +311,16 @@ def comparison_photos(config: ModelConfig, options: BenchmarkOptions) -> list[np
     """Photographs of the validation split, or synthetic images if there is no data."""
     from nets.export.parity import drawn_photos
 
-    return read_spread(open_split(options, 1), PARITY_PHOTOS) if options.data else drawn_photos(config, PARITY_PHOTOS)
+    if not options.data:
+        return drawn_photos(config, PARITY_PHOTOS)
+    index = open_split(options, 1)
+    return read_images(index, np.unique(np.linspace(0, len(index) - 1, min(PARITY_PHOTOS, len(index))).astype(int)))
 
 
-def read_spread(index: DatasetIndex, wanted: int) -> list[np.ndarray]:
-    """Read images spread evenly over a split."""
+def read_images(index: DatasetIndex, positions: Iterable[int]) -> list[np.ndarray]:
+    """Read some images of a split."""
     from imaging.image_io import read_image
 
-    positions = np.unique(np.linspace(0, len(index) - 1, min(wanted, len(index))).astype(int))
     return [read_image(index.path(int(i))) for i in positions]
 
 

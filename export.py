@@ -231,11 +231,12 @@ def export_int8(
 ) -> None:
     """Quantise, compare, and evaluate before and after. Raises RunError if the mAP drops by more than allowed."""
     from nets.export.check import check_export
+    from nets.export.quantize import calibration_images
     from nets.torch_runtime import TorchRuntime
 
     assert index is not None
     training = open_split(options, options.calibration_split, 0)
-    calibration = read_photos([training.path(i) for i in spread(len(training), options.calibration_images)])
+    calibration = read_photos([training.path(i) for i in calibration_images(training, options.calibration_images)])
     if not calibration:
         raise UserError(options.data, "not one image to calibrate with could be read", "name another data set")
     print(f"calibrating on {len(calibration)} images of {training.name}", flush=True)

@@ -13,6 +13,7 @@ import torch
 from export_makers import CONFIG, checkpoint, exported, pictures, small_model
 
 import export
+from data.index import DatasetIndex
 from imaging.detections import Detections
 from imaging.image_io import write_image
 from nets.export.attached import attach, detach
@@ -22,7 +23,7 @@ from nets.export.formats import FORMATS
 from nets.export.graph import DeployedNetwork
 from nets.export.load import load_runtime
 from nets.export.parity import TOLERANCES, Parity, compare, count_changed
-from nets.export.quantize import Node, choose_layers, group_nodes, output_error
+from nets.export.quantize import Node, calibration_images, choose_layers, group_nodes, output_error
 from nets.model_config import ModelConfig
 from nets.torch_runtime import TorchRuntime
 from nets.yolov4 import YOLOv4
@@ -284,3 +285,14 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypa
         export.main(["--checkpoint", str(path), *arguments])
     assert caught.value.where == where
     assert not list(tmp_path.iterdir())
+
+
+def test_images_that_calibrate_show_every_class_and_the_whole_split() -> None:
+    labels = [[2] if i in (40, 700) else [0] if i < 1000 else [] for i in range(1200)]  # class 1 has no object
+    boxes = [np.tile([0.0, 0.0, 9.0, 9.0], (len(each), 1)) for each in labels]
+    paths = [f"{i}.jpg" for i in range(1200)]
+    index = DatasetIndex.build("split", ("a", "b", "c"), paths, paths, [(10, 10)] * 1200, boxes, labels)
+    chosen = calibration_images(index, 32)
+    assert len(chosen) == len(set(chosen)) == 32 and {40, 700} <= set(chosen)
+    assert np.diff([0, *chosen, 1000]).max() < 120
+    assert calibration_images(index, 5000) == list(range(1200))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from data.index import DatasetIndex
 from nets.export.exported import as_float
 from nets.export.form import Form, write_metadata
 from nets.export.onnx_file import build_onnx, set_metadata
@@ -184,6 +186,26 @@ def _run_openvino(model: Any) -> Run:
         return [results[output].copy() for output in request.model_outputs]
 
     return run
+
+
+def calibration_images(index: DatasetIndex, count: int) -> list[int]:
+    """Positions of the images that calibrate: all classes in turns, the rarest first, evenly over the split.
+
+    An activation's range is that of what was seen, so a class that no image shows is clipped where it differs. What the
+    classes leave of `count` is filled with other images.
+    """
+    images = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    by_class = [np.unique(images[index.labels == label]) for label in range(len(index.class_names))]
+    turns = itertools.zip_longest(*(_spread_order(part) for part in sorted(by_class, key=len)))
+    shown = (position for turn in turns for position in turn if position is not None)
+    chosen = dict.fromkeys(itertools.chain(shown, _spread_order(np.arange(len(index)))))
+    return sorted(itertools.islice(chosen, count))
+
+
+def _spread_order(positions: np.ndarray) -> list[int]:
+    """The positions in an order whose every beginning is spread evenly (multiples of the golden ratio)."""
+    order = np.argsort(np.arange(len(positions)) * 0.6180339887498949 % 1, kind="stable")
+    return positions[np.argsort(order)].tolist()
 
 
 def as_inputs(photos: Sequence[np.ndarray], config: ModelConfig, form: Form) -> list[np.ndarray]:
