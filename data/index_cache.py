@@ -20,7 +20,7 @@ import numpy as np
 from data.index import DatasetIndex, map_array
 from data.skips import Skip
 
-VERSION = 4  # increase when a reader or the index changes its meaning
+VERSION = 5  # increase when a reader or the index changes its meaning
 KEPT = 64  # maximum number of indices; older ones are removed
 _ARRAYS = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", "boxes", "labels", "difficult", "crowd")
 _OPTIONAL = ("areas", "box_refs", "scores")

@@ -27,7 +27,7 @@ from data.formats import (
     vott,
     yolo_txt,
 )
-from data.formats.folder import Folder, split_of, suffix_of
+from data.formats.folder import Folder, split_of, stem_of, suffix_of
 from data.formats.labels import ALL, Labels
 from data.index import DatasetIndex, classes_found, join_indices
 from data.index_cache import cached_index
@@ -153,7 +153,7 @@ FORMATS = (  # in order of priority
     Format("supervisely", "Supervisely", supervisely.sniff, fill=supervisely.read),
     Format("vott", "VoTT", vott.sniff, fill=vott.read),
     Format("createml", "CreateML", createml.sniff, fill=createml.read),
-    Format("label_studio", "Label Studio JSON", label_studio.sniff, fill=label_studio.read),
+    Format("label_studio", "Label Studio", label_studio.sniff, fill=label_studio.read),
     Format("cvat_xml", "CVAT XML", cvat_xml.sniff, fill=cvat_xml.read),
     Format("csv", "CSV", csv_table.sniff, fill=csv_table.read),
 )
@@ -221,7 +221,7 @@ def _unrecognised(folder: Folder) -> UserError:
         return UserError(where, f"is a {where.suffix or 'nameless'} file, not a data set", f"give {ACCEPTED}")
     held = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
     pictures = len(folder.pictures)
-    what, todo = f"is not a data set: it contains {held}", f"give {ACCEPTED}"
+    what, todo = f"is not a data set: it contains {held}{_example(folder)}", f"give {ACCEPTED}"
     if pictures and pictures == len(folder.files):
         what += ", and no annotations"
         todo = f"label the images (any tool that writes VOC XML, COCO JSON or YOLO txt), or give {ACCEPTED}"
@@ -233,6 +233,16 @@ def _unrecognised(folder: Folder) -> UserError:
         what += ", and no image"
         todo = "put the images into the same folder"
     return UserError(where, what, todo)
+
+
+def _example(folder: Folder) -> str:
+    """The first line of a file that could be the annotations."""
+    for suffix in (".csv", ".tsv", ".xml", ".json", ".txt"):
+        for path in folder.having(suffix):
+            line = folder.head(path)[:200].decode("utf-8", "replace").strip().split("\n")[0].strip()
+            if line and not stem_of(path).casefold().startswith(("readme", "license", "requirements")):
+                return f"; {folder.relative(path)} begins with {line[:80]!r}"
+    return ""
 
 
 # --- splits ----------------------------------------------------------------------------------------------------------

@@ -333,6 +333,29 @@ def label_studio(root: Path) -> None:
     put(root / "project.json", json.dumps(tasks))
 
 
+def label_studio_csv(root: Path) -> None:
+    put_pictures(root / "images")
+    regions = json.dumps([
+        {"x": 100 * x1 / WIDTH, "y": 100 * y1 / HEIGHT, "width": 100 * (x2 - x1) / WIDTH,
+         "height": 100 * (y2 - y1) / HEIGHT, "rotation": 0, "rectanglelabels": [label]}
+        for label, (x1, y1, x2, y2) in OBJECTS
+    ]).replace('"', '""')  # fmt: skip
+    rows = [f'/data/upload/1/0a1b2c3d-{n}.jpg,{k},"{regions}",1,2.5' for k, n in enumerate(NAMES)]
+    put(root / "project.csv", "\n".join(["image,id,label,annotator,lead_time", *rows]))
+
+
+def cvat_video(root: Path) -> None:
+    put_pictures(root / "images")
+    tracks = ""
+    for label, (x1, y1, x2, y2) in OBJECTS:
+        box = f'xtl="{x1}.00" ytl="{y1}.00" xbr="{x2}.00" ybr="{y2}.00" occluded="0" keyframe="1"'
+        seen = "".join(f'<box frame="{k}" outside="0" {box}></box>' for k in range(8))
+        tracks += f'<track id="0" label="{label}">{seen}<box frame="8" outside="1" {box}></box></track>'
+    for k, name in enumerate(NAMES):
+        (root / "images" / f"{name}.jpg").rename(root / "images" / f"frame_{k:06d}.jpg")
+    put(root / "annotations.xml", f'<?xml version="1.0"?><annotations><version>1.1</version>{tracks}</annotations>')
+
+
 # --- COCO ------------------------------------------------------------------------------------------------------------
 
 
@@ -392,6 +415,8 @@ LAYOUTS: dict[str, Layout] = {  # name: (maker, format that recognises it, split
     "createml": (createml, "createml", ("all",)),
     "cvat_xml": (cvat_xml, "cvat_xml", ("all",)),
     "label_studio": (label_studio, "label_studio", ("all",)),
+    "label_studio_csv": (label_studio_csv, "label_studio", ("all",)),
+    "cvat_video": (cvat_video, "cvat_xml", ("all",)),
     "roboflow_coco": (roboflow_coco, "coco", ("train", "valid")),
     "label_studio_coco": (label_studio_coco, "coco", ("result",)),
     "coco_with_text_ids": (coco_with_text_ids, "coco", ("annotations",)),

@@ -396,6 +396,42 @@ def test_a_rotated_region_without_its_pictures_size_is_dropped_and_said(tmp_path
     assert index.num_boxes == 1 and "original_width" in skip.what
 
 
+OWN = {"yolo": "centre", "coco": "xywh", "csv": "corners"}
+FORMS = ("corners", "xywh", "centre")
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"), [(kind, form) for kind in OWN_FORMS for form in FORMS if form != OWN_FORMS[kind]]
+)
+def test_numbers_of_another_form_are_found_by_the_borders_of_the_pictures(kind: str, form: str, tmp_path: Path) -> None:
+    put_pictures(tmp_path)
+    names = {"corners": "looks_like_corners", "xywh": "looks_like_sizes", "centre": "looks_like_centres"}
+    rows = []
+    for name in NAMES:
+        for x1, y1, x2, y2 in ((90, 62, 158, 118), (60, 70, 150, 119), (2, 3, 30, 40)):
+            width, height = x2 - x1, y2 - y1
+            forms = {"corners": (x1, y1, x2, y2), "xywh": (x1, y1, width, height),
+                     "centre": (x1 + width / 2, y1 + height / 2, width, height)}  # fmt: skip
+            rows.append((name, forms[form]))
+    if kind == "csv":
+        text = "".join(f"{name}.jpg,{','.join(map(str, numbers))},dog\n" for name, numbers in rows)
+        put(tmp_path / "a.csv", "filename,xmin,ymin,xmax,ymax,class\n" + text)
+    elif kind == "coco":
+        content = coco_content([f"{name}.jpg" for name in NAMES])
+        content["annotations"] = [
+            {"id": k, "image_id": NAMES.index(name), "category_id": 1, "bbox": numbers, "iscrowd": 0}
+            for k, (name, numbers) in enumerate(rows, 1)
+        ]
+        put(tmp_path / "a.json", json.dumps(content))
+    else:
+        put(tmp_path / "classes.txt", "dog\n")
+        for name in NAMES:
+            lines = [f"0 {a / WIDTH} {b / HEIGHT} {c / WIDTH} {d / HEIGHT}" for n, (a, b, c, d) in rows if n == name]
+            put(tmp_path / f"{name}.txt", "\n".join(lines))
+    report, _, _ = check_dataset(tmp_path, images=False, use_cache=False)
+    assert {each.code for each in report.findings if each.code.startswith("looks")} == {names[form]}
+
+
 def test_a_table_without_classes_and_with_fractions_says_what_was_taken(tmp_path: Path) -> None:
     put_pictures(tmp_path)
     rows = [f"{name}.jpg,0.1,0.2,0.5,0.75" for name in NAMES]
@@ -584,7 +620,10 @@ def test_what_is_not_recognised_is_told_what_was_found(tmp_path: Path) -> None:
         recognise(tmp_path)
     for name in NAMES:
         put(tmp_path / f"{name}.txt", "a dog\n")
-    with pytest.raises(UserError, match=r"8 \.jpg, 8 \.txt; give labels of rows `class cx cy width height`"):
+    with pytest.raises(
+        UserError,
+        match=r"8 \.jpg, 8 \.txt; IMG_2380.txt begins with 'a dog'; give labels of rows `class cx cy width height`",
+    ):
         recognise(tmp_path)
 
 

@@ -38,7 +38,7 @@ class RawSplit:
         crowd: (M,) bool.
         box_where: returns the location of box m for messages: `file:line`.
         normalised: whether the boxes are fractions of the image's width and height.
-        numbers: how the file states a box: `corners` or `xywh`; None if the form is not ambiguous.
+        numbers: how the file states a box: `corners`, `xywh` or `centre`; None if the form is not ambiguous.
         areas: (M,) COCO's areas, or None.
         box_refs: (M,) the line or annotation id of each box, or None.
         scores: (M,) detector confidence of each label, or None.
@@ -92,7 +92,7 @@ def build_index(raw: RawSplit, max_megapixels: float, need_pictures: bool = True
     else:
         _turn_where_annotated_lying(raw, boxes, owner, stored, orientation, skips)
         _note_sizes(raw, sizes, good, skips)
-        _compare_readings(raw, boxes, sizes[owner])
+    _compare_readings(raw, boxes, sizes[owner])
     boxes, keep = _clean(raw, boxes, order, sizes[owner], skips)
     order, owner = order[keep], owner[keep]
 
@@ -168,7 +168,7 @@ def _note_sizes(raw: RawSplit, sizes: np.ndarray, good: np.ndarray, skips: list[
 
 
 def _compare_readings(raw: RawSplit, boxes: np.ndarray, sizes: np.ndarray) -> None:
-    """Count the boxes that do not fit into their images as read, and in the other common box form.
+    """Count the boxes that do not fit into their images as read, and in the other common box forms.
 
     The counts are stored in the index for `dataset.py check`; the form of a file is never guessed.
     """
@@ -181,9 +181,17 @@ def _compare_readings(raw: RawSplit, boxes: np.ndarray, sizes: np.ndarray) -> No
         return int((~fits.all(1)).sum())
 
     if raw.numbers is not None and len(boxes) and (outside := misfits(boxes[:, :2], boxes[:, 2:])):
+        first, second = boxes[:, :2], boxes[:, 2:]
         with np.errstate(all="ignore"):
-            other = boxes[:, 2:] + boxes[:, :2] * (1 if raw.numbers == "corners" else -1)
-        facts |= {"misfits": outside, "misfits_otherwise": misfits(boxes[:, :2], other), "numbers": raw.numbers}
+            if raw.numbers != "corners":  # as in the file: two numbers, then two numbers
+                first, second = first if raw.numbers == "xywh" else (first + second) / 2, second - first
+            others = {
+                "corners": misfits(first, second),
+                "xywh": misfits(first, first + second),
+                "centre": misfits(first - second / 2, first + second / 2),
+            }
+        del others[raw.numbers]
+        facts |= {"misfits": outside, "misfits_otherwise": others, "numbers": raw.numbers}
     if raw.source.get("format") in ("voc", "xml") and len(boxes):
         facts["begin_at_0"] = int((boxes[:, :2] == -1).any(1).sum())
         facts["begin_at_1"] = int((boxes[:, :2] == 0).any(1).sum())

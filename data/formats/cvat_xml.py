@@ -1,4 +1,4 @@
-"""Read CVAT XML ("CVAT for images 1.1"): boxes, polygons, ellipses and masks, with subsets.
+"""Read CVAT XML for images 1.1 (with subsets) and for video 1.1: boxes, polygons, ellipses and masks.
 
 Source: https://docs.cvat.ai/docs/manual/advanced/xml_format/
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
+from xml.etree.ElementTree import Element  # only to hold elements; parsing is defusedxml's
 from xml.parsers.expat import ExpatError
 
 from defusedxml import DefusedXmlException
@@ -43,7 +45,7 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
             labels.refuse(path, f"is not valid XML ({str(error)[:80]})", "export it again")
             continue
         number = 0
-        for item in root.iter("image"):
+        for item in (*root.iter("image"), *_frames(root)):
             image = labels.image(item.get("name", ""), path, size=(item.get("height"), item.get("width")),
                                  split=item.get("subset"))  # fmt: skip
             for shape in item:
@@ -53,6 +55,20 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
                 angle = number_of(shape.get("rotation")) or 0.0
                 box = _box(shape.tag, shape.attrib, angle)
                 labels.shape(image, shape.get("label"), box, path, number, shape.tag, angle != 0)
+
+
+def _frames(root: Any) -> list[Element]:
+    """The frames of "CVAT for video 1.1", with the shapes of all tracks that are seen on them, as <image> elements."""
+    frames: dict[int, Element] = {}
+    for track in root.iter("track"):
+        for shape in track:
+            frame = number_of(shape.get("frame"))
+            if frame is None or shape.get("outside") == "1":
+                continue
+            item = frames.setdefault(int(frame), Element("image", name=f"frame_{int(frame):06d}"))
+            shape.set("label", track.get("label", ""))
+            item.append(shape)
+    return [frames[frame] for frame in sorted(frames)]
 
 
 def _box(tag: str, values: dict[str, str], degrees: float) -> list[float] | None:

@@ -1,19 +1,23 @@
-"""Read Label Studio JSON (full and JSON-MIN): rectangles, polygons and ellipses in percent of the image.
+"""Read Label Studio JSON (full and JSON-MIN) and CSV: rectangles, polygons and ellipses in percent of the image.
 
 Source: https://labelstud.io/guide/export
 """
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from data.class_names import decode_text
 from data.formats.folder import Folder
-from data.formats.json_files import json_lists
+from data.formats.json_files import MAX_JSON_BYTES, json_lists
 from data.formats.labels import Labels
 from data.formats.shapes import box_of_ellipse, box_of_points, box_of_sides, number_of, numbers_of, rotated_box
 from data.skips import Skip
+from utils.files import read_file
 
 _CLASS_KEYS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
 
@@ -28,12 +32,15 @@ def _files(folder: Folder) -> list[str]:
         head = folder.head(path)
         return any(key.encode() in head for key in _CLASS_KEYS[:3])
 
-    return [path for path in folder.having(".json") if is_tasks(path)]
+    return [path for path in folder.having(".json", ".csv") if is_tasks(path)]
 
 
 def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
     labels.unit, labels.normalised = ": region ", True
-    for path, _, tasks in json_lists(labels, _files(folder), None, "tasks"):
+    files = _files(folder)
+    tables = [path for path in files if path.lower().endswith(".csv")]
+    exports = json_lists(labels, [path for path in files if path not in tables], None, "tasks")
+    for path, tasks in [*((path, tasks) for path, _, tasks in exports), *((path, _table(path)) for path in tables)]:
         number = 0
         for task in tasks:
             name = _picture(task)
@@ -47,6 +54,19 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
                 kind = _kind(value) if is_known else "rotated region without original_width and original_height"
                 box = _box(value, angle, size[0] / size[1] if None not in size else 1.0) if is_known else None
                 labels.shape(image, name, box, path, number, kind, angle != 0)
+
+
+def _table(path: str) -> list[dict[str, Any]]:
+    """The rows of a CSV export, whose regions are JSON in a column."""
+
+    def value(text: Any) -> Any:
+        try:
+            return json.loads(text) if isinstance(text, str) and text.startswith("[") else text
+        except ValueError:
+            return text
+
+    rows = csv.DictReader(decode_text(read_file(path, MAX_JSON_BYTES), path).splitlines())
+    return [{key: value(text) for key, text in row.items()} for row in rows]
 
 
 def _picture(task: Any) -> str | None:

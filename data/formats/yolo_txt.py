@@ -544,6 +544,7 @@ def _read(
         crowd=np.zeros(int(known.sum()), bool),
         box_where=lambda m: f"{label_files[owner[m]]}:{lines[m]}",
         normalised=True,
+        numbers=None if rows.facts["polygons"] else "centre",
         box_refs=lines,
         source={
             "format": "yolo",

@@ -78,12 +78,13 @@ def _check_format(index: DatasetIndex, split: str) -> list[Finding]:
     kind, facts = index.source.get("format"), index.source.get("facts", {})
     where, findings = index.source.get("json") or index.source.get("root", index.name), []
     total = max(index.num_boxes + sum(skip.count for skip in index.skips if skip.kind == "box"), 1)
-    misfits, otherwise = facts.get("misfits", 0), facts.get("misfits_otherwise", 0)
-    if misfits > SUSPICIOUS * total and total >= FEW and otherwise < misfits / 2:
-        forms = {"xywh": "x, y, width, height", "corners": "x1, y1, x2, y2"}
-        here, other = forms[facts["numbers"]], forms["corners" if facts["numbers"] == "xywh" else "xywh"]
-        what = f"{misfits} of {total} boxes do not fit in their images as {here}; as {other}, {otherwise} do not"
-        code = "looks_like_corners" if facts["numbers"] == "xywh" else "looks_like_sizes"
+    misfits, otherwise = facts.get("misfits", 0), facts.get("misfits_otherwise", {})
+    best = min(otherwise, key=otherwise.__getitem__, default="")
+    if misfits > SUSPICIOUS * total and total >= FEW and otherwise[best] < misfits / 2:
+        forms = {"xywh": "x, y, width, height", "corners": "x1, y1, x2, y2", "centre": "centre x, y, width, height"}
+        here, other = forms[facts["numbers"]], forms[best]
+        what = f"{misfits} of {total} boxes do not fit in their images as {here}; as {other}, {otherwise[best]} do not"
+        code = {"corners": "looks_like_corners", "xywh": "looks_like_sizes", "centre": "looks_like_centres"}[best]
         findings.append(finding(code, where, what, f"the values are probably {other}; write {here}", split))
     fractions = (index.boxes.max(1) <= 1 if index.num_boxes else np.zeros(0, bool)).sum()
     if kind != "yolo" and fractions > SUSPICIOUS * total:
@@ -172,14 +173,33 @@ def _yolo_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
             is_label = name.endswith(".txt") and name != "classes.txt" and f"{os.sep}labels" in folder.casefold()
             if is_label and path not in labels:
                 findings.append(finding("annotation_without_image", path, "belongs to no image", "", split))
-    return findings
+    return findings + _images_in_no_split(indices)
+
+
+def _images_in_no_split(indices: dict[str, DatasetIndex]) -> list[Finding]:
+    """Images of a YOLO data set that lie below its folder, and in none of the splits that were read."""
+    root = next(iter(indices.values())).source["root"]
+    folder = Folder(root if os.path.isdir(root) else os.path.dirname(root))
+    used = _used(indices)
+    spare = [path for path in folder.pictures if os.path.realpath(path) not in used]
+    if not spare:
+        return []
+    shown = some_names([folder.relative(path) for path in spare], 5)
+    what = f"{len(spare)} of {len(folder.pictures)} images are in no split: {shown}"
+    found = finding("not_in_a_split", folder.root, what, "add them to a split", "", len(spare))
+    return [found.with_pictures(spare)]
+
+
+def _used(indices: dict[str, DatasetIndex]) -> set[str]:
+    """The files that the splits name, used or skipped."""
+    used = {os.path.realpath(each.path(i)) for each in indices.values() for i in range(len(each))}
+    return used | {os.path.realpath(skip.where.rsplit(":", 1)[0]) for each in indices.values() for skip in each.skips}
 
 
 def _other_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
     """Images of a layout without lists that have no annotation."""
     index = next(iter(indices.values()))
-    used = {os.path.realpath(each.path(i)) for each in indices.values() for i in range(len(each))}
-    used |= {os.path.realpath(skip.where.rsplit(":", 1)[0]) for each in indices.values() for skip in each.skips}
+    used = _used(indices)
     folder = Folder(index.source["root"], index.source.get("image_folder"))
     spare = [path for path in folder.pictures if os.path.realpath(path) not in used]
     if not spare:
@@ -322,7 +342,8 @@ def _check_split(index: DatasetIndex, name: str, input_size: int, is_training: b
     elif not index.num_boxes:
         found = index.source.get("found_classes", {})
         what = f"split {name} has no box of any class; found {some_names(list(found)) or 'no objects'}"
-        findings.append(finding("no_boxes", where, what, "give the class file of this data set", name))
+        todo = "give the class file of this data set" if found else "see the errors, or label the images"
+        findings.append(finding("no_boxes", where, what, todo, name))
     findings += check_boxes(index, name, input_size) + check_sizes(index, name)
     return findings + (check_classes(index, name) if is_training else [])
 
