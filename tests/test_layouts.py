@@ -400,9 +400,7 @@ OWN = {"yolo": "centre", "coco": "xywh", "csv": "corners"}
 FORMS = ("corners", "xywh", "centre")
 
 
-@pytest.mark.parametrize(
-    ("kind", "form"), [(kind, form) for kind in OWN_FORMS for form in FORMS if form != OWN_FORMS[kind]]
-)
+@pytest.mark.parametrize(("kind", "form"), [(kind, form) for kind in OWN for form in FORMS if form != OWN[kind]])
 def test_numbers_of_another_form_are_found_by_the_borders_of_the_pictures(kind: str, form: str, tmp_path: Path) -> None:
     put_pictures(tmp_path)
     names = {"corners": "looks_like_corners", "xywh": "looks_like_sizes", "centre": "looks_like_centres"}
