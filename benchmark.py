@@ -376,7 +376,7 @@ def load_network(path: Path, runtime: str, size: tuple[int, int] | None = None) 
 
 def peak_bytes(statement: str) -> int | None:
     """Most memory in RAM of a process that does nothing but this statement, with the names of this module."""
-    if not hasattr(os, "wait4"):  # Windows
+    if os.name != "posix":
         return None
     threads = {"OMP_NUM_THREADS": str(num_threads())}
     return command_cost([sys.executable, "-c", f"from benchmark import *\n{statement}"], **threads).memory

@@ -39,22 +39,28 @@ class Cost:
     memory: int
 
 
+# A process starts with the peak memory of the one that it was forked from: the command is started by a small one.
+LAUNCHER = """
+import json, resource, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.call(sys.argv[2:], stderr=subprocess.STDOUT)
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+wall = time.perf_counter() - started
+json.dump([code, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss], open(sys.argv[1], "w"))
+"""
+
+
 def command_cost(arguments: Sequence[str], cwd: Path = REPOSITORY, **environment: str) -> Cost:
     """Run a command to its end and see what it took. Raises RunError, with its last line, if it fails."""
-    with tempfile.TemporaryFile() as output:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            arguments, cwd=cwd, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            lines = output.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
-            raise RunError(" ".join(arguments[:3]), f"exit code {process.returncode}: {lines[-1][:200]}", "see above")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Cost(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * unit)
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "cost.json"
+        launcher = [sys.executable, "-S", "-c", LAUNCHER, str(result), *arguments]
+        done = subprocess.run(launcher, cwd=cwd, env={**os.environ, **environment}, capture_output=True, check=False)
+        code, cpu, wall, memory = json.loads(result.read_bytes()) if result.exists() else (1, 0.0, 0.0, 0)
+    if code:
+        lines = done.stdout.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+        raise RunError(" ".join(arguments[:3]), f"exit code {code}: {lines[-1][:200]}", "see above")
+    return Cost(cpu, wall, memory * (1 if sys.platform == "darwin" else 1024))
 
 
 def cpu_of_tree(pid: int) -> float:
