@@ -87,13 +87,13 @@ FORMATS: dict[str, Format] = {
     "onnx": Format(
         "ONNX Runtime",
         ".onnx",
-        "nets.export.onnx_file:export_onnx",
+        "onnx_file:export_onnx",
         "onnxruntime",
-        "nets.export.onnx_runtime:OnnxRuntime",
+        "onnx_runtime:OnnxRuntime",
         ("onnxruntime",),
         ("onnx", "onnxscript"),
         half="fp16",
-        quantizer="nets.export.quantize:quantize_onnx",
+        quantizer="quantize:quantize_onnx",
         nms=True,
         dynamic=True,
         also=("openvino",),
@@ -101,13 +101,13 @@ FORMATS: dict[str, Format] = {
     "openvino": Format(
         "OpenVINO",
         ".xml",
-        "nets.export.openvino_file:export_openvino",
+        "openvino_file:export_openvino",
         "openvino",
-        "nets.export.openvino_runtime:OpenVinoRuntime",
+        "openvino_runtime:OpenVinoRuntime",
         ("openvino",),
         ("onnx", "onnxscript"),
         half="fp16",
-        quantizer="nets.export.quantize:quantize_openvino",
+        quantizer="quantize:quantize_openvino",
         nms=True,
         dynamic=True,
         beside=(".bin",),
@@ -115,48 +115,48 @@ FORMATS: dict[str, Format] = {
     "torchscript": Format(
         "TorchScript",
         ".torchscript",
-        "nets.export.torchscript_file:export_torchscript",
+        "torchscript_file:export_torchscript",
         "torchscript",
-        "nets.export.torchscript_file:TorchScriptRuntime",
+        "torchscript_file:TorchScriptRuntime",
         half="bf16",
         dynamic=True,
     ),
     "ncnn": Format(
         "ncnn",
         ".ncnn.param",
-        "nets.export.ncnn_file:export_ncnn",
+        "ncnn_file:export_ncnn",
         "ncnn",
-        "nets.export.ncnn_runtime:NcnnRuntime",
+        "ncnn_runtime:NcnnRuntime",
         ("ncnn",),
         ("pnnx",),
         half="fp16",
-        quantizer="nets.export.ncnn_int8:quantize_ncnn",
+        quantizer="ncnn_int8:quantize_ncnn",
         uint8_input=False,
         beside=(".ncnn.bin", ".ncnn.json"),
     ),
     "litert": Format(
         "LiteRT",
         ".tflite",
-        "nets.export.litert_file:export_litert",
+        "litert_file:export_litert",
         "litert",
-        "nets.export.litert_runtime:LiteRtRuntime",
+        "litert_runtime:LiteRtRuntime",
         ("ai_edge_litert",),
         ("litert_torch",),
         half="fp16",
-        quantizer="nets.export.litert_int8:quantize_litert",
+        quantizer="litert_int8:quantize_litert",
     ),
     "executorch": Format(
         "ExecuTorch",
         ".pte",
-        "nets.export.executorch_file:export_executorch",
+        "executorch_file:export_executorch",
         "executorch",
-        "nets.export.executorch_file:ExecuTorchRuntime",
+        "executorch_file:ExecuTorchRuntime",
         ("executorch",),
     ),
     "coreml": Format(
         "Core ML",
         ".mlpackage",
-        "nets.export.coreml_file:export_coreml",
+        "coreml_file:export_coreml",
         export_packages=("coremltools",),
         half="fp16",
         uint8_input=False,
@@ -164,9 +164,9 @@ FORMATS: dict[str, Format] = {
     "tensorrt": Format(
         "TensorRT",
         ".engine",
-        "nets.export.tensorrt_file:export_tensorrt",
+        "tensorrt_file:export_tensorrt",
         "tensorrt",
-        "nets.export.tensorrt_file:TensorRtRuntime",
+        "tensorrt_file:TensorRtRuntime",
         ("tensorrt",),
         ("onnx", "onnxscript"),
         half="fp16",
@@ -195,7 +195,7 @@ def load_exported(path: Path, runtime: str, device: str) -> Runtime:
 def file_kind(path: Path) -> str:
     """The kind of a model file: `checkpoint` or a key of `FORMATS`. Raises UserError for an unknown suffix."""
     suffix = path.suffix.lower()
-    if suffix == ".pt" and _resolve("nets.export.torchscript_file:is_export")(path):  # .pt is also used for checkpoints
+    if suffix == ".pt" and _resolve("torchscript_file:is_export")(path):  # .pt is also used for checkpoints
         return "torchscript"
     if suffix in CHECKPOINT_SUFFIXES:
         return "checkpoint"
@@ -213,4 +213,4 @@ def are_installed(packages: Iterable[str]) -> bool:
 
 def _resolve(reference: str) -> Any:
     module, name = reference.split(":")
-    return getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(f"nets.export.{module}"), name)
