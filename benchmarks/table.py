@@ -50,6 +50,7 @@ from nets.export.load import load_runtime
 from nets.loss_config import LossConfig
 from nets.losses import YOLOLoss
 from nets.model_config import STRIDES, ModelConfig
+from nets.timing import machine
 from nets.weights.bundled import find_model
 from prediction.video import VideoReader, VideoWriter
 from utils.config import option, parse_options
@@ -324,7 +325,8 @@ def video_rows(bench: Bench) -> Iterator[Row]:
     alone = 1e3 * network / FRAMES
     yield Row("1080p video, all but the network", alone, each - alone, "ms a frame", "network alone", 1.0)
     wall = 1e3 * (costs["long"].wall - costs["short"].wall) / (FRAMES - 4)
-    yield Row("1080p video, by the clock", alone, wall, "ms a frame", "network alone, CPU", 1.11)
+    if (machine()["load"] or 0) < 1:  # others take the cores otherwise
+        yield Row("1080p video, by the clock", alone, wall, "ms a frame", "network alone, CPU", 1.11)
 
 
 def large_rows(bench: Bench) -> Iterator[Row]:
