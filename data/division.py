@@ -30,6 +30,8 @@ def auto_division(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray]:
     """
     if len(index) < 2:
         what = f"has {len(index)} usable images, which cannot be divided into train and val"
+        reasons = [skip for skip in index.skips if skip.kind == "image"]
+        what += f"; {len(reasons)} were skipped, the first because {reasons[0]}" if reasons else ""
         raise UserError(index.source.get("root", index.name), what, "add images, or give --train-split and --val-split")
     digest = hashlib.blake2b(digest_size=16)
     for array in (index.path_bytes, index.path_offsets, index.offsets, index.labels):

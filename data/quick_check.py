@@ -18,6 +18,7 @@ FEW = 10  # minimum boxes of a class
 MAX_COMPARED = 200  # maximum number of classes that a rare one is compared with for typing errors
 MAX_TYPO_SHARE = 0.05  # of the boxes of the class that was meant
 SMALL_SPLIT, GOOD_SPLIT = 10, 50  # images
+SUSPICIOUS = 0.3  # fraction of misfitting boxes above which the box format is probably wrong
 MOSTLY = 0.5  # fraction of images without a box from which labels are probably missing
 PROBED = 50  # maximum number of images tried before all are considered broken
 
@@ -42,7 +43,7 @@ def quick_check(train: DatasetIndex, val: DatasetIndex | None = None) -> list[Fi
             _refuse_hopeless(index)
             _refuse_unreadable(index)
             findings += check_sizes(index, index.name)
-    findings += check_classes(train, train.name)
+    findings += check_format(train, train.name) + check_classes(train, train.name)
     splits = {train.name: train} | ({} if val is None else {val.name: val})
     return findings + check_class_names(splits) + check_overlap(splits)
 
@@ -54,7 +55,8 @@ def _refuse_hopeless(index: DatasetIndex) -> None:
     if not index.num_boxes:
         what = f"has no box of its classes ({', '.join(index.class_names[:20]) or 'none'})"
         dropped = [skip for skip in index.skips if skip.kind == "box"]
-        if dropped and not index.source.get("found_classes"):
+        found = index.source.get("found_classes", {})
+        if dropped and (not found or found.keys() & set(index.class_names)):
             what += f"; {sum(skip.count for skip in dropped)} were dropped, the first because {dropped[0]}"
             raise UserError(index.name, what, "correct the annotations, or run: dataset.py check")
         what += f"; found {classes_found(index)}"
@@ -162,6 +164,35 @@ def check_sizes(index: DatasetIndex, split: str) -> list[Finding]:
         what = f"{without} of {count} images of {split} have no box"
         what += f", {len(missing)} of them have no label file" if missing else ""
         findings.append(finding("mostly_without_boxes", where, what, "label them, or remove them", split))
+    return findings
+
+
+def check_format(index: DatasetIndex, split: str) -> list[Finding]:
+    """Evidence that all boxes have another format than the one used to read them."""
+    kind, facts = index.source.get("format"), index.source.get("facts", {})
+    where, findings = index.source.get("json") or index.source.get("root", index.name), []
+    total = max(index.num_boxes + sum(skip.count for skip in index.skips if skip.kind == "box"), 1)
+    misfits, otherwise = facts.get("misfits", 0), facts.get("misfits_otherwise", {})
+    best = min(otherwise, key=otherwise.__getitem__, default="")
+    if misfits > SUSPICIOUS * total and total >= FEW and otherwise[best] < misfits / 2:
+        forms = {"xywh": "x, y, width, height", "corners": "x1, y1, x2, y2", "centre": "centre x, y, width, height"}
+        here, other = forms[facts["numbers"]], forms[best]
+        what = f"{misfits} of {total} boxes do not fit in their images as {here}; as {other}, {otherwise[best]} do not"
+        code = {"corners": "looks_like_corners", "xywh": "looks_like_sizes", "centre": "looks_like_centres"}[best]
+        findings.append(finding(code, where, what, f"the values are probably {other}; write {here}", split))
+    fractions = (index.boxes.max(1) <= 1 if index.num_boxes else np.zeros(0, bool)).sum()
+    if kind != "yolo" and fractions > SUSPICIOUS * total:
+        what = f"{fractions} of {total} boxes are smaller than a pixel"
+        findings.append(finding("looks_normalised", where, what, "write the boxes in pixels", split))
+    if facts.get("begin_at_0"):
+        what = f"{facts['begin_at_0']} boxes start at 0 and {facts['begin_at_1']} at 1; VOC counts pixels from 1"
+        todo = "they probably count from 0: every box is read 1 pixel too far to the left and the top"
+        if facts["begin_at_0"] < facts["begin_at_1"]:
+            todo = "most count from 1; correct the others"
+        findings.append(finding("zero_based_box", where, what, todo, split, facts["begin_at_0"]))
+    if facts.get("decimal"):
+        what = f"{facts['decimal']} boxes have coordinates that are not integers; they are used unchanged"
+        findings.append(finding("decimal_box", where, what, "", split))
     return findings
 
 

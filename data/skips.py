@@ -79,11 +79,15 @@ def used_summary(index: ReadSplit, name: str, late: Sequence[Skip]) -> str:
     return _summary(name, used, (*index.skips, *late))
 
 
-def warn_skips(index: ReadSplit, shown: int = 5) -> None:
-    """Print warnings about skips, at most `shown` of each kind of fault, then the number of further ones."""
-    by_code: dict[tuple[str, str], list[Skip]] = {}
+def warn_skips(index: ReadSplit, shown: int = 5, known: Sequence[Skip] = ()) -> None:
+    """Report what was left out, at most `shown` of each kind of fault, then the number of further ones.
+
+    `known` were reported before: those of the whole data set are in every split.
+    """
+    reported, by_code = set(known), dict[tuple[str, str], list[Skip]]()
     for skip in index.skips:
-        by_code.setdefault((skip.kind, skip.code), []).append(skip)
+        if skip not in reported:
+            by_code.setdefault((skip.kind, skip.code), []).append(skip)
     for (_, code), skips in sorted(by_code.items()):
         for skip in skips[:shown]:
             warn(skip.where, skip.what, skip.todo)

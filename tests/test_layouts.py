@@ -31,6 +31,7 @@ from layout_makers import (
 import dataset
 from data.index import DatasetIndex
 from data.open import default_splits, list_splits, open_dataset, recognise
+from data.quick_check import quick_check
 from data.tools.check import check_dataset
 from data.tools.check import main as check_main
 from data.tools.convert import convert_dataset
@@ -227,6 +228,12 @@ def test_an_image_folder_may_be_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image that can be used"):
         open_dataset(tmp_path / "set", "all")
     assert len(open_dataset(tmp_path / "set", "all", image_folder=tmp_path / "pictures")) == 8
+
+
+def test_annotations_without_pictures_say_so_when_trained_on(tmp_path: Path) -> None:
+    put_xml(tmp_path)
+    with pytest.raises(UserError, match=r"8 were skipped, the first because .*there is no image 'IMG_2380'"):
+        open_dataset(tmp_path, "auto-train")
 
 
 @pytest.mark.parametrize("name", ["labelimg_voc", "tensorflow_csv", "labelme", "via_json", "cvat_xml", "box_list",
@@ -428,6 +435,12 @@ def test_numbers_of_another_form_are_found_by_the_borders_of_the_pictures(kind: 
             put(tmp_path / f"{name}.txt", "\n".join(lines))
     report, _, _ = check_dataset(tmp_path, images=False, use_cache=False)
     assert {each.code for each in report.findings if each.code.startswith("looks")} == {names[form]}
+    index = everything(tmp_path)
+    if index.num_boxes:  # training warns as well
+        assert names[form] in {each.code for each in quick_check(index)}
+    else:
+        with pytest.raises(UserError, match=r"were dropped, the first because .* has its corners reversed"):
+            quick_check(index)
 
 
 def test_a_table_without_classes_and_with_fractions_says_what_was_taken(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def open_data(options: TrainOptions) -> tuple[DatasetIndex, DatasetIndex, ShardS
         for finding in (each for each in findings if each.severity != INFO):
             warn(finding.where, finding.what, finding.todo)
         warn_skips(train)
-        warn_skips(val)
+        warn_skips(val, known=train.skips)
     for index, name in ((train, "train"), (val, "val")):
         say(f"{skips_summary(index, name)} ({index.name}, {index.num_boxes} boxes)")
     return train, val, shards

@@ -18,7 +18,7 @@ from data.formats.voc import ALL, MAX_SPLIT_BYTES, VocFolder, find_voc_years, li
 from data.formats.yolo_rows import label_path
 from data.index import DatasetIndex
 from data.open import check_image_folder, list_splits, match_split, open_dataset, recognise
-from data.quick_check import FEW, check_class_names, check_classes, check_overlap, check_sizes
+from data.quick_check import check_class_names, check_classes, check_format, check_overlap, check_sizes
 from data.tools.check_page import write_check_page
 from data.tools.duplicates import check_duplicates
 from data.tools.findings import CODES, ERROR, INFO, WARNING, CheckReport, Finding, finding, some_names
@@ -31,7 +31,6 @@ from utils.files import FileError, read_lines, write_file
 
 TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
 LARGEST_INPUT = 1280  # above it, tiles are cheaper
-SUSPICIOUS = 0.3  # fraction of clipped boxes above which the box format is probably wrong
 
 
 # --- boxes -----------------------------------------------------------------------------------------------------------
@@ -50,7 +49,7 @@ def check_boxes(index: DatasetIndex, split: str, input_size: int) -> list[Findin
             todo = f"it has {TINY:g} at --input-size {enough}" if enough <= LARGEST_INPUT else "train on tiles (--tile)"
             found = finding("tiny_box", box_where(index, int(owner[m]), int(m)), what, todo, split)
             findings.append(found.with_box(str(index.path(int(owner[m]))), index.boxes[m]))
-    return findings + _check_format(index, split)
+    return findings + check_format(index, split)
 
 
 def _check_twins(index: DatasetIndex, owner: np.ndarray, split: str) -> list[Finding]:
@@ -70,35 +69,6 @@ def _check_twins(index: DatasetIndex, owner: np.ndarray, split: str) -> list[Fin
             what = f"the {other} has the box of the {one} at {before}"
             found = finding("conflicting_box", where, what, "remove the wrong one", split)
         findings.append(found.with_box(picture, box))
-    return findings
-
-
-def _check_format(index: DatasetIndex, split: str) -> list[Finding]:
-    """Evidence that all boxes have another format than the one used to read them."""
-    kind, facts = index.source.get("format"), index.source.get("facts", {})
-    where, findings = index.source.get("json") or index.source.get("root", index.name), []
-    total = max(index.num_boxes + sum(skip.count for skip in index.skips if skip.kind == "box"), 1)
-    misfits, otherwise = facts.get("misfits", 0), facts.get("misfits_otherwise", {})
-    best = min(otherwise, key=otherwise.__getitem__, default="")
-    if misfits > SUSPICIOUS * total and total >= FEW and otherwise[best] < misfits / 2:
-        forms = {"xywh": "x, y, width, height", "corners": "x1, y1, x2, y2", "centre": "centre x, y, width, height"}
-        here, other = forms[facts["numbers"]], forms[best]
-        what = f"{misfits} of {total} boxes do not fit in their images as {here}; as {other}, {otherwise[best]} do not"
-        code = {"corners": "looks_like_corners", "xywh": "looks_like_sizes", "centre": "looks_like_centres"}[best]
-        findings.append(finding(code, where, what, f"the values are probably {other}; write {here}", split))
-    fractions = (index.boxes.max(1) <= 1 if index.num_boxes else np.zeros(0, bool)).sum()
-    if kind != "yolo" and fractions > SUSPICIOUS * total:
-        what = f"{fractions} of {total} boxes are smaller than a pixel"
-        findings.append(finding("looks_normalised", where, what, "write the boxes in pixels", split))
-    if facts.get("begin_at_0"):
-        what = f"{facts['begin_at_0']} boxes start at 0 and {facts['begin_at_1']} at 1; VOC counts pixels from 1"
-        todo = "they probably count from 0: every box is read 1 pixel too far to the left and the top"
-        if facts["begin_at_0"] < facts["begin_at_1"]:
-            todo = "most count from 1; correct the others"
-        findings.append(finding("zero_based_box", where, what, todo, split, facts["begin_at_0"]))
-    if facts.get("decimal"):
-        what = f"{facts['decimal']} boxes have coordinates that are not integers; they are used unchanged"
-        findings.append(finding("decimal_box", where, what, "", split))
     return findings
 
 
