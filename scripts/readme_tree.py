@@ -30,6 +30,7 @@ PARTS = (
     "training",
     "service",
     "benchmarks",
+    "benchmarks/compare",
     "imaging",
     "utils",
 )

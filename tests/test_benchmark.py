@@ -13,8 +13,9 @@ import torch
 from export_makers import CONFIG, checkpoint, exported, pictures
 
 import benchmark
-from benchmark import BenchmarkOptions
-from benchmarks.formats_table import END, START, draw_formats, fill_markers, formats_table
+from benchmarks.compare import entries, measure
+from benchmarks.compare.formats_table import END, START, draw_formats, fill_markers, formats_table
+from benchmarks.compare.options import BenchmarkOptions
 from data.tools.demo import DEMO_CLASSES, write_demo
 from imaging.image_io import write_image
 from nets.export.form import Form
@@ -97,7 +98,7 @@ def test_an_export_that_fails_is_left_out_and_said_and_the_others_are_measured(t
     def fail(*_: object) -> None:
         raise RunError("a.onnx", "does not answer as the network does")
 
-    monkeypatch.setattr(benchmark, "export_entry_file", fail)
+    monkeypatch.setattr(entries, "export_entry_file", fail)
     arguments = [str(checkpoint()), "--no-stages", "--repetitions", "3", "--threads", "1", "--json"]
     assert benchmark.main([*arguments, str(tmp_path / "a.json"), "--runtimes", "torch", "onnxruntime"]) == 1
     assert [row["runtime"] for row in json.loads((tmp_path / "a.json").read_text())["rows"]] == ["torch"]
@@ -172,7 +173,7 @@ def test_the_table_goes_between_its_markers_and_nothing_else_is_touched(tmp_path
 def test_a_file_of_other_weights_is_not_taken_for_these(tmp_path) -> None:
     (tmp_path / "a.pth").write_bytes(b"a")
     (tmp_path / "b.pth").write_bytes(b"b")
-    assert benchmark.digest(tmp_path / "a.pth") != benchmark.digest(tmp_path / "b.pth")
+    assert entries.digest(tmp_path / "a.pth") != entries.digest(tmp_path / "b.pth")
     sizes = [CONFIG.replace(input_size=size).size_words for size in ((256, 256), (256, 288), (288, 256))]
     assert sizes == ["256", "256x288", "288x256"]
 
@@ -182,12 +183,12 @@ def test_scores_are_those_of_the_evaluator_and_are_computed_once(tmp_path, monke
     options = BenchmarkOptions(data=str(tmp_path / "data"))
     config = CONFIG.replace(class_names=DEMO_CLASSES)
     save_checkpoint(tmp_path / "a.pth", Checkpoint(config, YOLOv4(config).state_dict()))
-    entry = benchmark.torch_entry(tmp_path / "a.pth", config)
-    (first,) = benchmark.score_entries([entry], options, tmp_path).values()
-    monkeypatch.setattr(benchmark, "score", None)  # would fail if it were called again
-    assert benchmark.score_entries([entry], options, tmp_path) == {entry.name: first}
+    entry = entries.torch_entry(tmp_path / "a.pth", config)
+    (first,) = measure.score_entries([entry], options, tmp_path).values()
+    monkeypatch.setattr(measure, "score", None)  # would fail if it were called again
+    assert measure.score_entries([entry], options, tmp_path) == {entry.name: first}
     with pytest.raises(TypeError):  # other images are other scores
-        benchmark.score_entries([entry], dataclasses.replace(options, limit=1), tmp_path)
+        measure.score_entries([entry], dataclasses.replace(options, limit=1), tmp_path)
 
 
 def test_peers_have_their_published_size() -> None:
