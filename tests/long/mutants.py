@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import gc
 import hashlib
 import importlib.abc
@@ -105,9 +106,8 @@ class Mutant:
         return f"{self.module}:{self.line}: {self.what}"
 
     def key(self) -> str:
-        """Identifies the fault and the text of its module."""
-        text = (ROOT / self.module).read_text(encoding="utf-8")
-        return hashlib.sha256(f"{self.module} {self.node} {self.what} {text}".encode()).hexdigest()[:24]
+        """Identifies the fault and the code of its module, without comments and docstrings."""
+        return hashlib.sha256(f"{self.module} {self.node} {self.what} {code_of(self.module)}".encode()).hexdigest()[:24]
 
     def text(self) -> str:
         """The module with the fault in it."""
@@ -115,6 +115,22 @@ class Mutant:
         node = next(each for number, each in enumerate(walk(tree)) if number == self.node)
         dict(changes(node))[self.what]()
         return ast.unparse(ast.fix_missing_locations(tree))
+
+
+@functools.cache
+def code_of(module: str) -> str:
+    """A module's code without comments and docstrings."""
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0] = ast.Pass()
+    return ast.unparse(tree)
 
 
 def main(argv: list[str] | None = None) -> int:
