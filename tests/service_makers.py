@@ -47,7 +47,7 @@ class Painted:
 
     def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
         self.batches.append(len(images))
-        assert self.gate.wait(20)
+        assert self.gate.wait(300)
         if self.broken:
             raise RuntimeError("out of memory")
         assert all(image.shape == (96, 96, 3) for image in images), "the batch holds inputs, not pictures"
@@ -98,7 +98,7 @@ class Address:
         return f"http://127.0.0.1:{self.port}/"
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             reply = connection.getresponse()
@@ -135,7 +135,7 @@ def running(app: Any, limits: Limits | None = None, port: int = 0, **changes: An
             thread.join(10)
 
 
-def until(condition: Any, seconds: float = 60.0) -> None:
+def until(condition: Any, seconds: float = 600.0) -> None:
     """Wait for something that another thread or process brings about."""
     deadline = time.monotonic() + seconds
     while not condition():

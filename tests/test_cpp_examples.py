@@ -54,4 +54,4 @@ def test_the_program_finds_what_the_platform_finds(tmp_path, library) -> None:
 
 
 def run(*command: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=280, check=False, env=env)
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=1500, check=False, env=env)

@@ -150,7 +150,7 @@ def test_every_script_prepares_openmp_before_it_imports_anything_else(script: st
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1500,
         check=False,
     )
     assert f"with {cpus.SPIN_COUNT}" in done.stdout or f"sees {cpus.SPIN_COUNT}" in done.stdout, (

@@ -120,7 +120,7 @@ def test_the_path_of_the_readme_works_with_the_requirements_alone(tmp_path: Path
             env=environment,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=1500,
         )
         # check reports findings of a set this small by exit code 1
         assert done.returncode in ((0, 1) if arguments[0] == "check" else (0,)), (script, done.stderr[-2000:])

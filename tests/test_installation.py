@@ -27,7 +27,7 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1500,
     )
 
 

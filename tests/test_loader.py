@@ -157,7 +157,7 @@ def test_a_set_of_unreadable_images_ends_in_one_line(tmp_path: Path) -> None:
 
 class _SlowDataset(TrainDataset):
     def __getitem__(self, key: tuple) -> dict:
-        time.sleep(60)
+        time.sleep(600)
         return super().__getitem__(key)
 
 
@@ -174,7 +174,7 @@ def test_a_worker_that_hangs_or_dies_is_an_error_in_time(index: DatasetIndex, ki
     with pytest.raises(RunError, match=words):
         epoch(loader, 0)
     loader.close()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300
 
 
 @pytest.mark.skipif(not hasattr(os, "setpgid"), reason="process groups are POSIX")

