@@ -53,7 +53,8 @@ def pack_convolutions(model: nn.Module) -> nn.Module:
         children: dict[str, Any] = {n: m for n, m in module._modules.items() if not isinstance(m, nn.Identity)}
         for name, following in zip(children, [*list(children)[1:], ""], strict=True):
             conv, activation = children[name], children.get(following)
-            if isinstance(conv, nn.Conv2d) and not isinstance(conv.padding, str) and conv.padding_mode == "zeros":
+            is_float = isinstance(conv, nn.Conv2d) and conv.weight.dtype == torch.float32  # oneDNN has no float64
+            if is_float and not isinstance(conv.padding, str) and conv.padding_mode == "zeros":
                 known = type(activation) in ONEDNN_ACTIVATIONS
                 module._modules[name] = _PackedConv(conv, activation if known else None)
                 if known:

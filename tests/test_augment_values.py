@@ -427,3 +427,10 @@ def test_the_share_of_a_box_that_is_hidden() -> None:
     assert _covered(boxes[:1], np.array([5.0, 0, 50, 10])) == 0.25
     assert _covered(boxes[2:3], np.array([0.0, 0, 50, 10])) == 0 == _covered(np.zeros((0, 4)), boxes[0])
     assert _covered(boxes[3:], np.array([0.0, 0, 9, 9])) == 0
+
+
+def test_a_reduced_jpeg_has_the_exact_scale_of_its_reduction() -> None:
+    reduced = Photo.decoded(np.zeros((51, 50, 3), np.uint8), 101, 200)  # half of 101 is rounded up; a quarter of 200
+    assert (reduced.height, reduced.width, reduced.scale_y, reduced.scale_x) == (101, 200, 1 / 2, 1 / 4)
+    resized = Photo.decoded(np.zeros((30, 40, 3), np.uint8), 100, 100)
+    assert (resized.scale_y, resized.scale_x) == (0.3, 0.4)

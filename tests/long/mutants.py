@@ -43,15 +43,20 @@ MODULES: dict[str, tuple[str, ...]] = {
     "training/optim.py": ("tests/test_optim.py",),
     "data/augment.py": ("tests/test_augment_values.py", "tests/test_augment.py", "tests/test_mosaic.py"),
     "data/mosaic.py": ("tests/test_augment_values.py", "tests/test_mosaic.py"),
-    "evaluation/metrics/matching.py": ("tests/test_voc_metric.py", "tests/test_coco_metric.py"),
-    "evaluation/metrics/voc.py": ("tests/test_voc_metric.py",),
-    "evaluation/metrics/coco.py": ("tests/test_coco_metric.py",),
+    "evaluation/metrics/matching.py": (
+        "tests/test_metric_values.py",
+        "tests/test_voc_metric.py",
+        "tests/test_coco_metric.py",
+    ),
+    "evaluation/metrics/voc.py": ("tests/test_metric_values.py", "tests/test_voc_metric.py"),
+    "evaluation/metrics/coco.py": ("tests/test_metric_values.py", "tests/test_coco_metric.py"),
     "evaluation/metrics/curves.py": (
+        "tests/test_metric_values.py",
         "tests/test_evaluator.py",
         "tests/test_voc_metric.py",
         "tests/test_coco_metric.py",
     ),
-    "evaluation/evaluator.py": ("tests/test_evaluator.py",),
+    "evaluation/evaluator.py": ("tests/test_metric_values.py", "tests/test_evaluator.py"),
 }
 OPERATORS = {
     ast.Add: ast.Sub,
@@ -270,7 +275,7 @@ def walk(tree: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, (ast.Raise, ast.JoinedStr, ast.Assert, ast.AnnAssign, ast.Import, ast.ImportFrom)):
             continue
-        if isinstance(child, ast.arguments) or is_guard(child):
+        if isinstance(child, ast.arguments) or is_guard(child) or child is getattr(tree, "returns", None):
             continue
         if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
             continue

@@ -1,0 +1,183 @@
+"""Exact values of the metrics' parts, worked by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from metric_makers import RecordBuilder
+
+from data.index import DatasetIndex
+from evaluation.evaluator import evaluate, match_classes
+from evaluation.metrics import matching
+from evaluation.metrics.coco import coco_figures
+from evaluation.metrics.curves import ScoreCurve, score_curves
+from evaluation.metrics.matching import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, best_matches, outcomes, pair_iou
+from evaluation.metrics.record import EvalRecord
+from evaluation.metrics.voc import average_precision_07, average_precision_10, class_curves, mean_or_none
+from imaging.detections import Detections
+from nets.model_config import ModelConfig
+from utils.errors import UserError
+
+
+def record_of(
+    *images: tuple[list[list[float]], list[list[float]]], classes: tuple[str, ...] = ("a", "b")
+) -> EvalRecord:
+    """Images as ([x1, y1, x2, y2, score, label], ...) and ([x1, y1, x2, y2, label, difficult], ...)."""
+    builder = RecordBuilder(classes)
+    for found, objects in images:
+        rows, truth = np.array(found, float).reshape(-1, 6), np.array(objects, float).reshape(-1, 6)
+        detections = Detections(rows[:, :4], rows[:, 4], rows[:, 5].astype(int))
+        builder.update(detections, {"boxes": truth[:, :4], "labels": truth[:, 4], "difficult": truth[:, 5]})
+    return builder.build()
+
+
+def test_iou_of_pairs() -> None:
+    a = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [5, 5, 5, 5], [1, 2, 5, 10]], float)
+    b = np.array([[5, 0, 15, 10], [10, 0, 20, 10], [20, 20, 30, 31], [2, 3, 6, 8], [5, 5, 5, 5], [3, 4, 9, 7]], float)
+    assert pair_iou(a, b).tolist() == pytest.approx([50 / 150, 0, 0, 0.2, 0, 6 / (32 + 18 - 6)])
+
+
+BOX, NEAR, FAR = [0.0, 0, 10, 10], [0.0, 0, 10, 8], [50.0, 50, 60, 60]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 4_000_000])
+def test_each_detection_is_matched_to_its_best_object_in_parts_of_any_size(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", at_once)
+    record = record_of(
+        ([[*NEAR, 0.9, 0], [*BOX, 0.8, 0], [*FAR, 0.7, 0], [*BOX, 0.6, 1]], [[*BOX, 0, 0], [*NEAR, 0, 0]]),
+        ([[*BOX, 0.5, 1]], [[*FAR, 1, 0], [*NEAR, 1, 1], [*NEAR, 1, 1]]),
+        ([[*BOX, 0.4, 0]], []),
+    )
+    matches = best_matches(record)
+    assert matches.gt.tolist() == [1, 0, 0, -1, 3, -1] and matches.iou.tolist() == [1, 1, 0, 0, 0.8, 0]
+    assert outcomes(record, matches, 0.8).tolist() == [1, 1, 0, 0, IGNORED, 0]
+    assert outcomes(record, matches, 0.81).tolist() == [1, 1, 0, 0, 0, 0]
+    others = best_matches(record, same_class=False, gt_mask=np.array([False, True, True, True, False]))
+    assert others.gt.tolist() == [1, 1, 1, 1, 3, -1] and others.iou.tolist() == [1, 0.8, 0, 0.8, 0.8, 0]
+
+
+def test_the_second_detection_of_an_object_is_false_and_does_not_take_another() -> None:
+    record = record_of(([[*BOX, 0.5, 0], [*BOX, 0.9, 0], [*BOX, 0.9, 0]], [[*BOX, 0, 0], [*NEAR, 0, 0]]))
+    assert outcomes(record, best_matches(record), 0.5).tolist() == [FALSE_POSITIVE, TRUE_POSITIVE, FALSE_POSITIVE]
+
+
+def test_average_precision_of_three_detections() -> None:
+    # true, false, true of four objects
+    recall, precision = np.array([0.25, 0.25, 0.5]), np.array([1, 1 / 2, 2 / 3])
+    assert average_precision_10(recall, precision) == pytest.approx(0.25 + 0.25 * 2 / 3)
+    assert average_precision_07(recall, precision) == pytest.approx((3 * 1 + 3 * 2 / 3) / 11)
+    assert average_precision_07(np.array([1.0]), np.array([0.5])) == pytest.approx(0.5)
+    assert average_precision_07(np.zeros(0), np.zeros(0)) == average_precision_10(np.zeros(0), np.zeros(0)) == 0
+    assert mean_or_none(np.array([np.nan, 1, 2])) == 1.5 and mean_or_none(np.array([np.nan])) is None
+
+
+def test_curves_of_a_record() -> None:
+    record = record_of(
+        ([[*BOX, 0.875, 0], [*FAR, 0.875, 0], [*BOX, 0.3, 1]], [[*BOX, 0, 0], [0, 0, 9, 9, 1, 1]]),
+        ([[*BOX, 0.625, 0], [*FAR, 0.75, 1]], [[*BOX, 0, 0], [*BOX, 0, 0], [*FAR, 1, 0]]),
+    )
+    outcome = outcomes(record, best_matches(record), 0.5)
+    assert outcome.tolist() == [1, 0, IGNORED, 1, 1]
+    (scores, recall, precision), (of_b, recall_b, precision_b) = class_curves(record, outcome)
+    assert scores.tolist() == [0.875, 0.875, 0.625] and of_b.tolist() == [0.75]
+    assert recall.tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3]) and precision.tolist() == pytest.approx(
+        [1, 1 / 2, 2 / 3]
+    )
+    assert recall_b.tolist() == precision_b.tolist() == [1]
+    assert class_curves(record, outcome, np.array([10, 0]))[0][1].tolist() == pytest.approx([0.1, 0.1, 0.2])
+
+    curves = score_curves(record, outcome)
+    first, second = curves.per_class
+    assert first.scores.tolist() == [0.875, 0.625] and first.true_positives.tolist() == [1, 2]
+    assert first.false_positives.tolist() == [1, 1] and first.num_gt == 3 and second.num_gt == 1
+    assert first.precision.tolist() == pytest.approx([1 / 2, 2 / 3]) and first.recall.tolist() == pytest.approx(
+        [1 / 3, 2 / 3]
+    )
+    assert first.f1.tolist() == pytest.approx([2 / 5, 4 / 6])
+    assert first.at(0.625) == pytest.approx((2 / 3, 2 / 3, 2 / 3)) and first.at(0.63) == pytest.approx(
+        (0.5, 1 / 3, 0.4)
+    )
+    assert first.counts(0.875) == (1, 1) and first.counts(0.0) == (2, 1)
+    assert first.counts(0.88) == (0, 0) and first.at(0.88) == (0, 0, 0)
+    assert first.best == (0.625, pytest.approx(4 / 6))
+    assert curves.overall.scores.tolist() == [0.875, 0.75, 0.625] and curves.overall.true_positives.tolist() == [
+        1,
+        2,
+        3,
+    ]
+    assert curves.overall.num_gt == 4 and curves.best_f1 == pytest.approx(6 / 8)
+
+
+def test_the_best_threshold_lies_midway_to_the_next_score() -> None:
+    counts = np.array([1, 3, 3]), np.array([0, 0, 2])
+    curve = ScoreCurve(np.array([0.9, 0.8, 0.4]), *counts, num_gt=3)
+    assert curve.best == (pytest.approx(0.6), 1.0)
+    assert ScoreCurve(np.array([0.9, 0.8, 0.4]), *counts, num_gt=0).best == (None, None)
+    nothing = ScoreCurve(np.zeros(0), np.zeros(0, int), np.zeros(0, int), num_gt=0)
+    assert nothing.best == (None, None) and nothing.at(0.5) == (0, 0, 0)
+    assert ScoreCurve(np.array([0.5]), np.array([0]), np.array([0]), 0).precision.tolist() == [0]
+    assert ScoreCurve(np.array([0.5]), np.array([0]), np.array([1]), 2).best == (None, None)
+
+
+def test_coco_figures_of_a_detection_of_iou_eight_tenths() -> None:
+    record = record_of(
+        ([[*NEAR, 0.9, 0], [*FAR, 0.8, 1]], [[*BOX, 0, 0], [20, 20, 30, 30, 1, 1], [*FAR, 1, 1]]), ([], [[*BOX, 0, 0]])
+    )
+    figures = coco_figures(record, "pycocotools")
+    half = 51 / 101  # recall 0.5 reaches 51 of the 101 points
+    assert figures["per_class"]["a"]["coco_AP50"] == figures["per_class"]["a"]["coco_AP75"] == pytest.approx(half)
+    assert figures["per_class"]["a"]["coco_AP"] == pytest.approx(0.7 * half)  # at IoU 0.50 to 0.80
+    assert figures["coco_AP"] == pytest.approx(0.7 * half)
+    assert figures["coco_AR_100"] == pytest.approx(0.35) and figures["coco_AP_large"] is None
+    assert figures["per_class"]["b"]["coco_AP"] is None  # both of its objects are difficult
+
+
+# ---- the evaluator
+
+
+class Fixed:
+    """Finds the same in every picture."""
+
+    config = ModelConfig(("a", "b"), input_size=(64, 64))
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def detect_batch(self, images: list[np.ndarray], thresholds: object) -> list[Detections]:
+        self.batches.append(len(images))
+        return [Detections(np.array([BOX]), np.array([0.5]), np.array([0])) for _ in images]
+
+
+def test_batches_are_told_with_the_sizes_of_their_images(tmp_path: Path) -> None:
+    sizes, paths = [(20, 30), (40, 50), (60, 70)], [tmp_path / f"{name}.png" for name in "abc"]
+    boxes, labels = [np.array([BOX]), np.array([BOX, BOX]), np.array([BOX])], [[0], [0, 2], [2]]
+    index = DatasetIndex.build("three", ("a", "b", "cow"), paths, list("abc"), sizes, boxes, labels)
+    told: list[tuple[list[int], list[tuple[int, int]]]] = []
+    detector = Fixed()
+    result = evaluate(
+        detector,
+        index,
+        batch_size=2,
+        coco=None,
+        progress=False,
+        read=lambda path: np.zeros((*sizes["abc".index(path.stem)], 3), np.uint8),
+        after_batch=lambda positions, seen: told.append((list(positions), list(seen))),
+    )
+    assert detector.batches == [2, 1] and told == [([0, 1], sizes[:2]), ([2], sizes[2:])]
+    assert result is not None and result.num_not_scored == 2 and result.num_images == 3
+    assert result.figures["voc10_mAP50"] == 1.0 and result.best_f1_threshold == 0.5
+    assert result.images_per_second == pytest.approx(3 / result.seconds["wall"])
+    assert "COCO" not in result.protocol and "mean over the 1 classes with objects" in result.protocol
+
+
+def test_classes_are_matched_by_exact_name_first_and_named_where_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert match_classes(("Dog", "dog", "couch"), ("dog", "DOG", "sofa"), "set").tolist() == [1, 0, 2]
+    assert match_classes(("dog",), ("cat", "dog"), "set").tolist() == [-1, 0]
+    assert "does not have: cat" in capsys.readouterr().err
+    with pytest.raises(UserError, match="did you mean 'horse' for 'hors'") as caught:
+        match_classes(("horse", *"abcdefgh"), ("hors",), "set")
+    assert "model: horse, a, b, c, d, e, f, g and 1 more" in str(caught.value)
