@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.harness import command_cost
 from imaging.image_io import write_image
 from utils.config import option, parse_options
 from utils.errors import run_command
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 LINKS = 20_000  # names that share one picture: file systems allow some ten thousand
 OUTLINE = 20  # points of an outline: gives the official file's 450 MB or so
 
@@ -35,25 +33,30 @@ class Options:
     images: int = option(118_287, "pictures", low=1)
     boxes: int = option(860_001, "boxes", low=1)
     folder: str | None = option(None, "where to make the data; a temporary folder by default", metavar="DIR")
-    child: str | None = option(None, "internal: open this data set and print what it took", metavar="DIR")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make the data, open it twice in fresh processes, print a table."""
     options = parse_options(Options, argv, description=__doc__ or "")
-    if options.child:
-        return measure(options.child)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         root = Path(folder) / "coco"
         start = time.perf_counter()
         size = make_data(root, options.images, options.boxes)
         print(f"made {options.images} pictures, {options.boxes} boxes, {size / 1e6:.0f} MB of JSON", end=" ")
         print(f"in {time.perf_counter() - start:.0f} s", flush=True)
-        environment = os.environ | {"MOBILENET_YOLO_CACHE": str(Path(folder) / "cache")}
-        for words in ("first start ", "second start"):
-            command = [sys.executable, __file__, "--child", str(root)]
-            answer = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            print(f"{words}: {answer.stdout.strip()}", flush=True)
+        cache = {"MOBILENET_YOLO_CACHE": str(Path(folder) / "cache")}
+        reader = "from data.open import open_dataset"
+        statements = {
+            "imports alone": reader,
+            "first start": f"{reader}\nprint(open_dataset({str(root)!r}, 'train').boxes.sum())",
+        }
+        statements["second start"] = statements["first start"]
+        for words, statement in statements.items():
+            cost = command_cost([sys.executable, "-c", statement], **cache)
+            print(
+                f"{words:13}: {cost.wall:.2f} s ({cost.cpu:.2f} s of CPU), {cost.memory / 1e6:.0f} MB at most",
+                flush=True,
+            )
     return 0
 
 
@@ -88,20 +91,6 @@ def make_data(root: Path, images: int, boxes: int) -> int:
         categories = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
         file.write('], "categories": ' + json.dumps(categories) + "}")
     return path.stat().st_size
-
-
-def measure(root: str) -> int:
-    """Open the set in this process; memory is the process's peak, imports of the reader included."""
-    start, start_cpu = time.perf_counter(), time.process_time()
-    from data.open import open_dataset
-
-    index = open_dataset(root, "train")
-    seconds, of_cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    touched = sum(float(index.boxes[i].sum()) for i in (0, len(index.boxes) - 1))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    took = f"{seconds:.2f} s ({of_cpu:.2f} s of processor), {peak:.0f} MB peak"
-    print(f"{took}; {len(index)} images, {index.num_boxes} boxes, first and last sum to {touched:.0f}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.harness import cpu_in_turns
 from data import loader as loader_module
 from data.augment import AugmentConfig
 from data.image_cache import build_image_cache
@@ -114,17 +115,6 @@ class ReferenceLoading:
         return boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
 
 
-def measure(make_batch: Callable[[], Any], batches: int) -> float:
-    """Median CPU milliseconds of this thread for a batch: what a busy machine's other programs do not change much."""
-    make_batch()
-    times = []
-    for _ in range(batches):
-        began = time.thread_time()
-        make_batch()
-        times.append(1e3 * (time.thread_time() - began))
-    return float(np.median(times))
-
-
 @contextmanager
 def stopwatch() -> Iterator[dict[str, float]]:
     """Seconds spent in each step of our loader while this is open; the rest is bookkeeping."""
@@ -196,16 +186,18 @@ def compare(index: DatasetIndex, options: LoaderBenchmarkOptions) -> dict[str, A
 
     reference, rng = ReferenceLoading(index, side), np.random.default_rng(0)
     result: dict[str, Any] = {"num_images": len(index), "batch_size": batch, "input_size": side}
-    result["reference_mosaic_ms"] = measure(
-        lambda: reference.batch(rng.integers(len(index), size=batch)), options.batches
-    )
-    result["ours_mosaic_ms"] = measure(ours(config), options.batches)
-    result["ours_single_ms"] = measure(ours(config, mosaic=False), options.batches)
     cache = build_image_cache(index, (side, side), "ram")
     filled = ours(replace(config, mosaic=0.0), cache=cache)
     for _ in range(len(index) // batch + 1):
         filled()
-    result["ours_mosaic_cached_ms"] = measure(ours(config, cache=cache), options.batches)
+    calls = {
+        "reference_mosaic": lambda: reference.batch(rng.integers(len(index), size=batch)),
+        "ours_mosaic": ours(config),
+        "ours_single": ours(config, mosaic=False),
+        "ours_mosaic_cached": ours(config, cache=cache),
+    }
+    times = cpu_in_turns(calls, options.batches)
+    result |= {f"{name}_ms": 1e3 * sample.median for name, sample in times.items()}
     result["ratio"] = result["reference_mosaic_ms"] / result["ours_mosaic_ms"]
     with stopwatch() as spent:
         make_batch = ours(config)
