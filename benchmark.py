@@ -1,4 +1,4 @@
-"""Measure how fast detectors are: by runtime, precision, batch, threads and size, stage by stage, beside others."""
+"""Measure the speed of detectors by runtime, precision, batch, threads, size and stage, relative to other detectors."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def check_outputs(options: BenchmarkOptions) -> None:
         name = getattr(options, field_name)
         if name is not None and not Path(name).resolve().parent.is_dir():
             flag = "--" + field_name.replace("_", "-")
-            raise UserError(flag, f"{Path(name).parent} is no folder", "create it first")
+            raise UserError(flag, f"{Path(name).parent} is not a folder", "create it first")
     if options.formats_table:
         fill_markers(Path(options.formats_table), "")
     if options.formats_plot and not options.data:
-        raise UserError("--formats-plot", "there is nothing to score on", "add --data DATA")
+        raise UserError("--formats-plot", "needs a data set for mAP50", "add --data DATA")
     if options.clock == "cpu" and options.threads not in (None, (1,)):
-        raise UserError("--clock", "processor time is a latency at one thread only", "add --threads 1")
+        raise UserError("--clock", "CPU time equals latency only with one thread", "add --threads 1")
     if "int8" in options.precisions and not options.data:
-        raise UserError("--precisions", "int8 needs real images", "add --data DATA")
+        raise UserError("--precisions", "int8 needs calibration images", "add --data DATA")
     for size in options.input_size or ():
         input_size_option(size)
 

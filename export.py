@@ -1,4 +1,4 @@
-"""Turn a checkpoint into a file for another runtime, and check on photographs that it answers as the network does."""
+"""Export a checkpoint to a file for another runtime, and compare its outputs with the network's on photographs."""
 
 from __future__ import annotations
 
@@ -34,32 +34,38 @@ WEB = "web"  # an ONNX file in a folder with a page and the runtime, for any web
 class ExportOptions:
     """The options of export.py."""
 
-    checkpoint: str | None = option(None, "the model; without it the built-in weights", metavar="FILE")
-    format: str = option("onnx", "what to write", choices=(*FORMATS, *ALIASES, WEB))
+    checkpoint: str | None = option(None, "model file (default: the bundled weights)", metavar="FILE")
+    format: str = option("onnx", "output format", choices=(*FORMATS, *ALIASES, WEB))
     output: str | None = option(
-        None, "the file, for web the folder (default: beside the checkpoint, other suffix)", metavar="FILE"
+        None, "output file, for web a folder (default: the checkpoint's name with another suffix)", metavar="FILE"
     )
-    input_size: tuple[int, ...] | None = option(None, "height [and width] of the input (default: the checkpoint's)")
-    dynamic: bool = option(False, "any batch and any size in multiples of 32")
-    uint8_input: bool = option(False, "take (B, H, W, 3) uint8 RGB instead of (B, 3, H, W) float in [0, 1]")
-    raw: bool = option(False, "give the three raw maps instead of boxes and scores")
-    nms: bool = option(False, "put suppression into the graph, with the checkpoint's thresholds")
-    score_threshold: float | None = option(None, "the file's default; with --nms the only one", low=0.0, high=1.0)
-    iou_threshold: float | None = option(None, "the file's default; with --nms the only one", low=0.0, high=1.0)
-    half: bool = option(False, "weights of 16 bits: fp16, for torchscript bf16")
-    int8: bool = option(False, "quantise after training; needs --data, whose training images calibrate it")
-    data: str | None = option(None, "a data set: its photographs compare, and calibrate int8", metavar="PATH")
-    split: str | None = option(None, "the part of the data to compare and to score int8 on (default: val)")
-    calibration_split: str | None = option(None, "the part of the data that calibrates int8 (default: train)")
-    calibration_images: int = option(200, "images that calibrate int8", low=1, high=100_000)
-    max_loss: float = option(1.0, "points of mAP50 that int8 may lose", low=0.0, high=100.0)
-    images: str | None = option(None, "photographs to compare on: a picture or a folder", metavar="PATH")
-    num_images: int = option(16, "photographs to compare on", low=1, high=10_000)
-    limit: int | None = option(None, "score int8 on the first N images only", low=1)
+    input_size: tuple[int, ...] | None = option(None, "height [width] of the input (default: the checkpoint's)")
+    dynamic: bool = option(False, "allow any batch size, and any input size in multiples of 32")
+    uint8_input: bool = option(False, "input (B, H, W, 3) uint8 RGB instead of (B, 3, H, W) float in [0, 1]")
+    raw: bool = option(False, "output the three raw maps instead of boxes and scores")
+    nms: bool = option(False, "include NMS in the graph, with the checkpoint's thresholds")
+    score_threshold: float | None = option(
+        None, "default score threshold of the file; fixed with --nms", low=0.0, high=1.0
+    )
+    iou_threshold: float | None = option(
+        None, "default IoU threshold of NMS of the file; fixed with --nms", low=0.0, high=1.0
+    )
+    half: bool = option(False, "16-bit weights: fp16, for torchscript bf16")
+    int8: bool = option(
+        False, "post-training quantisation; needs --data, whose training images are used for calibration"
+    )
+    data: str | None = option(None, "data set for the comparison and for the calibration of int8", metavar="PATH")
+    split: str | None = option(None, "split for the comparison and for the evaluation of int8 (default: val)")
+    calibration_split: str | None = option(None, "split for the calibration of int8 (default: train)")
+    calibration_images: int = option(200, "number of calibration images for int8", low=1, high=100_000)
+    max_loss: float = option(1.0, "maximum loss of mAP50 by int8, points", low=0.0, high=100.0)
+    images: str | None = option(None, "photographs for the comparison: an image or a folder", metavar="PATH")
+    num_images: int = option(16, "number of photographs for the comparison", low=1, high=10_000)
+    limit: int | None = option(None, "evaluate int8 only on the first N images", low=1)
     ort_web: str | None = option(
-        None, "for web: the folder dist of npm's onnxruntime-web (default: fetched once)", metavar="DIR"
+        None, "for web: folder dist of the npm package onnxruntime-web (default: downloaded once)", metavar="DIR"
     )
-    overwrite: bool = option(False, "replace a file that is there")
+    overwrite: bool = option(False, "replace the output if it exists")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -69,12 +75,12 @@ def main(argv: list[str] | None = None) -> None:
     if options.format == WEB:
         options, web_folder = web_options(options)
     elif options.ort_web:
-        raise UserError("--ort-web", f"does nothing for --format {options.format}", f"leave it out, or use {WEB}")
+        raise UserError("--ort-web", f"has no effect for --format {options.format}", f"leave it out, or use {WEB}")
     options = dataclasses.replace(options, format=ALIASES.get(options.format, options.format))
     exporter = FORMATS[options.format]
     form = choose_form(options, exporter)
     checkpoint = find_model(options.checkpoint)
-    from nets.export.check import export_and_check  # late, as below: PyTorch and OpenCV, which --help does not need
+    from nets.export.check import export_and_check  # imports PyTorch and OpenCV, which --help does not need
     from nets.weights.checkpoint import load_model
 
     model = load_model(checkpoint)
@@ -89,7 +95,11 @@ def main(argv: list[str] | None = None) -> None:
         parity = export_and_check(model, path, options.format, form, photos, info)
         print(f"wrote {path} ({size_text(path, exporter)}): {describe(form, model.config)}")
         if parity is None:
-            warn(path, f"{exporter.title} does not run here, so nothing was compared", "try it on its own system")
+            warn(
+                path,
+                f"{exporter.title} does not run here, so nothing was compared",
+                "test it on a system that supports it",
+            )
         else:
             print(f"parity with the checkpoint: {parity}")
     if web_folder is not None:
@@ -106,9 +116,9 @@ def web_options(options: ExportOptions) -> tuple[ExportOptions, Path]:
     checkpoint = find_model(options.checkpoint, "--checkpoint")
     folder = checkpoint.with_name(f"{checkpoint.stem}-web") if options.output is None else Path(options.output)
     if folder.is_dir() and any(folder.iterdir()) and not options.overwrite:
-        raise UserError(folder, "is there already and not empty", "add --overwrite, or name another --output")
+        raise UserError(folder, "exists and is not empty", "add --overwrite, or give another --output")
     if folder.exists() and not folder.is_dir():
-        raise UserError(folder, "is a file", "name a folder")
+        raise UserError(folder, "is a file", "give a folder")
     ort_web = find_ort_web(None if options.ort_web is None else Path(options.ort_web))
     check_output_folder("--output", folder, [options.data, options.images])
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,12 +127,12 @@ def web_options(options: ExportOptions) -> tuple[ExportOptions, Path]:
 
 
 def complete_web_folder(options: ExportOptions, folder: Path, path: Path) -> None:
-    """Put the page and the runtime beside the exported file."""
+    """Add the page and the runtime to the folder of the exported file."""
     from service.browser import load_browser_model, write_web_folder
 
     write_web_folder(folder, load_browser_model(path, Path(options.ort_web or "")))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"wrote {folder} ({size / 1e6:.0f} MB; a visitor loads the model and one of two runtimes)")
+    print(f"wrote {folder} ({size / 1e6:.0f} MB; a browser loads the model and one of two runtimes)")
     print(f"try it: python -m http.server --directory {folder} 8000, then open http://127.0.0.1:8000")
 
 
@@ -132,17 +142,21 @@ def choose_form(options: ExportOptions, exporter: Format) -> Form:
     for flag in ("int8", "nms", "dynamic", "half", "uint8_input"):
         if getattr(options, flag) and not getattr(exporter, flag):
             able = [other for other, each in FORMATS.items() if getattr(each, flag)]
-            raise UserError(f"--{flag.replace('_', '-')}", f"{name} export has none", f"use --format {', '.join(able)}")
+            raise UserError(
+                f"--{flag.replace('_', '-')}", f"is not supported by {name} export", f"use --format {', '.join(able)}"
+            )
     if options.nms and options.raw:
-        raise UserError("--raw", "suppression (--nms) needs decoded boxes", "leave one out")
+        raise UserError("--raw", "NMS (--nms) needs decoded boxes", "leave out --raw or --nms")
     if options.half and options.int8:
-        raise UserError("--half", "a file is of one precision", "leave out --half or --int8")
+        raise UserError("--half", "cannot be combined with --int8", "leave out --half or --int8")
     if options.int8 and options.dynamic:
-        raise UserError("--int8", "a quantised file is of one size here", "leave out --dynamic")
+        raise UserError("--int8", "quantised files have a fixed size", "leave out --dynamic")
     if options.int8 and options.nms and name == "openvino":
-        raise UserError("--nms", "a quantised OpenVINO file has none", "use --format onnx, or leave out --nms")
+        raise UserError(
+            "--nms", "is not supported for quantised OpenVINO files", "use --format onnx, or leave out --nms"
+        )
     if options.int8 and not options.data:
-        raise UserError("--int8", "needs real images to see the range of every layer", "add --data DATA")
+        raise UserError("--int8", "needs images for the calibration of activation ranges", "add --data DATA")
     precision = "int8" if options.int8 else (exporter.half if options.half else "fp32")
     return Form(options.uint8_input, not options.raw, options.nms, options.dynamic, precision or "fp32")
 
@@ -165,12 +179,12 @@ def output_path(options: ExportOptions, checkpoint: Path, exporter: Format) -> P
     default = checkpoint.with_name(f"{checkpoint.stem}{marks}{exporter.suffix}")
     path = default if options.output is None else Path(options.output)
     if not path.name.endswith(exporter.suffix):
-        raise UserError("--output", f"{path.name} does not end in {exporter.suffix}", f"name it NAME{exporter.suffix}")
+        raise UserError("--output", f"{path.name} does not end in {exporter.suffix}", f"give NAME{exporter.suffix}")
     for file in exporter.files(path):
         if os.path.lexists(file) and not options.overwrite:
-            raise UserError(file, "is there already", "add --overwrite, or name another --output")
+            raise UserError(file, "exists", "add --overwrite, or give another --output")
     if not path.parent.is_dir():
-        raise UserError(path.parent, "is no folder", "create it first")
+        raise UserError(path.parent, "is not a folder", "create it first")
     return check_output_file("--output", path, options.overwrite, [options.data, options.images])
 
 
@@ -194,11 +208,11 @@ def comparison_photos(options: ExportOptions, index: DatasetIndex | None, config
             files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         photos = read_photos(files[: options.num_images])
         if not photos:
-            raise UserError("--images", f"{folder} holds no pictures", "name a picture or a folder of pictures")
+            raise UserError("--images", f"{folder} contains no images", "give an image or a folder of images")
         return photos
     if index is not None and len(index):
         return read_photos([index.path(i) for i in spread(len(index), options.num_images)])
-    warn("parity", "compared on drawn pictures", "give photographs with --images or --data")
+    warn("parity", "compared on synthetic images", "give photographs with --images or --data")
     return drawn_photos(config, DRAWN)
 
 
@@ -211,12 +225,12 @@ def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
         try:
             photos.append(read_image(path))
         except UserError as error:
-            warn(error.where, error.what, "left out")
+            warn(error.where, error.what, "it is skipped")
     return photos
 
 
 def spread(total: int, wanted: int) -> list[int]:
-    """`wanted` positions evenly over `total`."""
+    """`wanted` positions, evenly spread over `total`."""
     return np.unique(np.linspace(0, total - 1, min(wanted, total)).round().astype(int)).tolist()
 
 
@@ -238,15 +252,15 @@ def export_int8(
     training = open_split(options, options.calibration_split, 0)
     calibration = read_photos([training.path(i) for i in calibration_images(training, options.calibration_images)])
     if not calibration:
-        raise UserError(options.data, "not one image to calibrate with could be read", "name another data set")
+        raise UserError(options.data, "no calibration image could be read", "give another data set")
     print(f"calibrating on {len(calibration)} images of {training.name}", flush=True)
     kept = FORMATS[options.format].quantize(model, path, form, calibration, info)
     parity = check_export(TorchRuntime(model), path, form, photos)
     print(f"wrote {path} ({size_text(path, FORMATS[options.format])}): {describe(form, model.config)}")
-    print(f"left in floating point: {kept}")
+    print(f"in floating point: {kept}")
     print(f"parity with the checkpoint: {parity}", flush=True)
     if form.nms:
-        warn("--nms", "suppression is in the file, so its mAP cannot be compared", "score it without --nms first")
+        warn("--nms", "NMS is part of the file, so its mAP cannot be compared", "evaluate it without --nms first")
         return
     part = index if options.limit is None else index.subset(np.arange(min(options.limit, len(index))))
     before, after = (mean_ap(load, part) for load in (Detector.from_model(model), Detector(load_runtime(path, "cpu"))))
@@ -254,7 +268,9 @@ def export_int8(
     if before - after > options.max_loss:
         path.rename(path.with_name(path.name + ".failed"))
         what = f"int8 loses {before - after:.2f} points of mAP50, more than {options.max_loss:g}"
-        raise RunError(path, f"{what}; kept as {path.name}.failed", "calibrate with more images, or raise --max-loss")
+        raise RunError(
+            path, f"{what}; kept as {path.name}.failed", "use more calibration images, or increase --max-loss"
+        )
 
 
 def mean_ap(detector: Detector, index: DatasetIndex) -> float:

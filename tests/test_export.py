@@ -147,7 +147,7 @@ def test_a_format_without_its_tool_names_what_to_install(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("beside", [".ncnn.param", ".ncnn.bin", ".ncnn.json"])
 def test_a_file_that_lies_where_one_part_of_an_export_goes_is_not_overwritten(tmp_path, beside) -> None:
     (tmp_path / f"best{beside}").write_text("mine")
-    with pytest.raises(UserError, match=f"best{beside}: is there already"):
+    with pytest.raises(UserError, match=f"best{beside}: exists"):
         export.main(
             ["--checkpoint", str(checkpoint()), "--format", "ncnn", "--output", str(tmp_path / "best.ncnn.param")]
         )
@@ -258,7 +258,7 @@ def test_the_command_writes_compares_and_tells(tmp_path, capsys) -> None:
     assert "0 of " in text and "on 1 images" in text and "96 x 96" in text
     config = load_runtime(output, "cpu").config
     assert (config.input_size, config.score_threshold) == ((96, 96), 0.4)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists"):
         export.main(arguments)
 
 

@@ -6,7 +6,7 @@ import { Viewer, renderResult } from "./viewer.js";
 const WEBCAM_SIDE = 640; // pixels of the longer side of what is sent
 const FRAMES_PER_SECOND = 5; // of a video file in which is detected
 const HOW_TO_ENABLE =
-  "To look in the browser, export the model (python export.py --checkpoint FILE --format onnx), get ONNX Runtime Web " +
+  "To detect in the browser, export the model (python export.py --checkpoint FILE --format onnx), get ONNX Runtime Web " +
   "(npm pack onnxruntime-web, unpack it), and start serve.py with --browser-model FILE.onnx --ort-web package/dist.";
 
 const $ = (id) => document.getElementById(id);
@@ -27,12 +27,12 @@ const state = {
 };
 const viewer = new Viewer($("view"), (index) => select(index));
 
-// --- who looks -------------------------------------------------------------------------------------------------------
+// --- detection -------------------------------------------------------------------------------------------------------
 
 /** The server's answer: detections above the lowest score the slider can show. */
 async function askServer(blob) {
   const { lowest_score: least, max_body: most } = state.info;
-  if (blob.size > most) throw new Error(`The picture has ${megabytes(blob.size)} MB, the server takes ${megabytes(most)} MB.`);
+  if (blob.size > most) throw new Error(`The picture has ${megabytes(blob.size)} MB; the limit of the server is ${megabytes(most)} MB.`);
   const answer = await fetch(`detect?score_threshold=${least}&max_detections=300`, { method: "POST", body: blob });
   const row = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
   if (!answer.ok) throw new Error(row.error);
@@ -577,7 +577,7 @@ async function begin() {
   const { info } = state;
   $("model").textContent = `${info.name} · ${info.class_names.length} classes · ${info.input_size.join("×")}`;
   Object.assign($("threshold"), { min: info.lowest_score, max: 0.99, value: info.score_threshold });
-  $("threshold-source").textContent = `${info.score_threshold.toFixed(2)} is the model's own (${info.score_threshold_source}).`;
+  $("threshold-source").textContent = `${info.score_threshold.toFixed(2)} is the model's default (${info.score_threshold_source}).`;
   const browser = document.querySelector("input[name=place][value=browser]");
   browser.disabled = !info.browser_model;
   if (info.without_server) {
