@@ -23,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 
 from data.skips import Skip
+from data.walk import walk_files
 from imaging.image_io import (
     IMAGE_SUFFIXES,
     MinSize,
@@ -37,7 +38,6 @@ from utils.download import BrokenOffError, SlowError, TooLargeError, open_url, r
 from utils.errors import UserError, printable
 from utils.files import naming_errors
 from utils.output_rules import shortened_name
-from utils.walk import walk_files
 
 LIST_SUFFIXES = (".txt", ".lst")
 LIST_BYTES = 64 << 20  # more than a list of a million paths needs

@@ -12,9 +12,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from data.skips import Skip
+from data.walk import walk_files
 from imaging.image_io import IMAGE_SUFFIXES
 from utils.files import FileError, read_file
-from utils.walk import walk_files
 
 MAX_FILES = 1_000_000
 HEAD_BYTES = 1 << 16  # bytes read to detect the type of a file

@@ -24,10 +24,10 @@ from data.formats.folder import suffix_of
 from data.formats.shapes import rotated_box
 from data.index import DatasetIndex
 from data.skips import Skip, rotated_note
+from data.walk import walk_files
 from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.errors import UserError
 from utils.files import MEGABYTE, FileError, read_file, read_lines
-from utils.walk import walk_files
 
 MAX_XML_BYTES = 10 * MEGABYTE
 MAX_SPLIT_BYTES = 256 * MEGABYTE

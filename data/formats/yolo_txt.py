@@ -22,10 +22,10 @@ from data.formats.folder import Folder, plain_name, split_of, stem_of, suffix_of
 from data.formats.yolo_rows import ROW, LabelFiles, Rows, boxes_array, class_numbers, label_path
 from data.index import DatasetIndex
 from data.skips import Skip
+from data.walk import walk_files
 from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_file, read_lines
-from utils.walk import walk_files
 
 MAX_YAML_BYTES = MEGABYTE // 4  # the parser takes seconds for a megabyte; a thousand classes need 30 KB
 MAX_LIST_BYTES = 256 * MEGABYTE
