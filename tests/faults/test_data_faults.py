@@ -596,13 +596,13 @@ SPLITS: dict[str, tuple[Callable[[Path], object], Counts | str]] = {
     ),
     "no lists": (lambda y: each(y, "ImageSets/Main/*", Path.unlink), SAME),  # divided by seed: 6 and 2
     "no ImageSets": (lambda y: shutil.rmtree(y / "ImageSets"), SAME),
-    "no pictures": (lambda y: shutil.rmtree(y / "JPEGImages"), "no image that can be used: 6 left out"),
-    "no annotations": (lambda y: shutil.rmtree(y / "Annotations"), "no image that can be used: 6 left out"),
+    "no pictures": (lambda y: shutil.rmtree(y / "JPEGImages"), "no image that can be used: 6 skipped"),
+    "no annotations": (lambda y: shutil.rmtree(y / "Annotations"), "no image that can be used: 6 skipped"),
     "overlap": (lambda y: (y / "ImageSets/Main/val.txt").write_text("b0\na0\n"), SAME),
     "one image": (lambda y: (y / "ImageSets/Main/train.txt").write_text("a0\n"), (1, 0, 0)),
     "all broken": (
         lambda y: each(y, "JPEGImages/*", lambda p: p.write_bytes(b"x")),
-        r"no image that can be used: 6 left out.*found dog \(6\), cat \(6\)",
+        r"no image that can be used: 6 skipped.*found dog \(6\), cat \(6\)",
     ),
     "all cut": (
         lambda y: each(y, "JPEGImages/*", lambda p: p.write_bytes(p.read_bytes()[:600])),
