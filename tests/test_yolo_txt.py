@@ -79,6 +79,7 @@ def test_a_picture_without_label_file_or_with_an_empty_one_has_no_objects(data: 
     (data.parent / "labels/train/p1.txt").unlink()
     index = read_yolo(data, "train")
     assert len(index) == 4 and index.num_boxes == 4 and codes(index) == ["no_label_file"]
+    assert index.skips[0].what.endswith("without objects: p1.jpg")
 
 
 def test_label_files_that_cannot_be_read_cost_their_image(data: Path) -> None:

@@ -525,7 +525,9 @@ def _read(
     if rows.facts["no_label_file"]:
         looked = sorted({os.path.dirname(path) for path in labels if not os.path.lexists(path)})[:2]
         what = f"{rows.facts['no_label_file']} of {len(labels)} images of {split} have no label file in "
-        what += f"{' or '.join(looked)}; they are used as images without objects"
+        without = [os.path.basename(i) for i, f in zip(gathered.images, labels, strict=True) if not os.path.lexists(f)]
+        what += f"{' or '.join(looked)}; they are used as images without objects: {', '.join(without[:5])}"
+        what += f" and {len(without) - 5} more" if len(without) > 5 else ""
         skips.append(Skip("note", "no_label_file", str(config.path), what, "label them if they contain objects"))
     known = keep & (classes >= 0)
     owner, lines = owner[known], np.array(rows.lines, np.int64)[known]
