@@ -97,7 +97,7 @@ def _sniff_yolo(folder: Folder) -> str | None:
 def _sniff_coco(folder: Folder) -> str | None:
     files = coco.find_coco_files(folder.only or folder.root)
     files = {name: path for name, path in files.items() if folder.only is None or coco.looks_like_coco(path)}
-    shown = ", ".join(path.name for path in list(files.values())[:3])
+    shown = ", ".join(folder.relative(path) for path in list(files.values())[:3])
     return f"{shown} with images, annotations and categories" if files else None
 
 

@@ -20,7 +20,7 @@ from utils.files import write_file
 SHOWN = 12  # images of a kind
 SIDE = 240  # pixels of a thumbnail
 _USUAL, _CULPRIT = (40, 170, 80), (230, 30, 30)  # colours of boxes, RGB
-_STYLE = """body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;max-width:1200px;color:#222}
+_STYLE = """body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;padding:0 1em;max-width:1200px;color:#222}
 h2{margin-top:2em} .error{color:#b00020} .warning{color:#a05a00} .info{color:#456}
 .sheet{display:flex;flex-wrap:wrap;gap:12px} figure{margin:0;width:240px} img{max-width:240px;border:1px solid #ccc}
 figcaption{font-size:12px;overflow-wrap:anywhere} li{overflow-wrap:anywhere} table{border-collapse:collapse}
@@ -102,14 +102,14 @@ class _Pictures:
             index, i = self.place[path]
             factor = np.array([size[0], size[1]] * 2) / np.maximum(index.sizes[i][[1, 0, 1, 0]], 1)
             for box in index.boxes[index.offsets[i] : index.offsets[i + 1]]:
-                _draw(small, box * factor, _USUAL, 1)
+                _draw(small, box * factor, _USUAL, 2)
             if found.box is not None:
-                _draw(small, np.asarray(found.box) * factor, _CULPRIT, 2)
+                _draw(small, np.asarray(found.box) * factor, _CULPRIT, 3)
         _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
         source = base64.b64encode(data.tobytes()).decode()
-        caption = (
-            f"{Path(path).name}: {found.what}" if not found.pictures else f"{Path(path).parent.name}/{Path(path).name}"
-        )
+        caption = f"{Path(path).parent.name}/{Path(path).name}"
+        if found.box is not None or not found.pictures:  # else it is about several
+            caption += f": {found.what}"
         picture = f'<img src="data:image/jpeg;base64,{source}" alt="">'
         return f"<figure>{picture}<figcaption>{_text(caption)}</figcaption></figure>"
 
