@@ -21,7 +21,7 @@ from evaluation.worst import export_worst
 from training.metrics_file import has_converged
 from utils import distributed
 from utils.config import option, parse_options
-from utils.errors import UserError, run_command, warn
+from utils.errors import UserError, require_packages, run_command, warn
 from utils.files import write_file
 from utils.output_rules import check_output_file, check_output_folder
 from utils.thresholds import Thresholds
@@ -113,6 +113,8 @@ def main(argv: list[str] | None = None) -> int | None:
         return compare_files(options)
     if options.data is None:
         raise UserError("--data", "is required", "give a VOCdevkit folder or a COCO JSON file")
+    if options.evaluator == "faster":
+        require_packages("--evaluator faster", ("faster_coco_eval",), "faster")
     result, scored = evaluate_detections(options) if options.detections else evaluate_checkpoint(options)
     if result is None:  # another process has the result
         return None

@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     options = dataclasses.replace(options, format=ALIASES.get(options.format, options.format))
     exporter = FORMATS[options.format]
     form = choose_form(options, exporter)
+    exporter.require_packages(form.precision == "int8")
     checkpoint = find_model(options.checkpoint)
     from nets.export.check import export_and_check  # imports PyTorch and OpenCV, which --help does not need
     from nets.weights.checkpoint import load_model

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nets.weights.bundled import find_model
+from nets.weights.bundled import find_model, model_names
 from service.hosts import Hosts
 from service.limits import MEGABYTE, Limits
 from utils.config import check_options, option, options_to_dict, parse_options, read_config
@@ -22,7 +22,9 @@ from utils.errors import MissingExtra, UserError, printable, run_command, warn
 
 @dataclass(frozen=True)
 class ServeOptions:
-    checkpoint: str | None = option(None, "model file (default: the bundled weights)", metavar="FILE")
+    checkpoint: tuple[str, ...] = option(
+        (), "one or several model files; requests choose one by `model` (default: the bundled weights)", metavar="FILE"
+    )
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 also accepts requests from other machines")
     port: int = option(8000, "port to listen on; 0 = any free port", low=0, high=65535)
     allow_host: tuple[str, ...] = option(
@@ -100,21 +102,28 @@ def main(argv: list[str] | None = None) -> int:
     server_class = _import_server()
     if options.threads is not None:
         set_num_threads(options.threads)
-    path = find_model(options.checkpoint)
+    paths = [find_model(each) for each in options.checkpoint] or [find_model()]
+    names = model_names(paths)
+    detectors = [_open(path, options) for path in paths]
+    if options.batch_size is None:
+        options = replace(options, batch_size=min(each.runtime.usual_batch for each in detectors))
+    with _listen(options.host, options.port) as (listener, is_local):
+        app = _build(options, dict(zip(names, detectors, strict=True)), paths[0], is_local)
+        what = f"labelling {printable(options.label)} with" if options.label else "serving"
+        files = ", ".join(printable(path) for path in paths)
+        print(f"{what} {files} on {_address(listener)} (stop with Ctrl-C)", flush=True)
+        server_class(app, options.limits, options.behind_proxy).run(sockets=[listener])
+    return 0
+
+
+def _open(path: Path, options: ServeOptions) -> Any:
     from nets.detector import Detector  # imports OpenCV and runtimes, which --help does not need
 
     detector = Detector.open(path, options.device, options.runtime)
     if options.input_size:
         detector.set_input_size([_whole(size) for size in options.input_size])
     detector.detect_batch([np.zeros((32, 32, 3), np.uint8)])  # fails here if the file cannot run
-    if options.batch_size is None:
-        options = replace(options, batch_size=detector.runtime.usual_batch)
-    with _listen(options.host, options.port) as (listener, is_local):
-        app = _build(options, detector, path, is_local)
-        what = f"labelling {printable(options.label)} with" if options.label else "serving"
-        print(f"{what} {printable(path)} on {_address(listener)} (stop with Ctrl-C)", flush=True)
-        server_class(app, options.limits, options.behind_proxy).run(sockets=[listener])
-    return 0
+    return detector
 
 
 def _import_server() -> Any:
@@ -145,6 +154,8 @@ def _check_labelling(options: ServeOptions) -> None:
     for flag in ("classes", "queue", "train", "train_config"):
         if options.label is None and getattr(options, flag):
             raise UserError(f"--{flag.replace('_', '-')}", "has no effect without --label", "also give --label DATA")
+    if options.label is not None and len(options.checkpoint) > 1:
+        raise UserError("--checkpoint", "several models; --label uses one", "give one model")
     if options.train_config is not None:
         read_config(Path(options.train_config))
 
@@ -167,7 +178,8 @@ def _labelling(options: ServeOptions, detector: Any, path: Path) -> Any:
     )
 
 
-def _build(options: ServeOptions, detector: Any, path: Path, is_local: bool) -> Any:
+def _build(options: ServeOptions, detectors: dict[str, Any], path: Path, is_local: bool) -> Any:
+    """The application; `path` is the file of the first detector, which is the default."""
     from service.app import build_app
     from service.browser import load_browser_model
 
@@ -177,10 +189,12 @@ def _build(options: ServeOptions, detector: Any, path: Path, is_local: bool) -> 
         browser_model = load_browser_model(Path(options.browser_model), ort_web)
     elif options.ort_web is not None:
         raise UserError("--ort-web", "has no effect without --browser-model", "also give --browser-model FILE.onnx")
+    name, detector = next(iter(detectors.items()))
     return build_app(
         detector,
         options.limits,
-        name=path.name,
+        name=name,
+        more={other: each for other, each in detectors.items() if other != name},
         iou_threshold=options.iou_threshold,
         browser_model=browser_model,
         hosts=Hosts((*options.allow_host, options.host), any_address=not is_local),

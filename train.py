@@ -10,7 +10,7 @@ import os
 from training.interrupts import SignalWatch
 from training.options import PRESETS, TrainOptions
 from utils.config import parse_settings
-from utils.errors import Interrupted, run_command
+from utils.errors import Interrupted, require_packages, run_command
 
 EXAMPLE = "python train.py --preset auto --data VOCdevkit --minutes 60"
 
@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     settings = parse_settings(
         TrainOptions, argv, description=__doc__ or "", prog="train.py", presets=PRESETS, example=EXAMPLE
     )
+    if (settings.options.network.backbone or "").startswith("timm:"):
+        require_packages("--backbone timm:NAME", ("timm",), "timm")
     # Importing PyTorch takes seconds; --help and option errors do not need it.
     from nets.runtime import resolve_device
     from training.checks import check_before_loading

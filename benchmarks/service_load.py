@@ -1,6 +1,7 @@
-"""Load-test the service with several clients: throughput relative to the network alone, and memory over time.
+"""Load-test the service with several clients: throughput relative to the network alone, CPU time and memory.
 
-On a machine that others use, rates say little: `python -m benchmarks.table --only service` compares CPU time.
+On a shared machine, rates depend on other processes. CPU time is therefore printed as well: of the whole service with its
+decoder processes, and of the thread of the network, which limits the throughput of a machine with enough cores.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
+from benchmarks.harness import cpu_of_tree
 from prediction.detector import Detector, load_detector
 from utils.config import option, parse_options
 from utils.errors import Interrupted, RunError, UserError, run_command
@@ -62,7 +64,7 @@ class Tally:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parse_options(LoadOptions, argv, description=__doc__ or "", prog="load_test_serve.py")
+    options = parse_options(LoadOptions, argv, description=__doc__ or "", prog="benchmarks/service_load.py")
     if not options.checkpoint:
         raise UserError("FILE", "no checkpoint named", "give a model's file")
     if len(options.picture_size) != 2:
@@ -94,36 +96,52 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
     """Both by turns, so that whatever else the machine does hits them alike."""
     pictures = make_pictures(16, *options.picture_size)
     press(port, pictures, options.clients, 20 * options.clients, Tally(), options.seconds)  # allocators, caches
-    tally, service_rates, alone_rates, memory = Tally(), [], [alone.rate()], [resident(pid)]
-    end, done = time.monotonic() + options.seconds, 0
+    tally, service_rates, alone_rates, memory = Tally(), [], [alone.rate()], [memory_of(pid)]
+    end, done, alone_cpu = time.monotonic() + options.seconds, 0, [alone.cpu]
+    tree, threads = cpu_of_tree(pid), cpu_by_thread(pid)
     for part in range(options.rounds):
         number = options.requests * (part + 1) // options.rounds - done
         seconds = press(port, pictures, options.clients, number, tally, end - time.monotonic())
         before, done = done, sum(tally.statuses.values())
         service_rates.append((done - before) / seconds)
         alone_rates.append(alone.rate())
-        memory.append(resident(pid))
+        alone_cpu.append(alone.cpu)
+        memory.append(memory_of(pid))
         print(
             f"{done:6d} requests: {service_rates[-1]:7.1f} pictures/s, network alone "
-            f"{(alone_rates[-2] + alone_rates[-1]) / 2:7.1f}, memory {memory[-1] / MEGABYTE:.1f} MB",
+            f"{(alone_rates[-2] + alone_rates[-1]) / 2:7.1f}, memory {describe(memory[-1])}",
             flush=True,
         )
         if time.monotonic() > end:
             break
     between = [(a + b) / 2 for a, b in itertools.pairwise(alone_rates)]
     ratios = sorted(ours / most for ours, most in zip(service_rates, between, strict=True))
-    p50, p95 = np.percentile(tally.seconds, [50, 95]) * 1000
+    p50, p95, p99 = np.percentile(tally.seconds, [50, 95, 99]) * 1000
     mean_batch = sum(size * n for size, n in tally.batches.items()) / max(sum(tally.batches.values()), 1)
     print(f"answers by status: {dict(sorted(tally.statuses.items()))}")
-    print(f"latency: median {p50:.0f} ms, 95 % within {p95:.0f} ms, with {options.clients} clients")
-    print(f"batch that a request was part of, in the mean: {mean_batch:.1f} of {options.batch_size}")
-    print(f"memory: {memory[0] / MEGABYTE:.1f} MB before, {memory[-1] / MEGABYTE:.1f} MB after {done} requests")
+    print(f"latency with {options.clients} clients: median {p50:.0f} ms, 95 % {p95:.0f} ms, 99 % {p99:.0f} ms")
+    print(f"mean batch of a request: {mean_batch:.1f} of {options.batch_size}")
+    print(f"memory: {describe(memory[0])} before, {describe(memory[-1])} after {done} requests")
+    service = (cpu_of_tree(pid) - tree) / done
+    network = max(cpu - threads.get(thread, 0.0) for thread, cpu in cpu_by_thread(pid).items() if thread != pid) / done
+    own = float(np.median(alone_cpu))
+    print(
+        f"CPU ms per picture: service with decoders {1000 * service:.1f}, its network thread {1000 * network:.1f}, "
+        f"network alone {1000 * own:.1f}"
+    )
+    print(f"network alone / network thread {own / network:.3f}, / whole service {own / service:.3f}, by CPU time")
     print(f"service / network alone: median {np.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
     return 0 if set(tally.statuses) == {200} else 1
 
 
 class Alone:
-    """The network by itself: the same runtime, batch and input, nothing before and nothing after it."""
+    """The network by itself: the same runtime, batch and input, nothing before and nothing after it.
+
+    Attributes:
+        cpu: seconds of CPU time per picture in the last measurement.
+    """
+
+    cpu = 0.0
 
     def __init__(self, detector: Detector, batch_size: int) -> None:
         size = detector.config.input_size
@@ -133,10 +151,11 @@ class Alone:
     def rate(self, seconds: float = 4.0) -> float:
         """Pictures a second."""
         self._runtime.run(self._batch)
-        started, count = time.perf_counter(), 0
+        started, cpu, count = time.perf_counter(), time.process_time(), 0
         while (passed := time.perf_counter() - started) < seconds:
             self._runtime.run(self._batch)
             count += len(self._batch)
+        self.cpu = (time.process_time() - cpu) / count
         return count / passed
 
 
@@ -201,6 +220,26 @@ def press(port: int, pictures: list[bytes], clients: int, number: int, tally: Ta
     for thread in threads:
         thread.join()
     return time.perf_counter() - started
+
+
+def cpu_by_thread(pid: int) -> dict[int, float]:
+    """CPU seconds of each thread of a process; the main thread, which serves HTTP, has the number of the process."""
+    used = {}
+    for folder in Path(f"/proc/{pid}/task").iterdir():
+        used[int(folder.name)] = int((folder / "schedstat").read_text().split()[0]) / 1e9
+    return used
+
+
+def memory_of(pid: int) -> tuple[int, int]:
+    """Resident memory of the service and of its decoder processes, bytes."""
+    folders = Path(f"/proc/{pid}/task").iterdir()
+    decoders = [int(child) for folder in folders for child in (folder / "children").read_text().split()]
+    return resident(pid), sum(map(resident, decoders))
+
+
+def describe(memory: tuple[int, int]) -> str:
+    service, decoders = (size / MEGABYTE for size in memory)
+    return f"{service:.0f} MB + {decoders:.0f} MB of decoders"
 
 
 def resident(pid: int) -> int:

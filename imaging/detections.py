@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,19 @@ from utils.errors import MissingExtra, RunError, UserError
 SHOWN_OBJECTS = 8  # in `repr`
 SHOWN_ROWS = 50  # in a notebook
 SHOWN_SIDE = 900  # longer side of a notebook's image, pixels
+
+# Names in other libraries (Ultralytics, supervision, torchvision) and the names here.
+OTHER_NAMES = {
+    **dict.fromkeys(("xyxy", "xyxyn", "xywh", "bbox", "bboxes"), "boxes, (N, 4) xyxy pixels"),
+    **dict.fromkeys(("conf", "confidence", "score", "probs"), "scores"),
+    **dict.fromkeys(("cls", "class_id", "class_ids", "classes", "label"), "labels"),
+    **dict.fromkeys(("id", "tracker_id"), "track_ids"),
+    "class_names": "names",
+    **dict.fromkeys(("plot", "render", "annotate"), "draw()"),
+    **dict.fromkeys(("pandas", "to_df"), "to_dataframe()"),
+    **dict.fromkeys(("to_json", "tojson", "summary"), "to_dicts()"),
+    **dict.fromkeys(("save_crop", "crop"), "crops()"),
+}
 
 
 @dataclass(frozen=True)
@@ -160,6 +173,12 @@ class Detections:
         small, scale = shrink(picture, max_side)
         names = self.names if self.names is not None else ()
         return draw_boxes(small, self.boxes * scale, self.labels, names, self.scores, self.track_ids)
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f"; did you mean {OTHER_NAMES[name]}?" if name in OTHER_NAMES else ""
+            raise AttributeError(f"'Detections' object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def save(self, path: str | os.PathLike[str], image: np.ndarray | None = None) -> Path:
         """Write the drawn image in the format of the path's suffix, and return the path.

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,17 @@ from utils.thresholds import Thresholds, unknown_argument
 
 Classes = Sequence[str | int] | str | int | None
 ARGUMENTS = ("score_threshold", "iou_threshold", "max_detections", "multi_label", "classes", "batch_size")
+
+# Methods of other libraries' models and what to write here.
+OTHER_CALLS = {
+    **dict.fromkeys(("predict", "forward", "detect"), "call the detector itself: detector(images)"),
+    **dict.fromkeys(("to", "cuda", "cpu"), 'give the device to load_detector(..., device="cuda")'),
+    **dict.fromkeys(("train", "fit"), "run: python train.py --help"),
+    **dict.fromkeys(("val", "validate", "evaluate"), "run: python eval.py --help"),
+    "export": "run: python export.py --help",
+    "track": "run: python predict.py VIDEO --track",
+    "eval": "a detector is always ready for inference",
+}
 
 
 class Detector(nets.detector.Detector):
@@ -101,6 +112,12 @@ class Detector(nets.detector.Detector):
             results = detect_filtered(self.detect_batch, arrays, thresholds, mask)
             found += [replace(each, source=source) for each, (_, source) in zip(results, batch, strict=True)]
         return found[0] if is_single(images) else found
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f"; {OTHER_CALLS[name]}" if name in OTHER_CALLS else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def stream(
         self,

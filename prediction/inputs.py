@@ -35,6 +35,7 @@ def is_single(images: Any) -> bool:
 
 def each_image(images: Any, color: str = "rgb") -> Iterator[tuple[np.ndarray, Any]]:
     """The images, (H, W, 3) uint8 RGB, each with the source that `Detections` keeps: its path or array."""
+    color = str(color).lower()
     if color not in COLORS:
         raise UserError("color", f"{color!r} is not known", "give 'rgb', or 'bgr' for arrays of OpenCV")
     for number, image in enumerate([images] if is_single(images) else images):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import http
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,11 +26,12 @@ from service.hosts import Hosts
 from service.labelling.routes import Labelling, add_labelling
 from service.limits import ByteBudget, Limits, RateLimit, Refused
 from service.metrics import CONTENT_TYPE, Metrics
-from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, Pipeline, Question
+from service.models import Models
+from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, Question
 from utils.errors import UserError, warn
 from utils.thresholds import OTHER_NAMES
 
-PARAMETERS = ("score_threshold", "max_detections", "classes")  # of /detect
+PARAMETERS = ("score_threshold", "max_detections", "classes", "model")  # of /detect
 EXAMPLES = ("drawing-1.jpg", "drawing-2.jpg", "drawing-3.jpg")  # example images of the page, drawn by this project
 EXAMPLE_SEED = 3
 
@@ -114,6 +115,7 @@ def build_app(
     limits: Limits | None = None,
     *,
     name: str = "detector",
+    more: Mapping[str, Any] | None = None,
     iou_threshold: float | None = None,
     browser_model: BrowserModel | None = None,
     hosts: Hosts | None = None,
@@ -125,20 +127,21 @@ def build_app(
     Args:
         detector: a `nets.detector.Detector`.
         limits: limits of every request.
-        name: name of the model on the page.
+        name: name of the model on the page and in requests (`model=`).
+        more: further detectors by name; the page shows a menu.
         iou_threshold: IoU threshold of NMS; None for the checkpoint's.
-        browser_model: model that runs in the browser.
+        browser_model: model that runs in the browser, an export of `detector`.
         hosts: host names that requests may use; by default only those of this machine.
         title: title of the page.
         labelling: data to label. The labelling page is then the first page, and the demo page is /try.
     """
     limits = limits or Limits()
     metrics, drain = Metrics(), Drain()
-    pipeline = Pipeline(detector, limits, metrics, iou_threshold)
+    models = Models({name: detector, **(more or {})}, limits, metrics, iou_threshold)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await pipeline.start()
+        await models.start()
         if labelling is not None:
             labelling.start()
         try:
@@ -146,15 +149,15 @@ def build_app(
         finally:
             if labelling is not None:
                 labelling.close()
-            await pipeline.close()
+            await models.close()
 
     # FastAPI's documentation pages load scripts from other origins; /docs shows the same content without them.
     app = FastAPI(title=title, version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.state.pipeline, app.state.metrics, app.state.drain = pipeline, metrics, drain
-    _add_detection(app, pipeline, limits)
-    _add_status(app, pipeline, metrics)
+    app.state.models, app.state.metrics, app.state.drain = models, metrics, drain
+    _add_detection(app, models, limits)
+    _add_status(app, models, metrics)
     _add_docs(app)
-    description = _describe(pipeline, limits, name, browser_model) | {"title": title}
+    description = _describe(models, limits, browser_model) | {"title": title}
     _add_page(app, description, "page.html" if labelling is None else "label.html")
     if labelling is not None:
         add_labelling(app, labelling, limits)
@@ -165,13 +168,15 @@ def build_app(
     return app
 
 
-def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
+def _add_detection(app: FastAPI, models: Models, limits: Limits) -> None:
     budget, rate = ByteBudget(limits.bodies), RateLimit(limits.per_minute)
-    config = pipeline.config
+    config = models.named(models.default).config  # its thresholds are the defaults in the description
+    configs = [pipeline.config for pipeline in models.pipelines.values()]
 
-    # Only for the description: `_labels` checks the classes and suggests similar names.
-    allowed = [*config.class_names, *map(str, range(config.num_classes))]
-    most_classes = len(allowed)
+    # Only for the description: `_labels` and `Models.named` check the values and suggest similar names.
+    allowed = [*dict.fromkeys(name for each in configs for name in each.class_names)]
+    allowed += map(str, range(max(each.num_classes for each in configs)))
+    most_classes, names = len(allowed), {"enum": list(models.pipelines)}
 
     @app.post("/detect", openapi_extra=_BODY, response_model=FoundInPicture, responses=_PROBLEMS)
     async def detect(
@@ -188,12 +193,19 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
             max_length=most_classes,
             json_schema_extra={"items": {"type": "string", "enum": allowed}},
         ),
+        model: str = Query(default=models.default, description="Which model", json_schema_extra=names),  # noqa: B008
     ) -> Response:
-        """Detect objects in one image."""
+        """Detect objects in one image. Thresholds default to those of the model."""
         _refuse_unknown(request.query_params)
+        pipeline = models.named(model)
         rate.check(request.client.host if request.client else "")
-        pipeline.batcher.check()  # before the body is read
-        question = Question(score_threshold, max_detections, _labels(classes, config.class_names))
+        models.places.check()  # before the body is read
+        own = pipeline.config
+        if "score_threshold" not in request.query_params:
+            score_threshold = max(own.score_threshold, LOWEST_SCORE)
+        if "max_detections" not in request.query_params:
+            max_detections = min(own.max_detections, MOST_DETECTIONS)
+        question = Question(score_threshold, max_detections, _labels(classes, own.class_names))
         with budget.account() as take:
             data, name = await read_picture(request, limits, take)
             found = await pipeline.find(data, name, question)
@@ -201,7 +213,7 @@ def _add_detection(app: FastAPI, pipeline: Pipeline, limits: Limits) -> None:
             "image": name,
             "width": found.size[1],
             "height": found.size[0],
-            "detections": found.detections.to_dicts(config.class_names),
+            "detections": found.detections.to_dicts(own.class_names),
         }
         timing = ", ".join(f"{stage};dur={ms:.1f}" for stage, ms in found.timings.items())
         return JSONResponse(row, headers={"Server-Timing": timing, "X-Batch-Size": str(found.batch)})
@@ -223,16 +235,16 @@ def _add_docs(app: FastAPI) -> None:
         return HTMLResponse(docs_page(app.openapi()))
 
 
-def _add_status(app: FastAPI, pipeline: Pipeline, metrics: Metrics) -> None:
+def _add_status(app: FastAPI, models: Models, metrics: Metrics) -> None:
     @app.get("/health", responses={503: {"description": "The service cannot answer"}})
     async def health() -> Response:
         """Whether the service can answer, the number of pending requests, and of stuck decoders."""
-        problem = pipeline.problem
+        problem = models.problem
         state = {
             "status": problem or "ok",
-            "waiting": pipeline.batcher.taken,
-            "decoders_busy": pipeline.decoders.busy,
-            "decoders_stuck": pipeline.decoders.stuck,
+            "waiting": models.places.taken,
+            "decoders_busy": models.decoders.busy,
+            "decoders_stuck": models.decoders.stuck,
         }
         return JSONResponse(state, 503 if problem else 200)
 
@@ -294,10 +306,14 @@ def _add_browser_model(app: FastAPI, browser_model: BrowserModel) -> None:
         return FileResponse(browser_model.runtime[name], media_type=(ORT_FILES | WEBGPU_FILES)[name])
 
 
-def _describe(pipeline: Pipeline, limits: Limits, name: str, browser_model: BrowserModel | None) -> dict[str, Any]:
-    description = describe_model(pipeline.config, name, browser_model)
-    most = {"max_detections": pipeline.config.max_detections}
-    return {**description, **most, "max_body": limits.max_body, "max_megapixels": limits.max_megapixels}
+def _describe(models: Models, limits: Limits, browser_model: BrowserModel | None) -> dict[str, Any]:
+    """The default model's description, those of all models as `models`, and the limits."""
+    described = []
+    for name, pipeline in models.pipelines.items():
+        description = describe_model(pipeline.config, name, browser_model if name == models.default else None)
+        described.append(description | {"max_detections": pipeline.config.max_detections})
+    bounds = {"max_body": limits.max_body, "max_megapixels": limits.max_megapixels}
+    return {**described[0], **bounds, "models": described}
 
 
 def _labels(classes: Sequence[str], class_names: Sequence[str]) -> frozenset[int] | None:

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 import anyio
 
-from service.limits import Refused
+from service.limits import Places
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -52,11 +52,11 @@ class Batcher(Generic[In, Out]):
         run: function from a list of values to their results; always called on the same thread.
         batch_size: maximum number of values per call.
         wait: seconds that an incomplete batch waits for requests that are being decoded.
-        places: maximum number of pending requests.
+        places: limit of pending requests, which batchers may share.
     """
 
-    def __init__(self, run: Callable[[list[In]], Sequence[Out]], batch_size: int, wait: float, places: int) -> None:
-        self._run, self.batch_size, self.wait, self.places = run, batch_size, wait, places
+    def __init__(self, run: Callable[[list[In]], Sequence[Out]], batch_size: int, wait: float, places: Places) -> None:
+        self._run, self.batch_size, self.wait, self._places = run, batch_size, wait, places
         self.taken = 0
         self._queue: asyncio.Queue[_Item[In, Out]] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
@@ -87,20 +87,15 @@ class Batcher(Generic[In, Out]):
     def alive(self) -> bool:
         return self._task is not None and not self._task.done()
 
-    def check(self) -> None:
-        """Raises `Refused` if no place is free."""
-        if self.taken >= self.places:
-            raise Refused(503, "queue_full", f"service: {self.places} requests are waiting; try again", retry_after=1)
-
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Reserve one of the places. Raises `Refused` if none is free."""
-        self.check()
-        self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
+        """Reserve a place for one value. Raises `Refused` if none is free."""
+        with self._places.hold():
+            self.taken += 1
+            try:
+                yield
+            finally:
+                self.taken -= 1
 
     async def submit(self, value: In) -> Answer[Out]:
         """Wait for the result of one value. An exception of the batch is raised for all of its requests."""

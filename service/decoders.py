@@ -54,18 +54,13 @@ class Decoders:
     """A pool of decoder processes, started on demand.
 
     Args:
-        letterbox: resizes images to the network's input.
         limits: maximum bytes and megapixels of an image; its process is killed after half of `answer_timeout`.
         metrics: counts busy, stuck and killed decoders.
     """
 
-    def __init__(self, letterbox: Letterbox, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self._timeout, self._metrics = limits.answer_timeout / 2, metrics
-        self._task = {
-            "max_megapixels": limits.max_megapixels,
-            "letterbox": dataclasses.asdict(letterbox),
-            "seconds": self._timeout,
-        }
+        self._task = {"max_megapixels": limits.max_megapixels, "seconds": self._timeout}
         self._memory = BASE_MEMORY + BODY_COPIES * limits.max_body + int(PIXEL_MEMORY * limits.max_megapixels * 1e6)
         self._one_big = asyncio.Lock()
         self._idle: asyncio.Queue[_Process | Refused] = asyncio.Queue()
@@ -104,32 +99,36 @@ class Decoders:
         with anyio.move_on_after(CLOSE_SECONDS):
             await asyncio.gather(*self._tasks, *(process.ended() for process in self._all), return_exceptions=True)
 
-    async def decode(self, data: bytes, where: str) -> Decoded:
+    async def decode(self, data: bytes, where: str, letterbox: Letterbox) -> Decoded:
         """Decode one image.
 
         Args:
             data: the file's content.
             where: name of the image in errors.
+            letterbox: resizes the image to the network's input.
 
         Raises:
             Refused: 413, 415 or 422 if the image is invalid or too large, 503 if no process can be started.
         """
-        found = await self._decode(data, where, BIG_MEGAPIXELS * 1e6, None)
+        task = {**self._task, "where": where, "letterbox": dataclasses.asdict(letterbox)}
+        found = await self._decode(data, task, BIG_MEGAPIXELS * 1e6, None)
         if found is None:
             await self._one_big.acquire()
-            found = await self._decode(data, where, float("inf"), self._one_big)
+            found = await self._decode(data, task, float("inf"), self._one_big)
             assert found is not None
         return found
 
-    async def _decode(self, data: bytes, where: str, most_pixels: float, held: asyncio.Lock | None) -> Decoded | None:
+    async def _decode(
+        self, data: bytes, task: dict[str, Any], most_pixels: float, held: asyncio.Lock | None
+    ) -> Decoded | None:
         """Decode an image; None if decoded to more than `most_pixels`. `held` is released when decoding has ended."""
-        process = None
+        process, where = None, task["where"]
         is_whole = False
         try:
             process = await self._take()
             process.since = time.monotonic()
             with anyio.fail_after(self._timeout):
-                head, pixels = await process.ask({**self._task, "where": where, "most_pixels": most_pixels}, data)
+                head, pixels = await process.ask({**task, "most_pixels": most_pixels}, data)
             is_whole = True
         except TimeoutError:
             what = f"{where}: decoding takes more than {self._timeout:g} s; save it as a plain JPEG or PNG"

@@ -57,6 +57,32 @@ class Refused(Exception):
         super().__init__(message)
 
 
+class Places:
+    """The limit of pending requests, of all models together.
+
+    Args:
+        limit: maximum number of pending requests.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.taken = limit, 0
+
+    def check(self) -> None:
+        """Raises `Refused` if no place is free."""
+        if self.taken >= self.limit:
+            raise Refused(503, "queue_full", f"service: {self.limit} requests are waiting; try again", retry_after=1)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Reserve one place. Raises `Refused` if none is free."""
+        self.check()
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+
 class ByteBudget:
     """Memory limit for the bodies of all requests together.
 

@@ -14,8 +14,8 @@ import numpy as np
 from imaging.detections import Detections
 from nets.model_config import ModelConfig
 from service.batcher import Batcher
-from service.decoders import DECODERS, Decoders
-from service.limits import Limits, Refused
+from service.decoders import Decoders
+from service.limits import Limits, Places, Refused
 from service.metrics import Metrics
 from utils.errors import warn
 from utils.thresholds import Thresholds
@@ -73,15 +73,23 @@ class Pipeline:
         detector: a `nets.detector.Detector`.
         limits: limits of every request.
         metrics: the metrics to update.
+        decoders: decoder processes, which pipelines may share.
+        places: limit of pending requests, which pipelines may share.
         iou_threshold: IoU threshold of NMS; None for the checkpoint's.
     """
 
-    def __init__(self, detector: Any, limits: Limits, metrics: Metrics, iou_threshold: float | None = None) -> None:
-        self.detector, self.limits, self.metrics = detector, limits, metrics
+    def __init__(
+        self,
+        detector: Any,
+        limits: Limits,
+        metrics: Metrics,
+        decoders: Decoders,
+        places: Places,
+        iou_threshold: float | None = None,
+    ) -> None:
+        self.detector, self.limits, self.metrics, self._decoders = detector, limits, metrics, decoders
         self._iou_threshold = iou_threshold
-        self.decoders = Decoders(detector.config.letterbox, limits, metrics)
-        self.batcher = Batcher(self._run, limits.batch_size, limits.batch_wait, limits.queue)
-        metrics.waiting.set_function(lambda: self.batcher.taken)
+        self.batcher = Batcher(self._run, limits.batch_size, limits.batch_wait, places)
 
     @property
     def config(self) -> ModelConfig:
@@ -94,23 +102,13 @@ class Pipeline:
             return "not running"
         if self.batcher.busy > STUCK_SECONDS:
             return f"the network has been busy for {self.batcher.busy:.0f} s"
-        return "all decoders are stuck" if self.decoders.stuck >= DECODERS else ""
+        return ""
 
     async def start(self) -> None:
-        """Start, and warm up the network and one decoder."""
-        await self.decoders.start()
+        """Start, and warm up the network."""
         height, width = self.config.input_size
         grey = np.full((height, width, 3), 127, np.uint8)
         await self.batcher.start(lambda: self._run([_Prepared(grey, 1.0)]))
-
-    async def close(self) -> None:
-        """Stop; batches that have not started are cancelled."""
-        await self.batcher.close()
-        await self.decoders.close()
-
-    def kill(self) -> None:
-        """Kill the decoder processes, from any thread."""
-        self.decoders.kill()
 
     async def find(self, data: bytes, where: str, question: Question) -> Found:
         """Detect the objects of one image.
@@ -127,7 +125,7 @@ class Pipeline:
         try:
             with anyio.fail_after(self.limits.answer_timeout):
                 with self.batcher.place():
-                    picture = await self.decoders.decode(data, where)
+                    picture = await self._decoders.decode(data, where, self.config.letterbox)
                     answer = await self.batcher.submit(_Prepared(picture.image, question.score_threshold))
         except TimeoutError:
             what = f"service: no answer within {self.limits.answer_timeout:g} s; try again later"

@@ -40,12 +40,9 @@ def confine(memory: int, readable: Iterable[str | os.PathLike[str]] = ()) -> Non
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         _limit("RLIMIT_AS", pages * os.sysconf("SC_PAGE_SIZE") + memory)
-    for name, value in (
-        ("RLIMIT_CORE", 0),
-        ("RLIMIT_FSIZE", 0),
-        ("RLIMIT_NOFILE", MAX_OPEN_FILES),
-    ):  # pipes are no files
-        _limit(name, value)
+    _limit("RLIMIT_CORE", 0)
+    _limit("RLIMIT_FSIZE", 0)  # pipes have no limit
+    _limit("RLIMIT_NOFILE", MAX_OPEN_FILES)
     if not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):

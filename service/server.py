@@ -48,7 +48,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._drain = app.state.drain
-        self._release: Callable[[], None] = app.state.pipeline.kill
+        self._release: Callable[[], None] = app.state.models.decoders.kill
         self._signal: int | None = None
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:

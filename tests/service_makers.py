@@ -50,7 +50,9 @@ class Painted:
         assert self.gate.wait(300)
         if self.broken:
             raise RuntimeError("out of memory")
-        assert all(image.shape == (96, 96, 3) for image in images), "the batch holds inputs, not pictures"
+        assert all(image.shape == (*self.config.input_size, 3) for image in images), (
+            "the batch holds inputs, not pictures"
+        )
         return [self._detect(image, thresholds.score_threshold) for image in images]
 
     def _detect(self, image: np.ndarray, threshold: float) -> Detections:
@@ -61,6 +63,15 @@ class Painted:
                 rows.append((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1, SCORES[label], label))
         table = np.array(rows, dtype=float).reshape(-1, 6)
         return Detections(table[:, :4], table[:, 4], table[:, 5])
+
+
+def other_painted() -> Painted:
+    """The same with other class names, another input size and a higher threshold."""
+    detector = Painted()
+    detector.config = detector.config.replace(
+        class_names=("rot", "gruen", "blau", "gelb"), input_size=(64, 128), score_threshold=0.7
+    )
+    return detector
 
 
 def scene(width: int = 192, height: int = 192) -> np.ndarray:

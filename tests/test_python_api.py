@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def test_the_same_image_in_every_form_gives_the_same_detections(detector: Detect
         assert same(detector(form), expected)
     assert same(detector(image[..., ::-1], color="bgr"), expected)
     assert same(detector(cv2.imread(str(tmp_path / "a.png")), color="bgr"), expected)
-    assert same(detector(chw.flip(0), color="bgr"), expected)
+    assert same(detector(chw.flip(0), color="BGR"), expected)
     assert not same(detector(image[..., ::-1]), expected)
     for several in (image[None], chw[None], [image], iter([image]), (tmp_path / "a.png",), tmp_path.glob("*.png")):
         (found,) = detector(several)
@@ -252,3 +254,21 @@ def test_show_without_a_viewer_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
 def test_errors_are_the_kinds_that_python_programs_wait_for() -> None:
     assert issubclass(MissingFileError, (ValueError, FileNotFoundError)) and issubclass(MissingFileError, UserError)
     assert Thresholds() == Thresholds(None) and Thresholds(0.5).score_threshold == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("xyxy", "boxes"), ("conf", "scores"), ("cls", "labels"), ("plot", "draw"), ("to_json", "to_dicts")],
+)
+def test_other_libraries_names_of_results_get_a_hint(name: str, hint: str) -> None:
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'; did you mean {hint}"):
+        getattr(Detections.empty(), name)
+    assert not hasattr(Detections.empty(), "something")
+    assert len(copy.copy(pickle.loads(pickle.dumps(Detections.empty())))) == 0
+
+
+def test_other_libraries_methods_get_a_hint(detector: Detector) -> None:
+    with pytest.raises(AttributeError, match=r"'Detector' object has no attribute 'predict'; call the detector itself"):
+        detector.predict("photo.jpg")
+    with pytest.raises(AttributeError, match=r"device=.cuda"):
+        detector.to("cuda")

@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 import torch
 from export_makers import exported
-from service_makers import Address, Painted, encoded, running, scene, until
+from service_makers import Address, Painted, encoded, other_painted, running, scene, until
 
 import serve
 from imaging.image_io import decode_image
 from nets.export.form import Form
 from nets.model_config import ModelConfig
+from nets.weights.bundled import model_names
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
 from prediction.detector import Detector
@@ -360,6 +361,71 @@ def test_a_bomb_costs_no_memory(detector: Painted) -> None:
         assert service.metric("process_resident_memory_bytes") - before < 100e6
 
 
+# --- several models --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_models(detector: Painted) -> Iterator[Address]:
+    with running(build_app(detector, SMALL, name="painted", more={"other": other_painted()}), SMALL) as address:
+        yield address
+
+
+def found_names(service: Address, query: str) -> list[str]:
+    reply = service.ask("POST", f"/detect?{query}", encoded(scene(320, 160)))
+    assert reply.status == 200, reply.json
+    return [each["class_name"] for each in reply.json["detections"]]
+
+
+def test_a_request_chooses_among_several_models(two_models: Address) -> None:
+    assert found_names(two_models, "") == found_names(two_models, "model=painted") == ["red", "green"]
+    assert found_names(two_models, "model=other") == ["rot"], "its own threshold, 0.7"
+    assert found_names(two_models, "model=other&score_threshold=0.1&classes=blau&classes=0") == ["rot", "blau"]
+    row = two_models.ask("POST", "/detect?model=other", encoded(scene(320, 160))).json
+    assert row["detections"][0]["box_xyxy"] == pytest.approx([32, 16, 128, 48], abs=4), "fitted to its own input size"
+
+
+def test_a_model_or_class_that_is_not_there_is_named(two_models: Address) -> None:
+    for query, code, words in (
+        ("model=othr", "unknown_model", "did you mean 'other'?"),
+        ("model=x", "unknown_model", "known: painted, other"),
+        ("model=other&classes=red", "unknown_class", "the model has no class 'red'; known: rot"),
+    ):
+        reply = two_models.ask("POST", f"/detect?{query}", b"")
+        assert (reply.status, reply.json["code"]) == (422, code) and words in reply.json["error"]
+
+
+def test_all_models_are_described(two_models: Address) -> None:
+    info = two_models.ask("GET", "/info").json
+    assert [each["name"] for each in info["models"]] == ["painted", "other"] and info["name"] == "painted"
+    assert info["models"][1]["input_size"] == [64, 128] and info["models"][1]["score_threshold"] == 0.7
+    operation = two_models.ask("GET", "/openapi.json").json["paths"]["/detect"]["post"]
+    parameters = {each["name"]: each["schema"] for each in operation["parameters"]}
+    assert parameters["model"]["enum"] == ["painted", "other"] and parameters["model"]["default"] == "painted"
+    assert {"red", "gelb", "3"} < set(parameters["classes"]["items"]["enum"])
+
+
+def test_the_models_share_the_limit_of_requests_under_way(detector: Painted) -> None:
+    slow = other_painted()
+    limits = replace(SMALL, queue=1, answer_timeout=20.0)
+    with running(build_app(detector, limits, name="painted", more={"other": slow}), limits) as service:
+        slow.gate.clear()
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(service.ask, "POST", "/detect?model=other", encoded(scene()))
+            until(lambda: service.ask("GET", "/health").json["waiting"] == 1)
+            assert service.ask("POST", "/detect", encoded(scene())).json["code"] == "queue_full"
+            slow.gate.set()
+            assert first.result().status == 200
+
+
+def test_model_files_get_the_shortest_names_that_differ(tmp_path: Path) -> None:
+    assert model_names([Path("a/small.pth")]) == ["small"]
+    assert model_names([Path("small.pth"), Path("small.onnx")]) == ["small.pth", "small.onnx"]
+    runs = [tmp_path / "run1" / "best.pth", tmp_path / "run2" / "best.pth"]
+    assert model_names(runs) == ["run1/best.pth", "run2/best.pth"]
+    with pytest.raises(UserError, match="is given twice"):
+        model_names([Path("a.pth"), Path("./a.pth")])
+
+
 # --- around it -------------------------------------------------------------------------------------------------------
 
 
@@ -381,7 +447,7 @@ def test_health_metrics_and_description_are_there(service: Address) -> None:
     operation = description["paths"]["/detect"]["post"]
     assert {"image/*", "multipart/form-data"} <= set(operation["requestBody"]["content"])
     assert {"200", "413", "503"} <= set(operation["responses"])
-    assert {"score_threshold", "max_detections", "classes"} == {p["name"] for p in operation["parameters"]}
+    assert {"score_threshold", "max_detections", "classes", "model"} == {p["name"] for p in operation["parameters"]}
 
 
 def test_every_answer_forbids_the_browser_what_the_page_does_not_need(service: Address) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from service_makers import Address, Painted, encoded, running, scene, until
+from service_makers import Address, Painted, encoded, other_painted, running, scene, until
 
 from imaging.image_io import decode_image, read_image
 from nets.model_config import ModelConfig
@@ -356,6 +356,34 @@ def test_the_programs_ask_for_what_is_on_screen(page: Page, picture: Path, servi
     assert done.stdout.startswith("green 0.6"), done.stderr
     page.find("[data-language=javascript]").click()
     assert "await fetch(" in page.text("#snippet")
+
+
+def test_a_menu_chooses_among_several_models(browser: webdriver.Chrome, detector: Painted, picture: Path) -> None:
+    with running(build_app(detector, name="painted", more={"other": other_painted()})) as service:
+        page = Page(browser, service)
+        menu = page.find("#models")
+        assert menu.is_displayed() and menu.text.split() == ["painted", "other"]
+        page.show(picture)
+        assert page.objects() == ["red", "green"] and "3 classes" in page.text("#model")
+        page.find("#classes input").click()
+        menu.send_keys(Keys.ARROW_DOWN)  # by keyboard
+        until(lambda: page.objects() == ["rot"])
+        assert "4 classes · 64×128" in page.text("#model") and page.text("#threshold-value") == "0.70"
+        assert {"rot 1", "gruen", "blau", "gelb"} == set(page.find("#classes").text.split("\n"))
+        assert "model=other" in page.text("#snippet")
+        page.browser.execute_script("document.getElementById('webcam').click()")
+        until(
+            lambda: page.find("#webcam").get_attribute("aria-pressed") == "true" and "webcam" in page.text("#snippet")
+        )
+        menu.send_keys(Keys.ARROW_UP)  # while frames are under way
+        until(lambda: "3 classes" in page.text("#model"))
+        page.browser.execute_async_script("setTimeout(arguments[0], 500)")
+        assert page.text("#problem") == "" and page.find("#webcam").get_attribute("aria-pressed") == "true"
+        page.find("#webcam").click()
+
+
+def test_a_single_model_has_no_menu(page: Page) -> None:
+    assert not page.find("#models").is_displayed() and page.text("#model").startswith("painted.pth · 3 classes")
 
 
 def test_an_error_is_over_the_picture_and_the_objects_are_above_the_slider(page: Page, tmp_path: Path) -> None:

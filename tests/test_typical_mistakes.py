@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -75,6 +76,39 @@ def test_a_typical_mistake_gets_one_line_with_its_remedy(
 
 def test_there_are_thirty_at_least_and_none_twice() -> None:
     assert len({typed for typed, _ in MISTAKES}) == len(MISTAKES) >= 30
+
+
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys({modules!r}))  # as if they were not installed
+import {script}
+from utils.errors import MissingExtra
+try:
+    {script}.main({arguments!r})
+except MissingExtra as error:
+    print(error, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "modules", "extra"),
+    [
+        ("export", ["--format", "litert"], ["litert_torch"], "litert-export"),
+        ("export", ["--format", "openvino"], ["openvino", "onnxscript"], "openvino"),
+        ("export", ["--format", "openvino", "--int8", "--data", "x"], ["nncf"], "openvino"),
+        ("eval", ["--data", "x", "--evaluator", "faster"], ["faster_coco_eval"], "faster"),
+        ("train", ["--backbone", "timm:resnet18"], ["timm"], "timm"),
+        ("serve", [], ["fastapi"], "serve"),
+    ],
+)
+def test_a_missing_extra_is_named_before_pytorch_is_imported(
+    script: str, arguments: list[str], modules: list[str], extra: str
+) -> None:
+    code = WITHOUT.format(script=script, arguments=arguments, modules=modules)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.endswith(f"run: pip install -e '.[{extra}]' False\n"), done.stdout + done.stderr
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
 import reprlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from utils.startup import hold_streams
@@ -63,6 +64,13 @@ class MissingExtra(RunError):
         install = f"pip install -e '.[{extra}]'" if extra else f"pip install {package}"
         super().__init__(feature, f"needs the package {package}, which is not installed", f"run: {install}")
         self.args = (feature, package, extra)
+
+
+def require_packages(feature: str, modules: Iterable[str], extra: str) -> None:
+    """Check that top-level modules can be imported, without importing them. Raises MissingExtra."""
+    missing = [name.replace("_", "-") for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(feature, " and ".join(missing), extra)
 
 
 class Interrupted(BaseException):

@@ -12,7 +12,7 @@ from typing import Any
 
 from nets.export.form import Form
 from nets.runtime import Runtime
-from utils.errors import UserError
+from utils.errors import UserError, require_packages
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Format:
         nms, dynamic, uint8_input: whether the format supports them.
         beside: suffixes of the additional files, each in place of `suffix`.
         also: other runtimes that can run the file.
+        int8_packages: additional packages for int8.
+        extra: the optional dependency of pyproject.toml that brings all of these packages.
     """
 
     title: str
@@ -48,6 +50,13 @@ class Format:
     uint8_input: bool = True
     beside: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    int8_packages: tuple[str, ...] = ()
+    extra: str = ""
+
+    def require_packages(self, int8: bool = False) -> None:
+        """Raises MissingExtra unless the packages that write and run the format are installed; imports none of them."""
+        packages = (*self.packages, *self.export_packages, *(self.int8_packages if int8 else ()))
+        require_packages(f"export to {self.title}", packages, self.extra)
 
     def export(self, *arguments: Any) -> None:
         """Write a file of this format; see `exporter`."""
@@ -97,6 +106,7 @@ FORMATS: dict[str, Format] = {
         nms=True,
         dynamic=True,
         also=("openvino",),
+        extra="onnx",
     ),
     "openvino": Format(
         "OpenVINO",
@@ -111,6 +121,8 @@ FORMATS: dict[str, Format] = {
         nms=True,
         dynamic=True,
         beside=(".bin",),
+        int8_packages=("nncf",),
+        extra="openvino",
     ),
     "torchscript": Format(
         "TorchScript",
@@ -133,6 +145,7 @@ FORMATS: dict[str, Format] = {
         quantizer="ncnn_int8:quantize_ncnn",
         uint8_input=False,
         beside=(".ncnn.bin", ".ncnn.json"),
+        extra="ncnn",
     ),
     "litert": Format(
         "LiteRT",
@@ -144,6 +157,8 @@ FORMATS: dict[str, Format] = {
         ("litert_torch",),
         half="fp16",
         quantizer="litert_int8:quantize_litert",
+        int8_packages=("ai_edge_quantizer",),
+        extra="litert-export",
     ),
     "executorch": Format(
         "ExecuTorch",
@@ -152,12 +167,14 @@ FORMATS: dict[str, Format] = {
         "executorch",
         "executorch_file:ExecuTorchRuntime",
         ("executorch",),
+        extra="executorch",
     ),
     "coreml": Format(
         "Core ML",
         ".mlpackage",
         "coreml_file:export_coreml",
         export_packages=("coremltools",),
+        extra="coreml",
         half="fp16",
         uint8_input=False,
     ),
@@ -171,6 +188,7 @@ FORMATS: dict[str, Format] = {
         ("onnx", "onnxscript"),
         half="fp16",
         beside=(".engine.json",),
+        extra="tensorrt",
     ),
 }
 ALIASES = {"tflite": "litert"}  # other names of formats that users know

@@ -79,11 +79,11 @@ class Parity:
         )
 
     def __str__(self) -> str:
-        parts = []
-        if self.score_difference is not None and self.box_difference is not None:
-            parts = [f"scores differ by {self.score_difference:.2g} at most", f"boxes by {self.box_difference:.2g} px"]
-        parts.append(f"{self.changed} of {self.detections} detections changed (score >= {self.threshold:.3g})")
-        return f"{', '.join(parts)}, on {self.images} images"
+        found = f"of {self.detections} detections (score >= {self.threshold:.3g}), {self.changed} changed"
+        if self.score_difference is None or self.box_difference is None:
+            return f"{found}, on {self.images} images"
+        largest = f"{self.box_difference:.2g} pixels, {self.score_difference:.2g} score"
+        return f"largest difference on {self.images} images: {largest}; {found}"
 
 
 def compare(

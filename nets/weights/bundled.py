@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from nets.export.formats import FORMATS
@@ -48,6 +49,25 @@ def find_model(name: str | os.PathLike[str] | None = None, where: object = None)
     near = difflib.get_close_matches(stem, bundled, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"give a file, a run's folder, or one of {', '.join(bundled)}"
     raise MissingFileError(where or path, f"{name} does not exist" if where else "does not exist", hint)
+
+
+def model_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each model file, the shortest form in which all differ: `small`, `small.onnx`, `run1/best.pth`.
+
+    Raises:
+        UserError: for a file that is given twice.
+    """
+    forms = (
+        [path.stem for path in paths],
+        [path.name for path in paths],
+        [f"{path.resolve().parent.name}/{path.name}" for path in paths],
+        [str(path.resolve()) for path in paths],
+    )
+    for names in forms:
+        if len(set(names)) == len(names):
+            return names
+    twice = next(path for path in paths if sum(path.resolve() == each.resolve() for each in paths) > 1)
+    raise UserError("--checkpoint", f"{twice} is given twice", "name each model once")
 
 
 def default_model_text(config: ModelConfig) -> str:

@@ -31,10 +31,12 @@ const viewer = new Viewer($("view"), (index) => select(index));
 
 /** The server's answer: detections above the lowest score the slider can show. */
 async function askServer(blob) {
-  const { lowest_score: least, max_body: most } = state.info;
+  const { name: model, lowest_score: least, max_body: most } = state.info;
   if (blob.size > most) throw new Error(`The picture has ${megabytes(blob.size)} MB; the limit of the server is ${megabytes(most)} MB.`);
-  const answer = await fetch(`detect?score_threshold=${least}&max_detections=300`, { method: "POST", body: blob });
+  const query = new URLSearchParams({ score_threshold: least, max_detections: 300, model });
+  const answer = await fetch(`detect?${query}`, { method: "POST", body: blob });
   const row = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
+  if (model !== state.info.name) return askServer(blob); // another model was chosen meanwhile
   if (!answer.ok) throw new Error(row.error);
   return row.detections;
 }
@@ -76,8 +78,10 @@ async function askBrowser(image, clock) {
   }
   await workerLoaded;
   clock.started = performance.now();
+  const { name: model, lowest_score: least } = state.info;
   const bitmap = await createImageBitmap(image);
-  return tellWorker({ bitmap, least: state.info.lowest_score }, [bitmap]);
+  const found = await tellWorker({ bitmap, least }, [bitmap]);
+  return model === state.info.name ? found : []; // another model was chosen meanwhile
 }
 
 const inBrowser = () => document.querySelector("input[name=place]:checked").value === "browser";
@@ -269,7 +273,7 @@ function showWebcam(on) {
 
 // --- what is shown ---------------------------------------------------------------------------------------------------
 
-/** Choose what is shown from what was found; nobody is asked again. */
+/** Choose what is shown from what was found, without another request. */
 function update() {
   const least = Number($("threshold").value);
   $("threshold-value").textContent = least.toFixed(2);
@@ -317,6 +321,7 @@ function timeText() {
 }
 
 function buildClasses() {
+  $("classes").replaceChildren();
   state.info.class_names.forEach((name, id) => {
     const label = document.createElement("label");
     const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true });
@@ -431,7 +436,9 @@ function saveJson() {
 function showSnippet() {
   const classes = state.hidden.size ? state.info.class_names.filter((_, id) => !state.hidden.has(id)) : [];
   const least = Number($("threshold").value).toFixed(2);
-  $("snippet").textContent = describe(state.language, new URL("detect", document.baseURI), state.name, least, classes);
+  $("snippet").textContent = describe(
+    state.language, new URL("detect", document.baseURI), state.name, least, classes, hasSeveral() && state.info.name,
+  );
 }
 
 async function copySnippet() {
@@ -539,17 +546,47 @@ function connect() {
       showSnippet();
     });
   }
-  $("place").addEventListener("change", () => {
-    if (state.image && !state.stream && state.blob) {
-      say("Detecting…");
-      look(++state.turn, state.blob, state.image);
-    }
+  $("place").addEventListener("change", lookAgain);
+  $("models").addEventListener("change", ({ target }) => {
+    useModel(state.info.models[target.selectedIndex]);
+    lookAgain();
   });
   $("theme").addEventListener("click", () => {
     const dark = getComputedStyle(document.documentElement).colorScheme;
     const isDark = dark === "dark" || (dark !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
     setTheme(isDark ? "light" : "dark");
   });
+}
+
+/** Detect once more in the picture on screen; a webcam or video does so with its next frame. */
+function lookAgain() {
+  if (!state.image || state.stream || !state.blob || !$("stop").hidden) return;
+  say("Detecting…");
+  look(++state.turn, state.blob, state.image);
+}
+
+const hasSeveral = () => (state.info.models || []).length > 1;
+
+/** Take a model's classes, colours and thresholds; what other models found is dropped. */
+function useModel(model) {
+  Object.assign(state.info, model);
+  const { info } = state;
+  const name = hasSeveral() ? [] : [info.name];
+  $("model").textContent = [...name, `${info.class_names.length} classes`, info.input_size.join("×")].join(" · ");
+  Object.assign($("threshold"), { min: info.lowest_score, max: 0.99, value: info.score_threshold });
+  $("threshold-source").textContent = `${info.score_threshold.toFixed(2)} is the model's default (${info.score_threshold_source}).`;
+  const browser = document.querySelector("input[name=place][value=browser]");
+  browser.disabled = !info.browser_model;
+  if (browser.checked && browser.disabled) document.querySelector("input[name=place][value=server]").checked = true;
+  const first = (info.models || [info])[0];
+  const ofFirst = `Only ${first.name} can run in this browser.`;
+  $("place-note").textContent = info.browser_model ? "" : first.browser_model ? ofFirst : HOW_TO_ENABLE;
+  state.hidden.clear();
+  Object.assign(state, { detections: [], rows: [], selected: -1 });
+  $("rows").replaceChildren();
+  $("table").hidden = true;
+  buildClasses();
+  update();
 }
 
 /** Threads for a page from a server that sends no headers for them: see isolate.js. The page is loaded once more. */
@@ -575,23 +612,18 @@ async function begin() {
   }
   state.info = await (await fetch("info")).json();
   const { info } = state;
-  $("model").textContent = `${info.name} · ${info.class_names.length} classes · ${info.input_size.join("×")}`;
-  Object.assign($("threshold"), { min: info.lowest_score, max: 0.99, value: info.score_threshold });
-  $("threshold-source").textContent = `${info.score_threshold.toFixed(2)} is the model's default (${info.score_threshold_source}).`;
-  const browser = document.querySelector("input[name=place][value=browser]");
-  browser.disabled = !info.browser_model;
+  for (const { name } of info.models || []) $("models").append(new Option(name, name));
+  $("models").hidden = !hasSeveral();
   if (info.without_server) {
-    browser.checked = true;
+    document.querySelector("input[name=place][value=browser]").checked = true;
     document.body.classList.add("without-server");
     await isolate();
   }
-  $("place-note").textContent = info.browser_model ? "" : HOW_TO_ENABLE;
   document.title = info.title || "Detector";
   document.querySelector("h1").textContent = document.title;
-  buildClasses();
+  useModel((info.models || [info])[0]);
   showExamples();
   showSnippet();
-  update();
   connect();
   document.body.dataset.ready = "yes"; // for tests
 }

@@ -2,11 +2,12 @@
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`; // for a shell
 
-/** A program in `language` that sends the picture `name` with the threshold and classes on screen. */
-export function describe(language, address, name, least, classes) {
+/** A program in `language` that sends the picture `name` with the threshold, classes and model (if any) on screen. */
+export function describe(language, address, name, least, classes, model) {
   const url = new URL(address);
   url.searchParams.set("score_threshold", least);
   for (const each of classes) url.searchParams.append("classes", each);
+  if (model) url.searchParams.set("model", model);
   if (language === "curl") return `curl --data-binary @${quoted(name)} ${quoted(url.href)}`;
   if (language === "python") {
     return [
