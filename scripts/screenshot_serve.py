@@ -43,11 +43,11 @@ PATIENCE = 180  # seconds for a start or an answer on a busy machine
 
 @dataclass(frozen=True)
 class ScreenshotOptions:
-    picture: str = option("", "what is looked at", positional=True, metavar="PICTURE")
+    picture: str = option("", "picture to detect in", positional=True, metavar="PICTURE")
     checkpoint: str | None = option(None, "the model's file; without it the built-in weights", metavar="FILE")
     output: str = option("docs/images", "folder of the PNG files, which are replaced", metavar="DIR")
     address: str | None = option(None, "of a service that runs already; without it one is started", metavar="URL")
-    score_threshold: float | None = option(None, "where the slider stands", low=0.05, high=0.99)
+    score_threshold: float | None = option(None, "value of the confidence slider", low=0.05, high=0.99)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def save(png: bytes, path: Path) -> None:
-    """Write a screenshot with 256 colours, which nobody sees and which is a third of the bytes."""
+    """Write a screenshot with 256 colours: a third of the bytes, without a visible difference."""
     with Image.open(io.BytesIO(png)) as image:
         image.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
