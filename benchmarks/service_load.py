@@ -1,7 +1,7 @@
 """Load-test the service with several clients: throughput relative to the network alone, CPU time and memory.
 
-On a shared machine, rates depend on other processes. CPU time is therefore printed as well: of the whole service with its
-decoder processes, and of the thread of the network, which limits the throughput of a machine with enough cores.
+On a shared machine, rates depend on other processes. CPU time is therefore printed as well: of the whole service with
+its decoder processes, and of the network's thread, which limits the throughput of a machine with enough cores.
 """
 
 from __future__ import annotations
