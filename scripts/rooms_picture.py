@@ -9,13 +9,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("train", "eval", "predict", "export", "dataset", "serve", "benchmark"),
-    ("training", "prediction", "service"),
+    ("benchmarks", "service"),
+    ("training", "prediction"),
     ("nets", "evaluation"),
     ("data",),
     ("imaging",),
     ("utils",),
 )
-WIDTH, HEIGHT, BOX = 860, 515, (112, 34)
+WIDTH, HEIGHT, BOX = 960, 600, (112, 34)
 
 
 def sources(name: str) -> list[Path]:
