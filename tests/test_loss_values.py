@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -198,6 +199,11 @@ def test_a_single_doubtful_label_is_not_scaled_up_and_an_empty_box_counts_for_no
     part = YOLOLoss(CONFIG, config)(predictions, one | {"weights": torch.tensor([0.25])})
     for name in ("box", "class"):
         assert part[name].item() == pytest.approx(whole[name].item() / 4), name
+    twice = {
+        name: torch.cat([value, value]) for name, value in one.items()
+    }  # at one prediction: the certain one counts
+    both = YOLOLoss(CONFIG, config)(predictions, twice | {"weights": torch.tensor([0.0, 1.0])})
+    assert both["objectness"].item() == pytest.approx(whole["objectness"].item())
     empty = torch.tensor([[5.0, 5, 5, 9], [5, 5, 9, 5]])
     more = {"boxes": torch.cat([one["boxes"], empty]), "labels": torch.tensor([0, 1, 1])}
     more["image_index"] = torch.zeros(3, dtype=torch.long)
@@ -257,6 +263,9 @@ def test_every_prediction_has_a_key_of_its_own() -> None:
     found = all_places(predictions)
     keys = _place_keys(found, scene_of(predictions))
     assert len(set(keys.tolist())) == len(found) == sum(raw[..., 0].numel() for raw in predictions)
+    sizes = (2, 3, 3, HEIGHT // 8, WIDTH // 8)  # the largest of each: the key counts through them
+    places = [getattr(found, name).numpy() for name in ("image", "level", "anchor", "row", "column")]
+    assert keys.tolist() == np.ravel_multi_index(places, sizes).tolist()
     places = _places(scene_of(predictions), found)
     assert sorted(places.tolist()) == list(range(len(found)))
     confidences = torch.cat([raw[..., 4].flatten() for raw in predictions])
