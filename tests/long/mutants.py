@@ -10,12 +10,9 @@ tests fails; a survivor is printed with its line, for a value test or for a reas
 from __future__ import annotations
 
 import ast
-import contextlib
 import functools
 import gc
 import hashlib
-import importlib.abc
-import importlib.util
 import json
 import math
 import os
@@ -150,18 +147,20 @@ def main(argv: list[str] | None = None) -> int:
     results = Path(options.results) if options.results else None
     done = read_killed(results)
     survivors = []
+
+    def report(mutant: Mutant, killed: bool) -> None:
+        print(f"{'killed' if killed else 'SURVIVED'} {mutant}", flush=True)
+        if not killed:
+            survivors.append(mutant)
+        elif results is not None:
+            with results.open("a") as file:
+                file.write(json.dumps({"mutant": str(mutant), "killed": mutant.key()}) + "\n")
+
     for module in modules:
         left = [mutant for mutant in mutants if mutant.module == module and mutant.key() not in done]
-        if left and (run_pytest(MODULES[module], "--collect-only") or run_forked(None, module, options.timeout)):
+        print(f"{module}: {len(left)} mutants", flush=True)
+        if left and not test_mutants(module, left, options.timeout, report):
             raise RunError(module, "its tests fail without a fault", f"look at {', '.join(MODULES[module])}")
-        for number, mutant in enumerate(left, 1):
-            killed = run_forked(mutant, module, options.timeout)
-            print(f"{number}/{len(left)} {'killed' if killed else 'SURVIVED'} {mutant}", flush=True)
-            if not killed:
-                survivors.append(mutant)
-            elif results is not None:
-                with results.open("a") as file:
-                    file.write(json.dumps({"mutant": str(mutant), "killed": mutant.key()}) + "\n")
     rate = 1 - len(survivors) / max(len(mutants), 1)
     for module in modules:
         count = sum(mutant.module == module for mutant in mutants)
@@ -179,55 +178,87 @@ def read_killed(path: Path | None) -> set[str]:
     return {json.loads(line)["killed"] for line in path.read_text().splitlines()}
 
 
-def run_forked(mutant: Mutant | None, module: str, timeout: int) -> bool:
-    """Whether a test fails or hangs with the mutant in the module's place, in a process of its own; writes no file."""
-    child = os.fork()
-    if not child:
-        used = math.ceil(time.process_time())  # a fork begins at 0, other systems may not
-        resource.setrlimit(resource.RLIMIT_CPU, (used + timeout, used + timeout))
-        try:
-            if mutant is not None:
-                put_in_place(mutant)
-            os._exit(run_pytest(MODULES[module]))
-        finally:
-            os._exit(1)
-    ends = time.monotonic() + 10 * timeout
-    while time.monotonic() < ends:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) != 0
-        time.sleep(0.02)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return True
-
-
-def run_pytest(tests: Sequence[str], *options: str) -> int:
-    """Run tests without output; returns pytest's exit code."""
+def test_mutants(module: str, mutants: Sequence[Mutant], timeout: int, report: Callable[[Mutant, bool], None]) -> bool:
+    """Test mutants of one module; returns False if its tests fail without one. `report` gets (mutant, killed)."""
     import pytest
 
-    files = [str(ROOT / test) for test in tests]
-    command = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "--rootdir", str(ROOT), *options, *files]
-    with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-        return int(pytest.main(command))
+    files = [str(ROOT / test) for test in MODULES[module]]
+    options = ["-s", "-p", "no:cacheprovider", "-p", "no:terminal"]
+    command = [*options, "-m", "not slow", "--rootdir", str(ROOT), *files]
+    loop = Loop(mutants, timeout, report)
+    pytest.main(command, plugins=[loop])
+    if loop.error is not None:  # Ctrl-C, which pytest would swallow
+        raise loop.error
+    return loop.is_sound
 
 
-def put_in_place(mutant: Mutant) -> None:
-    """Give the imported function the mutant's code; a fault outside of functions is imported with all our modules."""
+class Loop:
+    """A plugin of pytest that runs the collected tests once for each mutant, each time in a process of its own."""
+
+    def __init__(self, mutants: Sequence[Mutant], timeout: int, report: Callable[[Mutant, bool], None]) -> None:
+        self.mutants, self.timeout, self.report = mutants, timeout, report
+        self.is_sound = False
+        self.error: BaseException | None = None
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        path = str(ROOT / self.mutants[0].module)
+        functions = [each for each in gc.get_objects() if type(each) is FunctionType]
+        ours = [each for each in functions if each.__code__.co_filename == path]
+        self.is_sound = bool(session.items) and not session.testsfailed and not self.fails(session, lambda: None)
+        try:
+            for mutant in self.mutants if self.is_sound else ():
+                self.report(mutant, self.fails(session, lambda mutant=mutant: put_in_place(mutant, ours)))
+        except BaseException as error:
+            self.error = error
+        return True
+
+    def fails(self, session: Any, change: Callable[[], None]) -> bool:
+        """Whether a test fails or hangs after `change`. Writes no file."""
+        child = os.fork()
+        if not child:
+            try:
+                silent = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(silent, 1)
+                os.dup2(silent, 2)
+                used = math.ceil(time.process_time())  # a fork begins at 0, other systems may not
+                resource.setrlimit(resource.RLIMIT_CPU, (used + self.timeout, used + self.timeout))
+                change()
+                for item, following in zip(session.items, [*session.items[1:], None], strict=True):
+                    item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                    if session.testsfailed:
+                        os._exit(1)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        ends = time.monotonic() + 10 * self.timeout
+        while time.monotonic() < ends:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status) != 0
+            time.sleep(0.02)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return True
+
+
+def put_in_place(mutant: Mutant, functions: Sequence[FunctionType]) -> None:
+    """Give the imported function the mutant's code, or all modules the constants of the mutant."""
     text, path = mutant.text(), ROOT / mutant.module
-    name = ".".join(Path(mutant.module).with_suffix("").parts)
     function = enclosing_function(ast.parse(path.read_text(encoding="utf-8")), mutant.node)
-    if function is None:
-        for each, module in list(sys.modules.items()):
-            if str(getattr(module, "__file__", "")).startswith(f"{ROOT}/") and each != "__main__":
-                del sys.modules[each]
-        sys.meta_path.insert(0, Finder(name, text))
-        return
     code: Any = compile(text, str(path), "exec")
+    if function is None:
+        name = ".".join(Path(mutant.module).with_suffix("").parts)
+        exec(code, new := {"__name__": name})
+        for key, old in vars(sys.modules[name]).copy().items():
+            if key.startswith("__") or callable(old) or isinstance(old, ModuleType):
+                continue
+            for module in list(sys.modules.values()):
+                if vars(module).get(key) is old:
+                    setattr(module, key, new[key])
+        return
     for part in function.split("."):
         code = next(each for each in code.co_consts if isinstance(each, CodeType) and each.co_name == part)
-    functions = [each for each in gc.get_objects() if type(each) is FunctionType]
-    ours = [each for each in functions if each.__qualname__ == function and each.__code__.co_filename == str(path)]
+    ours = [each for each in functions if each.__qualname__ == function]
     assert ours, f"{mutant}: {function} was not found"
     for each in ours:
         each.__code__ = code
@@ -245,19 +276,6 @@ def enclosing_function(tree: ast.AST, number: int) -> str | None:
         elif isinstance(node, ast.ClassDef) and names:
             names.insert(0, node.name)
     return ".".join(names) or None
-
-
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives a text instead of a module's file."""
-
-    def __init__(self, name: str, text: str) -> None:
-        self.name, self.text = name, text
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
-        return importlib.util.spec_from_loader(name, self) if name == self.name else None
-
-    def exec_module(self, module: ModuleType) -> None:
-        exec(compile(self.text, f"<mutant of {self.name}>", "exec"), module.__dict__)
 
 
 def all_mutants(module: str) -> list[Mutant]:
