@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ COMMANDS = {
 def options_class(name: str) -> type:
     """The dataclass of that name, from the one module outside of tests that defines it."""
     for path in [*ROOT.glob("*.py"), *ROOT.glob("[a-su-z]*/**/*.py"), *ROOT.glob("training/*.py")]:
-        if f"\nclass {name}:" in path.read_text(encoding="utf-8"):
+        if re.search(rf"^class {name}\b", path.read_text(encoding="utf-8"), re.MULTILINE):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             return getattr(importlib.import_module(module), name)
     raise LookupError(name)
