@@ -1,1 +1,1 @@
-"""The measurements behind the published figures, one command each: `python -m benchmarks.NAME`."""
+"""Benchmarks that produce the published figures, one command each: `python -m benchmarks.NAME`."""

@@ -2,9 +2,9 @@
 
 python -m benchmarks.backbones VOCdevkit OUT --weights WEIGHTS --limit 1000 --epochs 4 --input-size 192
 
-WEIGHTS holds files such as mobilenet_v1_050.pth (backbone and alpha in hundredths). A backbone that has one is trained
-twice, from it and from random weights; one that has none from random weights only. Options of train.py may follow.
-Times are CPU time of one thread on ONNX Runtime, all networks in turns.
+WEIGHTS contains files such as mobilenet_v1_050.pth (backbone, and alpha in hundredths). A backbone with such a file is
+trained twice, from these weights and from random weights. The others are trained from random weights only. Options of
+train.py may follow. Times are CPU time of one thread on ONNX Runtime, all networks interleaved.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CALIBRATION_IMAGES = 16
 
 @dataclass
 class Row:
-    """One backbone. Scores are None where there is no such start; times in milliseconds; dead kernels as a share."""
+    """Results of one backbone. A score is None if that run does not exist. Times in ms, dead kernels as a fraction."""
 
     name: str
     multiply_adds: int = 0
@@ -56,19 +56,21 @@ class Row:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train what is not there yet, measure, and write OUT/backbones.json, .md and .png."""
+    """Run the missing trainings, measure, and write OUT/backbones.json, .md and .png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--weights", type=Path, help="folder of pretrained backbones")
-    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="NAME:ALPHA")
+    parser.add_argument("--weights", type=Path, help="folder with pretrained backbones")
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="backbones to compare, as NAME:ALPHA")
     parser.add_argument("--starts", nargs="+", choices=(PRETRAINED, SCRATCH), default=[PRETRAINED, SCRATCH])
     parser.add_argument("--neck", default="slim")
     parser.add_argument("--neck-width", default="0.5")
     parser.add_argument("--input-size", default="192")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--limit", type=int, default=0, help="training images, 0 for all")
-    parser.add_argument("--backbone-rate", default="0.05", help="of a pretrained backbone, beside the rest")
+    parser.add_argument("--limit", type=int, default=0, help="number of training images; 0 for all")
+    parser.add_argument(
+        "--backbone-rate", default="0.05", help="learning rate of a pretrained backbone, relative to the rest"
+    )
     parser.add_argument("--repetitions", type=int, default=30)
     arguments, others = parser.parse_known_args(argv)
     rows, files = [], {}
@@ -94,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def weights_file(folder: Path | None, name: str) -> Path | None:
-    """The pretrained weights of NAME:ALPHA in a folder, if there are any."""
+    """Path of the pretrained weights of NAME:ALPHA in a folder, or None."""
     if folder is None:
         return None
     backbone, alpha = name.split(":")
@@ -136,7 +138,7 @@ def _train_row(name: str, arguments: argparse.Namespace, others: list[str]) -> t
 
 
 def _describe(row: Row, checkpoint: Path, arguments: argparse.Namespace) -> dict[str, Path]:
-    """Fill in what the network costs; its files to be timed, by name."""
+    """Fill in the cost of the network. Returns its ONNX files to measure, by name."""
     model = load_model(checkpoint)
     summary = summarize(model.config, model)
     row.multiply_adds, row.parameters = summary["multiply_adds"], summary["parameters"]
@@ -152,7 +154,7 @@ def _describe(row: Row, checkpoint: Path, arguments: argparse.Namespace) -> dict
 
 
 def markdown_table(rows: list[Row]) -> str:
-    """One line a backbone; scores are VOC10 mAP50 / COCO AP."""
+    """A Markdown table with one row per backbone. Scores are VOC10 mAP50 / COCO AP."""
     head = ["backbone", "from pretrained", "from scratch", "M multiply-adds", "M parameters"]
     head += ["fp32 ms", "int8 ms", "dead kernels"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
@@ -165,7 +167,7 @@ def markdown_table(rows: list[Row]) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """COCO AP over the time of fp32: filled from pretrained weights, hollow from scratch."""
+    """Plot COCO AP against the fp32 time. Filled markers: pretrained weights; hollow markers: random weights."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

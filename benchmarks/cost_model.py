@@ -1,8 +1,8 @@
-"""Predict images/s and the time of an epoch for more GPUs, from a step's time, gradient bytes and loader throughput.
+"""Predict throughput and epoch time on several GPUs from the step time, gradient size and loader throughput.
 
-python -m benchmarks.cost_model                      # an assumed GPU; every assumption is an option
-python -m benchmarks.cost_model --step-ms 62 --loader-images 95  # what was measured: a step, and the images of one core
-python -m benchmarks.cost_model --measure --input-size 64 --batch-size 4   # check it with 1 and 2 processes
+python -m benchmarks.cost_model                      # an assumed GPU (see the options)
+python -m benchmarks.cost_model --step-ms 62 --loader-images 95  # measured step time and loader throughput
+python -m benchmarks.cost_model --measure --input-size 64 --batch-size 4   # compare the model with 1 and 2 processes
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from utils import distributed
 from utils.config import option, parse_options
 from utils.errors import RunError, run_command
 
-COCO_IMAGES = 118_287  # of train2017
-BACKWARD = 2 / 3  # of a step's computation: two products for each of the forward's one; all-reduce hides behind it
-BUCKET_BYTES = 25 * 2**20  # DDP's bucket_cap_mb: what is reduced at once, so what cannot be hidden at the end
-FIRST_BUCKET = 2**20
+COCO_IMAGES = 118_287  # train2017
+BACKWARD = 2 / 3  # share of a step: gradients of inputs and of weights cost one forward pass each
+BUCKET_BYTES = 25 * 2**20  # DDP's default bucket_cap_mb
+FIRST_BUCKET = 2**20  # DDP's first bucket is smaller, so that all-reduce starts early
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a step of one process costs, and what lies between processes.
+    """Cost of a training step in one process, and of communication between processes.
 
     Args:
         batch: images per step and process.
-        compute: seconds of a step of one process alone.
-        gradient_bytes: that every step exchanges.
-        loader: images a second that one process's loader workers make.
-        inner, outer: bytes a second of one process's link inside a machine and of a machine's link to others.
-        inner_latency, outer_latency: seconds of a message.
-        per_machine: processes in a machine.
-        overlap: part of the backward pass behind which all-reduce hides: 1 on a GPU, 0 where it takes the same cores.
+        compute: seconds per step of a single process.
+        gradient_bytes: bytes of gradients exchanged per step.
+        loader: images per second prepared by the loader workers of one process.
+        inner, outer: bandwidth in bytes per second, of a GPU's link within a machine and between machines.
+        inner_latency, outer_latency: latency of one message in seconds.
+        per_machine: processes per machine.
+        overlap: share of the backward pass that all-reduce can overlap with. 0 on CPUs, where both use the same cores.
     """
 
     batch: int
@@ -62,9 +62,9 @@ class Costs:
     overlap: float = 0.8
 
     def all_reduce(self, processes: int) -> float:
-        """Seconds to sum the gradients: a ring in each machine, then one over machines.
+        """Seconds of a hierarchical ring all-reduce: one ring within each machine, then one across machines.
 
-        A ring moves 2 (n - 1) / n of the bytes through each link in 2 (n - 1) messages, for every bucket.
+        A ring of n processes sends 2 (n - 1) messages per bucket and 2 (n - 1) / n of the bytes over each link.
         """
         inside = min(processes, self.per_machine)
         machines = -(-processes // self.per_machine)
@@ -74,9 +74,11 @@ class Costs:
         )
 
     def step(self, processes: int) -> tuple[float, str]:
-        """Seconds of a step, and what limits it: `compute`, `network` or `loader`."""
+        """Seconds per step and the bottleneck: `compute`, `network` or `loader`."""
         reduce = self.all_reduce(processes)
-        last = min(FIRST_BUCKET / max(self.gradient_bytes, 1), 1.0) * reduce  # nothing is left to hide it behind
+        last = (
+            min(FIRST_BUCKET / max(self.gradient_bytes, 1), 1.0) * reduce
+        )  # no computation remains to overlap it with
         hidden = min(reduce - last, self.overlap * BACKWARD * self.compute)
         network = reduce - hidden
         loading = self.batch / self.loader
@@ -85,7 +87,7 @@ class Costs:
         return self.compute + network, "network" if network > 0.1 * self.compute else "compute"
 
     def images_per_second(self, processes: int) -> float:
-        """Of all processes together."""
+        """Throughput of all processes together."""
         return processes * self.batch / self.step(processes)[0]
 
 
@@ -99,33 +101,39 @@ def _share(count: int) -> float:
 
 @dataclass(frozen=True)
 class CostOptions:
-    """What is known, and what is assumed."""
+    """Options of `python -m benchmarks.cost_model`."""
 
-    backbone: str = option("mobilenet_v2", "of the model")
-    alpha: float = option(1.0, "its width", above=0)
-    neck_width: float = option(1.0, "width of neck and head", above=0)
-    neck_conv: str = option("separable", "separable or standard")
-    num_classes: int = option(80, "classes", low=1)
-    input_size: int = option(416, "side of the input, pixels", low=32)
-    batch_size: int = option(32, "images per step in each process", low=1)
-    gpus: tuple[int, ...] = option((1, 8, 64), "numbers of processes", low=1)
-    images: int = option(COCO_IMAGES, "of the data set", low=1)
-    step_ms: float = option(0.0, "measured step of one process; 0: from --tflops and --efficiency", low=0)
-    tflops: float = option(312.0, "of the GPU in bf16 (A100's data sheet)", above=0)
-    efficiency: float = option(0.05, "part of it that a network of thin, depthwise layers gets: an assumption", above=0)
-    loader_images: float = option(60.0, "images a second that one core prepares (benchmarks/loader.py)", above=0)
-    cores: int = option(12, "CPU cores for each GPU", low=1)
-    inner_gb: float = option(
-        200.0, "GB/s of a GPU's link inside a machine (NVLink 3, one way, as rings reach it)", above=0
+    backbone: str = option("mobilenet_v2", "backbone of the model")
+    alpha: float = option(1.0, "width multiplier of the backbone", above=0)
+    neck_width: float = option(1.0, "width multiplier of neck and head", above=0)
+    neck_conv: str = option("separable", "convolutions of the neck: separable or standard")
+    num_classes: int = option(80, "number of classes", low=1)
+    input_size: int = option(416, "input size in pixels (square)", low=32)
+    batch_size: int = option(32, "batch size per process", low=1)
+    gpus: tuple[int, ...] = option((1, 8, 64), "numbers of GPUs to predict, one process per GPU", low=1)
+    images: int = option(COCO_IMAGES, "images in the training set", low=1)
+    step_ms: float = option(
+        0.0, "measured step time of one process in ms; 0 computes it from --tflops and --efficiency", low=0
     )
-    outer_gb: float = option(12.5, "GB/s between machines (100 Gbit/s)", above=0)
-    bf16_gradients: bool = option(False, "halve the gradients' bytes (DDP's bf16_compress_hook)")
-    measure: bool = option(False, "measure 1 and 2 processes here on gloo, and compare the prediction")
-    rounds: int = option(15, "of that measurement", low=3)
+    tflops: float = option(312.0, "peak TFLOPS of the GPU in bf16 (default: A100)", above=0)
+    efficiency: float = option(0.05, "assumed share of the peak that depthwise networks reach", above=0)
+    loader_images: float = option(60.0, "images per second prepared by one core (see benchmarks/loader.py)", above=0)
+    cores: int = option(12, "CPU cores per GPU", low=1)
+    inner_gb: float = option(
+        200.0, "bandwidth between the GPUs of a machine in GB/s, one direction (default: NVLink 3)", above=0
+    )
+    outer_gb: float = option(12.5, "bandwidth between machines in GB/s (default: 100 Gbit/s)", above=0)
+    bf16_gradients: bool = option(
+        False, "exchange gradients in bf16 (DDP's bf16_compress_hook), which halves their size"
+    )
+    measure: bool = option(
+        False, "measure 1 and 2 processes on this machine (gloo backend) and compare with the prediction"
+    )
+    rounds: int = option(15, "repetitions of --measure", low=3)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table, or the comparison."""
+    """Print the prediction, or with `--measure` its comparison with a measurement."""
     options = parse_options(CostOptions, argv, description=__doc__ or "")
     model = build(options)
     parameters = sum(p.numel() for p in model.parameters())
@@ -144,11 +152,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     source = "measured" if options.step_ms else f"{options.efficiency:.0%} of {options.tflops:g} TFLOPS, assumed"
     print(f"{options.backbone} at {options.input_size}: {parameters / 1e6:.1f} M parameters")
-    print(f"gradients {gradient_bytes / 1e6:.0f} MB a step, {flops / 1e12:.2f} TFLOP a step of {options.batch_size}")
-    print(f"step of one process {compute * 1e3:.1f} ms ({source})")
-    print(f"loader {costs.loader:.0f} images/s a process: {options.cores} cores x {options.loader_images:g}")
-    print(f"links {options.inner_gb:g} GB/s inside a machine of 8, {options.outer_gb:g} GB/s between machines")
-    print("\n| GPUs | images/s | scaling | all-reduce, ms | step, ms | limit | an epoch |\n|" + " ---: |" * 7)
+    print(f"gradients {gradient_bytes / 1e6:.0f} MB, {flops / 1e12:.2f} TFLOP per step (batch {options.batch_size})")
+    print(f"step time of one process: {compute * 1e3:.1f} ms ({source})")
+    print(f"loader {costs.loader:.0f} images/s per process: {options.cores} cores x {options.loader_images:g}")
+    print(f"links {options.inner_gb:g} GB/s within a machine of 8 GPUs, {options.outer_gb:g} GB/s between machines")
+    print("\n| GPUs | images/s | scaling | all-reduce, ms | step, ms | bottleneck | epoch |\n|" + " ---: |" * 7)
     for count in options.gpus:
         seconds, limit = costs.step(count)
         speed = costs.images_per_second(count)
@@ -162,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build(options: CostOptions) -> YOLOv4:
-    """The model that is asked about."""
+    """Build the model of the options with random weights."""
     torch.manual_seed(0)
     side = (options.input_size, options.input_size)
     return YOLOv4(
@@ -178,7 +186,7 @@ def build(options: CostOptions) -> YOLOv4:
 
 
 def count_macs(model: nn.Module, side: int) -> int:
-    """Multiplications of the convolutions for one image."""
+    """Multiply-accumulate operations of all convolutions for one image of `side` x `side` pixels."""
     macs = 0
 
     def add(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
@@ -193,12 +201,19 @@ def count_macs(model: nn.Module, side: int) -> int:
     return macs
 
 
-# ---- the check
+# --- Measurement
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Median seconds: one process alone, each of two without exchange, the exchange alone, and two with it."""
+    """Median seconds per step.
+
+    Args:
+        alone: a single process.
+        beside: two processes at the same time, without gradient exchange.
+        exchange: the all-reduce only.
+        together: two processes with gradient exchange.
+    """
 
     alone: float
     beside: float
@@ -207,35 +222,36 @@ class Measured:
 
 
 def compare(options: CostOptions, parameters: int) -> int:
-    """Measure, predict two processes from the parts, and say how far off that is."""
+    """Measure, predict two processes from the measured parts, and print the relative error."""
     before = os.getloadavg()[0]
     wall, cpu = measure(options)
     batch, size = options.batch_size, parameters * 4.0
-    # the link as fast as it was found to be; nothing hides behind the backward pass, as gloo takes the same cores
+    # Use the measured bandwidth. There is no overlap because gloo runs on the cores of the backward pass.
     link = {"inner": size * _share(2) / wall.exchange, "inner_latency": 0.0, "overlap": 0.0}
     shared = Costs(batch, wall.beside, size, **link).step(2)[0]
     apart = Costs(batch, wall.alone, size, **link).step(2)[0]
-    print(
-        f"load {before:.1f} on {os.cpu_count()} cores; one thread a process; {options.rounds} rounds in turns, medians"
-    )
+    print(f"load {before:.1f} on {os.cpu_count()} cores, one thread per process, medians of {options.rounds} rounds")
     print(f"gradients {size / 1e6:.1f} MB; all-reduce {link['inner'] / 1e9:.2f} GB/s")
-    print("\n| seconds a step | one process | two, no exchange | exchange | two, predicted | two, measured | |")
+    print("\n| seconds per step | one process | two, no exchange | exchange | two, predicted | two, measured | |")
     print("| --- |" + " ---: |" * 6)
     for name, found, predicted in (
         ("wall", wall, shared),
-        ("CPU, of both", cpu, 2 * cpu.alone + cpu.exchange),
+        ("CPU, both processes", cpu, 2 * cpu.alone + cpu.exchange),
     ):
         row = (found.alone, found.beside, found.exchange, predicted, found.together)
         print(
             f"| {name} | " + " | ".join(f"{each:.3f}" for each in row) + f" | {predicted / found.together - 1:+.0%} |"
         )
     print(f"\nimages/s: one process {batch / wall.alone:.1f}, two {2 * batch / wall.together:.1f}")
-    print(f"were each process alone on its cores (as on GPUs): {apart:.3f} s, {apart / wall.together - 1:+.0%}")
+    print(f"with separate cores for each process (as on GPUs): {apart:.3f} s, {apart / wall.together - 1:+.0%}")
     return 0
 
 
 def measure(options: CostOptions) -> tuple[Measured, Measured]:
-    """Wall-clock and CPU seconds of two processes; the cases in turns, so that other work here meets all alike."""
+    """Measure wall-clock and CPU seconds.
+
+    The cases are interleaved, so that other load on the machine affects all of them equally.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -290,7 +306,7 @@ def _measure(rank: int, port: int, options: CostOptions, results: multiprocessin
             started, busy = time.perf_counter(), time.process_time()
             case()
             used = distributed.total(torch.tensor(time.process_time() - busy, dtype=torch.float64)).item()
-            if number >= 2:  # a step of two is over when both have done it: `total` has waited for the other
+            if number >= 2:  # skip two warm-up rounds; `total` has synchronized both processes
                 cpu[name].append(used)
                 wall[name].append(time.perf_counter() - started)
     if rank == 0:

@@ -1,10 +1,10 @@
-"""Use a GPU for a few minutes, unattended: rehearse, train, then measure training steps in the time that is left.
+"""Use a GPU unattended for a few minutes: rehearse, train, then measure training steps in the remaining time.
 
 python -m benchmarks.gpu_session VOCdevkit OUT --minutes 14 --preset bundled-start --pretrained backbone.pth
 
-The rehearsal is one epoch on 256 images, with evaluation and checkpoint: a missing package or option shows in the
-first minute and not at the first evaluation. Everything goes to OUT: rehearsal/, run/, steps.md (images per second by
-input size, batch and precision) and profile.txt. Options of train.py may follow.
+The rehearsal is one epoch on 256 images with evaluation and checkpoint. It reveals a missing package or a wrong option
+in the first minute instead of at the first evaluation. All results are written to OUT: rehearsal/, run/, steps.md
+(images per second by input size, batch and precision) and profile.txt. Options of train.py may follow.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from utils.files import write_file
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 REHEARSAL = ("--limit", "256", "--epochs", "1", "--eval-every", "1", "--minutes", "0")
 WARM_UP_STEPS, TIMED_STEPS = 6, 15
-LOADING_SECONDS = 6.0  # of each input size
-MEASURE_SECONDS = 150.0  # kept for measuring
-STOP_SECONDS = 20.0  # a step and a checkpoint, after SIGTERM
+LOADING_SECONDS = 6.0  # per input size
+MEASURE_SECONDS = 150.0  # reserved for the measurement
+STOP_SECONDS = 20.0  # for the last step and the checkpoint after SIGTERM
 SETTINGS = ((128, "bf16"), (16, "bf16"), (256, "bf16"), (128, "fp16"), (128, "none"))  # (batch size, --amp)
 
 
@@ -54,10 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     ends = started + 60 * arguments.minutes
     common = ["--data", arguments.data, "--workers", str(arguments.workers), "--cache", "ram", *others]
     if train([*common, *REHEARSAL], arguments.out / "rehearsal", ends):
-        print("the rehearsal failed: nothing else was started", flush=True)
+        print("the rehearsal failed; training was not started", flush=True)
         return 1
     code = train(common, arguments.out / "run", ends - MEASURE_SECONDS)
-    lines = ["| input | batch | precision | images/s | ms a step | GiB | loss |", "|" + " --- |" * 7]
+    lines = ["| input | batch | precision | images/s | ms per step | GiB | loss |", "|" + " --- |" * 7]
     for line in measure(common, arguments.sizes, arguments.out, ends):
         print(line, flush=True)
         lines.append(line)
@@ -66,12 +66,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(options: list[str], run_dir: Path, ends: float) -> int:
-    """Run train.py until it ends, or until `ends` (time.monotonic), when SIGTERM makes it save last.pth.
+    """Run train.py until it ends. At `ends` (time.monotonic) it gets SIGTERM and saves last.pth.
 
-    Returns 0 if it ended by itself or left a checkpoint.
+    Returns 0 if a checkpoint exists, otherwise the exit code.
     """
     if ends - time.monotonic() < STOP_SECONDS:
-        print(f"{run_dir}: no time is left", flush=True)
+        print(f"{run_dir}: no time left", flush=True)
         return 1
     process = subprocess.Popen([sys.executable, str(TRAIN), *options, "--run-dir", str(run_dir)])
     try:
@@ -79,12 +79,12 @@ def train(options: list[str], run_dir: Path, ends: float) -> int:
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
         process.wait()
-    print(f"{run_dir}: train.py ended with {process.returncode}", flush=True)
+    print(f"{run_dir}: train.py ended with exit code {process.returncode}", flush=True)
     return process.returncode if not (run_dir / "last.pth").exists() else 0
 
 
 def measure(common: list[str], sizes: list[int], out: Path, ends: float) -> Iterator[str]:
-    """Rows of the table: loading alone at each size, then steps at each size and setting."""
+    """Rows of the table: the loader alone at each size, then steps at each size and setting."""
     batches: dict[int, Batch] = {}
     loader = prepare([*common, "--batch-size", "128"])[0]
     for epoch, size in enumerate(sizes):
@@ -100,13 +100,13 @@ def measure(common: list[str], sizes: list[int], out: Path, ends: float) -> Iter
                 yield step_row(trainer, resized(batches[size], batch), size, amp)
             if (batch, amp) == SETTINGS[0]:
                 _profile(trainer, batches[sizes[-1]], out / "profile.txt")
-        except Exception as error:  # noqa: BLE001 -- memory, or a precision that the device lacks: the next may work
+        except Exception as error:  # noqa: BLE001 -- out of memory or unsupported precision; the next may work
             traceback.print_exc()
             yield f"| | {batch} | {amp} | {type(error).__name__} | | | |"
 
 
 def prepare(command: list[str]) -> tuple[TrainLoader, Trainer]:
-    """The loader and the trainer of a run with these options."""
+    """The loader and trainer of a run with these options."""
     settings = choose_splits(parse_settings(TrainOptions, command, description="", presets=PRESETS))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train_index, _, _ = open_data(settings.options)
@@ -140,7 +140,7 @@ def loading_speed(loader: TrainLoader, epoch: int, size: int) -> tuple[float, Ba
 
 
 def resized(batch: Batch, count: int) -> Batch:
-    """The batch with `count` images: its first ones, or all of them repeatedly."""
+    """A batch of `count` images: the first ones of `batch`, repeated if there are too few."""
     images, targets = batch
     copies = -(-count // len(images))
     owner = torch.cat([targets["image_index"] + i * len(images) for i in range(copies)])
@@ -152,7 +152,7 @@ def resized(batch: Batch, count: int) -> Batch:
 
 
 def step_row(trainer: Trainer, batch: Batch, size: int, amp: str) -> str:
-    """One row of the table: the time of a training step on a batch that is loaded already."""
+    """One row of the table: the time of a training step on a batch in memory."""
     _steps(trainer, batch, WARM_UP_STEPS)
     started = time.perf_counter()
     losses = _steps(trainer, batch, TIMED_STEPS)

@@ -21,17 +21,17 @@ from utils.files import read_file, write_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MAX_BYTES = 10_000_000
-SLOWER = 1.15  # of a ratio's earlier value: what may be noise
+SLOWER = 1.15  # smaller increases of a ratio are treated as noise
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took.
+    """Resources used by a command.
 
     Args:
-        cpu: seconds of CPU time, of all its threads and of the processes that it waited for.
-        wall: seconds by the clock.
-        memory: most bytes in RAM.
+        cpu: CPU seconds of all threads and of child processes.
+        wall: wall-clock seconds.
+        memory: peak resident memory in bytes.
     """
 
     cpu: float
@@ -39,7 +39,7 @@ class Cost:
     memory: int
 
 
-# A process starts with the peak memory of the one that it was forked from: the command is started by a small one.
+# A child process inherits the peak memory of its parent (ru_maxrss), so a small launcher starts the command.
 LAUNCHER = """
 import json, resource, subprocess, sys, time
 started = time.perf_counter()
@@ -51,7 +51,7 @@ json.dump([code, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss], open(s
 
 
 def command_cost(arguments: Sequence[str], cwd: Path = REPOSITORY, **environment: str) -> Cost:
-    """Run a command to its end and see what it took. Raises RunError, with its last line, if it fails."""
+    """Run a command and measure its cost. Raises RunError with the command's last line of output if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "cost.json"
         launcher = [sys.executable, "-S", "-c", LAUNCHER, str(result), *arguments]
@@ -64,21 +64,21 @@ def command_cost(arguments: Sequence[str], cwd: Path = REPOSITORY, **environment
 
 
 def cpu_of_tree(pid: int) -> float:
-    """CPU seconds so far of a running process and of those that it started (Linux)."""
+    """CPU seconds used so far by a running process and its descendants (Linux only)."""
     folder = Path(f"/proc/{pid}")
     fields = (folder / "stat").read_text().rpartition(")")[2].split()
-    ticks = sum(map(int, fields[11:15]))  # utime, stime, and those of children that have ended
+    ticks = sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
     children = (child for task in folder.glob("task/*/children") for child in task.read_text().split())
     return ticks / os.sysconf("SC_CLK_TCK") + sum(cpu_of_tree(int(child)) for child in children)
 
 
 def cpu_in_turns(calls: Mapping[str, Callable[[], Any]], repetitions: int, warm_up: int = 1) -> dict[str, Sample]:
-    """CPU seconds of this process for each call, taken in turns."""
+    """CPU seconds of this process for each call; the calls are interleaved."""
     return interleave(calls, repetitions, warm_up, time.process_time)
 
 
 def commands_in_turns(commands: Mapping[str, Callable[[], Cost]], repetitions: int) -> dict[str, list[Cost]]:
-    """Costs of commands, taken in turns; the first round warms the disk's cache up and does not count."""
+    """Costs of interleaved commands. A first round warms the file cache and is not counted."""
     costs: dict[str, list[Cost]] = {name: [] for name in commands}
     for repetition in range(-1, repetitions):
         for name, command in commands.items():
@@ -89,7 +89,7 @@ def commands_in_turns(commands: Mapping[str, Callable[[], Cost]], repetitions: i
 
 
 def median_cost(costs: Sequence[Cost]) -> Cost:
-    """Medians of each part."""
+    """Median of each component."""
     cpu, wall, memory = (
         float(np.median([getattr(cost, name) for cost in costs])) for name in ("cpu", "wall", "memory")
     )
@@ -98,14 +98,14 @@ def median_cost(costs: Sequence[Cost]) -> Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: the same work done in two ways, in one run.
+    """One line of a table: the same work done by a baseline and by this project, in one run.
 
     Args:
-        work: what is done.
-        baseline, ours: figures.
-        unit: of both.
-        what: what the baseline is.
-        goal: largest allowed value of `ours` over `baseline`, if there is one.
+        work: description of the work.
+        baseline, ours: the two figures.
+        unit: unit of both figures.
+        what: description of the baseline.
+        goal: largest allowed ratio `ours / baseline`; None for no limit.
     """
 
     work: str
@@ -121,7 +121,7 @@ class Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """The rows as a Markdown table."""
     lines = ["| work | baseline | ours | ratio | goal |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         goal = "" if row.goal is None else f"{row.goal:.2f}{'' if row.ratio <= row.goal else ' (not met)'}"
@@ -131,14 +131,14 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
-    """Keep the figures, and the machine and commit that they are of."""
+    """Save the figures with the machine and commit they were measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine(), "commit": commit(), "rows": [asdict(row) for row in rows]}
     write_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def slower_than_before(rows: Sequence[Row], path: Path) -> list[str]:
-    """What became slower beside its baseline than in the stored figures of the same processor."""
+    """Rows whose ratio is more than 15 % above the figures stored for the same processor, as text."""
     if not path.is_file():
         return []
     before = json.loads(read_file(path, MAX_BYTES))
@@ -153,7 +153,7 @@ def slower_than_before(rows: Sequence[Row], path: Path) -> list[str]:
 
 
 def commit() -> str:
-    """The commit that is checked out, with a `+` if files were changed; empty outside of git."""
+    """The checked-out commit, with a `+` if there are uncommitted changes. Empty outside a git repository."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty=+", "--abbrev=8"],
         cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""Measure the index at the size of COCO train2017: first start, second start from the cache, and memory of each.
+"""Measure the data set index at the size of COCO train2017: time and memory without and with the cache.
 
 Makes 118,287 small pictures and a JSON of 860,001 boxes with outlines in a folder that it removes again:
 
@@ -22,27 +22,27 @@ from imaging.image_io import write_image
 from utils.config import option, parse_options
 from utils.errors import run_command
 
-LINKS = 20_000  # names that share one picture: file systems allow some ten thousand
-OUTLINE = 20  # points of an outline: gives the official file's 450 MB or so
+LINKS = 20_000  # hard links per image file: file systems limit their number
+OUTLINE = 20  # points per segmentation outline, for about the size of the official file (450 MB)
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of this script."""
 
-    images: int = option(118_287, "pictures", low=1)
-    boxes: int = option(860_001, "boxes", low=1)
-    folder: str | None = option(None, "where to make the data; a temporary folder by default", metavar="DIR")
+    images: int = option(118_287, "number of images", low=1)
+    boxes: int = option(860_001, "number of boxes", low=1)
+    folder: str | None = option(None, "folder for the generated data (default: a temporary folder)", metavar="DIR")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make the data, open it twice in fresh processes, print a table."""
+    """Generate the data, open it twice in new processes, and print time and memory."""
     options = parse_options(Options, argv, description=__doc__ or "")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         root = Path(folder) / "coco"
         start = time.perf_counter()
         size = make_data(root, options.images, options.boxes)
-        print(f"made {options.images} pictures, {options.boxes} boxes, {size / 1e6:.0f} MB of JSON", end=" ")
+        print(f"made {options.images} images, {options.boxes} boxes, {size / 1e6:.0f} MB of JSON", end=" ")
         print(f"in {time.perf_counter() - start:.0f} s", flush=True)
         cache = {"MOBILENET_YOLO_CACHE": str(Path(folder) / "cache")}
         reader = "from data.open import open_dataset"
@@ -54,14 +54,14 @@ def main(argv: list[str] | None = None) -> int:
         for words, statement in statements.items():
             cost = command_cost([sys.executable, "-c", statement], **cache)
             print(
-                f"{words:13}: {cost.wall:.2f} s ({cost.cpu:.2f} s of CPU), {cost.memory / 1e6:.0f} MB at most",
+                f"{words:13}: {cost.wall:.2f} s ({cost.cpu:.2f} s of CPU), {cost.memory / 1e6:.0f} MB peak memory",
                 flush=True,
             )
     return 0
 
 
 def make_data(root: Path, images: int, boxes: int) -> int:
-    """Write the set; returns the bytes of its JSON."""
+    """Write the data set. Returns the size of its JSON file in bytes."""
     (root / "annotations").mkdir(parents=True)
     (root / "train2017").mkdir()
     rng = np.random.default_rng(0)

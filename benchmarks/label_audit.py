@@ -1,10 +1,10 @@
-"""How many planted label errors the audit finds: precision and recall of the first findings, by kind.
+"""Precision and recall of the label audit on labels with planted errors, by kind of error.
 
     python -m benchmarks.label_audit --data VOCDEVKIT --split train --detections FILE.json [--seed 0]
 
 Errors are planted into the labels: 5 % are dropped, 5 % get another class, 5 % are shifted by a third of their width or
-height, and as many as 2 % are added where no object is. The detections must not come from a detector that has learnt
-from these labels. For out-of-fold detections, `--write` saves the labels with the errors as a data set:
+height, and 2 % are added where there is no object. The detections must not come from a detector that was trained
+on these labels. For out-of-fold detections, `--write` saves the labels with the errors as a data set:
 
     python -m benchmarks.label_audit --data VOCDEVKIT --split train --write PLANTED
     python train.py --folds 3 --data PLANTED ... --run-dir RUN
@@ -36,22 +36,26 @@ SAME = 0.5  # IoU of a finding's box with the dropped object
 
 @dataclass(frozen=True)
 class Options:
-    data: str = option("", "a data set", metavar="PATH")
-    split: str = option("train", "its split")
-    detections: str | None = option(None, "detections of its images, as of eval.py --detections", metavar="FILE.json")
-    write: str | None = option(None, "write the labels with the errors to this new folder (COCO)", metavar="DIR")
-    seed: int = option(0, "of what is planted", low=0)
+    data: str = option("", "path of the data set", metavar="PATH")
+    split: str = option("train", "split of the data set")
+    detections: str | None = option(
+        None, "detections on the images, in the format of eval.py --detections", metavar="FILE.json"
+    )
+    write: str | None = option(
+        None, "write the labels with the errors to this new folder in COCO format", metavar="DIR"
+    )
+    seed: int = option(0, "random seed of the planted errors", low=0)
     json: str | None = option(None, "write the figures to this file", metavar="FILE")
 
 
 @dataclass(frozen=True)
 class Planted:
-    """Labels with errors, and what is wrong.
+    """Labels with planted errors, and a record of the errors.
 
     Args:
         index: the labels with the errors.
-        kind: (M,) kind of the error of each of its labels, empty for none.
-        dropped: image, class and box of each object whose label was dropped.
+        kind: (M,) kind of error of each label; an empty string for a correct label.
+        dropped: image position, class and xyxy box of each dropped label.
     """
 
     index: DatasetIndex
@@ -59,13 +63,13 @@ class Planted:
     dropped: list[tuple[int, int, np.ndarray]]
 
     def is_true(self, finding: Finding, found: FoundDetections) -> bool:
-        """Whether a finding names a planted error of its own kind."""
+        """Whether a finding matches a planted error of the same kind."""
         if finding.kind != MISSING:
             return finding.label >= 0 and self.kind[finding.label] == finding.kind
         return self.dropped_by(finding, found) is not None
 
     def dropped_by(self, finding: Finding, found: FoundDetections) -> int | None:
-        """Which dropped object a finding is of."""
+        """Position of the dropped object that a finding matches."""
         for number, (image, label, box) in enumerate(self.dropped):
             iou = box_overlaps(found.boxes[finding.detection][None], box[None])[0] if image == finding.image else 0
             if np.max(iou) >= SAME and found.labels[finding.detection] == label:
@@ -74,7 +78,7 @@ class Planted:
 
 
 def plant(index: DatasetIndex, seed: int) -> Planted:
-    """Plant the errors into objects that are neither difficult nor crowds."""
+    """Plant errors into the labels of objects that are neither difficult nor crowds."""
     rng = np.random.default_rng(seed)
     owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
     usual = rng.permutation(np.flatnonzero(~index.difficult & ~index.crowd))
@@ -111,7 +115,7 @@ def plant(index: DatasetIndex, seed: int) -> Planted:
 
 
 def _shifted(box: np.ndarray, size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shifted by a third of its width or of its height, to a side where it stays in the picture if there is one."""
+    """Shift a box by a third of its width or height, if possible in a direction that keeps it inside the image."""
     sides = box[2:] - box[:2]
     moves = [np.array([sign * sides[0] / 3, 0]) for sign in (-1, 1)] + [
         np.array([0, s * sides[1] / 3]) for s in (-1, 1)
@@ -123,7 +127,7 @@ def _shifted(box: np.ndarray, size: np.ndarray, rng: np.random.Generator) -> np.
 
 
 def _phantom(index: DatasetIndex, rng: np.random.Generator) -> tuple[int, int, np.ndarray]:
-    """An image, a class, and a box of the size of some real object where no object of that image is."""
+    """A false label: an image, a class, and a box of the size of a real object that overlaps no object of the image."""
     while True:
         image, model = int(rng.integers(len(index))), int(rng.integers(index.num_boxes))
         limit = index.sizes[image][::-1].astype(np.float64)
@@ -138,7 +142,7 @@ def _phantom(index: DatasetIndex, rng: np.random.Generator) -> tuple[int, int, n
 
 
 def measure(planted: Planted, found: FoundDetections) -> dict[str, Any]:
-    """For each kind, and for all together: planted errors, and precision and recall of the first findings."""
+    """Planted errors, and precision and recall of the first findings, for each kind and in total."""
     findings = find_label_errors(planted.index, found)
     right = np.array([planted.is_true(each, found) for each in findings], bool)
     kinds = np.array([each.kind for each in findings])

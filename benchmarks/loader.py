@@ -1,8 +1,8 @@
-"""Measure how fast one core prepares training batches, step by step, and beside the reference's way of loading.
+"""Measure how fast one core prepares training batches, by step and compared with the reference's loader.
 
 python -m benchmarks.loader --data VOCdevkit
-python -m benchmarks.loader --data VOCdevkit --enlarge 640 480   # the reference's own figures are at this size
-python -m benchmarks.loader --data VOCdevkit --workers 2 --epochs 3   # throughput and memory of real workers
+python -m benchmarks.loader --data VOCdevkit --enlarge 640 480   # image size of the reference's figures
+python -m benchmarks.loader --data VOCdevkit --workers 2 --epochs 3   # throughput and memory with worker processes
 """
 
 from __future__ import annotations
@@ -33,34 +33,39 @@ from imaging.image_io import read_image, write_image
 from utils.config import option, parse_options
 from utils.errors import run_command
 
-REFERENCE_BATCH_MS = (157, 176)  # one thread, 8 images of 640x480, mosaic at 416: what the reference took elsewhere
+REFERENCE_BATCH_MS = (157, 176)  # the reference on another machine: one thread, 8 images of 640x480, mosaic at 416
 
 
 @dataclass(frozen=True)
 class LoaderBenchmarkOptions:
-    """What to measure."""
+    """Options of `python -m benchmarks.loader`."""
 
-    data: str = option("VOCdevkit", "the data set")
-    split: str = option("", "its split; empty takes the training split")
-    input_size: int = option(416, "side of the input, pixels", low=32, high=4096)
-    batch_size: int = option(8, "images a batch", low=1)
-    num_images: int = option(256, "how many of the split's images to use", low=4)
-    batches: int = option(30, "batches to measure for each way of loading", low=1)
-    enlarge: tuple[int, ...] = option((), "write the images as WIDTH HEIGHT JPEGs first, and use those", nargs=2)
-    workers: int = option(0, "measure this many worker processes too, with their memory", low=0)
-    epochs: int = option(2, "epochs of that measurement", low=1)
+    data: str = option("VOCdevkit", "path of the data set")
+    split: str = option("", "split of the data set (default: its training split)")
+    input_size: int = option(416, "input size in pixels (square)", low=32, high=4096)
+    batch_size: int = option(8, "images per batch", low=1)
+    num_images: int = option(256, "number of images to use", low=4)
+    batches: int = option(30, "batches to measure per loader", low=1)
+    enlarge: tuple[int, ...] = option(
+        (), "resize the images to WIDTH HEIGHT first and save them as JPEG files", nargs=2
+    )
+    workers: int = option(0, "also measure this many worker processes and their memory", low=0)
+    epochs: int = option(2, "epochs to measure with --workers", low=1)
     json: str = option("", "write the figures to this file")
 
 
 class ReferenceLoading:
-    """The reference's way, re-implemented to be timed: Pillow opens, mirrors and resizes each tile (bicubic), pastes it
-    on a grey picture of full size; four of them are cut together, coloured in HSV and made float."""
+    """The reference's mosaic loader, reimplemented for timing.
+
+    Pillow opens, flips and resizes each tile (bicubic) and pastes it on a grey image of full size. Four tiles are
+    combined, changed in HSV and converted to float.
+    """
 
     def __init__(self, index: DatasetIndex, side: int, seed: int = 0) -> None:
         self.index, self.side, self.rng = index, side, np.random.default_rng(seed)
 
     def batch(self, images: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """A batch of mosaics: (B, 3, H, W) float in [0, 1], and boxes cxcywh with class, relative to the input."""
+        """A batch of mosaics: (B, 3, H, W) float in [0, 1], and per image (N, 5) normalized cxcywh boxes with class."""
         made = [self._sample(int(i)) for i in images]
         pixels = torch.from_numpy(np.array([image for image, _ in made])).float()
         return pixels, [torch.from_numpy(boxes).float() for _, boxes in made]
@@ -117,7 +122,7 @@ class ReferenceLoading:
 
 @contextmanager
 def stopwatch() -> Iterator[dict[str, float]]:
-    """Seconds spent in each step of our loader while this is open; the rest is bookkeeping."""
+    """Measure the CPU seconds spent in each step of the loader within a `with` block."""
     spent: dict[str, float] = defaultdict(float)
     steps = {
         "decode": [(loader_module, "read_image_and_size")],
@@ -148,7 +153,7 @@ def stopwatch() -> Iterator[dict[str, float]]:
 
 
 def endless(loader: TrainLoader, mosaic: bool) -> Callable[[], Any]:
-    """Whole batches of a loader without workers, epoch after epoch."""
+    """A function that returns the next full batch of a loader without workers, for any number of epochs."""
 
     def batches() -> Iterator[Any]:
         for epoch in range(10**9):
@@ -160,7 +165,7 @@ def endless(loader: TrainLoader, mosaic: bool) -> Callable[[], Any]:
 
 
 def enlarged(index: DatasetIndex, size: tuple[int, ...], folder: Path) -> DatasetIndex:
-    """The same images as JPEGs of one size (quality 90), boxes along."""
+    """The data set with all images resized to one size (JPEG, quality 90) and the boxes scaled accordingly."""
     width, height = size
     paths, boxes = [], []
     for i in range(len(index)):
@@ -175,9 +180,9 @@ def enlarged(index: DatasetIndex, size: tuple[int, ...], folder: Path) -> Datase
 
 
 def compare(index: DatasetIndex, options: LoaderBenchmarkOptions) -> dict[str, Any]:
-    """CPU milliseconds a batch of the reference's way and of ours, and ours by step."""
+    """CPU milliseconds per batch of the reference's loader and of this one, and of each step of this one."""
     side, batch = options.input_size, options.batch_size
-    # Colour as strong as the reference's, and every image a mosaic: the same change of the pictures.
+    # Use the reference's augmentation (hue range, mosaic for every image), so that both do the same work.
     config = AugmentConfig(mosaic=1.0, hue=0.1)
 
     def ours(augment: AugmentConfig, mosaic: bool = True, cache: Any = None) -> Callable[[], Any]:
@@ -213,7 +218,7 @@ def compare(index: DatasetIndex, options: LoaderBenchmarkOptions) -> dict[str, A
 
 
 def with_workers(index: DatasetIndex, options: LoaderBenchmarkOptions) -> list[dict[str, float]]:
-    """Images a second of real workers, and the memory of this process and its workers after each epoch, megabytes."""
+    """Images per second with workers, and the memory in MB of this process and the workers after each epoch."""
     side = options.input_size
     config = AugmentConfig(mosaic=1.0)
     loader = build_train_loader(index, (side, side), config, batch_size=options.batch_size, workers=options.workers)
@@ -231,7 +236,10 @@ def with_workers(index: DatasetIndex, options: LoaderBenchmarkOptions) -> list[d
 
 
 def _proportional_mb(process: int | str) -> float:
-    """Memory of a process with shared pages divided among their users (PSS); 0 where the system does not say."""
+    """Proportional set size (PSS) of a process in MB: shared pages are divided among the processes that use them.
+
+    0 on systems without /proc.
+    """
     try:
         text = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:
@@ -244,20 +252,20 @@ def report(result: dict[str, Any]) -> None:
     batch = result["batch_size"]
     print(f"batches of {batch} at {result['input_size']}, {result['num_images']} images, one thread, median CPU time")
     names = {
-        "reference_mosaic_ms": "reference's way, mosaic",
+        "reference_mosaic_ms": "reference's loader, mosaic",
         "ours_mosaic_ms": "ours, mosaic",
         "ours_mosaic_cached_ms": "ours, mosaic, images cached in RAM",
         "ours_single_ms": "ours, without mosaic",
     }
     for key, name in names.items():
-        print(f"  {name:36} {result[key]:8.1f} ms a batch {1e3 * batch / result[key]:8.0f} images/s a core")
-    print(f"ours prepares {result['ratio']:.1f} times the images of the reference's way")
+        print(f"  {name:36} {result[key]:8.1f} ms per batch {1e3 * batch / result[key]:8.0f} images/s per core")
+    print(f"ours is {result['ratio']:.1f} times as fast as the reference's loader")
     print("ours, mosaic, by step:")
     whole = sum(result["steps_ms"].values())
     for step, milliseconds in result["steps_ms"].items():
-        print(f"  {step:36} {milliseconds:8.1f} ms a batch {100 * milliseconds / whole:7.0f} %")
+        print(f"  {step:36} {milliseconds:8.1f} ms per batch {100 * milliseconds / whole:7.0f} %")
     for row in result.get("workers", []):
-        memory = f"memory {row['main_mb']:.0f} MB here, {row['workers_mb']:.0f} MB in the workers"
+        memory = f"memory {row['main_mb']:.0f} MB in the main process, {row['workers_mb']:.0f} MB in the workers"
         print(f"epoch {row['epoch']}: {row['images_per_second']:.0f} images/s, {memory}")
 
 

@@ -6,14 +6,14 @@ Points that were trained, each with its score (an `eval.py --json` file, a numbe
         --peer-score yolox_nano yolox.json --elsewhere PicoDet-S 1.3 picodet.json \\
         --plot docs/images/pareto.png --table pareto.md
 
-A peer's score is of its own weights (`eval.py --detections peer.json --json`), its time of the same network with
-random ones. `--elsewhere` adds a detector that is not timed here: its time is typed, and drawn hollow.
+A peer's score is measured with its published weights (`eval.py --detections peer.json --json`), its time with random
+weights of the same network. `--elsewhere` adds a detector with a given time ratio, drawn as a hollow marker.
 
-What the parts of a network cost, trained or not:
+Cost of networks of different widths and sizes, without training:
 
     python -m benchmarks.pareto --sweep --alphas 0.5 1 --neck-widths 0.25 0.5 1 --input-sizes 288 320 --table sweep.md
 
-Times are CPU time of one thread, so that they hold on a machine that others use too.
+Times are CPU time of one thread, so that they are valid on a shared machine.
 """
 
 from __future__ import annotations
@@ -53,16 +53,17 @@ SCORE = "voc10_mAP50"
 
 @dataclass
 class Point:
-    """A network on the plane of time and accuracy.
+    """Time and accuracy of a network.
 
     Args:
-        name: what to call it.
-        config: of a network of ours; None for a peer.
+        name: label in the table and the plot.
+        config: configuration of the network; None for a peer.
         score: mAP50 in points, if it was trained and scored.
         is_timed: whether its time was measured in this run.
-        multiply_adds, megabytes: of a network of ours for one image; of its fp32 ONNX file.
+        multiply_adds: multiply-adds of one image; None for a peer.
+        megabytes: size of the fp32 ONNX file.
         milliseconds: median CPU time of one image, one thread.
-        ratios: that time by each peer's, median over the repetitions, by the peer's name.
+        ratios: time divided by a peer's time, median over the repetitions, by the peer's name.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Point:
 
 
 def read_score(text: str) -> float | None:
-    """mAP50 in points from `-` (none), a number, or a file of `eval.py --json`. Raises UserError."""
+    """mAP50 in points, from `-` (None), a number, or a file of `eval.py --json`. Raises UserError."""
     if text == "-":
         return None
     try:
@@ -93,19 +94,19 @@ def read_score(text: str) -> float | None:
 
 
 def read_ratio(text: str) -> float:
-    """A time as a ratio to a peer's. Raises UserError."""
+    """Parse a ratio of times. Raises UserError if it is not a number."""
     try:
         return float(text)
     except ValueError as error:
-        raise UserError("--elsewhere", f"{text!r} is no number", "give NAME RATIO SCORE") from error
+        raise UserError("--elsewhere", f"{text!r} is not a number", "give NAME RATIO SCORE") from error
 
 
 def preset_config(name: str, classes: int) -> ModelConfig:
-    """The network of a preset. Raises UserError if there is none of that name."""
+    """The model configuration of a preset. Raises UserError if there is no preset of that name."""
     path = PRESETS / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.json")))
-        raise UserError("--point", f"{name} is no file and no preset", f"presets: {known}")
+        raise UserError("--point", f"{name} is neither a file nor a preset", f"presets: {known}")
     values = read_json(path, "a preset")
     known_fields = {field.name for field in dataclasses.fields(ModelConfig)}
     if "weights" in values:
@@ -118,13 +119,13 @@ def preset_config(name: str, classes: int) -> ModelConfig:
 
 
 def make_point(name: str, source: str, score: str, classes: int) -> Point:
-    """A point from what the command line says of it: a checkpoint or a preset, and its score."""
+    """A point from the command line: a checkpoint or a preset, and its score."""
     config = load_checkpoint(source).config if Path(source).is_file() else preset_config(source, classes)
     return Point(name, config, read_score(score))
 
 
 def make_network(backbone: str, alpha: float, conv: str, width: float, size: int, classes: int) -> Point:
-    """A point of a network that was not trained."""
+    """A point of an untrained network."""
     names = tuple(f"class {number}" for number in range(classes))
     try:
         config = ModelConfig(
@@ -136,7 +137,7 @@ def make_network(backbone: str, alpha: float, conv: str, width: float, size: int
 
 
 def untrained_points(options: argparse.Namespace) -> list[Point]:
-    """Those of --network, and for --sweep one for every combination."""
+    """The points of --network, and of every combination of --sweep."""
     points = [make_network(b, float(a), c, float(w), int(s), options.classes) for b, a, c, w, s in options.network]
     if options.sweep:
         axes = (options.backbones, options.alphas, options.neck_convs, options.neck_widths, options.input_sizes)
@@ -144,11 +145,11 @@ def untrained_points(options: argparse.Namespace) -> list[Point]:
     return points
 
 
-HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # as ImageNet weights want their images
+HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # normalization of the ImageNet weights
 
 
 def write_network(point: Point, source: str | None, folder: Path) -> Path:
-    """A point's network as ONNX, fp32, decoding included; random weights (the time is the same) if it has none."""
+    """Export a point's network to ONNX (fp32, with decoding); untrained networks get random weights (same time)."""
     assert point.config is not None
     if source is not None and Path(source).is_file():
         model = load_model(source)
@@ -162,7 +163,7 @@ def write_network(point: Point, source: str | None, folder: Path) -> Path:
 
 
 def runner(path: Path) -> Callable[[], Any]:
-    """What runs an ONNX file once, on noise."""
+    """A function that runs an ONNX file once, on random input."""
     session = open_session(path, threads=1)
     entry = session.get_inputs()[0]
     noise = np.random.default_rng(0).random(entry.shape, dtype=np.float32)
@@ -170,10 +171,10 @@ def runner(path: Path) -> Callable[[], Any]:
 
 
 def measure(points: Sequence[Point], peers: Sequence[Point], files: Sequence[Path], repetitions: int) -> None:
-    """Time everything in turns, and write the times and ratios into the points; `files` are of peers, then points."""
+    """Measure all networks interleaved and store times and ratios in the points. `files`: of peers, then of points."""
     everything = [*peers, *points]
     calls = {str(number): runner(file) for number, file in enumerate(files)}
-    # one session is opened with one thread, which is this one: what it computes is all that is computed
+    # Sessions have one thread, the calling one, so the CPU time of this thread is that of the network.
     samples = interleave(calls, repetitions, clock=time.thread_time)
     for number, (point, file) in enumerate(zip(everything, files, strict=True)):
         sample = samples[str(number)]
@@ -182,7 +183,10 @@ def measure(points: Sequence[Point], peers: Sequence[Point], files: Sequence[Pat
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Points that no other beats in both time and score, fastest first; points without a score are excluded."""
+    """The Pareto front: points that no other point beats in both time and score, fastest first.
+
+    Points without a score are excluded.
+    """
     scored = [(p.milliseconds, p.score, p) for p in points if p.score is not None]
     front: list[Point] = []
     best = -float("inf")
@@ -197,7 +201,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def markdown_table(points: Sequence[Point], peers: Sequence[Point]) -> str:
-    """Peers first; what is on the Pareto front of this project's networks in bold."""
+    """A Markdown table with peers first. Points on the Pareto front are in bold."""
     front = pareto_front(points)
     head = [
         "network",
@@ -224,7 +228,7 @@ def markdown_table(points: Sequence[Point], peers: Sequence[Point]) -> str:
 
 
 def draw_plot(points: Sequence[Point], peers: Sequence[Point], path: Path) -> None:
-    """mAP50 (without scores: multiply-adds) over the time as a ratio to the first peer's."""
+    """Plot mAP50 (without scores: multiply-adds) against the time relative to the first peer."""
     from matplotlib.figure import Figure  # no window, no global state
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -268,7 +272,7 @@ def draw_plot(points: Sequence[Point], peers: Sequence[Point], path: Path) -> No
 
 
 def to_json(points: Sequence[Point], peers: Sequence[Point], arguments: Sequence[str]) -> dict[str, Any]:
-    """Plain types."""
+    """The points as JSON types."""
 
     def plain(point: Point) -> dict[str, Any]:
         config = None if point.config is None else point.config.to_dict()
@@ -284,42 +288,44 @@ def to_json(points: Sequence[Point], peers: Sequence[Point], arguments: Sequence
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--point", nargs=3, action="append", default=[], metavar=("NAME", "SOURCE", "SCORE"),
-        help="a checkpoint or preset, and its score: a file of eval.py --json, points of mAP50, or -",
+        help="a checkpoint or preset, and its score: a file of eval.py --json, mAP50 in points, or - for none",
     )  # fmt: skip
     parser.add_argument(
         "--network", nargs=5, action="append", default=[], metavar=("BACKBONE", "ALPHA", "CONV", "WIDTH", "SIZE"),
-        help="an untrained one, such as: mobilenet_v2 1.0 separable 0.375 320",
+        help="an untrained network, for example: mobilenet_v2 1.0 separable 0.375 320",
     )  # fmt: skip
-    parser.add_argument("--sweep", action="store_true", help="every combination of what follows")
+    parser.add_argument("--sweep", action="store_true", help="add every combination of the sweep options")
     parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2"])
     parser.add_argument("--alphas", nargs="+", type=float, default=[1.0])
     parser.add_argument("--neck-widths", nargs="+", type=float, default=[0.25, 0.375, 0.5, 1.0])
     parser.add_argument("--neck-convs", nargs="+", default=["separable"])
     parser.add_argument("--input-sizes", nargs="+", type=int, default=[288, 320, 352, 416])
-    parser.add_argument("--classes", type=int, default=20, help="of presets and of the sweep")
+    parser.add_argument("--classes", type=int, default=20, help="number of classes of presets and of the sweep")
     parser.add_argument("--peers", nargs="*", default=["yolox_nano"], choices=sorted(PEERS))
-    parser.add_argument("--compare", nargs="+", type=Path, default=[], metavar="FILE.onnx", help="other peers")
+    parser.add_argument(
+        "--compare", nargs="+", type=Path, default=[], metavar="FILE.onnx", help="further peers as ONNX files"
+    )
     parser.add_argument(
         "--peer-score", nargs=2, action="append", default=[], metavar=("PEER", "SCORE"),
-        help="score of a peer of this run: a file of eval.py --json, or points of mAP50",
+        help="score of a peer: a file of eval.py --json, or mAP50 in points",
     )  # fmt: skip
     parser.add_argument(
         "--elsewhere", nargs=3, action="append", default=[], metavar=("NAME", "RATIO", "SCORE"),
-        help="a detector that is not timed here: its time as a ratio to the first peer's, and its score",
+        help="a detector that is not measured here: its time relative to the first peer, and its score",
     )  # fmt: skip
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--table", type=Path, help="write the table in Markdown to this file")
-    parser.add_argument("--plot", type=Path, help="draw it into this file (.png, .svg, .pdf)")
+    parser.add_argument("--plot", type=Path, help="write the plot to this file (.png, .svg or .pdf)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print, and write what the options name."""
+    """Measure, print the table, and write the requested files."""
     parser = build_parser()
     options = parser.parse_args(argv)
     if not options.point and not options.network and not options.sweep:

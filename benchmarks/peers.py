@@ -1,4 +1,4 @@
-"""Build peer detectors with random weights, as ONNX, to measure our speed beside theirs in one run."""
+"""Build peer detectors with random weights as ONNX files, to compare speed in one run."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class YOLOXNano(nn.Module):
 
 
 class _SSDLite(nn.Module):
-    """torchvision's SSDLite320 with MobileNetV3-large: raw boxes and class logits of all anchors, no NMS."""
+    """torchvision's SSDLite320 with MobileNetV3-Large: raw boxes and class logits of all anchors, without NMS."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -122,12 +122,12 @@ class _SSDLite(nn.Module):
         return outputs["bbox_regression"], outputs["cls_logits"]
 
 
-# name -> (network, its own input size)
+# name -> (network, published input size)
 PEERS: dict[str, tuple[Callable[[int], nn.Module], int]] = {"yolox_nano": (YOLOXNano, 416), "ssdlite": (_SSDLite, 320)}
 
 
 def export_peer(name: str, path: Path, input_size: int | None = None, num_classes: int = PEER_CLASSES) -> Path:
-    """Write a peer with random weights as ONNX, fp32, batch 1, batch norms folded.
+    """Write a peer with random weights as ONNX: fp32, batch size 1, batch norms folded.
 
     Args:
         name: a key of `PEERS`.
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=sorted(PEERS))
     parser.add_argument("path", type=Path, help="the ONNX file to write")
-    parser.add_argument("--input-size", type=int, help="pixels of a side (default: the one it was published for)")
+    parser.add_argument("--input-size", type=int, help="input size in pixels, square (default: the published one)")
     options = parser.parse_args(argv)
     print(f"wrote {export_peer(options.name, options.path, options.input_size)}")
 

@@ -1,8 +1,8 @@
-"""Scores side by side, with the interval over images: detectors of ours and of others on the same photographs.
+"""Compare scores of several detectors on the same images, with bootstrap confidence intervals.
 
 python -m benchmarks.scoreboard small=small.json yolox_nano=yolox_nano.json --table scores.md
 
-The files are those of `eval.py --json`; for a detector of others from `eval.py --detections FILE --json`.
+The files are written by `eval.py --json`, for other detectors by `eval.py --detections FILE --json`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from utils.json_file import read_json
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the table, best COCO AP first, and write it where asked."""
+    """Print the table, best COCO AP first, and write it to --table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", metavar="NAME=FILE.json")
-    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of the bootstrap")
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="bootstrap repetitions")
     parser.add_argument("--table", type=Path, help="write the Markdown table to this file")
     options = parser.parse_args(argv)
     rows = []
     for text in options.results:
         name, _, file = text.rpartition("=")
         if not name:
-            raise UserError(text, "is not NAME=FILE.json", "name each file")
+            raise UserError(text, "is not NAME=FILE.json", "give each file with a name")
         figures = read_json(Path(file), "a file of eval.py --json")
         rows.append((name, figures["num_images"], figures["coco_AP"], *score_interval(Path(file), options.repetitions)))
     table = markdown_table(rows)
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def markdown_table(rows: list[tuple[str, int, float, float, float, float]]) -> str:
-    """Rows of (name, images, COCO AP, mAP50 and the ends of its interval)."""
+    """A Markdown table of rows (name, images, COCO AP, mAP50 and the bounds of its interval)."""
     lines = [f"| detector | images | VOC10 mAP50 ({CONFIDENCE:.0%} interval) | COCO AP |", "| --- | --- | --- | --- |"]
     for name, images, ap, score, low, high in sorted(rows, key=lambda row: -row[2]):
         lines.append(f"| {name} | {images} | {score:.3f} ({low:.3f} to {high:.3f}) | {ap:.3f} |")

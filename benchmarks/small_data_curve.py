@@ -1,8 +1,8 @@
-"""mAP against the number of training images, from different starts and recipes, each in the same number of steps.
+"""mAP against the number of training images, for different initial weights and recipes with the same number of steps.
 
 python -m benchmarks.small_data_curve VOCdevkit OUT --pretrained mobilenet_v1_075.pth --images 20 50 100 300 --steps 300
 
-Options of train.py may follow; they go to every run.
+Options of train.py may follow. They apply to every run.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from utils.errors import RunError, UserError, run_command
 from utils.files import write_file
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-BATCH = 8  # the reference's
-REFERENCE_FREEZE = 50 / 300  # part of its run with the backbone frozen
-# all runs train the network of the bundled `small`, so that what differs is the start or the recipe
+BATCH = 8  # batch size of the reference
+REFERENCE_FREEZE = 50 / 300  # share of the reference's epochs with a frozen backbone
+# All runs train the network of the bundled `small`, so that only the initial weights or the recipe differ.
 NETWORK = ("--backbone", "mobilenet_v1", "--alpha", "0.75", "--neck", "slim", "--neck-width", "0.5")
 RUNS = {
     "bundled": "--preset auto, from the bundled detector",
@@ -33,12 +33,12 @@ RUNS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run what is not there yet, write OUT/curve.json and OUT/curve.png."""
+    """Run the missing trainings and write OUT/curve.json and OUT/curve.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pretrained", default="none", help="weights of a MobileNetV1 0.75")
-    parser.add_argument("--bundled", default="small", help="the detector to start from")
+    parser.add_argument("--pretrained", default="none", help="pretrained weights of MobileNetV1 0.75")
+    parser.add_argument("--bundled", default="small", help="bundled detector to start from")
     parser.add_argument("--runs", nargs="+", choices=tuple(RUNS), default=["bundled", "backbone", "scratch"])
     parser.add_argument("--images", type=int, nargs="+", default=[20, 50, 100, 300])
     parser.add_argument("--steps", type=int, default=300)
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(run: str, count: int, folder: Path, arguments: argparse.Namespace) -> list[str]:
-    """train.py's command line for one run; only the last epoch is scored."""
+    """The command line of train.py for one run. Only the last epoch is evaluated."""
     epochs = max(round(arguments.steps / -(-count // BATCH)), 1)
     options = ["--data", arguments.data, "--run-dir", str(folder), "--limit", str(count), "--epochs", str(epochs)]
     options += ["--input-size", str(arguments.input_size), "--batch-size", str(BATCH), "--eval-every", str(epochs)]
@@ -91,7 +91,7 @@ def _train(options: list[str]) -> None:
 
 
 def draw(path: Path, report: dict[str, Any]) -> None:
-    """One line a run, images on a logarithmic axis."""
+    """Plot one curve per run, with the number of images on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,10 @@
-"""Time of the work around the network, each row next to its baseline in one run: `python -m benchmarks.table`.
+"""Cost of the work around the network, each row next to its baseline in one run: `python -m benchmarks.table`.
 
-CPU time of one thread counts, so that the ratios hold on a machine that others use too. The figures are compared with
-those of the last `--save` on the same processor; the exit code is 1 if something became slower.
+Times are CPU time of one thread, so that the ratios are valid on a shared machine. The figures are compared with
+those of the last `--save` on the same processor. The exit code is 1 if a row became slower.
 
     python -m benchmarks.table                                # all rows but those that need data
-    python -m benchmarks.table --data VOCdevkit --save        # all rows; the figures are kept
+    python -m benchmarks.table --data VOCdevkit --save        # all rows; save the figures
     python -m benchmarks.table --only start help
 """
 
@@ -72,15 +72,15 @@ OF_DATA = ("eval", "large")  # rows that need --data
 class TableOptions:
     """The options of `python -m benchmarks.table`."""
 
-    only: tuple[str, ...] = option((), "these rows only", metavar="NAME")
-    checkpoint: str | None = option(None, "the model (default: the bundled weights)", metavar="FILE")
-    data: str | None = option(None, "a data set, for the rows `eval` and `large`", metavar="PATH")
-    repetitions: int = option(5, "how often each work is done", low=1, high=1000)
-    save: bool = option(False, "keep the figures, to compare the next run with")
+    only: tuple[str, ...] = option((), "measure only these rows", metavar="NAME")
+    checkpoint: str | None = option(None, "model file (default: the bundled weights)", metavar="FILE")
+    data: str | None = option(None, "path of a data set, for the rows `eval` and `large`", metavar="PATH")
+    repetitions: int = option(5, "repetitions of each measurement", low=1, high=1000)
+    save: bool = option(False, "save the figures, so that the next run is compared with them")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv`."""
+    """Measure the rows and print the table. Returns 1 if a row became slower."""
     options = parse_options(TableOptions, argv, description=__doc__ or "", prog="benchmarks.table")
     set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Bench:
-    """What the rows share: the model, a folder for their files, pictures."""
+    """State shared by the rows: the model, a temporary folder and test images."""
 
     def __init__(self, options: TableOptions, folder: Path) -> None:
         self.options, self.folder, self.repetitions = options, folder, options.repetitions
@@ -112,7 +112,7 @@ class Bench:
         load_runtime(self.model, "cpu", "onnxruntime")  # exported, if it was not yet
 
     def predict(self, *arguments: str) -> Callable[[], Cost]:
-        """predict.py on something, in a process of its own."""
+        """A function that runs predict.py with these arguments in a separate process."""
         fixed = [
             "--checkpoint",
             str(self.model),
@@ -126,7 +126,7 @@ class Bench:
         return partial(command_cost, command, OMP_NUM_THREADS="1")
 
     def photo(self) -> Path:
-        """A JPEG of 12 megapixels with the noise of a camera."""
+        """Path of a 12-megapixel JPEG with sensor noise."""
         path = self.folder / "photo.jpg"
         if not path.exists():
             image = cv2.resize(draw_scene(0, 0)[0], PHOTO[::-1], interpolation=cv2.INTER_CUBIC).astype(np.int16)
@@ -136,7 +136,7 @@ class Bench:
 
 
 def runtime_rows(bench: Bench) -> Iterator[Row]:
-    """One image on PyTorch and on what is taken by default; batches of eight."""
+    """One image with PyTorch and with the default runtime, and a batch of eight."""
     runtimes = {name: load_runtime(bench.model, "cpu", name) for name in ("torch", "onnxruntime")}
     runtimes["default"] = load_runtime(bench.model, "cpu")
     height, width = runtimes["torch"].config.input_size
@@ -151,7 +151,7 @@ def runtime_rows(bench: Bench) -> Iterator[Row]:
 
 
 def decode_rows(bench: Bench) -> Iterator[Row]:
-    """From a file of 12 megapixels to the network's input."""
+    """From a 12-megapixel file to the network's input."""
     path, letterbox = bench.photo(), load_runtime(bench.model, "cpu").config.letterbox
 
     def whole() -> np.ndarray:
@@ -167,7 +167,7 @@ def decode_rows(bench: Bench) -> Iterator[Row]:
 
 
 def memory_rows(bench: Bench) -> Iterator[Row]:
-    """Memory of predict.py on sixty photographs of 12 megapixels."""
+    """Memory of predict.py on sixty 12-megapixel photographs."""
     folder = bench.folder / "photos"
     folder.mkdir()
     for number in range(PHOTOS):
@@ -178,7 +178,7 @@ def memory_rows(bench: Bench) -> Iterator[Row]:
 
 
 def start_rows(bench: Bench) -> Iterator[Row]:
-    """`python predict.py photo.jpg` from its start to the written picture."""
+    """`python predict.py photo.jpg` from start to written image."""
     path = bench.folder / "small.jpg"
     write_image(path, draw_scene(0, 1)[0])
     commands = {
@@ -193,7 +193,7 @@ def start_rows(bench: Bench) -> Iterator[Row]:
 
 
 def help_rows(bench: Bench) -> Iterator[Row]:
-    """--help of every script beside importing PyTorch and torchvision."""
+    """--help of every script, compared with importing PyTorch and torchvision."""
     scripts = ("train", "eval", "predict", "export", "dataset", "serve", "benchmark")
     commands = {name: partial(command_cost, [sys.executable, f"{name}.py", "--help"]) for name in scripts}
     commands["torch"] = partial(command_cost, [sys.executable, "-c", "import torch, torchvision"])
@@ -204,7 +204,7 @@ def help_rows(bench: Bench) -> Iterator[Row]:
 
 
 def coco_rows(bench: Bench) -> Iterator[Row]:
-    """COCO AP of 5000 images, 80 classes, 100 detections an image."""
+    """COCO AP of 5000 images with 80 classes and 100 detections per image."""
     record = make_record(5000, 80, 100, 8)
     calls = {name: partial(coco_figures, record, name) for name in ("pycocotools", "auto")}
     times = cpu_in_turns(calls, 1, warm_up=0)
@@ -212,7 +212,7 @@ def coco_rows(bench: Bench) -> Iterator[Row]:
 
 
 def make_record(images: int, classes: int, detections: int, objects_each: int) -> EvalRecord:
-    """Random objects, and detections of which about a third lie near one of them."""
+    """Random objects and detections; about a third of the detections are close to an object."""
     rng = np.random.default_rng(0)
     shape = (images, objects_each)
     corner = rng.uniform(0, 400, (*shape, 2))
@@ -241,7 +241,7 @@ def make_record(images: int, classes: int, detections: int, objects_each: int) -
 
 
 def loss_rows(bench: Bench) -> Iterator[Row]:
-    """The loss forward and backward at batch 8 and 416 pixels, for each rule of assignment."""
+    """Forward and backward pass of the loss at batch size 8 and 416 pixels, for each assigner."""
     config = ModelConfig(class_names=tuple(f"class {i}" for i in range(20)))
     for assigner in ASSIGNERS:
         loss = YOLOLoss(config, LossConfig(assigner=assigner))
@@ -251,7 +251,7 @@ def loss_rows(bench: Bench) -> Iterator[Row]:
 
 
 def make_targets(objects: int, batch: int = 8, size: int = 416) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Random predictions of 20 classes, and `objects` boxes an image of 16 to 300 pixels."""
+    """Random raw predictions of 20 classes, and targets with `objects` boxes of 16 to 300 pixels per image."""
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(batch, 3, size // s, size // s, 25, generator=generator) for s in STRIDES]
     centre = torch.rand(batch * objects, 2, generator=generator) * size
@@ -283,7 +283,7 @@ def eval_rows(bench: Bench) -> Iterator[Row]:
 
 
 def service_rows(bench: Bench) -> Iterator[Row]:
-    """A request of the service, its decoder's process included, beside the network alone."""
+    """CPU time of a service request, including the decoder process, compared with the network alone."""
     load = LoadOptions(checkpoint=str(bench.model), batch_size=1, threads=1, device="cpu")
     pictures = make_pictures(16, *load.picture_size)
     runtime = load_runtime(bench.model, "cpu")
@@ -302,7 +302,7 @@ def service_rows(bench: Bench) -> Iterator[Row]:
 
 
 def video_rows(bench: Bench) -> Iterator[Row]:
-    """A frame of a 1080p video: everything but the network, beside the network."""
+    """A frame of a 1080p video: all work except the network, compared with the network."""
     clip = bench.folder / "clip.mp4"
     scene = cv2.resize(draw_scene(0, 0)[0], (2 * FRAME[1], FRAME[0]), interpolation=cv2.INTER_CUBIC)
     with VideoWriter(clip, 25.0, FRAME, "mp4v") as writer:
@@ -325,12 +325,12 @@ def video_rows(bench: Bench) -> Iterator[Row]:
     alone = 1e3 * network / FRAMES
     yield Row("1080p video, all but the network", alone, each - alone, "ms a frame", "network alone", 1.0)
     wall = 1e3 * (costs["long"].wall - costs["short"].wall) / (FRAMES - 4)
-    if (machine()["load"] or 0) < 1:  # others take the cores otherwise
+    if (machine()["load"] or 0) < 1:  # wall-clock time is meaningful only on an idle machine
         yield Row("1080p video, by the clock", alone, wall, "ms a frame", "network alone, CPU", 1.11)
 
 
 def large_rows(bench: Bench) -> Iterator[Row]:
-    """mAP50 on photographs of about 12 megapixels, decoded whole and at a fraction."""
+    """mAP50 on photographs of about 12 megapixels, decoded at full and at reduced size."""
     data = bench.options.data or ""
     index = open_dataset(data, default_splits(data)[1])
     index = index.subset(np.unique(np.linspace(0, len(index) - 1, LARGE_IMAGES).astype(int)))

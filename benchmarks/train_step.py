@@ -1,9 +1,9 @@
-"""CPU time of a training step, ours by preset beside the reference's network and loop, one thread each, in turns.
+"""CPU time of a training step: presets of this project compared with the reference's network and training loop.
 
     python -m benchmarks.train_step --presets defaults base small --repeat 5
 
-Each network has a process of its own (what one does to the allocator must not help another) and takes one step when it
-is told to; CPU time of the process counts, so that the ratios hold on a machine that others use too.
+Each network runs in its own process with one thread, so that they do not share an allocator. The steps are interleaved,
+and CPU time is measured, so that the ratios are valid on a shared machine.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from utils.errors import run_command
 Step = Callable[[], None]
 REFERENCE = "reference's loop"
 ALL_LAYERS = ", all layers"
-DEFAULTS = "defaults"  # train.py without a preset: the full network, all of it trained
-IMAGES = 3500  # of the data set that `--preset auto` is told of: voc07_dev's training split
-OBJECTS = 3  # boxes an image
+DEFAULTS = "defaults"  # train.py without a preset: the full network, all layers trained
+IMAGES = 3500  # size of the simulated data set, as voc07_dev's training split
+OBJECTS = 3  # boxes per image
 
 
 def make_batch(batch: int, size: int, classes: int) -> tuple[Tensor, dict[str, Any]]:
-    """Noise in channels_last order, as the loader gives images, with boxes of 16 to 300 pixels."""
+    """Random images in channels_last order, as the loader returns them, with boxes of 16 to 300 pixels."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
     count = batch * OBJECTS
@@ -61,7 +61,7 @@ def make_batch(batch: int, size: int, classes: int) -> tuple[Tensor, dict[str, A
 
 
 def make_index(classes: int) -> DatasetIndex:
-    """As many images and boxes as voc07_dev has; there are no files behind it."""
+    """An index of the size of voc07_dev without image files."""
     count = IMAGES * OBJECTS
     none = np.zeros(0, np.uint8)
     labels = (np.arange(count) % classes).astype(np.int32)
@@ -74,22 +74,22 @@ def make_index(classes: int) -> DatasetIndex:
 
 
 class PlainSPP(nn.Module):
-    """Pools of 13, 9 and 5 side by side, as the reference has them."""
+    """Parallel max pools of 13, 9 and 5, as in the reference (SPP of YOLOv4, section 3.4)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([*(F.max_pool2d(x, k, 1, k // 2) for k in (13, 9, 5)), x], dim=1)
 
 
 def reference_step(size: int, batch: int, classes: int) -> Step:
-    """The network that users come from, in float32 as PyTorch runs it by itself, and a plain loop with SGD.
+    """One step of the reference: its network in float32 without this project's optimizations, and SGD.
 
-    Not measured: its loss (a loop over images and objects, 123 to 216 ms a batch); ours stands in for it.
+    The reference's loss (a loop over images and objects, 123 to 216 ms per batch) is replaced by this project's loss.
     """
     config = ModelConfig(tuple(f"class {number}" for number in range(classes)), input_size=(size, size))
     model = YOLOv4(config).train()
     for module in model.modules():
         if isinstance(module, StridedConv2d):
-            module.__class__ = nn.Conv2d  # without our fast gradient of strided depthwise convolutions
+            module.__class__ = nn.Conv2d  # without the faster gradient of strided depthwise convolutions
     assert isinstance(model.neck.spp, SPP)
     model.neck.spp = PlainSPP()
     loss = YOLOLoss(config, LossConfig(assigner="best", ignore_iou=0.5, objectness_target=0.0))
@@ -106,7 +106,7 @@ def reference_step(size: int, batch: int, classes: int) -> Step:
 
 
 def our_step(preset: str, size: int, batch: int, classes: int, all_layers: bool) -> Step:
-    """One step of train.py with a preset, as it would train voc07_dev; the weights are random, which costs the same."""
+    """One step of train.py with a preset on data of the size of voc07_dev, with random weights (same cost)."""
     keep_freed_memory()
     index = make_index(classes)
     chosen = [] if preset == DEFAULTS else ["--preset", preset]
@@ -125,11 +125,11 @@ def our_step(preset: str, size: int, batch: int, classes: int, all_layers: bool)
 
 
 def void(_: Any) -> None:
-    """Drop a result."""
+    """Discard a result."""
 
 
 def work(connection: Connection, name: str, size: int, batch: int, classes: int) -> None:
-    """A process that takes one step for each message, and answers with its CPU seconds."""
+    """Process that runs one step for each message and replies with its CPU seconds."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if name == REFERENCE:
@@ -145,14 +145,14 @@ def work(connection: Connection, name: str, size: int, batch: int, classes: int)
 
 
 def measure(names: list[str], size: int, batch: int, classes: int, repeat: int) -> dict[str, list[float]]:
-    """CPU seconds of each step of each network; they take turns."""
+    """CPU seconds of each step of each network. The networks are interleaved."""
     context = multiprocessing.get_context("spawn")
     workers = {}
     for name in names:
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(theirs, name, size, batch, classes), daemon=True)
         process.start()
-        ours.recv()  # one after the other: a start beside a start takes twice as long
+        ours.recv()  # start one after the other: concurrent starts take twice as long
         workers[name] = (process, ours)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repeat):
@@ -166,10 +166,12 @@ def measure(names: list[str], size: int, batch: int, classes: int, repeat: int) 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print a table of seconds by network and their ratios to the reference's."""
+    """Print the CPU seconds per step of each network and its ratio to the reference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=[DEFAULTS, "base", "small"], help=f"of ours; {DEFAULTS}: none")
-    parser.add_argument("--all-layers", action="store_true", help="also each preset with nothing frozen")
+    parser.add_argument(
+        "--presets", nargs="+", default=[DEFAULTS, "base", "small"], help=f"presets to measure; {DEFAULTS}: no preset"
+    )
+    parser.add_argument("--all-layers", action="store_true", help="also measure each preset with all layers trained")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--input-size", type=int, default=416)
     parser.add_argument("--classes", type=int, default=20)
@@ -179,8 +181,10 @@ def main(argv: list[str] | None = None) -> None:
     names = [REFERENCE, *options.presets]
     names += [preset + ALL_LAYERS for preset in options.presets] if options.all_layers else []
     seconds = measure(names, options.input_size, options.batch_size, options.classes, options.repeat)
-    print(f"batch {options.batch_size} at {options.input_size}, one thread, CPU seconds a step, {options.repeat} steps")
-    print(f"{'network':<24}{'median':>8}{'least':>8}{'ratio':>8}")
+    print(
+        f"batch {options.batch_size} at {options.input_size}, one thread, CPU seconds per step, {options.repeat} steps"
+    )
+    print(f"{'network':<24}{'median':>8}{'minimum':>8}{'ratio':>8}")
     for name, values in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(values, seconds[REFERENCE], strict=True))
         print(f"{name:<24}{statistics.median(values):>8.2f}{min(values):>8.2f}{ratio:>8.2f}")

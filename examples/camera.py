@@ -1,11 +1,11 @@
-"""Find objects in a camera's pictures without torch, on a Raspberry Pi or any computer: python camera.py best.onnx
+"""Detect objects in camera images without torch, on a Raspberry Pi or any computer: python camera.py best.onnx
 
     python camera.py best.onnx                       the first camera (V4L2)
-    python camera.py best.onnx picamera2             a Raspberry Pi's own camera module, by its Python library
+    python camera.py best.onnx picamera2             the camera module of a Raspberry Pi, through its Python library
     python camera.py best.onnx rtsp://address/path   a network camera, or a video file
 
-Needs ONNX Runtime, OpenCV and NumPy, and onnx_only.py beside it; docs/devices/raspberry-pi.md says how to install them.
-A thread takes the pictures and keeps the newest, so that a slow network shows what is and not what was.
+Requires ONNX Runtime, OpenCV and NumPy, and onnx_only.py in the same folder. docs/devices/raspberry-pi.md describes the
+installation. A thread reads the images and keeps only the newest, so that a slow network does not lag behind.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import cv2
 from onnx_only import OnnxDetector
 
 THERMOMETER = Path("/sys/class/thermal/thermal_zone0/temp")  # thousandths of a degree Celsius
-HOT = 80.0  # degrees Celsius at which a Raspberry Pi 4 or 5 begins to lower its clock
+HOT = 80.0  # degrees Celsius above which a Raspberry Pi 4 or 5 reduces its clock
 
 
 class Camera:
-    """The newest picture of a source, (H, W, 3) uint8 RGB; `latest` waits for one that was not given before."""
+    """The newest image of a source, (H, W, 3) uint8 RGB. `latest` waits for an image that was not returned before."""
 
     def __init__(self, source, width=640, height=480):
         self.condition, self.image, self.ended = threading.Condition(), None, False
@@ -30,14 +30,14 @@ class Camera:
             from picamera2 import Picamera2  # Debian's package python3-picamera2
 
             camera = Picamera2()
-            # libcamera's BGR888 is what NumPy sees as RGB
+            # libcamera's BGR888 is RGB in memory order
             camera.configure(camera.create_video_configuration({"size": (width, height), "format": "BGR888"}))
             camera.start()
             self.read = lambda: (True, camera.capture_array("main"))
         else:
             capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
             if not capture.isOpened():
-                sys.exit(f"error: {source}: cannot be opened; name a camera's number, picamera2, a file or an address")
+                sys.exit(f"error: {source}: cannot be opened; give a camera number, picamera2, a file or a URL")
             if source.isdigit():
                 capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
                 capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
@@ -66,7 +66,7 @@ class Camera:
 
 
 def temperature():
-    """Degrees Celsius of the processor, or None where the system does not tell."""
+    """Temperature of the processor in degrees Celsius, or None if the system does not report it."""
     try:
         return int(THERMOMETER.read_text()) / 1000
     except (OSError, ValueError):
@@ -75,10 +75,10 @@ def temperature():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="an ONNX file of export.py")
-    parser.add_argument("source", nargs="?", default="0", help="camera number, picamera2, file or address")
-    parser.add_argument("--threads", type=int, default=0, help="of the network; 0: one per core")
-    parser.add_argument("--rate", type=float, default=0, help="pictures a second at most, against heat; 0: no limit")
+    parser.add_argument("model", help="ONNX file written by export.py")
+    parser.add_argument("source", nargs="?", default="0", help="camera number, picamera2, video file or URL")
+    parser.add_argument("--threads", type=int, default=0, help="threads of the network; 0: one per core")
+    parser.add_argument("--rate", type=float, default=0, help="maximum images per second, to limit heat; 0: no limit")
     options = parser.parse_args()
     detector, camera = OnnxDetector(options.model, options.threads), Camera(options.source)
     names, spent, shown = detector.config["class_names"], [], time.monotonic()
@@ -91,9 +91,11 @@ def main():
         if time.monotonic() - shown > 5:
             degrees = temperature()
             heat = "" if degrees is None else f", {degrees:.0f} C"
-            print(f"{1e3 * sum(spent) / len(spent):.0f} ms a picture{heat}", file=sys.stderr)
+            print(f"{1e3 * sum(spent) / len(spent):.0f} ms per image{heat}", file=sys.stderr)
             if degrees is not None and degrees >= HOT:
-                print("warning: the processor is about to slow down; add a fan, or --rate 5", file=sys.stderr)
+                print(
+                    "warning: the processor is close to thermal throttling; add a fan or use --rate 5", file=sys.stderr
+                )
             spent, shown = [], time.monotonic()
         if options.rate:
             time.sleep(max(0.0, 1 / options.rate - (time.monotonic() - started)))

@@ -1,7 +1,7 @@
-"""Find objects with an exported file, by ONNX Runtime, OpenCV and NumPy alone: python onnx_only.py best.onnx photo.jpg
+"""Detect objects with ONNX Runtime, OpenCV and NumPy only: python onnx_only.py best.onnx photo.jpg
 
-Copy this page where you need it; nothing else of the platform is used. The file says by itself what it takes: export it
-with `python export.py --checkpoint best.pth` (with `--uint8-input` or without; not with `--raw` or `--nms`).
+Copy this file where you need it. It uses nothing else from this project. The ONNX file contains its own settings.
+Export it with `python export.py --checkpoint best.pth` (with or without `--uint8-input`, not with `--raw` or `--nms`).
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 
 import cv2
 import numpy as np
-import onnxruntime  # ORT_DISABLE_TELEMETRY=1 in the environment: it reports nothing
+import onnxruntime  # set ORT_DISABLE_TELEMETRY=1 in the environment to disable its telemetry
 
 
 class OnnxDetector:
@@ -17,13 +17,16 @@ class OnnxDetector:
 
     def __init__(self, path, threads=0):
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads  # 0: as many as there are cores
+        options.intra_op_num_threads = threads  # 0: one per core
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.config, self.form = json.loads(metadata["model"]), json.loads(metadata["form"])
 
     def __call__(self, image):
-        """(H, W, 3) uint8 RGB image to boxes (N, 4) xyxy image pixels, scores (N,) and labels (N,), best first."""
+        """Detect objects in an (H, W, 3) uint8 RGB image.
+
+        Returns boxes (N, 4) xyxy in image pixels, scores (N,) and labels (N,), sorted by descending score.
+        """
         inputs, scale, shift = self.prepare(image)
         boxes, scores = self.session.run(["boxes", "scores"], {"images": inputs})
         boxes, scores, labels = self.suppress(boxes[0], scores[0])
@@ -31,7 +34,7 @@ class OnnxDetector:
         return np.clip((boxes - shift) / scale, 0, [width, height] * 2), scores, labels
 
     def prepare(self, image):
-        """The network's input, and the scale and shift (x, y, x, y) of image pixels in it."""
+        """Letterbox an image. Returns the network's input, and scale and shift (x, y, x, y) of image coordinates."""
         height, width = self.config["input_size"]
         new_height, new_width, top, left = height, width, 0, 0
         if self.config["resize_mode"] == "letterbox":
@@ -50,7 +53,7 @@ class OnnxDetector:
         return canvas[None], scale, np.array([left, top] * 2)
 
     def suppress(self, boxes, scores):
-        """What is above the threshold and not a second box of the same object."""
+        """Apply the score threshold and non-maximum suppression."""
         threshold, labels, best = self.config["score_threshold"], scores.argmax(1), scores.max(1)
         places = np.flatnonzero(best >= threshold)
         sizes = np.concatenate([boxes[places, :2], boxes[places, 2:] - boxes[places, :2]], axis=1)

@@ -1,4 +1,4 @@
-"""A run's best.pth as a file to ship, in half precision and without training state: `pack_weights.py IN OUT`."""
+"""Convert a run's best.pth to a file for distribution (half precision, no training state): `pack_weights.py IN OUT`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nets.weights.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import run_command
 from utils.json_file import read_json
 
-# paths of the training machine are meaningless to users of the file
+# Paths of the training machine mean nothing to users of the file.
 PRIVATE_OPTIONS = ("data", "val_data", "classes", "run_dir", "resume", "weights", "device", "pretrained", "teacher")
 
 
@@ -24,8 +24,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--input-size", type=int, nargs="+", help="the size that prediction uses (default: as trained)")
-    parser.add_argument("--scores", type=Path, help="eval.py --json at that size: its figures and threshold go along")
+    parser.add_argument("--input-size", type=int, nargs="+", help="input size for prediction (default: as in training)")
+    parser.add_argument(
+        "--scores", type=Path, help="eval.py --json at that size: its scores and score threshold are stored"
+    )
     arguments = parser.parse_args(argv)
     checkpoint = load_checkpoint(arguments.source)
     config = checkpoint.config

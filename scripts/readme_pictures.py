@@ -1,4 +1,4 @@
-"""Draw README's pictures: what the bundled detector detects on photographs, and why (heat map and class activation)."""
+"""Draw the README's images: detections of the bundled detector, its objectness map and a class activation map."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from utils.errors import UserError, run_command
 @dataclass(frozen=True)
 class PictureOptions:
     photos: tuple[str, ...] = option(
-        (), "photographs whose terms allow it; the first is the explained one", positional=True, nargs="*"
+        (), "photographs with a suitable licence; the first is used for the heat maps", positional=True, nargs="*"
     )
-    checkpoint: str = option("small", "detector", metavar="FILE")
-    output: str = option("docs/images", "folder of readme.jpg and explain.jpg, which are replaced", metavar="DIR")
+    checkpoint: str = option("small", "model file or name", metavar="FILE")
+    output: str = option("docs/images", "output folder; readme.jpg and explain.jpg are replaced", metavar="DIR")
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(PictureOptions, argv, description=__doc__ or "", prog="readme_pictures.py")
     if not options.photos:
-        raise UserError("photos", "none given", "name the photographs to draw")
+        raise UserError("photos", "none given", "give photographs to draw")
     detector = load_detector(options.checkpoint, runtime="torch")  # class activation needs the gradients
     names = detector.config.class_names
     images = [read_image(path) for path in options.photos]
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     write_image(Path(options.output) / "readme.jpg", contact_sheet(drawn, len(drawn), tile_size=(300, 360)))
     seen = detector(images[0])
     if not len(seen):
-        raise UserError(options.photos[0], "nothing is detected in it", "name another photograph first")
+        raise UserError(options.photos[0], "nothing is detected in it", "give another photograph first")
     cam = layer_cam(detector, images[0], seen.boxes[0], int(seen.labels[0]))
     panels = {
         "detected": drawn[0],

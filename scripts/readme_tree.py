@@ -1,4 +1,4 @@
-"""Write the trees of README.md and docs/ARCHITECTURE.md from first lines, and copy the presets to docs/PRESETS.md."""
+"""Update the file trees in README.md and docs/ARCHITECTURE.md from docstrings, and the presets in docs/PRESETS.md."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ FIRST = (
 
 
 def first_line(path: Path) -> str:
-    """The sentence of a module."""
+    """The first line of a module's docstring."""
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0].rstrip(".")
 
 
 def tree() -> str:
-    """All modules with their sentences, and the folders that hold no code."""
+    """All modules with the first lines of their docstrings, and the folders without code."""
     lines: list[str] = []
     for part in (*PARTS, *SCRIPTS):
         folder = ROOT / part
@@ -82,7 +82,7 @@ def tree() -> str:
 
 
 def short_tree() -> str:
-    """Folders with their sentences, and the files to read first."""
+    """Folders with the first lines of their docstrings, and the files to read first."""
     lines: list[str] = []
     for part in (*PARTS, *SCRIPTS):
         folder = ROOT / part
@@ -97,16 +97,16 @@ def short_tree() -> str:
 
 
 def updated(page: Path, text: str, begin: str = BEGIN, end: str = END) -> str:
-    """A page with `text` between its markers."""
+    """Replace the text between the markers of a page. Raises RunError if a marker is missing."""
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     _, found, after = rest.partition(end)
     if not found:
-        raise RunError(page, "has no place for the generated part", f"put in: {begin!r} and {end!r}")
+        raise RunError(page, "has no markers for the generated part", f"insert {begin!r} and {end!r}")
     return before + begin + text + end + after
 
 
 def pages() -> dict[Path, str]:
-    """The pages with generated parts, as they should be."""
+    """The pages with up-to-date generated parts."""
     readme, architecture, presets = ROOT / "README.md", ROOT / "docs" / "ARCHITECTURE.md", ROOT / "docs" / "PRESETS.md"
     table = readme.read_text(encoding="utf-8").partition(PRESETS)[2].partition(END_OF_PRESETS)[0]
     return {
@@ -117,13 +117,13 @@ def pages() -> dict[Path, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write them, or with --check say whether they are current."""
+    """Write the pages, or with --check report whether they are current."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is behind")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page is out of date")
     arguments = parser.parse_args(argv)
     behind = {path: text for path, text in pages().items() if path.read_text(encoding="utf-8") != text}
     if arguments.check:
-        print(f"behind: {', '.join(path.name for path in behind)}" if behind else "current")
+        print(f"out of date: {', '.join(path.name for path in behind)}" if behind else "current")
         return int(bool(behind))
     for path, text in behind.items():
         path.write_text(text, encoding="utf-8")

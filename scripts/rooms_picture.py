@@ -25,7 +25,7 @@ def sources(name: str) -> list[Path]:
 
 
 def imported(name: str) -> set[str]:
-    """Folders that the files of a folder import."""
+    """Folders that are imported by the files of a folder."""
     known = {each for layer in LAYERS for each in layer}
     found = set()
     for path in sources(name):
@@ -38,12 +38,12 @@ def imported(name: str) -> set[str]:
 
 
 def lines_of(name: str) -> int:
-    """Lines of code of a folder or script."""
+    """Number of lines of a folder or script."""
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in sources(name))
 
 
 def draw() -> str:
-    """The picture as SVG text."""
+    """The diagram as SVG text."""
     places = {}
     for row, layer in enumerate(LAYERS):
         gap = WIDTH / (len(layer) + 1)

@@ -501,7 +501,7 @@ OBJECTS: dict[str, tuple[str, str, int]] = {  # what is replaced by what, and ho
     "no name": ("<name>dog</name>", "", 1),
     "blank name": ("<name>dog</name>", "<name>  </name>", 1),
     "name of 10,000 letters": ("<name>dog<", f"<name>{'x' * 10_000}<", 1),
-    "no box": ("bndbox", "robndbox", 2),
+    "no box": ("bndbox", "polygon", 2),
     "no xmin": ("<xmin>11</xmin>", "", 1),
     "nested number": ("<xmin>11</xmin>", "<xmin><v>11</v></xmin>", 1),
     "empty object": ("</annotation>", "<object/></annotation>", 1),
@@ -610,7 +610,7 @@ SPLITS: dict[str, tuple[Callable[[Path], object], Counts | str]] = {
     ),
     "all corrupt": (
         lambda y: each(y, "JPEGImages/*", as_bad_png),
-        r"not one of 6 pictures.*found dog \(6\), cat \(6\)",
+        r"none of 6 images can be decoded.*found dog \(6\), cat \(6\)",
     ),
     "all xml broken": (lambda y: each(y, "Annotations/*", lambda p: p.write_text("x")), "no image that can be used"),
     "no object": (
@@ -619,7 +619,7 @@ SPLITS: dict[str, tuple[Callable[[Path], object], Counts | str]] = {
     ),
     "all boxes broken": (
         lambda y: each(y, "Annotations/*", lambda p: p.write_text(voc_xml_text(p.stem, [("dog", 50, 50, 10, 10)]))),
-        r"no box of its classes .*found dog \(6\)",
+        r"no box of its classes \(dog\); 6 were dropped.*corners reversed",
     ),
     "some negatives": (
         lambda y: each(y, "Annotations/a[0-2].xml", lambda p: p.write_text(voc_xml_text(p.stem, []))),
@@ -650,8 +650,8 @@ CLASS_FILES: dict[str, tuple[bytes, Counts | str]] = {
     "zero byte": (b"dog\0\ncat\n", "not a text file"),
     "2 MB": (b"x\n" * (1 << 20), "the limit is 1 MB"),
     "one long line": (b"x" * 1000, "has 1000 characters"),
-    "a list of json": (b'["dog", "cat"]', r"no box of any class.*found (dog|cat) \(6\)"),
-    "with commas": (b"dog,cat\n", r"no box of any class.*found (dog|cat) \(6\)"),
+    "a list of json": (b'["dog", "cat"]', r"no box of its classes.*found (dog|cat) \(6\)"),
+    "with commas": (b"dog,cat\n", r"no box of its classes.*found (dog|cat) \(6\)"),
     "other classes": (b"car\nbus\n", r"no box of its classes \(car, bus\); found (dog|cat) \(6\)"),
     "5000 classes": (b"dog\ncat\n" + b"".join(b"n%d\n" % n for n in range(5000)), SAME),
 }
