@@ -215,7 +215,7 @@ def test_names_in_either_unicode_form_are_found(tmp_path: Path, on_disk: str, li
 def test_pictures_are_matched_by_a_base_name_that_is_the_only_one(tmp_path: Path) -> None:
     LAYOUTS["label_studio_coco"][0](tmp_path)
     index = everything(tmp_path)
-    assert "found_by_name" in codes(index) and "8 of 8 pictures" in index.skips[0].what
+    assert "found_by_name" in codes(index) and "8 of 8 images" in index.skips[0].what
     (tmp_path / "images").rename(tmp_path / "some")
     put_pictures(tmp_path / "other", NAMES[:1])
     index = everything(tmp_path)
@@ -309,7 +309,9 @@ def test_sizes_where_corners_are_expected_are_found_by_the_borders_of_the_pictur
     report, _, _ = check_dataset(tmp_path, ["all"], images=False, use_cache=False)
     found = [each for each in report.findings if each.code == "looks_like_sizes"]
     assert (
-        len(found) == 1 and "16 of 16 boxes do not fit" in found[0].what and "as x, y, width, height 0" in found[0].what
+        len(found) == 1
+        and "16 of 16 boxes do not fit" in found[0].what
+        and "as x, y, width, height, 0 do not" in found[0].what
     )
 
 
@@ -494,8 +496,8 @@ def test_a_typing_error_in_a_class_name_is_one_warning_over_all_splits(tmp_path:
     classes = ["cat", "Cat", "dog", "dgo"]
     words = [str(each) for each in found(tmp_path, class_names=classes, images=False)["similar_classes"]]
     assert len(words) == 2
-    assert any("write 'dog' for 'dgo'" in each for each in words) and any(
-        "write 'cat' for 'Cat'" in each for each in words
+    assert any("replace 'dgo' by 'dog'" in each for each in words) and any(
+        "replace 'Cat' by 'cat'" in each for each in words
     )
 
 
@@ -504,7 +506,7 @@ def test_small_and_unlabelled_splits_are_warnings(tmp_path: Path) -> None:
     for name in NAMES[1:]:
         (tmp_path / "labels" / f"{name}.txt").unlink()
     codes_found = found(tmp_path)
-    assert "8 pictures and 2 boxes" in codes_found["small_split"][0].what
+    assert "8 images and 2 boxes" in codes_found["small_split"][0].what
     what = codes_found["mostly_without_boxes"][0].what
     assert what == "7 of 8 images of all have no box, 7 of them have no label file"
 
