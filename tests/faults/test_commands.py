@@ -468,7 +468,7 @@ def test_every_error_says_what_to_do() -> None:
 # ---- options that do not go together, and words that are none
 
 TOGETHER = {
-    "train": "--data: is missing",
+    "train": "--data: is required",
     "train --data {d} --input-size 100": "--input-size: 100 100",
     "train --data {d} --input-size 32": "--input-size: 32 32",
     "train --data {d} --scale 2 1": "--scale",
@@ -486,7 +486,7 @@ TOGETHER = {
     "train --data {d} --train-split nowhere": "nowhere",
     "train --data {d} --val-split nowhere": "nowhere",
     "train --resume {g}/empty --run-dir x": "--resume",
-    "train --resume auto": "--run-dir: is missing",
+    "train --resume auto": "--run-dir: is required",
     "train --data {g}/empty": "",
     "train --preset nothing": "--preset",
     "train --nonsense 1": "--nonsense",
