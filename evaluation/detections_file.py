@@ -245,9 +245,9 @@ def _report_unknown(path: Path, unknown: Counter[str], known: int, index: Datase
 
 
 def _check_box(where: str, name: str, box: list[float], width: float, height: float) -> None:
-    if width <= 0 or height <= 0:
+    if width < 0 or height < 0:  # 0 is valid: a thin box whose coordinates were rounded; it matches nothing
         what = f"`{name}` {[round(value, 3) for value in box]} has the width {width:g} and the height {height:g}"
-        raise UserError(where, what, "both must be above 0; correct the file")
+        raise UserError(where, what, "neither may be negative; correct the file")
 
 
 def _score(where: str, row: dict[str, Any]) -> float:

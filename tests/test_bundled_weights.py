@@ -14,8 +14,8 @@ from utils.config import parse_options
 MODEL_DATA = Path(__file__).resolve().parent.parent / "model_data"
 NAMES = ("small", "nano")
 PRESET = "bundled-small"  # of both: nano is the same run at another input size
+FIRST_PRESET = "bundled-start"  # of the run whose last.pth PRESET starts from
 MAX_MEGABYTES = 8
-FORMER_NAMES = {"backbone_rate_factor": "backbone_rate"}  # of options, in the files
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,8 +23,18 @@ def test_the_file_was_trained_by_its_preset(name: str) -> None:
     stored = load_checkpoint(MODEL_DATA / f"{name}.pth").info["options"]
     preset = json.loads((PRESETS / f"{PRESET}.json").read_text())
     preset.pop("_about")
-    assert {key: stored[FORMER_NAMES.get(key, key)] for key in preset} == preset
+    preset["input_size"] *= 2  # one number is a square
+    assert {key: stored[key] for key in preset} == preset
     parse_options(TrainOptions, ["--preset", PRESET], description="", presets=PRESETS)
+
+
+def test_the_first_run_was_made_with_its_preset() -> None:
+    stored = json.loads((MODEL_DATA.parent / "docs/training/small_start.json").read_text())
+    preset = json.loads((PRESETS / f"{FIRST_PRESET}.json").read_text())
+    preset.pop("_about")
+    preset["input_size"] *= 2
+    assert {key: stored[key] for key in preset} == preset
+    assert f"--preset {FIRST_PRESET} " in (MODEL_DATA / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)

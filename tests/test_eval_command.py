@@ -145,6 +145,14 @@ def test_numbers_that_may_be_two_images_are_an_error(devkit: Path, tmp_path: Pat
         read_detections(Path(write(tmp_path / "found.json", coco_results())), index, read_class_names("voc"))
 
 
+def test_a_box_that_was_rounded_to_no_height_is_read_and_matches_nothing(devkit: Path, tmp_path: Path) -> None:
+    """YOLOX-Nano's detections, rounded to a tenth of a pixel, have such a box."""
+    flat = {"class_name": "cat", "score": 0.9, "box_xyxy": [332.3, 333.0, 383.9, 333.0]}
+    file = write(tmp_path / "found.json", [{"image": "000001.jpg", "detections": [flat]}])
+    found = read_detections(Path(file), open_dataset(devkit, "test"), read_class_names("voc"), missing="empty")
+    assert found.found.boxes.tolist() == [pytest.approx([332.3, 333.0, 383.9, 333.0])]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -155,7 +163,7 @@ def test_numbers_that_may_be_two_images_are_an_error(devkit: Path, tmp_path: Pat
         ('[{"image_id": 1, "category_id": 99, "bbox": [1, 2, 3, 4], "score": 1}]', r"none of its classes \(99\)"),
         ('[{"image_id": 5, "category_id": 8, "bbox": [1, 2, 3, 4], "score": 1}]', r"1 images \(5\) are not in"),
         ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, -3, 4], "score": 1}]', "item 0: `bbox` .* width -3"),
-        ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, 0], "score": 1}]', "item 0: `bbox` .* height 0"),
+        ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, -1], "score": 1}]', "item 0: `bbox` .* height -1"),
         (
             '[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, 4], "score": 87}]',
             "`score` is 87, not between 0 and 1",
@@ -165,8 +173,8 @@ def test_numbers_that_may_be_two_images_are_an_error(devkit: Path, tmp_path: Pat
             "`score` is -1, not between 0 and 1",
         ),
         (
-            '[{"image": "000001.jpg", "detections": [{"class_name": "cat", "score": 1, "box_xyxy": [5, 1, 5, 9]}]}]',
-            "item 0, detection 0: `box_xyxy` .* width 0",
+            '[{"image": "000001.jpg", "detections": [{"class_name": "cat", "score": 1, "box_xyxy": [6, 1, 5, 9]}]}]',
+            "item 0, detection 0: `box_xyxy` .* width -1",
         ),
         ('[{"image": "000001.jpg", "detections": [{"class_id": 1}]}]', "detection without `class_name`"),
         ("[1, 2]", "contains no list of detections"),
