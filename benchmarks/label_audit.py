@@ -23,14 +23,26 @@ import numpy as np
 from data.formats.snapshot import write_snapshot
 from data.index import DatasetIndex
 from data.open import open_dataset
-from evaluation.audit import CLASS, KINDS, MISSING, PHANTOM, SLOPPY, Finding, box_overlaps, find_label_errors
+from evaluation.audit import (
+    CLASS,
+    KINDS,
+    MISSING,
+    PHANTOM,
+    SLOPPY,
+    Finding,
+    box_overlaps,
+    find_label_errors,
+    finding_row,
+)
 from evaluation.detections_file import read_detections
 from evaluation.evaluator import FoundDetections
+from prediction.audit import audit_page
 from utils.config import option, parse_options
 from utils.errors import run_command
 
 DROPPED, SWAPPED, SHIFTED, ADDED = 0.05, 0.05, 0.05, 0.02
 FIRST = (100, 300, 1000)
+BEST = 300  # `P@n` and `wrong` are of the first n = min(BEST, planted) findings of a kind
 SAME = 0.5  # IoU of a finding's box with the dropped object
 
 
@@ -45,6 +57,10 @@ class Options:
         None, "write the labels with the errors to this new folder in COCO format", metavar="DIR"
     )
     seed: int = option(0, "random seed of the planted errors", low=0)
+    repeats: int = option(1, "number of seeds to average over, from --seed on", low=1)
+    page: str | None = option(
+        None, "write crops of the findings of P@n that count as false to this file", metavar="FILE.html"
+    )
     json: str | None = option(None, "write the figures to this file", metavar="FILE")
 
 
@@ -141,25 +157,33 @@ def _phantom(index: DatasetIndex, rng: np.random.Generator) -> tuple[int, int, n
             return image, int(rng.integers(len(index.class_names))), box
 
 
-def measure(planted: Planted, found: FoundDetections) -> dict[str, Any]:
-    """Planted errors, and precision and recall of the first findings, for each kind and in total."""
+def measure(planted: Planted, found: FoundDetections) -> tuple[dict[str, Any], list[Finding]]:
+    """Figures for each kind, and for all kinds in one list; and the findings of `P@n` that count as false.
+
+    A finding is right if it names a planted error of its own kind, and `wrong` counts it if its label has any planted
+    error (no cow is where a bottle was labelled a cow).
+    """
     findings = find_label_errors(planted.index, found)
     right = np.array([planted.is_true(each, found) for each in findings], bool)
+    wrong = right | np.array([each.label >= 0 and bool(planted.kind[each.label]) for each in findings], bool)
     kinds = np.array([each.kind for each in findings])
     there = {kind: int((planted.kind == kind).sum()) for kind in (PHANTOM, CLASS, SLOPPY)}
     there = {MISSING: len(planted.dropped), **there}
     rows: dict[str, Any] = {}
+    false: list[Finding] = []
     for kind in (*(each for each in KINDS if each in there), "all"):
-        mine = right if kind == "all" else right[kinds == kind]
+        mine = np.flatnonzero((kinds == kind) | (kind == "all"))
         number = sum(there.values()) if kind == "all" else there[kind]
-        rows[kind] = {"planted": number, "found": len(mine)}
+        best = mine[: min(BEST, number)]
+        rows[kind] = {"planted": number, "precision_at_n": right[best].sum() / max(min(BEST, number), 1)}
+        rows[kind]["wrong_at_n"] = wrong[best].sum() / max(min(BEST, number), 1)
         for first in FIRST:
-            hits = int(mine[:first].sum())
-            rows[kind][str(first)] = {
-                "precision": hits / max(min(first, len(mine)), 1),
-                "recall": hits / max(number, 1),
-            }
-    return rows
+            hits = int(right[mine[:first]].sum())
+            rows[kind][f"precision_{first}"] = hits / max(min(first, len(mine)), 1)
+            rows[kind][f"recall_{first}"] = hits / max(number, 1)
+        if kind != "all":
+            false += [findings[place] for place in best[~right[best]]]
+    return rows, false
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -171,12 +195,20 @@ def main(argv: list[str] | None = None) -> None:
     if not options.detections:
         return
     found = read_detections(Path(options.detections), index, missing="empty", others="skip", unknown="keep").found
-    rows = measure(planted, found)
-    print(f"{index.name}: {len(index)} images, {planted.index.num_boxes} labels, seed {options.seed}")
-    print("kind      planted " + " ".join(f"{'P@' + str(n):>7} {'R@' + str(n):>7}" for n in FIRST))
+    rows, false = measure(planted, found)
+    if options.page:
+        shown = [finding_row(each, planted.index, found, rank) for rank, each in enumerate(false, 1)]
+        page = audit_page(planted.index, found, false, shown, f"{index.name}, seed {options.seed}, counted as false")
+        Path(options.page).write_text(page, encoding="utf-8")
+    others = [measure(plant(index, options.seed + k), found)[0] for k in range(1, options.repeats)]
+    rows = {kind: {name: float(np.mean([row[name], *(each[kind][name] for each in others)])) for name in row}
+            for kind, row in rows.items()}  # fmt: skip
+    seeds = f"seed {options.seed}" if not others else f"mean of seeds {options.seed} to {options.seed + len(others)}"
+    print(f"{index.name}: {len(index)} images, {index.num_boxes} labels before planting, {seeds}")
+    print("kind      planted " + " ".join(f"{'P@' + str(n):>7} {'R@' + str(n):>7}" for n in FIRST) + "     P@n   wrong")
     for kind, row in rows.items():
-        cells = " ".join(f"{row[str(n)]['precision']:7.3f} {row[str(n)]['recall']:7.3f}" for n in FIRST)
-        print(f"{kind:9s} {row['planted']:7d} {cells}")
+        cells = " ".join(f"{row[f'precision_{n}']:7.3f} {row[f'recall_{n}']:7.3f}" for n in FIRST)
+        print(f"{kind:9s} {row['planted']:7.0f} {cells} {row['precision_at_n']:7.3f} {row['wrong_at_n']:7.3f}")
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1))
 

@@ -139,7 +139,7 @@ def _rows(path: Path, values: Any) -> list[dict[str, Any]]:
 
 def _our_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex) -> Iterable[_Row]:
     """The detections of predict.py's list, and a row without a label for each image."""
-    label_of = _label_lookup(index)
+    label_of = label_lookup(index)
     unknown: Counter[str] = Counter()
     known = 0
     for number, row in enumerate(rows):
@@ -206,14 +206,14 @@ def _category_labels(
             few = ", ".join(map(str, sorted(numbers - names.keys())[:8]))
             what = f"category numbers ({few}) are not 1 to {len(names)}, as the classes of {index.name} would be"
             raise UserError(path, what, "give their class names with --detection-classes FILE (or voc, coco)")
-    label_of = _label_lookup(index)
+    label_of = label_lookup(index)
     labels = {k: label_of(name) for k, name in names.items()}
     used = [f"{k} = {names[k]}" for k in sorted(numbers) if labels.get(k, -1) >= 0]
     more = f" and {len(used) - 8} more" if len(used) > 8 else ""
     return labels, f"category numbers by {source}: {', '.join(used[:8])}{more}"
 
 
-def _label_lookup(index: DatasetIndex) -> Callable[[str], int]:
+def label_lookup(index: DatasetIndex) -> Callable[[str], int]:
     """Takes a class name to its label, -1 if the index has no such class; VOC's and COCO's names are equivalent."""
     labels = {name: label for label, name in reversed(list(enumerate(index.class_names)))}
     plain = {plain_class_name(name): label for name, label in labels.items()}

@@ -16,8 +16,8 @@ import numpy as np
 from data.data_options import DataOptions
 from data.index import DatasetIndex
 from evaluation.audit import KINDS, Finding, counts_by_kind, find_label_errors, finding_row
-from evaluation.detections_file import read_detections
-from evaluation.evaluator import FoundDetections, match_classes, run_detector
+from evaluation.detections_file import label_lookup, read_detections
+from evaluation.evaluator import FoundDetections, run_detector
 from evaluation.report.html import page_html
 from evaluation.report.pictures import MISSED, WRONG, Mark, crop
 from imaging.image_io import read_image
@@ -98,10 +98,13 @@ def _look(options: AuditOptions, index: DatasetIndex) -> FoundDetections:
     what = "a detector that was trained on these labels finds few of their errors"
     warn("audit", what, "use: python train.py --folds 5 ..., then --detections RUN/detections.json")
     detector: Detector = load_detector(options.checkpoint, options.device)
+    find_label = label_lookup(index)
+    labels = np.array([find_label(name) for name in detector.config.class_names])
+    if (labels < 0).all():
+        what = f"has none of the classes of {index.name} ({', '.join(map(printable, index.class_names[:8]))}, ...)"
+        raise UserError(options.checkpoint or "the bundled detector", what, "name another --checkpoint or --detections")
     found = run_detector(detector, index, np.arange(len(index)), progress=options.progress)
-    return replace(
-        found, labels=match_classes(index.class_names, detector.config.class_names, index.name)[found.labels]
-    )
+    return replace(found, labels=labels[found.labels])
 
 
 def findings_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def snapshot_labels(store: Store, folder: Path) -> tuple[int, int]:
+def snapshot_labels(store: Store, folder: Path, trained: set[Path] | None = None) -> tuple[int, int]:
     """Copy the labelled images of a store to a COCO data set with train and val, independent of later labelling.
 
     Near-duplicates are in the same split, and an image stays in its split in later snapshots, so that the scores of
@@ -78,7 +78,9 @@ def snapshot_labels(store: Store, folder: Path) -> tuple[int, int]:
     if len(numbers) < 2 or not names:
         raise UserError("training", f"{len(numbers)} images are labelled, {len(names)} classes", "label more images")
     paths = [store.paths[number] for number in numbers]
-    held = _held_back(paths, [bool(each) for each in labels])
+    trained = set() if trained is None else trained
+    held = _held_back(paths, [bool(each) for each in labels], trained)
+    trained.update(path for path, is_held in zip(paths, held.tolist(), strict=True) if not is_held)
     index = DatasetIndex.build(
         name=str(store.root),
         class_names=names,
@@ -94,14 +96,20 @@ def snapshot_labels(store: Store, folder: Path) -> tuple[int, int]:
     return counts["train"], counts["val"]
 
 
-def _held_back(paths: Sequence[Path], has_objects: Sequence[bool]) -> np.ndarray:
-    """(N,) bool: validation images, chosen by a hash of the name of a group's first image, so not at random."""
+def _held_back(paths: Sequence[Path], has_objects: Sequence[bool], trained: Collection[Path] = ()) -> np.ndarray:
+    """(N,) bool: validation images, at most one in `VAL_SHARE` groups of near-duplicates.
+
+    A hash of the name of a group's first image decides, so an image stays in its split when more are labelled. Groups
+    with one of the images `trained`, which earlier weights were trained on, are not chosen.
+    """
     groups = near_duplicate_groups(file_hashes(paths))
     first: dict[int, str] = {}
     for path, group in zip(paths, groups.tolist(), strict=True):
         first[group] = min(first.get(group, path.name), path.name)
     order = sorted(first, key=lambda group: _hash(first[group]))
-    chosen = {group for group in order if _hash(first[group]) % VAL_SHARE == 0}
+    seen = {group for path, group in zip(paths, groups.tolist(), strict=True) if path in trained}
+    chosen = {group for group in order if _hash(first[group]) % VAL_SHARE == 0 and group not in seen}
+    chosen &= set(sorted(chosen, key=order.index)[: -(-len(order) // VAL_SHARE)])
     objects = np.array(has_objects, bool)
     for group in order:  # both splits need an object
         held = np.isin(groups, list(chosen))
@@ -147,6 +155,7 @@ class LabelTrainer:
         self.minutes, self.device, self.extra, self.automatic = minutes, device, tuple(extra), automatic
         self.state = TrainingState()
         self._trained_on = 0
+        self._trained: set[Path] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._stop = threading.Event()
         self._asked = threading.Event()
@@ -201,7 +210,7 @@ class LabelTrainer:
         self._trained_on = sum(1 for each in list(self.store.counts.boxes.values()) if each)
         history = self.state.history
         self.state = TrainingState("preparing", "writing the labelled images", str(run), history=history)
-        self.state.pictures = snapshot_labels(self.store, run / "data")
+        self.state.pictures = snapshot_labels(self.store, run / "data", self._trained)
         train = run / "train"
         command = ["train.py", "--data", str(run / "data"), "--run-dir", str(train), "--weights", str(self.checkpoint)]
         command += ["--auto", "--minutes", f"{self.minutes:g}", "--device", self.device, *self.extra]
