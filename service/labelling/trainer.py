@@ -97,7 +97,7 @@ def snapshot_labels(store: Store, folder: Path, trained: set[Path] | None = None
 
 
 def _held_back(paths: Sequence[Path], has_objects: Sequence[bool], trained: Collection[Path] = ()) -> np.ndarray:
-    """(N,) bool: validation images, at most one in `VAL_SHARE` groups of near-duplicates.
+    """(N,) bool: validation images, at most one in `VAL_SHARE` if the groups of near-duplicates allow it.
 
     A hash of the name of a group's first image decides, so an image stays in its split when more are labelled. Groups
     with one of the images `trained`, which earlier weights were trained on, are not chosen.
@@ -108,10 +108,15 @@ def _held_back(paths: Sequence[Path], has_objects: Sequence[bool], trained: Coll
         first[group] = min(first.get(group, path.name), path.name)
     order = sorted(first, key=lambda group: _hash(first[group]))
     seen = {group for path, group in zip(paths, groups.tolist(), strict=True) if path in trained}
-    chosen = {group for group in order if _hash(first[group]) % VAL_SHARE == 0 and group not in seen}
-    chosen &= set(sorted(chosen, key=order.index)[: -(-len(order) // VAL_SHARE)])
+    size = dict(zip(*np.unique(groups, return_counts=True), strict=True))
+    chosen: set[int] = set()
+    left = -(-len(paths) // VAL_SHARE)
+    for group in order:
+        if _hash(first[group]) % VAL_SHARE == 0 and group not in seen and size[group] <= left:
+            chosen.add(group)
+            left -= size[group]
     objects = np.array(has_objects, bool)
-    for group in order:  # both splits need an object
+    for group in sorted(order, key=lambda group: size[group]):  # both splits need an object
         held = np.isin(groups, list(chosen))
         if objects[held].any():
             break

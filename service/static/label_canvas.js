@@ -249,13 +249,14 @@ export class Editor extends Viewer {
     context.font = `600 ${LABEL}px system-ui, sans-serif`;
     context.textBaseline = "top";
     const width = context.measureText(item.text).width + 8;
-    const [, bottom] = this.size;
+    const [right, bottom] = this.size;
+    const x = Math.max(0, Math.min(x1 - 1, right - width));
     const y = y1 >= LABEL + 6 ? y1 - LABEL - 6 : Math.min(y1, bottom - LABEL - 6);
     context.globalAlpha = item.kind === "object" ? 1 : 0.8;
     context.fillStyle = item.colour;
-    context.fillRect(x1 - 1, y, width, LABEL + 6);
+    context.fillRect(x, y, width, LABEL + 6);
     context.fillStyle = item.textColour;
-    context.fillText(item.text, x1 + 3, y + 3);
+    context.fillText(item.text, x + 4, y + 3);
     context.globalAlpha = 1;
   }
 
