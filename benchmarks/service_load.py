@@ -36,15 +36,15 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True)
 class LoadOptions:
-    checkpoint: str = option("", "the model's file", positional=True, metavar="FILE")
-    requests: int = option(2000, "in all", low=1, high=1_000_000)
-    clients: int = option(8, "that ask at the same time, each one request after another", low=1, high=256)
-    rounds: int = option(5, "the requests come in so many parts, the network is measured before and after each", low=1)
-    seconds: float = option(600.0, "end after so long whatever was done", above=0)
+    checkpoint: str = option("", "model file", positional=True, metavar="FILE")
+    requests: int = option(2000, "total number of requests", low=1, high=1_000_000)
+    clients: int = option(8, "number of concurrent clients; each sends one request after another", low=1, high=256)
+    rounds: int = option(5, "rounds of requests; the network alone is measured before and after each round", low=1)
+    seconds: float = option(600.0, "time limit in seconds", above=0)
     input_size: tuple[int, ...] = option((), "height and width of the network's input", metavar="N")
-    batch_size: int = option(8, "of the service and of the network alone", low=1, high=256)
-    threads: int = option(1, "of the network", low=1, high=256)
-    picture_size: tuple[int, ...] = option((375, 500), "height and width of the pictures sent", metavar="N")
+    batch_size: int = option(8, "batch size of the service and of the network alone", low=1, high=256)
+    threads: int = option(1, "threads of the network", low=1, high=256)
+    picture_size: tuple[int, ...] = option((375, 500), "height and width of the images sent", metavar="N")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
 
 
@@ -53,9 +53,9 @@ class Tally:
     """Responses received by the clients.
 
     Attributes:
-        statuses: answers by HTTP status; 0 for a connection that failed.
-        seconds: of each answer.
-        batches: by size of the batch that the answer was part of.
+        statuses: number of responses per HTTP status; 0 for a failed connection.
+        seconds: latency of each response.
+        batches: number of responses per size of the batch that they were computed in.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
@@ -64,11 +64,11 @@ class Tally:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parse_options(LoadOptions, argv, description=__doc__ or "", prog="benchmarks/service_load.py")
+    options = parse_options(LoadOptions, argv, description=__doc__ or "", prog="benchmarks.service_load")
     if not options.checkpoint:
-        raise UserError("FILE", "no checkpoint named", "give a model's file")
+        raise UserError("FILE", "no checkpoint is given", "give a model file")
     if len(options.picture_size) != 2:
-        raise UserError("--picture-size", "is not two numbers", "give height and width")
+        raise UserError("--picture-size", "needs two numbers", "give height and width")
     import torch
 
     torch.set_num_threads(options.threads)
@@ -89,13 +89,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _stop(signum: int, _: object) -> NoReturn:
-    raise Interrupted(signum)  # the service is to end with its test
+    raise Interrupted(signum)  # so that the service is stopped, too
 
 
 def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
-    """Both by turns, so that whatever else the machine does hits them alike."""
+    """Measure the service and the network alone in turn, so that other load affects both equally."""
     pictures = make_pictures(16, *options.picture_size)
-    press(port, pictures, options.clients, 20 * options.clients, Tally(), options.seconds)  # allocators, caches
+    press(port, pictures, options.clients, 20 * options.clients, Tally(), options.seconds)  # warm-up
     tally, service_rates, alone_rates, memory = Tally(), [], [alone.rate()], [memory_of(pid)]
     end, done, alone_cpu = time.monotonic() + options.seconds, 0, [alone.cpu]
     tree, threads = cpu_of_tree(pid), cpu_by_thread(pid)
@@ -108,7 +108,7 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
         alone_cpu.append(alone.cpu)
         memory.append(memory_of(pid))
         print(
-            f"{done:6d} requests: {service_rates[-1]:7.1f} pictures/s, network alone "
+            f"{done:6d} requests: {service_rates[-1]:7.1f} images/s, network alone "
             f"{(alone_rates[-2] + alone_rates[-1]) / 2:7.1f}, memory {describe(memory[-1])}",
             flush=True,
         )
@@ -118,15 +118,15 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
     ratios = sorted(ours / most for ours, most in zip(service_rates, between, strict=True))
     p50, p95, p99 = np.percentile(tally.seconds, [50, 95, 99]) * 1000
     mean_batch = sum(size * n for size, n in tally.batches.items()) / max(sum(tally.batches.values()), 1)
-    print(f"answers by status: {dict(sorted(tally.statuses.items()))}")
-    print(f"latency with {options.clients} clients: median {p50:.0f} ms, 95 % {p95:.0f} ms, 99 % {p99:.0f} ms")
-    print(f"mean batch of a request: {mean_batch:.1f} of {options.batch_size}")
-    print(f"memory: {describe(memory[0])} before, {describe(memory[-1])} after {done} requests")
+    print(f"responses by status: {dict(sorted(tally.statuses.items()))}")
+    print(f"latency with {options.clients} clients: median {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms")
+    print(f"mean batch size of a request: {mean_batch:.1f} of {options.batch_size}")
+    print(f"memory: {describe(memory[0])} at the start, {describe(memory[-1])} after {done} requests")
     service = (cpu_of_tree(pid) - tree) / done
     network = max(cpu - threads.get(thread, 0.0) for thread, cpu in cpu_by_thread(pid).items() if thread != pid) / done
     own = float(np.median(alone_cpu))
     print(
-        f"CPU ms per picture: service with decoders {1000 * service:.1f}, its network thread {1000 * network:.1f}, "
+        f"CPU ms per image: service with decoders {1000 * service:.1f}, its network thread {1000 * network:.1f}, "
         f"network alone {1000 * own:.1f}"
     )
     print(f"network alone / network thread {own / network:.3f}, / whole service {own / service:.3f}, by CPU time")
@@ -135,10 +135,10 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
 
 
 class Alone:
-    """The network by itself: the same runtime, batch and input, nothing before and nothing after it.
+    """The network alone, with the runtime, batch size and input size of the service; no decoding, no HTTP.
 
     Attributes:
-        cpu: seconds of CPU time per picture in the last measurement.
+        cpu: CPU seconds per image in the last measurement.
     """
 
     cpu = 0.0
@@ -149,7 +149,7 @@ class Alone:
         self._batch = np.random.default_rng(0).integers(0, 256, (batch_size, *size, 3), np.uint8)
 
     def rate(self, seconds: float = 4.0) -> float:
-        """Pictures a second."""
+        """Run the network for `seconds` seconds. Returns images per second."""
         self._runtime.run(self._batch)
         started, cpu, count = time.perf_counter(), time.process_time(), 0
         while (passed := time.perf_counter() - started) < seconds:
@@ -160,7 +160,7 @@ class Alone:
 
 
 def start(options: LoadOptions) -> tuple[subprocess.Popen[str], int]:
-    """serve.py in a process of its own, and its port."""
+    """Start serve.py in a separate process. Returns the process and its port. Raises RunError if it does not start."""
     command = [sys.executable, str(REPOSITORY / "serve.py"), "--checkpoint", options.checkpoint, "--port", "0"]
     command += ["--batch-size", str(options.batch_size), "--threads", str(options.threads), "--device", options.device]
     if options.input_size:
@@ -170,12 +170,12 @@ def start(options: LoadOptions) -> tuple[subprocess.Popen[str], int]:
     line = process.stdout.readline()
     found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
     if found is None:
-        raise RunError("serve.py", "did not start", "see above")
+        raise RunError("serve.py", "did not start", "see its messages above")
     return process, int(found[1])
 
 
 def make_pictures(number: int, height: int, width: int) -> list[bytes]:
-    """JPEGs that cost as much to decode as photographs: smooth noise."""
+    """JPEG files of smooth noise, which take about as long to decode as photographs."""
     rng = np.random.default_rng(0)
     pictures = []
     for _ in range(number):
@@ -187,7 +187,7 @@ def make_pictures(number: int, height: int, width: int) -> list[bytes]:
 
 
 def press(port: int, pictures: list[bytes], clients: int, number: int, tally: Tally, seconds: float) -> float:
-    """Ask `number` times; the seconds it took."""
+    """Send `number` requests from `clients` threads. Returns the elapsed seconds."""
     numbers = iter(range(number))
     lock, end = threading.Lock(), time.monotonic() + seconds
 
@@ -223,7 +223,7 @@ def press(port: int, pictures: list[bytes], clients: int, number: int, tally: Ta
 
 
 def cpu_by_thread(pid: int) -> dict[int, float]:
-    """CPU seconds of each thread of a process; the main thread, which serves HTTP, has the number of the process."""
+    """CPU seconds of each thread of a process. The main thread, which serves HTTP, has the process ID as its key."""
     used = {}
     for folder in Path(f"/proc/{pid}/task").iterdir():
         used[int(folder.name)] = int((folder / "schedstat").read_text().split()[0]) / 1e9
@@ -231,7 +231,7 @@ def cpu_by_thread(pid: int) -> dict[int, float]:
 
 
 def memory_of(pid: int) -> tuple[int, int]:
-    """Resident memory of the service and of its decoder processes, bytes."""
+    """Resident memory in bytes of the service and of its decoder processes."""
     folders = Path(f"/proc/{pid}/task").iterdir()
     decoders = [int(child) for folder in folders for child in (folder / "children").read_text().split()]
     return resident(pid), sum(map(resident, decoders))
@@ -239,15 +239,15 @@ def memory_of(pid: int) -> tuple[int, int]:
 
 def describe(memory: tuple[int, int]) -> str:
     service, decoders = (size / MEGABYTE for size in memory)
-    return f"{service:.0f} MB + {decoders:.0f} MB of decoders"
+    return f"{service:.0f} MB + {decoders:.0f} MB for the decoders"
 
 
 def resident(pid: int) -> int:
-    """Memory of a process in RAM, bytes."""
+    """Resident memory of a process in bytes. Raises RunError on systems other than Linux."""
     try:
         pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
     except OSError as error:
-        raise RunError("memory", "can be read on Linux only", "run it there") from error
+        raise RunError("memory", "can be read on Linux only", "run the benchmark on Linux") from error
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -1,4 +1,4 @@
-"""Take the pictures of the page that the README shows: a service, headless Chromium, one picture, two sizes."""
+"""Take the README's screenshots of the service page with headless Chromium, in two sizes."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-VIEWS = {  # name: width, height, pixels of the screen for one of the page, dark
+VIEWS = {  # name: width, height, device pixel ratio, dark mode
     "serve_desktop": (1180, 760, 1, False),
     "serve_phone": (390, 844, 1, True),
 }
-PATIENCE = 180  # seconds for a start or an answer on a busy machine
+PATIENCE = 180  # timeout in seconds, long enough for a busy machine
 
 
 @dataclass(frozen=True)
 class ScreenshotOptions:
-    picture: str = option("", "picture to detect in", positional=True, metavar="PICTURE")
-    checkpoint: str | None = option(None, "the model's file; without it the built-in weights", metavar="FILE")
-    output: str = option("docs/images", "folder of the PNG files, which are replaced", metavar="DIR")
-    address: str | None = option(None, "of a service that runs already; without it one is started", metavar="URL")
-    score_threshold: float | None = option(None, "value of the confidence slider", low=0.05, high=0.99)
+    picture: str = option("", "image to send to the page", positional=True, metavar="PICTURE")
+    checkpoint: str | None = option(None, "model file (default: the bundled weights)", metavar="FILE")
+    output: str = option("docs/images", "output folder; existing PNG files are replaced", metavar="DIR")
+    address: str | None = option(None, "URL of a running service (default: start one)", metavar="URL")
+    score_threshold: float | None = option(None, "value of the score threshold slider", low=0.05, high=0.99)
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(ScreenshotOptions, argv, description=__doc__ or "", prog="screenshot_serve.py")
     picture, output = Path(options.picture).resolve(), Path(options.output)
     if not picture.is_file():
-        raise UserError("PICTURE", f"{options.picture!r} is no file", "name a picture")
+        raise UserError("PICTURE", f"{options.picture!r} does not exist", "give an image file")
     output.mkdir(parents=True, exist_ok=True)
     with service(options) as address, chromium() as browser:
         for name, (width, height, ratio, dark) in VIEWS.items():
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def save(png: bytes, path: Path) -> None:
-    """Write a screenshot with 256 colours: a third of the bytes, without a visible difference."""
+    """Write a screenshot with 256 colours: a third of the size, no visible difference."""
     with Image.open(io.BytesIO(png)) as image:
         image.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
@@ -88,7 +88,7 @@ def move_slider(browser: Any, value: float) -> None:
 
 @contextmanager
 def service(options: ScreenshotOptions) -> Iterator[str]:
-    """The address of a service."""
+    """Start a service unless one is given. Yields its URL."""
     if options.address is not None:
         yield options.address
         return
@@ -99,7 +99,7 @@ def service(options: ScreenshotOptions) -> Iterator[str]:
         assert process.stdout is not None
         found = re.search(r"http://\S+", process.stdout.readline())
         if found is None:
-            raise RunError("serve.py", "did not start", "see above")
+            raise RunError("serve.py", "did not start", "see its messages above")
         yield found[0]
     finally:
         process.terminate()
@@ -108,7 +108,7 @@ def service(options: ScreenshotOptions) -> Iterator[str]:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Debian's Chromium under selenium."""
+    """A Selenium driver of the installed Chromium. Raises MissingExtra or RunError if something is not installed."""
     try:
         from selenium import webdriver
     except ImportError as error:
@@ -132,7 +132,7 @@ def wait(condition: Any) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise RunError("page", "did not get ready", "look at it in a browser")
+            raise RunError("page", "did not finish loading", "open it in a browser")
         time.sleep(0.05)
 
 

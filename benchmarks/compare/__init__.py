@@ -1,1 +1,1 @@
-"""What benchmark.py runs: detectors to time, their times and stages, tables and plots."""
+"""Implementation of benchmark.py: detectors, measurements, tables and plots."""

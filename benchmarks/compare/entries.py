@@ -44,7 +44,7 @@ class Entry:
         size: (height, width) of its input, pixels.
         runtime, precision: as shown in the table.
         file_bytes: size of the deployed files.
-        memory_bytes: most in RAM of a process that loads it and runs it once, Python and the runtime included.
+        memory_bytes: peak resident memory of a process that loads it and runs it once, with Python and runtime.
         detector_of: builds a detector for scoring; None for models of other projects.
         model: the source model; entries of the same model are grouped.
         parity: difference from the checkpoint that it was exported from.
@@ -65,9 +65,9 @@ class Entry:
 
 
 def build_entries(options: BenchmarkOptions, folder: Path, failed: list[str]) -> list[Entry]:
-    """The entries, baseline first: a peer, else an external file, else the reference network, else our first model.
+    """Build the entries. The first is the baseline: a peer, else an external file, else the reference, else a model.
 
-    Exports that fail are left out, and their names are added to `failed`. Raises RunError if nothing is left.
+    Exports that fail are omitted, and their names are added to `failed`. Raises RunError if no entry remains.
     """
     from nets.weights.checkpoint import load_model  # late, as below: PyTorch and OpenCV, which --help does not need
 
@@ -92,7 +92,7 @@ def build_entries(options: BenchmarkOptions, folder: Path, failed: list[str]) ->
 def checkpoint_entries(
     model: YOLOv4, path: Path, config: ModelConfig, options: BenchmarkOptions, folder: Path, failed: list[str]
 ) -> list[Entry]:
-    """A checkpoint on each runtime in each precision."""
+    """One entry for each runtime and precision of a checkpoint. Exports that fail are omitted with a warning."""
     model.config = config
     dynamic = any(size != 1 for size in options.batch_size)
     entries = []
@@ -105,13 +105,13 @@ def checkpoint_entries(
             exporter = FORMATS[FORMAT_OF_RUNTIME[runtime]]
             if not are_installed(exporter.packages):
                 if precision == options.precisions[0]:
-                    warn(runtime, f"needs {' and '.join(exporter.packages)}, which is not installed", "left out")
+                    warn(runtime, f"needs {' and '.join(exporter.packages)}, which is not installed", "skipped")
                 continue
             exact = exporter.half if precision == "half" else precision
             if exact is None or (precision == "int8" and (not exporter.int8 or dynamic)):
-                reason = f"{exporter.title} has no {precision} here"
+                reason = f"this project does not export {exporter.title} in {precision}"
                 warn(
-                    runtime, "int8 files take one image at a time" if dynamic and exporter.int8 else reason, "left out"
+                    runtime, "int8 files support batch size 1 only" if dynamic and exporter.int8 else reason, "skipped"
                 )
                 continue
             form = exporter.closest(Form(uint8_input=True, dynamic=dynamic, precision=exact))
@@ -119,11 +119,11 @@ def checkpoint_entries(
             try:
                 parity = export_entry_file(model, file, runtime, form, options)
             except MissingExtra as error:
-                warn(f"{runtime} {precision}", str(error), "left out")
+                warn(f"{runtime} {precision}", str(error), "skipped")
                 continue
             except RunError as error:
-                warn(f"{runtime} {precision}", str(error), "left out")
-                if file.name not in failed:  # each number of threads tries again
+                warn(f"{runtime} {precision}", str(error), "skipped")
+                if file.name not in failed:  # the export is repeated for each number of threads
                     failed.append(file.name)
                 continue
             entries.append(dataclasses.replace(load_entry(path.stem, file, precision), parity=parity))
@@ -136,7 +136,7 @@ def digest(path: Path) -> str:
 
 
 def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, options: BenchmarkOptions) -> Parity:
-    """Export a file and compare it with the network on photographs; an existing file is only compared."""
+    """Export a file and compare it with the network on photographs. An existing file is only compared."""
     from nets.export.check import check_export, export_and_check
     from nets.export.quantize import calibration_images
     from nets.torch_runtime import TorchRuntime
@@ -201,7 +201,7 @@ def load_entry(name: str, file: Path, precision: str | None = None) -> Entry:
 def network_entry(
     name: str, path: Path, runtime: str, precision: str | None = None, size: tuple[int, int] | None = None
 ) -> Entry:
-    """One of our networks; precision None is that of the file."""
+    """An entry for a network of this project. If `precision` is None, it is read from the file."""
     network = load_network(path, runtime, size)
     form = getattr(network, "form", None)
     precision = precision or (form.precision if form else "fp32")
@@ -227,7 +227,7 @@ def network_entry(
 
 
 def load_network(path: Path, runtime: str, size: tuple[int, int] | None = None) -> Runtime:
-    """A model file on a runtime, after its first image; `size` replaces a checkpoint's input size."""
+    """Load a model file on a runtime and warm it up. `size` (height, width) overrides a checkpoint's input size."""
     network = load_runtime(path, "cpu", runtime)
     if size is not None:
         network.config = network.config.replace(input_size=size)
@@ -236,7 +236,10 @@ def load_network(path: Path, runtime: str, size: tuple[int, int] | None = None) 
 
 
 def peak_bytes(statement: str) -> int | None:
-    """Most memory in RAM of a process that does nothing but this statement, with the names of this module."""
+    """Peak resident memory in bytes of a process that runs only this statement, with the names of this module.
+
+    None on systems other than POSIX.
+    """
     if os.name != "posix":
         return None
     threads = {"OMP_NUM_THREADS": str(num_threads())}
@@ -245,7 +248,7 @@ def peak_bytes(statement: str) -> int | None:
 
 
 def reference_entry() -> Entry:
-    """The reference network in PyTorch as its users run it: eager mode, batch norms not fused."""
+    """The reference network in PyTorch as its users run it: eager mode, batch norms not folded."""
     import torch
 
     from nets.yolov4 import YOLOv4
@@ -262,7 +265,7 @@ def reference_entry() -> Entry:
 
 
 def peer_entry(name: str, folder: Path) -> Entry:
-    """A published network, rebuilt with random weights, on ONNX Runtime."""
+    """A published network with random weights on ONNX Runtime."""
     from benchmarks.peers import export_peer
 
     path = folder / f"{name}.onnx"
@@ -270,7 +273,7 @@ def peer_entry(name: str, folder: Path) -> Entry:
 
 
 def other_entry(path: Path) -> Entry:
-    """Any detector's ONNX file, run on noise of its input shape."""
+    """An ONNX file of any detector, run on random inputs. Raises UserError if the file does not exist."""
     from nets.export.onnx_runtime import open_session
 
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Speed and accuracy of runtimes and precisions: a README table and a plot, from a benchmark's rows."""
+"""Markdown table and plot of the speed and accuracy of runtimes and precisions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Row = Mapping[str, Any]
 
 
 def formats_table(rows: Sequence[Row], baseline: str) -> str:
-    """Markdown: one line for each network, runtime and precision at batch 1.
+    """Markdown table with one row per network, runtime and precision at batch size 1.
 
     Args:
-        rows: of `benchmark.py`, as dicts; those without a model are the baseline and peers.
-        baseline: what ratios are to.
+        rows: rows of `benchmark.py` as dicts. Rows without a model are the baseline and the peers.
+        baseline: name of the network that the ratios refer to.
     """
     head = ["network", "runtime", "precision", "time", "mAP50", "change", "MB", "MB in RAM", "parity"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
@@ -42,31 +42,31 @@ def formats_table(rows: Sequence[Row], baseline: str) -> str:
         cells.append("" if parity is None else f"{parity['detections'] - parity['changed']}/{parity['detections']}")
         lines.append(f"| {' | '.join(cells)} |")
     note = (
-        f"time: of one image as a ratio to {baseline}'s in the same run; parity: detections that are the checkpoint's; "
-        "MB in RAM: the most of a Python process that loads the file and runs it once"
+        f"time: time per image divided by that of {baseline} in the same run; parity: detections equal to the "
+        "checkpoint's; MB in RAM: peak memory of a Python process that loads the file and runs it once"
     )
     return "\n".join([*lines, "", note])
 
 
 def _color(runtime: str) -> str:
-    return f"C{list(NAMES).index(runtime)}"  # of Matplotlib's cycle of ten
+    return f"C{list(NAMES).index(runtime)}"  # Matplotlib's default color cycle
 
 
 def checkpoint_scores(rows: Sequence[Row]) -> dict[str, float]:
-    """mAP50 in points of each model as its checkpoint gives it."""
+    """mAP50 in points of each model's checkpoint, by model name."""
     return {row["model"]: row["map50"] for row in rows if row["runtime"] == "torch" and row["map50"] is not None}
 
 
 def single(rows: Sequence[Row]) -> list[Row]:
-    """Rows of one image at a time and the first number of threads."""
+    """Rows with batch size 1 and the first number of threads."""
     return [row for row in rows if row["batch_size"] == 1 and row["threads"] == rows[0]["threads"]]
 
 
 def fill_markers(path: Path, text: str) -> str:
-    """What to write to a file: the text alone, or the file with the text between its markers, if it has them.
+    """Content to write to a file: the text, or the existing content with the text between its markers.
 
     Raises:
-        UserError: if the file is there without both markers, which would be lost.
+        UserError: if the file exists and does not contain both markers, because its content would be lost.
     """
     if not path.exists():
         return text + "\n"
@@ -74,17 +74,17 @@ def fill_markers(path: Path, text: str) -> str:
     before, start, rest = content.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
-        raise UserError(path, "is there and has no place for the table", f"put {START} and {END} into it")
+        raise UserError(path, "exists and has no markers for the table", f"insert {START} and {END}")
     return f"{before}{START}\n{text}\n{END}{after}"
 
 
 def draw_formats(rows: Sequence[Row], baseline: str, path: Path) -> None:
-    """mAP50 over the time, a point for each runtime and precision, a line through those of one network."""
+    """Plot mAP50 against time: one point per runtime and precision, one line per network."""
     from matplotlib.figure import Figure  # no window, no global state
 
     points = [row for row in single(rows) if row["map50"] is not None]
     if not points:
-        raise UserError("--formats-plot", "nothing was scored", "add --data DATA")
+        raise UserError("--formats-plot", "no entry has a score", "add --data DATA")
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for model in dict.fromkeys(row["model"] for row in points):
@@ -98,11 +98,11 @@ def draw_formats(rows: Sequence[Row], baseline: str, path: Path) -> None:
         label = f"{NAMES[runtime]}, {'16 bits' if precision == 'half' else precision}"
         axes.plot([], [], MARKERS[precision], color=_color(runtime), label=label)
     axes.legend(fontsize=8)
-    axes.set_xlabel(f"time of one image as a ratio to {baseline}'s in the same run")
+    axes.set_xlabel(f"time per image relative to {baseline} in the same run")
     axes.set_ylabel("mAP50 (VOC2010), points")
     axes.grid(alpha=0.3)
     axes.margins(0.15)
     try:
         figure.savefig(path, dpi=120)
     except ValueError as error:
-        raise UserError("--formats-plot", str(error)[:100], "name it .png, .svg or .pdf") from error
+        raise UserError("--formats-plot", str(error)[:100], "use the suffix .png, .svg or .pdf") from error

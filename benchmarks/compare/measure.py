@@ -1,4 +1,4 @@
-"""Time the detectors in turns, score them, and time the stages of one image."""
+"""Measure interleaved times of the detectors, their scores, and the time of each stage for one image."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 from benchmarks.compare.entries import Entry, digest, open_split
 from benchmarks.compare.options import CLOCKS, BenchmarkOptions
 
-LOW_THRESHOLD = 0.001  # of evaluation; the slowest case for postprocessing
+LOW_THRESHOLD = 0.001  # score threshold of evaluation: the slowest case for postprocessing
 STAGE_REPETITIONS = 20
 
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of one entry at one batch size and number of threads; times in milliseconds a batch."""
+    """Results of one entry at one batch size and number of threads. Times are in milliseconds per batch."""
 
     name: str
     runtime: str
@@ -69,7 +69,7 @@ class Row:
 
 @dataclass
 class Result:
-    """Everything that was measured."""
+    """All results of a benchmark. `noise` lists reasons why the times are unreliable, `failed` the failed exports."""
 
     rows: list[Row] = field(default_factory=list)
     baseline: str = ""
@@ -86,7 +86,7 @@ def measure(
     options: BenchmarkOptions,
     scores: dict[str, float],
 ) -> None:
-    """Time all entries in turns, and add their rows and what speaks against them."""
+    """Time all entries, interleaved, and add their rows and the reasons why the times are unreliable to `result`."""
     rng = np.random.default_rng(0)
     calls: dict[str, Callable[[], Any]] = {CONTROL: control_call()}
     for entry in entries:
@@ -105,7 +105,7 @@ def measure(
 
 
 def make_row(entry: Entry, sample: Sample, base: Sample, batch_size: int, threads: int, joules: float | None) -> Row:
-    """The figures of one entry."""
+    """Build the row of one entry from its sample and the baseline's."""
     low, high = sample.quartiles
     return Row(
         entry.name,
@@ -224,7 +224,7 @@ def stage_photos(options: BenchmarkOptions, folder: Path) -> list[Path]:
     path = Path(options.images)
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
     if not files:
-        raise UserError("--images", f"{path} holds no pictures", "name a picture or a folder of pictures")
+        raise UserError("--images", f"{path} contains no images", "give an image or a folder of images")
     return files[:3]
 
 

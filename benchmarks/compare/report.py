@@ -1,4 +1,4 @@
-"""What benchmark.py prints and writes: Markdown, JSON and plots."""
+"""Print and write the results of benchmark.py as Markdown, JSON and plots."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ from typing import Any
 from benchmarks.compare.formats_table import draw_formats, fill_markers, formats_table
 from benchmarks.compare.measure import Result
 from benchmarks.compare.options import BenchmarkOptions
-from nets.timing import (
-    machine,
-)
+from nets.timing import machine
 from utils.errors import UserError, warn
 from utils.files import write_atomically
 
 
 def report(result: Result, options: BenchmarkOptions) -> None:
-    """Print the results and write the files that the options name."""
+    """Print the results and write the files given in the options."""
     table = markdown_table(result)
     print(table)
     for stage in result.stages:
         parts = ", ".join(f"{n} {stage[n]:.2f}" for n in ("decode", "preprocess", "network", "postprocess", "draw"))
         print(
             f"stages of {stage['image']} ({stage['size']}), one thread, CPU ms, score >= {stage['threshold']:g}, "
-            f"{stage['detections']} found: {parts}; all but network and drawing {stage['all_but_network']:.2f}"
+            f"{stage['detections']} detections: {parts}; sum without network and drawing {stage['all_but_network']:.2f}"
         )
     for reason in result.noise:
         warn("noise", reason)
     if result.noise:
-        print("these figures cannot be trusted by themselves; the ratios suffer less (medians of neighbouring runs)")
+        print("the times are unreliable; the ratios are less affected, because they are medians over neighbouring runs")
     if options.table:
         write_atomically(Path(options.table), (table + "\n").encode())
     if options.json:
@@ -47,7 +45,7 @@ def report(result: Result, options: BenchmarkOptions) -> None:
 
 
 def markdown_table(result: Result) -> str:
-    """All rows as Markdown; ratios are relative to the baseline, the first row."""
+    """All rows as a Markdown table. Ratios are relative to the baseline, the first row."""
     head = [
         "network",
         "runtime",
@@ -71,11 +69,11 @@ def markdown_table(result: Result) -> str:
         cells += ["" if mb is None else f"{mb:.1f}" for mb in (row.file_mb, row.memory_mb)]
         cells += [f"{row.joules:.3f}"] if row.joules is not None else []
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", f"ratio: to {result.baseline}, median over the repetitions of the same run"])
+    return "\n".join([*lines, "", f"ratio: relative to {result.baseline}, median over the repetitions of the same run"])
 
 
 def to_json(result: Result, options: BenchmarkOptions) -> dict[str, Any]:
-    """The result as plain types for JSON."""
+    """Convert the result to plain types for JSON."""
     return {
         "machine": machine(),
         "options": dataclasses.asdict(options),
@@ -102,10 +100,10 @@ def draw_plot(result: Result, path: Path) -> None:
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     for place, row in enumerate(rows):
         axes.text(row.quartiles_ms[1], place, f" {row.median_ms:.1f} ms, x {row.ratio:.2f}", va="center", fontsize=8)
-    axes.set_xlabel("milliseconds a batch: median and quartiles")
-    axes.set_title("not to be trusted: the machine was busy" if result.noise else f"ratio to {result.baseline}")
+    axes.set_xlabel("milliseconds per batch: median and quartiles")
+    axes.set_title("unreliable: the machine was busy" if result.noise else f"relative to {result.baseline}")
     axes.margins(x=0.25)
     try:
         figure.savefig(path)
     except ValueError as error:
-        raise UserError("--plot", str(error)[:100], "name it .png, .svg or .pdf") from error
+        raise UserError("--plot", str(error)[:100], "use the suffix .png, .svg or .pdf") from error
