@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 
 from data.index import DatasetIndex
 from evaluation.evaluator import EvaluationResult, FoundDetections, score
-from evaluation.metrics.errors import analyse_errors
+from evaluation.metrics.calibration import calibrate
+from evaluation.metrics.errors import ERROR_TYPES, analyse_errors
 from evaluation.report.advice import Scored, advise
 from evaluation.report.html import report_html, write_report
+from evaluation.report.plots import calibration_figure, curve_figures, error_figures
 from evaluation.report.text import class_table, summary_text, working_rows, working_threshold
 from imaging.detections import Detections
 from training.metrics_file import has_converged
@@ -93,6 +96,49 @@ def test_the_page_has_every_section(mixed_page: str) -> None:
     for title in ("Recommendations", "mAP lost by errors", "Curves", "Confusion", "Worst images", "Most confident"):
         assert f"<h2>{title}" in mixed_page
     assert "&lt;script&gt;" in mixed_page
+
+
+@pytest.mark.parametrize("letters", [3, 200])
+def test_legends_cover_no_axes(letters: int, mixed: EvaluationResult) -> None:
+    names = tuple(f"{i}" + "w" * letters for i in range(3))
+    result = replace(mixed, record=replace(mixed.record, class_names=names))
+    figures = [*curve_figures(result), *error_figures(analyse_errors(result.record, result.outcome))]
+    figures.append(calibration_figure(calibrate(result.record.det_scores, result.outcome)))
+    legends = 0
+    for figure in figures:
+        figure.draw_without_rendering()
+        assert all(axis.get_legend() is None for axis in figure.axes)
+        for legend in figure.legends:
+            box = legend.get_window_extent()
+            assert not any(box.overlaps(axis.get_window_extent()) for axis in figure.axes)
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+            legends += 1
+    assert legends == 5
+
+
+def test_each_error_bar_ends_at_its_number() -> None:
+    # small and large detections of background rank above the correct ones: removing one size leaves the other
+    boxes = np.concatenate([grid(6, 20), grid(6, 200) + np.array([0, 300, 0, 300])])
+    found = Detections(np.concatenate([boxes + 3000, boxes]), np.linspace(0.9, 0.3, 24), np.zeros(24))
+    result = make([boxes], [np.zeros(12, int)], [found], ("cat",))
+    errors = analyse_errors(result.record, result.outcome)
+    assert not np.allclose(errors.gain, errors.gain_by_size.sum(axis=1), atol=0.001)
+    total, by_size = error_figures(errors)
+    for figure, expected in ((total, errors.gain[:, None]), (by_size, errors.gain_by_size)):
+        (axis,) = figure.axes
+        bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for group in axis.containers for bar in group]
+        assert bars == [(0, pytest.approx(100 * value)) for value in expected.T.ravel()]
+        assert [text.get_text() for text in axis.texts] == [f"{end:.1f}" for _, end in bars]
+        names = dict(zip(axis.get_yticks(), [label.get_text() for label in axis.get_yticklabels()], strict=True))
+        middle = [bar.get_y() + bar.get_height() / 2 for bar in axis.containers[len(axis.containers) // 2]]
+        assert [names[round(place)] for place in middle] == list(ERROR_TYPES)
+
+
+def test_the_page_has_dark_colours_on_screen(mixed_page: str) -> None:
+    style = mixed_page.split("<style>")[1].split("</style>")[0]
+    assert "@media screen and (prefers-color-scheme: dark)" in style
+    dark = set(re.findall(r"(--[a-z]+): #", style.split("prefers-color-scheme: dark")[1].split("img.plot")[0]))
+    assert dark == set(re.findall(r"var\((--[a-z]+)\)", style))
 
 
 def test_pictures_that_are_not_there_leave_the_rest_of_the_page() -> None:

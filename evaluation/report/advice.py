@@ -9,7 +9,6 @@ import numpy as np
 from evaluation.evaluator import EvaluationResult
 from evaluation.metrics.errors import (
     BACKGROUND,
-    BOTH,
     CLASSIFICATION,
     DUPLICATE,
     LOCALISATION,
@@ -161,7 +160,7 @@ def _classification(result: EvaluationResult, errors: ErrorAnalysis, scored: Sco
 
 
 def _background(result: EvaluationResult, errors: ErrorAnalysis) -> list[Advice]:
-    gain = errors.gain[BACKGROUND] + errors.gain[BOTH]
+    gain = errors.gain[BACKGROUND]
     threshold = result.best_f1_threshold or FALLBACK_THRESHOLD
     confident = int(((errors.det_type == BACKGROUND) & (result.record.det_scores >= threshold)).sum())
     return [

@@ -20,49 +20,63 @@ from evaluation.report.pictures import Picture, confident_mistakes, worst_images
 from evaluation.report.plots import (
     MOST_CLASSES,
     calibration_figure,
+    class_errors_figure,
     class_figure,
     confusion_figure,
-    curves_figure,
+    curve_figures,
     data_uri,
-    errors_figure,
+    error_figures,
 )
 from evaluation.report.text import noise_text, number, working_rows, working_threshold
 from imaging.image_io import read_image
 from utils.files import write_file
 
 _CSS = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #f5f7fa; margin: 0; }
+:root { color-scheme: light; --back: #f5f7fa; --card: #fff; --text: #1f2933; --quiet: #52606d; --line: #e4e7eb;
+  --stage: #e4e7eb; --focus: #2563eb; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { color-scheme: dark; --back: #15181b; --card: #1f2428; --text: #e7eaed; --quiet: #a3abb3; --line: #3d454c;
+    --stage: #0c0e10; --focus: #7cb0ff; }
+  img.plot { filter: invert(1) hue-rotate(180deg); } }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); margin: 0; }
 main { max-width: 1240px; margin: 0 auto; padding: 24px; }
 h1 { font-size: 24px; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size: 18px; margin: 0 0 8px; }
-section { background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; padding: 18px 20px; margin: 16px 0; }
-p.note { color: #616e7c; margin: 4px 0 10px; overflow-wrap: anywhere; }
-.cards { display: flex; flex-wrap: wrap; gap: 12px; }
-.card { flex: 1 1 120px; background: #f5f7fa; border-radius: 6px; padding: 10px 14px; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 18px 20px;
+  margin: 16px 0; }
+p.note { color: var(--quiet); margin: 4px 0 10px; overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 12px; }
+.card { background: var(--back); border-radius: 6px; padding: 10px 14px; }
 .card b { display: block; font-size: 24px; font-variant-numeric: tabular-nums; }
-.card span { color: #616e7c; font-size: 13px; }
-ol li { margin: 6px 0; } code { white-space: nowrap; background: #f0f2f5; padding: 0 3px; border-radius: 3px; }
+.card span { color: var(--quiet); font-size: 13px; }
+ol { padding-left: 24px; overflow-wrap: anywhere; } ol li { margin: 6px 0; }
+code { white-space: nowrap; background: var(--back); padding: 0 3px; border-radius: 3px; }
 img { max-width: 100%; height: auto; display: block; }
+img.plot { margin: 0 auto; } .stack { display: grid; gap: 16px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 20px;
+  align-items: start; }
 .side { display: flex; flex-wrap: wrap; gap: 20px; align-items: flex-start; }
-.side > * { flex: 1 1 420px; min-width: 0; }
-.scroll { overflow-x: auto; }
+.side > * { flex: 1 1 340px; min-width: 0; max-width: 100%; }
 .side > .scroll { flex: 2 1 640px; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; width: 100%; }
-th, td { text-align: right; padding: 3px 6px; border-bottom: 1px solid #e4e7eb; white-space: nowrap; }
+th, td { text-align: right; padding: 3px 6px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 14px; }
-figure { margin: 0; } figcaption { font-size: 13px; color: #3e4c59; margin-top: 4px; overflow-wrap: anywhere; }
-.sheet img { width: 100%; height: 230px; object-fit: contain; background: #e4e7eb; border-radius: 4px; }
-table.numbers { width: auto; } table.numbers th, table.numbers td { text-align: right; padding: 3px 12px; }
-.side > * { max-width: 100%; }
-.zoom { display: block; cursor: zoom-in; } .zoom input { position: absolute; opacity: 0; }
-.zoom input:focus-visible + img { outline: 3px solid #2563eb; }
+figure { margin: 0; } figcaption { font-size: 13px; margin-top: 4px; overflow-wrap: anywhere; }
+.sheet img { width: 100%; height: 230px; object-fit: contain; background: var(--stage); border-radius: 4px; }
+table.numbers { width: auto; margin: 0 0 12px; }
+table.numbers th, table.numbers td { text-align: right; padding: 3px 12px; white-space: nowrap; }
+.zoom { display: block; cursor: zoom-in; position: relative; } .zoom input { position: absolute; opacity: 0; }
+.zoom input:focus-visible + img { outline: 3px solid var(--focus); }
 .zoom input:checked + img { position: fixed; inset: 0; width: 100vw; height: 100vh; z-index: 1; cursor: zoom-out;
   background: rgba(17, 24, 39, 0.92); border-radius: 0; }
 @media (max-width: 700px) { main { padding: 8px; } section { padding: 12px; }
-  img.plot { max-width: none; width: 860px; }
-  .side > * { flex: 1 1 100%; } }
-.absent { height: 120px; background: #e4e7eb; border-radius: 4px; display: grid; place-items: center; color: #616e7c; }
+  .scroll img.plot { max-width: none; }
+  .side > *, .side > .scroll { flex: 1 1 100%; } }
+.absent { height: 120px; background: var(--stage); border-radius: 4px; display: grid; place-items: center;
+  color: var(--quiet); }
 .key { display: inline-block; width: 12px; height: 12px; border-radius: 2px; margin: 0 4px 0 12px; }
 """
 _KEY = (
@@ -104,6 +118,9 @@ def report_html(
     threshold = working_threshold(result)
     matrix = confusion_matrix(result.record, threshold)
     calibration = calibrate(result.record.det_scores, result.outcome)
+    total, by_size = error_figures(errors)
+    names = ("precision and recall", "precision, recall and F1 by score threshold", "F1 by class")
+    curves = "".join(_plot(figure, name) for figure, name in zip(curve_figures(result), names, strict=True))
     title = f"Evaluation of {model or 'detections'} on {result.index.name}"
     sections = [
         f"<h1>{_escape(title)}</h1><p class=note>{_escape(result.protocol)}{_left_out(result)}</p>",
@@ -111,19 +128,24 @@ def report_html(
         _section("Recommendations", _advice_list(advise(result, errors, scored))),
         _section(
             "mAP lost by errors",
-            _plot(errors_figure(result, errors), "mAP lost by error type, object size and class"),
-            "Gain in mAP50 without each type of error (TIDE). The types overlap, so the gains do not add up.",
+            f'<div class="side"><div class="stack">{_plot(total, "mAP lost by error type")}'
+            f"{_plot(by_size, 'mAP lost by error type and object size')}</div>"
+            f"{_plot(class_errors_figure(result, errors), 'AP lost by error type and class')}</div>",
+            "Gain in mAP50 if all errors of one type were corrected, and no others (TIDE). The gains of the types do "
+            "not add up, nor do those of the object sizes: each correction changes the effect of the others.",
         ),
-        _section("Curves", _plot(curves_figure(result), "precision, recall and F1 curves")),
+        _section("Curves", f'<div class="plots">{curves}</div>'),
         _section(
             "Classes", f'<div class="side">{_class_table(result)}{_plot(class_figure(result), "AP by class")}</div>'
         ),
         _section(
             "Confusion and calibration",
-            f'<div class="side">{_plot(confusion_figure(matrix, result.record.class_names, threshold), "confusion")}'
+            '<div class="side"><div class="scroll">'
+            f"{_plot(confusion_figure(matrix, result.record.class_names, threshold), 'confusion')}</div>"
             f"{_plot(calibration_figure(calibration), 'calibration')}</div>",
-            f"Left: counts at the best-F1 threshold, shaded by fraction of the row, at most {MOST_CLASSES} classes. "
-            f"Right: detections with a score of {LEAST_SCORE} or more, with their number on each bar.",
+            "Confusion: counts at the best-F1 threshold, shaded by fraction of the row, "
+            f"at most {MOST_CLASSES} classes. Calibration: detections with a score of {LEAST_SCORE} or more, with "
+            "their number on each bar.",
         ),
         _section("COCO metrics and time", _coco_and_time(result)),
         _section(
@@ -161,7 +183,7 @@ def _section(title: str, content: str, note: str = "", raw: bool = False) -> str
 
 
 def _plot(figure: Any, alt: str) -> str:
-    return f'<div class="scroll"><img class="plot" alt="{_escape(alt)}" src="{data_uri(figure)}"></div>'
+    return f'<div><img class="plot" alt="{_escape(alt)}" src="{data_uri(figure)}"></div>'
 
 
 def _left_out(result: EvaluationResult) -> str:

@@ -13,11 +13,12 @@ import numpy as np
 from evaluation.evaluator import EvaluationResult
 from evaluation.metrics.errors import BACKGROUND, BOTH, CLASSIFICATION, DUPLICATE, LOCALISATION, ErrorAnalysis
 from evaluation.worst import find_mistakes
-from imaging.draw import line_width, put_text, text_height, text_size
+from imaging.draw import contrast_colour, line_width, put_text, text_height, text_size
 from utils.errors import UserError, printable
 
 WORST_IMAGES, WORST_MISTAKES = 12, 16
 TILE = 640  # longest side of an image in the page, pixels
+CROP_TEXT = 1.5  # height of text in a crop, which has few boxes, for its small size in the page
 JPEG_QUALITY = 80
 RIGHT, WRONG, MISSED = (22, 163, 74), (220, 38, 38), (245, 158, 11)  # RGB
 
@@ -54,7 +55,7 @@ def worst_images(
         for m in np.flatnonzero(mistakes.missed & (record.gt_image == i)):
             marks.append((record.gt_boxes[m], MISSED, record.class_names[record.gt_labels[m]]))
         right, wrong, missed = mistakes.counts[:, i]
-        caption = f"{path.name}: {right} right, {wrong} wrong, {missed} missed"
+        caption = f"{path.name}: {right} correct, {wrong} wrong, {missed} missed"
         pictures.append(Picture(crop(path, marks, None, read), printable(caption)))
     return pictures
 
@@ -117,21 +118,21 @@ def crop(
     size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
     canvas = cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     for box, colour, text in marks:
-        _mark(canvas, (box - [left, top, left, top]) * scale, colour, text)
+        _mark(canvas, (box - [left, top, left, top]) * scale, colour, text, 1.0 if around is None else CROP_TEXT)
     _, data = cv2.imencode(".jpg", canvas[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
 
 
-def _mark(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], text: str) -> None:
+def _mark(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], text: str, enlarged: float) -> None:
     """Draw one box, with its text inside the top edge so that it stays in the image."""
     height, width = canvas.shape[:2]
     x1, y1, x2, y2 = np.clip(np.rint(box), -1, [width, height, width, height]).astype(int).tolist()
     cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, max(2, line_width(canvas)))
     if not text:
         return
-    cap = text_height(canvas)
+    cap = round(enlarged * text_height(canvas))
     text_width, ascent, descent = text_size(text, cap)
     left = max(0, min(x1, width - text_width - 4))
     top = max(0, min(y1, height - ascent - descent - 4))
     cv2.rectangle(canvas, (left, top), (left + text_width + 4, top + ascent + descent + 3), colour, cv2.FILLED)
-    put_text(canvas, text, left + 2, top + ascent + 2, cap, (255, 255, 255))
+    put_text(canvas, text, left + 2, top + ascent + 2, cap, contrast_colour(colour))
