@@ -79,14 +79,14 @@ def main(argv: list[str] | None = None) -> None:
     options = dataclasses.replace(options, format=ALIASES.get(options.format, options.format))
     exporter = FORMATS[options.format]
     form = choose_form(options, exporter)
-    exporter.require_packages(form.precision == "int8")
     checkpoint = find_model(options.checkpoint)
+    path = output_path(options, checkpoint, exporter)
+    exporter.require_packages(form.precision == "int8")
     from nets.export.check import export_and_check  # imports PyTorch and OpenCV, which --help does not need
     from nets.weights.checkpoint import load_model
 
     model = load_model(checkpoint)
     model.config = adjusted(model.config, options)
-    path = output_path(options, checkpoint, exporter)
     index = open_split(options, options.split, 1) if options.data else None
     photos = comparison_photos(options, index, model.config)
     info = {"checkpoint": checkpoint.name}

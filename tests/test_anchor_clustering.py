@@ -115,4 +115,4 @@ def test_the_command_reports_old_and_new(tmp_path: Path, capsys: pytest.CaptureF
     assert np.shape(report["new_anchors"]) == (3, 3, 2)
     assert report["accepted"] == ((report["new_recall"], report["new_iou"]) > (report["old_recall"], report["old_iou"]))
     dataset.main(["anchors", str(tmp_path)])
-    assert "the new ones" in capsys.readouterr().out or not report["accepted"]
+    assert "use the new anchors" in capsys.readouterr().out or not report["accepted"]

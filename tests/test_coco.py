@@ -187,7 +187,7 @@ def test_pictures_may_lie_anywhere_if_one_says_where(coco: Coco, tmp_path: Path)
     (tmp_path / "train2017").rename(tmp_path / "elsewhere")
     assert len(coco.read(image_folder=tmp_path / "elsewhere")) == 4
     index = coco.read()
-    assert len(index) == 4 and codes(index) == ["found_by_name"] and "4 of 4 pictures" in index.skips[0].what
+    assert len(index) == 4 and codes(index) == ["found_by_name"] and "4 of 4 images" in index.skips[0].what
 
 
 @settings(max_examples=60, deadline=None)
