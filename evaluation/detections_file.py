@@ -155,7 +155,8 @@ def _our_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex) -> It
                 raise UserError(where, "has a detection without `class_name`", f"give {_FORMATS}")
             within = f"{where}, detection {place}"
             box = _numbers(within, each.get("box_xyxy"), 4, "box_xyxy")
-            _check_box(within, "box_xyxy", box, box[2] - box[0], box[3] - box[1])
+            # equal corners are valid: predict.py rounds them, and such a box matches nothing
+            _check_box(within, "box_xyxy", box, box[2] - box[0], box[3] - box[1], may_be_flat=True)
             label = label_of(name)
             known += label >= 0
             unknown[name] += label < 0
@@ -244,10 +245,10 @@ def _report_unknown(path: Path, unknown: Counter[str], known: int, index: Datase
     )
 
 
-def _check_box(where: str, name: str, box: list[float], width: float, height: float) -> None:
-    if width < 0 or height < 0:  # 0 is valid: a thin box whose coordinates were rounded; it matches nothing
+def _check_box(where: str, name: str, box: list[float], width: float, height: float, may_be_flat: bool = False) -> None:
+    if min(width, height) < 0 or (min(width, height) == 0 and not may_be_flat):
         what = f"`{name}` {[round(value, 3) for value in box]} has the width {width:g} and the height {height:g}"
-        raise UserError(where, what, "neither may be negative; correct the file")
+        raise UserError(where, what, f"both must be {'at least' if may_be_flat else 'above'} 0; correct the file")
 
 
 def _score(where: str, row: dict[str, Any]) -> float:

@@ -163,7 +163,7 @@ def test_a_box_that_was_rounded_to_no_height_is_read_and_matches_nothing(devkit:
         ('[{"image_id": 1, "category_id": 99, "bbox": [1, 2, 3, 4], "score": 1}]', r"none of its classes \(99\)"),
         ('[{"image_id": 5, "category_id": 8, "bbox": [1, 2, 3, 4], "score": 1}]', r"1 images \(5\) are not in"),
         ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, -3, 4], "score": 1}]', "item 0: `bbox` .* width -3"),
-        ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, -1], "score": 1}]', "item 0: `bbox` .* height -1"),
+        ('[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, 0], "score": 1}]', "item 0: `bbox` .* height 0"),
         (
             '[{"image_id": 1, "category_id": 8, "bbox": [1, 2, 3, 4], "score": 87}]',
             "`score` is 87, not between 0 and 1",
