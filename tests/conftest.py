@@ -20,7 +20,7 @@ SHARED = REPOSITORY.parent / "shared"
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The developers' folder of real data beside the project; the test skips where it is absent."""
+    """The folder of real data next to the project. The test is skipped if it does not exist."""
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} does not exist: this test needs the developers' data")
     return SHARED

@@ -18,13 +18,13 @@ CAT: Object = ("cat", 71, 31, 140, 110)
 
 
 def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """(height, width, 3) uint8: smooth random colours, so that JPEG keeps them and no two look alike."""
+    """(height, width, 3) uint8: smooth random colours, which JPEG preserves and which differ between images."""
     coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def voc_xml_text(name: str, objects: Sequence[Object], height: int = HEIGHT, width: int = WIDTH) -> str:
-    """A VOC annotation; each object begins on a line of its own."""
+    """A VOC annotation. Each object begins on a new line."""
     boxes = "".join(
         f"<object><name>{label}</name><difficult>0</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
         f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>\n"
@@ -35,7 +35,7 @@ def voc_xml_text(name: str, objects: Sequence[Object], height: int = HEIGHT, wid
 
 
 def make_voc(root: Path, train: int = 4, val: int = 2, year: str = "VOC2007") -> Path:
-    """A devkit with ids a0, a1, ... in train and b0, ... in val; a dog and a cat on each picture."""
+    """A devkit with ids a0, a1, ... in train and b0, ... in val; each image has a dog and a cat."""
     folder = root / year
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
@@ -68,7 +68,7 @@ def make_coco(root: Path, train: int = 4, val: int = 2) -> dict[str, dict]:
 
 
 def write_coco(root: Path, split: str, content: object) -> None:
-    """Write one annotation file of a set of `make_coco` again."""
+    """Rewrite one annotation file of a data set of `make_coco`."""
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 

@@ -1,4 +1,4 @@
-"""What the processes of test_distributed do: `several` forks them, torchrun starts `told_to_leave` and `failing`."""
+"""Processes of test_distributed: `several` forks them, torchrun starts `sigterm_to_torchrun` and `failing`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def eval_arguments(data: Path, run: Path, figures: Path) -> list[str]:
 
 
 def predict_command(data: Path, run: Path, output: Path) -> list[str]:
-    """Look at a folder of pictures, write all kinds of results."""
+    """Predict on a folder of images and write all kinds of results."""
     command = [str(data / "JPEGImages"), "--checkpoint", str(run / "best.pth"), "--output", str(output), "--json"]
     kinds = ["csv", "coco", "counts", "yolo", "crops"]
     return [*command, *ONE_BY_ONE, "--score-threshold", "0.0001", "--max-detections", "2", "--save", *kinds]
@@ -77,9 +77,9 @@ def first_step(arguments: list[str]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def in_double() -> Iterator[None]:
-    """Networks in float64: an untrained one blows float32's rounding up to a quarter of the gradient.
+    """Create networks in float64. In an untrained network, float32 rounding errors grow to a quarter of the gradient.
 
-    They are so before `DistributedDataParallel` sees them: a parameter whose type changes loses DDP's hooks, silently.
+    The type is set before `DistributedDataParallel`, because a parameter whose type changes silently loses DDP's hooks.
     """
     before = setup.YOLOv4, training_run.YOLOv4
 
@@ -97,7 +97,7 @@ def in_double() -> Iterator[None]:
 
 @contextlib.contextmanager
 def after_step(act: Callable[[training_run.Run, int], None]) -> Iterator[None]:
-    """Do something after each step of a training, given its number."""
+    """Call a function with the step number after each training step."""
     before = training_run.Run._after_step
 
     def log(run: training_run.Run, number: int, losses: dict[str, float]) -> None:
@@ -115,7 +115,7 @@ def after_step(act: Callable[[training_run.Run, int], None]) -> Iterator[None]:
 
 
 def several(port: int, data: Path, folder: Path) -> int:
-    """Fork the processes, and wait for them: 1 as soon as one fails."""
+    """Fork the processes and wait for them. Returns 1 as soon as one fails."""
     context = multiprocessing.get_context("fork")  # torch is imported already, which takes longer than all the rest
     processes = [context.Process(target=_work, args=(rank, port, data, folder)) for rank in range(PROCESSES)]
     for process in processes:
@@ -128,14 +128,14 @@ def several(port: int, data: Path, folder: Path) -> int:
 
 
 def join(rank: int, world_size: int, port: int) -> None:
-    """What torchrun sets."""
+    """The environment variables of torchrun."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
     others = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     os.environ.update({name: str(value) for name, value in place.items()} | others)
 
 
 def _work(rank: int, port: int, data: Path, folder: Path) -> None:
-    """Four processes take a first step, two of them train, all go on from there."""
+    """Four processes run a first step, two of them train, and all resume."""
     torch.set_num_threads(1)
     with open(folder / f"printed{rank}", "w") as printed, contextlib.redirect_stdout(printed):
         if rank:
@@ -161,7 +161,7 @@ def _work(rank: int, port: int, data: Path, folder: Path) -> None:
 
 
 def _forbid_writing(folder: Path) -> None:
-    """Fail if this process opens, makes or renames something in the folder of a run."""
+    """Fail if this process opens for writing, creates or renames a file in the folder of a run."""
     places = tuple(f"{folder / name}/" for name in RUNS)
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -198,7 +198,7 @@ def _two(data: Path, folder: Path) -> None:
 
 
 def _silence(folder: Path) -> None:
-    """Rank 1 lives and says nothing: rank 0 gives it up."""
+    """Rank 1 runs without responding, and rank 0 stops waiting for it."""
     distributed.start("cpu", timeout_seconds=PATIENCE_SECONDS)
     backend = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
     assert backend.options._timeout == timedelta(seconds=PATIENCE_SECONDS)
@@ -227,10 +227,10 @@ def _four(data: Path, folder: Path) -> None:
 # ---- started by torchrun
 
 
-def told_to_leave(argv: list[str]) -> int:
-    """train.main; after its first step torchrun gets SIGTERM, as a cluster's SIGTERM does.
+def sigterm_to_torchrun(argv: list[str]) -> int:
+    """train.main; torchrun receives SIGTERM after the first step, as on a cluster.
 
-    Rank 1 goes no further before torchrun has passed that on: on a busy machine it takes longer than an epoch does.
+    Rank 1 waits until torchrun has forwarded the signal, which may take longer than an epoch on a busy machine.
     """
 
     def leave(run: training_run.Run, step: int) -> None:
@@ -245,7 +245,7 @@ def told_to_leave(argv: list[str]) -> int:
 
 
 def failing(argv: list[str]) -> int:
-    """train.main; rank 1 is killed in its second epoch, and fails in the third when torchrun has started all again."""
+    """train.main; rank 1 is killed in its second epoch, and fails in the third after the restart by torchrun."""
     place = Path(argv[argv.index("--run-dir") + 1]).with_name("failed_at")
 
     def fail(run: training_run.Run, step: int) -> None:
@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     name, *rest = argv or sys.argv[1:]
     if name == "several":
         return several(int(rest[0]), Path(rest[1]), Path(rest[2]))
-    return {"told_to_leave": told_to_leave, "failing": failing}[name](rest)
+    return {"sigterm_to_torchrun": sigterm_to_torchrun, "failing": failing}[name](rest)
 
 
 if __name__ == "__main__":

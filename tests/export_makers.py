@@ -31,7 +31,7 @@ CONFIG = ModelConfig(
 
 @functools.cache
 def small_model(config: ModelConfig = CONFIG) -> YOLOv4:
-    """Random weights that answer differently to different pictures: spread logits, objects expected everywhere."""
+    """Random weights whose outputs depend on the image: spread logits, high objectness everywhere."""
     torch.manual_seed(0)
     model = YOLOv4(config).eval()
     for level in model.head.levels:
@@ -42,7 +42,7 @@ def small_model(config: ModelConfig = CONFIG) -> YOLOv4:
 
 @functools.cache
 def folder() -> Path:
-    """Where the exports lie until the process ends."""
+    """The folder of the exports until the process ends."""
     _keep.append(tempfile.TemporaryDirectory(prefix="exports-"))
     return Path(_keep[-1].name)
 
@@ -60,7 +60,7 @@ def checkpoint() -> Path:
 
 @functools.cache
 def exported(kind: str, form: Form) -> Path:
-    """`small_model` in a format and form; the test is skipped where what that needs is not installed."""
+    """`small_model` in a format and form. The test is skipped if a required package is not installed."""
     for package in (*FORMATS[kind].packages, *FORMATS[kind].export_packages):
         pytest.importorskip(package)
     name = "".join(str(int(v)) if isinstance(v, bool) else v for v in vars(form).values())

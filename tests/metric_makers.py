@@ -29,7 +29,7 @@ class RecordBuilder:
         """Add one image.
 
         Args:
-            detections: what was found; labels index `class_names`.
+            detections: detections of the image; labels index `class_names`.
             target: a `Target`, with `areas` (N,) if the annotation gives them.
         """
         boxes = np.asarray(target["boxes"], np.float64).reshape(-1, 4)
@@ -69,7 +69,7 @@ class RecordBuilder:
 
 
 class VOCMetric(RecordBuilder):
-    """VOC figures of the images so far."""
+    """VOC metrics of the images so far."""
 
     def __init__(self, class_names: Sequence[str], iou_thresholds: Sequence[float] = (IOU_THRESHOLD,)) -> None:
         self.iou_thresholds = tuple(iou_thresholds)
@@ -80,7 +80,7 @@ class VOCMetric(RecordBuilder):
 
 
 class COCOMetric(RecordBuilder):
-    """COCO figures of the images so far."""
+    """COCO metrics of the images so far."""
 
     def __init__(self, class_names: Sequence[str], evaluator: str = "auto") -> None:
         self.evaluator = evaluator

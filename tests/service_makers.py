@@ -34,7 +34,7 @@ class Painted:
     """Finds one red, one green and one blue rectangle, with scores 0.9, 0.6 and 0.2.
 
     Attributes:
-        batches: how many pictures each call had.
+        batches: number of images of each call.
         gate: a call waits until it is set.
     """
 
@@ -100,7 +100,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a service listens."""
+    """Host and port of a service."""
 
     port: int
 
@@ -147,7 +147,7 @@ def running(app: Any, limits: Limits | None = None, port: int = 0, **changes: An
 
 
 def until(condition: Any, seconds: float = 600.0) -> None:
-    """Wait for something that another thread or process brings about."""
+    """Wait for a condition that another thread or process fulfils."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

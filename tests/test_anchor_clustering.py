@@ -1,4 +1,4 @@
-"""Anchors gather where the boxes are, and are only taken where they fit better."""
+"""Anchor clustering: anchors fit the boxes of the data, and are accepted only if they fit better than the old ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SQUARE = Letterbox((416, 416))
 
 
 def index_of(sizes: np.ndarray, image: tuple[int, int] = (416, 416), crowd: bool = False) -> DatasetIndex:
-    """One image that owns boxes of these (width, height), all at the corner."""
+    """One image with boxes of these (width, height), all at the corner."""
     boxes = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
     flags = [np.full(len(sizes), crowd)]
     return DatasetIndex.build(
@@ -46,7 +46,7 @@ def test_iou_of_shapes_is_that_of_boxes_on_one_centre() -> None:
     assert np.allclose(iou, [[1, 0.25], [0.5, 0.125]])
 
 
-def test_nine_heaps_are_found_and_sorted_by_area() -> None:
+def test_nine_clusters_are_found_and_sorted_by_area() -> None:
     centres, sizes = nine_heaps(np.random.default_rng(0))
     found = cluster_anchors(sizes, 9, seed=1)
     assert np.all(np.diff(found.prod(axis=1)) > 0)

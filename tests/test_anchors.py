@@ -1,4 +1,4 @@
-"""Boxes of predictions, drawn by hand, and their inverse."""
+"""Decoding and encoding of boxes, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_huge_raw_size_stays_finite() -> None:
     assert box.isfinite().all()
 
 
-def test_a_whole_level_agrees_with_its_places_one_by_one() -> None:
+def test_a_complete_level_equals_its_single_cells() -> None:
     raw = torch.randn(2, 3, 4, 5, 7)
     anchors = torch.tensor([[10.0, 20.0], [30.0, 15.0], [50.0, 60.0]])
     dense = decode_level(raw, anchors, 16, 1.1)

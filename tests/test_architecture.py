@@ -1,4 +1,4 @@
-"""Imports point one way: each room may import only the rooms below it, and no module imports an entry script."""
+"""Imports between folders: each folder may import only the folders below it, and no module imports an entry script."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HEAVY = {
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the rooms and scripts, by dotted name."""
+    """All modules of the folders and scripts, by dotted name."""
     paths = [p for room in MAY_IMPORT for p in (ROOT / room).rglob("*.py")]
     paths += [ROOT / f"{name}.py" for name in ENTRY_SCRIPTS]
     return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
@@ -72,7 +72,7 @@ def _imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
+def test_a_folder_imports_only_the_folders_below_it(room: str) -> None:
     back = {
         (module, target)
         for module, path in MODULES.items()
@@ -132,7 +132,7 @@ def packages(path: Path) -> set[str]:
     return names
 
 
-def test_only_what_is_slow_to_import_is_imported_late() -> None:
+def test_only_slow_packages_are_imported_late() -> None:
     top = {m: {t for t, is_top in imports(p) if is_top} for m, p in MODULES.items()}
 
     heavy = {m for m, p in MODULES.items() if packages(p) & HEAVY}

@@ -1,4 +1,4 @@
-"""Label errors are found by what a detector sees: each kind on boxes one can draw, planted ones, and the command."""
+"""The label audit: each kind of error on simple boxes, planted errors, and the command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRID = [(40 * x + 2, 40 * y + 2, 40 * x + 34, 40 * y + 34) for y in range(4) for
 
 
 def truth(images: int = 40) -> list[tuple[int, str, tuple[float, float, float, float]]]:
-    """Sixteen objects an image, of classes in turn."""
+    """Sixteen objects per image, with alternating classes."""
     return [(i, NAMES[(i + k) % 3], box) for i in range(images) for k, box in enumerate(GRID[: 4 + i % 8])]
 
 
@@ -70,7 +70,7 @@ def test_a_dropped_label_is_missing() -> None:
     assert (finding.kind, finding.image) == (MISSING, gone[0])
 
 
-def test_a_label_on_nothing_is_a_phantom() -> None:
+def test_a_label_without_object_is_a_phantom() -> None:
     labels = sorted([*truth(), (0, "dog", GRID[15])])
     finding, index = first(labels, truth())
     assert (finding.kind, index.boxes[finding.label].tolist()) == (PHANTOM, list(GRID[15]))
@@ -101,7 +101,7 @@ def test_another_class_is_found() -> None:
     assert index.boxes[finding.label].tolist() == list(labels[17][2])
 
 
-def test_a_shifted_box_is_sloppy() -> None:
+def test_a_shifted_box_is_a_localisation_error() -> None:
     labels = truth()
     image, name, (x1, y1, x2, y2) = labels[17]
     labels[17] = (image, name, (x1 + 11, y1, x2 + 11, y2))
@@ -109,7 +109,7 @@ def test_a_shifted_box_is_sloppy() -> None:
     assert (finding.kind, index.boxes[finding.label][0]) == (SLOPPY, x1 + 11)
 
 
-def test_a_label_twice_is_a_duplicate() -> None:
+def test_a_repeated_label_is_a_duplicate() -> None:
     labels = truth()
     image, name, (x1, y1, x2, y2) = labels[17]
     finding, _ = first(sorted([*labels, (image, name, (x1 + 1, y1, x2, y2))]), truth())
@@ -122,7 +122,7 @@ def test_no_labels_and_no_detections_are_no_error(labels: Rows, seen: Rows) -> N
     assert all(0 <= each.score <= 1 for each in findings)
 
 
-def test_a_monotone_fit_pools_what_falls() -> None:
+def test_a_monotone_fit_pools_decreasing_values() -> None:
     assert increasing_fit(np.array([0.0, 1.0, 0.0, 1.0])).tolist() == [0, 0.5, 0.5, 1]
     assert increasing_fit(np.zeros(0)).tolist() == []
 

@@ -1,4 +1,4 @@
-"""Pictures and boxes move together, and nothing else about an image's boxes changes."""
+"""Augmentation: images and boxes are transformed together, and other properties of the boxes are unchanged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rectangle_photo(height: int = 240, width: int = 320, decoded: int = 1) -> Ph
 
 
 def red_box(image: np.ndarray) -> np.ndarray:
-    """The tight xyxy box around what is red in (H, W, 3)."""
+    """The tight xyxy box around the red pixels of an (H, W, 3) image."""
     rows, columns = np.nonzero((image[..., 0] > 128) & (image[..., 1] < 80) & (image[..., 2] < 100))
     return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float64)
 
@@ -140,11 +140,11 @@ def test_albumentations_steps_all_run_repeat_by_seed_and_keep_shape() -> None:
     ("name", "value"),
     [("mosaic", 1.5), ("flip", -1), ("scale", (2, 1)), ("rotate", 400), ("hue", "a"), ("mixup", True)],
 )
-def test_a_wrong_value_is_refused_by_name(name: str, value: object) -> None:
+def test_a_wrong_value_is_rejected_by_name(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):
         AugmentConfig(**{name: value})
 
 
-def test_a_config_becomes_plain_types_and_comes_back() -> None:
+def test_a_config_survives_conversion_to_plain_types() -> None:
     config = AugmentConfig(mosaic=0.3, scale=(0.7, 1.2))
     assert AugmentConfig(**config.to_dict()) == config

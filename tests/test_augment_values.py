@@ -1,4 +1,4 @@
-"""Exact values of augmentation: each random number at one known value, each result worked by hand or in plain NumPy."""
+"""Exact values of augmentation with fixed random numbers, compared with values computed by hand or in plain NumPy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NO_MOVE = Geometry(1, 1, 0, 0)
 
 
 class Numbers:
-    """A generator that returns the given numbers in [0, 1], and records what was asked for."""
+    """A generator that returns the given numbers in [0, 1] and records the requested ranges."""
 
     def __init__(self, *values: float) -> None:
         self.values, self.asked = list(values), []
@@ -88,7 +88,7 @@ def test_the_fitted_scale_is_the_smaller_one_or_both() -> None:
     assert fitted_scale(Letterbox((100, 300), "stretch"), 50, 100) == (3, 2)
 
 
-def test_an_image_lies_where_its_geometry_says() -> None:
+def test_an_image_has_the_position_of_its_geometry() -> None:
     # 150 x 100 pixels of a canvas of 300 x 100: a quarter of the free 150 and a tenth of 300; 20 above the canvas
     image, canvas = random_image(50, 100), np.full((100, 300, 3), 114, np.uint8)
     geometry = Geometry(0.5, 1.0, 0.25, 0.5, 0.1, -0.2)
@@ -99,7 +99,7 @@ def test_an_image_lies_where_its_geometry_says() -> None:
     assert (canvas == expected).all()
 
 
-def test_an_image_decoded_smaller_lies_where_the_whole_one_would() -> None:
+def test_an_image_decoded_at_reduced_size_has_the_same_position() -> None:
     image, canvas = random_image(10, 10), np.zeros((30, 30, 3), np.uint8)
     matrix = place(Photo(image, 40, 20, 0.5, 0.25), canvas, (0, 0, 30, 30), (1, 2), (1, 0.5), NO_MOVE)
     assert matrix.tolist() == [[1, 0, 1], [0, 0.5, 2]]
@@ -258,7 +258,7 @@ def test_the_albumentations_have_their_limits_and_always_act() -> None:
 
 
 def sampled(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border: Sequence[int]) -> np.ndarray:
-    """Bilinear sampling at pixel centres, one pixel after another; `matrix` maps image pixels to canvas pixels."""
+    """Bilinear sampling at pixel centres, pixel by pixel. `matrix` maps image pixels to canvas pixels."""
     out = np.empty((*size, 3))
     back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
     for row, column in itertools.product(*map(range, size)):

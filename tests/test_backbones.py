@@ -1,4 +1,4 @@
-"""Every backbone: its shapes, its channels, and its features equal to torchvision's and timm's."""
+"""Backbones: shapes, channels, and features equal to those of torchvision and timm."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def config(backbone: str, **changes) -> ModelConfig:
 
 
 def randomize(module: nn.Module, seed: int = 0) -> None:
-    """Weights and running statistics that no default hides behind."""
+    """Random weights and running statistics, so that no default value can hide an error."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
         if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
@@ -47,7 +47,7 @@ def randomize(module: nn.Module, seed: int = 0) -> None:
 
 
 def assert_features_equal(ours: tuple[Tensor, ...], theirs: list[Tensor]) -> None:
-    """To 1e-5 of the features' own size."""
+    """Compare with a tolerance of 1e-5 of the features' magnitude."""
     for own, other in zip(ours, theirs, strict=True):
         assert own.shape == other.shape
         assert float((own - other).abs().max()) <= 1e-5 * max(1.0, float(other.abs().max()))
@@ -208,7 +208,7 @@ def test_channels_round_to_eights_and_lose_at_most_a_tenth(value: float, expecte
     assert make_divisible(value) >= 0.9 * value
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_name_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"unknown name 'mobilenet_v9'; choose from mobilenet_v1, .* or timm:NAME"):
         build_backbone(config("mobilenet_v9"))
 
@@ -241,7 +241,7 @@ def test_timm_models_are_backbones(name: str) -> None:
 
 
 @has_timm
-def test_timm_takes_bn_eps_and_refuses_what_it_cannot_do() -> None:
+def test_timm_takes_bn_eps_and_rejects_what_it_cannot_do() -> None:
     with torch.device("meta"):
         backbone = build_backbone(config("timm:mobilenetv4_conv_small", bn_eps=0.002))
         assert {m.eps for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)} == {0.002}
@@ -251,7 +251,7 @@ def test_timm_takes_bn_eps_and_refuses_what_it_cannot_do() -> None:
 
 
 @has_timm
-def test_a_timm_model_without_the_three_strides_is_refused() -> None:
+def test_a_timm_model_without_the_three_strides_is_rejected() -> None:
     with pytest.raises(UserError, match="not 8, 16 and 32"):
         build_backbone(config("timm:vit_tiny_patch16_224"))
 

@@ -1,4 +1,4 @@
-"""The comparison of the MobileNets: which weights belong to which, and its table."""
+"""The comparison of the MobileNets: selection of pretrained weights, and the table."""
 
 from __future__ import annotations
 

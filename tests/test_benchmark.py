@@ -1,4 +1,4 @@
-"""The benchmark times things in turns, tells when it cannot be trusted, and writes what it found."""
+"""benchmark.py: interleaved timing, warnings for unreliable times, and its output files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_median_and_quartiles_are_those_of_the_repetitions() -> None:
     assert sample.spread == pytest.approx(2 / 3)
 
 
-def test_a_quiet_machine_gives_no_reason_for_doubt(monkeypatch) -> None:
+def test_an_idle_machine_gives_no_noise_warning(monkeypatch) -> None:
     monkeypatch.setattr("nets.timing._load", lambda: 0.1)
     assert noise_reasons(QUIET, {"a": QUIET}) == []
 
@@ -70,7 +70,7 @@ def test_the_machine_is_described() -> None:
     json.dumps(facts)
 
 
-def test_the_command_measures_models_beside_each_other(tmp_path, capsys) -> None:
+def test_the_command_measures_models_in_one_run(tmp_path, capsys) -> None:
     write_image(tmp_path / "photo.jpg", pictures(1, 96, 128)[0])
     other = exported("onnx", Form())
     arguments = [str(checkpoint()), str(exported("torchscript", Form(dynamic=True))), "--runtimes", "torch"]
@@ -94,7 +94,7 @@ def test_the_command_measures_models_beside_each_other(tmp_path, capsys) -> None
     assert table in capsys.readouterr().out and table.startswith("| network | runtime")
 
 
-def test_an_export_that_fails_is_left_out_and_said_and_the_others_are_measured(tmp_path, monkeypatch, capsys) -> None:
+def test_a_failed_export_is_skipped_with_a_warning_and_the_others_are_measured(tmp_path, monkeypatch, capsys) -> None:
     def fail(*_: object) -> None:
         raise RunError("a.onnx", "does not answer as the network does")
 
@@ -123,7 +123,7 @@ def test_an_export_that_fails_is_left_out_and_said_and_the_others_are_measured(t
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_cannot_be_is_refused_before_the_work(arguments, where) -> None:
+def test_invalid_values_are_rejected_before_the_work(arguments, where) -> None:
     with pytest.raises(UserError) as caught:
         benchmark.main(arguments)
     assert caught.value.where == where

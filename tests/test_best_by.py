@@ -1,4 +1,4 @@
-"""Which checkpoint is the best: the figure that `--best-by` names."""
+"""Selection of the best checkpoint by the metric given in `--best-by`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def test_fitness_prefers_tight_boxes_to_an_early_peak_of_map50() -> None:
 
 
 @pytest.mark.parametrize("best_by", BEST_BY)
-def test_the_weights_sum_to_one_and_a_figure_that_is_not_there_is_nought(best_by: str) -> None:
+def test_the_weights_sum_to_one_and_a_missing_metric_is_zero(best_by: str) -> None:
     assert sum(BEST_BY[best_by].values()) == pytest.approx(1)
     assert best_score({"voc10_mAP50": None, "coco_AP": None}, best_by) == 0

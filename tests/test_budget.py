@@ -1,4 +1,4 @@
-"""`--minutes` is replanned during a run and kept; a run that learns nothing prints a warning."""
+"""`--minutes` is replanned during a run and not exceeded; a run without progress prints a warning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def planned(step: int, total: int, left: float, step_seconds: float, **others: f
     return plan_steps(**values)  # type: ignore[arg-type]
 
 
-def test_a_plan_that_ends_in_time_is_left_as_it_is() -> None:
+def test_a_plan_that_ends_in_time_is_not_changed() -> None:
     each = 1 / budget.OVERHEAD
     assert planned(100, 1000, 900, each) == 1000
     assert planned(100, 1000, 870, each) == 1000  # 30 s late, of 1000
@@ -55,11 +55,11 @@ def test_a_clock_counts_steps_and_goes_on_where_a_run_was_interrupted() -> None:
     assert clock.step == 2.0 and clock.total() == 56.0
 
 
-def test_lengths_of_time_are_words() -> None:
+def test_durations_are_formatted_as_text() -> None:
     assert (in_words(40), in_words(1500), in_words(11400)) == ("40 s", "25 min", "3 h 10 min")
 
 
-def test_a_run_whose_machine_is_freer_than_at_first_trains_longer(
+def test_a_run_on_a_machine_that_becomes_faster_trains_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(budget, "_time_step", lambda *_: 60.0)  # as on a machine that is busy for a moment
@@ -76,7 +76,7 @@ def test_a_run_whose_machine_is_freer_than_at_first_trains_longer(
     assert len(rows) == 7 and json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 6
 
 
-def test_a_run_that_learns_nothing_says_so_by_a_third(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_progress_warns_after_a_third(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_train(tmp_path / "run", "--learning-rate", "1e-9", epochs=3)
     lines = [line for line in capsys.readouterr().err.splitlines() if "the model has learnt nothing" in line]
     assert len(lines) == 1 and "--preset auto" in lines[0] and "dataset.py check" in lines[0]

@@ -1,4 +1,4 @@
-"""The bundled weights are those of their recipe and of the model card: the preset's options, and the card's figures."""
+"""The bundled weights: they match the options of their preset and the scores in the model card."""
 
 from __future__ import annotations
 

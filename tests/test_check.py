@@ -1,4 +1,4 @@
-"""Data sets spoilt on purpose in some eighty ways: each fault is found under its code, and clean sets are clean."""
+"""`dataset.py check` on about eighty faulty data sets: each fault is reported by its code, valid data has none."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def codes(report: CheckReport) -> set[str]:
 
 
 @pytest.mark.parametrize("make", [make_voc, make_coco, make_yolo])
-def test_a_clean_set_is_clean(make: Callable[[Path], object], tmp_path: Path) -> None:
+def test_valid_data_has_no_findings(make: Callable[[Path], object], tmp_path: Path) -> None:
     make(tmp_path / "set")
     report = check(tmp_path / "set", class_names=CLASSES)
     assert [str(each) for each in report.findings if each.code not in ("few_boxes", "small_split")] == []
@@ -290,7 +290,7 @@ def test_every_fault_of_a_coco_set_is_found(fault: str, tmp_path: Path) -> None:
     assert code in codes(check(tmp_path / "set"))
 
 
-def test_a_json_cut_in_the_middle_and_a_spare_picture_are_found(tmp_path: Path) -> None:
+def test_a_truncated_json_and_an_unlisted_image_are_found(tmp_path: Path) -> None:
     make_coco(tmp_path / "set")
     path = tmp_path / "set/annotations/instances_train2017.json"
     write_image(tmp_path / "set/val2017/spare.jpg", picture(50))
@@ -325,13 +325,13 @@ def test_every_fault_of_a_yolo_set_is_found(fault: str, tmp_path: Path) -> None:
     assert found and found[0].where.startswith(str(path))
 
 
-def test_labels_without_picture_and_pictures_without_label_are_found(tmp_path: Path) -> None:
+def test_labels_without_image_and_images_without_label_are_found(tmp_path: Path) -> None:
     make_yolo(tmp_path / "set")
     (tmp_path / "set/labels/train/p0.txt").rename(tmp_path / "set/labels/train/zz.txt")
     assert {"annotation_without_image", "no_label_file"} <= codes(check(tmp_path / "set"))
 
 
-def test_the_faults_tried_here_are_many_and_their_codes_are_all_that_can_be_found() -> None:
+def test_the_faults_of_this_file_cover_all_finding_codes() -> None:
     tried = {code for table in (VOC_FAULTS, COCO_FAULTS, YOLO_FAULTS) for _, code in table.values()}
     assert len(VOC_FAULTS) + len(COCO_FAULTS) + len(YOLO_FAULTS) >= 40
     elsewhere = {"similar_classes", "no_label_file", "corrupt_image", "file_too_big", "unreadable_file"}
@@ -342,16 +342,14 @@ def test_the_faults_tried_here_are_many_and_their_codes_are_all_that_can_be_foun
 # --- duplicates, real data -------------------------------------------------------------------------------------------
 
 
-def test_pictures_of_one_colour_are_not_taken_for_each_other(tmp_path: Path) -> None:
+def test_images_of_one_colour_are_not_taken_for_each_other(tmp_path: Path) -> None:
     folder = make_voc(tmp_path / "set")
     for name, grey in (("a0", 20), ("a1", 90), ("b0", 200)):
         write_image(folder / f"JPEGImages/{name}.jpg", np.full((HEIGHT, WIDTH, 3), grey, np.uint8))
     assert not codes(check(tmp_path / "set")) & {"near_duplicate", "same_image", "duplicate_image"}
 
 
-def test_the_decoders_complaints_are_heard_and_do_not_reach_the_terminal(
-    tmp_path: Path, capfd: pytest.CaptureFixture
-) -> None:
+def test_the_decoders_messages_are_captured_and_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     folder = make_voc(tmp_path / "set")
     damaged(folder)
     look = look_at(str(folder / "JPEGImages/a0.jpg"))
@@ -405,7 +403,7 @@ def test_the_command_exits_with_0_or_1_and_writes_json_but_not_over_a_file(
 @pytest.mark.parametrize(
     "arguments", [("nowhere",), ("set", "--split", "nope"), ("set", "--input-size", "0"), ("set", "--x")]
 )
-def test_wrong_use_is_an_error_in_one_line(arguments: tuple[str, ...], tmp_path: Path, monkeypatch: Any) -> None:
+def test_wrong_usage_is_a_one_line_error(arguments: tuple[str, ...], tmp_path: Path, monkeypatch: Any) -> None:
     make_voc(tmp_path / "set")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
@@ -473,7 +471,7 @@ def test_fix_writes_a_copy_without_errors_and_leaves_the_original_alone(
                 assert now["labels"].tolist() == old.target(i)["labels"].tolist()
 
 
-def test_fix_keeps_what_else_an_object_says(tmp_path: Path) -> None:
+def test_fix_keeps_other_fields_of_an_object(tmp_path: Path) -> None:
     spoilt_voc(tmp_path / "set")
     run(tmp_path / "set", "--fix", tmp_path / "fixed")
     index = read_voc(tmp_path / "fixed", "train")
@@ -551,7 +549,7 @@ def test_fix_keeps_boxes_and_flags_of_every_layout(name: str, tmp_path: Path) ->
     assert old.difficult.sum() == (8 if name == "dota" else 0)
 
 
-def test_fix_goes_neither_over_nor_into_anything(tmp_path: Path) -> None:
+def test_fix_never_overwrites_a_file_or_folder(tmp_path: Path) -> None:
     make_voc(tmp_path / "set")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("")
@@ -563,7 +561,7 @@ def test_fix_goes_neither_over_nor_into_anything(tmp_path: Path) -> None:
     check_target(tmp_path / "newer", tmp_path / "set")
 
 
-def test_the_quick_check_refuses_what_cannot_work_and_names_the_classes_that_are_there(tmp_path: Path) -> None:
+def test_the_quick_check_rejects_what_cannot_work_and_names_the_classes_that_are_there(tmp_path: Path) -> None:
     folder = make_voc(tmp_path / "set")
     train, val = (read_voc(folder, split, ["Hund", "Katze"]) for split in ("train", "val"))
     with pytest.raises(UserError, match=r"no box of its classes \(Hund, Katze\); found dog \(4\), cat \(4\)"):
@@ -575,7 +573,7 @@ def test_the_quick_check_refuses_what_cannot_work_and_names_the_classes_that_are
     assert {each.code for each in findings} == {"few_boxes", "same_image", "small_split"}
 
 
-def test_what_was_skipped_is_summed_up_named_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_skipped_items_are_summarised_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = spoilt_voc(tmp_path / "set")
     (folder / "JPEGImages/a1.jpg").write_bytes(b"")
     index = read_voc(folder, "train", CLASSES)

@@ -1,4 +1,4 @@
-"""A checkpoint comes back as it went in, is written whole or not at all, and can start another model."""
+"""Checkpoints: saving and loading, atomic writing, and initialisation of another model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def small_config(*class_names: str, **changes: Any) -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    """A whole one, with random weights and a training state of every plain type."""
+    """A complete checkpoint, with random weights and a training state of every plain type."""
     torch.manual_seed(0)
     config = small_config(score_threshold=0.31, score_threshold_source="best F1")
     training = {"step": 7, "numbers": [1, 2.5, None, True], "moments": {0: {"mean": torch.rand(3)}}, "text": "grün"}
@@ -36,7 +36,7 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_what_is_loaded_is_what_was_saved(checkpoint: Checkpoint, tmp_path: Path, name: str) -> None:
+def test_loading_returns_the_saved_checkpoint(checkpoint: Checkpoint, tmp_path: Path, name: str) -> None:
     save_checkpoint(tmp_path / name, checkpoint)
     loaded = load_checkpoint(tmp_path / name)
     assert loaded.config == checkpoint.config
@@ -78,7 +78,7 @@ def test_a_wrapped_models_weights_are_saved_without_its_prefix(checkpoint: Check
     assert load_checkpoint(tmp_path / "a.pth").weights.keys() == checkpoint.weights.keys()
 
 
-def test_a_view_is_saved_without_what_it_looks_at(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_tensor_view_is_saved_without_its_base(checkpoint: Checkpoint, tmp_path: Path) -> None:
     key = next(key for key, tensor in checkpoint.weights.items() if tensor.ndim == 1)
     large = torch.zeros(1_000_000)
     weights = {**checkpoint.weights, key: large[: checkpoint.weights[key].numel()]}
@@ -173,7 +173,7 @@ def test_a_write_that_is_interrupted_leaves_nothing_behind(tmp_path: Path, monke
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Any:
-    """A disk of 1 MB of its own."""
+    """A separate disk of 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
@@ -196,7 +196,7 @@ def test_a_full_disk_keeps_the_previous_file_and_says_what_is_missing(small_disk
     assert [each.name for each in small_disk.iterdir()] == ["last.pth"]
 
 
-def test_a_folder_that_is_not_there_is_an_error_of_the_run(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_is_an_error_of_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="No such file"):
         write_atomically(tmp_path / "gone" / "a.pth", b"")
 

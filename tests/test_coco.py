@@ -1,4 +1,4 @@
-"""COCO files become flat arrays; what does not fit in them is named and left out."""
+"""The COCO reader: COCO files as flat arrays; invalid entries are reported and skipped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.errors import UserError
 
 
 class Coco:
-    """A small set whose training JSON a test spoils."""
+    """A small data set whose training JSON a test corrupts."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -97,7 +97,7 @@ def test_annotation_id_0_is_an_annotation_like_any_other(coco: Coco) -> None:
         ({"image_id": 999}, "unknown_image"),
     ],
 )
-def test_a_bad_annotation_is_dropped_alone(coco: Coco, change: dict[str, Any], code: str) -> None:
+def test_only_the_bad_annotation_is_dropped(coco: Coco, change: dict[str, Any], code: str) -> None:
     coco.annotations[0] |= change
     index = coco.read()
     assert codes(index) == [code] and index.skips[0].kind == "box"
@@ -105,7 +105,7 @@ def test_a_bad_annotation_is_dropped_alone(coco: Coco, change: dict[str, Any], c
 
 
 @pytest.mark.parametrize("item", [None, 3, "x", [], {}, {"id": 5}])
-def test_what_is_no_annotation_at_all_is_dropped(coco: Coco, item: object) -> None:
+def test_entries_that_are_not_annotations_are_dropped(coco: Coco, item: object) -> None:
     coco.annotations.append(item)
     index = coco.read()
     assert codes(index) == ["bad_annotation"] and index.num_boxes == 8
@@ -124,7 +124,7 @@ def test_what_is_no_annotation_at_all_is_dropped(coco: Coco, item: object) -> No
         ({"height": 1, "width": 1}, "size_mismatch", 4),
     ],
 )
-def test_a_bad_image_entry_costs_at_most_its_image(coco: Coco, change: dict[str, Any], code: str, images: int) -> None:
+def test_a_bad_image_entry_skips_at_most_its_image(coco: Coco, change: dict[str, Any], code: str, images: int) -> None:
     coco.json["images"][0] |= change
     index = coco.read()
     assert code in codes(index) and len(index) == images
@@ -183,7 +183,7 @@ def test_the_usual_layouts_are_found(tmp_path: Path, json_name: str, folder: str
         assert (len(index), index.num_boxes, index.skips) == (1, 1, ())
 
 
-def test_pictures_may_lie_anywhere_if_one_says_where(coco: Coco, tmp_path: Path) -> None:
+def test_images_may_lie_anywhere_if_one_says_where(coco: Coco, tmp_path: Path) -> None:
     (tmp_path / "train2017").rename(tmp_path / "elsewhere")
     assert len(coco.read(image_folder=tmp_path / "elsewhere")) == 4
     index = coco.read()
@@ -192,7 +192,7 @@ def test_pictures_may_lie_anywhere_if_one_says_where(coco: Coco, tmp_path: Path)
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_a_mutated_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_a_mutated_file_is_read_or_rejected(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     root = tmp_path_factory.getbasetemp() / "mutated"
     if not root.exists():
         make_coco(root, train=1, val=0)

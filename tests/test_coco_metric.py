@@ -1,4 +1,4 @@
-"""COCO figures equal to pycocotools fed with files, with published ones, and sane where there is nothing."""
+"""COCO metrics: equal to pycocotools and to published values, and defined for empty data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utils.errors import MissingExtra, run_command
 
 
 def scene(seed: int, images: int = 6, classes: int = 3) -> tuple[list[Detections], list[dict]]:
-    """Random images with objects of all sizes, crowds among them, and detections near them."""
+    """Random images with objects of all sizes, including crowds, and detections near them."""
     rng = np.random.default_rng(seed)
     detections, targets = [], []
     for i in range(images):
@@ -119,7 +119,7 @@ def test_the_faster_evaluator_says_how_to_install_itself(monkeypatch: pytest.Mon
         compute(*scene(1), evaluator="faster")
 
 
-def test_an_unknown_evaluator_is_refused() -> None:
+def test_an_unknown_evaluator_is_rejected() -> None:
     with pytest.raises(ValueError, match="pycocotools, faster"):
         compute(*scene(1), evaluator="slow")
 
@@ -137,7 +137,7 @@ def test_a_perfect_detector_scores_one_and_the_first_object_counts(evaluator: st
 
 
 @pytest.mark.parametrize("evaluator", ["pycocotools", "faster"])
-def test_difficult_objects_neither_count_nor_cost(evaluator: str) -> None:
+def test_difficult_objects_are_ignored_by_the_metrics(evaluator: str) -> None:
     if evaluator == "faster":
         pytest.importorskip("faster_coco_eval")
     boxes = np.array([[0.0, 0, 40, 40], [100, 100, 180, 180]])
@@ -149,7 +149,7 @@ def test_difficult_objects_neither_count_nor_cost(evaluator: str) -> None:
 
 
 @pytest.mark.parametrize("evaluator", ["pycocotools", "faster"])
-def test_nothing_there_is_null_and_nothing_found_is_zero(evaluator: str) -> None:
+def test_metrics_without_objects_are_null_and_without_detections_zero(evaluator: str) -> None:
     if evaluator == "faster":
         pytest.importorskip("faster_coco_eval")
     assert compute([], [], evaluator=evaluator)["coco_AP"] is None
@@ -202,7 +202,7 @@ def _xyxy(rows: list[dict]) -> np.ndarray:
 
 
 def test_a_run_without_an_evaluator_stops_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found on a machine without pycocotools: 26 epochs were trained, then the first evaluation failed."""
+    """Regression test: without pycocotools, 26 epochs were trained before the first evaluation failed."""
     for name in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval", "faster_coco_eval"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -210,7 +210,7 @@ def test_a_run_without_an_evaluator_stops_before_it_trains(monkeypatch: pytest.M
         check_evaluator()
 
 
-def test_a_required_package_that_is_missing_is_named_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_required_package_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def main(_: object) -> None:
         import package_that_is_not_installed  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""A data set that goes to another format and back is the same, and what cannot be held is said."""
+"""`dataset.py convert`: round trips between formats are lossless, and unsupported information is reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load(data: Path, split: str) -> DatasetIndex:
 
 
 def assert_same(first: DatasetIndex, second: DatasetIndex, flags: bool = True) -> None:
-    """The same pictures in the same order, with the same boxes, classes and (where the format has them) flags."""
+    """The same images in the same order, with the same boxes, classes and (if the format has them) flags."""
     assert [first.path(i).name for i in range(len(first))] == [second.path(i).name for i in range(len(second))]
     assert all(first.path(i).read_bytes() == second.path(i).read_bytes() for i in range(len(first)))
     assert np.array_equal(first.offsets, second.offsets)
@@ -60,7 +60,7 @@ def voc_objects(folder: Path) -> dict[str, list[tuple[str | None, ...]]]:
 
 
 def make_coco(root: Path, demo: Path) -> Path:
-    """A COCO set with holes in its ids, decimals, a crowd, an image without objects and an outline."""
+    """A COCO data set with gaps in its ids, decimals, a crowd, an image without objects and a polygon."""
     (root / "annotations").mkdir(parents=True)
     (root / "val2017").mkdir()
     images, annotations = [], []
@@ -159,7 +159,7 @@ def test_yolo_fractions_come_back_digit_for_digit(demo: Path, tmp_path: Path) ->
 # --- what cannot be held ---------------------------------------------------------------------------------------------
 
 
-def test_what_yolo_cannot_hold_is_counted(demo: Path, tmp_path: Path) -> None:
+def test_information_not_supported_by_yolo_is_counted(demo: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(demo, own)
     xml = own / DEMO_YEAR / "Annotations" / "special.xml"
@@ -176,7 +176,7 @@ def test_what_yolo_cannot_hold_is_counted(demo: Path, tmp_path: Path) -> None:
     assert written["lost"] == report.lost and written["splits"] == {"special": {"images": 1, "boxes": 2}}
 
 
-def test_pictures_without_objects_stay(demo: Path, tmp_path: Path) -> None:
+def test_images_without_objects_stay(demo: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(demo, own)
     name = (own / DEMO_YEAR / "ImageSets" / "Main" / "train.txt").read_text().split()[0]
@@ -191,7 +191,7 @@ def test_pictures_without_objects_stay(demo: Path, tmp_path: Path) -> None:
         assert (np.diff(load(tmp_path / folder, split).offsets) == 0).sum() == empty
 
 
-def test_two_pictures_of_one_name_both_arrive(demo: Path, tmp_path: Path) -> None:
+def test_two_images_of_one_name_both_arrive(demo: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     for part in ("train", "val"):
         (source / "images" / part).mkdir(parents=True)
@@ -237,7 +237,7 @@ def test_a_conversion_that_fails_leaves_no_target(demo: Path, tmp_path: Path, mo
     convert(demo, tmp_path / "out", "yolo")
 
 
-def test_links_share_the_pictures_bytes(demo: Path, tmp_path: Path) -> None:
+def test_links_share_the_images_bytes(demo: Path, tmp_path: Path) -> None:
     convert(demo, tmp_path / "out", "coco", link=True)
     first, second = (os.stat(path) for path in (demo / DEMO_YEAR / "JPEGImages" / "000000.jpg",
                                                 tmp_path / "out" / "images" / "000000.jpg"))  # fmt: skip

@@ -1,4 +1,4 @@
-"""The C++ programs compile where their libraries are, and find what the platform finds."""
+"""The C++ examples: they compile if their libraries are installed, and return the detections of this project."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VARIABLES = {"onnxruntime": "ORT_ROOT", "ncnn": "NCNN_ROOT"}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ROOTS)
-def test_the_program_finds_what_the_platform_finds(tmp_path, library) -> None:
+def test_the_program_gives_the_detections_of_this_project(tmp_path, library) -> None:
     root = ROOTS[library]
     if root is None:
         pytest.skip(f"{VARIABLES[library]} does not name where {library}'s headers and library are")

@@ -1,4 +1,4 @@
-"""Threads follow affinity and quota; OpenMP is set up before PyTorch is imported, never over the user's settings."""
+"""CPU count from affinity and quota; OpenMP settings before the import of PyTorch, without overriding the user's."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_as_many_cpus_as_affinity_and_quota_allow(tmp_path: Path, monkeypatch: p
     assert cpus.usable_cpus(tree(tmp_path, quota)) == 6
 
 
-def test_what_the_user_has_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_settings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpus, "cpu_quota", lambda *_: 1.0)
     monkeypatch.setattr(cpus, "usable_cpus", lambda *_: 1)
     empty: dict[str, str] = {}

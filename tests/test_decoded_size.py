@@ -1,4 +1,4 @@
-"""A large JPEG that is decoded at a fraction gives the network the same input, and boxes in the whole picture."""
+"""JPEG decoding at reduced size: the network input is the same, and boxes refer to the full image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.thresholds import Thresholds
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scene enlarged to a size that no factor of the decoder divides."""
+    """A scene enlarged to a size that is not divisible by the decoder's factors."""
     path = tmp_path_factory.mktemp("large") / "photo.jpg"
     write_image(path, cv2.resize(draw_scene(0, 0)[0], (1607, 1203), interpolation=cv2.INTER_CUBIC))
     return path
@@ -27,7 +27,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("mode", ["letterbox", "stretch"])
 @pytest.mark.parametrize("input_size", [(96, 96), (64, 128), (320, 320)])
-def test_the_input_is_that_of_the_whole_picture(large: Path, mode: str, input_size: tuple[int, int]) -> None:
+def test_the_input_is_that_of_the_whole_image(large: Path, mode: str, input_size: tuple[int, int]) -> None:
     letterbox = Letterbox(input_size, mode)
     whole, size = read_image_and_size(large)
     image, same_size = read_image_and_size(large, min_size=letterbox.decoded_size)
@@ -43,7 +43,7 @@ def test_bicubic_resampling_reads_every_pixel(large: Path) -> None:
     assert read_image_and_size(large, min_size=letterbox.decoded_size)[0].shape[:2] == (1203, 1607)
 
 
-def test_boxes_are_in_pixels_of_the_whole_picture(large: Path) -> None:
+def test_boxes_are_in_pixels_of_the_whole_image(large: Path) -> None:
     detector, thresholds = Detector.from_model(small_model()), Thresholds(score_threshold=0.01, max_detections=10)
     whole, size = read_image_and_size(large)
     image, _ = read_image_and_size(large, min_size=detector.decoded_size)

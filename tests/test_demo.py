@@ -1,4 +1,4 @@
-"""The drawn data set: whole, deterministic, varied, and never over something else."""
+"""The demo data set: complete, deterministic and varied; existing files are not overwritten."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_folder_is_a_whole_voc_year(tmp_path: Path) -> None:
             assert 1 <= x1 < x2 <= width and 1 <= y1 < y2 <= height
 
 
-def test_a_picture_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+def test_an_image_does_not_depend_on_the_number_of_images(tmp_path: Path) -> None:
     few, many = (
         contents(write_demo(tmp_path / "few", 2, 0, SMALL)),
         contents(write_demo(tmp_path / "many", 3, 0, SMALL)),
@@ -58,7 +58,7 @@ def test_a_picture_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None
     assert few["JPEGImages/000001.jpg"] == many["JPEGImages/000001.jpg"]
 
 
-def test_every_class_and_difficulty_occurs_and_some_pictures_are_empty() -> None:
+def test_every_class_and_difficulty_occurs_and_some_images_are_empty() -> None:
     scenes = [draw_scene(0, number, (160, 208))[1] for number in range(60)]
     names = Counter(each.name for objects in scenes for each in objects)
     assert set(names) == set(DEMO_CLASSES)
@@ -69,7 +69,7 @@ def test_every_class_and_difficulty_occurs_and_some_pictures_are_empty() -> None
     assert areas.max() > 4 * areas.min()
 
 
-def test_what_is_there_is_kept_unless_told(tmp_path: Path) -> None:
+def test_existing_files_are_kept_unless_overwrite_is_given(tmp_path: Path) -> None:
     folder = write_demo(tmp_path, 2, 0, SMALL)
     before = (folder / "demo.json").stat().st_mtime_ns
     assert write_demo(tmp_path, 2, 0, SMALL) == folder
@@ -99,7 +99,7 @@ def test_splits_are_disjoint_and_complete(num_images: int) -> None:
         assert all(parts.values())
 
 
-def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_its_output_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(tmp_path), "--num-images", "3", "--seed", "2"])
     text = capsys.readouterr().out
     assert "3 images (train 1, val 1, test 1)" in text and f"--data {tmp_path}" in text

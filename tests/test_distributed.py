@@ -1,4 +1,4 @@
-"""Several processes do what one does: gradients, curves, scores, resuming, prediction; and they end together."""
+"""Distributed runs equal a single process: gradients, losses, scores, resuming, prediction; joint exit."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PICTURES = 18
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures to learn from, so that the second step of eight has but four, and three to score."""
+    """Twelve training images, so that the second batch of eight has only four, and three validation images."""
     folder = write_demo(tmp_path_factory.mktemp("data"), PICTURES, sides=(64, 96))
     names = sorted(p.stem for p in (folder / "JPEGImages").iterdir())
     for split, chosen in (("train", names[:12]), ("val", names[12:15])):
@@ -57,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which one, two and four processes have done the same work."""
+    """The folder with the results of one, two and four processes."""
     folder = tmp_path_factory.mktemp("runs")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # one for all starts, as torchrun's is
     with open(folder / "errors", "w") as errors:
@@ -81,7 +81,7 @@ def _environment() -> dict[str, str]:
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
-    """What metrics.csv holds, as numbers; an epoch that was not scored has none for its scores."""
+    """The numbers of metrics.csv. Epochs without evaluation have no scores."""
     with open(run / "metrics.csv") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
@@ -220,7 +220,7 @@ def test_the_rest_of_an_epoch_of_shards_is_cut_as_its_beginning_was(monkeypatch:
 
 
 def test_only_the_main_process_writes_and_prints(runs: Path) -> None:
-    """That the others open nothing in a run's folder for writing, they watch themselves (distributed_run)."""
+    """The other processes themselves check that they open no file of the run's folder for writing (distributed_run)."""
     assert "best: epoch" in (runs / "printed0").read_text()
     for rank in (1, 2, 3):
         printed = (runs / f"printed{rank}").read_text().partition("predicting\n")
@@ -230,7 +230,7 @@ def test_only_the_main_process_writes_and_prints(runs: Path) -> None:
     assert not [name for name in names if name.endswith(".tmp")]
 
 
-def test_each_picture_is_named_once_and_all_are_summed_up_once(runs: Path) -> None:
+def test_each_image_is_named_once_and_all_are_summed_up_once(runs: Path) -> None:
     printed = [(runs / f"printed{rank}").read_text().partition("predicting\n")[2].splitlines() for rank in range(4)]
     of_pictures = [line for each in printed for line in each if _is_of_a_picture(line)]
     assert Counter(Path(line.partition(": ")[0]).name for line in of_pictures) == Counter(
@@ -255,7 +255,7 @@ def test_a_folder_shared_by_processes_is_predicted_as_by_one(runs: Path, data: P
     assert [name for name in files if not filecmp.cmp(one / name, many / name, shallow=False)] == []
 
 
-def test_what_only_one_process_can_read_is_refused(
+def test_sources_for_one_process_are_rejected_in_distributed_runs(
     runs: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = distributed_run.predict_command(data, runs / "whole", tmp_path)
@@ -277,14 +277,14 @@ def _torchrun(name: str, arguments: list[str], *options: str) -> subprocess.Comp
     )
 
 
-def test_torchrun_told_to_leave_saves_and_a_killed_process_is_started_again_and_a_failing_one_ends_all(
+def test_sigterm_to_torchrun_saves_and_a_killed_process_is_restarted_and_a_failing_one_ends_all(
     data: Path, tmp_path: Path
 ) -> None:
-    """One run in two commands, as each takes torchrun seconds to start."""
+    """One test for two commands, because torchrun takes seconds to start."""
     run = tmp_path / "run"
     command = distributed_run.train_command(data, "--batch-size", 4, "--epochs", 5, "--eval-every", 5)
     command += ["--run-dir", str(run), "--resume", "auto"]
-    left = _torchrun("told_to_leave", command, "--max-restarts", "1")
+    left = _torchrun("sigterm_to_torchrun", command, "--max-restarts", "1")
     assert left.returncode != 0
     assert "stopped in epoch 1" in left.stdout
     assert left.stderr.count("SIGTERM: saving") == 1
@@ -308,7 +308,7 @@ def test_torchrun_told_to_leave_saves_and_a_killed_process_is_started_again_and_
     assert load_checkpoint(run / "last.pth").training is not None  # and it could be resumed again
 
 
-def test_a_lost_process_is_told_from_a_failure_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_process_is_distinguished_from_an_own_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setattr(distributed, "GRACE_SECONDS", 0)

@@ -1,4 +1,4 @@
-"""Every command in README and docs parses; the README's own path works with what requirements.txt installs."""
+"""Commands in README and docs can be parsed, and those of the README work with the packages of requirements.txt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLACEHOLDER = re.compile(r"\.\.\.|…")
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The command lines of a page, with continued lines joined and comments cut."""
+    """The command lines of a page, with continued lines joined and comments removed."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in COMMAND.findall(text):
         yield re.split(r"\s#|\s\||\s>|;|&&", line)[0].strip()
@@ -75,7 +75,7 @@ sys.meta_path = [Hidden if finder is importlib.machinery.PathFinder else finder 
 
 
 def extras() -> set[str]:
-    """Top-level modules of installed packages that requirements.txt does not bring, directly or indirectly."""
+    """Top-level modules of installed packages that requirements.txt does not install, directly or indirectly."""
     needed: set[str] = set()
     waiting = re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     while waiting:

@@ -1,4 +1,4 @@
-"""What README and docs/PYTHON.md show in Python runs as it stands there."""
+"""The Python examples of README and docs/PYTHON.md run without changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def blocks(page: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A picture, a short video, and a network without learning that finds something at threshold 0."""
+    """An image, a short video, and an untrained network with detections at threshold 0."""
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     write_image(tmp_path / "photo.jpg", image)
     with VideoWriter(tmp_path / "clip.mp4", 10.0, (90, 120)) as writer:

@@ -1,4 +1,4 @@
-"""Downloads from a server on 127.0.0.1 that breaks off, corrupts, ignores Range, changes the file and restarts."""
+"""Downloads from a server on 127.0.0.1 with faults: broken connections, corrupt data, ignored Range, changed files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server:
-    """What the handler does with each request in turn, and what it was asked."""
+    """The planned responses to requests, in order, and the received requests."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {"/file.bin": CONTENT}
@@ -96,7 +96,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def fetch(server: Server, tmp_path: Path) -> Callable[..., Path]:
-    """Downloads /file.bin without waiting; the pauses asked for are in `fetch.pauses`."""
+    """Downloads /file.bin without waiting. The requested pauses are recorded in `fetch.pauses`."""
 
     def run(**options: object) -> Path:
         options = {"sha256": SHA, "progress": False, "sleep": run.pauses.append, **options}  # type: ignore[attr-defined]
@@ -110,7 +110,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_arrives_whole_and_is_not_fetched_twice(server: Server, fetch: Callable[..., Path]) -> None:
+def test_a_file_is_downloaded_completely_and_only_once(server: Server, fetch: Callable[..., Path]) -> None:
     path = fetch(md5=MD5, size=len(CONTENT))
     assert path.read_bytes() == CONTENT
     assert names(path.parent) == ["file.bin"]
@@ -118,7 +118,7 @@ def test_a_file_arrives_whole_and_is_not_fetched_twice(server: Server, fetch: Ca
     assert server.ranges == [None]
 
 
-def test_a_broken_connection_is_continued_where_it_broke(server: Server, fetch: Callable[..., Path]) -> None:
+def test_a_broken_connection_is_continued(server: Server, fetch: Callable[..., Path]) -> None:
     server.faults = ["break", "break"]
     assert fetch().read_bytes() == CONTENT
     half = len(CONTENT) // 2
@@ -153,7 +153,7 @@ def test_a_part_without_its_note_is_not_trusted(server: Server, fetch: Callable[
     assert server.ranges == [None]
 
 
-def test_a_whole_part_needs_no_byte_more(server: Server, fetch: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_complete_partial_download_is_kept(server: Server, fetch: Callable[..., Path], tmp_path: Path) -> None:
     server.faults = ["break", "break-early"]
     with pytest.raises(RunError):
         fetch(retries=1)
@@ -167,7 +167,7 @@ def test_corrupt_bytes_are_fetched_once_more(server: Server, fetch: Callable[...
     assert fetch().read_bytes() == CONTENT
 
 
-def test_bytes_that_stay_corrupt_are_never_given_the_name(
+def test_corrupt_downloads_are_never_given_the_final_name(
     server: Server, fetch: Callable[..., Path], tmp_path: Path
 ) -> None:
     server.faults = ["corrupt", "corrupt"]
@@ -176,7 +176,7 @@ def test_bytes_that_stay_corrupt_are_never_given_the_name(
     assert names(tmp_path / "deep") == []
 
 
-def test_a_wrong_file_that_is_there_stays_until_the_right_one_is_whole(
+def test_a_wrong_file_is_kept_until_the_right_one_is_complete(
     server: Server, fetch: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "deep" / "file.bin"
@@ -189,7 +189,7 @@ def test_a_wrong_file_that_is_there_stays_until_the_right_one_is_whole(
     assert fetch().read_bytes() == CONTENT
 
 
-def test_busy_and_dropping_servers_are_asked_again(server: Server, fetch: Callable[..., Path]) -> None:
+def test_busy_and_dropping_servers_are_retried(server: Server, fetch: Callable[..., Path]) -> None:
     server.faults = ["503", "drop", "drop"]
     assert fetch().read_bytes() == CONTENT
     pauses: list[float] = fetch.pauses  # type: ignore[attr-defined]
@@ -197,7 +197,7 @@ def test_busy_and_dropping_servers_are_asked_again(server: Server, fetch: Callab
     assert pauses[1] < pauses[2] * 2 and max(pauses) <= generic.MAX_PAUSE
 
 
-def test_giving_up_says_what_to_do_by_hand(server: Server, fetch: Callable[..., Path]) -> None:
+def test_a_failed_download_error_describes_the_manual_way(server: Server, fetch: Callable[..., Path]) -> None:
     server.faults = ["drop"] * 9
     with pytest.raises(RunError, match=r"cannot be downloaded.*download it elsewhere and save it as .*file\.bin"):
         fetch(retries=3)
@@ -209,13 +209,13 @@ def test_no_server_at_all_is_one_clear_error(tmp_path: Path) -> None:
         download("http://127.0.0.1:9/none", tmp_path / "x", progress=False, retries=2, sleep=lambda s: None)
 
 
-def test_what_is_not_there_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
+def test_missing_files_are_not_requested_again(server: Server, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="404"):
         download(f"{server.url}/none", tmp_path / "x", progress=False)
     assert len(server.ranges) == 1
 
 
-def test_another_size_is_refused_before_it_is_fetched(server: Server, fetch: Callable[..., Path]) -> None:
+def test_another_size_is_rejected_before_it_is_fetched(server: Server, fetch: Callable[..., Path]) -> None:
     with pytest.raises(RunError, match=f"{len(CONTENT)} bytes on the server, not 5"):
         fetch(size=5)
 
@@ -310,7 +310,7 @@ def test_a_flipped_bit_in_a_zip_is_found_by_its_crc(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == []
 
 
-def test_a_data_set_is_fetched_from_a_mirror_unpacked_and_known_the_next_time(
+def test_a_data_set_is_downloaded_from_a_mirror_unpacked_and_reused(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = tar_bytes({"VOCdevkit/VOC2007/JPEGImages/1.jpg": b"a"})
@@ -330,7 +330,7 @@ def test_a_data_set_is_fetched_from_a_mirror_unpacked_and_known_the_next_time(
     assert names(tmp_path / "archives") == ["one.tar.done", "two.tar.done"]
 
 
-def test_an_archive_fetched_by_hand_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manually_downloaded_archive_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = tar_bytes({"VOCdevkit/VOC2012/x": b"1"})
     part = Archive("https://official.invalid/by-hand.tar", hashlib.md5(content).hexdigest(), len(content))
     monkeypatch.setitem(data_download.DATASETS, "voc12", (part,))
@@ -341,7 +341,7 @@ def test_an_archive_fetched_by_hand_is_taken(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "archives" / "by-hand.tar").exists()
 
 
-def test_unknown_data_sets_are_named_with_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_data_set_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="voc07, voc12, voc0712, coco2017"):
         download_dataset("voc99", tmp_path)
 

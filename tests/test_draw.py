@@ -1,4 +1,4 @@
-"""Pictures are readable at every size, and drawing changes nothing but its copy."""
+"""Drawing: readable at every image size, and the input image is unchanged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_box_is_drawn_in_the_colour_of_its_class_at_its_place() -> None:
     assert (drawn[250, 200] == 90).all()
 
 
-def test_lines_and_text_grow_with_the_picture_and_stay_readable() -> None:
+def test_lines_and_text_grow_with_the_image_and_stay_readable() -> None:
     widths = [draw.line_width(np.empty((s, s, 1), np.uint8)) for s in (200, 640, 8000)]
     heights = [draw.text_height(np.empty((s, s, 1), np.uint8)) for s in (200, 640, 8000)]
     assert widths == sorted(widths) and widths[0] == 1 and widths[-1] >= 16
@@ -60,7 +60,7 @@ def test_text_as_measured_is_as_high_as_was_asked() -> None:
         assert columns[-1] < 5 + draw.text_size("HE", cap_height)[0] + 3
 
 
-def test_labels_lie_inside_the_picture_even_at_its_corners() -> None:
+def test_labels_lie_inside_the_image_even_at_its_corners() -> None:
     for box in ([0, 0, 10, 10], [190, 0, 200, 10], [0, 140, 10, 150], [190, 140, 200, 150], [0, 0, 200, 150]):
         place = draw._place_label(grey(150, 200), "person 0.98", tuple(box), (255, 0, 0), []).place
         assert 0 <= place[0] < place[2] <= 200 and 0 <= place[1] < place[3] <= 150

@@ -1,4 +1,4 @@
-"""eval.py from the command line: a checkpoint, ready detections of both kinds, and what it says to mistakes."""
+"""eval.py on the command line: a checkpoint, detection files of both formats, and messages for user errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OBJECTS = {  # image id: (name, xmin, ymin, xmax, ymax as in the file, difficult
 
 @pytest.fixture
 def devkit(tmp_path: Path) -> Path:
-    """A VOCdevkit of four pictures, two classes, all in the split `test`."""
+    """A VOCdevkit of four images and two classes, all in the split `test`."""
     year = tmp_path / "VOCdevkit" / "VOC2007"
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (year / name).mkdir(parents=True)
@@ -53,7 +53,7 @@ def devkit(tmp_path: Path) -> Path:
 
 
 def perfect() -> list[dict[str, Any]]:
-    """predict.py's list of what is there."""
+    """The ground truth in the format of predict.py's JSON list."""
     return [
         {
             "image": f"some/folder/{image_id}.jpg",
@@ -99,7 +99,7 @@ def test_perfect_detections_of_either_form_score_one(devkit: Path, tmp_path: Pat
     assert "Recommendations:" in capsys.readouterr().out
 
 
-def test_pictures_are_not_needed_to_score_detections(devkit: Path, tmp_path: Path) -> None:
+def test_images_are_not_needed_to_score_detections(devkit: Path, tmp_path: Path) -> None:
     for picture in (devkit / "VOC2007/JPEGImages").iterdir():
         picture.unlink()
     file, out = write(tmp_path / "found.json", perfect()), tmp_path / "figures.json"
@@ -127,7 +127,7 @@ def test_a_plain_results_list_scores_as_one_inside_an_object(shared: Path, tmp_p
     assert np.array_equal(inside.image, plain.image)
 
 
-def test_detections_of_images_outside_of_the_split_are_refused_by_name(devkit: Path, tmp_path: Path) -> None:
+def test_detections_of_images_outside_of_the_split_are_rejected_by_name(devkit: Path, tmp_path: Path) -> None:
     rows = coco_results()
     rows.append({**rows[0], "image_id": 777})
     with pytest.raises(UserError, match=r"1 images \(777\) are not in VOC2007 test"):
@@ -145,7 +145,7 @@ def test_numbers_that_may_be_two_images_are_an_error(devkit: Path, tmp_path: Pat
         read_detections(Path(write(tmp_path / "found.json", coco_results())), index, read_class_names("voc"))
 
 
-def test_a_box_that_was_rounded_to_no_height_is_read_and_matches_nothing(devkit: Path, tmp_path: Path) -> None:
+def test_a_box_rounded_to_zero_height_is_read_and_matches_nothing(devkit: Path, tmp_path: Path) -> None:
     """YOLOX-Nano's detections, rounded to a tenth of a pixel, have such a box."""
     flat = {"class_name": "cat", "score": 0.9, "box_xyxy": [332.3, 333.0, 383.9, 333.0]}
     file = write(tmp_path / "found.json", [{"image": "000001.jpg", "detections": [flat]}])
@@ -183,7 +183,7 @@ def test_a_box_that_was_rounded_to_no_height_is_read_and_matches_nothing(devkit:
         ("", "is not JSON"),
     ],
 )
-def test_a_bad_detections_file_is_one_line(devkit: Path, tmp_path: Path, content: str, message: str) -> None:
+def test_a_bad_detections_file_is_a_one_line_error(devkit: Path, tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "found.json").write_text(content)
     with pytest.raises(UserError, match=message):
         file = str(tmp_path / "found.json")
@@ -220,7 +220,7 @@ def test_saved_detections_score_as_before_and_the_voc_files_are_the_servers(devk
     assert (voc / "results/VOC2007/Main/comp4_det_test_dog.txt").exists()
 
 
-def test_a_file_of_half_of_the_images_says_so_and_fewer_are_refused(devkit: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_file_of_half_of_the_images_says_so_and_fewer_are_rejected(devkit: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "figures.json"
     common = ["--data", str(devkit), "--split", "test", "--json", str(out), "--overwrite"]
     half = write(tmp_path / "half.json", perfect()[:2])
@@ -234,8 +234,10 @@ def test_a_file_of_half_of_the_images_says_so_and_fewer_are_refused(devkit: Path
         eval_command.main(["--detections", few, *common])
 
 
-def test_category_numbers_are_mapped_by_name_and_the_mapping_is_said(devkit: Path, tmp_path: Path, capsys: Any) -> None:
-    """COCO calls the cat 17 and the dog 18; alphabetical numbers are taken only where they fit."""
+def test_category_numbers_are_mapped_by_name_and_the_mapping_is_reported(
+    devkit: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """In COCO, the cat is 17 and the dog 18; alphabetical ids are used only if they match."""
     rows = [row | {"category_id": {8: 17, 12: 18}[row["category_id"]]} for row in coco_results()]
     common = ["--data", str(devkit), "--split", "test", "--json", str(tmp_path / "out.json"), "--overwrite"]
     plain = write(tmp_path / "plain.json", rows)
@@ -314,7 +316,7 @@ def test_a_checkpoint_is_scored_and_equals_its_own_saved_detections(
     assert json.loads(second.read_text())["voc10_mAP50"] == pytest.approx(figures["voc10_mAP50"], abs=1e-6)
 
 
-def test_augmentation_limit_and_thresholds_are_taken(devkit: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_augmentation_limit_and_thresholds_are_accepted(devkit: Path, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     arguments = ["--checkpoint", str(checkpoint), "--data", str(devkit), "--split", "test", "--tta", "--limit", "2"]
     arguments += ["--device", "cpu", "--no-progress", "--score-threshold", "0.01", "--max-detections", "3"]
@@ -327,7 +329,7 @@ def test_augmentation_limit_and_thresholds_are_taken(devkit: Path, checkpoint: P
 
 
 def _one_of_two(rank: int, port: int, arguments: list[str], folder: Path) -> None:
-    """What torchrun starts, with what it sets."""
+    """Start a process with the environment that torchrun sets."""
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ.update(place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     with open(folder / f"printed{rank}", "w") as printed, contextlib.redirect_stdout(printed):

@@ -1,4 +1,4 @@
-"""The evaluator: the figures of the metrics, whatever the batch, the number of processes, and what cannot be read."""
+"""The evaluator: metrics are independent of batch size and number of processes; unreadable images are counted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = ("cat", "dog", "bird")
 
 
 def make_index(images: int = 12, seed: int = 0, names: tuple[str, ...] = NAMES) -> DatasetIndex:
-    """Images whose path tells their number; half of the objects are of the first class."""
+    """Images whose path contains their number; half of the objects are of the first class."""
     rng = np.random.default_rng(seed)
     boxes, labels, difficult = [], [], []
     for _ in range(images):
@@ -45,7 +45,7 @@ def read_number(path: Path) -> np.ndarray:
 
 
 class FakeDetector:
-    """Finds in an image what it was told to find, by the number in the pixels."""
+    """Returns the given detections of an image, identified by the number in its pixels."""
 
     def __init__(self, index: DatasetIndex, seed: int = 1, names: tuple[str, ...] = NAMES) -> None:
         rng = np.random.default_rng(seed)
@@ -150,7 +150,7 @@ def test_an_image_that_cannot_be_read_is_skipped_and_counted(capsys: pytest.Capt
     assert result.figures == run(rest, detector).figures
 
 
-def test_a_set_without_images_or_objects_has_no_figures() -> None:
+def test_a_set_without_images_or_objects_has_no_metrics() -> None:
     index = make_index().subset([])
     values = run(index, FakeDetector(make_index())).to_json()
     assert values["voc10_mAP50"] is None
@@ -231,8 +231,8 @@ def test_each_mistake_has_its_type(name: str, box: list[float], label: int) -> N
     assert errors.missed.tolist() == [False, not mended, True]
 
 
-def test_mending_gains_what_the_mended_figures_show() -> None:
-    """One of three found; a second is found with the wrong class: mended, AP goes from 1/3 to 2/3."""
+def test_the_gain_of_correcting_errors_equals_the_difference_in_ap() -> None:
+    """One of three found, a second found with the wrong class: correcting the class raises AP from 1/3 to 2/3."""
     result = made_up(OBJECTS, [0, 0, 0], [OBJECTS[0], OBJECTS[1]], [0.9, 0.8], [0, 1])
     errors = analyse_errors(result.record, result.outcome)
     assert errors.average_precision == pytest.approx(1 / 3)

@@ -1,4 +1,4 @@
-"""Heat maps lie where the network looks."""
+"""Heat maps and class activation maps: location and values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_objectness_has_the_size_of_the_image_and_the_networks_own_values(
     assert 0 < heat.max() <= highest + 1e-6
 
 
-def test_objectness_is_hot_where_a_cell_was_made_to_answer(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objectness_is_high_in_the_modified_cell(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = [torch.full((1, 3, 64 // s, 96 // s, 7), -9.0) for s in (8, 16, 32)]
     outputs[0][0, 1, 2, 9, 4] = 9.0  # row 2, column 9 of stride 8: pixels 16 to 24, 72 to 80
     monkeypatch.setattr(detector.runtime, "run", lambda _: [raw.numpy() for raw in outputs])
@@ -46,14 +46,14 @@ def test_objectness_is_hot_where_a_cell_was_made_to_answer(detector: Detector, m
     assert heat[50, 20] < 0.01
 
 
-def test_a_class_activation_map_is_one_at_its_strongest_place(detector: Detector) -> None:
+def test_a_class_activation_map_has_a_maximum_of_one(detector: Detector) -> None:
     image = np.random.default_rng(1).integers(0, 255, (60, 90, 3), dtype=np.uint8)
     heat = layer_cam(detector, image, [10, 10, 50, 50], 1)
     assert heat.shape == (60, 90) and heat.max() == pytest.approx(1) and heat.min() >= 0
     assert layer_cam(detector, image, [10, 10, 50, 50], 1, layers=["c5"]).shape == (60, 90)
 
 
-def test_a_level_that_had_hardly_a_say_stays_cold(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_level_with_little_influence_has_low_values(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     class Backbone(torch.nn.Module):
         def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return tuple(torch.nn.functional.avg_pool2d(pixels, stride) for stride in (8, 16, 32))
@@ -82,7 +82,7 @@ def test_a_class_activation_map_changes_no_weights_and_needs_no_gradient_outside
     assert all(weight.grad is None for weight in detector.runtime.model.parameters())  # type: ignore[attr-defined]
 
 
-def test_exported_files_are_refused_with_what_to_do() -> None:
+def test_exported_files_are_rejected_with_what_to_do() -> None:
     class Exported:
         runtime = SimpleNamespace(name="onnxruntime", decodes=True)
 

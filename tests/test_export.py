@@ -1,4 +1,4 @@
-"""An exported file answers as the network does, says what it is, and does not stay if it is wrong."""
+"""Exported files: outputs equal to the network's, metadata, and removal of files with wrong outputs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_exporting_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_the_mean_needs_no_node_where_it_is_zero() -> None:
+def test_a_zero_mean_adds_no_node() -> None:
     assert DeployedNetwork(YOLOv4(ModelConfig(("a",), neck_width=0.1)), PLAIN).mean is None
 
 
@@ -86,13 +86,13 @@ def test_metadata_brings_back_configuration_and_form() -> None:
     [{"format": "else"}, {"format_version": "99"}, {"model": "{"}, {"model": "{}"}, {"form": '{"what": 1}'}],
     ids=lambda d: next(iter(d.items()))[0] + " " + next(iter(d.items()))[1],
 )
-def test_metadata_that_is_not_ours_is_refused(damage) -> None:
+def test_metadata_that_is_not_ours_is_rejected(damage) -> None:
     with pytest.raises(UserError):
         read_metadata("x", write_metadata(CONFIG, PLAIN) | damage)
 
 
 @pytest.mark.parametrize(("kind", "form"), EXPORTED)
-def test_an_exported_file_answers_as_the_network_does(network, kind, form) -> None:
+def test_an_exported_file_gives_the_networks_outputs(network, kind, form) -> None:
     runtime = load_runtime(exported(kind, form), "cpu")
     parity = compare(network, runtime, list(pictures(3, 80, 100)), form.nms, 0.001)
     assert parity.detections >= 5 and parity.changed == 0
@@ -100,7 +100,7 @@ def test_an_exported_file_answers_as_the_network_does(network, kind, form) -> No
 
 
 @pytest.mark.parametrize(("kind", "form"), EXPORTED)
-def test_an_exported_file_says_what_it_is(kind, form) -> None:
+def test_an_exported_file_contains_its_metadata(kind, form) -> None:
     runtime = load_runtime(exported(kind, form), "cpu")
     assert (runtime.config, runtime.form) == (CONFIG, form)
     assert (runtime.fixed_batch, runtime.fixed_size) == ((None, False) if form.dynamic else (1, True))
@@ -116,7 +116,7 @@ def test_a_dynamic_file_takes_several_images_of_another_size(network, kind, form
     assert sum(count_changed(a, b, 0.301) for a, b in zip(expected, found, strict=True)) == 0
 
 
-def test_a_file_with_suppression_inside_says_that_its_thresholds_stand(capsys) -> None:
+def test_a_file_with_nms_inside_reports_that_its_thresholds_are_fixed(capsys) -> None:
     runtime = load_runtime(exported("onnx", EVERYTHING), "cpu")
     outputs = runtime.run(pictures(1))
     all_of_them = runtime.read(outputs, Thresholds(0.001))[0]
@@ -125,7 +125,7 @@ def test_a_file_with_suppression_inside_says_that_its_thresholds_stand(capsys) -
     assert len(fewer) == 2 and fewer.scores[0] >= fewer.scores[1]
 
 
-def test_an_export_that_answers_otherwise_is_removed(tmp_path) -> None:
+def test_an_export_with_other_outputs_is_removed(tmp_path) -> None:
     other = small_model(CONFIG.replace(scale_xy=(1.0, 1.0, 1.0)))
     path = shutil.copy(exported("torchscript", Form(dynamic=True)), tmp_path / "a.torchscript")
     with pytest.raises(RunError, match="outputs of the export differ"):
@@ -145,7 +145,7 @@ def test_a_format_without_its_tool_names_what_to_install(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("beside", [".ncnn.param", ".ncnn.bin", ".ncnn.json"])
-def test_a_file_that_lies_where_one_part_of_an_export_goes_is_not_overwritten(tmp_path, beside) -> None:
+def test_a_file_with_the_name_of_a_part_of_an_export_is_not_overwritten(tmp_path, beside) -> None:
     (tmp_path / f"best{beside}").write_text("mine")
     with pytest.raises(UserError, match=f"best{beside}: exists"):
         export.main(
@@ -155,7 +155,7 @@ def test_a_file_that_lies_where_one_part_of_an_export_goes_is_not_overwritten(tm
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_a_damaged_ncnn_file_is_refused_before_ncnn_reads_it(tmp_path, part) -> None:
+def test_a_damaged_ncnn_file_is_rejected_before_ncnn_reads_it(tmp_path, part) -> None:
     files = [Path(shutil.copy(f, tmp_path)) for f in FORMATS["ncnn"].files(exported("ncnn", PLAIN))]
     content = bytearray(files[part].read_bytes())
     content[len(content) // 2] ^= 1
@@ -216,7 +216,7 @@ def test_groups_of_layers_are_found_in_the_graph() -> None:
     }  # fmt: skip
 
 
-def test_what_costs_much_stays_in_floating_point() -> None:
+def test_sensitive_layers_stay_in_floating_point() -> None:
     outputs = {frozenset(): 0.5, frozenset("c"): 0.1, frozenset("ac"): 0.095, frozenset({"c", "squeeze"}): 0.01}
     outputs[frozenset({"c", "squeeze", "b"})] = 0.0095
 
@@ -234,7 +234,7 @@ def test_equal_outputs_have_no_error() -> None:
     assert output_error([boxes, scores], [boxes + 16, scores]) == 1
 
 
-def test_changed_detections_are_those_without_a_partner() -> None:
+def test_changed_detections_are_those_without_a_match() -> None:
     a = Detections(np.array([[0, 0, 10, 10], [20, 20, 30, 30]]), np.array([0.9, 0.5]), np.array([0, 1]))
     assert count_changed(a, a, 0.0) == 0
     assert count_changed(a, Detections(a.boxes, a.scores, np.array([0, 0])), 0.0) == 1
@@ -243,7 +243,7 @@ def test_changed_detections_are_those_without_a_partner() -> None:
     assert count_changed(a, Detections.empty(), 0.0) == 2
 
 
-def test_a_comparison_without_a_number_is_no_parity() -> None:
+def test_a_comparison_with_nan_fails_the_parity_check() -> None:
     assert not Parity(1, float("nan"), 0.0, 0.3, 5, 0).fits(TOLERANCES["fp32"])
     assert not Parity(1, float("inf"), 0.0, 0.3, 5, 0).fits(TOLERANCES["fp32"])
 
@@ -278,7 +278,7 @@ def test_the_command_writes_compares_and_tells(tmp_path, capsys) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypatch, arguments, where) -> None:
+def test_invalid_values_are_rejected_before_anything_is_written(tmp_path, monkeypatch, arguments, where) -> None:
     path = checkpoint()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""`--fast`: what it switches on where there is a GPU, and that it changes nothing where there is none."""
+"""`--fast`: the features it enables on a GPU, and no effect on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`train.py --folds` and `--tune`: how images are dealt out and time is shared, and whole runs with a small network."""
+"""`train.py --folds` and `--tune`: division of images and time, and complete runs with a small network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def options_of(**values: Any) -> TrainOptions:
     return check_options(TrainOptions, values)
 
 
-def test_classes_are_dealt_evenly_and_near_duplicates_together() -> None:
+def test_splits_are_stratified_and_keep_near_duplicates_together() -> None:
     rng = np.random.default_rng(0)
     counts = (rng.random((200, 4)) < [0.5, 0.2, 0.1, 0.05]).astype(np.int32)
     groups = np.arange(200)
@@ -54,14 +54,14 @@ def test_the_default_is_in_every_round() -> None:
     assert trials[3] not in survivors(trials, 0, 5)
 
 
-def test_candidates_are_factors_of_what_was_given() -> None:
+def test_candidates_are_multiples_of_the_given_value() -> None:
     tried = candidates(options_of(learning_rate=0.01, input_size=[320], class_weight=0.5))
     assert tried[0] == {} and len(tried) == len(CANDIDATES)
     assert {"learning_rate": 0.02} in tried and {"input_size": [384]} in tried and {"class_weight": 1.0} in tried
     assert not any("neck_width" in each for each in candidates(options_of(weights="x.pth")))
 
 
-def test_a_preset_says_nothing_of_places() -> None:
+def test_a_preset_contains_no_paths() -> None:
     state = {"minutes": 5, "options": {"data": "/x", "device": "cpu", "backbone": "mobilenet_v2"}}
     preset = preset_of(state, Trial(1, {"mosaic": 0.0}, [0.2]))
     assert preset == {"_source": preset["_source"], "backbone": "mobilenet_v2", "mosaic": 0.0}
@@ -117,15 +117,15 @@ def test_three_folds_give_one_file_of_detections_and_go_on_where_they_were(
 
 
 @pytest.mark.parametrize("more", [["--folds", "1"], ["--folds", "40"]])
-def test_folds_that_cannot_be_are_refused(tmp_path: Path, more: list[str]) -> None:
+def test_invalid_fold_counts_are_rejected(tmp_path: Path, more: list[str]) -> None:
     with pytest.raises(UserError, match="--folds"):
         train.main(arguments(tmp_path / "run", *more))
 
 
-def test_a_race_writes_a_preset_and_goes_on_where_it_was(
+def test_a_tune_run_writes_a_preset_and_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a training that only writes its score: what is given, what is tried, who wins, and what is kept."""
+    """With a training that only writes its score: the options, the trials, the selected trial, and the kept files."""
     trained: list[dict[str, Any]] = []
 
     def fake(argv: list[str]) -> int:
@@ -156,7 +156,7 @@ def test_a_race_writes_a_preset_and_goes_on_where_it_was(
     assert len(table) == 9 and table[0]["options"] == "{}" and table[0]["round_3"] == "0.5000"
 
 
-def test_the_default_wins_a_draw(tmp_path: Path) -> None:
+def test_the_default_is_selected_if_scores_are_equal(tmp_path: Path) -> None:
     def fake(argv: list[str]) -> int:
         run = Path(argv[argv.index("--run-dir") + 1])
         run.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The same data as VOC, COCO and YOLO txt gives the same training, number by number."""
+"""The same data as VOC, COCO and YOLO txt gives identical training losses."""
 
 from __future__ import annotations
 

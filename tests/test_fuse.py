@@ -1,4 +1,4 @@
-"""Fused layers give the outputs of the network that they were made from."""
+"""Layer fusion: the outputs equal those of the original network."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Spoilt inputs are read or refused in one line, and the script that says so would notice if they were not."""
+"""The input fuzzer: corrupt inputs are read or rejected in one line, and the fuzzer detects faulty readers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.long.fuzz_inputs import KINDS, FuzzOptions, Place, fuzz, main
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the fault is put into a forked worker")
 
 
-def test_a_few_hundred_spoilt_inputs_are_read_or_refused(capsys: pytest.CaptureFixture) -> None:
+def test_a_few_hundred_corrupt_inputs_are_read_or_rejected(capsys: pytest.CaptureFixture) -> None:
     assert main(["--count", "400", "--seed", "1"]) == 0
     out = capsys.readouterr().out
     assert "400 inputs, 0 failures" in out and all(kind in out for kind in KINDS)
@@ -44,7 +44,7 @@ def test_an_error_that_nobody_caught_is_a_failure(monkeypatch: pytest.MonkeyPatc
 
 
 @needs_fork
-def test_a_crash_of_the_decoder_is_a_failure_and_the_next_inputs_are_tried_all_the_same(
+def test_a_crash_of_the_decoder_is_a_failure_and_the_next_inputs_are_tested(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fuzz_inputs, "read_class_names", lambda _: os._exit(7))

@@ -1,4 +1,4 @@
-"""The session on a lent GPU: rehearsal, batches of a given size, and a run that no time is left for."""
+"""benchmarks.gpu_session: rehearsal, batches of a given size, and runs without remaining time."""
 
 from __future__ import annotations
 

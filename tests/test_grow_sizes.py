@@ -1,4 +1,4 @@
-"""Input sizes that grow during a run: which size each epoch has, and what is refused."""
+"""`--grow-sizes`: the input size of each epoch, and rejected values."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_without_growing_the_loader_keeps_its_sizes() -> None:
         ({"shards": "shards", "grow_sizes": (192, 256)}, "--grow-sizes"),
     ],
 )
-def test_what_cannot_work_is_refused(changes: dict[str, Any], where: str) -> None:
+def test_invalid_combinations_are_rejected(changes: dict[str, Any], where: str) -> None:
     with pytest.raises(UserError) as error:
         check_before_loading(options(**changes))
     assert error.value.where == where

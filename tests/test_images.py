@@ -1,4 +1,4 @@
-"""Pictures are read as upright RGB from bytes, or refused in one line."""
+"""Image reading: upright RGB from bytes, or a one-line error."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_pixels_size_and_boxes_follow_the_exif_orientation(kind: str, orientatio
     assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
-def test_a_big_jpeg_is_decoded_at_a_fraction_that_is_still_big_enough(tmp_path: Path) -> None:
+def test_a_large_jpeg_is_decoded_at_a_reduced_size_that_is_large_enough(tmp_path: Path) -> None:
     write_image(tmp_path / "big.jpg", picture(3, 600, 801))
     image, size = read_image_and_size(tmp_path / "big.jpg", min_size=(150, 200))
     assert size == (600, 801) and image.shape == (150, 201, 3)
@@ -117,12 +117,12 @@ def test_a_big_jpeg_is_decoded_at_a_fraction_that_is_still_big_enough(tmp_path: 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-def test_a_cut_picture_is_refused_however_much_of_it_could_be_decoded(kind: str, share: float) -> None:
+def test_a_truncated_image_is_rejected_even_if_most_of_it_can_be_decoded(kind: str, share: float) -> None:
     data = encoded(Image.fromarray(RGB), kind)
     assert code_of(data[: int(len(data) * share)]) in ("truncated_image", "corrupt_image")
 
 
-def test_a_jpeg_cut_behind_its_thumbnail_is_refused_for_all_the_thumbnails_end_mark() -> None:
+def test_a_jpeg_truncated_after_its_thumbnail_is_rejected_despite_the_thumbnails_end_marker() -> None:
     thumbnail = encoded(Image.fromarray(RGB).resize((30, 20)), "JPEG")
     segment = b"Exif\0\0" + b"II*\0\x08\0\0\0\0\0\0\0\0\0" + thumbnail
     whole = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + JPEG[2:]
@@ -144,7 +144,7 @@ def test_a_jpeg_cut_behind_its_thumbnail_is_refused_for_all_the_thumbnails_end_m
         (PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], "corrupt_image"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_the_reason(data: bytes, code: str) -> None:
+def test_a_file_that_is_not_an_image_is_rejected_with_the_reason(data: bytes, code: str) -> None:
     assert code_of(data) == code
 
 
@@ -158,7 +158,7 @@ def png_that_claims(width: int, height: int) -> bytes:
     )
 
 
-def test_a_picture_that_claims_too_much_is_refused_before_it_is_decoded() -> None:
+def test_an_image_that_claims_too_much_is_rejected_before_it_is_decoded() -> None:
     assert code_of(png_that_claims(30000, 30000)) == "image_too_big"
     assert code_of(png_that_claims(0, 30)) == "corrupt_image"
     start = JPEG.index(b"\xff\xc0") + 5
@@ -182,7 +182,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     assert list(codes.values()) == ["not_a_file"] * 2 + ["missing_file"] * 3 + ["unreadable_file"]
 
 
-def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_socket_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("s.jpg")
@@ -203,7 +203,7 @@ def test_any_file_name_can_be_written_and_read(name: str, tmp_path: Path) -> Non
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_png_comes_back_as_it_was_written_and_an_unknown_suffix_is_an_error(tmp_path: Path) -> None:
+def test_a_png_is_read_as_it_was_written_and_an_unknown_suffix_is_an_error(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", RGB)
     assert (read_image(tmp_path / "a.png") == RGB).all()
     for name in ("a", "a.xyz", "a.jpg.exe"):
@@ -212,14 +212,14 @@ def test_a_png_comes_back_as_it_was_written_and_an_unknown_suffix_is_an_error(tm
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_an_image_error_survives_the_way_out_of_a_worker() -> None:
+def test_an_image_error_can_be_sent_from_a_worker() -> None:
     error = pickle.loads(pickle.dumps(ImageError("empty_file", "a.jpg", "is empty", "copy it")))
     assert (error.code, str(error)) == ("empty_file", "a.jpg: is empty; copy it")
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"]), st.data())
-def test_mutated_bytes_give_a_picture_or_an_image_error(kind: str, data: st.DataObject) -> None:
+def test_mutated_bytes_give_an_image_or_an_image_error(kind: str, data: st.DataObject) -> None:
     original = bytearray(encoded(Image.fromarray(RGB[:24, :24]), kind))
     for _ in range(data.draw(st.integers(1, 8))):
         original[data.draw(st.integers(0, len(original) - 1))] = data.draw(st.integers(0, 255))

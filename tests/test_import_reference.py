@@ -1,4 +1,4 @@
-"""The reference's weight files give the reference's maps and detections."""
+"""Import of the reference's weights: feature maps and detections equal those of the reference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = {1: "mobilenet_v1", 2: "mobilenet_v2", 3: "mobilenet_v3_large"}
 
 
 def fill(key: str, shape: list[int]) -> Tensor:
-    """The rule of ../shared/reference/README.md."""
+    """The initialisation rule of ../shared/reference/README.md."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     if key.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
@@ -52,7 +52,7 @@ def reference_weights(shared: Path, version: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Imported:
-    """The reference's answers to its input, and ours."""
+    """The reference's outputs for its input, and this project's."""
 
     checkpoint: Checkpoint
     backbone: str
@@ -78,7 +78,7 @@ def imported(request: pytest.FixtureRequest, shared: Path) -> Imported:
 
 
 def detections_of(imported: Imported, predictions: list[Tensor]) -> np.ndarray:
-    """(N, 6) x1, y1, x2, y2, score, class in the pixels of the 500 x 375 image, in one order."""
+    """(N, 6) x1, y1, x2, y2, score, class in pixels of the 500 x 375 image, sorted."""
     config = imported.checkpoint.config
     found = postprocess(predictions, config, Thresholds(score_threshold=0.3))[0]
     boxes = config.letterbox.boxes_to_image(found.boxes, 375, 500, clip=False)
@@ -154,7 +154,7 @@ def test_other_numbers_of_classes_are_numbered_with_a_warning(shared: Path, caps
     assert "does not name its 2 classes" in capsys.readouterr().err
 
 
-def test_another_file_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_another_file_is_rejected_in_one_line(tmp_path: Path) -> None:
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"other\.pth: not a weight file of mobilenet-yolov4-pytorch") as raised:
         main([str(tmp_path / "other.pth"), str(tmp_path / "out.pth")])
@@ -169,7 +169,7 @@ def test_a_missing_tensor_is_named(shared: Path) -> None:
         import_reference(weights)
 
 
-def test_a_tensor_without_a_place_is_named(shared: Path) -> None:
+def test_an_unexpected_tensor_is_reported(shared: Path) -> None:
     weights = reference_weights(shared, 2) | {"backbone.model.features.19.0.weight": torch.zeros(1)}
     with pytest.raises(UserError, match=r"features\.19\.0\.weight does not belong to"):
         import_reference(weights)

@@ -1,4 +1,4 @@
-"""Installing: editable only, a console command for every script, a clear error where another `utils` is found."""
+"""Installation: editable only, a console command for every script, and an error if another `utils` is imported."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_script_has_a_console_command() -> None:
     assert {path.stem for path in ROOT.glob("*.py")} - {"setup"} == set(COMMANDS)
 
 
-def test_a_wheel_is_refused_in_one_line() -> None:
+def test_a_wheel_is_rejected_in_one_line() -> None:
     pytest.importorskip("setuptools.command.bdist_wheel", reason="setuptools is not installed, or too old")
     done = run("setup.py", "-q", "bdist_wheel", "--dist-dir", "unused", cwd=ROOT)
     assert done.returncode == 1 and "pip install -e" in done.stderr.strip().splitlines()[-1]

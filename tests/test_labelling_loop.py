@@ -1,4 +1,4 @@
-"""The labelling loop by the real commands: label over HTTP, train, take the weights, audit, label again."""
+"""The labelling loop with real commands: label over HTTP, train, switch to the new weights, audit, label again."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _answers(server: Server) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_label_train_take_the_weights_audit_and_label_again(tmp_path: Path) -> None:
+def test_label_train_load_the_weights_audit_and_label_again(tmp_path: Path) -> None:
     photos(tmp_path / "photos", 14, 96)
     boxes = painted_boxes(tmp_path / "photos" / "p0.png")
     config = tmp_path / "train.json"
@@ -101,7 +101,7 @@ def test_label_train_take_the_weights_audit_and_label_again(tmp_path: Path) -> N
 
 
 def painted_boxes(path: Path) -> list[dict[str, Any]]:
-    """The rectangles of a picture of `photos`, as the page sends them."""
+    """The rectangles of an image of `photos`, as the page sends them."""
     found = Labeller()._detect(read_image(path), 0.0)
     return [
         {"class_name": NAMES[label], "box": box}

@@ -1,4 +1,4 @@
-"""The labelling page in a real browser: by mouse, keyboard and touch; two tabs, a killed server, a full disk."""
+"""The labelling page in a browser: mouse, keyboard and touch input, two tabs, a killed server, a full disk."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Labeller(Painted):
-    """`Painted` on whole pictures, sure enough that all three rectangles are suggested."""
+    """`Painted` for full images, with scores high enough that all three rectangles are suggested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Labeller(Painted):
 
 
 def photos(folder: Path, count: int = 3, side: int = 192) -> Path:
-    """Pictures with a red, a green and a blue rectangle, each a little different."""
+    """Images with a red, a green and a blue rectangle, each slightly different."""
     folder.mkdir()
     for number in range(count):
         image = scene(side, side)
@@ -77,7 +77,7 @@ def labelling_of(folder: Path, queue: Path | None = None) -> Labelling:
 
 
 class Page:
-    """What a person does and sees."""
+    """The actions of a user and what the page shows."""
 
     def __init__(self, browser: webdriver.Chrome, address: Address, size: tuple[int, int] = (1200, 800)) -> None:
         self.browser = browser
@@ -116,7 +116,7 @@ class Page:
         chain.perform()
 
     def drag(self, x1: float, y1: float, x2: float, y2: float) -> None:
-        """From one place of the picture to another, as shares of its sides."""
+        """Drag between two positions of the image, given as fractions of its sides."""
         (a, b), (c, d) = self.place(x1, y1), self.place(x2, y2)
         chain = ActionChains(self.browser, duration=20)
         chain.move_to_element_with_offset(self.find("#view"), a, b).click_and_hold()
@@ -128,7 +128,7 @@ class Page:
         ActionChains(self.browser, duration=20).move_to_element_with_offset(self.find("#view"), a, b).click().perform()
 
     def place(self, x: float, y: float) -> tuple[int, int]:
-        """Offset from the middle of the canvas of a place of the (square) picture."""
+        """Offset of a position of the (square) image from the centre of the canvas."""
         size = self.find("#view").size
         side = min(size["width"], size["height"])
         return round((x - 0.5) * side), round((y - 0.5) * side)
@@ -280,7 +280,7 @@ def test_findings_of_an_audit_are_applied_by_key(browser: webdriver.Chrome, tmp_
         assert boxes == {("brick", (100, 100, 150, 150)), ("brick", (20, 80, 60, 120))}
 
 
-def test_two_tabs_on_one_picture(browser: webdriver.Chrome, tmp_path: Path) -> None:
+def test_two_tabs_on_one_image(browser: webdriver.Chrome, tmp_path: Path) -> None:
     labelling = labelling_of(photos(tmp_path / "photos", 2))
     labelling.store.add_class("brick")
     with running(build_app(Painted(), labelling=labelling)) as address:
@@ -321,7 +321,7 @@ def test_two_tabs_on_one_picture(browser: webdriver.Chrome, tmp_path: Path) -> N
             browser.switch_to.window(first)
 
 
-def test_what_another_program_wrote_is_asked_about(browser: webdriver.Chrome, tmp_path: Path) -> None:
+def test_a_change_by_another_program_is_a_conflict(browser: webdriver.Chrome, tmp_path: Path) -> None:
     year = make_voc(tmp_path / "devkit", 2, 1)
     labelling = labelling_of(tmp_path / "devkit")
     with running(build_app(Painted(), labelling=labelling)) as address:
@@ -340,7 +340,7 @@ def test_what_another_program_wrote_is_asked_about(browser: webdriver.Chrome, tm
         assert "<xmax>66</xmax>" in xml.read_text() and xml.read_text().count("<object>") >= 3
 
 
-def test_a_full_disk_is_said_and_saved_later(
+def test_a_full_disk_is_reported_and_labels_are_saved_later(
     browser: webdriver.Chrome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import service.labelling.store as module
@@ -418,7 +418,7 @@ def test_a_phone_draws_by_touch(browser: webdriver.Chrome, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_fifty_pictures_and_nothing_in_the_browsers_log(browser: webdriver.Chrome, tmp_path: Path) -> None:
+def test_fifty_images_and_nothing_in_the_browsers_log(browser: webdriver.Chrome, tmp_path: Path) -> None:
     labelling = labelling_of(photos(tmp_path / "photos", 50))
     for name in Painted().config.class_names:
         labelling.store.add_class(name)

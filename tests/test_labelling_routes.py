@@ -1,4 +1,4 @@
-"""The labelling interface over HTTP: conflicts, full disks, wrong requests, orders, queues, and many pictures."""
+"""The labelling API: conflicts, full disks, invalid requests, orders, queues, and many images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def save(client: TestClient, number: int, version: str, *boxes: dict[str, Any]) 
     return client.put(f"/label/pictures/{number}", json={"version": version, "boxes": list(boxes)})
 
 
-def test_a_picture_is_labelled_and_a_second_save_of_the_old_version_is_a_conflict(client: TestClient) -> None:
+def test_an_image_is_labelled_and_a_second_save_of_the_old_version_is_a_conflict(client: TestClient) -> None:
     picture = client.get("/label/pictures/0").json()
     assert (picture["version"], picture["labelled"], picture["boxes"]) == ("none", False, [])
     saved = save(client, 0, "none", BOX)
@@ -87,7 +87,7 @@ def test_a_save_that_cannot_be_written_is_507_and_changes_nothing(
         [],
     ],
 )
-def test_labels_that_cannot_be_are_refused_in_one_line(client: TestClient, body: Any) -> None:
+def test_invalid_labels_are_rejected_in_one_line(client: TestClient, body: Any) -> None:
     answer = client.put("/label/pictures/0", json=body)
     assert answer.status_code == 422 and "; " in answer.json()["error"]
     assert client.get("/label/pictures/0").json()["version"] == "none"
@@ -104,7 +104,7 @@ def test_only_declared_json_changes_anything(client: TestClient) -> None:
     assert client.get("/label/pictures/0").json()["version"] == "none"
 
 
-def test_pictures_are_sent_as_they_are_or_as_jpeg(client: TestClient, tmp_path: Path) -> None:
+def test_images_are_sent_as_they_are_or_as_jpeg(client: TestClient, tmp_path: Path) -> None:
     answer = client.get("/label/pictures/0/image")
     assert answer.headers["content-type"] == "image/png"
     assert answer.content == (tmp_path / "photos" / "p0.png").read_bytes()
@@ -117,7 +117,7 @@ def test_pictures_are_sent_as_they_are_or_as_jpeg(client: TestClient, tmp_path: 
     assert broken.status_code == 415 and "broken.jpg" in broken.json()["error"]
 
 
-def test_two_tabs_are_given_different_pictures(client: TestClient) -> None:
+def test_two_tabs_are_given_different_images(client: TestClient) -> None:
     given = [client.get(f"/label/next?client=c{number}").json()["id"] for number in range(3)]
     assert sorted(given) == [0, 1, 2]
     assert client.get(f"/label/pictures/{given[0]}?client=c1").json()["others"] == 1
@@ -154,7 +154,7 @@ def test_the_page_and_the_page_to_try_are_there(client: TestClient) -> None:
         assert answer.status_code == 200 and "http://" not in answer.text and "https://" not in answer.text
 
 
-def test_twenty_thousand_pictures_are_listed_at_once(tmp_path: Path) -> None:
+def test_twenty_thousand_images_are_listed_at_once(tmp_path: Path) -> None:
     year = make_voc(tmp_path, 1, 1)
     for number in range(20_000):
         (year / "JPEGImages" / f"{number:06}.jpg").touch()
@@ -176,14 +176,14 @@ def test_twenty_thousand_pictures_are_listed_at_once(tmp_path: Path) -> None:
 # --- orders ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_half_sure_is_more_uncertain_than_what_is_sure() -> None:
+def test_a_score_of_one_half_is_more_uncertain_than_a_high_score() -> None:
     assert uncertainty(np.array([0.5])) == 1.0
     assert uncertainty(np.array([0.99, 0.98])) < 0.1
     assert uncertainty(np.array([0.99] * 10 + [0.5])) > uncertainty(np.array([0.99] * 10))
     assert 0 < uncertainty(np.zeros(0)) < 1
 
 
-def test_look_alikes_do_not_come_one_after_another() -> None:
+def test_similar_images_are_not_adjacent_in_the_queue() -> None:
     rng = np.random.default_rng(0)
     kinds = [appearance(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(3)]
     looks = np.stack([kinds[0]] * 5 + [kinds[1]] * 5 + [kinds[2]] * 5)
@@ -195,7 +195,7 @@ def test_look_alikes_do_not_come_one_after_another() -> None:
     assert known[0] // 5 == 1  # the first kind is labelled already
 
 
-def test_the_next_picture_passes_over_what_is_skipped() -> None:
+def test_the_next_image_passes_over_what_is_skipped() -> None:
     assert step([4, 2, 7], None, 1, set()) == 4
     assert step([4, 2, 7], 4, 1, {2}) == 7
     assert step([4, 2, 7], 7, 1, set()) == 4  # from the start again, as long as something is left
@@ -205,7 +205,7 @@ def test_the_next_picture_passes_over_what_is_skipped() -> None:
     assert step([], None, 1, set()) is None
 
 
-def test_a_queue_file_gives_pictures_in_its_order(tmp_path: Path) -> None:
+def test_a_queue_file_gives_images_in_its_order(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos")
     store = open_store(folder)
     rows = [
@@ -247,7 +247,7 @@ def test_a_snapshot_is_a_data_set_of_what_is_labelled(tmp_path: Path) -> None:
     assert sum(index.num_boxes for index in indices) == 28 and not [s for i in indices for s in i.skips]
 
 
-def test_one_in_five_is_held_back_and_no_trained_image_later(tmp_path: Path) -> None:
+def test_one_image_in_five_is_for_validation_and_never_trained_on(tmp_path: Path) -> None:
     store = labelled_store(tmp_path, 30)
     paths = [path for path in store.paths if path.stem.startswith("a")]
     held = _held_back(paths[:10], [True] * 10)
@@ -292,7 +292,7 @@ def follow(trainer: LabelTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.2, 0.6), (0.7, 0.6)])
-def test_better_weights_are_taken_and_worse_are_not(
+def test_better_weights_are_loaded_and_worse_are_not(
     before: float, after: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[Path] = []

@@ -1,4 +1,4 @@
-"""Labels are edited in their folder's own format; other content stays, other programs' changes are never lost."""
+"""The label store: labels keep the format of their data set; other content and other programs' changes are kept."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_box_can_be_added_moved_renamed_and_deleted(kind: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_what_the_tool_writes_trains(kind: str, tmp_path: Path) -> None:
+def test_the_output_of_the_tool_can_be_trained_on(kind: str, tmp_path: Path) -> None:
     store = open_store(folder_of(kind, tmp_path))
     number = number_named(store, {"voc": "a0", "coco": "000001", "yolo": "p0"}[kind])
     stored = store.read(number)
@@ -120,7 +120,7 @@ def test_a_change_just_before_the_rename_is_noticed(kind: str, tmp_path: Path, m
     assert [box.box for box in other.read(0).labels.boxes] == [pytest.approx((1, 1, 9, 9), abs=1e-3)]
 
 
-def test_changes_of_another_picture_in_the_same_coco_file_are_both_kept(tmp_path: Path) -> None:
+def test_changes_of_another_image_in_the_same_coco_file_are_both_kept(tmp_path: Path) -> None:
     store, other = open_store(folder_of("coco", tmp_path)), open_store(tmp_path)
     one, two = store.read(0), other.read(1)
     other.write(1, two.version, [])
@@ -217,7 +217,7 @@ def test_coco_keeps_unknown_keys_and_stretches_the_outline(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 @pytest.mark.parametrize("declares_stored", [True, False])
-def test_boxes_are_of_the_upright_picture(orientation: int, declares_stored: bool, tmp_path: Path) -> None:
+def test_boxes_are_of_the_upright_image(orientation: int, declares_stored: bool, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(picture(1)).save(tmp_path / "p.jpg", exif=exif)  # stored lying: WIDTH x HEIGHT
@@ -269,7 +269,7 @@ def test_labels_without_a_yaml_use_classes_txt(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_text() == "0 0.5 0.5 0.5 0.5\n1 0.5 0.5 1 1\n"
 
 
-def test_a_folder_without_labels_gets_xml_beside_the_pictures(tmp_path: Path) -> None:
+def test_a_folder_without_labels_gets_xml_beside_the_images(tmp_path: Path) -> None:
     store = open_store(folder_of("plain", tmp_path))
     assert store.format == "voc" and store.class_names == () and not store.labelled
     assert store.read(1).version == NO_FILE
@@ -279,7 +279,7 @@ def test_a_folder_without_labels_gets_xml_beside_the_pictures(tmp_path: Path) ->
     assert open_store(tmp_path).class_names == ("dog", "cat")
 
 
-def test_xml_in_a_folder_beside_the_pictures_stays_there(tmp_path: Path) -> None:
+def test_xml_in_a_folder_beside_the_images_stays_there(tmp_path: Path) -> None:
     for number in range(2):
         (tmp_path / "images").mkdir(exist_ok=True)
         write_image(tmp_path / "images" / f"p{number}.jpg", picture(number))
@@ -302,14 +302,14 @@ def test_a_broken_file_is_shown_and_never_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 20), (500, 5, 600, 20), (float("nan"), 1, 2, 3), (20, 20, 5, 5)])
-def test_a_box_that_cannot_be_is_refused(box: tuple[float, ...], tmp_path: Path) -> None:
+def test_an_invalid_box_is_rejected(box: tuple[float, ...], tmp_path: Path) -> None:
     store = open_store(folder_of("plain", tmp_path))
     with pytest.raises(UserError, match="no area"):
         store.write(0, NO_FILE, [Box("dog", box)])  # type: ignore[arg-type]
     assert not store.read(0).is_labelled
 
 
-def test_pictures_and_labels_that_come_later_are_found(tmp_path: Path) -> None:
+def test_images_and_labels_that_come_later_are_found(tmp_path: Path) -> None:
     store = open_store(folder_of("plain", tmp_path))
     write_image(tmp_path / "a.jpg", picture(9))
     (tmp_path / "p0.xml").write_text("<annotation></annotation>")

@@ -1,4 +1,4 @@
-"""Every layout that people have is recognised, read, divided and converted, and never misread in silence."""
+"""Layouts of data sets: recognition, reading, splitting and conversion; ambiguous layouts are reported."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_class_numbers_that_start_at_one_are_recognised_over_all_splits(tmp_path
     assert codes(index) == {"unknown_class"} and set(boxes_by_class(index, 0)) == {"cat"}
 
 
-def test_labels_without_names_ask_for_them(tmp_path: Path) -> None:
+def test_labels_without_class_names_are_an_error_that_asks_for_them(tmp_path: Path) -> None:
     put_pictures(tmp_path / "images")
     put_yolo(tmp_path / "labels")
     with pytest.raises(UserError, match=r"no class names .*classes\.txt.*--classes"):
@@ -157,7 +157,7 @@ def test_labels_without_names_ask_for_them(tmp_path: Path) -> None:
     assert open_dataset(tmp_path, "all", ["dog", "cat"]).num_boxes == 16
 
 
-def test_names_that_no_box_uses_are_left_out_of_a_tools_list(tmp_path: Path) -> None:
+def test_names_that_no_box_uses_are_omitted_from_a_tools_list(tmp_path: Path) -> None:
     LAYOUTS["labelimg_yolo"][0](tmp_path)
     index = everything(tmp_path)
     assert index.class_names == ("dog", "cat") and "names_without_boxes" in codes(index)
@@ -212,7 +212,7 @@ def test_names_in_either_unicode_form_are_found(tmp_path: Path, on_disk: str, li
     assert [open_dataset(yolo, split).num_boxes for split in ("train", "val")] == [2, 2]
 
 
-def test_pictures_are_matched_by_a_base_name_that_is_the_only_one(tmp_path: Path) -> None:
+def test_images_are_matched_by_a_base_name_that_is_the_only_one(tmp_path: Path) -> None:
     LAYOUTS["label_studio_coco"][0](tmp_path)
     index = everything(tmp_path)
     assert "found_by_name" in codes(index) and "8 of 8 images" in index.skips[0].what
@@ -230,7 +230,7 @@ def test_an_image_folder_may_be_named(tmp_path: Path) -> None:
     assert len(open_dataset(tmp_path / "set", "all", image_folder=tmp_path / "pictures")) == 8
 
 
-def test_annotations_without_pictures_say_so_when_trained_on(tmp_path: Path) -> None:
+def test_annotations_without_images_say_so_when_trained_on(tmp_path: Path) -> None:
     put_xml(tmp_path)
     with pytest.raises(UserError, match=r"8 were skipped, the first because .*there is no image 'IMG_2380'"):
         open_dataset(tmp_path, "auto-train")
@@ -238,7 +238,7 @@ def test_annotations_without_pictures_say_so_when_trained_on(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["labelimg_voc", "tensorflow_csv", "labelme", "via_json", "cvat_xml", "box_list",
                                   "coco_with_text_ids"])  # fmt: skip
-def test_pictures_of_any_annotations_may_lie_elsewhere(name: str, tmp_path: Path) -> None:
+def test_images_of_any_annotations_may_lie_elsewhere(name: str, tmp_path: Path) -> None:
     LAYOUTS[name][0](tmp_path / "set")
     near = everything(tmp_path / "set")
     for path in list((tmp_path / "set").rglob("*.jpg")):
@@ -261,19 +261,19 @@ def test_pictures_of_any_annotations_may_lie_elsewhere(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("make", [make_voc, make_yolo])
-def test_an_image_folder_is_refused_where_pictures_have_fixed_places(make, tmp_path: Path) -> None:
+def test_an_image_folder_is_rejected_where_images_have_fixed_places(make, tmp_path: Path) -> None:
     make(tmp_path)
     for command in ("check", "stats", "split"):
         with pytest.raises(UserError, match="--image-folder: is not for"):
             dataset.main([command, str(tmp_path), "--image-folder", str(tmp_path)])
 
 
-def test_a_path_of_another_machine_is_said(tmp_path: Path) -> None:
+def test_a_path_of_another_machine_is_reported(tmp_path: Path) -> None:
     LAYOUTS["yolo_of_another_machine"][0](tmp_path)
     assert codes(open_dataset(tmp_path, "train")) == {"moved_path"}
 
 
-def test_two_annotations_of_a_picture_and_pictures_of_one_name_are_said(tmp_path: Path) -> None:
+def test_two_annotations_of_an_image_and_images_of_one_name_are_reported(tmp_path: Path) -> None:
     put_pictures(tmp_path / "a", NAMES[:2])
     put_xml(tmp_path / "a", NAMES[:2])
     put_xml(tmp_path / "copy", NAMES[:1])
@@ -287,7 +287,7 @@ def test_two_annotations_of_a_picture_and_pictures_of_one_name_are_said(tmp_path
 # --- boxes -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_box_of_no_width_is_dropped_counted_and_named(tmp_path: Path) -> None:
+def test_a_box_without_width_is_dropped_counted_and_reported(tmp_path: Path) -> None:
     folder = make_voc(tmp_path)
     (folder / "Annotations/a0.xml").write_text(voc_xml_text("a0", [DOG, ("dog", 5, 5, 5, 60), ("cat", 7, 9, 40, 9)]))
     index = open_dataset(tmp_path, "train")
@@ -295,14 +295,14 @@ def test_a_box_of_no_width_is_dropped_counted_and_named(tmp_path: Path) -> None:
     assert len(drops) == 2 and index.num_boxes == 7 and "(5, 5, 5, 60) has no area" in drops[0].what
 
 
-def test_a_list_that_counts_from_0_does_not_reach_out_of_the_picture(tmp_path: Path) -> None:
+def test_zero_based_boxes_stay_within_the_image(tmp_path: Path) -> None:
     folder = make_voc(tmp_path)
     (folder / "Annotations/a0.xml").write_text(voc_xml_text("a0", [("dog", 0, 0, WIDTH, HEIGHT)]))
     index = open_dataset(tmp_path, "train")
     assert not index.skips and index.target(0)["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT]]
 
 
-def test_sizes_where_corners_are_expected_are_found_by_the_borders_of_the_pictures(tmp_path: Path) -> None:
+def test_sizes_where_corners_are_expected_are_found_by_the_borders_of_the_images(tmp_path: Path) -> None:
     put_pictures(tmp_path)
     rows = [f"{name}.jpg,80,60,40,30,dog" for name in NAMES] + [f"{name}.jpg,90,70,50,40,cat" for name in NAMES]
     put(tmp_path / "boxes.csv", "\n".join(["file,xmin,ymin,xmax,ymax,class", *rows]))
@@ -321,7 +321,7 @@ TURNED = {30: [37.679, 31.34, 82.321, 68.66], 90: [50.0, 30.0, 70.0, 70.0]}  # 4
 
 
 def corners(degrees: float) -> list[tuple[float, float]]:
-    """Upper left, upper right, lower right, lower left of that box after the rotation."""
+    """Upper left, upper right, lower right and lower left corner of that box after the rotation."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return [(60 + x * cos - y * sin, 50 + x * sin + y * cos) for x, y in ((-20, -10), (20, -10), (20, 10), (-20, 10))]
 
@@ -383,7 +383,9 @@ def rotated_xml(root: Path, degrees: float) -> None:
         rotated_xml,
     ],
 )
-def test_a_rotated_box_is_read_as_the_upright_box_around_it_which_is_said(make, degrees: int, tmp_path: Path) -> None:
+def test_a_rotated_box_is_read_as_the_upright_box_around_it_which_is_reported(
+    make, degrees: int, tmp_path: Path
+) -> None:
     make(tmp_path, degrees)
     if make is not rotated_yolo:
         put_pictures(tmp_path / "img" if make is rotated_supervisely else tmp_path, NAMES[:1])
@@ -395,7 +397,7 @@ def test_a_rotated_box_is_read_as_the_upright_box_around_it_which_is_said(make, 
     assert note.what.startswith("1 rotated boxes") and not [skip for skip in index.skips if skip.kind == "box"]
 
 
-def test_a_rotated_region_without_its_pictures_size_is_dropped_and_said(tmp_path: Path) -> None:
+def test_a_rotated_region_without_its_images_size_is_dropped_and_reported(tmp_path: Path) -> None:
     put_pictures(tmp_path, NAMES[:1])
     value = {"x": 10, "y": 10, "width": 20, "height": 20, "rotation": 30, "rectanglelabels": ["dog"]}
     upright = value | {"rotation": 0}
@@ -410,7 +412,7 @@ FORMS = ("corners", "xywh", "centre")
 
 
 @pytest.mark.parametrize(("kind", "form"), [(kind, form) for kind in OWN for form in FORMS if form != OWN[kind]])
-def test_numbers_of_another_form_are_found_by_the_borders_of_the_pictures(kind: str, form: str, tmp_path: Path) -> None:
+def test_numbers_of_another_form_are_found_by_the_borders_of_the_images(kind: str, form: str, tmp_path: Path) -> None:
     put_pictures(tmp_path)
     names = {"corners": "looks_like_corners", "xywh": "looks_like_sizes", "centre": "looks_like_centres"}
     rows = []
@@ -461,7 +463,7 @@ def test_regions_to_ignore_are_counted(tmp_path: Path) -> None:
     ]
 
 
-def test_a_broken_annotation_file_costs_its_picture_alone(tmp_path: Path) -> None:
+def test_a_broken_annotation_file_skips_only_its_image(tmp_path: Path) -> None:
     LAYOUTS["labelme"][0](tmp_path)
     put(tmp_path / "json" / f"{NAMES[0]}.json", '{"shapes": [')
     index = everything(tmp_path)
@@ -480,7 +482,7 @@ def found(data: Path, **options: Any) -> dict[str, list[Finding]]:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_clean_layout_has_no_error_and_no_loud_warning(name: str, tmp_path: Path) -> None:
+def test_a_valid_layout_has_no_error_and_no_serious_warning(name: str, tmp_path: Path) -> None:
     LAYOUTS[name][0](tmp_path / "set")
     quiet = {"small_split", "few_boxes", "found_by_name", "names_without_boxes", "root_category", "ignored_regions",
              "rotated_box", "polygons", "decimal_box", "moved_path", "fractions"}  # fmt: skip
@@ -511,14 +513,14 @@ def test_small_and_unlabelled_splits_are_warnings(tmp_path: Path) -> None:
     assert what == "7 of 8 images of all have no box, 7 of them have no label file"
 
 
-def test_pictures_without_an_annotation_are_named(tmp_path: Path) -> None:
+def test_images_without_an_annotation_are_named(tmp_path: Path) -> None:
     LAYOUTS["labelimg_voc"][0](tmp_path)
     (tmp_path / f"{NAMES[3]}.xml").unlink()
     what = found(tmp_path)["image_without_annotation"][0].what
     assert what == f"1 of 8 images have no annotation: {NAMES[3]}.jpg"
 
 
-def test_xml_files_beside_pictures_are_not_pictures(tmp_path: Path) -> None:
+def test_xml_files_beside_images_are_not_images(tmp_path: Path) -> None:
     folder = make_voc(tmp_path)
     for path in list((folder / "Annotations").iterdir()):
         (folder / "JPEGImages" / path.name).write_bytes(path.read_bytes())
@@ -533,7 +535,7 @@ def test_val_that_is_train_is_one_finding(tmp_path: Path) -> None:
 
 
 def test_near_duplicates_are_counted_as_groups_and_none_remain_after_a_split(tmp_path: Path) -> None:
-    """Twelve photographs, each three times at different quality, thrown together by chance."""
+    """Twelve photographs, each three times at different quality, in random order."""
     data = tmp_path / "set"
     for k in range(12):
         image = picture(k, 240, 320)
@@ -551,7 +553,7 @@ def test_near_duplicates_are_counted_as_groups_and_none_remain_after_a_split(tmp
     assert len(train) + len(val) == 36
 
 
-def test_the_page_shows_the_pictures_that_it_is_about(tmp_path: Path) -> None:
+def test_the_page_shows_the_images_that_it_is_about(tmp_path: Path) -> None:
     folder = make_voc(tmp_path / "set")
     (folder / "Annotations/a0.xml").write_text(voc_xml_text("a0", [DOG, DOG, ("cat", 9, 9, 9, 60)]))
     page = tmp_path / "check.html"
@@ -563,14 +565,14 @@ def test_the_page_shows_the_pictures_that_it_is_about(tmp_path: Path) -> None:
     assert {"duplicate_box", "zero_box", "small_split"} <= codes_in_json
 
 
-def test_a_tiny_box_is_told_the_input_size_that_it_needs(tmp_path: Path) -> None:
+def test_a_tiny_box_is_reported_with_the_required_input_size(tmp_path: Path) -> None:
     folder = make_voc(tmp_path)
     (folder / "Annotations/a0.xml").write_text(voc_xml_text("a0", [("dog", 50, 50, 50.4, 80)]))
     assert found(tmp_path, images=False)["tiny_box"][0].todo == "it has 4 at --input-size 480"
 
 
 @pytest.mark.parametrize("name", ["labelimg_voc", "tensorflow_csv", "labelme", "coco_with_text_ids", "cvat_yolo"])
-def test_any_layout_is_divided_and_converted_there_and_back(name: str, tmp_path: Path) -> None:
+def test_any_layout_can_be_split_and_converted_both_ways(name: str, tmp_path: Path) -> None:
     LAYOUTS[name][0](tmp_path / "set")
     report = split_dataset(tmp_path / "set", {"train": 0.75, "val": 0.25})
     assert report.data == str(tmp_path / "set-split")
@@ -600,7 +602,7 @@ def test_a_full_disk_ends_a_conversion_in_one_line(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("kind", "words"), [("heic", "HEIC image.*pip install pi-heif"), ("12-bit", "12-bit JPEG")])
-def test_pictures_that_cannot_be_decoded_here_say_what_they_are(
+def test_the_format_of_undecodable_images_is_reported(
     tmp_path: Path, kind: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imaging.image_io._register_heif", lambda: False)
@@ -627,7 +629,7 @@ def test_a_json_with_categories_alone_is_not_coco(tmp_path: Path) -> None:
         recognise(tmp_path)
 
 
-def test_what_is_not_recognised_is_told_what_was_found(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_layout_lists_the_found_files(tmp_path: Path) -> None:
     put_pictures(tmp_path)
     with pytest.raises(UserError, match=r"it contains 8 \.jpg, and no annotations; label the images"):
         recognise(tmp_path)

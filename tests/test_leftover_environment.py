@@ -1,4 +1,4 @@
-"""RANK and WORLD_SIZE left over in the environment: a run alone goes on, and what would hang is said in one line."""
+"""Leftover RANK and WORLD_SIZE variables: a single process runs; settings that would hang are reported in one line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_one_process_of_one_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "no-such-host.invalid", "MASTER_PORT": "9"}, "resolved"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
+def test_invalid_values_are_a_one_line_error(
     values: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""The page shows what the program shows, to this machine alone."""
+"""The live view page: it shows the program's frames, on this machine only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prediction import live_view
 from prediction.live_view import Page, open_view
 
 
-def test_the_page_streams_the_newest_picture() -> None:
+def test_the_page_streams_the_newest_image() -> None:
     page = Page()
     try:
         assert page.address.startswith("http://127.0.0.1:")
@@ -35,7 +35,7 @@ def test_the_page_streams_the_newest_picture() -> None:
         page.close()
 
 
-def test_closing_the_page_ends_waiting_visitors() -> None:
+def test_closing_the_page_ends_waiting_requests() -> None:
     page = Page()
     stream = urllib.request.urlopen(page.address + "stream", timeout=5)
     page.close()

@@ -1,4 +1,4 @@
-"""The same batches for any number of workers and processes; bad images and bad workers are named."""
+"""The loader: identical batches for any number of workers and processes; unreadable images and failed workers."""
 
 from __future__ import annotations
 
@@ -193,7 +193,9 @@ def keys_of(sampler: EpochSampler, number: int) -> list[list[SampleKey]]:
 
 
 @pytest.mark.parametrize(("num_images", "world_size", "batch_size"), [(17, 2, 4), (16, 4, 2), (10, 3, 2), (5, 4, 1)])
-def test_processes_share_an_epoch_without_loss_and_like_one(num_images: int, world_size: int, batch_size: int) -> None:
+def test_processes_divide_an_epoch_completely_and_like_one_process(
+    num_images: int, world_size: int, batch_size: int
+) -> None:
     ranks = [keys_of(EpochSampler(num_images, batch_size, 3, rank, world_size), 5) for rank in range(world_size)]
     whole = keys_of(EpochSampler(num_images, batch_size * world_size, 3), 5)
     assert len({len(batches) for batches in ranks}) == 1 and len(ranks[0]) == len(whole)
@@ -275,7 +277,7 @@ def test_cached_boxes_and_pixels_are_those_of_the_file(index: DatasetIndex) -> N
     cache.close()
 
 
-def test_a_cache_on_disk_is_found_again_and_forgotten_when_a_file_changes(index: DatasetIndex, tmp_path: Path) -> None:
+def test_a_cache_on_disk_is_reused_until_a_file_changes(index: DatasetIndex, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     decoded: list[int] = []
 
@@ -316,7 +318,7 @@ def test_an_image_of_another_size_than_stated_is_used_but_not_kept(index: Datase
     cache.close()
 
 
-def test_a_cache_that_does_not_fit_is_refused_with_both_figures(tmp_path: Path) -> None:
+def test_a_cache_that_does_not_fit_is_rejected_with_both_figures(tmp_path: Path) -> None:
     index = make_index(tmp_path, 1)
     side = int((available_memory() / 3) ** 0.5) + 1
     if side > 1_000_000:

@@ -1,4 +1,4 @@
-"""The loss against a plain transcription, prediction by prediction, for every term, weight, limit and rule."""
+"""The loss compared with a simple implementation, per prediction, for every term, weight, limit and assignment rule."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def plain_matches(rule: str, predictions: list[Tensor]) -> set[tuple[int, ...]]:
 
 
 def close_maps() -> list[Tensor]:
-    """Predictions whose boxes are near the anchors, so that IoUs sum to several matches an object."""
+    """Predictions with boxes near the anchors, so that IoUs sum to several matches per object."""
     predictions = maps(3)
     for raw in predictions:
         raw[..., :4] *= 0.3
@@ -230,7 +230,7 @@ def test_a_vanishing_box_keeps_its_gradient() -> None:
 
 
 def all_places(predictions: list[Tensor]) -> Matches:
-    """A match of every prediction of the batch, in an order of no kind."""
+    """A match for every prediction of the batch, in random order."""
     rows = [
         torch.cartesian_prod(torch.tensor([level]), *map(torch.arange, raw.shape[:4]))
         for level, raw in enumerate(predictions)

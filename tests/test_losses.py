@@ -1,4 +1,4 @@
-"""Assignment and losses: what is true of every rule, and what each one promises."""
+"""Assignment and losses: properties of all rules, and of each rule."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def match(rule: str, targets: dict[str, Tensor] = SOME, maps: list[Tensor] | Non
 
 
 @pytest.mark.parametrize("rule", ASSIGNERS)
-def test_every_object_gets_an_answer_in_its_own_image_and_within_the_grid(rule: str) -> None:
+def test_every_object_is_assigned_in_its_own_image_and_within_the_grid(rule: str) -> None:
     scene, found = match(rule)
     assert set(found.target.tolist()) == {0, 1, 2}
     assert torch.equal(found.image, scene.images[found.target])
@@ -63,7 +63,7 @@ def test_an_image_of_odd_proportions_and_boxes_at_its_edge_stay_within_the_grid(
 
 @pytest.mark.parametrize("rule", ASSIGNERS)
 def test_batches_are_assigned_image_by_image(rule: str) -> None:
-    """Vectorising over the batch changes nothing."""
+    """The vectorised result equals that of single images."""
     _, together = match(rule)
     for image in (0, 1):
         own = SOME["image_index"] == image
@@ -151,7 +151,7 @@ def test_a_batch_without_objects_has_box_loss_zero_and_still_a_gradient(rule: st
     assert all(m.grad is not None and m.grad[..., 4].abs().sum() > 0 for m in maps)
 
 
-def test_boxes_without_area_are_left_out() -> None:
+def test_boxes_without_area_are_omitted() -> None:
     flat = targets_of([[10, 10, 10, 30], [10, 12, 50, 60]], [1, 0], [0, 0])
     alone = targets_of([[10, 12, 50, 60]], [0], [0])
     loss = YOLOLoss(CONFIG)
@@ -161,7 +161,7 @@ def test_boxes_without_area_are_left_out() -> None:
     )
 
 
-def test_perfect_predictions_lose_next_to_nothing() -> None:
+def test_perfect_predictions_have_almost_no_loss() -> None:
     maps = [torch.full((1, 3, SIZE // s, SIZE // s, 8), -12.0) for s in STRIDES]
     one = targets_of([[10, 12, 50, 60]], [0], [0])
     _, found = match("ratio", one, maps)
@@ -183,7 +183,7 @@ def test_class_weights_scale_the_class_loss_of_their_objects() -> None:
 
 
 def test_two_halves_of_a_batch_that_share_their_count_average_to_the_whole() -> None:
-    """What distributed training relies on: each process divides by the total number of matches."""
+    """Required for distributed training: each process divides by the total number of matches."""
     maps = random_maps()
     whole = YOLOLoss(CONFIG)(maps, SOME)
     counts = [float(len(match("ratio", _part(i), [m[i : i + 1] for m in maps])[1])) for i in (0, 1)]
@@ -207,14 +207,14 @@ def _part(image: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("settings", [{"assigner": "nearest"}, {"box_loss": "l2"}, {"box_weight": -1.0}])
-def test_a_setting_that_does_not_exist_is_named(settings: dict) -> None:
+def test_an_unknown_setting_is_reported(settings: dict) -> None:
     with pytest.raises(ValueError, match=r"choose from|must be at least 0"):
         LossConfig(**settings)
     with pytest.raises(ValueError, match="for 3 classes"):
         YOLOLoss(CONFIG, class_weights=(1.0,))
 
 
-def test_every_rule_and_loss_that_can_be_chosen_is_there() -> None:
+def test_every_rule_and_loss_can_be_chosen() -> None:
     assert set(ASSIGNERS) == set(loss_config.ASSIGNERS) and set(BOX_LOSSES) == set(loss_config.BOX_LOSSES)
 
 

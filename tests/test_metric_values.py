@@ -1,4 +1,4 @@
-"""Exact values of the metrics' parts, worked by hand."""
+"""Exact values of parts of the metrics, computed by hand."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_coco_figures_of_a_detection_of_iou_eight_tenths() -> None:
 
 
 class Fixed:
-    """Finds the same in every picture."""
+    """Returns the same detections for every image."""
 
     config = ModelConfig(("a", "b"), input_size=(64, 64))
 

@@ -1,4 +1,4 @@
-"""A mosaic shows each image in its quarter, and its boxes follow."""
+"""Mosaic: each image and its boxes are in its quarter."""
 
 from __future__ import annotations
 

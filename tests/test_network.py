@@ -1,4 +1,4 @@
-"""The whole network: shapes, views, parameter counts, normalisation, gradients, initialisation."""
+"""The complete network: shapes, views, parameter counts, normalisation, gradients, initialisation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARAMETERS = {
 
 
 def small(**changes) -> YOLOv4:
-    """A network that is quick to run."""
+    """A small, fast network."""
     values = {"class_names": ("cat", "dog"), "backbone": "mobilenet_v3_small", "alpha": 0.5, "neck_width": 0.25}
     return YOLOv4(ModelConfig(**{**values, **changes}))
 

@@ -1,4 +1,4 @@
-"""Suppression on boxes one can draw."""
+"""Non-maximum suppression on simple boxes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABELS = np.array([0, 0, 1, 2])
 
 
 @pytest.mark.parametrize("name", [name for name, function in SUPPRESSIONS.items() if function is not None])
-def test_every_kind_takes_no_boxes_and_gives_the_best_first(name: str) -> None:
+def test_every_kind_accepts_empty_input_and_sorts_by_score(name: str) -> None:
     function = SUPPRESSIONS[name]
     assert function is not None
     boxes, scores, labels = function(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), 0.5)
@@ -90,7 +90,7 @@ def test_a_small_object_before_a_large_one_of_its_class_is_not_merged_unless_a_t
 
 
 def boxes_and_labels(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes best first, with labels, of a kind that suppression could stumble over."""
+    """Difficult boxes for suppression, sorted by score, with labels."""
     rng = np.random.default_rng(seed)
     count = int(rng.integers(0, 700))
     corner, size = rng.uniform(-50, 300, (count, 2)), rng.uniform(0, 120, (count, 2))

@@ -1,4 +1,4 @@
-"""The one-page example needs neither torch nor this platform, and finds what the platform finds."""
+"""examples/onnx_only.py: it needs neither torch nor this project, and returns the same detections."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run_example(folder: Path, *arguments: str, example: str = EXAMPLE.name) -> s
 
 
 @pytest.mark.parametrize("uint8_input", [False, True])
-def test_it_finds_what_the_platform_finds_without_torch(tmp_path, uint8_input) -> None:
+def test_it_gives_the_detections_of_this_project_without_torch(tmp_path, uint8_input) -> None:
     names = [f"photo{i}.png" for i in range(2)]
     for name, picture in zip(names, pictures(2, 104, 80), strict=True):
         write_image(tmp_path / name, picture)
@@ -58,11 +58,11 @@ def test_it_finds_what_the_platform_finds_without_torch(tmp_path, uint8_input) -
         assert np.allclose(numbers[:, 1:], found.boxes, atol=0.1)
 
 
-def test_it_says_what_it_wants(tmp_path) -> None:
+def test_its_usage_errors_are_clear(tmp_path) -> None:
     assert "usage: python onnx_only.py" in run_example(tmp_path).stderr
 
 
-def test_it_is_one_page() -> None:
+def test_it_is_a_short_file() -> None:
     assert len(EXAMPLE.read_text().splitlines()) < 90
 
 

@@ -1,4 +1,4 @@
-"""One call opens any format, the same pictures give the same index, and the cache is never noticed but by its speed."""
+"""`open_dataset`: any format, the same index for the same images, and a transparent cache."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_same_boxes_in_three_formats_are_the_same_index(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "file.txt", "pipe", "photos"])
-def test_what_is_no_data_set_is_told_what_would_be_one(name: str, tmp_path: Path) -> None:
+def test_the_error_for_other_paths_describes_the_supported_layouts(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "photos/a").mkdir(parents=True)
     (tmp_path / "file.txt").write_text("x")
@@ -73,7 +73,7 @@ def test_what_is_no_data_set_is_told_what_would_be_one(name: str, tmp_path: Path
     assert str(caught.value).startswith(str(tmp_path / name))
 
 
-def test_an_unknown_split_is_told_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_split_is_an_error_with_the_known_ones(tmp_path: Path) -> None:
     make_coco(tmp_path)
     with pytest.raises(UserError, match="choose from train2017, val2017"):
         open_dataset(tmp_path, "test")
@@ -142,7 +142,7 @@ def same_size_other_time(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [change_xml, change_list, change_picture, remove_picture, same_size_other_time])
-def test_a_changed_file_makes_the_cache_stale(change, tmp_path: Path) -> None:
+def test_a_changed_file_invalidates_the_cache(change, tmp_path: Path) -> None:
     folder = make_voc(tmp_path / "data")
     first = open_dataset(tmp_path / "data", "train")
     change(folder)
@@ -174,7 +174,7 @@ def names_change(root: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [path_appears, folder_appears, contradiction_appears, names_change])
-def test_a_place_that_appears_makes_the_cache_of_a_yolo_set_stale(change, tmp_path: Path) -> None:
+def test_a_new_folder_invalidates_the_cache_of_a_yolo_data_set(change, tmp_path: Path) -> None:
     yaml = make_yolo(tmp_path / "data")
     root = yaml.parent
     for path in list((root / "images/train").iterdir()):  # in a subfolder, so that no image lies beside a new one
@@ -197,7 +197,7 @@ def test_a_place_that_appears_makes_the_cache_of_a_yolo_set_stale(change, tmp_pa
     assert answer(True) == answer(False) != first
 
 
-def test_names_beside_a_set_without_yaml_make_its_cache_stale(tmp_path: Path) -> None:
+def test_class_names_next_to_a_data_set_without_yaml_invalidate_its_cache(tmp_path: Path) -> None:
     LAYOUTS["yolo_without_yaml"][0](tmp_path / "data")
     assert set(open_dataset(tmp_path / "data", "all").class_names) == {"dog", "cat"}
     put(tmp_path / "data/classes.txt", "fox\nhen\n")
@@ -212,7 +212,7 @@ def test_other_classes_or_limits_have_their_own_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "facts", "pointer", "folder"])
-def test_a_damaged_cache_is_read_anew_without_a_word(damage: str, tmp_path: Path, own_cache: Path) -> None:
+def test_a_damaged_cache_is_rebuilt_silently(damage: str, tmp_path: Path, own_cache: Path) -> None:
     make_voc(tmp_path / "data")
     first = open_dataset(tmp_path / "data", "train")
     boxes, facts = next(own_cache.rglob("boxes.npy")), next(own_cache.rglob("facts.json"))
@@ -235,7 +235,7 @@ def test_a_damaged_cache_is_read_anew_without_a_word(damage: str, tmp_path: Path
     assert same(first, open_dataset(tmp_path / "data", "train"))
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_voc(tmp_path / "data")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MOBILENET_YOLO_CACHE", str(tmp_path / "file"))
@@ -250,7 +250,7 @@ def test_the_cache_lies_where_the_platform_has_its_caches(tmp_path: Path, monkey
     assert cache.cache_folder() == tmp_path / "mobilenet_yolo"
 
 
-def test_a_cached_index_travels_to_workers_as_the_names_of_its_files(tmp_path: Path) -> None:
+def test_a_cached_index_is_pickled_as_the_names_of_its_files(tmp_path: Path) -> None:
     make_voc(tmp_path / "data", train=30)
     open_dataset(tmp_path / "data", "train")
     index = open_dataset(tmp_path / "data", "train")
@@ -292,7 +292,7 @@ def test_a_class_file_may_have_any_line_ends_and_byte_order_mark(data: bytes, tm
     ("name", "near"),
     [("Dog", "dog"), ("TV monitor", "tvmonitor"), ("aeroplan", "aeroplane"), ("zebra", None), ("", None)],
 )
-def test_the_name_that_was_meant_is_found(name: str, near: str | None) -> None:
+def test_the_similar_name_is_suggested(name: str, near: str | None) -> None:
     assert nearest_name(name, ["dog", "tvmonitor", "aeroplane", "cat"]) == near
 
 

@@ -1,4 +1,4 @@
-"""Schedules, rates, averages and parameter groups: each number by hand."""
+"""Schedules, rates, weight averages and parameter groups, compared with values computed by hand."""
 
 from __future__ import annotations
 

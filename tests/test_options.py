@@ -1,4 +1,4 @@
-"""Every option of train.py has one final value with an origin, is used as it says, and is declared once."""
+"""Options of train.py: each is declared once, has a final value with an origin, and has the documented effect."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_typed_value_that_equals_the_default_counts_as_typed() -> None:
     assert settings.origins["auto"] == "preset auto" and settings.origins["seed"] == DEFAULT
 
 
-def test_typed_goes_before_config_before_preset(tmp_path: Path) -> None:
+def test_typed_values_override_config_and_config_overrides_preset(tmp_path: Path) -> None:
     config = tmp_path / "c.json"
     config.write_text(json.dumps({"epochs": 7, "class_weight": 0.25}))
     arguments = ["--preset", "small", "--config", str(config), "--epochs", "3"]
@@ -119,7 +119,7 @@ def test_the_batch_that_auto_chooses_is_the_batch_that_trains_and_that_is_resume
 
 
 @pytest.mark.parametrize("name", ["small", "nano"])
-def test_a_checkpoints_geometry_stands_unless_typed(name: str, tmp_path: Path) -> None:
+def test_a_checkpoints_geometry_is_kept_unless_typed(name: str, tmp_path: Path) -> None:
     start = load_checkpoint(find_model(name)).config
     run = make_run(tmp_path, "--weights", name, *SMALL)
     for field in ("input_size", "anchors", "resize_mode", "mean", "std", "bn_eps", "padding", "neck_width"):
@@ -138,7 +138,7 @@ def test_a_typed_size_scales_the_checkpoints_anchors(tmp_path: Path) -> None:
     assert run.settings.origins["input_size"] == TYPED
 
 
-def test_a_typed_checkpoint_goes_before_the_presets_network(tmp_path: Path) -> None:
+def test_a_typed_checkpoint_takes_precedence_over_the_presets_network(tmp_path: Path) -> None:
     run = make_run(tmp_path, "--preset", "demo", "--weights", "nano", *SMALL)
     assert run.config.backbone == load_checkpoint(find_model("nano")).config.backbone
     assert run.settings.origins["backbone"] == "checkpoint nano"
@@ -173,7 +173,7 @@ class MoreOptions:
     augment: MoreAugment = group(MoreAugment, "augmentation")
 
 
-def test_a_new_augmentation_is_on_the_command_line_by_its_field_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_field_is_enough_to_add_an_augmentation_option(capsys: pytest.CaptureFixture[str]) -> None:
     options = parse_options(MoreOptions, ["--posterize", "3", "--mosaic", "0"], description="")
     assert options.augment.posterize == 3 and options.augment.mosaic == 0
     with pytest.raises(UserError, match="--posterize: 9 is out of range"):

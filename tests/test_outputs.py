@@ -1,4 +1,4 @@
-"""Every format is what its readers expect, whole after each picture, and nothing is written over."""
+"""Output files of predict.py: valid for their readers, complete after each image, never overwritten."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder(path: Path, **options: bool) -> OutputFolder:
 
 
 @pytest.mark.parametrize("kind", sorted(WRITERS))
-def test_every_writer_takes_pictures_frames_and_nothing_and_claims_what_it_planned(tmp_path: Path, kind: str) -> None:
+def test_every_writer_takes_images_frames_and_nothing_and_claims_what_it_planned(tmp_path: Path, kind: str) -> None:
     writer = WRITERS[kind](folder(tmp_path), NAMES)
     for each in (result(), result("b.jpg", boxes=False), result("v.mp4", frame=3)):
         writer.add(each)
@@ -115,7 +115,7 @@ def test_coco_results_of_our_own_are_read_by_pycocotools(tmp_path: Path) -> None
     assert len(truth.loadRes(str(tmp_path / "out" / "coco_results.json")).anns) == 3
 
 
-def test_voc_xml_is_one_based_inside_the_picture_and_escapes_names(tmp_path: Path) -> None:
+def test_voc_xml_is_one_based_inside_the_image_and_escapes_names(tmp_path: Path) -> None:
     writer = WRITERS["voc"](folder(tmp_path), NAMES)
     writer.add(result())
     root = ElementTree.parse(tmp_path / "out" / "voc" / "000042.xml").getroot()
@@ -158,7 +158,7 @@ def test_counts_end_with_their_total(tmp_path: Path) -> None:
     assert rows[1][2:] == ["1", "1", "1"] and rows[2][2:] == ["0", "0", "0"] and rows[3] == ["total", "", "1", "1", "1"]
 
 
-def test_what_exists_is_not_overwritten_without_being_told(tmp_path: Path) -> None:
+def test_existing_output_is_not_overwritten_without_the_option(tmp_path: Path) -> None:
     outputs = folder(tmp_path)
     outputs.claim("a.jpg").write_text("old")
     assert outputs.claim("a.jpg").read_text() == "old"  # its own
@@ -186,7 +186,7 @@ def test_an_output_that_is_a_file_is_an_error(tmp_path: Path) -> None:
         folder(tmp_path)
 
 
-def test_a_fresh_folder_takes_the_next_number(tmp_path: Path) -> None:
+def test_a_new_run_folder_gets_the_next_number(tmp_path: Path) -> None:
     assert fresh_folder(tmp_path).name == "predict-1"
     (tmp_path / "predict-7").mkdir()
     (tmp_path / "predict-x").mkdir()

@@ -1,4 +1,4 @@
-"""The Pareto tool: who is on the front, where scores come from, and a table of measured points."""
+"""benchmarks.pareto: the Pareto front, the source of the scores, and the table of measured points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nets.export.form import Form
 from utils.errors import UserError
 
 
-def test_who_is_beaten_in_both_time_and_score_is_not_on_the_front() -> None:
+def test_points_worse_in_both_time_and_score_are_not_on_the_front() -> None:
     quick, good = Point("quick", score=30.0, milliseconds=5), Point("good", score=50.0, milliseconds=9)
     slow, untrained = Point("slow", score=45.0, milliseconds=10), Point("untrained", milliseconds=1)
     twin = Point("twin", score=29.0, milliseconds=5)
@@ -81,7 +81,7 @@ def test_a_sweep_has_every_combination(tmp_path) -> None:
     assert points[0]["multiply_adds"] < points[1]["multiply_adds"] and points[0]["score"] is None
 
 
-def test_what_cannot_be_is_refused(tmp_path) -> None:
+def test_invalid_values_are_rejected(tmp_path) -> None:
     with pytest.raises(SystemExit):
         pareto.main([])
     with pytest.raises(UserError):

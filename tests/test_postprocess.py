@@ -1,4 +1,4 @@
-"""From raw maps to detections: thresholds, classes, suppression, bounds."""
+"""Postprocessing of raw maps: thresholds, classes, suppression, limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def silent(batch: int = 1) -> list[Tensor]:
 def put(
     maps: list[Tensor], box: tuple[float, ...], logits: list[float], level: int = 1, anchor: int = 0, image: int = 0
 ) -> None:
-    """Write a box (cxcywh) and its objectness and class logits into the cell of its centre."""
+    """Write a box (cxcywh) with its objectness and class logits into the cell of its centre."""
     stride = STRIDES[level]
     column, row = int(box[0] // stride), int(box[1] // stride)
     place = maps[level][image, anchor, row, column]
@@ -33,7 +33,7 @@ def put(
     place[4:] = torch.tensor(logits)
 
 
-def test_one_object_comes_out_where_it_was_put() -> None:
+def test_one_object_is_detected_at_its_position() -> None:
     maps = silent()
     put(maps, (40.0, 56.0, 30.0, 20.0), [3.0, 4.0, -4.0])
     (found,) = postprocess(maps, CONFIG)
@@ -89,7 +89,7 @@ def test_suppression_looks_at_a_bounded_number_of_candidates() -> None:
     assert seen == [MAX_CANDIDATES]
 
 
-def test_answers_that_are_not_numbers_are_left_out() -> None:
+def test_non_finite_outputs_are_removed() -> None:
     maps = silent()
     put(maps, (40.0, 56.0, 30.0, 20.0), [5.0, 5.0, -9.0])
     maps[1][0, 0, 0, 0] = float("nan")
@@ -104,7 +104,7 @@ def test_a_network_that_decodes_by_itself_gives_the_same_detections() -> None:
     assert found.labels.tolist() == [0, 1] and found.scores.tolist() == pytest.approx([0.9, 0.7])
 
 
-def test_thresholds_of_nought_and_one_are_allowed() -> None:
+def test_thresholds_of_zero_and_one_are_allowed() -> None:
     maps = silent()
     assert len(postprocess(maps, CONFIG, Thresholds(score_threshold=1.0))[0]) == 0
     assert len(postprocess(maps, CONFIG, Thresholds(score_threshold=0.0))[0]) == CONFIG.max_detections
@@ -113,7 +113,7 @@ def test_thresholds_of_nought_and_one_are_allowed() -> None:
 def read_with_torchvision(
     maps: list[Tensor], score_threshold: float, iou_threshold: float, multi_label: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same from all places, by PyTorch and torchvision: boxes, scores, labels of the best 100."""
+    """The same computed by PyTorch and torchvision for all positions: boxes, scores, labels of the best 100."""
     boxes, scores = [], []
     for raw, anchors, stride, scale in zip(maps, CONFIG.anchors, STRIDES, CONFIG.scale_xy, strict=True):
         raw = raw.float()

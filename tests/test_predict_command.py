@@ -1,4 +1,4 @@
-"""predict.py does what it is told, says what it cannot, and leaves whole files."""
+"""predict.py: options, error messages, and complete output files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RED, BLUE = (230, 20, 20), (20, 20, 230)
 
 
 class Painted:
-    """Finds one red and one blue rectangle: what stands for a detector where drawing and writing are tested."""
+    """Finds one red and one blue rectangle: a fake detector for tests of drawing and writing."""
 
     def __init__(self) -> None:
         self.config = ModelConfig(
@@ -103,7 +103,7 @@ def run(*arguments: object) -> int:
     return predict.main([str(argument) for argument in arguments])
 
 
-def test_a_picture_is_drawn_and_its_detections_are_written_in_its_pixels(
+def test_an_image_is_drawn_and_its_detections_are_written_in_its_pixels(
     detector: Painted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = picture(tmp_path / "a.png")
@@ -120,7 +120,7 @@ def test_a_picture_is_drawn_and_its_detections_are_written_in_its_pixels(
     assert out.splitlines()[-1] == "predict: 1 of 1 sources done"
 
 
-def test_a_folder_with_bad_pictures_and_videos_finishes_the_good_ones(
+def test_a_folder_with_bad_images_and_videos_finishes_the_good_ones(
     detector: Painted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a.jpg", "b.jpg", "sub/a.jpg"):
@@ -168,7 +168,7 @@ def test_a_video_keeps_its_rate_size_length_and_order(detector: Painted, tmp_pat
     assert detector.asked[0]["images"] == 5
 
 
-def test_a_video_cut_in_the_middle_says_how_many_frames_and_keeps_them(
+def test_a_truncated_video_keeps_its_frames_and_reports_their_number(
     detector: Painted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = clip(tmp_path / "v.avi", frames=12, codec="mjpg")
@@ -179,7 +179,7 @@ def test_a_video_cut_in_the_middle_says_how_many_frames_and_keeps_them(
         assert 1 <= len(list(reader)) < 12
 
 
-def test_nothing_that_exists_is_overwritten_without_being_told(detector: Painted, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten_without_the_option(detector: Painted, tmp_path: Path) -> None:
     source = picture(tmp_path / "a.jpg")
     assert run(source, "--output", tmp_path / "out", "--json") == 0
     before = (tmp_path / "out" / "a.jpg").read_bytes()
@@ -219,7 +219,7 @@ def test_thresholds_of_classes_and_the_classes_asked_for_select(detector: Painte
     assert found("--max-detections", "1") == ["red"]
 
 
-def test_options_that_swallowed_a_source_give_it_back(detector: Painted, tmp_path: Path) -> None:
+def test_an_option_that_consumed_a_source_is_corrected(detector: Painted, tmp_path: Path) -> None:
     source = picture(tmp_path / "a.png")
     for number, option in enumerate((["--score-threshold", "0.3"], ["--classes", "red"], ["--save", "csv"])):
         assert run("--output", tmp_path / str(number), *option, source) == 0
@@ -244,7 +244,7 @@ def test_options_that_swallowed_a_source_give_it_back(detector: Painted, tmp_pat
         (["--codec", "x"], "--codec: "),
     ],
 )
-def test_options_that_make_no_sense_are_said_in_one_line(
+def test_contradictory_options_are_a_one_line_error(
     detector: Painted, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -253,7 +253,7 @@ def test_options_that_make_no_sense_are_said_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_source_that_is_not_there_is_a_user_error(detector: Painted, tmp_path: Path) -> None:
+def test_a_source_that_does_not_exist_is_a_user_error(detector: Painted, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jpg: does not exist"):
         run(tmp_path / "none.jpg")
     with pytest.raises(UserError, match="none of the 2"):
@@ -323,7 +323,7 @@ def test_frames_of_a_source_can_be_streamed_from_python(detector: Painted, tmp_p
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network without learning: at threshold 0 it finds things everywhere."""
+    """A small untrained network, which has detections everywhere at threshold 0."""
     torch.manual_seed(0)
     config = ModelConfig(
         ("person", "dog"), "mobilenet_v3_small", 0.25, neck_width=0.25, input_size=(64, 64), score_threshold=0.0
@@ -347,7 +347,7 @@ def test_a_real_network_goes_through_every_option(checkpoint: Path, tmp_path: Pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot ask another process to end")
-def test_being_ended_in_the_middle_leaves_whole_files(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_interruption_leaves_complete_files(checkpoint: Path, tmp_path: Path) -> None:
     source, out = clip(tmp_path / "v.avi", frames=1000, codec="mjpg"), tmp_path / "out"
     command = [sys.executable, "predict.py", source, "--checkpoint", checkpoint, "--output", out, "--json"]
     process = subprocess.Popen(
@@ -371,7 +371,7 @@ def check_stopped(out: Path, frames: int) -> None:
         assert len(list(reader)) == count < frames
 
 
-def test_ctrl_c_leaves_whole_files(detector: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_complete_files(detector: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = detector.detect_batch
 
     def interrupted(images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
@@ -386,7 +386,7 @@ def test_ctrl_c_leaves_whole_files(detector: Painted, tmp_path: Path, monkeypatc
     check_stopped(tmp_path / "out", 60)
 
 
-def test_a_camera_that_dies_is_an_error_after_its_frames_are_written(
+def test_a_failing_camera_is_an_error_after_its_frames_are_written(
     detector: Painted, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(video, "BACK_OFF", 0.01)

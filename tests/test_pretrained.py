@@ -1,4 +1,4 @@
-"""Weights from elsewhere land where they belong, and what does not fit is said."""
+"""Pretrained weights: they are assigned to the right parameters, and mismatches are reported."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def assert_holds(model: YOLOv4, weights: dict[str, Tensor]) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The address of a server of `tmp_path / "www"` on this machine."""
+    """URL of a local server for `tmp_path / "www"`."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
@@ -58,7 +58,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 def publish(folder: Path, weights: dict[str, Tensor]) -> str:
-    """Write weights under torchvision's kind of name, which ends in the start of the hash."""
+    """Write weights with a torchvision file name, which ends with the first digits of the hash."""
     torch.save(weights, folder / "w.pth")
     digest = hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()[:8]
     (folder / "w.pth").rename(folder / f"mobilenet-{digest}.pth")
@@ -72,7 +72,7 @@ def test_none_loads_nothing() -> None:
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.backbone.", "backbone.model."])
 @pytest.mark.parametrize("inside", [None, "state_dict", "model"])
-def test_a_torchvision_file_is_taken_whatever_wraps_it(prefix: str, inside: str | None, tmp_path: Path) -> None:
+def test_a_torchvision_file_is_accepted_with_any_wrapper(prefix: str, inside: str | None, tmp_path: Path) -> None:
     weights = torchvision_state()
     content = {prefix + name: tensor for name, tensor in weights.items()}
     torch.save({inside: content, "epoch": 3} if inside else content, tmp_path / "w.pth")
@@ -104,7 +104,7 @@ def test_a_file_without_classifier_and_without_counters_is_complete(tmp_path: Pa
     assert len(report.loaded) == report.total
 
 
-def test_a_file_that_lacks_a_part_says_which(tmp_path: Path) -> None:
+def test_a_file_with_a_missing_part_is_an_error_that_names_it(tmp_path: Path) -> None:
     weights = torchvision_state()
     del weights["features.2.block.0.0.weight"]
     weights["features.3.block.0.0.weight"] = torch.zeros(1, 1, 1, 1)
@@ -131,7 +131,7 @@ def test_weights_of_another_backbone_or_width_are_an_error(tmp_path: Path) -> No
         (b"\x80\x02cos\nsystem\nq\x00X\x04\x00\x00\x00true\x85R.", "rejected: it could run code"),
     ],
 )
-def test_a_file_that_is_no_weights_is_an_error(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_without_weights_is_an_error(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_pretrained(network(), str(tmp_path / "w.pth"))
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_ours_gives_its_backbone_and_its_settings(tmp_path: Path
 
 
 @has_timm
-def test_a_timm_file_of_v1_is_taken(tmp_path: Path) -> None:
+def test_a_timm_file_of_v1_is_accepted(tmp_path: Path) -> None:
     import timm
 
     torch.save(timm.create_model("mobilenetv1_100").state_dict(), tmp_path / "w.pth")
@@ -182,7 +182,7 @@ def test_a_timm_file_of_v1_is_taken(tmp_path: Path) -> None:
 
 @has_timm
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv4_conv_small"])
-def test_a_timm_file_of_a_timm_backbone_is_taken(name: str, tmp_path: Path) -> None:
+def test_a_timm_file_of_a_timm_backbone_is_accepted(name: str, tmp_path: Path) -> None:
     import timm
 
     torch.save(timm.create_model(name).state_dict(), tmp_path / "w.pth")
@@ -279,7 +279,7 @@ def test_imagenet_of_v1_is_timms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @has_timm
-def test_a_timm_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_timm_download_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from nets.backbones import timm_backbone
 
     def fail(*args: object, **kwargs: object) -> None:

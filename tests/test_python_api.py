@@ -1,4 +1,4 @@
-"""A detector takes what people have as images, says what it does not take, and gives detections that stand alone."""
+"""The Python API: accepted image types, errors for others, and the detections."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = ("cat", "dog", "bird")
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    """A small network without learning that finds something everywhere."""
+    """A small untrained network with detections everywhere."""
     torch.manual_seed(0)
     config = ModelConfig(
         NAMES, "mobilenet_v3_small", 0.25, neck_width=0.25, input_size=(64, 64), score_threshold=0.0, max_detections=9
@@ -74,9 +74,7 @@ def test_grey_images_of_every_form_are_one(detector: Detector) -> None:
         assert same(detector(form), expected)
 
 
-def test_a_picture_on_its_side_is_turned_upright_as_a_path_and_as_a_pil_image(
-    detector: Detector, tmp_path: Path
-) -> None:
+def test_exif_orientation_is_applied_to_paths_and_pil_images(detector: Detector, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(photo()).save(tmp_path / "turned.png", exif=exif)
@@ -111,7 +109,7 @@ def test_a_picture_on_its_side_is_turned_upright_as_a_path_and_as_a_pil_image(
         ([[0, 1], [2, 3]], "not an image|shape"),
     ],
 )
-def test_what_is_no_image_is_refused_with_its_whole_shape_and_what_to_give(
+def test_invalid_images_are_rejected_with_their_shape_and_the_accepted_types(
     detector: Detector, image: Any, words: str
 ) -> None:
     with pytest.raises(ValueError, match=words) as caught:
@@ -156,7 +154,7 @@ def test_videos_and_folders_point_to_stream_and_what_is_not_there_is_a_file_not_
         ({"batch_size": 0}, "batch_size: 0"),
     ],
 )
-def test_arguments_are_checked_and_the_one_that_was_meant_is_named(
+def test_arguments_are_checked_and_the_similar_name_is_suggested(
     detector: Detector, arguments: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
@@ -237,7 +235,7 @@ def test_detections_draw_save_and_crop_their_image(tmp_path: Path) -> None:
     assert some().draw(image).shape == image.shape
 
 
-def test_a_notebook_shows_a_picture_of_bounded_size_and_a_table() -> None:
+def test_a_notebook_shows_an_image_of_bounded_size_and_a_table() -> None:
     html = some(np.zeros((4000, 6000, 3), np.uint8))._repr_html_()
     assert "data:image/jpeg;base64," in html and "1 dog" in html and len(html) < 300_000
     assert "<img" not in some()._repr_html_() and "no objects" in Detections.empty()._repr_html_()
@@ -251,7 +249,7 @@ def test_show_without_a_viewer_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
         some(photo()).show()
 
 
-def test_errors_are_the_kinds_that_python_programs_wait_for() -> None:
+def test_errors_are_subclasses_of_standard_exceptions() -> None:
     assert issubclass(MissingFileError, (ValueError, FileNotFoundError)) and issubclass(MissingFileError, UserError)
     assert Thresholds() == Thresholds(None) and Thresholds(0.5).score_threshold == 0.5
 

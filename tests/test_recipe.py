@@ -1,4 +1,4 @@
-"""What `--auto` and `--minutes` choose, and that what the user says wins."""
+"""Values chosen by `--auto` and `--minutes`; the user's options take precedence."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from utils.errors import UserError
 
 
 def chosen(num_images: int, pretrained: bool, **settings: bool) -> dict[str, object]:
-    """The recipe of a data set of two classes that are in every image."""
+    """The recipe for a data set of two classes that are in every image."""
     counts = np.array([num_images, num_images])
     return {c.option: c.value for c in choose_recipe(num_images, counts, counts, pretrained, **settings)}
 
 
 def resolve(index: DatasetIndex, *arguments: str) -> Settings[TrainOptions]:
-    """The settings of a command line, with everything chosen that depends on the data."""
+    """The settings of a command line, with all values that are chosen from the data."""
     settings = parse_settings(TrainOptions, ["--data", "x", *arguments], description="")
     settings, _ = choose_network(choose_start(settings), index)
     return choose_optimizer(choose_recipe_options(settings, index))
@@ -77,14 +77,14 @@ def test_auto_alone_starts_from_the_bundled_detector() -> None:
 
 
 def many_images(count: int) -> DatasetIndex:
-    """An index of large objects in pictures that are not there."""
+    """An index of large objects, without image files."""
     boxes = [np.array([[100.0, 100, 400, 400]])] * count
     names = [f"{i}.jpg" for i in range(count)]
     return DatasetIndex.build("many", ["dog"], names, names, [(480, 640)] * count, boxes, [[0]] * count)
 
 
 def resolve_on(device: str, free: float, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings[TrainOptions]:
-    """As on a device with this much free memory, in GB."""
+    """Simulate a device with this much free memory in GB."""
     monkeypatch.setattr(choose.torch.cuda, "mem_get_info", lambda device: (int(free * 1e9), int(80e9)))
     monkeypatch.setattr(choose, "available_memory", lambda: int(free * 1e9))
     monkeypatch.setattr(choose, "usable_cpus", lambda: 6)
@@ -118,7 +118,7 @@ def test_auto_on_a_gpu_chooses_network_batch_and_workers_by_its_memory(monkeypat
     assert tiny.options.duration.batch_size < 16 and "GB of memory are free" in tiny.reasons["batch_size"]
 
 
-def test_what_is_typed_is_kept_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_typed_values_are_kept_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     typed = ("--input-size", "256", "--batch-size", "64", "--workers", "1")
     options = resolve_on("cuda:0", 1, monkeypatch, *typed).options
     assert options.network.input_size == (256, 256) and options.machine.workers == 1
@@ -138,7 +138,7 @@ def test_a_set_of_small_objects_gets_a_larger_input(monkeypatch: pytest.MonkeyPa
     assert choose_network(choose_start(settings), index)[0].options.network.input_size == (320, 320)
 
 
-def test_a_file_goes_before_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_takes_precedence_over_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_model("small").name == "small.pth"
     Path("small").touch()
@@ -152,7 +152,7 @@ def test_every_choice_says_why() -> None:
     assert any(choice.option == "repeat_rare" for choice in choices)
 
 
-def test_what_the_user_says_is_kept() -> None:
+def test_the_users_options_are_kept() -> None:
     index = open_dataset(str(demo_data()), "train")
     resolved = resolve(index, "--auto", "--epochs", "100", "--batch-size", "16", "--weights", "small")
     assert resolved.options.duration.epochs == 100 and resolved.options.duration.batch_size == 16
@@ -178,7 +178,7 @@ def test_minutes_become_epochs_by_the_measured_speed_and_change_nothing_else(
         assert (value == checkpoint.weights[name]).all(), name
 
 
-def test_too_few_minutes_are_refused_with_what_one_epoch_takes(tmp_path: Path) -> None:
+def test_too_few_minutes_are_rejected_with_what_one_epoch_takes(tmp_path: Path) -> None:
     arguments = [*TINY, "--data", str(demo_data()), "--run-dir", str(tmp_path / "run"), "--minutes", "0.00001"]
     with pytest.raises(UserError, match=r"--minutes: 1e-05 is not enough for one epoch"):
         train.main(arguments)
@@ -186,7 +186,7 @@ def test_too_few_minutes_are_refused_with_what_one_epoch_takes(tmp_path: Path) -
 
 
 class Timer:
-    """Does what is timed, and says how long it shall have taken."""
+    """Runs the timed function and reports a given duration."""
 
     def __init__(self, function: object, seconds: float) -> None:
         self.function, self.seconds, self.calls = function, seconds, 0

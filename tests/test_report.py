@@ -1,4 +1,4 @@
-"""The report and the page of text: whole, harmless with any name, and with advice that fits the mistakes."""
+"""The evaluation report as text and HTML: complete, escaped, and with recommendations that match the errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make(boxes: list, labels: list, found: list[Detections], names: tuple[str, .
 
 @pytest.fixture(scope="module")
 def mixed() -> EvaluationResult:
-    """Right, misplaced, misnamed, double, wild and missed, in several images."""
+    """Correct, misplaced, misclassified, duplicate, background and missed detections in several images."""
     rng = np.random.default_rng(0)
     boxes, labels, found = [], [], []
     for _ in range(8):
@@ -55,12 +55,12 @@ def mixed() -> EvaluationResult:
 
 @pytest.fixture(scope="module")
 def mixed_page(mixed: EvaluationResult) -> str:
-    """Its report; drawing one takes a while."""
+    """The report of that evaluation, built once because plotting is slow."""
     return report_html(mixed, Scored((416, 416)), "best.pth", grey)
 
 
 class Page(HTMLParser):
-    """Collects addresses and tags, and whether tags close in order."""
+    """Collects URLs and tags, and checks that tags are closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def parse(page: str) -> Page:
     return parser
 
 
-def test_the_page_holds_all_its_pictures_and_no_script(mixed_page: str) -> None:
+def test_the_page_holds_all_its_images_and_no_script(mixed_page: str) -> None:
     page = parse(mixed_page)
     assert len(page.sources) > 10
     assert all(source.startswith(("data:image/svg+xml;base64,", "data:image/jpeg;base64,")) for source in page.sources)
@@ -141,7 +141,7 @@ def test_the_page_has_dark_colours_on_screen(mixed_page: str) -> None:
     assert dark == set(re.findall(r"var\((--[a-z]+)\)", style))
 
 
-def test_pictures_that_are_not_there_leave_the_rest_of_the_page() -> None:
+def test_images_that_do_not_exist_leave_the_rest_of_the_page() -> None:
     def missing(path: Path) -> np.ndarray:
         raise UserError(path, "does not exist")
 
@@ -152,14 +152,14 @@ def test_pictures_that_are_not_there_leave_the_rest_of_the_page() -> None:
 
 
 @pytest.mark.parametrize("images", [0, 1])
-def test_a_report_of_nothing_is_still_a_page(images: int, tmp_path: Path) -> None:
+def test_a_report_without_objects_is_valid(images: int, tmp_path: Path) -> None:
     result = make([np.zeros((0, 4))] * images, [[]] * images, [Detections.empty()] * images)
     write_report(tmp_path / "report.html", result, Scored(), "", grey)
     parse((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "no objects to evaluate against" in summary_text(result)
 
 
-def test_a_report_of_misses_only_is_still_a_page() -> None:
+def test_a_report_with_misses_only_is_valid() -> None:
     result = make([np.array([[0.0, 0, 50, 50]])], [[0]], [Detections.empty()])
     parse(report_html(result, Scored(), "", grey))
     assert "the model has learned almost nothing" in summary_text(result)
@@ -187,13 +187,13 @@ def first_advice(
     return advise(result, analyse_errors(result.record, result.outcome), scored)[0].text
 
 
-def test_missed_small_objects_ask_for_a_larger_input() -> None:
+def test_missed_small_objects_give_the_advice_to_use_a_larger_input() -> None:
     text = first_advice(grid(10, 20), Detections(grid(10, 20)[:6], np.full(6, 0.9), np.zeros(6)))
     assert re.match(r"100% of the lost mAP50 \(40.0 points\) is lost by missed small objects \(4 under", text)
     assert "--input-size 608" in text
 
 
-def test_missed_large_objects_ask_for_more_training() -> None:
+def test_missed_large_objects_give_the_advice_to_train_longer() -> None:
     text = first_advice(grid(10, 200), Detections(grid(10, 200)[:6], np.full(6, 0.9), np.zeros(6)))
     assert "is lost by missed large objects (4 of 10, at any score): train longer" in text
 
@@ -203,13 +203,13 @@ def test_wrong_classes_name_the_pair() -> None:
     assert "most often cat detected as dog (100% of" in first_advice(grid(10, 200), found)
 
 
-def test_double_detections_ask_for_a_lower_threshold_of_suppression() -> None:
+def test_duplicate_detections_give_the_advice_to_lower_the_nms_threshold() -> None:
     boxes = grid(10, 200)
     found = Detections(boxes.repeat(4, axis=0), np.repeat(np.linspace(0.9, 0.5, 10), 4), np.zeros(40))
     assert "lost by duplicate detections (30): lower --iou-threshold" in first_advice(boxes, found)
 
 
-def test_advice_is_not_what_is_the_case_already() -> None:
+def test_advice_does_not_recommend_current_settings() -> None:
     boxes = grid(10, 200)
     doubles = Detections(boxes.repeat(4, axis=0), np.repeat(np.linspace(0.9, 0.5, 10), 4), np.zeros(40))
     missed = Detections(boxes[:6], np.full(6, 0.9), np.zeros(6))
@@ -233,7 +233,7 @@ def test_the_table_counts_what_is_found_at_the_working_threshold(mixed: Evaluati
     assert total == int(((mixed.outcome == 1) & (mixed.record.det_scores >= threshold)).sum())
 
 
-def test_few_images_are_called_noise(mixed: EvaluationResult) -> None:
+def test_few_images_are_reported_as_noise(mixed: EvaluationResult) -> None:
     assert re.search(
         r"8 images with 32 objects: differences below about \d+ points are not significant", summary_text(mixed)
     )
@@ -247,7 +247,7 @@ def test_a_run_has_converged_when_its_best_came_well_before_its_end(tmp_path: Pa
         assert has_converged(tmp_path) == expected
 
 
-def test_wild_detections_ask_for_a_look_at_the_labels() -> None:
+def test_background_detections_give_the_advice_to_check_the_labels() -> None:
     boxes = grid(10, 50)
     wild = boxes + np.array([0, 500, 0, 500])
     found = Detections(np.concatenate([wild, boxes]), np.linspace(0.9, 0.3, 20), np.zeros(20))

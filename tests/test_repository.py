@@ -1,4 +1,4 @@
-"""The repository: trees, presets and the options machinery are as the documentation says."""
+"""The repository: trees, presets and options agree with the documentation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_nothing_of_a_copyleft_project_is_imported() -> None:
         assert not imported(path) & banned, path
 
 
-def test_every_module_says_in_one_sentence_what_it_is() -> None:
+def test_every_module_has_a_one_sentence_docstring() -> None:
     for path in SOURCES:
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
@@ -98,7 +98,7 @@ def test_a_bad_option_is_named_with_its_value(argv: list[str], where: str, what:
 
 
 @pytest.mark.parametrize("text", ['{"rat": 1}', '{"rate": "x"}', "[1]", "{", '{"count": true}', '{"rate": 2}'])
-def test_a_bad_config_file_is_one_line(tmp_path: Path, text: str) -> None:
+def test_a_bad_config_file_is_a_one_line_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "c.json"
     file.write_text(text)
     with pytest.raises(UserError) as caught:

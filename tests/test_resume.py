@@ -1,4 +1,4 @@
-"""A run that was broken off and resumed is the run that was not, to the last bit."""
+"""An interrupted and resumed run equals an uninterrupted run to the last bit."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ EVERYTHING = ("--mixup", "0.5", "--copy-paste", "0.5", "--multi-scale", "0.5", "
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs of two steps that nobody disturbed."""
+    """An uninterrupted run of two epochs of two steps."""
     return run_train(tmp_path_factory.mktemp("runs") / "whole", *EVERYTHING)
 
 
 def break_off(folder: Path, *options: str, signum: int = signal.SIGTERM) -> None:
-    """Start the same run; a signal that the caller has planted must end it."""
+    """Start the same run, which the caller's signal must end."""
     with pytest.raises(Interrupted) as caught:
         run_train(folder, *EVERYTHING, *options)
     assert caught.value.signum == signum
@@ -98,7 +98,9 @@ def test_a_signal_anywhere_loses_nothing(
     assert_same_run(resume(run, *options), whole)
 
 
-def test_a_run_broken_off_twice_is_still_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_interrupted_twice_has_the_same_result(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         at_call(Trainer, "_backward", 2, signal.SIGINT, patch)
@@ -137,7 +139,7 @@ def test_the_state_of_everything_comes_back(tmp_path: Path, monkeypatch: pytest.
     assert_same(dict(run._scored_model().state_dict()), checkpoint.weights)
 
 
-def test_a_signal_during_setting_up_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_setup_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_call(training.setup, "open_dataset", 1, signal.SIGTERM, monkeypatch)
     monkeypatch.setattr("training.setup.YOLOv4", lambda *_: pytest.fail("it went on"))
     break_off(tmp_path / "run")
@@ -153,7 +155,7 @@ def test_the_exit_codes_are_those_of_the_signals(tmp_path: Path, monkeypatch: py
         assert left.value.code == code
 
 
-def test_the_watch_gives_the_signals_back_and_insists_only_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_handlers_are_restored_and_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
     clock = [0.0]
     monkeypatch.setattr("training.interrupts.time.monotonic", lambda: clock[0])
@@ -196,7 +198,7 @@ def test_only_the_commands_of_this_repository_take_signals_so_early(monkeypatch:
     ("how", "times", "words"),
     [("kill", 6, "inside a write"), ("term", 2, "leaving took"), ("int", 2, "leaving took"), ("disk", 2, "full disk")],
 )
-def test_broken_off_at_random_points_every_run_comes_out_the_same(
+def test_every_run_killed_at_random_points_has_the_same_result(
     how: str, times: int, words: str, tmp_path: Path
 ) -> None:
     import subprocess
@@ -224,7 +226,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(whole: Path, tmp_
     assert not list(run.glob(".*"))
 
 
-def test_what_a_killed_run_left_half_written_is_no_obstacle(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_run_are_ignored(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / ".config.json.77.tmp").write_bytes(b"{")
@@ -232,7 +234,7 @@ def test_what_a_killed_run_left_half_written_is_no_obstacle(tmp_path: Path) -> N
     assert not list(run.glob(".*"))
 
 
-def test_figures_that_a_killed_run_had_no_time_to_write_are_written(
+def test_metrics_missing_after_a_kill_are_written_on_resume(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -246,7 +248,7 @@ def test_figures_that_a_killed_run_had_no_time_to_write_are_written(
 # ---- what cannot be resumed
 
 
-def test_a_finished_run_is_said_to_be_finished(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_reported_to_be_finished(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (whole / "last.pth").read_bytes()
     assert train.main(["--resume", str(whole)]) == 0
     assert "finished after 2 epochs" in capsys.readouterr().out
@@ -264,13 +266,13 @@ def test_a_finished_run_is_said_to_be_finished(whole: Path, capsys: pytest.Captu
         (("--no-ema",), "--no-ema (the run: True)"),
     ],
 )
-def test_other_options_are_refused_with_the_list_of_them(options: tuple[str, ...], words: str, whole: Path) -> None:
+def test_other_options_are_rejected_with_the_list_of_them(options: tuple[str, ...], words: str, whole: Path) -> None:
     with pytest.raises(UserError) as caught:
         train.main(["--resume", str(whole), *options])
     assert words in str(caught.value) and "--weights" in str(caught.value) and caught.value.exit_code == 2
 
 
-def test_options_changed_in_the_runs_own_file_are_refused(whole: Path, tmp_path: Path) -> None:
+def test_options_changed_in_the_runs_own_file_are_rejected(whole: Path, tmp_path: Path) -> None:
     for name in ("config.json", "last.pth"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     values = json.loads((tmp_path / "config.json").read_text())
@@ -280,7 +282,7 @@ def test_options_changed_in_the_runs_own_file_are_refused(whole: Path, tmp_path:
 
 
 @pytest.mark.parametrize("change", ["an image less", "a box moved", "a class more"])
-def test_other_data_is_refused_with_what_differs(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_data_is_rejected_with_what_differs(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = copy_of_demo(tmp_path / "data")
     with monkeypatch.context() as patch:
         at_call(Trainer, "_backward", 1, signal.SIGTERM, patch)
@@ -334,7 +336,7 @@ CHANGES: dict[str, Callable[[Path], str]] = {
 }
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_rejected_by_name(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((whole / "config.json").read_bytes())
     data = bytearray((whole / "last.pth").read_bytes())
     data[len(data) // 2] ^= 4
@@ -343,7 +345,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(whole: Path, tmp_path: Path) ->
         train.main(["--resume", str(tmp_path)])
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_rejected(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone"):
         with pytest.raises(UserError, match="is not the folder of a run"):
             train.main(["--resume", str(path)])
@@ -353,7 +355,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["folder", "auto"])
-def test_a_run_without_its_last_checkpoint_is_never_begun_anew(command: str, whole: Path, tmp_path: Path) -> None:
+def test_a_run_without_its_last_checkpoint_is_never_restarted(command: str, whole: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole, tmp_path / "run")
     (run / "last.pth").unlink()
     best = (run / "best.pth").read_bytes()
@@ -377,7 +379,7 @@ def test_a_better_best_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
     assert load_checkpoint(run / "best.pth").metrics["coco_AP"] == 0.9
 
 
-def test_a_run_goes_on_where_data_and_folder_have_moved(
+def test_a_run_can_be_resumed_after_data_and_folder_have_moved(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "project").mkdir()
@@ -424,7 +426,7 @@ def test_pixels_that_have_changed_are_noticed(size: str, tmp_path: Path, monkeyp
         train.main(["--resume", str(tmp_path / "run")])
 
 
-def test_what_auto_chose_is_resumed_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_chosen_by_auto_are_resumed_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = [word for word in TINY if word not in ("--batch-size", "4")]
     command = ["--data", str(demo_data()), "--auto", "--epochs", "2", *tiny]
     monkeypatch.setattr("training.run.draw_curves", lambda *_: None)

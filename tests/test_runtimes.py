@@ -1,4 +1,4 @@
-"""Every kind of model file loads by its content, on the runtime that is named, or says why not."""
+"""Model files are recognised by content and loaded on the requested runtime, or rejected with the reason."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_each_file_loads_on_the_runtime_it_was_made_for() -> None:
         assert load_runtime(path, "cpu").name == name
 
 
-def test_a_detector_of_an_exported_file_finds_what_the_checkpoint_finds() -> None:
+def test_an_exported_file_gives_the_detections_of_the_checkpoint() -> None:
     photos = list(pictures(3, 70, 90))
     expected = load_detector(checkpoint(), "cpu")(photos)
     assert sum(len(each) for each in expected) > 5
@@ -61,7 +61,7 @@ def test_openvino_runs_an_onnx_file_when_asked() -> None:
     assert np.allclose(boxes, expected[0], atol=0.05) and np.allclose(scores, expected[1], atol=1e-4)
 
 
-def test_a_file_of_one_size_refuses_another() -> None:
+def test_a_file_of_one_size_rejects_another() -> None:
     with pytest.raises(UserError, match="export it with --dynamic"):
         Detector(load_runtime(exported("onnx", PLAIN), "cpu")).set_input_size(96)
     Detector(load_runtime(exported("openvino", RAW_ANY), "cpu")).set_input_size(96)
@@ -81,7 +81,7 @@ def test_pt_may_be_a_checkpoint_or_torchscript(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind, each in FORMATS.items() if each.runs])
-def test_a_folder_stands_for_its_only_exported_file(tmp_path, kind) -> None:
+def test_a_folder_with_one_exported_file_can_be_given(tmp_path, kind) -> None:
     for file in FORMATS[kind].files(tmp_path / f"model{FORMATS[kind].suffix}"):
         file.touch()
     assert find_model(tmp_path).name == f"model{FORMATS[kind].suffix}"
@@ -91,13 +91,13 @@ def test_a_folder_stands_for_its_only_exported_file(tmp_path, kind) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["tvm", "openvino", "torch"])
-def test_a_runtime_that_does_not_run_the_file_is_refused(runtime) -> None:
+def test_a_runtime_that_does_not_run_the_file_is_rejected(runtime) -> None:
     with pytest.raises(UserError, match="choose from"):
         load_runtime(exported("torchscript", ANY), "cpu", runtime)
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.xml", "a.torchscript", "a.tflite", "a.pth"])
-def test_a_file_that_is_no_model_is_one_line(tmp_path, name) -> None:
+def test_a_file_that_is_not_a_model_is_a_one_line_error(tmp_path, name) -> None:
     if name.endswith(".tflite"):
         pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
     path = tmp_path / name
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_model_is_one_line(tmp_path, name) -> None:
         load_runtime(path, "cpu")
 
 
-def test_a_foreign_onnx_file_is_refused(tmp_path) -> None:
+def test_a_foreign_onnx_file_is_rejected(tmp_path) -> None:
     import onnx
 
     value = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1])
@@ -125,7 +125,7 @@ def test_a_foreign_onnx_file_is_refused(tmp_path) -> None:
         load_runtime(tmp_path / "a.onnx", "cpu")
 
 
-def test_a_cut_openvino_file_is_one_line(tmp_path) -> None:
+def test_a_truncated_openvino_file_is_a_one_line_error(tmp_path) -> None:
     shutil.copy(exported("openvino", RAW_ANY), tmp_path / "a.xml")
     with pytest.raises(UserError, match=r"the \.bin must be in"):
         load_runtime(tmp_path / "a.xml", "cpu")
@@ -157,7 +157,7 @@ def test_the_fastest_runtime_is_measured_once_and_then_taken_by_itself(monkeypat
     assert load_runtime(checkpoint(), "cpu", "torch").name == "torch"
 
 
-def test_what_is_remembered_is_not_believed_when_the_file_is_gone(monkeypatch, cache_folder) -> None:
+def test_a_cached_file_record_is_ignored_if_the_file_is_missing(monkeypatch, cache_folder) -> None:
     monkeypatch.delenv(cache.DEFAULT)
     monkeypatch.setattr(cache, "CACHED_RUNTIMES", ("torchscript",))
     monkeypatch.setattr(cache, "measure", lambda model, runtimes: {"torch": 0.2, "torchscript": 0.1})
@@ -203,7 +203,7 @@ def test_where_several_runtimes_are_installed_the_first_checkpoint_is_measured(m
     assert calls == [["torch", "onnxruntime", "torchscript"]]
 
 
-def test_a_runtime_that_cannot_be_exported_for_is_left_out_of_the_measurement(monkeypatch, capsys) -> None:
+def test_a_runtime_that_cannot_be_exported_for_is_omitted_from_the_measurement(monkeypatch, capsys) -> None:
     monkeypatch.delenv(cache.DEFAULT)
     monkeypatch.setattr(cache, "CACHED_RUNTIMES", ("onnxruntime", "torchscript"))
     real = cache.load_cached

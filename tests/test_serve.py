@@ -1,4 +1,4 @@
-"""The service answers what it can, says what it cannot, and cannot be made to do more than was granted."""
+"""The HTTP service: responses, errors, and limits."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def test_unknown_parameters_are_refused_and_the_description_is_a_local_page(service: Address) -> None:
+def test_unknown_parameters_are_rejected_and_the_description_is_a_local_page(service: Address) -> None:
     picture = encoded(scene())
     for query, words in (("conf=0.3", "did you mean score_threshold"), ("clases=red", "did you mean classes")):
         answer = service.ask("POST", f"/detect?{query}", picture)
@@ -74,7 +74,7 @@ def test_unknown_parameters_are_refused_and_the_description_is_a_local_page(serv
     assert "POST /detect" in page and "score_threshold" in page and "http://" not in page and "https://" not in page
 
 
-def test_a_picture_is_answered_in_its_own_pixels_in_the_layout_of_predict(service: Address) -> None:
+def test_an_image_is_answered_in_its_own_pixels_in_the_layout_of_predict(service: Address) -> None:
     reply = service.ask("POST", "/detect", encoded(scene(384, 192)))
     assert reply.status == 200
     assert (reply.json["image"], reply.json["width"], reply.json["height"]) == ("image", 384, 192)
@@ -85,7 +85,7 @@ def test_a_picture_is_answered_in_its_own_pixels_in_the_layout_of_predict(servic
     assert "network;dur=" in reply.headers["server-timing"]
 
 
-def test_a_form_is_answered_as_the_bare_picture_is(service: Address) -> None:
+def test_a_form_gets_the_same_response_as_the_plain_image(service: Address) -> None:
     body, kind = form(encoded(scene()), "my dog.png")
     reply = service.ask("POST", "/detect", body, Content_Type=kind)
     bare = service.ask("POST", "/detect", encoded(scene()))
@@ -151,7 +151,7 @@ def test_a_wrong_parameter_is_named(service: Address, query: str, words: str) ->
     ],
     ids=["empty", "html", "cut png", "cut jpeg", "bomb", "above the cap", "no pixels", "big body"],
 )
-def test_a_bad_picture_is_refused_with_its_reason(
+def test_a_bad_image_is_rejected_with_its_reason(
     service: Address, detector: Painted, body: bytes, status: int, code: str
 ) -> None:
     reply = service.ask("POST", "/detect", body)
@@ -175,12 +175,12 @@ def test_a_bad_picture_is_refused_with_its_reason(
     ],
     ids=["no form", "empty form", "no boundary", "no file", "two files"],
 )
-def test_a_form_without_one_file_is_refused(service: Address, body: bytes, kind: str) -> None:
+def test_a_form_without_one_file_is_rejected(service: Address, body: bytes, kind: str) -> None:
     reply = service.ask("POST", "/detect", body, Content_Type=kind)
     assert (reply.status, reply.json["code"]) == (400, "bad_form")
 
 
-def test_a_photograph_of_many_megapixels_is_answered_like_any_other(detector: Painted) -> None:
+def test_a_photograph_of_many_megapixels_is_accepted(detector: Painted) -> None:
     with running(build_app(detector)) as service:
         reply = service.ask("POST", "/detect", encoded(scene(4000, 3600), ".jpg"))
     assert reply.status == 200 and (reply.json["width"], reply.json["height"]) == (4000, 3600)
@@ -207,7 +207,7 @@ def test_requests_that_arrive_while_the_network_is_busy_become_one_batch(detecto
     assert detector.batches[0] == 1 and sum(detector.batches[1:]) == 4 and len(detector.batches) <= 3
 
 
-def test_a_full_queue_is_answered_at_once_with_503_and_when_to_come_again(detector: Painted, service: Address) -> None:
+def test_a_full_queue_is_answered_at_once_with_503_and_retry_after(detector: Painted, service: Address) -> None:
     detector.gate.clear()
     with ThreadPoolExecutor(1) as pool:
         answers = pool.submit(ask_together, service, 4)
@@ -219,7 +219,7 @@ def test_a_full_queue_is_answered_at_once_with_503_and_when_to_come_again(detect
     assert service.ask("POST", "/detect", encoded(scene())).status == 200
 
 
-def test_a_network_that_fails_costs_only_the_requests_of_its_batch(
+def test_a_network_failure_affects_only_the_requests_of_its_batch(
     detector: Painted, service: Address, capfd: pytest.CaptureFixture[str]
 ) -> None:
     detector.broken = True
@@ -230,7 +230,7 @@ def test_a_network_that_fails_costs_only_the_requests_of_its_batch(
     assert service.ask("POST", "/detect", encoded(scene())).status == 200
 
 
-def test_who_waits_too_long_is_told_so_and_gives_the_place_back(detector: Painted) -> None:
+def test_a_request_that_waits_too_long_times_out_and_frees_its_place(detector: Painted) -> None:
     with running(build_app(detector, replace(SMALL, answer_timeout=2.0))) as service:
         detector.gate.clear()
         reply = service.ask("POST", "/detect", encoded(scene()))
@@ -248,7 +248,7 @@ def test_uploads_together_may_not_fill_the_memory(detector: Painted) -> None:
             assert service.ask("POST", "/detect", bytes(900)).status == 415, "what was held is given back"
 
 
-def test_a_client_may_ask_only_so_often_where_it_was_so_decided(detector: Painted) -> None:
+def test_the_requests_of_a_client_can_be_limited(detector: Painted) -> None:
     with running(build_app(detector, replace(SMALL, per_minute=2))) as service:
         replies = [service.ask("POST", "/detect", encoded(scene())) for _ in range(3)]
         assert [reply.status for reply in replies] == [200, 200, 429]
@@ -256,7 +256,7 @@ def test_a_client_may_ask_only_so_often_where_it_was_so_decided(detector: Painte
         assert service.ask("GET", "/health").status == 200
 
 
-def test_a_client_s_share_comes_back_with_time_and_clients_are_forgotten() -> None:
+def test_a_clients_quota_recovers_with_time_and_idle_clients_are_removed() -> None:
     now = [0.0]
     limit = RateLimit(60, clock=lambda: now[0])
     for _ in range(60):
@@ -314,7 +314,7 @@ def test_a_body_that_comes_byte_by_byte_is_answered_with_408(service: Address) -
         assert b" 408 " in slow.recv(65536)
 
 
-def test_a_body_without_length_is_cut_at_the_cap(service: Address) -> None:
+def test_a_body_without_length_is_limited(service: Address) -> None:
     with socket.create_connection(("127.0.0.1", service.port)) as endless:
         endless.sendall(b"POST /detect HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
@@ -324,7 +324,7 @@ def test_a_body_without_length_is_cut_at_the_cap(service: Address) -> None:
         assert b" 413 " in endless.recv(65536)
 
 
-def test_a_head_without_end_is_refused(service: Address) -> None:
+def test_an_endless_head_is_rejected(service: Address) -> None:
     with socket.create_connection(("127.0.0.1", service.port)) as endless:
         endless.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000)
         assert b" 431 " in read_to_end(endless)
@@ -352,7 +352,7 @@ def test_no_path_of_a_client_is_a_path_here(service: Address, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc, which only Linux has")
-def test_a_bomb_costs_no_memory(detector: Painted) -> None:
+def test_a_bomb_needs_little_memory(detector: Painted) -> None:
     with running(build_app(detector, Limits())) as service:
         service.ask("POST", "/detect", encoded(scene()))
         before = service.metric("process_resident_memory_bytes")
@@ -384,7 +384,7 @@ def test_a_request_chooses_among_several_models(two_models: Address) -> None:
     assert row["detections"][0]["box_xyxy"] == pytest.approx([32, 16, 128, 48], abs=4), "fitted to its own input size"
 
 
-def test_a_model_or_class_that_is_not_there_is_named(two_models: Address) -> None:
+def test_a_model_or_class_that_does_not_exist_is_named(two_models: Address) -> None:
     for query, code, words in (
         ("model=othr", "unknown_model", "did you mean 'other'?"),
         ("model=x", "unknown_model", "known: painted, other"),
@@ -519,7 +519,7 @@ def test_sigterm_ends_it_after_the_last_answer(checkpoint: Path) -> None:
         process.communicate()
 
 
-def test_a_taken_port_a_missing_file_and_bad_options_are_one_line(
+def test_a_used_port_a_missing_file_and_bad_options_are_one_line_errors(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*arguments: object) -> UserError:

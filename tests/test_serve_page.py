@@ -1,4 +1,4 @@
-"""The page, used in a real browser: pictures in, boxes out, by mouse, keyboard and on a phone's width."""
+"""The service page in a browser: detection by mouse, by keyboard and at a phone's width."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def browser(downloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 class Page:
-    """What a visitor does and sees."""
+    """The actions of a user and what the page shows."""
 
     def __init__(self, browser: webdriver.Chrome, address: Address, size: tuple[int, int] = (1200, 800)) -> None:
         self.browser = browser
@@ -113,7 +113,7 @@ class Page:
         until(lambda: " ms " in self.text("#status") and name in self.find("#view").get_attribute("aria-label"))
 
     def pixel(self, x: float, y: float) -> list[int]:
-        """The colour of the canvas at shares of its width and height, as it is drawn."""
+        """The colour of the canvas at a position given as fractions of its width and height."""
         self.browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
         return self.browser.execute_script(
             "const c = document.getElementById('view');"
@@ -123,7 +123,7 @@ class Page:
         )
 
     def complaints(self) -> list[str]:
-        """What the browser's console says went wrong."""
+        """Errors in the browser's console."""
         return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
@@ -141,7 +141,7 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_chosen_picture_shows_its_boxes_and_the_slider_asks_nobody_again(
+def test_a_chosen_image_shows_its_boxes_and_the_slider_sends_no_request(
     page: Page, picture: Path, service: Address
 ) -> None:
     page.show(picture)
@@ -249,7 +249,7 @@ def test_every_control_has_a_name_and_the_page_fits_a_phone(
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_a_dropped_picture_is_looked_at(page: Page) -> None:
+def test_detection_runs_on_a_dropped_image(page: Page) -> None:
     page.browser.execute_script(
         """
         const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
@@ -263,7 +263,7 @@ def test_a_dropped_picture_is_looked_at(page: Page) -> None:
     assert page.objects() == ["red", "green"]
 
 
-def test_what_is_no_picture_and_what_is_too_big_is_said(page: Page, tmp_path: Path, picture: Path) -> None:
+def test_invalid_and_too_large_images_are_reported(page: Page, tmp_path: Path, picture: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
     page.find("#file").send_keys(str(bad))
@@ -272,7 +272,7 @@ def test_what_is_no_picture_and_what_is_too_big_is_said(page: Page, tmp_path: Pa
     assert page.find("#problem").get_attribute("hidden")
 
 
-def test_picture_and_json_are_saved_as_they_are_shown(page: Page, picture: Path, downloads: Path) -> None:
+def test_image_and_json_are_saved_as_they_are_shown(page: Page, picture: Path, downloads: Path) -> None:
     page.show(picture)
     page.set_threshold(0.7)
     page.find("#save-json").click()
@@ -288,7 +288,7 @@ def test_picture_and_json_are_saved_as_they_are_shown(page: Page, picture: Path,
     assert image.shape == (400, 400, 3) and len(different) and different[:, 0].max() < 130, "only the red one is framed"
 
 
-def test_the_webcam_is_looked_at_until_it_is_stopped(page: Page, service: Address) -> None:
+def test_detection_runs_on_the_webcam_until_it_is_stopped(page: Page, service: Address) -> None:
     asked = service.metric("detector_answer_seconds_count")
     page.find("#webcam").click()
     until(lambda: service.metric("detector_answer_seconds_count") > asked + 2)
@@ -308,7 +308,7 @@ def test_nothing_above_the_threshold_names_the_best_and_what_to_do(page: Page, p
     assert "no objects above 0.95; the best is red at 0.90: lower the confidence" in page.text("#status")
 
 
-def test_several_pictures_give_a_table(page: Page, picture: Path, tmp_path: Path, downloads: Path) -> None:
+def test_several_images_give_a_table(page: Page, picture: Path, tmp_path: Path, downloads: Path) -> None:
     other = tmp_path / "other.png"
     other.write_bytes(encoded(scene(200, 200)))
     page.find("#file").send_keys(f"{picture}\n{other}")
@@ -330,7 +330,7 @@ def test_a_video_file_is_detected_frame_by_frame(page: Page, tmp_path: Path) -> 
     assert "1 red, 1 green" in page.text("#rows") and page.text("#problem") == ""
 
 
-def test_an_example_picture_is_one_click_away(page: Page) -> None:
+def test_an_example_image_is_one_click_away(page: Page) -> None:
     buttons = page.browser.find_elements(By.CSS_SELECTOR, "#examples button")
     assert len(buttons) == 3
     until(lambda: page.browser.execute_script("return document.querySelector('#examples img').naturalWidth > 0"))
@@ -386,7 +386,7 @@ def test_a_single_model_has_no_menu(page: Page) -> None:
     assert not page.find("#models").is_displayed() and page.text("#model").startswith("painted.pth · 3 classes")
 
 
-def test_an_error_is_over_the_picture_and_the_objects_are_above_the_slider(page: Page, tmp_path: Path) -> None:
+def test_an_error_is_over_the_image_and_the_objects_are_above_the_slider(page: Page, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
     page.find("#file").send_keys(str(bad))
@@ -417,7 +417,7 @@ def test_without_an_exported_model_the_page_says_how_to_get_it(page: Page) -> No
 
 
 def cell_model(path: Path, uint8_input: bool) -> Path:
-    """An ONNX file that finds in every 8 x 8 cell three classes, as surely as it is red, green and blue."""
+    """An ONNX file whose scores of three classes in each 8 x 8 cell are its red, green and blue values."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
     from nets.export.form import Form, write_metadata
@@ -466,7 +466,7 @@ def cell_model(path: Path, uint8_input: bool) -> Path:
     ORT_WEB is None, reason="ORT_WEB_DIST does not name the folder dist of the npm package onnxruntime-web"
 )
 @pytest.mark.parametrize("uint8_input", [False, True], ids=["float", "uint8"])
-def test_in_the_browser_the_same_is_found_and_no_picture_leaves_it(
+def test_detection_in_the_browser_is_equal_and_sends_no_image(
     browser: webdriver.Chrome, tmp_path: Path, uint8_input: bool
 ) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")

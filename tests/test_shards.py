@@ -1,4 +1,4 @@
-"""Tar shards give every image once an epoch, from a folder and over http, and go on where they were left."""
+"""Tar shards: each image once per epoch, from a folder and over HTTP, and resuming within an epoch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder(index: DatasetIndex, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def cutting() -> set[str]:
-    """Names of files that the server at `address` breaks off in, once."""
+    """Names of files for which the server at `address` breaks the connection once."""
     return set()
 
 
@@ -78,7 +78,7 @@ def _ids(loader: TrainLoader) -> list[list[str]]:
     return [targets["image_ids"] for _, targets in loader]
 
 
-def test_a_shard_holds_each_file_as_it_was_beside_its_boxes_under_one_key(index: DatasetIndex, folder: Path) -> None:
+def test_a_shard_contains_each_unchanged_file_and_its_boxes_under_one_key(index: DatasetIndex, folder: Path) -> None:
     where = {image_id: i for i, image_id in enumerate(index.image_ids.tolist())}
     files = sorted(folder.glob("*.tar"))
     assert len(files) == 4
@@ -132,7 +132,7 @@ def test_no_process_is_a_batch_short_though_images_do_not_divide(folder: Path) -
 
 
 @pytest.mark.parametrize(("workers", "over_http"), [(0, False), (2, False), (0, True)])
-def test_an_epoch_is_taken_up_in_its_middle_with_the_same_pictures(
+def test_an_epoch_is_resumed_in_the_middle_with_the_same_images(
     folder: Path, address: str, workers: int, over_http: bool
 ) -> None:
     whole, rest = _loader(folder, workers=workers), _loader(address if over_http else folder, workers=workers)
@@ -146,7 +146,7 @@ def test_an_epoch_is_taken_up_in_its_middle_with_the_same_pictures(
     rest.close()
 
 
-def test_taking_up_an_epoch_fetches_what_is_at_hand_and_not_what_came_before() -> None:
+def test_resuming_an_epoch_does_not_download_earlier_shards() -> None:
     order = list(range(1000, 1300))
     asked: list[int] = []
 
@@ -199,7 +199,7 @@ def test_a_server_that_breaks_off_is_asked_again(
     assert not cutting
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_connection_is_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _ids(_loader(folder))
     breaks = iter([2, 1])
     real = shards_module._samples
@@ -216,7 +216,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(folder: Path, monkeypatc
     assert _ids(_loader(folder)) == expected
 
 
-def test_a_shard_that_stays_broken_ends_the_run_by_its_name(
+def test_a_permanently_broken_shard_ends_the_run_with_its_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards_module, "FIRST_WAIT", 0)
@@ -228,7 +228,7 @@ def test_a_shard_that_stays_broken_ends_the_run_by_its_name(
         list(_loader(tmp_path))
 
 
-def test_a_picture_that_cannot_be_decoded_is_named_and_replaced(index: DatasetIndex, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_named_and_replaced(index: DatasetIndex, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
     data = index.path(2).read_bytes()
     bad.write_bytes(data[: len(data) // 3])
@@ -244,7 +244,7 @@ def test_a_picture_that_cannot_be_decoded_is_named_and_replaced(index: DatasetIn
     assert [Path(skip.where).name for skip in loader.skips] == ["bad.jpg"]
 
 
-def test_what_is_wrong_with_shards_is_said(folder: Path, tmp_path: Path, index: DatasetIndex) -> None:
+def test_faulty_shards_are_reported(folder: Path, tmp_path: Path, index: DatasetIndex) -> None:
     with pytest.raises(UserError, match="contains no shards"):
         open_shards(tmp_path)
     with pytest.raises(UserError, match="exists and is not empty"):
@@ -270,7 +270,7 @@ def test_other_addresses_need_a_package(package: str, monkeypatch: pytest.Monkey
         open_shards("s3://bucket")
 
 
-def test_an_address_that_nothing_knows_is_an_error() -> None:
+def test_an_unknown_url_is_an_error() -> None:
     with pytest.raises(UserError, match="contains no shards: Protocol not known: nope"):
         open_shards("nope://bucket")
 

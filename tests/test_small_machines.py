@@ -1,4 +1,4 @@
-"""Little shared memory, few open files, little memory: one line, and what works without them."""
+"""Machines with little shared memory, few open files or little memory: one-line messages and fallbacks."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_a_low_limit_of_open_files_is_worked_around(tmp_path: Path) -> None:
     assert "64 open files" in line and "Traceback" not in done.stderr
 
 
-def test_a_cache_that_does_not_fit_is_one_line_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_does_not_fit_is_a_one_line_error_or_disabled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = open_dataset(str(demo_data()), "train")
     monkeypatch.setattr(image_cache, "available_memory", lambda: 8 << 30)
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: Disk(64 << 20))

@@ -1,4 +1,4 @@
-"""Every way to name pictures and videos, on real files and a real server."""
+"""Sources of predict.py: all ways to give images and videos, with real files and a real server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def names(sources: list[Source]) -> list[str]:
     return [Path(source.name).name for source in sources]
 
 
-def test_a_folder_gives_its_pictures_and_videos_in_order_and_others_only_when_asked(folder: Path) -> None:
+def test_a_folder_gives_its_images_and_videos_in_order_and_others_only_when_asked(folder: Path) -> None:
     sources, skips = list_sources([str(folder)])
     assert names(sources) == ["a.png", "b.jpg", "v.mp4"] and not skips
     assert [source.kind for source in sources] == ["image", "image", "video"]
@@ -64,7 +64,7 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path: Path) -
     assert names(list_sources([str(tmp_path / "photo [1].jpg")])[0]) == ["photo [1].jpg"]
 
 
-def test_a_list_names_pictures_relative_to_itself_with_comments_bom_and_windows_ends(folder: Path) -> None:
+def test_a_list_names_images_relative_to_itself_with_comments_bom_and_windows_ends(folder: Path) -> None:
     text = f"# comment\r\nb.jpg\r\n\r\nsub/c.jpg\r\n{folder / 'a.png'}\r\nnone.jpg\r\n"
     (folder / "list.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     sources, skips = list_sources([str(folder / "list.txt")])
@@ -73,19 +73,19 @@ def test_a_list_names_pictures_relative_to_itself_with_comments_bom_and_windows_
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n# only\n", b"\0\1\2binary"])
-def test_a_list_that_names_nothing_is_said(tmp_path: Path, content: bytes) -> None:
+def test_an_empty_list_is_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "list.txt").write_bytes(content)
     sources, skips = list_sources([str(tmp_path / "list.txt")])
     assert not sources and skips[0].code == "bad_list"
 
 
-def test_a_list_that_names_itself_ends(tmp_path: Path) -> None:
+def test_a_list_that_contains_itself_terminates(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("list.txt\n")
     sources, _ = list_sources([str(tmp_path / "list.txt")])
     assert [source.kind for source in sources] == ["image"]  # and reading it will say that it is no picture
 
 
-def test_stdin_is_a_picture_or_a_list(folder: Path) -> None:
+def test_stdin_is_an_image_or_a_list(folder: Path) -> None:
     data = (folder / "b.jpg").read_bytes()
     (source,), _ = list_sources(["-"], stdin=io.BytesIO(data))
     assert source.name == "stdin" and source.read_image().shape == (20, 30, 3)
@@ -104,7 +104,7 @@ def test_numbers_are_webcams_unless_there_is_such_a_file(tmp_path: Path, monkeyp
     assert sources[0].file_name == "webcam0"
 
 
-def test_what_is_not_there_or_no_file_is_a_skip_and_the_rest_goes_on(folder: Path) -> None:
+def test_missing_sources_are_skipped_and_the_rest_is_processed(folder: Path) -> None:
     (folder / "empty").mkdir()
     given = [folder / "none.jpg", folder / "b.jpg", folder / "empty"]
     if hasattr(os, "mkfifo"):
@@ -127,7 +127,7 @@ def test_names_that_are_not_utf8_can_be_listed_and_read(tmp_path: Path) -> None:
 
 
 class Site:
-    """A server of a few files."""
+    """A server with a few files."""
 
     def __init__(self, files: dict[str, tuple[str, bytes, int | None]]) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -170,7 +170,7 @@ def site(folder: Path) -> Iterator[Site]:
     site.server.server_close()
 
 
-def test_addresses_give_pictures_videos_and_streams_by_what_they_hold(site: Site, tmp_path: Path) -> None:
+def test_urls_give_images_videos_and_streams_by_their_content(site: Site, tmp_path: Path) -> None:
     paths = ["/a.jpg?size=1", "/plain", "/clip", "/cam"]
     sources, skips = list_sources([site.root + path for path in paths], download_folder=tmp_path)
     assert not skips
@@ -180,7 +180,7 @@ def test_addresses_give_pictures_videos_and_streams_by_what_they_hold(site: Site
         assert len(list(reader)) == 3
 
 
-def test_addresses_that_fail_are_skips_with_their_reason(site: Site) -> None:
+def test_failing_urls_are_skipped_with_their_reason(site: Site) -> None:
     sources, skips = list_sources(
         [site.root + "/none.jpg", site.root + "/cut.jpg", site.root + "/cut.mp4", "http://127.0.0.1:9/x.jpg", "http://"]
     )
@@ -188,7 +188,7 @@ def test_addresses_that_fail_are_skips_with_their_reason(site: Site) -> None:
     assert "404" in skips[0].what and all("was lost" in skip.what for skip in skips[1:3])
 
 
-def test_a_web_page_behind_an_address_is_no_picture(site: Site) -> None:
+def test_an_html_response_is_not_an_image(site: Site) -> None:
     (source,), _ = list_sources([site.root + "/page"])
     with pytest.raises(ValueError, match="web page"):
         source.read_image()

@@ -1,4 +1,4 @@
-"""Divisions keep the shares of every class and the same photograph on one side; hashes know the same photograph."""
+"""Splits: stratified by class, near-duplicates kept together; image hashes recognise near-duplicates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- hashes ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_picture_smaller_or_recompressed_has_nearly_the_same_hash(tmp_path: Path) -> None:
+def test_the_same_image_smaller_or_recompressed_has_nearly_the_same_hash(tmp_path: Path) -> None:
     image = draw_scene(0, 3)[0]
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     cv2.imwrite(str(tmp_path / "a.png"), bgr)
@@ -49,7 +49,7 @@ def test_the_same_picture_smaller_or_recompressed_has_nearly_the_same_hash(tmp_p
     assert not hashes[4:].any()
 
 
-def test_one_colour_says_nothing() -> None:
+def test_images_of_one_colour_are_not_near_duplicates() -> None:
     assert not picture_hash(np.full((50, 60, 3), 200, np.uint8)).any()
     assert len(set(near_duplicate_groups(np.zeros((3, 2), np.uint64)).tolist())) == 3
 
@@ -90,7 +90,7 @@ def test_every_image_is_dealt_once_and_every_class_by_the_shares() -> None:
         assert np.abs((counts[parts[name]] > 0).sum(axis=0) - wanted).max() < 3
 
 
-def test_a_group_is_never_torn_apart() -> None:
+def test_a_group_is_never_split() -> None:
     rng = np.random.default_rng(2)
     groups = rng.integers(0, 60, 300)
     parts = stratified_split(rng.integers(0, 2, (300, 3)), groups, SHARES)
@@ -116,7 +116,7 @@ def test_images_without_objects_are_dealt_by_the_shares_too() -> None:
     assert [len(parts[name]) for name in SHARES] == [70, 10, 20]
 
 
-def test_shares_must_add_up() -> None:
+def test_split_fractions_must_sum_to_one() -> None:
     assert check_shares({"train": 1.0, "val": 0.0}) == {"train": 1.0}
     for wrong in ({"train": 0.5, "val": 0.1}, {"train": 1.5, "val": -0.5}):
         with pytest.raises(UserError, match="add up to 1"):
@@ -143,7 +143,7 @@ def test_voc_lists_are_a_data_set_of_their_own_and_the_source_is_untouched(demo:
     split_dataset(demo, SHARES, tmp_path / "out", seed=6, overwrite=True)
 
 
-def test_in_place_must_be_said_and_replaces_nothing_unasked(demo: Path, tmp_path: Path) -> None:
+def test_in_place_must_be_given_explicitly(demo: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--in-place"):
         split_dataset(demo, SHARES, tmp_path / "out", in_place=True)
     own = tmp_path / "own"
@@ -173,7 +173,7 @@ def test_copies_of_a_photograph_stay_on_one_side(demo: Path, tmp_path: Path) -> 
     assert sum(side[f"{n:06d}"] == side[f"copy{n}"] for n in range(12)) >= 11
 
 
-def test_coco_keeps_all_that_the_original_says(demo: Path, tmp_path: Path) -> None:
+def test_coco_keeps_all_information_of_the_original(demo: Path, tmp_path: Path) -> None:
     source = tmp_path / "coco"
     (source / "annotations").mkdir(parents=True)
     (source / "train2017").mkdir()

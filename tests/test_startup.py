@@ -1,4 +1,4 @@
-"""Commands start without what they do not need: no PyTorch for --help, usage errors and cached exports."""
+"""Start-up: commands import only what they need; no PyTorch for --help, usage errors and cached exports."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ sys.exit(code)
 
 
 def run(script: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> tuple[int, set[str], str]:
-    """Exit code, which of `HEAVY` were imported, and what was printed."""
+    """Exit code, the imported packages of `HEAVY`, and the output."""
     program = RUN.format(root=str(ROOT), argv=[str(ROOT / f"{script}.py"), *arguments], heavy=HEAVY)
     done = subprocess.run(
         [sys.executable, "-c", program],

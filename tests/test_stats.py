@@ -1,4 +1,4 @@
-"""The numbers of a data set that one can count by hand, and the picture of them."""
+"""Statistics of a small data set compared with values counted by hand, and their plot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LETTERBOX = Letterbox((416, 416))
 
 @pytest.fixture
 def index() -> DatasetIndex:
-    """Three images: two dogs and a crowd of cats; one difficult dog; nothing."""
+    """Three images: two dogs and a crowd of cats; one difficult dog; no object."""
     first = np.array([[0, 0, 10, 10], [10, 10, 60, 60], [0, 0, 400, 200.0]])
     return DatasetIndex.build(
         "hand-made",
@@ -37,7 +37,7 @@ def index() -> DatasetIndex:
     )
 
 
-def test_every_count_is_the_one_on_the_fingers(index: DatasetIndex) -> None:
+def test_every_count_equals_the_manual_count(index: DatasetIndex) -> None:
     stats = dataset_stats(index, LETTERBOX, YOLOV4_ANCHORS)
     assert (stats["num_images"], stats["num_empty_images"], stats["num_boxes"]) == (3, 1, 4)
     assert (stats["num_difficult"], stats["num_crowd"], stats["imbalance"]) == (1, 1, 3)
@@ -62,7 +62,7 @@ def test_the_text_names_every_class(index: DatasetIndex) -> None:
     assert "dog $x$" in text and "never" in text and "best possible recall" in text
 
 
-def test_a_picture_is_drawn(index: DatasetIndex, tmp_path: Path) -> None:
+def test_an_image_is_drawn(index: DatasetIndex, tmp_path: Path) -> None:
     stats = dataset_stats(index, LETTERBOX, YOLOV4_ANCHORS)
     draw_stats(index, stats, LETTERBOX, YOLOV4_ANCHORS, tmp_path / "deep" / "stats.png")
     assert cv2.imread(str(tmp_path / "deep" / "stats.png")).std() > 10

@@ -1,4 +1,4 @@
-"""The summary counts what a network costs, and its arithmetic of separable convolutions is right."""
+"""The network summary: costs, and the savings of separable convolutions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_ratio_is_that_of_the_weights_of_the_two_layers() -> None:
     assert weights[0] / weights[1] == pytest.approx(1 / 64 + 1 / 9)
 
 
-def test_a_network_of_standard_convolutions_has_separable_ones_in_the_backbone_alone() -> None:
+def test_with_a_standard_neck_only_the_backbone_has_separable_convolutions() -> None:
     config = ModelConfig(class_names=VOC, backbone="mobilenet_v2", neck_conv="standard", input_size=(64, 64))
     names = [pair.name for pair in compare_separable(count_layers(config))]
     assert len(names) == 17 and all(name.startswith("backbone.") for name in names)
@@ -105,12 +105,12 @@ def test_the_table_of_a_checkpoint_tells_its_dead_kernels(tmp_path: Path, capsys
     assert row.split() == ["backbone.features.1.0", "8", "3", "0", "37.5%"]
 
 
-def test_options_beside_a_checkpoint_are_refused(tmp_path: Path) -> None:
+def test_options_beside_a_checkpoint_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--alpha: cannot be combined with a checkpoint"):
         main([str(tmp_path / "w.pth"), "--alpha", "0.5"])
 
 
 @pytest.mark.parametrize("arguments", [["--input-size", "100"], ["--alpha", "9"], ["--backbone", "resnet"]])
-def test_values_that_make_no_network_are_one_line(arguments: list[str]) -> None:
+def test_invalid_network_values_are_a_one_line_error(arguments: list[str]) -> None:
     with pytest.raises(UserError):
         main(arguments)

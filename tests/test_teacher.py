@@ -1,4 +1,4 @@
-"""Labels of another detector: which join, which are in doubt, and what the loss makes of them."""
+"""Pseudo-labels of a teacher: labels that are added, uncertain labels, and their effect on the loss."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_labels_of_weight_one_are_labels_without_weights() -> None:
     assert loss(maps(), weighted) == loss(maps(), plain)
 
 
-def test_a_label_in_doubt_is_neither_object_nor_background() -> None:
+def test_an_uncertain_label_is_neither_object_nor_background() -> None:
     loss = YOLOLoss(CONFIG, LossConfig(objectness_target=0))
     doubt, alone = maps(), maps()
     values = loss(doubt, targets([1, 0]))
@@ -103,7 +103,7 @@ def test_a_label_in_doubt_is_neither_object_nor_background() -> None:
         assert a.grad is not None and not a.grad[each].any()  # where they differ, nothing is learnt
 
 
-def test_a_half_sure_label_wants_half_the_objectness() -> None:
+def test_a_label_with_score_one_half_has_an_objectness_target_of_one_half() -> None:
     loss = YOLOLoss(CONFIG, LossConfig(objectness_target=0, box_weight=0, class_weight=0))
     for weight in (0.25, 0.5, 1.0):
         raw = maps()
@@ -116,7 +116,7 @@ def test_a_half_sure_label_wants_half_the_objectness() -> None:
 
 
 def make_voc(folder: Path) -> Path:
-    """One image with a cat, of which a detector was 40 % sure, and a dog."""
+    """One image with a cat, detected with a score of 0.4, and a dog."""
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / "VOC2007" / name).mkdir(parents=True)
     image = np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)
@@ -156,7 +156,7 @@ def test_pseudo_label_writes_what_teacher_reads(tmp_path: Path, capsys: pytest.C
 
 
 def dropped(index: DatasetIndex, found: list[dict]) -> int:
-    """Detections that are a labelled object again."""
+    """Detections that coincide with a labelled object."""
     count = 0
     for each in found:
         x1, y1, x2, y2 = each["box_xyxy"]

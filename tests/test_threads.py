@@ -1,4 +1,4 @@
-"""Threads keep the order of things, and pass on what goes wrong."""
+"""Thread pipelines: order of results, and propagation of errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_parallel_map_keeps_order_and_does_not_run_ahead() -> None:
     assert results == [number * number for number in range(40)]
 
 
-def test_what_waits_is_bounded_by_bytes_and_one_item_always_passes() -> None:
+def test_the_queue_is_limited_by_bytes_and_accepts_at_least_one_item() -> None:
     alive, most = 0, 0
     lock = threading.Lock()
 

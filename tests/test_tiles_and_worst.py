@@ -1,4 +1,4 @@
-"""Tiles to train on follow prediction's windows; the worst images are exported as a set to label."""
+"""Training tiles equal prediction's windows; the worst images are exported as a data set for labelling."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_training_and_eval_score_alike_with_tiles(
 
 
 def evaluated(tmp_path: Path) -> tuple[DatasetIndex, object]:
-    """Everything is found in a0, nothing in a1, and something that is not there in a2."""
+    """All objects are found in a0, none in a1, and a2 has a false detection."""
     make_voc(tmp_path / "devkit", 4, 1)
     index = open_dataset(tmp_path / "devkit", "train", use_cache=False)
     rows = [(0, index.boxes[0], 0), (0, index.boxes[1], 1), (2, index.boxes[4], 0), (2, index.boxes[5], 1)]

@@ -1,4 +1,4 @@
-"""Tiles cover the picture, and what they cut is whole again."""
+"""Tiled detection: tiles cover the image, and objects cut by tiles are merged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 
 class Painted:
-    """Finds red and blue blobs, if they have 3 pixels at least after the image was shrunk to the input size."""
+    """Finds red and blue blobs of at least 3 pixels at the input size."""
 
     def __init__(self) -> None:
         self.config = ModelConfig(class_names=("red", "blue"), input_size=(96, 96))
@@ -56,7 +56,7 @@ def test_tiles_have_their_size_cover_every_pixel_and_overlap_as_asked(size: tupl
     assert all(b - a <= max(1, 96 * (1 - overlap)) + 1 for a, b in itertools.pairwise(lefts))
 
 
-def test_small_objects_are_found_by_tiles_that_the_whole_picture_hides() -> None:
+def test_small_objects_are_found_by_tiles_that_the_whole_image_hides() -> None:
     image = np.full((960, 960, 3), 90, np.uint8)
     for x, y in ((100, 100), (500, 700), (900, 40)):
         image[y : y + 8, x : x + 8] = (255, 0, 0)
@@ -74,14 +74,14 @@ def test_objects_larger_than_a_tile_are_one_box() -> None:
     assert np.abs(found.boxes[0] - [40, 60, 360, 340]).max() < 6
 
 
-def test_an_object_that_crosses_tiles_is_one_box_even_without_the_whole_picture() -> None:
+def test_an_object_that_crosses_tiles_is_one_box_even_without_the_whole_image() -> None:
     image = np.full((96, 300, 3), 90, np.uint8)
     image[30:60, 60:140] = (255, 0, 0)
     found = TiledDetector(Painted(), overlap=0.5, whole=False).detect_batch([image], Thresholds(iou_threshold=0.5))[0]
     assert found.boxes.tolist() == [[60, 30, 140, 60]]
 
 
-def test_a_picture_no_larger_than_a_tile_is_looked_at_once() -> None:
+def test_an_image_no_larger_than_a_tile_is_processed_once() -> None:
     detector = Painted()
     TiledDetector(detector).detect_batch([np.zeros((90, 96, 3), np.uint8)])
     assert detector.calls == [1]
@@ -102,7 +102,7 @@ def test_tiles_run_in_batches_and_the_limit_holds() -> None:
 
 def test_one_place_holds_one_object_also_across_tiles_where_that_was_asked() -> None:
     class Doubtful(Painted):
-        """Takes what it sees whole for another class than what it sees in a tile."""
+        """Assigns another class to objects in the full image than to objects in a tile."""
 
         def _detect(self, image: np.ndarray) -> Detections:
             found = super()._detect(image)

@@ -1,4 +1,4 @@
-"""Objects keep their identity, and lines and zones count each of them once."""
+"""Tracking: stable identities, and lines and zones that count each object once."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_trails_of_objects_that_left_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1,2", "1,2,1,2", "a,b,c,d", "1,2,3,nan", "1,2,3,4,5"])
-def test_lines_that_are_none_are_user_errors(text: str) -> None:
+def test_invalid_lines_are_user_errors(text: str) -> None:
     with pytest.raises(UserError, match="--line"):
         read_line(text)
 

@@ -1,4 +1,4 @@
-"""train.py learns, says what it did, and leaves a folder that every other command can use."""
+"""train.py: training, printed messages, and a run folder that the other commands accept."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
 # ---- learning
 
 
-def test_a_few_steps_on_two_pictures_lower_the_loss() -> None:
+def test_a_few_steps_on_two_images_lower_the_loss() -> None:
     torch.manual_seed(0)
     config = ModelConfig(("disc", "bar"), "mobilenet_v3_small", alpha=0.35, neck_width=0.25, input_size=(96, 96))
     model = YOLOv4(config).train()
@@ -69,7 +69,7 @@ def test_a_few_steps_on_two_pictures_lower_the_loss() -> None:
     assert trainer.step == 20
 
 
-def test_accumulating_two_halves_is_nearly_one_whole_batch_where_batch_norm_stands_still() -> None:
+def test_two_accumulated_halves_are_nearly_one_batch_with_frozen_batch_norm() -> None:
     torch.manual_seed(0)
     config = ModelConfig(("a", "b"), "mobilenet_v3_small", alpha=0.35, neck_width=0.1, input_size=(64, 64))
     images = torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8)
@@ -100,7 +100,7 @@ def test_the_losses_are_written_by_epoch_and_nothing_of_the_clock(whole: Path) -
     assert not any("time" in name or "second" in name for name in rows[0])
 
 
-def test_a_run_leaves_its_options_its_pictures_and_two_checkpoints(whole: Path) -> None:
+def test_a_run_leaves_its_options_its_images_and_two_checkpoints(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
     wanted = {
         "config.json",
@@ -122,7 +122,7 @@ def test_a_run_leaves_its_options_its_pictures_and_two_checkpoints(whole: Path) 
 
 
 def make_plain_pictures(root: Path, copies: int = 4) -> Path:
-    """A VOCdevkit of two plain pictures, several times each, which are all to be learnt and scored."""
+    """A VOCdevkit of two simple images, several copies each, used for training and validation."""
     year = root / "VOC2007"
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (year / name).mkdir(parents=True)
@@ -139,7 +139,7 @@ def make_plain_pictures(root: Path, copies: int = 4) -> Path:
     return root
 
 
-def test_a_training_finds_what_it_has_learnt_and_eval_gives_the_same_score(tmp_path: Path) -> None:
+def test_a_training_detects_its_objects_and_eval_gives_the_same_score(tmp_path: Path) -> None:
     data = make_plain_pictures(tmp_path / "data")
     plain = ["--mosaic", "0", "--flip", "0", "--scale", "1", "1", "--translate", "0", "--aspect", "0", "--no-ema"]
     model = [
@@ -355,7 +355,7 @@ def test_a_bad_configuration_file_is_named(tmp_path: Path, text: str, words: str
     assert words in str(caught.value) and caught.value.exit_code == 2
 
 
-def test_a_run_of_no_data_or_into_a_full_folder_is_refused(whole: Path) -> None:
+def test_a_run_of_no_data_or_into_a_full_folder_is_rejected(whole: Path) -> None:
     with pytest.raises(UserError, match="--data: is missing"):
         train.main([])
     with pytest.raises(UserError, match=f"--run-dir: {whole} exists and is not empty; choose another, or --resume"):

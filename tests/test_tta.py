@@ -1,4 +1,4 @@
-"""Test-time augmentation turns views back and joins them as the user asked."""
+"""Test-time augmentation: views are mapped back and merged by the requested method."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICTURE = np.zeros((50, 100, 3), np.uint8)
 
 
 class MirrorDetector:
-    """Finds one box, whatever the picture, at the places and with the classes it is told, call after call."""
+    """Returns one box per call, at the given positions and with the given classes, independent of the image."""
 
     def __init__(self, boxes: list[list[float]], labels: list[int], scores: list[float]) -> None:
         self.config = SimpleNamespace(input_size=(64, 64), iou_threshold=0.5, max_detections=100)

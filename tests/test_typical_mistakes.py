@@ -1,4 +1,4 @@
-"""Typical mistakes, words of other tools among them, get one line that names the remedy.
+"""Typical user errors, including option names of other tools, get a one-line message with the solution.
 
 `python tests/test_typical_mistakes.py` prints the lines.
 """
@@ -57,7 +57,7 @@ MISTAKES = [  # what is typed, and what its one line must hold
 
 
 def line_of(typed: str, capsys: pytest.CaptureFixture[str] | None = None) -> str:
-    """Run the command in this process; its exit code and what it says on stderr."""
+    """Run the command in this process. Returns its exit code and its stderr."""
     script, *arguments = typed.split()
     with pytest.raises(SystemExit) as left:
         run_command(importlib.import_module(script).main, arguments)
@@ -66,7 +66,7 @@ def line_of(typed: str, capsys: pytest.CaptureFixture[str] | None = None) -> str
 
 
 @pytest.mark.parametrize(("typed", "remedy"), MISTAKES)
-def test_a_typical_mistake_gets_one_line_with_its_remedy(
+def test_a_typical_error_gets_one_line_with_the_solution(
     typed: str, remedy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -74,7 +74,7 @@ def test_a_typical_mistake_gets_one_line_with_its_remedy(
     assert remedy in line and line.startswith("error: ") and line.count("\n") == 1
 
 
-def test_there_are_thirty_at_least_and_none_twice() -> None:
+def test_there_are_at_least_thirty_unique_cases() -> None:
     assert len({typed for typed, _ in MISTAKES}) == len(MISTAKES) >= 30
 
 

@@ -1,4 +1,4 @@
-"""The validation loss is the training loss of the plain validation images, and is drawn beside the training loss."""
+"""The validation loss: the training loss of unaugmented validation images, plotted with the training loss."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONFIG = ModelConfig(("cat", "dog"), "mobilenet_v3_small", 0.35, neck_width=0.1,
 
 
 def four_images(folder: Path) -> DatasetIndex:
-    """Pictures of 120 x 160; the first without a box, the second with a crowd, the third unreadable."""
+    """Images of 120 x 160: the first without a box, the second with a crowd, the third unreadable."""
     paths = [folder / f"{number}.png" for number in range(4)]
     for number, path in enumerate(paths):
         write_image(path, picture(number, 120, 160))
@@ -72,7 +72,9 @@ def test_it_is_the_training_loss_of_the_letterboxed_images(tmp_path: Path) -> No
     assert losses.sums.means() == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_run_writes_it_beside_the_training_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_writes_the_validation_loss_with_the_training_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = run_train(tmp_path / "run", "--eval-every", "2", epochs=3)
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     for name in ("box", "objectness", "class"):
@@ -119,7 +121,7 @@ def test_with_tiles_there_is_none_and_their_time_is_counted(
     assert "val_box" not in (tmp_path / "run" / "metrics.csv").read_text()
 
 
-def test_a_run_says_what_to_expect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_prints_its_estimates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_train(tmp_path / "run", epochs=2)
     (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("expected: ")]
     assert line.startswith("expected: 2 epochs, about ") and "with scoring, " in line and line.endswith("GB of memory")

@@ -1,4 +1,4 @@
-"""Videos survive the trip through a file, a cut, a kill; streams come back."""
+"""Video files and streams: writing and reading, truncated files, killed writers, reconnecting streams."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(path: Path, frames: int = 12, codec: str = "mp4v", fps: float = 12.0) 
 
 
 @pytest.mark.parametrize("codec", sorted(CODECS))
-def test_what_is_written_is_read_again_with_its_rate_and_size(tmp_path: Path, codec: str) -> None:
+def test_a_written_video_has_its_rate_and_size(tmp_path: Path, codec: str) -> None:
     if codec == "h264" and find_encoder(codec) is None:
         pytest.skip("there is no ffmpeg command with an H.264 encoder")
     path = write(tmp_path / f"clip{CODECS[codec].suffix}", codec=codec, fps=29.97)
@@ -61,7 +61,7 @@ def test_frames_are_rgb(tmp_path: Path) -> None:
     assert red > 150 and green < 60 and blue < 60
 
 
-def test_a_video_cut_in_the_middle_says_how_many_frames_came(tmp_path: Path) -> None:
+def test_a_truncated_video_reports_the_number_of_read_frames(tmp_path: Path) -> None:
     path = tmp_path / "clip.avi"
     with VideoWriter(path, 12, (48, 64), "mjpg") as writer:
         for _ in range(12):
@@ -86,7 +86,7 @@ def test_a_video_whose_end_with_its_index_is_missing_is_an_error(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all", b"<html></html>" * 99])
-def test_what_is_no_video_is_a_user_error(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_video_is_a_user_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.mp4").write_bytes(content)
     for path in (tmp_path / "x.mp4", tmp_path, tmp_path / "none.mp4"):
         with pytest.raises(UserError):
@@ -123,7 +123,9 @@ os._exit(9)
         assert len(list(reader)) >= 30
 
 
-def test_a_disk_that_fills_is_said_with_the_frames_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_the_number_of_written_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = VideoWriter(tmp_path / "a.mp4", 10.0, (48, 64))
     for _ in range(3):
         writer.write(np.zeros((48, 64, 3), np.uint8))
@@ -141,7 +143,7 @@ def test_a_writer_without_frames_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_there_is_a_run_error(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_is_a_run_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot write"):
         VideoWriter(tmp_path / "no" / "clip.mp4", 25, (48, 64))
 
@@ -165,7 +167,7 @@ def test_the_kind_of_a_file_is_known_by_suffix_or_content(tmp_path: Path) -> Non
 
 
 class Camera:
-    """A camera that speaks MJPEG over HTTP, and hangs up after `frames` pictures."""
+    """A camera that sends MJPEG over HTTP and closes the connection after `frames` images."""
 
     def __init__(self, frames: int, pause: float = 0.01) -> None:
         camera = self
@@ -233,7 +235,7 @@ def test_a_slow_reader_gets_the_newest_frame(camera: Camera) -> None:
     assert late.lag < 0.25
 
 
-def test_a_webcam_that_is_not_there_is_said_at_once() -> None:
+def test_a_missing_webcam_is_reported_at_once() -> None:
     with LiveReader(97) as reader, pytest.raises(RunError, match="no frames received"):
         next(iter(reader))
 
@@ -255,7 +257,7 @@ def test_h264_is_taken_where_there_is_an_encoder(monkeypatch: pytest.MonkeyPatch
         assert choose_codec("auto") == name and choose_codec("vp9") == "vp9"
 
 
-def test_without_the_command_or_its_encoder_h264_is_refused_with_what_to_do(
+def test_without_the_command_or_its_encoder_h264_is_rejected_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)

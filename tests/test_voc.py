@@ -1,4 +1,4 @@
-"""VOC folders become flat arrays, and every fault in them is named and left out."""
+"""The VOC reader: VOC folders as flat arrays; invalid entries are reported and skipped."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_classes_are_those_that_are_labelled_in_alphabetical_order(year: Path) -
 
 
 @pytest.mark.parametrize("part", ["", "VOCdevkit", "VOCdevkit/VOC2007"])
-def test_the_folder_around_the_devkit_or_one_year_will_do(year: Path, part: str, tmp_path: Path) -> None:
+def test_the_parent_of_the_devkit_or_one_year_is_accepted(year: Path, part: str, tmp_path: Path) -> None:
     assert len(read_voc(tmp_path / part, "train")) == 4
     assert find_voc_years(tmp_path / part) and find_voc_years(tmp_path / "nowhere") == {}
 
@@ -124,7 +124,7 @@ def test_names_may_be_anything(year: Path, name: str, suffix: str) -> None:
         ("lonely", "missing_annotation"),
     ],
 )
-def test_a_line_that_means_no_picture_here_is_skipped_with_its_number(
+def test_a_line_without_an_existing_image_is_skipped_with_its_number(
     year: Path, line: str, code: str, tmp_path: Path
 ) -> None:
     write_image(tmp_path / "secret.jpg", picture(1))
@@ -137,7 +137,7 @@ def test_a_line_that_means_no_picture_here_is_skipped_with_its_number(
     assert len(index) == 1 and (skip.kind, skip.code) == ("image", code) and skip.where.endswith("train.txt:2")
 
 
-def test_a_line_that_is_there_twice_counts_once(year: Path) -> None:
+def test_a_repeated_line_counts_once(year: Path) -> None:
     (year / "ImageSets/Main/train.txt").write_text("a0\na1\na0\n")
     index = read(year)
     assert len(index) == 2 and only_skip(index).code == "duplicate_id"
@@ -166,7 +166,7 @@ EXTERNAL = '<!DOCTYPE x SYSTEM "file:///etc/passwd"><annotation></annotation>'
     ],
     ids=["empty", "blank", "text", "html", "cut", "bomb", "external", "bomb16", "bytes", "deep", "big", "encoding"],
 )
-def test_what_is_no_voc_xml_costs_only_its_image(year: Path, text: str | bytes) -> None:
+def test_a_file_that_is_not_voc_xml_skips_only_its_image(year: Path, text: str | bytes) -> None:
     path = write_xml(year, "a0", text)
     index = read(year)
     skip = only_skip(index)
@@ -197,7 +197,7 @@ def test_xml_in_other_encodings_is_read(encoding: str) -> None:
         (("left", 21, 60, 80), "bad_number"),
     ],
 )
-def test_a_box_that_cannot_be_is_dropped_alone_with_its_line(year: Path, edges: tuple, code: str) -> None:
+def test_only_the_invalid_box_is_dropped_and_its_line_is_reported(year: Path, edges: tuple, code: str) -> None:
     path = write_xml(year, "a0", voc_xml_text("a0", [CAT, ("dog", *edges)]))
     index = read(year)
     skip = only_skip(index)
@@ -205,7 +205,7 @@ def test_a_box_that_cannot_be_is_dropped_alone_with_its_line(year: Path, edges: 
     assert len(index) == 4 and index.target(0)["boxes"].tolist() == [[70, 30, 140, 110]]
 
 
-def test_a_box_that_reaches_out_is_clipped_and_noted(year: Path) -> None:
+def test_a_box_outside_of_the_image_is_clipped_and_noted(year: Path) -> None:
     write_xml(year, "a0", voc_xml_text("a0", [("dog", -5, 1, 400, 60)]))
     index = read(year)
     assert index.target(0)["boxes"].tolist() == [[0, 0, WIDTH, 60]]
@@ -259,13 +259,13 @@ def test_the_boxes_of_a_part_are_not_those_of_its_object(year: Path) -> None:
     assert read(year).target(0)["boxes"].tolist() == [[10, 20, 60, 80]]
 
 
-def test_a_picture_without_objects_stays_as_a_negative(year: Path) -> None:
+def test_an_image_without_objects_stays_as_a_negative(year: Path) -> None:
     write_xml(year, "a0", voc_xml_text("a0", []))
     index = read(year)
     assert len(index) == 4 and len(index.target(0)["boxes"]) == 0 and not index.skips
 
 
-def test_the_pictures_own_size_counts(year: Path) -> None:
+def test_the_images_own_size_counts(year: Path) -> None:
     write_xml(year, "a0", voc_xml_text("a0", [DOG], 0, 0))
     write_xml(year, "a1", voc_xml_text("a1", [DOG], 99, 77))
     index = read(year)
@@ -274,7 +274,9 @@ def test_the_pictures_own_size_counts(year: Path) -> None:
 
 
 @pytest.mark.parametrize("stated_lying", [True, False])
-def test_boxes_turn_with_a_picture_that_was_annotated_lying(year: Path, stated_lying: bool) -> None:
+def test_boxes_are_rotated_with_an_image_that_was_annotated_without_exif_orientation(
+    year: Path, stated_lying: bool
+) -> None:
     path = year / "JPEGImages/a0.jpg"
     image = Image.open(path)
     exif = image.getexif()
@@ -291,7 +293,7 @@ def test_boxes_turn_with_a_picture_that_was_annotated_lying(year: Path, stated_l
         assert index.boxes[0].tolist() == [10, 20, 60, 80] and not index.skips
 
 
-def test_unreadable_pictures_are_skipped_by_their_header(year: Path) -> None:
+def test_unreadable_images_are_skipped_by_their_header(year: Path) -> None:
     (year / "JPEGImages/a0.jpg").write_bytes(b"")
     (year / "JPEGImages/a1.jpg").unlink()
     os.mkfifo(year / "JPEGImages/a1.jpg")
@@ -309,7 +311,7 @@ def test_a_file_that_ends_in_the_middle_names_the_line() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_mutated_xml_is_read_or_refused_and_nothing_else(data: st.DataObject) -> None:
+def test_mutated_xml_is_read_or_rejected_and_nothing_else(data: st.DataObject) -> None:
     text = bytearray(voc_xml_text("a", [DOG, CAT]).encode())
     for _ in range(data.draw(st.integers(1, 6))):
         place = data.draw(st.integers(0, len(text) - 1))

@@ -1,4 +1,4 @@
-"""VOC average precision against a plain transcription of the devkit, figures worked by hand and published ones."""
+"""VOC average precision compared with an implementation of the devkit, values computed by hand and published values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imaging.detections import Detections
 
 
 def devkit_ap(detections: list[Detections], targets: list[dict], label: int, threshold: float) -> tuple[float, float]:
-    """VOCevaldet.m and VOCap.m line by line, slow; boxes continuous instead of inclusive. NaN without objects."""
+    """VOCevaldet.m and VOCap.m line by line (slow), with continuous instead of inclusive boxes. NaN without objects."""
     rows = [
         (float(score), i, box.astype(float))
         for i, found in enumerate(detections)
@@ -70,7 +70,7 @@ def devkit_ap(detections: list[Detections], targets: list[dict], label: int, thr
 
 
 def scene(rng: np.random.Generator, images: int, classes: int) -> tuple[list[Detections], list[dict]]:
-    """Random images on a coarse grid, so that equal IoUs, IoUs of exactly a half and equal scores all happen."""
+    """Random images on a coarse grid, so that equal IoUs, IoUs of exactly 0.5 and equal scores occur."""
     detections, targets = [], []
     for i in range(images):
         objects, found = rng.integers(0, 5), rng.integers(0, 9)
@@ -159,14 +159,14 @@ def test_a_second_detection_of_an_object_is_a_false_positive() -> None:
     assert result["voc10_mAP50"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
 
-def test_difficult_objects_neither_count_nor_cost() -> None:
+def test_difficult_objects_are_ignored_by_the_metrics() -> None:
     boxes, objects = [[0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]], [[0, 0, 10, 10], [20, 20, 30, 30]]
     result = one_image(boxes, [0.9, 0.8, 0.7], objects, [True, False])
     assert result["voc10_mAP50"] == 1.0
     assert result["per_class"]["thing"]["num_gt"] == 1
 
 
-def test_nothing_there_scores_nothing_and_only_misses_score_zero() -> None:
+def test_metrics_without_objects_are_empty_and_with_misses_only_zero() -> None:
     assert VOCMetric(["thing"]).compute()["voc10_mAP50"] is None
     assert one_image([[0, 0, 1, 1]], [0.5], [])["voc10_mAP50"] is None
     assert one_image([], [], [[0, 0, 1, 1]])["voc10_mAP50"] == 0.0

@@ -1,4 +1,4 @@
-"""export.py --format web: a folder that a plain web server serves, and a browser that finds objects with no network."""
+"""export.py --format web: the folder works on a plain web server and detects objects in a browser offline."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ORT_WEB = os.environ.get("ORT_WEB_DIST")
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder on a server that knows nothing of headers for threads, and its address."""
+    """The folder on a server without the headers that threads require, and its URL."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     handler.log_message = lambda *_: None  # type: ignore[attr-defined]
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
@@ -69,7 +69,7 @@ def test_the_folder_holds_all_that_the_page_loads(tmp_path, dist, capsys) -> Non
 
 
 @pytest.mark.parametrize("flag", ["--raw", "--dynamic", "--nms"])
-def test_forms_that_the_page_cannot_read_are_refused(tmp_path, flag) -> None:
+def test_forms_that_the_page_cannot_read_are_rejected(tmp_path, flag) -> None:
     with pytest.raises(UserError, match="the page reads boxes and scores"):
         export.main(["--checkpoint", str(checkpoint()), "--format", "web", "--output", str(tmp_path / "a"), flag])
     assert not (tmp_path / "a").exists()
@@ -97,7 +97,7 @@ def test_the_runtime_is_fetched_from_the_registry_once(server, dist, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.skipif(ORT_WEB is None, reason="ORT_WEB_DIST does not name the folder dist of npm's onnxruntime-web")
-def test_a_browser_without_a_network_finds_what_the_platform_finds(server, tmp_path_factory) -> None:
+def test_an_offline_browser_gives_the_detections_of_this_project(server, tmp_path_factory) -> None:
     webdriver = pytest.importorskip("selenium.webdriver")
     if not shutil.which("chromium") or not shutil.which("chromedriver"):
         pytest.skip("no browser: apt-get install chromium chromium-driver")

@@ -1,4 +1,4 @@
-"""YOLO text labels become flat arrays; what does not fit in them is named and left out."""
+"""The YOLO txt reader: labels as flat arrays; invalid entries are reported and skipped."""
 
 from __future__ import annotations
 
@@ -61,20 +61,20 @@ def test_a_polygon_becomes_the_box_around_it(data: Path) -> None:
         ("0 0.95 0.5 0.2 0.2", "clipped_box", 2),
     ],
 )
-def test_a_bad_line_is_dropped_alone_with_its_number(data: Path, line: str, code: str, left: int) -> None:
+def test_only_the_bad_line_is_dropped_and_its_number_is_reported(data: Path, line: str, code: str, left: int) -> None:
     path = label(data, f"1 0.75 0.5 0.25 0.25\r\n\n{line}\n")
     index = read_yolo(data, "train")
     assert codes(index) == [code] and index.skips[0].where == f"{path}:3"
     assert len(index) == 4 and len(index.target(0)["boxes"]) == left
 
 
-def test_rounding_in_the_file_is_not_worth_a_word(data: Path) -> None:
+def test_rounding_in_the_file_is_not_reported(data: Path) -> None:
     label(data, "0 0.5 0.5 1.000001 1.000001\n")
     index = read_yolo(data, "train")
     assert index.target(0)["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT]] and not index.skips
 
 
-def test_a_picture_without_label_file_or_with_an_empty_one_has_no_objects(data: Path) -> None:
+def test_an_image_without_label_file_or_with_an_empty_one_has_no_objects(data: Path) -> None:
     label(data, "")
     (data.parent / "labels/train/p1.txt").unlink()
     index = read_yolo(data, "train")
@@ -82,7 +82,7 @@ def test_a_picture_without_label_file_or_with_an_empty_one_has_no_objects(data: 
     assert index.skips[0].what.endswith("without objects: p1.jpg")
 
 
-def test_label_files_that_cannot_be_read_cost_their_image(data: Path) -> None:
+def test_unreadable_label_files_skip_their_image(data: Path) -> None:
     label(data, b"\xff\xfe\x00", "p0")
     label(data, b"0 0.5 0.5 \xff 0.2", "p1")
     (data.parent / "labels/train/p2.txt").unlink()
@@ -107,7 +107,7 @@ def test_a_split_may_be_a_list_of_paths(data: Path, prefix: str) -> None:
     assert len(index) == 2 and index.num_boxes == 4 and codes(index) == ["duplicate_id"]
 
 
-def test_a_list_does_not_lead_out_of_the_data_set(tmp_path: Path) -> None:
+def test_a_list_cannot_refer_to_files_outside_of_the_data_set(tmp_path: Path) -> None:
     data = make_yolo(tmp_path / "set")
     write_image(tmp_path / "secret.jpg", picture(1))
     (data.parent / "images/train/link.jpg").symlink_to(tmp_path / "secret.jpg")
@@ -172,5 +172,5 @@ def test_names_may_be_numbered_and_numbers_may_be_names(data: Path) -> None:
         ("/d/a.jpg", "/d/a.txt"),
     ],
 )
-def test_a_label_lies_where_the_format_says(image: str, expected: str) -> None:
+def test_a_label_has_the_position_of_its_format(image: str, expected: str) -> None:
     assert label_path(image.replace("/", os.sep)) == expected.replace("/", os.sep)

@@ -26,13 +26,13 @@ TINY = [
 
 @functools.cache
 def demo_data() -> Path:
-    """A VOCdevkit of 12 small pictures: 8 to train on, 1 or 2 to score. Nobody may write into it."""
+    """A VOCdevkit of 12 small images: 8 for training, 1 or 2 for validation. It must not be changed."""
     folder = Path(tempfile.mkdtemp(prefix="demo-"))
     return write_demo(folder, 12, 0, (64, 96)).parent
 
 
 def run_train(folder: Path, *options: str, data: Path | None = None, epochs: int = 2, curves: bool = False) -> Path:
-    """Train in this process, without curves, which take as long as all the rest; returns the folder."""
+    """Train in this process, without plots, which take half of the time. Returns the folder."""
     arguments = ["--data", str(data or demo_data()), "--run-dir", str(folder), "--epochs", str(epochs)]
     with pytest.MonkeyPatch.context() as patch:
         if not curves:
@@ -42,7 +42,7 @@ def run_train(folder: Path, *options: str, data: Path | None = None, epochs: int
 
 
 def resume(folder: Path, *options: str) -> Path:
-    """Go on with a run in this process, without curves; returns the folder."""
+    """Resume a run in this process, without plots. Returns the folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.run, "draw_curves", lambda *_: None)
         assert train.main(["--resume", str(folder), *options]) == 0
@@ -50,7 +50,7 @@ def resume(folder: Path, *options: str) -> Path:
 
 
 def assert_same(one: Any, other: Any, where: str = "state") -> None:
-    """Equal to the last bit, whatever it is made of."""
+    """Compare nested values for equality to the last bit."""
     assert type(one) is type(other), where
     if isinstance(one, torch.Tensor):
         assert one.dtype == other.dtype and torch.equal(one, other), where
@@ -67,7 +67,7 @@ def assert_same(one: Any, other: Any, where: str = "state") -> None:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Two finished runs: the same weights, last and best, and the same table of figures, byte for byte."""
+    """Check that two finished runs have the same last and best weights and the same metrics.csv, byte for byte."""
     for name in ("last.pth", "best.pth"):
         left, right = load_checkpoint(one / name), load_checkpoint(other / name)
         assert_same(left.weights, right.weights, name)

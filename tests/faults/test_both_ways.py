@@ -1,4 +1,4 @@
-"""Detections give the same figures from a model and from the file that they were saved in, on any broken set."""
+"""Metrics are the same from a model and from its saved detections, also on data sets with faults."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from utils.errors import UserError
 
 
 class SomeBoxes:
-    """A detector whose answers depend on the picture alone."""
+    """A detector whose detections depend on the image only."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.config = SimpleNamespace(class_names=class_names)
@@ -59,7 +59,7 @@ class SomeBoxes:
 
 
 def hold_both_ways(data: Path, split: str, tmp_path: Path) -> None:
-    """Score a detector on a split, and the file of its detections on the same split: nothing may differ."""
+    """Evaluate a detector and the file of its detections on the same split: the results must be equal."""
     try:
         index = open_dataset(data, split, use_cache=False)
     except UserError as error:
@@ -114,7 +114,7 @@ CASES: list[Case] = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
-def test_a_broken_set_scores_the_same_from_a_model_and_from_its_file(
+def test_a_faulty_data_set_scores_the_same_from_a_model_and_from_its_file(
     case: Case, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     _, kind, spoil = case
@@ -124,5 +124,5 @@ def test_a_broken_set_scores_the_same_from_a_model_and_from_its_file(
     hold_both_ways(data, split, tmp_path)
 
 
-def test_the_cases_are_many() -> None:
+def test_the_number_of_cases_is_large_enough() -> None:
     assert len(CASES) > 150

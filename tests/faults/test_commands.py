@@ -1,4 +1,4 @@
-"""Every command, given what is wrong: one line in one form, the right exit code, and nothing written anywhere."""
+"""Every command with invalid input: one line in the standard form, the right exit code, and no files written."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ OPTIONS = {
 
 @functools.cache
 def ground() -> Path:
-    """A folder with all that the cases name; nobody may write into it."""
+    """A folder with all files that the cases use. It must not be changed."""
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     shutil.copytree(demo_data(), folder / "data")
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ KINDS = (*CONTENTS, "folder", "pipe", "broken", "loop", "socket")
 
 
 def _make_socket(folder: Path, name: str) -> None:
-    """A socket's address has a hundred bytes at most, so it is given relative to its folder."""
+    """The address of a socket has at most about a hundred bytes, so it is given relative to its folder."""
     before = os.getcwd()
     os.chdir(folder)
     try:
@@ -123,7 +123,7 @@ def listing(folder: Path) -> list[tuple[str, int, int]]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in, which must be as empty afterwards, as must be all that the cases name."""
+    """An empty working folder. It must be empty after the test, and the files of the cases must be unchanged."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -135,7 +135,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def refused(command: str, argv: list[str], code: int, *words: str, capsys: Any) -> str:
-    """Run a command that must end with `code` and one line in the one form that holds `words`; returns the line."""
+    """Run a command that must exit with `code` and one standard line that contains `words`. Returns the line."""
     started = time.process_time()
     with pytest.raises(SystemExit) as left:
         run_command(COMMANDS[command], argv)
@@ -162,7 +162,7 @@ def fill(text: str) -> list[str]:
 
 
 def bad_values(cls: type) -> Iterator[tuple[str, list[str]]]:
-    """(option, the words that give it a value that it does not take)."""
+    """(option, arguments that give it an invalid value)."""
     for leaf in leaves(cls).values():
         meta, hint = leaf.field.metadata, leaf.hint
         kind = next((k for k in (bool, int, float) if k is hint or k in _parts(hint)), str)
@@ -238,7 +238,7 @@ TINY_WORDS = [*TINY, "--epochs", "1"]  # should one begin after all
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("words", READS, ids=lambda words: f"{words} {READS[words]}")
-def test_what_cannot_be_used_is_refused(words: str, kind: str, place: Path, capsys: Any) -> None:
+def test_unusable_input_is_rejected(words: str, kind: str, place: Path, capsys: Any) -> None:
     command, *argv = fill(words)
     name = f"{kind}{READS[words]}"
     argv = [*(TINY_WORDS if "--run-dir" in words else []), *argv, str(ground() / name), *RESULTS.get(command, [])]
@@ -247,7 +247,7 @@ def test_what_cannot_be_used_is_refused(words: str, kind: str, place: Path, caps
 
 @pytest.mark.parametrize("words", READS, ids=lambda words: f"{words} {READS[words]}")
 @pytest.mark.parametrize("name", ["gone", "n" * 300, "\udcff\udcfe", "line\nbreak", "/dev/zero"], ids=repr)
-def test_a_name_that_leads_nowhere_is_refused(words: str, name: str, place: Path, capsys: Any) -> None:
+def test_a_name_without_a_file_is_rejected(words: str, name: str, place: Path, capsys: Any) -> None:
     command, *argv = fill(words)
     path = name if name.startswith("/") else name + READS[words]
     argv = [*(TINY_WORDS if "--run-dir" in words else []), *argv, path, *RESULTS.get(command, [])]
@@ -280,7 +280,7 @@ USERS = [
 
 @pytest.mark.parametrize("words", USERS)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_file_is_refused_with_its_reason(name: str, words: str, place: Path, capsys: Any) -> None:
+def test_a_model_file_is_rejected_with_its_reason(name: str, words: str, place: Path, capsys: Any) -> None:
     command, *argv = fill(words)
     argv = [*(TINY_WORDS if "--run-dir" in words else []), *argv, str(ground() / name), *RESULTS.get(command, [])]
     reason = MODELS[name] if (command, name) not in {("export", "folder.pth")} else ""
@@ -303,7 +303,7 @@ SUFFIX = {"export": ".torchscript", "import": ".pth"}
 
 @pytest.mark.parametrize("where", ["{g}/taken{s}", "{g}/folder{s}", "{g}/taken.json/x{s}", "{g}/" + "n" * 300 + "{s}"])
 @pytest.mark.parametrize("words", WRITES)
-def test_a_result_that_cannot_be_written_is_refused_before_the_work(
+def test_a_result_that_cannot_be_written_is_rejected_before_the_work(
     words: str, where: str, place: Path, capsys: Any
 ) -> None:
     command, *argv = fill(words)
@@ -348,7 +348,7 @@ def test_predictions_go_into_a_folder_only(where: str, place: Path, capsys: Any)
 
 @functools.cache
 def run_files() -> dict[str, bytes]:
-    """config.json and last.pth of a run that was broken off in its second epoch."""
+    """config.json and last.pth of a run that was interrupted in its second epoch."""
     folder = Path(tempfile.mkdtemp(prefix="run-")) / "run"
     values = {"data": str(ground() / "data"), "run_dir": str(folder), "input_size": [64], "epochs": 2}
     options = check_options(training_options.TrainOptions, values)
@@ -408,7 +408,7 @@ BAD_RUNS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_RUNS)
-def test_a_run_that_is_damaged_or_another_is_not_resumed(kind: str, place: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_damaged_or_different_run_is_not_resumed(kind: str, place: Path, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     make, words = BAD_RUNS[kind]
@@ -429,7 +429,7 @@ def test_a_run_that_is_damaged_or_another_is_not_resumed(kind: str, place: Path,
         ({"options": {"batch_size": "x"}}, "--batch-size"),
     ],
 )
-def test_a_checkpoint_that_lies_about_its_run_is_not_resumed(
+def test_a_checkpoint_with_a_false_training_state_is_not_resumed(
     info: dict[str, Any], words: str, place: Path, tmp_path: Path, capsys: Any
 ) -> None:
     folder = tmp_path / "run"
@@ -440,7 +440,7 @@ def test_a_checkpoint_that_lies_about_its_run_is_not_resumed(
     refused("train", ["--resume", str(folder), "--device", "cpu"], 2, words, capsys=capsys)
 
 
-def test_a_file_for_use_only_is_not_taken_for_the_end_of_a_run(place: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_file_without_training_state_is_not_resumed(place: Path, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_bytes(run_files()["config.json"])
@@ -528,7 +528,7 @@ TOGETHER = {
 
 
 @pytest.mark.parametrize("words", TOGETHER)
-def test_what_makes_no_sense_is_said_in_one_line(words: str, place: Path, capsys: Any) -> None:
+def test_contradictory_values_are_a_one_line_error(words: str, place: Path, capsys: Any) -> None:
     command, *argv = fill(words)
     if command == "serve":
         pytest.importorskip("fastapi")
@@ -536,14 +536,14 @@ def test_what_makes_no_sense_is_said_in_one_line(words: str, place: Path, capsys
     refused(command, [*tiny, *argv], 2, TOGETHER[words], capsys=capsys)
 
 
-def test_a_pretrained_file_of_another_backbone_is_an_error_not_a_shrug(place: Path, capsys: Any) -> None:
+def test_a_pretrained_file_of_another_backbone_is_an_error(place: Path, capsys: Any) -> None:
     argv = ["--data", str(ground() / "data"), "--run-dir", "run", *TINY, "--backbone", "mobilenet_v1"]
     argv += ["--neck-width", "1"]
     for option, words in (("--pretrained", "tensors of mobilenet_v1 match"), ("--weights", "tensors fit")):
         refused("train", [*argv, option, str(ground() / "good.pth")], 2, words, capsys=capsys)
 
 
-def test_dataset_subcommands_are_refused_in_the_same_form(place: Path, capsys: Any) -> None:
+def test_dataset_subcommands_are_rejected_in_the_same_form(place: Path, capsys: Any) -> None:
     COMMANDS["dataset"] = importlib.import_module("dataset").main
     for words in ("nonsense", "check", "check {g}/gone", "stats {g}/empty", "split {g}/gone", "anchors {g}/page.json"):
         refused("dataset", fill(words), 2, capsys=capsys)

@@ -1,7 +1,7 @@
-"""Data spoilt in some four hundred ways: only what is broken is left out, by name and counted, or one line says why.
+"""Data with about four hundred faults: only invalid items are skipped, reported and counted, or a one-line error.
 
-Each case does with a data set what train.py does before its first step, and holds the outcome to the rule. Nothing is
-ever written into the data.
+Each case runs the steps of train.py that precede the first training step and checks the outcome. The data is never
+modified.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MAKERS = {"voc": make_voc, "coco": make_coco, "yolo": make_yolo}
 
 @pytest.fixture(scope="session")
 def whole_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole data set of each format, six images to train on and two to score; tests spoil copies."""
+    """A valid data set of each format with six training and two validation images. Tests corrupt copies of it."""
     root = tmp_path_factory.mktemp("whole")
     for name, make in MAKERS.items():
         make(root / name, train=6, val=2)
@@ -75,7 +75,7 @@ def yolo(whole_sets: Path, tmp_path: Path) -> Path:
 
 
 def prepare(data: Path, classes: Path | None = None) -> DatasetIndex:
-    """The training split, after all that train.py does before it makes a network."""
+    """The training split after all steps of train.py that precede building the network."""
     names = read_class_names(classes) if classes else None
     split, val_split = default_splits(data)
     train = open_dataset(data, split, names, use_cache=False)
@@ -113,7 +113,7 @@ def counts(index: DatasetIndex) -> Counts:
 
 
 def tree(folder: Path) -> dict[bytes, tuple[int, int, int]]:
-    """Mode, size and time of all that lies in a folder."""
+    """Mode, size and time of all files in a folder."""
     found = {}
     for parent, folders, files in os.walk(os.fsencode(folder)):
         for name in folders + files:
@@ -142,7 +142,7 @@ FRAME = JPEG.index(b"\xff\xc0")
 
 
 def png(width: int, height: int, depth: int = 8) -> bytes:
-    """A PNG that claims these sides and holds hardly a pixel."""
+    """A PNG whose header claims this size, with almost no pixel data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -222,7 +222,7 @@ NO_PICTURES = {
 
 
 @pytest.mark.parametrize("fault", NO_PICTURES)
-def test_a_file_that_is_no_whole_picture_costs_its_image(fault: str, voc: Path) -> None:
+def test_a_truncated_image_file_is_skipped(fault: str, voc: Path) -> None:
     path = voc / "JPEGImages/a0.jpg"
     path.write_bytes(NO_PICTURES[fault])
     with pytest.raises(UserError):
@@ -281,7 +281,7 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs pipes, so
 @posix_only
 @pytest.mark.parametrize("thing", IN_PLACE)
 @pytest.mark.parametrize("place", ["JPEGImages/a0.jpg", "Annotations/a0.xml"])
-def test_what_stands_in_place_of_a_file_costs_its_image(place: str, thing: str, voc: Path) -> None:
+def test_a_folder_or_pipe_instead_of_a_file_skips_its_image(place: str, thing: str, voc: Path) -> None:
     (voc / place).unlink()
     IN_PLACE[thing](voc / place)
     hold(voc.parent, IMAGE_LOST)
@@ -290,7 +290,7 @@ def test_what_stands_in_place_of_a_file_costs_its_image(place: str, thing: str, 
 @posix_only
 @pytest.mark.parametrize("thing", [name for name in IN_PLACE if name not in ("link outside", "nothing")])
 @pytest.mark.parametrize("place", ["VOC2007/ImageSets/Main/train.txt", "VOC2007/ImageSets/Main/val.txt"])
-def test_what_stands_in_place_of_a_split_is_an_error(place: str, thing: str, voc: Path) -> None:
+def test_a_folder_or_pipe_instead_of_a_split_is_an_error(place: str, thing: str, voc: Path) -> None:
     (voc.parent / place).unlink()
     IN_PLACE[thing](voc.parent / place)
     hold(voc.parent, "train|val")
@@ -334,7 +334,7 @@ ODD_PICTURES = {
 
 
 @pytest.mark.parametrize("kind", ODD_PICTURES)
-def test_odd_pictures_are_used_and_have_their_colours(kind: str, voc: Path) -> None:
+def test_odd_images_are_used_and_have_their_colours(kind: str, voc: Path) -> None:
     path = voc / "JPEGImages/a0.jpg"
     path.write_bytes(ODD_PICTURES[kind])
     hold(voc.parent, SAME)
@@ -346,7 +346,7 @@ def test_odd_pictures_are_used_and_have_their_colours(kind: str, voc: Path) -> N
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_picture_brings_its_boxes_along(orientation: int, voc: Path) -> None:
+def test_the_boxes_of_a_rotated_image_are_rotated(orientation: int, voc: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     (voc / "JPEGImages/a0.jpg").write_bytes(encoded("JPEG", exif=exif))
@@ -358,7 +358,7 @@ def test_a_turned_picture_brings_its_boxes_along(orientation: int, voc: Path) ->
 
 
 @pytest.mark.parametrize("exif", [b"\xff" * 24, b"II*\0" + bytes(20), b"MM\0*\0\0\0\x08\xff\xff" + bytes(14)])
-def test_exif_that_makes_no_sense_is_not_heeded(exif: bytes, voc: Path) -> None:
+def test_invalid_exif_orientation_is_ignored(exif: bytes, voc: Path) -> None:
     segment = b"Exif\0\0" + exif
     data = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + JPEG[2:]
     (voc / "JPEGImages/a0.jpg").write_bytes(data)
@@ -374,7 +374,7 @@ NAMES = [
 
 @pytest.mark.parametrize("suffix", [".jpg", ".PNG"])
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_may_have_any_name(name: str, suffix: str, voc: Path) -> None:
+def test_images_may_have_any_name(name: str, suffix: str, voc: Path) -> None:
     text = voc_xml_text("", [DOG]).replace("<filename>.jpg</filename>", "")
     try:
         for folder, ending, data in (("JPEGImages", suffix, JPEG), ("Annotations", ".xml", text.encode())):
@@ -442,7 +442,7 @@ ODD_XML: dict[str, str | bytes] = {
 
 
 @pytest.mark.parametrize("fault", NO_XML)
-def test_an_annotation_that_is_no_xml_costs_its_image(fault: str, voc: Path) -> None:
+def test_an_annotation_that_is_not_xml_skips_its_image(fault: str, voc: Path) -> None:
     write(voc / "Annotations/a0.xml", NO_XML[fault])
     hold(voc.parent, IMAGE_LOST)
 
@@ -488,7 +488,7 @@ BOXES: dict[str, tuple[tuple[Any, Any, Any, Any], int]] = {  # xmin, ymin, xmax,
 
 
 @pytest.mark.parametrize("fault", BOXES)
-def test_of_a_bad_box_only_the_box_is_lost(fault: str, voc: Path) -> None:
+def test_a_bad_box_is_dropped_alone(fault: str, voc: Path) -> None:
     edges, dropped = BOXES[fault]
     write(voc / "Annotations/a0.xml", voc_xml_text("a0", [("dog", *edges), CAT]))
     train = hold(voc.parent, (6, 0, dropped))
@@ -527,7 +527,7 @@ OBJECTS: dict[str, tuple[str, str, int]] = {  # what is replaced by what, and ho
 
 
 @pytest.mark.parametrize("fault", OBJECTS)
-def test_of_a_bad_object_only_the_object_is_lost(fault: str, voc: Path) -> None:
+def test_a_bad_object_is_dropped_alone(fault: str, voc: Path) -> None:
     old, new, dropped = OBJECTS[fault]
     assert old in XML
     write(voc / "Annotations/a0.xml", XML.replace(old, new, -1 if old in ("bndbox", "<bndbox>", "</bndbox>") else 1))
@@ -629,7 +629,7 @@ SPLITS: dict[str, tuple[Callable[[Path], object], Counts | str]] = {
 
 
 @pytest.mark.parametrize("fault", SPLITS)
-def test_splits_are_used_or_refused(fault: str, voc: Path) -> None:
+def test_splits_are_used_or_rejected(fault: str, voc: Path) -> None:
     spoil, expected = SPLITS[fault]
     spoil(voc)
     hold(voc.parent, expected)
@@ -658,7 +658,7 @@ CLASS_FILES: dict[str, tuple[bytes, Counts | str]] = {
 
 
 @pytest.mark.parametrize("fault", CLASS_FILES)
-def test_class_files_are_used_or_refused(fault: str, voc: Path, tmp_path: Path) -> None:
+def test_class_files_are_used_or_rejected(fault: str, voc: Path, tmp_path: Path) -> None:
     content, expected = CLASS_FILES[fault]
     (tmp_path / "classes.txt").write_bytes(content)
     hold(voc.parent, expected, tmp_path / "classes.txt")
@@ -798,7 +798,7 @@ COCO_TEXTS: dict[str, tuple[Callable[[str], str | bytes], Counts | str]] = {
 
 
 @pytest.mark.parametrize("fault", COCO_TEXTS)
-def test_a_coco_file_that_is_no_json_is_an_error(fault: str, coco: Path) -> None:
+def test_a_coco_file_that_is_not_json_is_an_error(fault: str, coco: Path) -> None:
     spoil, expected = COCO_TEXTS[fault]
     path = coco / "annotations/instances_train2017.json"
     write(path, spoil(path.read_text()))
@@ -807,7 +807,7 @@ def test_a_coco_file_that_is_no_json_is_an_error(fault: str, coco: Path) -> None
 
 @posix_only
 @pytest.mark.parametrize("thing", [name for name in IN_PLACE if name != "link outside"])
-def test_what_stands_in_place_of_coco_files_is_named(thing: str, coco: Path) -> None:
+def test_a_folder_or_pipe_instead_of_coco_files_is_reported(thing: str, coco: Path) -> None:
     picture_file, json_file = coco / "train2017/000000000001.jpg", coco / "annotations/instances_train2017.json"
     picture_file.unlink()
     IN_PLACE[thing](picture_file)
@@ -852,7 +852,7 @@ LINES: dict[str, tuple[str, int]] = {
 
 
 @pytest.mark.parametrize("fault", LINES)
-def test_of_a_bad_line_only_the_line_is_lost(fault: str, yolo: Path) -> None:
+def test_a_bad_line_is_dropped_alone(fault: str, yolo: Path) -> None:
     line, dropped = LINES[fault]
     write(yolo / "labels/train/p0.txt", f"1 0.75 0.5 0.25 0.25\n{line}\n")
     hold(yolo, (6, 0, dropped))
@@ -873,7 +873,7 @@ LABEL_FILES: dict[str, tuple[bytes, Counts]] = {
 
 
 @pytest.mark.parametrize("fault", LABEL_FILES)
-def test_label_files_are_read_or_cost_their_image(fault: str, yolo: Path) -> None:
+def test_label_files_are_read_or_skip_their_image(fault: str, yolo: Path) -> None:
     content, expected = LABEL_FILES[fault]
     (yolo / "labels/train/p0.txt").write_bytes(content)
     hold(yolo, expected)
@@ -881,7 +881,7 @@ def test_label_files_are_read_or_cost_their_image(fault: str, yolo: Path) -> Non
 
 @posix_only
 @pytest.mark.parametrize("thing", [name for name in IN_PLACE if name not in ("link outside", "link to itself")])
-def test_what_stands_in_place_of_yolo_files_is_named(thing: str, yolo: Path) -> None:
+def test_a_folder_or_pipe_instead_of_yolo_files_is_reported(thing: str, yolo: Path) -> None:
     label = yolo / "labels/train/p0.txt"
     label.unlink()
     IN_PLACE[thing](label)
@@ -933,7 +933,7 @@ YAMLS: dict[str, tuple[str | bytes, Counts | str]] = {
 
 
 @pytest.mark.parametrize("fault", YAMLS)
-def test_a_data_yaml_is_used_or_refused(fault: str, yolo: Path) -> None:
+def test_a_data_yaml_is_used_or_rejected(fault: str, yolo: Path) -> None:
     content, expected = YAMLS[fault]
     write(yolo / "data.yaml", content)
     hold(yolo, expected)
@@ -951,7 +951,7 @@ def test_a_data_yaml_is_used_or_refused(fault: str, yolo: Path) -> None:
         (b"\n\n", "its list is empty"),
     ],
 )
-def test_a_list_of_pictures_is_read_line_by_line(text: bytes, expected: Counts | str, yolo: Path) -> None:
+def test_a_list_of_images_is_read_line_by_line(text: bytes, expected: Counts | str, yolo: Path) -> None:
     write_image(yolo.parent / "secret.jpg", picture(7))
     (yolo / "list.txt").write_bytes(text)
     (yolo / "data.yaml").write_text("train: list.txt\nval: images/val\nnames: [dog, cat]\n")
@@ -1006,7 +1006,7 @@ NO_DATA: dict[str, Callable[[Path], Path]] = {
 
 @posix_only
 @pytest.mark.parametrize("thing", NO_DATA)
-def test_what_is_no_data_set_is_refused(thing: str, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_data_set_is_rejected(thing: str, tmp_path: Path) -> None:
     data = NO_DATA[thing](tmp_path)
     with pytest.raises(UserError) as caught:
         prepare(data)
@@ -1022,7 +1022,7 @@ def test_the_folder_itself_may_have_any_name(name: str, whole_sets: Path, tmp_pa
     assert counts(prepare(data)) == SAME
 
 
-def test_the_cases_are_many() -> None:
+def test_the_number_of_cases_is_large_enough() -> None:
     tables: list[Any] = [NO_PICTURES, ODD_PICTURES, IN_PLACE, NAMES, NO_XML, ODD_XML, BOXES, OBJECTS, IDS, SPLITS]
     tables += [CLASS_FILES, COCO_FAULTS, COCO_TEXTS, LINES, LABEL_FILES, YAMLS, NO_DATA]
     assert sum(map(len, tables)) > 400

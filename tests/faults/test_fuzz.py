@@ -1,4 +1,4 @@
-"""A short run of what `tests/long/fuzz_models.py` and `tests/long/bombs.py` do at length."""
+"""A short run of `tests/long/fuzz_models.py` and `tests/long/bombs.py`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ QUICK = [name for name in bombs.BOMBS if "megapixels" not in name and "compresse
 
 
 @pytest.mark.parametrize("kind", fuzz_models.KINDS)
-def test_a_mutant_is_read_or_refused_and_does_no_harm(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mutant_is_read_or_rejected_without_harm(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOBILENET_YOLO_CACHE", str(tmp_path / "cache"))
     tally = fuzz_models.fuzz(kind, 150, 1, tmp_path)
     assert not tally.harm
@@ -52,7 +50,7 @@ def test_a_reader_that_fails_hangs_or_ends_the_process_is_found(
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_bomb_costs_no_gigabyte(name: str, tmp_path: Path) -> None:
+def test_a_bomb_needs_less_than_a_gigabyte(name: str, tmp_path: Path) -> None:
     make, file_name, read = bombs.BOMBS[name]
     make(tmp_path / file_name)
     memory, seconds, answer, is_ours = bombs.set_off(read, tmp_path / file_name)

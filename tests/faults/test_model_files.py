@@ -1,4 +1,4 @@
-"""Whatever stands in a model file: refused with the reason in one line, little memory taken, nothing run."""
+"""Invalid model files are rejected in one line with the reason, with little memory and without running code."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ EXTRA_BYTES = 1 << 30
 
 @pytest.fixture(scope="module")
 def good() -> bytes:
-    """The bytes of a whole checkpoint."""
+    """The bytes of a valid checkpoint."""
     return checkpoint_bytes()
 
 
 @pytest.fixture(autouse=True)
 def little_memory() -> Any:
-    """No file of these tests may cost a gigabyte."""
+    """Fails if a test used a gigabyte of memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     extra = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -62,7 +62,7 @@ def network_weights() -> dict[str, torch.Tensor]:
 
 
 def checkpoint_bytes(**changes: Any) -> bytes:
-    """A sealed file with some parts changed; None leaves a part out."""
+    """A file with a valid digest and some changed parts; None removes a part."""
     content: dict[str, Any] = {
         "format": "mobilenet-yolov4",
         "format_version": 1,
@@ -83,7 +83,7 @@ def torch_bytes(content: Any, **options: Any) -> bytes:
 
 
 def archive(data_pkl: bytes, compression: int = zipfile.ZIP_STORED, **entries: bytes) -> bytes:
-    """A zip as torch writes it, around any pickle."""
+    """A zip archive as torch writes it, with any pickle."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as file:
         file.writestr("archive/data.pkl", data_pkl)
@@ -95,7 +95,7 @@ def archive(data_pkl: bytes, compression: int = zipfile.ZIP_STORED, **entries: b
 
 
 def refuse(path: Path, data: bytes, words: str) -> None:
-    """`data` must be refused with `words`, in one line that begins with the file."""
+    """Check that `data` is rejected in one line that begins with the file and contains `words`."""
     path.write_bytes(data)
     with pytest.raises(UserError) as caught:
         load_checkpoint(path)
@@ -122,17 +122,17 @@ NO_MODELS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", NO_MODELS)
-def test_what_is_no_model_file_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_a_model_is_rejected(tmp_path: Path, kind: str) -> None:
     refuse(tmp_path / "a.pth", *NO_MODELS[kind])
 
 
 @pytest.mark.parametrize("kind", ["empty", "a web page", "a picture", "a Git LFS pointer"])
-def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_safetensors_is_rejected(tmp_path: Path, kind: str) -> None:
     refuse(tmp_path / "a.safetensors", NO_MODELS[kind][0], "a.safetensors: ")
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_a_folder_a_pipe_and_nothing_are_refused_at_once(tmp_path: Path, name: str) -> None:
+def test_a_folder_a_pipe_and_nothing_are_rejected_at_once(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with pytest.raises(UserError, match="does not exist; give a model file"):
         load_checkpoint(path)
@@ -145,7 +145,7 @@ def test_a_folder_a_pipe_and_nothing_are_refused_at_once(tmp_path: Path, name: s
         load_checkpoint(path)
 
 
-def test_a_broken_link_and_a_name_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_a_broken_link_and_an_invalid_name_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "link.pth").symlink_to(tmp_path / "gone")
     for path, what in ((tmp_path / "link.pth", "is a broken link"), (Path("a\0b.pth"), "is not a valid file name")):
         with pytest.raises(UserError, match=what):
@@ -160,7 +160,7 @@ def test_a_file_larger_than_any_detector_is_not_read(tmp_path: Path) -> None:
             load_checkpoint(tmp_path / name)
 
 
-def test_a_large_file_of_zeros_is_refused_by_its_beginning(tmp_path: Path) -> None:
+def test_a_large_file_of_zeros_is_rejected_by_its_beginning(tmp_path: Path) -> None:
     for name in ("a.pth", "a.safetensors"):
         with open(tmp_path / name, "wb") as file:
             file.truncate(3 << 30)
@@ -180,12 +180,12 @@ OTHER_CONTENT: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", OTHER_CONTENT)
-def test_other_content_is_refused(tmp_path: Path, kind: str) -> None:
+def test_other_content_is_rejected(tmp_path: Path, kind: str) -> None:
     make, words = OTHER_CONTENT[kind]
     refuse(tmp_path / "a.pth", torch_bytes(make()), words)
 
 
-def test_foreign_weights_in_safetensors_are_refused_as_a_checkpoint_and_read_as_weights(tmp_path: Path) -> None:
+def test_foreign_weights_in_safetensors_are_rejected_as_a_checkpoint_and_read_as_weights(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="not a checkpoint of this platform"):
         load_checkpoint(tmp_path / "a.safetensors")
@@ -210,19 +210,19 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_a_checkpoint_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_checkpoint_is_rejected(tmp_path: Path, kind: str) -> None:
     changes, words = CHANGES[kind]
     refuse(tmp_path / "a.pth", checkpoint_bytes(**changes), words)
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path, good: bytes) -> None:
+def test_weights_of_another_network_are_rejected(tmp_path: Path, good: bytes) -> None:
     other = CONFIG.replace(alpha=0.5).to_dict()
     (tmp_path / "a.pth").write_bytes(checkpoint_bytes(config=other))
     with pytest.raises(UserError, match="do not fit the network it describes"):
         load_model(tmp_path / "a.pth")
 
 
-def test_a_network_that_is_only_claimed_is_not_built(tmp_path: Path) -> None:
+def test_a_network_that_does_not_match_the_weights_is_not_built(tmp_path: Path) -> None:
     for change in ({"alpha": 4.0, "neck_width": 4.0, "neck_conv": "standard"}, {"neck_width": 3.5}):
         refuse(tmp_path / "a.pth", checkpoint_bytes(config=CONFIG.to_dict() | change), "do not fit the network")
     many = [f"class {i}" for i in range(60_000)]
@@ -234,13 +234,13 @@ def test_a_network_that_is_only_claimed_is_not_built(tmp_path: Path) -> None:
 # ---- damage
 
 
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path, good: bytes) -> None:
+def test_a_file_cut_anywhere_is_rejected(tmp_path: Path, good: bytes) -> None:
     rng = random.Random(0)
     for length in (1, 2, 21, 600, len(good) - 1, len(good) - 71, *(rng.randrange(len(good)) for _ in range(10))):
         refuse(tmp_path / "a.pth", good[:length], "a.pth: ")
 
 
-def test_a_hundred_random_bit_flips_are_all_refused(tmp_path: Path, good: bytes) -> None:
+def test_a_hundred_random_bit_flips_are_all_rejected(tmp_path: Path, good: bytes) -> None:
     rng, path = random.Random(1), tmp_path / "a.pth"
     places = [*(rng.randrange(8 * len(good)) for _ in range(90)), *(8 * (len(good) - n) - 3 for n in range(1, 100, 10))]
     for place in places:
@@ -249,7 +249,7 @@ def test_a_hundred_random_bit_flips_are_all_refused(tmp_path: Path, good: bytes)
         refuse(path, bytes(data), "a.pth: ")
 
 
-def test_a_hundred_random_bit_flips_of_safetensors_are_all_refused(tmp_path: Path) -> None:
+def test_a_hundred_random_bit_flips_of_safetensors_are_all_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, Checkpoint(CONFIG, YOLOv4(CONFIG).state_dict()))
     data = path.read_bytes()
@@ -262,7 +262,7 @@ def test_a_hundred_random_bit_flips_of_safetensors_are_all_refused(tmp_path: Pat
         refuse(path, bytes(flipped), "a.safetensors: ")
 
 
-def test_a_flipped_bit_of_a_foreign_file_is_refused_by_its_checksum(tmp_path: Path) -> None:
+def test_a_flipped_bit_of_a_foreign_file_is_rejected_by_its_checksum(tmp_path: Path) -> None:
     data = bytearray(torch_bytes({"a": torch.zeros(1000)}))
     at = data.find(bytes(200)) + 100
     data[at] ^= 1
@@ -271,7 +271,7 @@ def test_a_flipped_bit_of_a_foreign_file_is_refused_by_its_checksum(tmp_path: Pa
         read_torch_file(tmp_path / "a.pth")
 
 
-def test_a_checkpoint_without_its_digest_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_digest_is_rejected(tmp_path: Path) -> None:
     content = {"format": "mobilenet-yolov4", "format_version": 1, "config": {}, "weights": {}}
     refuse(tmp_path / "a.pth", torch_bytes(content), "written by another program")
 
@@ -286,7 +286,7 @@ def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
     refuse(tmp_path / "a.pth", bomb, "is compressed")
 
 
-def test_a_zip_whose_entries_share_their_bytes_is_refused(tmp_path: Path) -> None:
+def test_a_zip_whose_entries_share_their_bytes_is_rejected(tmp_path: Path) -> None:
     data = archive(b"\x80\x02}.", zeros=bytes(100_000))
     directory = data.rfind(b"PK\x01\x02")
     end = data.rfind(b"PK\x05\x06")
@@ -304,7 +304,7 @@ def test_a_list_of_entries_that_claims_gigabytes_is_not_read(tmp_path: Path) -> 
     refuse(tmp_path / "a.pth", bytes(data), "central directory would have")
 
 
-def test_a_tensor_that_repeats_its_bytes_is_not_spread_out(tmp_path: Path) -> None:
+def test_a_tensor_that_repeats_its_bytes_is_not_expanded(tmp_path: Path) -> None:
     wide = torch.zeros(1, dtype=torch.float16).expand(10**11)
     refuse(
         tmp_path / "a.pth",
@@ -313,13 +313,13 @@ def test_a_tensor_that_repeats_its_bytes_is_not_spread_out(tmp_path: Path) -> No
     )
 
 
-def test_many_tensors_of_the_same_bytes_are_refused(tmp_path: Path) -> None:
+def test_many_tensors_of_the_same_bytes_are_rejected(tmp_path: Path) -> None:
     whole = torch.zeros(100_000, dtype=torch.float16)
     many = {f"a{i}": whole.view(-1) for i in range(2000)}
     refuse(tmp_path / "a.pth", seal(torch_bytes({"format": "mobilenet-yolov4", "weights": many})), "than its storage")
 
 
-def test_a_storage_that_claims_more_than_the_archive_holds_is_refused(tmp_path: Path) -> None:
+def test_a_storage_that_claims_more_than_the_archive_holds_is_rejected(tmp_path: Path) -> None:
     data = archive(pickled_tensor(10**9), **{"0": bytes(16)})
     refuse(tmp_path / "a.pth", data, "needs 4000000000 bytes, which the file does not have")
 
@@ -357,7 +357,7 @@ PICKLE_BOMBS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("kind", PICKLE_BOMBS)
 @pytest.mark.parametrize("sealed", [False, True])
-def test_a_pickle_bomb_is_refused(tmp_path: Path, kind: str, sealed: bool) -> None:
+def test_a_pickle_bomb_is_rejected(tmp_path: Path, kind: str, sealed: bool) -> None:
     data = archive(PICKLE_BOMBS[kind])
     refuse(tmp_path / "a.pth", seal(data) if sealed else data, "a.pth: ")
 
@@ -379,7 +379,7 @@ def test_a_safetensors_header_that_claims_gigabytes_is_not_read(tmp_path: Path) 
         [1],
     ],
 )
-def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path, header: Any) -> None:
+def test_an_inconsistent_safetensors_header_is_rejected(tmp_path: Path, header: Any) -> None:
     text = json.dumps(header).encode()
     refuse(tmp_path / "a.safetensors", struct.pack("<Q", len(text)) + text + bytes(4), "a.safetensors: ")
 
@@ -393,7 +393,7 @@ def plain_zip(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def test_an_archive_with_two_lists_of_entries_is_refused(tmp_path: Path) -> None:
+def test_an_archive_with_two_lists_of_entries_is_rejected(tmp_path: Path) -> None:
     good, evil = plain_zip(torch_bytes({"a": torch.ones(1)})), plain_zip(torch_bytes({"a": torch.zeros(1), "evil": 1}))
     path = tmp_path / "a.pth"
     path.write_bytes(bombs.two_directories(good, evil))
@@ -402,7 +402,7 @@ def test_an_archive_with_two_lists_of_entries_is_refused(tmp_path: Path) -> None
         read_torch_file(path)
 
 
-def test_torch_is_given_only_what_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_loads_only_checked_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
     real = torch.load
     monkeypatch.setattr(
@@ -437,7 +437,7 @@ GROWING = {
 
 @pytest.mark.parametrize("kind", GROWING)
 @pytest.mark.parametrize("field", [*WHOLE_FIELDS, *(f"config.{name}" for name in CONFIG_FIELDS), "metrics.a", "info.a"])
-def test_lists_inside_lists_in_any_field_are_refused_in_a_short_line(tmp_path: Path, field: str, kind: str) -> None:
+def test_lists_inside_lists_in_any_field_are_rejected_in_a_short_line(tmp_path: Path, field: str, kind: str) -> None:
     value, (whole, _, part) = GROWING[kind](), field.partition(".")
     inner = CONFIG.to_dict() if whole == "config" else {}
     content = {"weights": {"a": torch.ones(1)}, whole: {**inner, part: value} if part else value}
@@ -481,7 +481,7 @@ class Planted:
 
 
 @pytest.mark.parametrize("place", ["the content", "weights", "config", "info", "training"])
-def test_a_planted_command_never_runs(tmp_path: Path, place: str) -> None:
+def test_a_command_in_a_file_never_runs(tmp_path: Path, place: str) -> None:
     marker = tmp_path / "ran"
     planted = Planted(marker)
     data = seal(torch_bytes(planted)) if place == "the content" else checkpoint_bytes(**{place: {"a": planted}})
@@ -489,7 +489,7 @@ def test_a_planted_command_never_runs(tmp_path: Path, place: str) -> None:
     assert not marker.exists()
 
 
-def test_a_planted_command_never_runs_in_any_way_of_reading_weights(tmp_path: Path) -> None:
+def test_a_command_in_a_weight_file_never_runs(tmp_path: Path) -> None:
     marker, path = tmp_path / "ran", tmp_path / "a.pth"
     planted = {"a": torch.ones(1), "b": Planted(marker)}
     for data in (
@@ -511,7 +511,7 @@ def test_state_cannot_be_set_on_an_object(tmp_path: Path) -> None:
     refuse(tmp_path / "a.pth", data, "the state of an object")
 
 
-def test_a_pt_file_that_holds_a_program_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pt_file_that_contains_code_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = torch.jit.script(torch.nn.Linear(2, 2))
     with monkeypatch.context() as patch:
         patch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("a program was loaded"))
@@ -545,7 +545,7 @@ def test_a_checkpoint_that_was_saved_again_says_so_and_can_be_imported(
         import_reference.main([str(tmp_path / "good.pth"), str(tmp_path / "other.pth")])
 
 
-def test_the_folder_of_a_run_stands_for_its_best_checkpoint(tmp_path: Path, good: bytes) -> None:
+def test_the_folder_of_a_run_means_its_best_checkpoint(tmp_path: Path, good: bytes) -> None:
     run = tmp_path / "run"
     run.mkdir()
     with pytest.raises(UserError, match=r"without best\.pth"):
@@ -573,7 +573,7 @@ def test_an_onnx_file_of_a_newer_opset_says_so(tmp_path: Path, ir: int, opset: i
         load_runtime(tmp_path / "a.onnx", "cpu")
 
 
-def test_what_others_save_still_loads(tmp_path: Path) -> None:
+def test_files_of_other_programs_still_load(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     content = OrderedDict(
         model={f"module.{key}": value for key, value in model.state_dict().items()},
@@ -599,7 +599,7 @@ def test_what_others_save_still_loads(tmp_path: Path) -> None:
         assert [t.dtype for t in loaded["dtypes"]] == [t.dtype for t in content["dtypes"]]
 
 
-def test_an_old_pickle_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:
+def test_an_old_pickle_that_claims_more_than_the_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"a": torch.ones(1000)}, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
@@ -639,13 +639,13 @@ LIES: dict[str, tuple[list[torch.Tensor], Form, str]] = {
 
 
 @pytest.mark.parametrize("kind", LIES)
-def test_an_exported_file_that_lies_is_an_error_at_its_first_picture(kind: str) -> None:
+def test_an_exported_file_with_false_metadata_is_an_error_at_its_first_image(kind: str) -> None:
     outputs, form, words = LIES[kind]
     with pytest.raises(RunError, match=words):
         Exported(outputs, form).run(np.zeros((1, 64, 64, 3), np.uint8))
 
 
-def test_an_exported_file_that_tells_the_truth_is_run() -> None:
+def test_an_exported_file_with_true_metadata_is_run() -> None:
     images = np.zeros((1, 64, 64, 3), np.uint8)
     assert len(Exported(DECODED, Form()).run(images)) == 2
     assert [tuple(m.shape) for m in Exported(RAW, Form(decodes=False)).run(images)] == [
@@ -653,7 +653,7 @@ def test_an_exported_file_that_tells_the_truth_is_run() -> None:
     ]
 
 
-def test_a_refused_file_leaves_nothing_open(tmp_path: Path) -> None:
+def test_a_rejected_file_leaves_nothing_open(tmp_path: Path) -> None:
     (tmp_path / "page.onnx").write_bytes(b"<html>")
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
     for name in (".", "page.onnx", "gone.pth"):
@@ -663,7 +663,7 @@ def test_a_refused_file_leaves_nothing_open(tmp_path: Path) -> None:
     assert before == (len(os.listdir("/proc/self/fd")) if before else 0)
 
 
-def test_a_pipe_in_the_place_of_any_model_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_pipe_instead_of_a_model_file_is_rejected_at_once(tmp_path: Path) -> None:
     for suffix in (".pt", ".onnx", ".xml", ".torchscript", ".pth", ".safetensors"):
         os.mkfifo(tmp_path / f"a{suffix}")
         with pytest.raises(UserError, match="not a file"):

@@ -1,4 +1,4 @@
-"""No command replaces a file that is there, whichever of its files that is, unless --overwrite is given."""
+"""No command overwrites an existing file, for each of its output files, unless --overwrite is given."""
 
 from __future__ import annotations
 

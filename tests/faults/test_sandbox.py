@@ -1,4 +1,4 @@
-"""The process that decodes pictures: what it may not do, and that every format is decoded all the same."""
+"""The sandboxed decoder process: forbidden operations, and decoding of every format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="l
 
 
 def run(code: str, memory: int = 256 << 20) -> subprocess.CompletedProcess[str]:
-    """`code` in a process that has confined itself; it prints what it could not do."""
+    """Run `code` in a sandboxed process, which prints the operations that failed."""
     head = f"from service.sandbox import confine, cpu_time\nconfine({memory})\n"
     return subprocess.run(
         [sys.executable, "-c", head + code], cwd=REPOSITORY, capture_output=True, text=True, timeout=1500
@@ -86,7 +86,7 @@ def test_no_address_is_reached(landlock: int) -> None:
     assert done.returncode == 1 and "Permission denied" in done.stderr
 
 
-def test_a_system_without_all_this_is_no_error(tmp_path: Path) -> None:
+def test_a_system_without_these_limits_is_supported(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     code = (
         "import sys\nsys.platform, sys.modules['resource'] = 'win32', None\n"

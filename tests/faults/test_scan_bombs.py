@@ -1,4 +1,4 @@
-"""JPEGs of thousands of scans, each of which costs a decoder all pixels, are refused before they are decoded."""
+"""JPEG files with thousands of scans, which are slow to decode, are rejected before they are decoded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def several(data: bytes, count: int) -> bytes:
 
 
 def sequential(count: int) -> bytes:
-    """A baseline JPEG of one component a scan, whose last scan is repeated."""
+    """A baseline JPEG with one component per scan, whose last scan is repeated."""
     data = jpeg(quality=50)
     at = data.find(b"\xff\xda")
     scan = b"\xff\xda" + bytes([0, 8, 1, 1, 0, 0, 63, 0]) + b"\x00" * 40
@@ -42,7 +42,7 @@ def sequential(count: int) -> bytes:
 
 
 def hidden(data: bytes) -> bytes:
-    """With FF 00 and a length before the frame, which is no segment: a parser that skips it misses the frame."""
+    """With FF 00 and a length before the frame. This is not a segment: a parser that skips it misses the frame."""
     return data[:2] + b"\xff\x00\xff\xf0" + data[2:]
 
 
@@ -56,7 +56,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(kind: str, tmp_path: Path) -> None:
+def test_a_jpeg_of_too_many_scans_is_rejected_before_it_is_decoded(kind: str, tmp_path: Path) -> None:
     data, path = BOMBS[kind](), tmp_path / "a.jpg"
     path.write_bytes(data)
     started = time.process_time()
@@ -70,13 +70,13 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(kind: str, tmp
     assert time.process_time() - started < SECONDS
 
 
-def test_what_encoders_write_is_read() -> None:
+def test_the_output_of_common_encoders_is_read() -> None:
     for options in ({}, {"progressive": True}, {"progressive": True, "subsampling": 0, "quality": 95}):
         assert decode_image(jpeg(**options)).shape == (60, 80, 3)
     assert decode_image(several(jpeg(progressive=True), 50)).shape == (60, 80, 3)
 
 
-def test_scans_of_thumbnails_and_of_later_pictures_do_not_count() -> None:
+def test_scans_of_thumbnails_and_of_later_images_do_not_count() -> None:
     thumbnail = several(jpeg(progressive=True, quality=5), 30)[:60_000]
     segment = b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     data = jpeg(progressive=True)
@@ -84,7 +84,7 @@ def test_scans_of_thumbnails_and_of_later_pictures_do_not_count() -> None:
     assert decode_image(data + several(data, 300)).shape == (60, 80, 3), "a second picture, as MPO files have"
 
 
-def test_the_service_refuses_it_with_413() -> None:
+def test_the_service_rejects_it_with_413() -> None:
     pytest.importorskip("fastapi")
     from service_makers import Painted, encoded, running, scene
 

@@ -1,4 +1,4 @@
-"""The service under attack: foreign pages, malformed HTTP, idle connections, slow pictures, and a signal to stop."""
+"""Attacks on the service: foreign pages, malformed HTTP, idle connections, slow images, and SIGTERM under load."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def service(detector: Painted) -> Iterator[Address]:
 
 
 def exchange(service: Address, data: bytes, seconds: float = 20.0) -> bytes:
-    """Everything that the service answers to some bytes, until it closes or the time has passed."""
+    """All bytes that the service sends in response to `data`, until it closes the connection or the timeout expires."""
     received = b""
     with socket.create_connection(("127.0.0.1", service.port), timeout=seconds) as connection:
         connection.sendall(data)
@@ -58,7 +58,7 @@ def exchange(service: Address, data: bytes, seconds: float = 20.0) -> bytes:
 
 
 def problem(answer: bytes) -> tuple[int, dict[str, str]]:
-    """(status, JSON) of the one answer in `answer`, which must say that the connection closes."""
+    """(status, JSON) of the single response in `answer`, which must contain `Connection: close`."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"application/json" in head and b"connection: close" in head.lower(), answer
     return int(head.split()[1]), json.loads(body)
@@ -75,7 +75,7 @@ PATHS = ["/", "/health", "/metrics", "/info", "/openapi.json", "/model.onnx", "/
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_host_name_that_is_not_ours_is_refused_everywhere(service: Address, path: str) -> None:
+def test_a_foreign_host_name_is_rejected_for_all_paths(service: Address, path: str) -> None:
     reply = service.ask("GET", path, Host="evil.example")
     assert (reply.status, reply.json["code"]) == (403, "host_not_allowed") and "--allow-host" in reply.json["error"]
 
@@ -138,7 +138,7 @@ def test_a_protocol_error_is_answered_as_json_and_closes_the_connection(service:
 
 
 @pytest.mark.parametrize("length", [HEAD_BYTES, 3 * HEAD_BYTES, 10 * HEAD_BYTES])
-def test_a_long_head_is_refused_also_when_it_comes_at_once(service: Address, length: int) -> None:
+def test_a_long_head_is_rejected_also_when_it_comes_at_once(service: Address, length: int) -> None:
     head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * length + b"\r\n\r\n"
     status, reply = problem(exchange(service, head))
     assert (status, reply["code"]) == (431, "head_too_big")
@@ -253,7 +253,7 @@ def test_a_decoder_that_takes_too_long_is_killed_counted_and_replaced(
 
 
 @needs_proc
-def test_a_decoder_that_crashes_costs_one_picture(detector: Painted) -> None:
+def test_a_decoder_crash_affects_one_image_only(detector: Painted) -> None:
     before = find_decoders()
     with running(build_app(detector, SMALL)) as service:
         own = [each for each in find_decoders() if each not in before]
@@ -271,7 +271,7 @@ def test_a_decoder_that_crashes_costs_one_picture(detector: Painted) -> None:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder process, by its number."""
+    """A decoder process, by its process ID."""
 
     number: int
 
@@ -287,7 +287,7 @@ class Decoder:
 
 
 def find_decoders() -> list[Decoder]:
-    """The decoder processes that this process has started and that have not ended."""
+    """The running decoder processes that this process has started."""
     found = []
     for folder in Path("/proc").iterdir():
         try:

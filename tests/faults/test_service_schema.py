@@ -1,4 +1,4 @@
-"""Requests made at random from the OpenAPI description find nothing that it does not say (schemathesis)."""
+"""Random requests generated from the OpenAPI description give only documented responses (schemathesis)."""
 
 from __future__ import annotations
 

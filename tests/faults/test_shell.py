@@ -1,4 +1,4 @@
-"""Commands in a shell: closed streams, a reader that leaves, full disks, slow addresses, long names."""
+"""Commands in a shell: closed streams, closed pipes, full disks, slow URLs, long file names."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="these are 
 
 @needs_bash
 @pytest.mark.parametrize("kind", SHELLS)
-def test_the_work_is_done_whatever_becomes_of_the_streams(kind: str, tmp_path: Path) -> None:
+def test_the_work_completes_with_closed_streams(kind: str, tmp_path: Path) -> None:
     script, result = tmp_path / "command.py", tmp_path / "result"
     script.write_text(COMMAND.format(root=str(REPOSITORY)))
     line, code = SHELLS[kind]
@@ -81,7 +81,7 @@ def test_the_work_is_done_whatever_becomes_of_the_streams(kind: str, tmp_path: P
 
 @needs_bash
 @pytest.mark.slow
-def test_predict_writes_all_pictures_though_its_reader_leaves_after_the_first(tmp_path: Path) -> None:
+def test_predict_writes_all_images_though_its_reader_leaves_after_the_first(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(6):
         write_image(tmp_path / "in" / f"{number}.png", np.full((64, 64, 3), 40 * number, np.uint8))
@@ -99,7 +99,7 @@ def test_predict_writes_all_pictures_though_its_reader_leaves_after_the_first(tm
 
 @contextmanager
 def serving(answer: Callable[[Callable[[bytes], object]], None]) -> Iterator[str]:
-    """An address whose answer is what `answer` sends."""
+    """URL of a server that responds with `answer`."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -145,7 +145,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("answer", [drip_head, drip_body, endless])
-def test_an_address_that_is_slow_or_endless_is_given_up_and_named(answer: Callable, impatient: None) -> None:
+def test_a_slow_or_endless_url_is_reported_and_skipped(answer: Callable, impatient: None) -> None:
     with serving(answer) as address:
         started = time.monotonic()
         found, skips = list_sources([address])
@@ -202,7 +202,7 @@ def test_a_name_of_253_bytes_can_be_written_in_every_form(tmp_path: Path) -> Non
     assert max(len(os.fsencode(name)) for name in written) <= LONGEST_NAME
 
 
-def test_a_folder_that_is_named_like_a_picture_is_said(tmp_path: Path) -> None:
+def test_a_folder_with_an_image_file_name_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").mkdir()
     write_image(tmp_path / "y.jpg", np.zeros((8, 8, 3), np.uint8))
     found, skips = list_sources([str(tmp_path)])
@@ -211,7 +211,7 @@ def test_a_folder_that_is_named_like_a_picture_is_said(tmp_path: Path) -> None:
 
 
 class FullDisk:
-    """A file on a disk that has room for some bytes."""
+    """A file on a disk with little free space."""
 
     def __init__(self, file: io.FileIO, room: int) -> None:
         self.file, self.end = file, room
@@ -227,7 +227,7 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("room", [6, 100, 400, 700])
-def test_a_full_disk_names_the_file_and_leaves_a_whole_list(tmp_path: Path, room: int) -> None:
+def test_a_full_disk_error_names_the_file_and_leaves_a_valid_list(tmp_path: Path, room: int) -> None:
     writer = WRITERS["json"](OutputFolder(tmp_path), ["cat"])
     writer._file = FullDisk(writer._file, room)  # type: ignore[attr-defined]
     written = 0
@@ -254,7 +254,7 @@ def test_a_full_disk_at_the_start_leaves_no_empty_file(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a"), ("x/a", "x/a/b/c")])
-def test_an_archive_with_a_file_and_a_folder_of_one_name_is_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_an_archive_with_a_file_and_a_folder_of_one_name_is_rejected(tmp_path: Path, names: tuple[str, str]) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name in names:
             member = tarfile.TarInfo(name)

@@ -1,4 +1,4 @@
-"""Faults during a training end in one line; nothing is lost, nothing broken is saved."""
+"""Faults during training: a one-line message, no lost results, and no invalid checkpoint."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from utils.errors import RunError, UserError, is_out_of_memory
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A copy of the demo data that a test may spoil."""
+    """A copy of the demo data that a test may change."""
     return shutil.copytree(demo_data(), tmp_path / "data")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs that nothing befell."""
+    """A run of two epochs without faults."""
     return run_train(tmp_path_factory.mktemp("runs") / "whole")
 
 
@@ -64,7 +64,7 @@ def spoil_loss(monkeypatch: pytest.MonkeyPatch, at: Sequence[int], value: float 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_at_that_step_and_names_images_and_rate(
+def test_a_nan_loss_stops_the_step_and_reports_images_and_rate(
     value: float, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -81,9 +81,7 @@ def test_a_loss_that_is_no_number_stops_at_that_step_and_names_images_and_rate(
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_a_gradient_that_is_no_number_stops_before_the_weights_are_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_nan_gradient_stops_before_the_weights_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Trainer.gradient
 
     def spoilt(self: Trainer, batches: Any) -> Any:
@@ -119,7 +117,7 @@ def test_rolling_back_is_given_up_after_three_times(tmp_path: Path, monkeypatch:
     assert state is not None and state["progress"]["rollbacks"] == 3
 
 
-def test_weights_that_the_last_step_has_spoilt_are_not_saved(
+def test_weights_with_nan_after_the_last_step_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original, count = Trainer.update, [0]
@@ -146,7 +144,7 @@ def test_weights_that_the_last_step_has_spoilt_are_not_saved(
 
 
 class Recorder(torch.nn.Module):
-    """A linear model that has room for so many images at once."""
+    """A linear model that runs out of memory for larger batches."""
 
     def __init__(self, room: int, error: BaseException) -> None:
         super().__init__()
@@ -191,7 +189,7 @@ OUT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_a_batch_that_does_not_fit_is_cut_until_it_does_and_said(
+def test_a_batch_that_does_not_fit_is_reduced_until_it_fits_with_a_message(
     error: BaseException, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = recorder_trainer(3, error)
@@ -204,7 +202,7 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does_and_said(
     )
 
 
-def test_a_step_that_was_cut_is_the_step_that_was_not() -> None:
+def test_a_step_with_a_reduced_batch_equals_the_full_step() -> None:
     weights = []
     for room in (100, 2):
         trainer = recorder_trainer(room, OUT_OF_MEMORY[0], accumulate=2)
@@ -281,7 +279,7 @@ def list_workers() -> list[int]:
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, suffix: str, first: int) -> None:
-    """From the `first` write on, files of this suffix are cut in the middle by a full disk."""
+    """Simulate a full disk: from the `first` write on, files with this suffix are truncated."""
     original, count = utils.files.os.fsync, [0]
 
     def fsync(descriptor: int) -> None:
@@ -322,7 +320,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 # ---- data
 
 
-def test_what_is_skipped_is_named_listed_and_counted(
+def test_skipped_items_are_reported_listed_and_counted(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     year = data / "VOC2026"
@@ -350,7 +348,7 @@ def test_what_is_skipped_is_named_listed_and_counted(
     assert said.err.count(picture.name) == 1
 
 
-def test_what_was_unreadable_before_a_break_is_counted_after_it(
+def test_unreadable_images_before_an_interruption_are_counted_after_it(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = (data / "VOC2026/ImageSets/Main/train.txt").read_text().split()
@@ -371,7 +369,7 @@ def test_what_was_unreadable_before_a_break_is_counted_after_it(
     assert (tmp_path / "run/skipped.csv").read_bytes() == (expected / "skipped.csv").read_bytes()
 
 
-def test_data_that_cannot_be_learnt_from_is_refused_before_a_folder_is_made(data: Path, tmp_path: Path) -> None:
+def test_unusable_data_is_rejected_before_a_folder_is_created(data: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("zebra\n")
     arguments = ["--data", str(data), "--run-dir", str(tmp_path / "run"), "--classes", str(tmp_path / "names.txt")]
     with pytest.raises(UserError, match=r"\(zebra\); found .*car"):
@@ -388,7 +386,7 @@ def test_a_training_never_writes_into_the_data(data: Path, tmp_path: Path) -> No
     assert listing() == before
 
 
-def test_a_reader_of_its_words_that_leaves_does_not_end_a_run(tmp_path: Path) -> None:
+def test_a_closed_output_pipe_does_not_end_a_run(tmp_path: Path) -> None:
     arguments = [*TINY, "--data", str(demo_data()), "--run-dir", str(tmp_path / "run"), "--epochs", "1"]
     script = Path(train.__file__)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Two machines in network namespaces, each of whose own name is 127.0.1.1, as Debian and Ubuntu set it."""
+"""Distributed training on two machines (network namespaces) whose host names resolve to 127.0.1.1, as on Debian."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ip(*words: str) -> None:
 
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[dict[str, list[str]]]:
-    """The beginning of a command line for each of two machines, joined by a cable."""
+    """Command prefixes that run on two connected network namespaces."""
     if not shutil.which("ip") or not shutil.which("unshare") or os.getuid() != 0:
         pytest.skip("needs root, ip and unshare")
     names = {node: f"yolo-{os.getpid()}-{node}" for node in NODES}

@@ -1,10 +1,10 @@
-"""Run exported files in an emulated arm64 Debian, with the libraries' own arm64 wheels, and compare the outputs.
+"""Run exported files in an emulated arm64 Debian with the arm64 wheels of the libraries, and compare the outputs.
 
     python -m tests.long.arm64 best.onnx best.ncnn.param best.tflite
 
-Needs Debian's debootstrap and apt, a network for both and for PyPI, and qemu-user 10 or later (ONNX Runtime and LiteRT
-crash in Debian 12's 7.2). Nothing of the arm64 system is installed or booted: its packages are unpacked, and the
-emulator runs their Python on one file after the other. Times of an emulator mean nothing and are not printed.
+Requires Debian's debootstrap and apt, access to the Debian archive and PyPI, and qemu-user 10 or later (ONNX Runtime
+and LiteRT crash in Debian 12's 7.2). The arm64 system is not installed or booted: its packages are unpacked, and the
+emulator runs their Python on one file after the other. Times in an emulator are not meaningful and are not printed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def prepare(root: Path) -> None:
 
 
 def compare(path: Path, root: Path, emulator: str) -> dict[str, object]:
-    """The largest differences of boxes and scores between the emulated outputs and those of this machine."""
+    """Largest differences of boxes and scores between the emulated outputs and those of this machine."""
     runtime = load_runtime(path, "cpu")
     assert isinstance(runtime, ExportedRuntime)
     height, width = runtime.config.input_size

@@ -1,6 +1,6 @@
-"""Small files that claim to be large: each is read in a process of its own, whose memory and time are printed.
+"""Decompression bombs: each is read in a separate process, whose memory and time are printed.
 
-python -m tests.long.bombs     fails if one costs a gigabyte or 10 s, or is neither read nor refused by an error of ours
+python -m tests.long.bombs     fails if one takes a gigabyte or 10 s, or is neither read nor rejected properly
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class BombOptions:
-    """Which."""
+    """Options of the script."""
 
     only: str | None = option(None, "only bombs with this word in their name")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Set off all of them."""
+    """Read all bombs."""
     options = parse_options(BombOptions, argv, description=__doc__ or "", prog="bombs.py")
     if not hasattr(os, "fork"):
         raise UserError("bombs", "needs a system that forks", "run it on Linux or macOS")
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def set_off(read: Callable[[Path], object], path: Path) -> tuple[float, float, str, bool]:
-    """(megabytes and seconds of processor time that reading took, its outcome, whether that is one of ours)."""
+    """(memory in MB, CPU seconds, result, whether the result is an error of this project)."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -137,7 +137,7 @@ def _archive(data_pkl: bytes) -> bytes:
 
 
 def _compressed(path: Path) -> None:
-    """Two gigabytes of zeros in two megabytes, as torch.save would name them."""
+    """Two gigabytes of zeros compressed to two megabytes, with the entry names of torch.save."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("archive/data.pkl", b"\x80\x02}.")
         with file.open("archive/data/0", "w", force_zip64=True) as entry:
@@ -152,7 +152,7 @@ def _wide_tensor(path: Path) -> None:
 
 
 def _png(width: int, height: int, rows: int) -> Callable[[Path], None]:
-    """A PNG that claims a size and holds so many rows of zeros."""
+    """A PNG whose header claims a size, with a given number of rows of zeros."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -176,7 +176,7 @@ def _picture(form: str, side: int, mode: str = "RGB", **settings: object) -> Cal
 
 
 def scan_bomb(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG of so many scans, each of which costs a decoder all of its pixels."""
+    """A progressive JPEG with many scans, each of which makes a decoder process all pixels."""
     buffer = io.BytesIO()
     Image.new("L", (width, height)).save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
@@ -189,10 +189,10 @@ def _scans(side: int, scans: int) -> Callable[[Path], None]:
 
 
 def two_directories(good: bytes, evil: bytes) -> bytes:
-    """An archive in whose end record PyTorch finds the entries of `evil`, and before which zipfile those of `good`.
+    """An archive in which PyTorch finds the entries of `evil`, and zipfile those of `good`.
 
-    Both are archives of zipfile, that of `evil` with the longer list. zipfile takes the list before the end record and
-    adds what it takes for prepended bytes to its offsets.
+    Both are archives written by zipfile. `evil` has the longer list. zipfile reads the list before the end record and
+    adds the number of bytes that it assumes to be prepended to the offsets.
     """
     lists = []
     for data in (good, evil):
@@ -212,7 +212,7 @@ def two_directories(good: bytes, evil: bytes) -> bytes:
 
 
 def _two_directories(path: Path) -> None:
-    """A checkpoint for zipfile, two gigabytes of compressed zeros for PyTorch."""
+    """A file that zipfile reads as a checkpoint and PyTorch reads as two gigabytes of compressed zeros."""
     _compressed(path)
     path.write_bytes(two_directories(_archive(b"\x80\x02}."), path.read_bytes()))
 
@@ -237,7 +237,7 @@ def _nested(field: str) -> Callable[[Path], None]:
 
 
 def _png_text(path: Path) -> None:
-    """A picture of one pixel with half a gigabyte of compressed text."""
+    """An image of one pixel with half a gigabyte of compressed text."""
     data = b"Comment\0\0" + zlib.compress(bytes(1 << 29), 6)
     chunk = struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data))
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
-"""Spoil annotations, lists, class files and pictures at random; each must be read, or refused in one line.
+"""Fuzz annotations, lists, class files and images: each must be read, or rejected in one line.
 
 python -m tests.long.fuzz_inputs                       # 20,000 inputs, about a minute of one core
-python -m tests.long.fuzz_inputs --first 4711 --count 1 --keep spoilt   # one of them again, and its file
+python -m tests.long.fuzz_inputs --first 4711 --count 1 --keep corrupt   # repeat one input and keep its file
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ HEIGHT, WIDTH = 24, 32
 
 @dataclass(frozen=True)
 class FuzzOptions:
-    """What to spoil, and how often."""
+    """Options of the input fuzzer."""
 
-    count: int = option(20_000, "inputs", low=1)
-    first: int = option(0, "number of the first one: each is made of the seed and its number alone", low=0)
-    seed: int = option(0, "another seed, other inputs", low=0)
-    kinds: tuple[str, ...] = option((), "only these kinds of input; all by default", metavar="KIND")
-    keep: str | None = option(None, "folder for the inputs that failed (of one input: for it)", metavar="DIR")
+    count: int = option(20_000, "number of inputs", low=1)
+    first: int = option(0, "number of the first input; an input depends only on the seed and its number", low=0)
+    seed: int = option(0, "seed of the inputs", low=0)
+    kinds: tuple[str, ...] = option((), "only these kinds of input (default: all)", metavar="KIND")
+    keep: str | None = option(None, "folder for failed inputs, or for the input if --count is 1", metavar="DIR")
     json: str | None = option(None, "write the counts to this file", metavar="FILE")
 
 
@@ -175,7 +175,7 @@ _BINARY_CHANGES = 6
 
 
 class Place:
-    """A folder with a whole data set of each format, of which one file at a time is spoilt."""
+    """A folder with a valid data set of each format, in which one file at a time is corrupted."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -204,7 +204,7 @@ class Place:
             file.write_bytes(self.whole[name])
 
     def make(self, number: int, options: FuzzOptions) -> tuple[str, bytes]:
-        """Kind and content of an input: the same for the same seed and number."""
+        """Kind and content of an input, determined by the seed and the number."""
         rng = np.random.default_rng([options.seed, number])
         shares = np.array(
             [s * (not options.kinds or kind in options.kinds) for kind, s in zip(KINDS, SHARES, strict=True)]
@@ -213,7 +213,7 @@ class Place:
         return kind, spoil(self.whole[kind], rng, kind in TEXTS)
 
     def judge(self, kind: str, data: bytes) -> tuple[str, str]:
-        """What became of an input: `read`, `refused` or `failed`, with the words."""
+        """Result of an input: `read`, `refused` or `failed`, with the message."""
         file = self.files.get(kind, self.root / "picture")
         file.write_bytes(data)
         began = time.process_time()
@@ -257,7 +257,7 @@ def _encoded(image: np.ndarray, kind: str, mode: str) -> bytes:
 
 
 def _check_index(index: DatasetIndex) -> None:
-    """Whatever was in the file, what comes out of it can be learnt."""
+    """Check that the result of reading a file is valid for training."""
     owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
     assert np.isfinite(index.boxes).all() and (index.boxes >= 0).all()
     assert (index.boxes[:, 2:] > index.boxes[:, :2]).all()
@@ -282,7 +282,7 @@ def _work(options: FuzzOptions, first: int, pipe: Connection) -> None:
 
 
 def fuzz(options: FuzzOptions) -> tuple[dict[str, Counter[str]], list[tuple[int, str, str]]]:
-    """How many inputs of each kind were read, refused, failed or crashed; and number, kind and words of failures."""
+    """Count inputs read, rejected, failed and crashed, by kind; and list number, kind and message of failures."""
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     failures: list[tuple[int, str, str]] = []
     number, end = options.first, options.first + options.count
@@ -313,7 +313,7 @@ def fuzz(options: FuzzOptions) -> tuple[dict[str, Counter[str]], list[tuple[int,
 
 
 def keep_inputs(options: FuzzOptions, failures: list[tuple[int, str, str]]) -> None:
-    """Write the failed inputs, or the only one, into the folder that was asked for."""
+    """Write the failed inputs, or the requested one, to the output folder."""
     numbers = [options.first] if options.count == 1 else [number for number, _, _ in failures]
     folder = Path(options.keep or "")
     folder.mkdir(parents=True, exist_ok=True)
@@ -325,7 +325,7 @@ def keep_inputs(options: FuzzOptions, failures: list[tuple[int, str, str]]) -> N
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print a table; 1 if an input failed."""
+    """Print a table. Returns 1 if an input failed."""
     options = parse_options(FuzzOptions, argv, description=__doc__.splitlines()[0])
     unknown = set(options.kinds) - set(KINDS)
     if unknown:

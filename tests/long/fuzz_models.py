@@ -1,10 +1,10 @@
-"""Mutate model files and configurations, under a right digest too, and hold their readers to their promise.
+"""Fuzz model files and configurations, also with valid digests, and check the readers' guarantees.
 
-    python -m tests.long.fuzz_models                    10,000 inputs: each is read, or refused by one of our errors
+    python -m tests.long.fuzz_models                    10,000 inputs: each must be read, or rejected properly
     python -m tests.long.fuzz_models --count 1000 --kinds checkpoint
 
-Annotations, lists, class files and images: `tests/long/fuzz_inputs.py`. A mutant that raises anything else, takes
-longer or more memory than it may, or ends the process is written to --keep. The readers run in a forked process.
+Annotations, lists, class files and images: `tests/long/fuzz_inputs.py`. A mutant that raises another exception,
+exceeds the limits of time or memory, or ends the process is written to --keep. The readers run in a forked process.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from training.options import TrainOptions
 from utils.config import check_options, option, parse_options, read_config
 from utils.errors import UserError, run_command
 
-SECONDS = 5.0  # of processor time that one input may take
+SECONDS = 5.0  # maximum CPU time of one input
 CHUNK = 500  # inputs of one forked process
 MAX_MUTATIONS = 6
-MEMORY_LIMIT = 1 << 30  # bytes that the worst input may cost
+MEMORY_LIMIT = 1 << 30  # maximum memory of an input, bytes
 
-# what has broken parsers before: ends of ranges, other types, other alphabets, bytes that mean something
+# typical causes of parser errors: limits of ranges, other types, other alphabets, bytes with a meaning
 NUMBERS = ("0", "-1", "1e999", "NaN", "nan", "inf", "2147483648", "1e-320", "0x10", "1.5", "1_0", "9" * 400, "")
 TOKENS = (
     *(b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x07", b"\x80\x02", b"cos\nsystem\n", b"R.", b"q\x00"),
@@ -60,17 +60,17 @@ ODD_VALUES: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class FuzzOptions:
-    """How many, of what."""
+    """Options of the model fuzzer."""
 
-    count: int = option(10_000, "inputs in all, shared out evenly", low=1, high=10_000_000)
+    count: int = option(10_000, "total number of inputs, divided evenly", low=1, high=10_000_000)
     kinds: tuple[str, ...] | None = option(None, "only these kinds (default: all)", nargs="+")
-    seed: int = option(0, "of the mutations", low=0)
-    keep: str | None = option(None, "folder for inputs that do harm (default: a temporary one)")
+    seed: int = option(0, "seed of the mutations", low=0)
+    keep: str | None = option(None, "folder for inputs that cause failures (default: a temporary one)")
 
 
 @dataclass
 class Tally:
-    """What came of one kind of input."""
+    """Results of one kind of input."""
 
     read: int = 0
     refused: int = 0
@@ -82,7 +82,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of input: whole examples, how else than byte by byte to mutate them, and who reads them."""
+    """One kind of input: valid examples, mutations other than of bytes, and the reader."""
 
     examples: Callable[[], list[bytes]]
     read: Callable[[bytes, Path], object]
@@ -90,11 +90,11 @@ class Kind:
 
 
 class TooSlow(BaseException):
-    """An input took longer than it may."""
+    """Reading an input exceeded the time limit."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read all mutants; 1 if one of them did harm."""
+    """Read all mutants. Returns 1 if a reader violated its guarantees."""
     options = parse_options(FuzzOptions, argv, description=__doc__ or "", prog="fuzz_models.py")
     kinds = options.kinds or tuple(KINDS)
     for kind in kinds:
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def fuzz(kind: str, count: int, seed: int, keep: Path) -> Tally:
-    """Read `count` mutants of one kind, a few hundred in each of several processes."""
+    """Read `count` mutants of one kind in several processes, a few hundred in each."""
     tally = Tally()
     examples = KINDS[kind].examples()
     done = 0
@@ -133,7 +133,7 @@ def fuzz(kind: str, count: int, seed: int, keep: Path) -> Tally:
 
 
 def _chunk(kind: str, examples: list[bytes], numbers: range, seed: int, keep: Path, tally: Tally) -> int:
-    """Read some mutants in a process of its own; returns how many it came to."""
+    """Read some mutants in a separate process. Returns the number of mutants read."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -191,14 +191,14 @@ def _one(kind: str, examples: list[bytes], number: int, seed: int, folder: Path,
 
 
 def _memory() -> int:
-    """The largest size that this process has had, bytes."""
+    """Peak memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
-    """Raise TooSlow after SECONDS of this process's own time."""
+    """Raise TooSlow after SECONDS of CPU time of this process."""
 
     def stop(*_: object) -> None:
         raise TooSlow(f"more than {SECONDS:g} s")
@@ -215,7 +215,7 @@ def _limited() -> Iterator[None]:
 
 
 def mutant(kind: str, examples: list[bytes], number: int, seed: int) -> bytes:
-    """The input of this number: an example with one to six mutations; every fifteenth is pure noise."""
+    """The input with this number: an example with one to six mutations; every fifteenth is random bytes."""
     rng = random.Random(f"{kind} {seed} {number}")
     if number % 15 == 14:
         return rng.randbytes(rng.choice((0, 1, 10, 1000)))
@@ -259,7 +259,7 @@ def _insert(data: bytes, rng: random.Random) -> bytes:
 
 
 def _number(data: bytes, rng: random.Random) -> bytes:
-    """Another number in the place of one."""
+    """Replace a number."""
     places = [i for i, byte in enumerate(data[:20_000]) if 48 <= byte <= 57]
     if not places:
         return _flip(data, rng)
@@ -278,7 +278,7 @@ MUTATIONS = (_flip, _flip, _cut, _drop, _repeat, _insert, _insert, _number, _num
 
 
 def _mutate_json(data: bytes, rng: random.Random) -> bytes:
-    """Other values in the places of some."""
+    """Replace some values."""
     value = json.loads(data)
     for _ in range(rng.randint(1, 3)):
         node, key = _pick(value, rng)
@@ -294,7 +294,7 @@ def _mutate_json(data: bytes, rng: random.Random) -> bytes:
 
 
 def _pick(value: Any, rng: random.Random) -> tuple[Any, Any]:
-    """A container somewhere in `value` and one of its keys."""
+    """A random container in `value` and one of its keys."""
     places = []
     stack = [value]
     while stack:
@@ -306,7 +306,7 @@ def _pick(value: Any, rng: random.Random) -> tuple[Any, Any]:
 
 
 def _mutate_model(data: bytes, rng: random.Random) -> bytes:
-    """A mutation under a seal that is right again: what a file's maker, not chance, has changed."""
+    """A mutation with a recomputed digest, as made by an author of a malicious file."""
     body = bytearray(data[:-SEAL_LENGTH])
     body[-2:] = b"\0\0"
     for _ in range(rng.randint(1, 4)):
@@ -333,7 +333,7 @@ def _read_options(path: Path) -> object:
 
 
 def _model_examples() -> list[bytes]:
-    """Small files of ours, of torch now and before, and of safetensors."""
+    """Small files of this project, of current and old torch formats, and of safetensors."""
     config = ModelConfig(("a", "b"), "mobilenet_v2", input_size=(64, 64))
     weights = {f"layer{i}.weight": torch.randn(4, 3) for i in range(6)}
     checkpoint = Checkpoint(config, weights, {"map": 0.5}, {"epoch": 3}, {"step": 7, "model": weights})

@@ -1,10 +1,10 @@
-"""Break off a training at random points, resume it, and hold the result to the run that was never broken off.
+"""Kill a training at random points, resume it, and compare the result with an uninterrupted run.
 
-    python -m tests.long.kill_test              100 times kill -9, at least a third of them inside a write
-    python -m tests.long.kill_test --how term   SIGTERM (int: Ctrl-C) at random moments, and how long leaving takes
-    python -m tests.long.kill_test --how disk   the disk is full at a random write
+    python -m tests.long.kill_test              kill -9 100 times, at least a third of them during a write
+    python -m tests.long.kill_test --how term   SIGTERM (int: Ctrl-C) at random times, and the time until the exit
+    python -m tests.long.kill_test --how disk   full disk at a random write
 
-Trainings are forked from one process that has imported everything, so that a hundred of them take minutes.
+Trainings are forked from one process that has imported all modules, so that a hundred trainings take minutes.
 """
 
 from __future__ import annotations
@@ -71,20 +71,20 @@ RECIPE = {
 
 @dataclass(frozen=True)
 class KillOptions:
-    """How often, and how."""
+    """Options of the kill test."""
 
-    times: int = option(100, "how many trainings to break off", low=1, high=100_000)
+    times: int = option(100, "number of trainings to kill", low=1, high=100_000)
     how: str = option("kill", "kill -9, SIGTERM, Ctrl-C, or a full disk", choices=(*SIGNALS, "disk"))
-    in_write: float = option(0.4, "part of the kills that strike inside a write", low=0, high=1)
-    epochs: int = option(3, "of each training", low=1, high=100)
-    workers: tuple[int, ...] = option((0, 0, 0, 2), "loader processes, taken in turn", low=0, high=16)
-    seed: int = option(0, "of the random points", low=0)
-    folder: str | None = option(None, "where to work; default: a temporary folder")
+    in_write: float = option(0.4, "fraction of kills during a write", low=0, high=1)
+    epochs: int = option(3, "epochs of each training", low=1, high=100)
+    workers: tuple[int, ...] = option((0, 0, 0, 2), "loader processes, used in turn", low=0, high=16)
+    seed: int = option(0, "seed of the random points", low=0)
+    folder: str | None = option(None, "working folder (default: a temporary folder)")
 
 
 @dataclass
 class Tally:
-    """What came of it."""
+    """Result of the kill test."""
 
     points: Counter[str] = field(default_factory=Counter)
     in_write: int = 0
@@ -96,7 +96,7 @@ class Tally:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Break off, resume, compare; 0 if every run came out as the one that was left alone."""
+    """Kill, resume and compare. Returns 0 if every run equals the uninterrupted one."""
     options = parse_options(KillOptions, argv, description=__doc__ or "")
     if not hasattr(os, "fork"):
         raise UserError("kill_test", "needs a system that forks", "run it on Linux or macOS")
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class KillTest:
-    """The trainings of one call, in one folder."""
+    """The trainings of one invocation, in one folder."""
 
     def __init__(self, options: KillOptions, folder: Path) -> None:
         self.options, self.folder, self.rng = options, folder, random.Random(options.seed)
@@ -119,13 +119,13 @@ class KillTest:
         self.tally = Tally()
 
     def run(self) -> Tally:
-        """All of them."""
+        """Run all rounds."""
         started = time.perf_counter()
         code = _wait(_fork(self._arguments("whole", 0), self.folder / "whole"))
         self.seconds = time.perf_counter() - started
         if code != 0:
             raise UserError(
-                "kill_test", f"the run that nobody disturbed ended with {code}", _log(self.folder / "whole")
+                "kill_test", f"the uninterrupted run ended with exit code {code}", _log(self.folder / "whole")
             )
         self.expected = _read_proof(self.folder / "whole")
         print(f"undisturbed: {self.seconds:.1f} s, {self.expected['writes']} writes", flush=True)
@@ -172,7 +172,7 @@ class KillTest:
         _remove(run)
 
     def _break_off(self, name: str, workers: int) -> tuple[str, int]:
-        """Start a training and end it; returns where that struck, and its exit code."""
+        """Start a training and kill it. Returns the position of the kill and the exit code."""
         run, how = self.folder / name, self.options.how
         number = self.rng.randrange(self.expected["writes"])
         stage = self.rng.choice(STAGES)
@@ -206,7 +206,7 @@ class KillTest:
 
 
 def describe(options: KillOptions, tally: Tally) -> list[str]:
-    """The outcome in a few lines."""
+    """The result as text."""
     points = ", ".join(f"{count} {point}" for point, count in sorted(tally.points.items()))
     lines = [
         f"broken off: {options.times} ({points}); {tally.in_write} inside a write",
@@ -223,9 +223,9 @@ def describe(options: KillOptions, tally: Tally) -> list[str]:
 
 
 def _fork(arguments: list[str], run: Path, strike: Strike = lambda number, stage: None) -> int:
-    """Start train.py with `arguments` in a process of its own; what it prints goes to RUN.log.
+    """Start train.py with `arguments` in a separate process. Its output is written to RUN.log.
 
-    `strike` is called in it at each stage of each write, with the number of the write and the stage.
+    The process calls `strike(number of the write, stage)` at each stage of each write.
     """
     sys.stdout.flush()
     child = os.fork()
@@ -252,9 +252,9 @@ MEASURED = ("seconds", "speeds")  # of a run's progress: wall-clock times, which
 
 
 def _leave_proof(writes: list[int]) -> None:
-    """Have a training that comes to its end write digests of everything that it is.
+    """Make a training write digests of its complete state when it ends.
 
-    Its curves are not drawn, which takes as long as all the rest; a file in their place is written all the same.
+    Its curves are replaced by a placeholder, because plotting takes half of the time.
     """
     training_run.draw_curves = lambda path, history: utils.files.write_atomically(path, b"curves" * 1000)
     original = training_run.Run.train
@@ -376,7 +376,7 @@ def _wait(child: int) -> int:
 
 
 def _processor_seconds(child: int) -> float:
-    """What a process has used so far, without its children; 0 where the system does not tell."""
+    """CPU time of a process without its children; 0 if the system does not report it."""
     try:
         fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -385,7 +385,7 @@ def _processor_seconds(child: int) -> float:
 
 
 def _read_proof(run: Path) -> dict[str, Any]:
-    """What the training left; of one that was killed after its end, so that nothing was resumed, what its files say."""
+    """The results of the training, read from its files if it was killed after its end and nothing was resumed."""
     if (run / "proof.json").exists():
         return json.loads((run / "proof.json").read_text())
     return {"average": _digest(load_checkpoint(run / "last.pth").weights), **_proof_of_files(run)}

@@ -1,4 +1,4 @@
-"""Put one fault after another into the numerical core and count those that the tests of the module notice.
+"""Mutation testing of the numerical core: count the mutants that the tests detect.
 
     python -m tests.long.mutants --sample 0 --results mutants.jsonl
 
@@ -84,10 +84,10 @@ CALLS |= {"minimum": "maximum", "maximum": "minimum", "amax": "amin", "sum": "me
 
 @dataclass(frozen=True)
 class Options:
-    """How many mutants, and of what."""
+    """Options of the mutation test."""
 
-    sample: int = option(100, "mutants, drawn from all of them; 0 = all", low=0)
-    seed: int = option(0, "of the sample", low=0)
+    sample: int = option(100, "number of mutants, drawn at random; 0: all", low=0)
+    seed: int = option(0, "seed of the sample", low=0)
     only: tuple[str, ...] = option((), "only modules whose path contains one of these", nargs="+")
     results: str = option("", "JSON lines file of the results, to continue a run; killed mutants are not run again")
     timeout: int = option(
@@ -97,7 +97,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault: the module, which of its nodes, the line, and what is done to it."""
+    """One mutant: module, node, line, and the change."""
 
     module: str
     node: int
@@ -108,11 +108,11 @@ class Mutant:
         return f"{self.module}:{self.line}: {self.what}"
 
     def key(self) -> str:
-        """Identifies the fault and the code of its module, without comments and docstrings."""
+        """Key of the mutant and the code of its module, without comments and docstrings."""
         return hashlib.sha256(f"{self.module} {self.node} {self.what} {code_of(self.module)}".encode()).hexdigest()[:24]
 
     def text(self) -> str:
-        """The module with the fault in it."""
+        """Source of the module with the change."""
         tree = ast.parse((ROOT / self.module).read_text(encoding="utf-8"))
         node = next(each for number, each in enumerate(walk(tree)) if number == self.node)
         dict(changes(node))[self.what]()
@@ -136,7 +136,7 @@ def code_of(module: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Test a sample of mutants; returns 1 where fewer than 95 % are killed."""
+    """Test a sample of mutants. Returns 1 if fewer than 95 % are killed."""
     options = parse_options(Options, argv, description=__doc__ or "", prog="python -m tests.long.mutants")
     modules = [module for module in MODULES if not options.only or any(each in module for each in options.only)]
     mutants = [mutant for module in modules for mutant in all_mutants(module)]
@@ -193,7 +193,7 @@ def test_mutants(module: str, mutants: Sequence[Mutant], timeout: int, report: C
 
 
 class Loop:
-    """A plugin of pytest that runs the collected tests once for each mutant, each time in a process of its own."""
+    """A pytest plugin that runs the collected tests once for each mutant, each time in a separate process."""
 
     def __init__(self, mutants: Sequence[Mutant], timeout: int, report: Callable[[Mutant, bool], None]) -> None:
         self.mutants, self.timeout, self.report = mutants, timeout, report
@@ -289,7 +289,7 @@ def all_mutants(module: str) -> list[Mutant]:
 
 
 def walk(tree: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that compute; not those of error messages, type annotations and docstrings."""
+    """Nodes of computations, without error messages, type annotations and docstrings."""
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, (ast.Raise, ast.JoinedStr, ast.Assert, ast.AnnAssign, ast.Import, ast.ImportFrom)):
             continue
@@ -303,12 +303,12 @@ def walk(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def is_guard(node: ast.AST) -> bool:
-    """`if ...: raise`: its message has tests of its own, its condition is none of the arithmetic."""
+    """`if ...: raise`: argument checks, which have separate tests."""
     return isinstance(node, ast.If) and len(node.body) == 1 and isinstance(node.body[0], ast.Raise)
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(description, what makes the change) of each fault that can be put into a node."""
+    """(description, function that applies it) of each change that is possible for a node."""
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         other = OPERATORS[type(node.op)]
         yield f"{type(node.op).__name__} to {other.__name__}", lambda: setattr(node, "op", other())
@@ -337,7 +337,7 @@ def changes(node: ast.AST) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def replace_operand(node: ast.UnaryOp) -> None:
-    """`not x` and `~x` to x, twice negated so that the type stays."""
+    """Replace `not x` and `~x` by x, negated twice to keep the type."""
     node.operand = ast.UnaryOp(node.op, node.operand)
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.long.tensorrt --checkpoint best.pth --images photographs/
 
-Never run by this project, which has had no such machine: please send what it prints.
+This script has not been run by the project yet. Please report its output.
 """
 
 from __future__ import annotations
