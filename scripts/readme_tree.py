@@ -36,12 +36,12 @@ PARTS = (
 )
 SCRIPTS = {
     "scripts": "Tools of the maintainers: generated pages and pictures, packed weights, known vulnerabilities",
-    "examples": "A notebook, a camera loop, detection without this platform, C++ and Kotlin",
+    "examples": "A notebook, a camera loop, detection without this project's code, C++ and Kotlin",
 }
 OTHERS = {
     "model_data/": "class lists, presets, the bundled weights and their model card",
-    "VOCdevkit/": "a place for VOC data",
-    "tests/": "one file a module; tests/faults: broken inputs; tests/long: fuzzers, kill test",
+    "VOCdevkit/": "default folder for VOC data",
+    "tests/": "one file per module; tests/faults: invalid inputs; tests/long: fuzzers, kill test",
     "docs/": "the documentation: `make docs`",
 }
 # The files to read first, in this order; README shows these and the folders.

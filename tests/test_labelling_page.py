@@ -294,7 +294,7 @@ def test_two_tabs_on_one_image(browser: webdriver.Chrome, tmp_path: Path) -> Non
         try:
             browser.get(f"{address.url}#{here}")
             page.ready()
-            assert "Another tab" in page.text("#problem")
+            assert "in another tab" in page.text("#problem")
             page.js(NO_SIGNS)
             page.keys("s")
             page.drag(0.1, 0.1, 0.3, 0.3)

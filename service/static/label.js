@@ -1,26 +1,26 @@
-// The labelling page: edit the boxes of one picture at a time; every change is saved at once.
+// The labelling page: edit the boxes of one image at a time. Every change is saved at once.
 
 import { Editor } from "./label_canvas.js";
 
 const SAVE_AFTER = 250; // milliseconds after the last change
-const RETRY_AFTER = [2, 4, 8, 15]; // seconds until a failed save is tried again; the last value repeats
-const POLL = 3000; // milliseconds between requests of the server's state
-const PRESENT = 15000;
-const ROW = 32; // pixels of a row of the list of pictures
-const LIST_PART = 200; // rows of one request, the server's maximum
-const SAME = 0.5; // minimum IoU with an object of its class that hides a suggestion
-const SAME_PLACE = 0.8; // the same for an object of any class
-const TWIN = 0.9; // minimum IoU of the same object in two versions of the labels
+const RETRY_AFTER = [2, 4, 8, 15]; // seconds until a failed save is retried; the last value repeats
+const POLL = 3000; // milliseconds between requests for the server's state
+const PRESENT = 15000; // milliseconds between reports of the open image, for warnings in other tabs
+const ROW = 32; // height of a row of the image list, pixels
+const LIST_PART = 200; // rows per request, the server's maximum
+const SAME = 0.5; // a suggestion is hidden from this IoU with an object of its class
+const SAME_PLACE = 0.8; // and from this IoU with an object of any class
+const TWIN = 0.9; // minimum IoU to match an object in two versions of the labels
 
 const $ = (id) => document.getElementById(id);
 const client = tabName();
 const state = {
   info: null,
-  picture: null, // the server's answer for the current picture, without its boxes
+  picture: null, // the server's response for the current image, without its boxes
   boxes: [], // {uid, class_name, box, difficult}
   refs: new Map(), // uid -> position of the object in the file
   suggestions: [],
-  suggestionsOf: -1, // number of the model that made them
+  suggestionsOf: -1, // number of the model that made the suggestions
   selected: null, // uid
   current: null, // class of the next box
   version: "",
@@ -29,13 +29,13 @@ const state = {
   failures: 0,
   timer: 0,
   visited: [],
-  histories: new Map(), // picture -> {undo: [boxes], redo: [boxes]}
+  histories: new Map(), // image -> {undo: [boxes], redo: [boxes]}
   turn: 0,
-  leaves: false, // the user was warned of unsaved boxes and may leave the picture
+  leaves: false, // the user was warned about unsaved boxes and may leave the image
   list: { rows: new Map(), total: 0, asked: new Set(), turn: 0 },
 };
 
-/** A name of this tab that survives a reload, so that a reloaded tab is not reported as another one. */
+/** An identifier of this tab that survives a reload, so that a reloaded tab is not reported as another tab. */
 function tabName() {
   const fresh = crypto.getRandomValues(new Uint32Array(2)).join("-");
   try {
@@ -58,7 +58,7 @@ const editor = new Editor($("view"), {
 
 class ServerError extends Error {
   constructor(status, body) {
-    super(body.error || `the server answered ${status}`);
+    super(body.error || `the server responded with status ${status}`);
     this.status = status;
     this.body = body;
   }
@@ -78,7 +78,7 @@ async function ask(path, options = {}) {
   return body;
 }
 
-// --- the current picture ---------------------------------------------------------------------------------------------
+// --- the current image -----------------------------------------------------------------------------------------------
 
 async function open(id, { remember = true } = {}) {
   const turn = ++state.turn;
@@ -91,7 +91,7 @@ async function open(id, { remember = true } = {}) {
     image = await loadImage(id);
   } catch (error) {
     if (turn !== state.turn) return;
-    picture ||= { id, name: `picture ${id}`, width: 1, height: 1, boxes: [], version: "", problem: error.message, findings: [] };
+    picture ||= { id, name: `image ${id}`, width: 1, height: 1, boxes: [], version: "", problem: error.message, findings: [] };
     picture.problem ||= error.message;
   }
   if (turn !== state.turn) return;
@@ -106,13 +106,15 @@ async function open(id, { remember = true } = {}) {
   $("empty").hidden = Boolean(image);
   $("empty-text").textContent = image ? "" : picture.problem;
   if (picture.problem) complain(picture.problem);
-  else if (picture.others) complain(`${picture.others === 1 ? "Another tab is" : `${picture.others} other tabs are`} on this picture, too.`);
+  else if (picture.others) complain(alsoOpenIn(picture.others));
   say(picture.labelled ? "Labelled." : "Not labelled yet.");
   restoreDraft();
   update();
   drawList();
   loadSuggestions();
 }
+
+const alsoOpenIn = (tabs) => `This image is also open in ${tabs === 1 ? "another tab" : `${tabs} other tabs`}.`;
 
 async function loadImage(id) {
   const answer = await fetch(`label/pictures/${id}/image`).catch(() => null);
@@ -289,7 +291,7 @@ function dropDraft(id) {
   try {
     localStorage.removeItem(draftKey(id));
   } catch {
-    // as above
+    // storage is disabled
   }
 }
 
@@ -319,7 +321,7 @@ function restoreDraft() {
   askAboutConflict(theirs);
 }
 
-/** Numbers of pictures with a draft in this browser. */
+/** Numbers of the images with a draft in this browser. */
 function drafts() {
   const start = draftKey("");
   try {
@@ -329,7 +331,7 @@ function drafts() {
   }
 }
 
-// Conflicts: the same picture was changed in two places.
+// Conflicts: the labels of one image were changed in two places.
 
 let theirs = null;
 
@@ -337,9 +339,9 @@ function askAboutConflict(current) {
   theirs = current;
   const count = (boxes) => `${boxes.length} ${boxes.length === 1 ? "object" : "objects"}`;
   $("conflict-text").textContent =
-    `The labels of ${state.picture.name} were changed by another tab, person or program while you edited them. ` +
+    `While you were editing, another tab, person or program changed the labels of ${state.picture.name}. ` +
     `Yours have ${count(state.boxes)}, theirs ${count(current.boxes)}.`;
-  say("Not saved: the labels were changed in another place.", true);
+  say("Not saved: the labels were changed elsewhere.", true);
   if (!$("conflict").open) $("conflict").showModal();
 }
 
@@ -350,7 +352,7 @@ function settle(choice) {
   if (choice === "theirs") {
     historyOf(state.picture.id).undo.push(mine); // undo restores them
     dropDraft(state.picture.id);
-    say("Theirs are shown; undo restores yours.");
+    say("The other version is shown. Undo restores yours.");
     update();
     return;
   }
@@ -412,7 +414,7 @@ async function setClass(name) {
 }
 
 async function askClass() {
-  const name = await pickClass(selectedBox() || selectedSuggestion() ? "Class of the selected box" : "Class of the next boxes");
+  const name = await pickClass(selectedBox() || selectedSuggestion() ? "Class of the selected box" : "Class of new boxes");
   if (name) await setClass(name);
 }
 
@@ -429,13 +431,13 @@ function moveSelected(dx, dy, resizes) {
   change(state.boxes.map((each) => (each === box ? { ...each, box: [x1, y1, x2, y2] } : each)));
 }
 
-/** Turn suggestions into labels; the name of a class that the data does not have is asked for once. */
+/** Convert suggestions to labels. For a class that the data does not have, the user is asked once for its name. */
 async function accept(suggestions) {
   const taken = [];
   for (const each of suggestions) {
     let name = each.class_name;
     if (!state.info.classes.some((known) => known.name === name)) {
-      name = await pickClass(`What is “${each.model_class}” called here? (Empty: do not suggest it.)`, name, true);
+      name = await pickClass(`Class name for “${each.model_class}” in this data set (empty: do not suggest it)`, name, true);
       if (name === null) return;
       await ask("renames", { method: "POST", body: { model_class: each.model_class, name } });
       await refresh();
@@ -464,7 +466,7 @@ function applyFinding(finding) {
   if (kind === "missing") {
     return addBox(suggestion.box, suggestion.class_name);
   }
-  if (!target) return say("That object no longer exists.");
+  if (!target) return say("This object no longer exists.");
   if (kind === "phantom" || kind === "duplicate") return change(state.boxes.filter((each) => each !== target), null);
   const fix = kind === "class" ? { class_name: suggestion.class_name } : { box: suggestion.box };
   change(state.boxes.map((each) => (each === target ? { ...each, ...fix } : each)), target.uid);
@@ -501,7 +503,7 @@ function toggleDifficult() {
   if (box) change(state.boxes.map((each) => (each === box ? { ...each, difficult: !each.difficult } : each)));
 }
 
-// --- from picture to picture -----------------------------------------------------------------------------------------
+// --- next and previous image -----------------------------------------------------------------------------------------
 
 const order = () => $("order").value;
 
@@ -509,7 +511,7 @@ async function go(direction) {
   if (!(await save())) {
     if ($("conflict").open) return;
     if (!state.leaves) {
-      state.leaves = true; // warned once; the draft stays in this browser
+      state.leaves = true; // the user was warned; the draft stays in this browser
       return;
     }
   }
@@ -518,7 +520,7 @@ async function go(direction) {
     const after = state.picture ? `&after=${state.picture.id}` : "";
     const todo = direction > 0 && $("todo").checked;
     const { id } = await ask(`next?order=${order()}&direction=${direction}&todo=${todo}&client=${client}${after}`);
-    if (id === null) say(direction > 0 ? "That was the last picture." : "This is the first picture.");
+    if (id === null) say(direction > 0 ? "This is the last image." : "This is the first image.");
     else await open(id);
   } catch (error) {
     complain(error.message);
@@ -528,9 +530,9 @@ async function go(direction) {
 async function acceptAndGo() {
   const open = shownSuggestions();
   await accept(open);
-  if (open.length && shownSuggestions().length) return; // the question for a class was cancelled
-  if (!state.boxes.length && !state.picture.labelled) return say("Nothing to accept: draw a box, or press E if there is no object.");
-  state.dirty = true; // confirmed: the picture counts as labelled even if nothing was changed
+  if (open.length && shownSuggestions().length) return; // the class dialog was cancelled
+  if (!state.boxes.length && !state.picture.labelled) return say("There is nothing to accept. Draw a box, or press E if there is no object.");
+  state.dirty = true; // confirmed: the image counts as labelled even without changes
   if (await save()) await go(1);
 }
 
@@ -580,7 +582,7 @@ function update() {
   $("threshold-value").textContent = Number($("threshold").value).toFixed(2);
 }
 
-/** Rows of buttons: colour, text and a value at the end. */
+/** A list of buttons with colour, text and a value at the end. */
 function showRows(list, items, words, click) {
   list.replaceChildren(
     ...items.map((each) => {
@@ -627,7 +629,7 @@ function complain(text) {
   $("problem").hidden = !text;
 }
 
-/** Ask for a class: a known one, or a new name. Resolves to null if cancelled. */
+/** Ask for a known class or a new name. Resolves to null if cancelled. */
 function pickClass(title, start = "", mayBeEmpty = false) {
   return new Promise((resolve) => {
     const [dialog, input] = [$("picker"), $("picker-name")];
@@ -662,7 +664,7 @@ function pickClass(title, start = "", mayBeEmpty = false) {
   });
 }
 
-// --- progress, training, the list of pictures ------------------------------------------------------------------------
+// --- progress, training, the image list ------------------------------------------------------------------------------
 
 async function refresh(rescan = false) {
   const before = state.info;
@@ -674,12 +676,12 @@ async function refresh(rescan = false) {
   $("progress").value = info.labelled;
   $("progress-text").textContent = `${info.labelled} of ${info.pictures} labelled`;
   $("model").textContent = info.model.seen < info.model.todo
-    ? `${info.model.name}: ${info.model.seen} of ${info.model.todo} pictures processed`
-    : `by ${info.model.name}`;
+    ? `${info.model.name}: ${info.model.seen} of ${info.model.todo} images processed`
+    : `Model: ${info.model.name}`;
   if (!before) {
     $("threshold").value = Math.max(0.05, Math.round(info.model.score_threshold * 20) / 20);
     if (info.queue) {
-      $("order").prepend(new Option(`as in ${info.queue.name}`, "queue", true, true));
+      $("order").prepend(new Option(`in the order of ${info.queue.name}`, "queue", true, true));
       $("order").value = "queue";
     }
     state.current = info.classes.length ? info.classes[0].name : null;
@@ -703,14 +705,14 @@ function showTraining(training) {
   $("stop-training").disabled = !busy;
   $("training-history").replaceChildren(
     ...training.history.map((each) => {
-      const words = `${each.pictures} pictures: mAP50 ${each.score.toFixed(3)}, ${each.taken ? "taken" : "not taken"}`;
+      const words = `${each.pictures} images: mAP50 ${each.score.toFixed(3)}, ${each.taken ? "in use" : "not used"}`;
       return Object.assign(document.createElement("li"), { textContent: words });
     }),
   );
   drawCurve(rows, metric);
 }
 
-/** Plot score and training loss by epoch. */
+/** Plot the score and the training loss by epoch. */
 function drawCurve(rows, metric) {
   const canvas = $("curve");
   const context = canvas.getContext("2d");
@@ -748,7 +750,7 @@ function markLabelled(id) {
   drawList();
 }
 
-/** Virtual list: only visible rows exist and are requested, for folders of 20,000 pictures. */
+/** Virtual list for folders of 20,000 images: only visible rows exist and are requested. */
 function drawList() {
   const list = $("list");
   $("list-space").style.height = `${state.list.total * ROW}px`;
@@ -804,7 +806,7 @@ async function beat() {
   const { id } = state.picture;
   const answer = await ask(`presence/${id}?client=${client}`, { method: "POST" }).catch(() => null);
   if (!answer || state.picture.id !== id) return;
-  complain(answer.others ? `${answer.others === 1 ? "Another tab is" : `${answer.others} other tabs are`} on this picture, too.` : "");
+  complain(answer.others ? alsoOpenIn(answer.others) : "");
   if (answer.version !== state.version && !state.dirty && !state.saving && !editor.drag) {
     const mine = copy(state.boxes);
     const fresh = await ask(`pictures/${id}?client=${client}`).catch(() => null);
@@ -812,7 +814,7 @@ async function beat() {
     historyOf(id).undo.push(mine);
     takeLabels(fresh);
     state.selected = null;
-    say("The labels were changed in another place and have been reloaded.");
+    say("The labels were changed elsewhere and have been reloaded.");
     update();
   }
 }
@@ -820,28 +822,28 @@ async function beat() {
 // --- keys ------------------------------------------------------------------------------------------------------------
 
 const KEYS = [
-  ["N, Page down", "next picture"],
-  ["P, Page up", "previous picture"],
-  ["Enter", "accept all suggestions, save, next picture"],
-  ["A", "accept the selected suggestion, or all that are shown"],
-  ["E", "no object on this picture: save, next picture"],
-  ["1 … 9", "class of the selected box, or of the next ones"],
+  ["N, Page down", "next image"],
+  ["P, Page up", "previous image"],
+  ["Enter", "accept all suggestions, save, next image"],
+  ["A", "accept the selected suggestion, or all shown suggestions"],
+  ["E", "no object in this image: save, next image"],
+  ["1 … 9", "set the class of the selected box, or of new boxes"],
   ["C", "choose or add a class"],
-  ["Tab, Shift+Tab", "select the next, the previous box"],
-  ["B", "new box in the middle"],
-  ["Arrows", "move the selected box by a pixel (Shift: 10), or the picture"],
-  ["Ctrl+Arrows", "resize the selected box by a pixel (Shift: 10)"],
+  ["Tab, Shift+Tab", "select the next or previous box"],
+  ["B", "add a box in the middle"],
+  ["Arrows", "move the selected box by 1 pixel (Shift: 10), or move the image"],
+  ["Ctrl+Arrows", "resize the selected box by 1 pixel (Shift: 10)"],
   ["Del, X", "delete the selected box or suggestion"],
   ["Ctrl+Z, U", "undo"],
   ["Ctrl+Y, R", "redo"],
-  ["D", "difficult, or not"],
-  ["+, −, F", "zoom in, zoom out, show all"],
-  ["M, Space", "drag moves the picture (Space: while held)"],
-  ["H", "hide the boxes, show them again"],
-  ["S", "suggestions on, off"],
-  ["/", "find a picture"],
+  ["D", "mark the selected box as difficult, or remove the mark"],
+  ["+, −, F", "zoom in, zoom out, show the whole image"],
+  ["M, Space", "dragging moves the image (Space: while held)"],
+  ["H", "hide or show the boxes"],
+  ["S", "hide or show the suggestions"],
+  ["/", "find an image"],
   ["Esc", "deselect"],
-  ["?", "this list"],
+  ["?", "show this list"],
 ];
 let thresholdBefore = null;
 
@@ -1026,7 +1028,7 @@ async function begin() {
   else await go(1);
   if (!state.picture) {
     $("empty").hidden = false;
-    $("empty-text").textContent = "All pictures are labelled. Choose one from the list to look at it again.";
+    $("empty-text").textContent = "All images are labelled. Choose one from the list to see it again.";
   }
   $("view").focus({ preventScroll: true });
   setInterval(() => document.hidden || refresh().catch(() => {}), POLL);

@@ -1,4 +1,4 @@
-// The picture to label: boxes are drawn, moved and resized by mouse, pen, finger or keyboard.
+// The image to label: boxes are drawn, moved and resized by mouse, pen, touch or keyboard.
 
 import { Viewer } from "./viewer.js";
 
@@ -8,7 +8,7 @@ const LEAST = 3; // minimum side of a new box, screen pixels
 const LABEL = 13;
 const SUGGESTED = [7, 5]; // dashes
 
-/** A box with ordered corners, clipped to the picture and rounded: to pixels, or quarter pixels at high zoom. */
+/** A box with ordered corners, clipped to the image and rounded: to pixels, or quarter pixels at high zoom. */
 export function tidy([x1, y1, x2, y2], width, height, scale) {
   const round = scale < 4 ? Math.round : (value) => Math.round(value * 4) / 4;
   const clip = (value, most) => Math.min(Math.max(round(value), 0), most);
@@ -20,7 +20,7 @@ export function tidy([x1, y1, x2, y2], width, height, scale) {
 export class Editor extends Viewer {
   /**
    * @param canvas where to draw.
-   * @param calls `changed(uid, box)` after a move or resize; `drawn(box)` for a new box; `select(item)`; picture pixels.
+   * @param calls `changed(uid, box)` after a move or resize; `drawn(box)` for a new box; `select(item)`; in image pixels.
    */
   constructor(canvas, calls) {
     super(canvas, () => {});
@@ -172,7 +172,7 @@ export class Editor extends Viewer {
     return result[2] - result[0] < 1 || result[3] - result[1] < 1 ? before : result;
   }
 
-  /** A moved box, kept inside the picture. */
+  /** Move a box within the image. */
   shifted([x1, y1, x2, y2], dx, dy) {
     const round = this.scale < 4 ? Math.round : (value) => Math.round(value * 4) / 4;
     const right = Math.min(Math.max(round(dx), -x1), this.image.width - x2);
