@@ -20,10 +20,15 @@ from utils.files import write_file
 SHOWN = 12  # images of a kind
 SIDE = 240  # pixels of a thumbnail
 _USUAL, _CULPRIT = (40, 170, 80), (230, 30, 30)  # colours of boxes, RGB
-_STYLE = """body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;padding:0 1em;max-width:1200px;color:#222}
-h2{margin-top:2em} .error{color:#b00020} .warning{color:#a05a00} .info{color:#456}
-.sheet{display:flex;flex-wrap:wrap;gap:12px} figure{margin:0;width:240px} img{max-width:240px;border:1px solid #ccc}
-figcaption{font-size:12px;overflow-wrap:anywhere} li{overflow-wrap:anywhere} table{border-collapse:collapse}
+_STYLE = """:root{color-scheme:light dark}
+body{font:15px/1.4 system-ui,sans-serif;margin:0 auto;padding:1em;max-width:1200px;
+background:light-dark(#fff,#15181b);color:light-dark(#222,#e7eaed)}
+h1,h2,p,li,td,figcaption{overflow-wrap:anywhere} h1{font-size:24px} h2{margin-top:2em;font-size:18px}
+.error{color:light-dark(#b00020,#ffb4ab)} .warning{color:light-dark(#8f4f00,#ffb870)}
+.info{color:light-dark(#445566,#a9bccf)}
+.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,240px));gap:12px} figure{margin:0}
+img{max-width:100%;height:auto;box-sizing:border-box;border:1px solid light-dark(#ccc,#3d454c)}
+figcaption{font-size:13px} ul{padding-left:1.4em} table{border-collapse:collapse}
 td,th{padding:2px 12px 2px 0;text-align:left}"""
 
 
@@ -43,7 +48,10 @@ def write_check_page(path: str | Path, report: CheckReport, indices: dict[str, D
             parts.append(f'<h2 class="{severity}">{severity}: {_text(CODES[code][1])} ({count})</h2>')
             parts.append(pictures.sheet(findings))
     body = "\n".join(parts)
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(report.data)}</title>'
+    page = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
+        f'initial-scale=1"><title>{_text(report.data)}</title>'
+    )
     write_file(path, f"{page}<style>{_STYLE}</style><body>{body}</body></html>\n".encode("utf-8", "backslashreplace"))
 
 
