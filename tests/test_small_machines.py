@@ -29,8 +29,8 @@ class Disk(NamedTuple):
     ("free", "workers", "said"),
     [
         (1 << 30, 8, ""),
-        (64 << 20, 0, "64 MB are too few for 8 workers with batches of 19 MB"),  # 640 pixels in Docker's 64 MB
-        (256 << 20, 3, "256 MB are too few for 8 workers"),
+        (64 << 20, 0, "64 MB are not enough for 8 workers with batches of 19 MB"),  # 640 pixels in Docker's 64 MB
+        (256 << 20, 3, "256 MB are not enough for 8 workers"),
     ],
 )
 def test_workers_fit_the_shared_memory(
@@ -52,7 +52,7 @@ def test_without_writable_shared_memory_there_are_no_workers(
 ) -> None:
     monkeypatch.setattr(loader.os, "access", lambda *_: False)  # root may write anywhere
     workers, why = loader.fitting_workers(2, 16, (64, 64), str(tmp_path))
-    assert workers == 0 and "cannot be written" in why
+    assert workers == 0 and "is not writable" in why
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path) in line and "without workers" in line
     assert loader.fitting_workers(2, 16, (64, 64), str(tmp_path / "none")) == (2, "")

@@ -356,7 +356,7 @@ def test_a_bad_configuration_file_is_named(tmp_path: Path, text: str, words: str
 
 
 def test_a_run_of_no_data_or_into_a_full_folder_is_rejected(whole: Path) -> None:
-    with pytest.raises(UserError, match="--data: is missing"):
+    with pytest.raises(UserError, match="--data: is required"):
         train.main([])
     with pytest.raises(UserError, match=f"--run-dir: {whole} exists and is not empty; choose another, or --resume"):
         train.main(["--data", str(demo_data()), "--run-dir", str(whole)])

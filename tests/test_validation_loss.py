@@ -117,7 +117,7 @@ def test_with_tiles_there_is_none_and_their_time_is_counted(
     run_train(tmp_path / "run", "--tile", "48", "--minutes", "5", epochs=2)
     assert seen == [TiledDetector]
     said = capsys.readouterr().out
-    assert f"in {20 * val:.1f} s" in said
+    assert f"evaluated every 11: {20 * val:.1f} s" in said
     assert "val_box" not in (tmp_path / "run" / "metrics.csv").read_text()
 
 
