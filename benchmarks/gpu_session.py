@@ -118,9 +118,7 @@ def prepare(command: list[str]) -> tuple[TrainLoader, Trainer]:
     loader = build_loader(options, model.config, batch_size, train_index, None)
     trainer = build_trainer(options, model, None, batch_size, len(loader), train_index)
     freeze(trainer, model.backbone, options, options.start.freeze_epochs)
-    model.train()
-    for module in trainer.frozen:
-        module.eval()
+    trainer.set_train_mode()
     return loader, trainer
 
 

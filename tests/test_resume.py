@@ -281,13 +281,18 @@ def test_options_changed_in_the_runs_own_file_are_rejected(whole: Path, tmp_path
         train.main(["--resume", str(tmp_path)])
 
 
-@pytest.mark.parametrize("change", ["an image less", "a box moved", "a class more"])
-def test_other_data_is_rejected_with_what_differs(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = copy_of_demo(tmp_path / "data")
+def interrupt_at_once(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that SIGTERM ends in its first backward pass."""
     with monkeypatch.context() as patch:
         at_call(Trainer, "_backward", 1, signal.SIGTERM, patch)
         with pytest.raises(Interrupted):
-            run_train(tmp_path / "run", data=data)
+            run_train(run, data=data)
+
+
+@pytest.mark.parametrize("change", ["an image less", "a box moved", "a class more"])
+def test_other_data_is_rejected_with_what_differs(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = copy_of_demo(tmp_path / "data")
+    interrupt_at_once(tmp_path / "run", data, monkeypatch)
     words = CHANGES[change](data / "VOC2026")
     with pytest.raises(UserError) as caught:
         train.main(["--resume", str(tmp_path / "run")])
@@ -414,10 +419,7 @@ def test_a_relative_path_of_data_works_from_another_folder(
 @pytest.mark.parametrize("size", ["other", "same"])
 def test_pixels_that_have_changed_are_noticed(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = copy_of_demo(tmp_path / "data")
-    with monkeypatch.context() as patch:
-        at_call(Trainer, "_backward", 1, signal.SIGTERM, patch)
-        with pytest.raises(Interrupted):
-            run_train(tmp_path / "run", data=data)
+    interrupt_at_once(tmp_path / "run", data, monkeypatch)
     picture = sorted((data / "VOC2026" / "JPEGImages").iterdir())[0]
     content = bytearray(picture.read_bytes())
     content[len(content) // 2] ^= 1

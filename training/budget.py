@@ -172,9 +172,7 @@ def _time_step(options: TrainOptions, model: YOLOv4, loader: TrainLoader, index:
     trial = copy.deepcopy(model)
     trainer = build_trainer(options, trial, None, loader.batch_size, len(loader), index)
     freeze(trainer, trial.backbone, options, options.start.freeze_epochs)
-    trial.train()
-    for module in trainer.frozen:
-        module.eval()
+    trainer.set_train_mode()
     loader.set_epoch(0, options.augment.mosaic > 0, 0)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     started = 0.0

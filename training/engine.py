@@ -70,6 +70,12 @@ class Trainer:
     _compared: bool = False  # whether the gradients of all processes were compared, at the first step
     _buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # buffers with their values before the step
 
+    def set_train_mode(self) -> None:
+        """Set the model to train mode, except the frozen modules."""
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
+
     def set_rate(self) -> None:
         """Set the learning rate of the current step."""
         for group in self.optimizer.param_groups:
@@ -250,9 +256,7 @@ def train_epoch(
         The progress, and whether the epoch is complete (False if `should_stop` ended it).
     """
     progress = progress or EpochProgress(0, 0, {})
-    trainer.model.train()
-    for module in trainer.frozen:
-        module.eval()
+    trainer.set_train_mode()
     done = progress.batch
     bar = tqdm(total=num_batches, initial=done, desc=title, disable=not show, dynamic_ncols=True, unit="batch")
     started, seen = time.perf_counter(), 0
