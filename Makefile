@@ -38,7 +38,7 @@ demo: setup
 	@echo "look at demo/predictions, demo/run/curves.png and demo/run/val_detections.jpg"
 
 test: setup-dev
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
 
 lint: setup-dev
 	$(BIN)/ruff check .
@@ -46,7 +46,7 @@ lint: setup-dev
 	$(BIN)/mypy
 
 docs: setup-dev
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -j auto -W --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 audit: setup
