@@ -120,8 +120,8 @@ def assign_ratio(scene: Scene) -> Matches:
     own = _at_centre(scene, (worst < RATIO_LIMIT) | (worst <= worst.amin(dim=1, keepdim=True)))
     strides, limits = _level_tables(scene)
     centre = scene.boxes[own.target, :2] / strides[own.level][:, None]
-    step = torch.where(centre.frac() < 0.5, -1, 1)  # towards the nearer neighbour, in x and in y
-    beside_x, beside_y = own.column + step[:, 0], own.row + step[:, 1]
+    step_x, step_y = torch.where(centre.frac() < 0.5, -1, 1).unbind(1)  # towards the nearer neighbour
+    beside_x, beside_y = own.column + step_x, own.row + step_y
     limit = limits[own.level]
     in_x = (beside_x >= 0) & (beside_x <= limit[:, 0])
     in_y = (beside_y >= 0) & (beside_y <= limit[:, 1])
@@ -151,13 +151,7 @@ def assign_simota(scene: Scene) -> Matches:
     boxes = box_convert(decode_matches(rows, found, scene.config), "cxcywh", "xyxy")
     wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[found.target]
     iou = _pair_iou(boxes, wanted)
-    # the square root of objectness x class probability, as in YOLOX's code: their product would be small early on
-    probability = (rows[:, 4:5].sigmoid() * rows[:, 5:].sigmoid()).sqrt().clamp(1e-6, 1 - 1e-6)
-    labels = scene.labels[found.target]
-    own = probability.gather(1, labels[:, None])[:, 0]
-    # binary cross-entropy over all classes: sum of -log(1 - p), with -log(p) in place of it for the object's class
-    cost = -(1 - probability).log().sum(1) + (1 - own).log() - own.log() - SIMOTA_IOU_WEIGHT * (iou + 1e-8).log()
-
+    cost = _simota_cost(rows, scene.labels[found.target], iou)
     count = len(scene.boxes)
     by_iou = _rank_within(found.target, -iou, count)
     top = torch.zeros(count, device=iou.device).index_add_(0, found.target, torch.where(by_iou < SIMOTA_TOP, iou, 0))
@@ -165,6 +159,15 @@ def assign_simota(scene: Scene) -> Matches:
     chosen = _rank_within(found.target, cost, count) < wanted_count[found.target]
     found, cost = found[chosen], cost[chosen]
     return found[_first_of_each(_place_keys(found, scene), cost)]
+
+
+def _simota_cost(rows: Tensor, labels: Tensor, iou: Tensor) -> Tensor:
+    """(P,) costs of P matches: raw predictions (P, 5 + C), labels (P,) and IoU (P,) with the matched boxes."""
+    # the square root of objectness x class probability, as in YOLOX's code: their product would be small early on
+    probability = (rows[:, 4:5].sigmoid() * rows[:, 5:].sigmoid()).sqrt().clamp(1e-6, 1 - 1e-6)
+    own = probability.gather(1, labels[:, None])[:, 0]
+    # binary cross-entropy over all classes: sum of -log(1 - p), with -log(p) in place of it for the object's class
+    return -(1 - probability).log().sum(1) + (1 - own).log() - own.log() - SIMOTA_IOU_WEIGHT * (iou + 1e-8).log()
 
 
 def _rank_within(groups: Tensor, values: Tensor, count: int) -> Tensor:
@@ -235,7 +238,7 @@ def decode_matches(rows: Tensor, matches: Matches, config: ModelConfig) -> Tenso
     strides = torch.tensor(STRIDES, device=device)[matches.level][:, None]
     scales = torch.tensor(config.scale_xy, device=device)[matches.level][:, None]
     anchors = torch.tensor(config.anchors, device=device)[matches.level, matches.anchor]
-    cells = torch.stack([matches.column, matches.row], dim=-1).to(rows)
+    cells = torch.stack([matches.column, matches.row], dim=1).to(rows)
     return decode(rows, anchors, cells, strides, scales)
 
 

@@ -95,7 +95,6 @@ class YOLOLoss:
         matches = assign(scene, self.settings.assigner)
         weights = scene.weights[matches.target]
         doubtful = matches[weights == 0]
-        matches, weights = matches[weights > 0], weights[weights > 0]
         rows = gather(predictions, matches)
         count = self.total(weights.sum()).clamp(min=1) / self.world_size
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -38,3 +40,9 @@ def test_a_complete_level_equals_its_single_cells() -> None:
     dense = decode_level(raw, anchors, 16, 1.1)
     single = decode(raw[1, 2, 3, 4, :4], anchors[2], torch.tensor([4.0, 3.0]), 16, 1.1)
     assert torch.equal(dense[1, 2, 3, 4], single)
+
+
+def test_a_centre_at_the_limit_of_its_cell_is_encoded_as_a_millionth() -> None:
+    box = torch.tensor([16.0, 32.0, 20.0, 40.0], dtype=torch.float64)  # the corner of cell (1, 1) that t does not reach
+    offsets = encode(box, torch.tensor([20.0, 20.0]), torch.tensor([1.0, 1.0]), 16, 1.0)
+    assert offsets.tolist() == pytest.approx([-math.log(1e6 - 1), math.log(1e6 - 1), 0, math.log(2)])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from nets.assigner import Matches, Scene, _place_keys, assign, gather
+from nets.assigner import Matches, Scene, _pair_iou, _place_keys, _simota_cost, assign, gather
 from nets.loss_config import LossConfig
 from nets.losses import YOLOLoss, _not_empty, _places
 from nets.model_config import STRIDES, ModelConfig
@@ -63,12 +63,12 @@ def scene_of(predictions: list[Tensor]) -> Scene:
     return Scene(cxcywh, TARGETS["labels"], TARGETS["image_index"], torch.ones(len(boxes)), grids, predictions, CONFIG)
 
 
-def plain_matches(rule: str, predictions: list[Tensor]) -> set[tuple[int, ...]]:
+def plain_matches(rule: str, predictions: list[Tensor], targets: dict[str, Tensor] = TARGETS) -> set[tuple[int, ...]]:
     """(level, image, anchor, row, column, target) by loops over objects and anchors."""
     found: dict[int, list[tuple[int, ...]]] = defaultdict(list)
-    for target, (x1, y1, x2, y2) in enumerate(TARGETS["boxes"].tolist()):
+    for target, (x1, y1, x2, y2) in enumerate(targets["boxes"].tolist()):
         width, height, x, y = x2 - x1, y2 - y1, (x1 + x2) / 2, (y1 + y2) / 2
-        image, shape = int(TARGETS["image_index"][target]), {}
+        image, shape = int(targets["image_index"][target]), {}
         for level in range(3):
             for anchor, (aw, ah) in enumerate(CONFIG.anchors[level]):
                 inter = min(width, aw) * min(height, ah)
@@ -96,11 +96,11 @@ def plain_matches(rule: str, predictions: list[Tensor]) -> set[tuple[int, ...]]:
         costs, ious = [], []
         for level, image, anchor, row, column, _ in matches:
             raw = predictions[level][image, anchor, row, column]
-            iou = float(box_iou(decoded(raw, level, anchor, row, column)[None], TARGETS["boxes"][target][None]))
+            iou = float(box_iou(decoded(raw, level, anchor, row, column)[None], targets["boxes"][target][None]))
             cost = 3 * -math.log(iou + 1e-8)
             for label in range(3):
                 p = math.sqrt(sigmoid(raw[4]) * sigmoid(raw[5 + label]))
-                cost -= math.log(p if label == TARGETS["labels"][target] else 1 - p)
+                cost -= math.log(p if label == targets["labels"][target] else 1 - p)
             costs.append(cost)
             ious.append(iou)
         count = max(int(sum(sorted(ious, reverse=True)[:10])), 1)
@@ -130,8 +130,13 @@ def test_each_rule_gives_the_matches_of_its_plain_form(rule: str, seed: int) -> 
         assert len(rows) > len(TARGETS["boxes"])  # more than one match an object
 
 
-def plain_losses(predictions: list[Tensor], settings: LossConfig, weights: tuple[float, ...]) -> dict[str, float]:
-    matches = plain_matches(settings.assigner, predictions)
+def plain_losses(
+    predictions: list[Tensor],
+    settings: LossConfig,
+    weights: tuple[float, ...],
+    targets: dict[str, Tensor] = TARGETS,
+) -> dict[str, float]:
+    matches = plain_matches(settings.assigner, predictions, targets)
     count = max(len(matches), 1)
     box = classes = objectness = 0.0
     quality: dict[tuple[int, ...], float] = {}
@@ -139,22 +144,22 @@ def plain_losses(predictions: list[Tensor], settings: LossConfig, weights: tuple
         level, image, anchor, row, column = place
         raw = predictions[level][image, anchor, row, column]
         own = decoded(raw, level, anchor, row, column)
-        loss = float(BOX_LOSSES[settings.box_loss](own[None], TARGETS["boxes"][target][None]))
+        loss = float(BOX_LOSSES[settings.box_loss](own[None], targets["boxes"][target][None]))
         box += loss
         iou = min(max(1 - loss, 0.0), 1.0)
         goal = settings.objectness_target * iou + (1 - settings.objectness_target)
         quality[tuple(place)] = max(quality.get(tuple(place), 0.0), goal)
         for label in range(3):
             eps = settings.label_smoothing
-            truth = (label == TARGETS["labels"][target]) * (1 - eps) + eps / 3
+            truth = (label == targets["labels"][target]) * (1 - eps) + eps / 3
             each = entropy(float(raw[5 + label]), float(truth), settings.focal_gamma)
-            classes += each * (weights[TARGETS["labels"][target]] if weights else 1)
+            classes += each * (weights[targets["labels"][target]] if weights else 1)
     for level, raw in enumerate(predictions):
         for image, anchor, row, column in torch.cartesian_prod(*map(torch.arange, raw.shape[:4])).tolist():
             goal = quality.get((level, image, anchor, row, column), 0.0)
             if not goal and settings.ignore_iou < 1:
                 own = decoded(raw[image, anchor, row, column], level, anchor, row, column)
-                others = TARGETS["boxes"][TARGETS["image_index"] == image]
+                others = targets["boxes"][targets["image_index"] == image]
                 if float(box_iou(own[None], others).max()) > settings.ignore_iou:
                     continue
             value = entropy(float(raw[image, anchor, row, column, 4]), goal, settings.focal_gamma)
@@ -202,12 +207,42 @@ def test_a_single_doubtful_label_is_not_scaled_up_and_an_empty_box_counts_for_no
     twice = {
         name: torch.cat([value, value]) for name, value in one.items()
     }  # at one prediction: the certain one counts
+    for name, value in plain_losses(predictions, config, (), one).items():  # one match is the least that divides
+        assert whole[name].item() == pytest.approx(value, rel=2e-4), name
     both = YOLOLoss(CONFIG, config)(predictions, twice | {"weights": torch.tensor([0.0, 1.0])})
     assert both["objectness"].item() == pytest.approx(whole["objectness"].item())
     empty = torch.tensor([[5.0, 5, 5, 9], [5, 5, 9, 5]])
     more = {"boxes": torch.cat([one["boxes"], empty]), "labels": torch.tensor([0, 1, 1])}
     more["image_index"] = torch.zeros(3, dtype=torch.long)
     assert YOLOLoss(CONFIG, config)(predictions, more) == whole
+
+
+def test_the_prediction_of_a_label_of_no_weight_is_neither_object_nor_background() -> None:
+    predictions, loss = close_maps(), YOLOLoss(CONFIG, LossConfig(assigner="best", ignore_iou=1))
+    one = {name: value[:1] for name, value in TARGETS.items()}
+    nothing = loss(predictions, {name: value[:0] for name, value in TARGETS.items()})
+    ((level, image, anchor, row, column, _),) = plain_matches("best", predictions, one)
+    left_out = entropy(float(predictions[level][image, anchor, row, column, 4]), 0.0, 0.0)
+    ours = loss(predictions, one | {"weights": torch.tensor([0.0])})
+    assert ours["box"] == ours["class"] == 0
+    difference = nothing["objectness"].item() - ours["objectness"].item()
+    assert difference == pytest.approx(loss.settings.objectness_weight * left_out, rel=1e-3)
+
+
+def test_costs_of_simota_by_hand() -> None:
+    raw = torch.zeros(4, 7, dtype=torch.float64)
+    raw[1, 4:] = torch.tensor([60.0, 60, -60])  # certain, and right
+    raw[2, 4:] = torch.tensor([60.0, 60, -60])  # certain, and wrong: the probabilities end at 1e-6 and 1 - 1e-6
+    cost = _simota_cost(raw, torch.tensor([0, 0, 1, 1]), torch.tensor([0.5, 1, 1, 0], dtype=torch.float64))
+    half, least = math.log(2), math.log(1e-6)
+    expected = [2 * half + 3 * half, -2 * math.log(1 - 1e-6), -2 * least, 2 * half - 3 * math.log(1e-8)]
+    assert cost.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
+def test_the_iou_of_boxes_below_a_pixel() -> None:
+    boxes = torch.tensor([[0, 0, 0.5, 0.5], [0, 0, 3e-5, 3e-5], [0, 0, 0, 0]])
+    assert _pair_iou(boxes, boxes).tolist() == pytest.approx([1, 0.9, 0])  # a union counts as 1e-9 at least
+    assert _pair_iou(boxes[:1], torch.tensor([[0.25, 0, 0.5, 1]])).tolist() == pytest.approx([0.125 / 0.375])
 
 
 def test_an_iou_at_the_limit_is_not_ignored() -> None:
