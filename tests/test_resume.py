@@ -21,13 +21,14 @@ from train_makers import TINY, assert_same, assert_same_run, demo_data, resume, 
 import train
 import training.setup
 from nets.weights.checkpoint import load_checkpoint, save_checkpoint
+from training import budget
 from training import options as training_options
 from training import run as training_run
 from training.engine import Trainer
 from training.interrupts import SignalWatch
 from training.state import read_run
 from utils import startup
-from utils.config import Settings, check_options
+from utils.config import TYPED, Settings, check_options
 from utils.errors import Interrupted, UserError, run_command
 
 EVERYTHING = ("--mixup", "0.5", "--copy-paste", "0.5", "--multi-scale", "0.5", "--albumentations", "0.5")
@@ -224,6 +225,47 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(whole: Path, tmp_
     (run / ".last.pth.123.tmp").write_bytes(b"half a checkpoint")
     assert_same_run(resume(run), whole)
     assert not list(run.glob(".*"))
+
+
+def test_what_was_asked_for_survives_a_kill_before_the_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a time budget, a preset or the end of the run replaced it, and if the same command is repeated."""
+    monkeypatch.setattr(budget, "_time_step", lambda *_: 60.0)
+    monkeypatch.setattr(budget, "_time_image", lambda *_: 0.0)
+    run = tmp_path / "run"
+    asked = ("--minutes", "5", "--preset", "small", "--pretrained", "none", "--warmup-epochs", "3", "--seed", "5")
+    command = [*TINY, "--data", str(demo_data()), "--run-dir", str(run), "--epochs", "4", *asked]
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def config() -> dict[str, Any]:
+        return json.loads((run / "config.json").read_text())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run.Run, "_write_beginning", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(command)
+    first = config()
+    assert first["epochs"] == 1 and first["_origins"]["epochs"] == "auto"  # the limit is replaced by the plan,
+    assert first["_asked"]["epochs"] == [4, TYPED]  # and remembered, like the warm-up and a preset's weights
+    assert first["warmup_epochs"] == 0.5 and first["_asked"]["warmup_epochs"] == [3, TYPED]
+    assert first["weights"] is None and first["_asked"]["weights"] == ["small", "preset small"]
+    shutil.move(run / "config.json", tmp_path / "kept.json")
+    for repeated in (["--resume", str(run)], [*command, "--resume", "auto"]):
+        shutil.copy(tmp_path / "kept.json", run / "config.json")
+        began: list[training_run.Run] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(training_run.Run, "train", lambda self, began=began: began.append(self) or 0)
+            assert train.main(repeated) == 0
+        assert began[0].progress.most_epochs == 4
+        assert config() == first | {"_asked": config()["_asked"]}
+        assert {name: pair for name, pair in config()["_asked"].items() if name not in ("resume", "run_dir")} == {
+            name: pair for name, pair in first["_asked"].items() if name != "run_dir"
+        }
+    with pytest.raises(UserError, match=r"differs from the run in --epochs 5 \(the run: 4\)"):
+        train.main(["--resume", str(run), "--epochs", "5"])
 
 
 def test_partial_files_of_a_killed_run_are_ignored(tmp_path: Path) -> None:

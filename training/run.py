@@ -110,7 +110,8 @@ class Run:
         check_evaluator()
         if self.device.type == "cpu":
             keep_freed_memory()
-        settings = choose_machine(absolute_paths(settings), self.device)
+        settings = absolute_paths(settings)
+        settings = choose_machine(settings.with_asked() if checkpoint is None else settings, self.device)
         seed_everything(settings.options.run.seed, self.device)
         settings = choose_splits(settings)
         self.train_index, self.val_index, self.shards = open_data(settings.options)

@@ -26,7 +26,7 @@ from training.engine import EpochProgress, NotFinite, Trainer
 from training.optim import ModelEMA
 from training.options import BEST_BY, TrainOptions
 from utils import distributed
-from utils.config import DEFAULT, TYPED, check_options, get_option, read_settings, typed_form
+from utils.config import DEFAULT, TYPED, check_options, get_option, read_settings, replace_options, typed_form
 from utils.errors import RunError, UserError
 
 RESUME_AUTO = "auto"
@@ -174,10 +174,14 @@ def read_run(asked: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     given = [name for name in asked.origins if asked.is_given(name)]
     values = {name: get_option(asked.options, name) for name in given}
     free = FREE_ON_RESUME | FREE_PATHS
-    _refuse_differences(saved.options, {n: v for n, v in values.items() if n not in free}, folder)
+    at_start = saved.only_asked() if saved.asked else saved
+    then = replace_options(saved.options, {name: get_option(at_start.options, name) for name in saved.asked})
+    fixed = {n: v for n, v in values.items() if n not in free and v != get_option(saved.options, n)}
+    _refuse_differences(then, fixed, folder)  # both what was asked for and what was made of it may be repeated
     checkpoint = load_checkpoint(folder / "last.pth") if os.path.lexists(folder / "last.pth") else None
     if checkpoint is None:
         _refuse_results(folder)
+        saved = at_start  # nothing was trained: the rest is chosen again
     else:
         then = check_options(TrainOptions, _check_info(checkpoint.info, folder / "last.pth"))
         planned = {"epochs", "eval_every"} if saved.options.duration.minutes else set()

@@ -24,7 +24,7 @@ Options = TypeVar("Options")
 
 CONFIG_SIZE_LIMIT = 1 << 20  # bytes; a configuration is a page of text
 HUGE = 1e300  # upper limit of numbers; larger ones may not fit in a float
-ORIGINS, REASONS = "_origins", "_reasons"  # keys of a run's config.json
+ORIGINS, REASONS, ASKED = "_origins", "_reasons", "_asked"  # keys of a run's config.json
 # origins of a value, lowest priority first; `preset`, `config` and `checkpoint` are followed by a name
 DEFAULT, AUTO, CHECKPOINT, PRESET, CONFIG, TYPED = "default", "auto", "checkpoint", "preset", "config", "typed"
 _RANKS = {DEFAULT: 0, AUTO: 0, CHECKPOINT: 0, PRESET: 1, CONFIG: 2, TYPED: 3}
@@ -172,11 +172,14 @@ class Settings(Generic[Options]):
         options: the dataclass.
         origins: by option: `default`, `auto`, `typed`, or `preset`, `config` or `checkpoint` followed by its name.
         reasons: by option: why an automatic value was chosen.
+        asked: by option that the user gave: [value, origin], as plain JSON values; kept when `choose` replaces the
+            value, so that a run can be started again from what the user asked for.
     """
 
     options: Options
     origins: Mapping[str, str]
     reasons: Mapping[str, str] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: Options) -> Settings[Options]:
@@ -196,11 +199,24 @@ class Settings(Generic[Options]):
         """A copy with new values and their origin, whatever the current origin."""
         origins = {**self.origins, **dict.fromkeys(values, origin)}
         kept = {name: why for name, why in self.reasons.items() if name not in values}
-        return Settings(replace_options(self.options, values), origins, {**kept, **(reasons or {})})
+        return Settings(replace_options(self.options, values), origins, {**kept, **(reasons or {})}, self.asked)
+
+    def with_asked(self) -> Settings:
+        """A copy that remembers the present values of the given options as asked for."""
+        values = options_to_dict(self.options)
+        asked = {name: [values[name], origin] for name, origin in self.origins.items() if self.is_given(name)}
+        return dataclasses.replace(self, asked=asked)
+
+    def only_asked(self) -> Settings:
+        """Settings of what was asked for; every other option has its default again."""
+        values = {name: value for name, (value, _) in self.asked.items()}
+        origins = dict.fromkeys(self.origins, DEFAULT) | {name: origin for name, (_, origin) in self.asked.items()}
+        return Settings(check_options(type(self.options), values), origins, {}, self.asked)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of config.json: each option's value, and the origins and reasons under comment keys."""
-        return {**options_to_dict(self.options), ORIGINS: dict(self.origins), REASONS: dict(self.reasons)}
+        """The content of config.json: each option's value; origins, reasons and what was asked for as comment keys."""
+        extra = {ORIGINS: dict(self.origins), REASONS: dict(self.reasons), ASKED: dict(self.asked)}
+        return options_to_dict(self.options) | extra
 
     def table(self, everything: bool = True) -> str:
         """One line per option, by group: name, value, origin and reason; defaults only with `everything`."""
@@ -390,9 +406,14 @@ def read_settings(cls: type[Options], path: Path) -> Settings[Options]:
         if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
             raise UserError(path, f"{key} is not a table of texts", "restore the file as the run wrote it")
         into |= {name: text for name, text in said.items() if name in values}
-    if unknown := [text for text in origins.values() if text.split(" ")[0] not in _RANKS]:
+    asked = content.get(ASKED, {})
+    if not isinstance(asked, dict) or not all(isinstance(pair, list) and len(pair) == 2 for pair in asked.values()):
+        raise UserError(path, f"{ASKED} is not a table of values and origins", "restore the file as the run wrote it")
+    asked = {name: pair for name, pair in asked.items() if name in origins}
+    used = [*origins.values(), *(origin for _, origin in asked.values())]
+    if unknown := [text for text in used if not isinstance(text, str) or text.split(" ")[0] not in _RANKS]:
         raise UserError(path, f"{unknown[0]!r} is not a known origin", f"use one of {', '.join(_RANKS)}")
-    return Settings(check_options(cls, values), origins, reasons)
+    return Settings(check_options(cls, values), origins, reasons, asked)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
