@@ -24,6 +24,7 @@ from utils.config import option, parse_options
 from utils.errors import UserError, require_packages, run_command, warn
 from utils.files import write_file
 from utils.output_rules import check_output_file, check_output_folder
+from utils.text import counted
 from utils.thresholds import Thresholds
 
 SKIPS_SHOWN = 10
@@ -210,7 +211,11 @@ def open_index(options: EvalOptions, quiet: bool = False, whole: bool = False) -
     for skip in lost[:SKIPS_SHOWN]:
         warn(skip.where, skip.what, skip.todo)
     if len(lost) > SKIPS_SHOWN:
-        warn(options.data, f"{len(lost) - SKIPS_SHOWN} more images or boxes were skipped", "see dataset.py check")
+        warn(
+            options.data,
+            f"skipped images or boxes, {len(lost) - SKIPS_SHOWN} more",
+            "see dataset.py check",
+        )
     if not index.num_boxes:
         what = f"{index.name} has no objects, which evaluation needs"
         raise UserError(options.data, what, "give another --split, or run: dataset.py check")
@@ -248,7 +253,9 @@ def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored
     if options.export:
         count = export_worst(result, Path(options.export), options.worst)
         queue = Path(options.export) / "queue.json"
-        print(f"{count} images with the most errors: python serve.py --label {options.export} --queue {queue}")
+        print(
+            f"{counted(count, 'image')} with the most errors: python serve.py --label {options.export} --queue {queue}"
+        )
     if options.report:
         from evaluation.report.html import write_report
 
@@ -264,7 +271,7 @@ def few_objects(result: EvaluationResult) -> str:
         return ""
     names = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
     return (
-        f"note: {len(few)} of {int((counts > 0).sum())} classes have fewer than {FEW_OBJECTS} objects ({names}): their "
+        f"note: fewer than {FEW_OBJECTS} objects in {len(few)} of {int((counts > 0).sum())} classes ({names}): their "
         "AP may be off by several points; python train.py --folds 5 evaluates on every image of the data set"
     )
 

@@ -21,6 +21,7 @@ from nets.weights.bundled import find_model
 from utils.config import option, parse_options
 from utils.errors import RunError, UserError, run_command, warn
 from utils.output_rules import check_output_file, check_output_folder
+from utils.text import counted
 
 if TYPE_CHECKING:
     from nets.yolov4 import YOLOv4
@@ -254,7 +255,7 @@ def export_int8(
     calibration = read_photos([training.path(i) for i in calibration_images(training, options.calibration_images)])
     if not calibration:
         raise UserError(options.data, "no calibration image could be read", "give another data set")
-    print(f"calibrating on {len(calibration)} images of {training.name}", flush=True)
+    print(f"calibrating on {counted(len(calibration), 'image')} of {training.name}", flush=True)
     kept = FORMATS[options.format].quantize(model, path, form, calibration, info)
     parity = check_export(TorchRuntime(model), path, form, photos)
     print(f"wrote {path} ({size_text(path, FORMATS[options.format])}): {describe(form, model.config)}")
@@ -265,7 +266,9 @@ def export_int8(
         return
     part = index if options.limit is None else index.subset(np.arange(min(options.limit, len(index))))
     before, after = (mean_ap(load, part) for load in (Detector.from_model(model), Detector(load_runtime(path, "cpu"))))
-    print(f"mAP50 (VOC2010) on {len(part)} images of {part.name}: {before:.2f} before, {after:.2f} after int8")
+    print(
+        f"mAP50 (VOC2010) on {counted(len(part), 'image')} of {part.name}: {before:.2f} before, {after:.2f} after int8"
+    )
     if before - after > options.max_loss:
         path.rename(path.with_name(path.name + ".failed"))
         what = f"int8 loses {before - after:.2f} points of mAP50, more than {options.max_loss:g}"

@@ -13,6 +13,7 @@ from data.formats.writers import write_lines
 from data.index import DatasetIndex
 from data.tools.hashing import image_hashes, near_duplicate_groups
 from utils.errors import UserError
+from utils.text import counted
 
 EVEN_ROUNDS = 5
 AUTO_SHARES = {"train": 0.8, "val": 0.2}
@@ -29,7 +30,7 @@ def auto_division(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray]:
         UserError: if there are fewer than two images.
     """
     if len(index) < 2:
-        what = f"has {len(index)} usable images, which cannot be divided into train and val"
+        what = f"has {counted(len(index), 'usable image')}, which cannot be divided into train and val"
         reasons = [skip for skip in index.skips if skip.kind == "image"]
         what += f"; {len(reasons)} were skipped, the first because {reasons[0]}" if reasons else ""
         raise UserError(index.source.get("root", index.name), what, "add images, or give --train-split and --val-split")

@@ -37,6 +37,7 @@ from data.skips import Skip
 from imaging.image_io import read_image_and_size
 from imaging.letterbox import Letterbox
 from utils.errors import RunError, UserError, warn
+from utils.text import counted
 
 Size = tuple[int, int]
 SMALLEST = (32, 32)  # one cell of the coarsest map; batch norm needs more than one value per channel
@@ -562,8 +563,10 @@ def fitting_workers(workers: int, batch_size: int, input_size: Size, shm: str = 
     fit = int(SHM_SHARE * free // (batch * (PREFETCH + 1)))  # the waiting batches, and the one being made
     if fit >= workers:
         return workers, ""
-    what = f"{free / 2**20:.0f} MB are not enough for {workers} workers with batches of {batch / 2**20:.0f} MB"
-    warn(shm, what, f"{fit or 'no'} workers are used; start the container with --shm-size 1g")
+    what = (
+        f"{free / 2**20:.0f} MB are not enough for {counted(workers, 'worker')} with batches of {batch / 2**20:.0f} MB"
+    )
+    warn(shm, what, f"{counted(fit or 'no', 'worker is', 'workers are')} used; start the container with --shm-size 1g")
     return fit, f"{free / 2**20:.0f} MB of {shm} are not enough for more"
 
 
@@ -582,7 +585,9 @@ def _allow_open_files() -> None:
         soft = limit
     if soft < OPEN_FILES:
         warn(
-            "ulimit -n", f"{soft} open files are too few for workers", "tensors are passed through named files instead"
+            "ulimit -n",
+            f"{counted(soft, 'open file is', 'open files are')} too few for workers",
+            "tensors are passed through named files instead",
         )
         torch.multiprocessing.set_sharing_strategy("file_system")
 

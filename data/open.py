@@ -33,6 +33,7 @@ from data.index import DatasetIndex, classes_found, join_indices
 from data.index_cache import cached_index
 from imaging.image_io import MAX_MEGAPIXELS
 from utils.errors import UserError
+from utils.text import counted
 
 ACCEPTED = "a data set: images with VOC XML, COCO JSON, YOLO txt or another layout of docs/DATA.md"
 AUTO_TRAIN, AUTO_VAL = "auto-train", "auto-val"  # division of a data set without splits
@@ -85,7 +86,7 @@ def _sniff_voc(folder: Folder) -> str | None:
     if not years:
         return None
     lists = sum(len(names) for names in voc.list_voc_splits(folder.root).values())
-    return f"{', '.join(years)} with Annotations and {lists} lists in ImageSets/Main"
+    return f"{', '.join(years)} with Annotations and {counted(lists, 'list')} in ImageSets/Main"
 
 
 def _sniff_yolo(folder: Folder) -> str | None:

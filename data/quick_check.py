@@ -12,6 +12,7 @@ from data.tools.findings import Finding, finding, some_names
 from data.tools.look import captured_decoder_errors
 from imaging.image_io import read_image
 from utils.errors import UserError
+from utils.text import counted
 
 IMBALANCE = 100.0  # most frequent class to rarest
 FEW = 10  # minimum boxes of a class
@@ -100,7 +101,9 @@ def check_class_names(indices: dict[str, DatasetIndex]) -> list[Finding]:
             name = next((each for each in far_more if _is_typo(each, rare)), rare)
             why = "differ by one or two letters"
         if name != rare:
-            what = f"classes {name!r} ({counts[name]} boxes) and {rare!r} ({counts[rare]} boxes) {why}"
+            what = (
+                f"classes {name!r} ({counted(counts[name], 'box')}) and {rare!r} ({counted(counts[rare], 'box')}) {why}"
+            )
             todo = f"if they are the same class, replace {rare!r} by {name!r} in the annotations"
             findings.append(finding("similar_classes", where, what, todo))
     return findings
@@ -137,7 +140,7 @@ def check_classes(index: DatasetIndex, split: str) -> list[Finding]:
     most, least = int(counts.argmax()), int(np.where(counts > 0, counts, counts.max() + 1).argmin())
     if counts[most] > IMBALANCE * counts[least]:
         names = index.class_names
-        what = f"{names[most]} has {counts[most]} boxes, {names[least]} has {counts[least]}"
+        what = f"{names[most]} has {counted(counts[most], 'box')}, {names[least]} has {counts[least]}"
         findings.append(finding("class_imbalance", where, what, "add images of the rare classes", split))
     return findings
 
@@ -153,7 +156,7 @@ def check_sizes(index: DatasetIndex, split: str) -> list[Finding]:
     count = len(index)
     without = int((np.diff(index.offsets) == 0).sum())
     if 0 < count < SMALL_SPLIT or 0 < index.num_boxes < SMALL_SPLIT:
-        what = f"{split} has {count} {'image' if count == 1 else 'images'} and {index.num_boxes} boxes"
+        what = f"{split} has {counted(count, 'image')} and {counted(index.num_boxes, 'box')}"
         is_scored = any(word in split.casefold() for word in ("val", "test"))
         what += ": too few for a reliable score" if is_scored else ": too few to learn from"
         findings.append(
@@ -161,8 +164,8 @@ def check_sizes(index: DatasetIndex, split: str) -> list[Finding]:
         )
     if count >= 4 and without >= MOSTLY * count:
         missing = index.source.get("no_label", [])
-        what = f"{without} of {count} images of {split} have no box"
-        what += f", {len(missing)} of them have no label file" if missing else ""
+        what = f"{without} of {count} images of {split} without a box"
+        what += f", {len(missing)} of them without a label file" if missing else ""
         findings.append(finding("mostly_without_boxes", where, what, "label them, or remove them", split))
     return findings
 
@@ -185,13 +188,15 @@ def check_format(index: DatasetIndex, split: str) -> list[Finding]:
         what = f"{fractions} of {total} boxes are smaller than a pixel"
         findings.append(finding("looks_normalised", where, what, "write the boxes in pixels", split))
     if facts.get("begin_at_0"):
-        what = f"{facts['begin_at_0']} boxes start at 0 and {facts['begin_at_1']} at 1; VOC counts pixels from 1"
+        what = (
+            f"{counted(facts['begin_at_0'], 'box')} from 0 and {facts['begin_at_1']} from 1; VOC counts pixels from 1"
+        )
         todo = "they probably count from 0: every box is read 1 pixel too far to the left and the top"
         if facts["begin_at_0"] < facts["begin_at_1"]:
             todo = "most count from 1; correct the others"
         findings.append(finding("zero_based_box", where, what, todo, split, facts["begin_at_0"]))
     if facts.get("decimal"):
-        what = f"{facts['decimal']} boxes have coordinates that are not integers; they are used unchanged"
+        what = f"{counted(facts['decimal'], 'box')} with coordinates that are not integers; used unchanged"
         findings.append(finding("decimal_box", where, what, "", split))
     return findings
 

@@ -34,6 +34,7 @@ from imaging.letterbox import Letterbox
 from utils.config import option, parse_options
 from utils.errors import MissingExtra, RunError, UserError, warn
 from utils.files import read_file, write_atomically
+from utils.text import counted
 
 MANIFEST, INDEX = "shards.json", "index.npz"
 LAYOUT_VERSION = 1
@@ -432,7 +433,9 @@ def build_shard_loader(
         raise UserError("--copy-paste", "cannot be combined with --shards", "leave out one of them")
     if len(shards.index) < world_size * max(workers, 1):
         raise UserError(
-            shards.location, f"{len(shards.index)} images are fewer than the workers", "use fewer --workers"
+            shards.location,
+            f"{counted(len(shards.index), 'image is', 'images are')} fewer than the workers",
+            "use fewer --workers",
         )
     make = partial(TrainDataset, input_size=input_size, augment=augment, seed=seed, letterbox=letterbox)
     stream = ShardStream(shards, make, batch_size, workers, rank, world_size, shuffled)
@@ -458,4 +461,7 @@ def main(argv: list[str] | None = None) -> None:
     index = options.open(options.split or default_splits(options.data, options.image_folder)[0])
     folder = write_shards(index, options.output, options.images_per_shard, options.seed)
     shards = open_shards(folder)
-    print(f"{folder}: {len(shards.index)} images, {shards.index.num_boxes} boxes in {len(shards.files)} shards")
+    print(
+        f"{folder}: {counted(len(shards.index), 'image')}, {counted(shards.index.num_boxes, 'box')} "
+        f"in {counted(len(shards.files), 'shard')}"
+    )

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from utils.errors import format_problem, printable, warn
 from utils.files import write_atomically
+from utils.text import counted
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Skip:
 
 def rotated_note(where: str, count: int, first: str) -> Skip:
     """Report of rotated boxes, which this detector does not predict."""
-    what = f"{count} rotated boxes, the first at {first}, are read as the upright boxes around them"
+    what = f"{counted(count, 'rotated box')}, the first at {first}, read as the upright boxes around them"
     return Skip("note", "rotated_box", where, what, "nothing to do, unless the angles matter")
 
 
@@ -68,8 +69,8 @@ def _summary(name: str, used: int, skips: Iterable[Skip]) -> str:
     counts: Counter[str] = Counter()
     for skip in skips:
         counts[skip.kind] += skip.count
-    line = f"{name}: {used} images used, {counts['image']} skipped, {counts['box']} boxes dropped"
-    return line + (f", {counts['note']} notes" if counts["note"] else "")
+    line = f"{name}: {counted(used, 'image')} used, {counts['image']} skipped, {counted(counts['box'], 'box')} dropped"
+    return line + (f", {counted(counts['note'], 'note')}" if counts["note"] else "")
 
 
 def used_summary(index: ReadSplit, name: str, late: Sequence[Skip]) -> str:

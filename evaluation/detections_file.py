@@ -16,6 +16,7 @@ from data.index import DatasetIndex
 from evaluation.evaluator import EvaluationResult, FoundDetections, plain_class_name
 from utils.errors import UserError, warn
 from utils.json_file import read_json
+from utils.text import counted
 
 MAX_MISSING = 0.5  # fraction of the split's images that a file may lack
 MISSING = ("refuse", "empty", "skip")
@@ -94,7 +95,7 @@ def read_detections(
             labels_found.append(label)
     if elsewhere and others == "refuse":
         few = ", ".join(list(elsewhere)[:5]) + (", ..." if len(elsewhere) > 5 else "")
-        what = f"{len(elsewhere)} images ({few}) are not in {index.name} (e.g. {_example(index)})"
+        what = f"{counted(len(elsewhere), 'image')} ({few}) not in {index.name} (e.g. {_example(index)})"
         raise UserError(path, what, "give the split of the detections, or remove these images")
     if isinstance(values, dict) and isinstance(values.get("images"), list):
         keys = (each["id"] for each in values["images"] if isinstance(each, dict) and "id" in each)
@@ -117,7 +118,7 @@ def _scored_images(
     """Positions of the images that the detections are scored on."""
     absent = len(index) - len(listed)
     if absent and missing == "refuse" and absent > MAX_MISSING * len(index):
-        what = f"{absent} of the {len(index)} images of {index.name} are not in it"
+        what = f"lacks {absent} of the {len(index)} images of {index.name}"
         todo = (
             "was it made with --limit, or from another split? If it is correct: --missing-images skip (they were not "
         )
@@ -125,7 +126,7 @@ def _scored_images(
     skip = missing == "skip" or (missing == "refuse" and is_ours)
     if absent:
         how = "not evaluated" if skip else "evaluated as images without detections"
-        notes.append(f"{absent} of the {len(index)} images of {index.name} are not in {path}: {how}")
+        notes.append(f"{path} lacks {absent} of the {len(index)} images of {index.name}: {how}")
     return np.array(sorted(listed), np.int64) if skip else np.arange(len(index))
 
 
@@ -240,7 +241,7 @@ def _report_unknown(path: Path, unknown: Counter[str], known: int, index: Datase
         )
     warn(
         path,
-        f"{sum(unknown.values())} detections have classes that {index.name} does not have: {names}",
+        f"{counted(sum(unknown.values()), 'detection')} of classes that {index.name} does not have: {names}",
         "they are not evaluated",
     )
 

@@ -22,6 +22,7 @@ from evaluation.metrics.record import EvalRecord, record_from_index
 from evaluation.metrics.voc import IOU_THRESHOLD, voc_figures
 from imaging.detections import Detections
 from utils.errors import UserError, warn
+from utils.text import counted
 from utils.threads import parallel_map
 from utils.thresholds import Thresholds
 
@@ -322,7 +323,7 @@ def score(
     protocol = (
         f"{index.name}; VOC2007 11-point and VOC2010 all-point AP at IoU 0.5, difficult objects ignored; "
         + (f"COCO AP at IoU 0.50:0.95 by {tool}; " if tool else "")
-        + f"boxes in original pixels; mean over the {num_scored} classes with objects"
+        + f"boxes in original pixels; mean over {counted(num_scored, 'class')} with objects"
         + (f"; {origin}" if origin else "")
     )
     not_scored = int((class_map[part.labels] < 0).sum())

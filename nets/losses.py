@@ -75,7 +75,7 @@ class YOLOLoss:
     ) -> None:
         self.config, self.settings, self.class_weights = config, settings or LossConfig(), tuple(class_weights)
         if class_weights and len(class_weights) != config.num_classes:
-            raise ValueError(f"class_weights: {len(class_weights)} for {config.num_classes} classes")
+            raise ValueError(f"class_weights: {len(class_weights)}, num_classes: {config.num_classes}")
         self.total, self.world_size = total or (lambda value: value), world_size
 
     def __call__(self, predictions: Sequence[Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:

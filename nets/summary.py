@@ -16,6 +16,7 @@ from nets.weights.checkpoint import load_checkpoint
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command
+from utils.text import counted
 
 # A kernel is dead if all its weights, folded with the batch norm, are below this. Activations here are from 0 to 6, so
 # nine such weights change the output by less than 1 % of its range.
@@ -265,7 +266,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     height, width = summary["input_size"]
     lines = [
         f"{summary['backbone']}, alpha {summary['alpha']:g}, {summary['neck_conv']} neck of width "
-        f"{summary['neck_width']:g}, {summary['num_classes']} classes, {height} x {width}",
+        f"{summary['neck_width']:g}, {counted(summary['num_classes'], 'class')}, {height} x {width}",
         "",
         f"{'stage':<28}{'parameters':>14}{'multiply-adds':>18}{'activations':>15}",
     ]

@@ -26,6 +26,7 @@ from utils.config import option, parse_options
 from utils.errors import UserError, printable, warn
 from utils.files import write_file
 from utils.output_rules import check_output_file, check_output_folder
+from utils.text import counted
 
 ALL = "all"  # every split of a data set
 HEADINGS = {
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     write_file(files["html"], page.encode("utf-8", "backslashreplace"))
     counts = counts_by_kind(findings)
     sure = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none"
-    print(f"{len(rows)} findings in {len(index)} images; with a score of 0.5 or more: {sure}")
+    print(f"{counted(len(rows), 'finding')} in {counted(len(index), 'image')}; with a score of 0.5 or more: {sure}")
     print(f"open {files['html']}, or correct them in the labelling page:")
     print(f"  python serve.py --label {options.data} --queue {files['json']}")
     return 0
@@ -135,7 +136,9 @@ def audit_page(
         '<span class="key" style="background:#dc2626"></span>detection'
     )
     counts = {kind: sum(1 for row in rows if row["kind"] == kind) for kind in KINDS}
-    sections = [f"<h1>{title}</h1><p class=note>{html.escape(origin)}: {len(rows)} findings, best first. {key}</p>"]
+    sections = [
+        f"<h1>{title}</h1><p class=note>{html.escape(origin)}: {counted(len(rows), 'finding')}, best first. {key}</p>"
+    ]
     for kind in KINDS:
         figures = [_figure(index, found, each, rows[place]) for place, each in enumerate(findings) if each.kind == kind]
         if not counts[kind]:

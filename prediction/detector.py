@@ -19,6 +19,7 @@ from prediction.inputs import each_image, is_single
 from prediction.streaming import stream
 from prediction.video import Frame
 from utils.errors import UserError
+from utils.text import counted
 from utils.thresholds import Thresholds, unknown_argument
 
 Classes = Sequence[str | int] | str | int | None
@@ -51,7 +52,7 @@ class Detector(nets.detector.Detector):
 
     def __repr__(self) -> str:
         height, width = self.config.input_size
-        classes = f"{len(self.names)} classes" if len(self.names) > 1 else "1 class"
+        classes = counted(len(self.names), "class")
         return f"Detector({self.config.backbone}, {classes}, input {height} x {width}, on {self.runtime.name})"
 
     def __call__(

@@ -37,6 +37,7 @@ from prediction.tracking import LineCounter, TrackLog, ZoneCounter
 from prediction.video import Frame, TimedWriter, VideoWriter
 from utils import distributed
 from utils.errors import UserError, printable, warn
+from utils.text import counted
 from utils.threads import Background, parallel_map, prefetch
 
 CAMS_PER_PICTURE = 5
@@ -238,7 +239,7 @@ class Prediction:
         text = count_text(output.counts, self.class_names)
         how = "tracks" if output.tracker else "detections"
         live = f", {reader.dropped} dropped, maximum lag {output.lag * 1000:.0f} ms" if reader.live else ""
-        tqdm.write(f"{printable(source.name)}: {output.frames} frames{live}, {how}: {text}")
+        tqdm.write(f"{printable(source.name)}: {counted(output.frames, 'frame')}{live}, {how}: {text}")
         for line in output.count_lines():
             tqdm.write(f"  {line}")
         self.counts.update(output.counts)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.text import counted
+
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # errors are reported by this module instead
 
 import cv2
@@ -344,7 +346,7 @@ class VideoWriter:
         self.frames_written += 1
         free = shutil.disk_usage(self.path.parent).free
         if free < SPARE_BYTES:  # OpenCV does not report failed writes
-            what = f"the disk is full after {self.frames_written} frames: {free} bytes are free"
+            what = f"the disk is full after {counted(self.frames_written, 'frame')}: {free} bytes are free"
             raise RunError(self.path, what, "free some space; the part that was written can be played")
 
     def close(self) -> None:

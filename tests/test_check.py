@@ -577,7 +577,7 @@ def test_skipped_items_are_summarised_and_listed(tmp_path: Path, capsys: pytest.
     folder = spoilt_voc(tmp_path / "set")
     (folder / "JPEGImages/a1.jpg").write_bytes(b"")
     index = read_voc(folder, "train", CLASSES)
-    assert skips_summary(index, "train") == "train: 3 images used, 2 skipped, 1 boxes dropped, 2 notes"
+    assert skips_summary(index, "train") == "train: 3 images used, 2 skipped, 1 box dropped, 2 notes"
     warn_skips(index, shown=1)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5 and all(line.startswith("warning: ") for line in lines)

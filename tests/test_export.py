@@ -255,7 +255,7 @@ def test_the_command_writes_compares_and_tells(tmp_path, capsys) -> None:
     arguments = ["--checkpoint", str(checkpoint()), "--format", "torchscript", "--output", str(output)]
     export.main([*arguments, "--images", str(tmp_path / "photos"), "--input-size", "96", "--score-threshold", "0.4"])
     text = capsys.readouterr().out
-    assert ", 0 changed" in text and "on 1 images" in text and "96 x 96" in text
+    assert ", 0 changed" in text and "on 1 image" in text and "96 x 96" in text
     config = load_runtime(output, "cpu").config
     assert (config.input_size, config.score_threshold) == ((96, 96), 0.4)
     with pytest.raises(UserError, match="exists"):

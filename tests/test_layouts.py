@@ -394,7 +394,7 @@ def test_a_rotated_box_is_read_as_the_upright_box_around_it_which_is_reported(
     assert index.boxes[0].round(3).tolist() == pytest.approx(TURNED[degrees], abs=0.002)
     assert bool(index.difficult[0]) == (make is rotated_dota)
     (note,) = [skip for skip in index.skips if skip.code == "rotated_box"]
-    assert note.what.startswith("1 rotated boxes") and not [skip for skip in index.skips if skip.kind == "box"]
+    assert note.what.startswith("1 rotated box,") and not [skip for skip in index.skips if skip.kind == "box"]
 
 
 def test_a_rotated_region_without_its_images_size_is_dropped_and_reported(tmp_path: Path) -> None:
@@ -510,14 +510,14 @@ def test_small_and_unlabelled_splits_are_warnings(tmp_path: Path) -> None:
     codes_found = found(tmp_path)
     assert "8 images and 2 boxes" in codes_found["small_split"][0].what
     what = codes_found["mostly_without_boxes"][0].what
-    assert what == "7 of 8 images of all have no box, 7 of them have no label file"
+    assert what == "7 of 8 images of all without a box, 7 of them without a label file"
 
 
 def test_images_without_an_annotation_are_named(tmp_path: Path) -> None:
     LAYOUTS["labelimg_voc"][0](tmp_path)
     (tmp_path / f"{NAMES[3]}.xml").unlink()
     what = found(tmp_path)["image_without_annotation"][0].what
-    assert what == f"1 of 8 images have no annotation: {NAMES[3]}.jpg"
+    assert what == f"1 of 8 images without annotation: {NAMES[3]}.jpg"
 
 
 def test_xml_files_beside_images_are_not_images(tmp_path: Path) -> None:

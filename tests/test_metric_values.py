@@ -171,7 +171,7 @@ def test_batches_are_told_with_the_sizes_of_their_images(tmp_path: Path) -> None
     assert result is not None and result.num_not_scored == 2 and result.num_images == 3
     assert result.figures["voc10_mAP50"] == 1.0 and result.best_f1_threshold == 0.5
     assert result.images_per_second == pytest.approx(3 / result.seconds["wall"])
-    assert "COCO" not in result.protocol and "mean over the 1 classes with objects" in result.protocol
+    assert "COCO" not in result.protocol and "mean over 1 class with objects" in result.protocol
 
 
 def test_classes_are_matched_by_exact_name_first_and_named_where_unknown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,7 +144,7 @@ def test_pseudo_label_writes_what_teacher_reads(tmp_path: Path, capsys: pytest.C
     command = ["pseudo-label", str(data), "--output", str(out), "--checkpoint", str(checkpoint)]
     command += ["--threshold", "0.0001", "--classes", str(classes)]
     dataset.main(command)
-    assert "detections of 1 images" in capsys.readouterr().out
+    assert "of 1 image" in capsys.readouterr().out
     rows = json.loads(out.read_text())
     assert [row["image"] for row in rows] == ["1"] and rows[0]["detections"]
     index = read_voc(data, "train", class_names=classes.read_text().split())

@@ -124,5 +124,5 @@ def test_eval_exports_the_worst_and_says_when_objects_are_few(
     eval_script.main([*arguments, "--worst", "3", "--export", str(tmp_path / "worst")])
     text = capsys.readouterr().out
     assert "3 images with the most errors" in text and "--label" in text
-    assert "have fewer than 300 objects" in text and "--folds" in text
+    assert "fewer than 300 objects" in text and "--folds" in text
     assert len(list((tmp_path / "worst" / "VOC2012" / "JPEGImages").iterdir())) == 3

@@ -25,6 +25,7 @@ from utils import distributed
 from utils.config import AUTO
 from utils.distributed import say
 from utils.errors import UserError
+from utils.text import counted
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 4
 TIMED_IMAGES = 16
@@ -85,7 +86,9 @@ class Clock:
 def expected(epochs: int, seconds: float) -> str:
     """`expected: 50 epochs, about 12 min with scoring, 1.3 GB of memory`, of the whole run."""
     memory = memory_used()
-    return f"expected: {epochs} epochs, about {in_words(seconds)} with scoring{f', {memory}' if memory else ''}"
+    return (
+        f"expected: {counted(epochs, 'epoch')}, about {in_words(seconds)} with scoring{f', {memory}' if memory else ''}"
+    )
 
 
 def plan_steps(
@@ -151,7 +154,8 @@ def fit_epochs(
         need = (clock.total() + epoch + score) / 60
         raise UserError("--minutes", f"{minutes:g} is not enough for one epoch ({need:.1f})", "increase it")
     say(
-        f"{minutes:g} minutes: {epochs} epochs of {steps} steps of {step:.2f} s, evaluated every {every}: {score:.1f} s"
+        f"{minutes:g} minutes: {counted(epochs, 'epoch')} of {steps} steps of {step:.2f} s, "
+        f"evaluated every {every}: {score:.1f} s"
     )
     values = {"epochs": epochs, "eval_every": every}
     values = {n: v for n, v in values.items() if v != getattr(options.duration, n) or not settings.is_given(n)}

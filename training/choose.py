@@ -28,6 +28,7 @@ from utils import distributed
 from utils.config import AUTO, CHECKPOINT, DEFAULT, Settings, get_option
 from utils.cpus import usable_cpus
 from utils.errors import UserError
+from utils.text import counted
 
 TrainSettings = Settings[TrainOptions]
 
@@ -167,7 +168,8 @@ def fit_batch(settings: TrainSettings, config: ModelConfig) -> TrainSettings:
         return settings
     whole = training_bytes(config, duration.batch_size, machine.amp)
     why = (
-        f"{duration.batch_size} images at once take about {whole / 1e9:.1f} GB, {free / 1e9:.1f} GB of {where} are free"
+        f"{counted(duration.batch_size, 'image')} at once: about {whole / 1e9:.1f} GB; "
+        f"{free / 1e9:.1f} GB of {where} are free"
     )
     parts = duration.batch_size // batch
     reasons = {"batch_size": why, "accumulate": f"{parts} batches of {batch} make a step of {parts * batch} images"}

@@ -11,6 +11,7 @@ import numpy as np
 from data.index import DatasetIndex
 from nets.weights.checkpoint import Checkpoint
 from utils.errors import UserError, warn
+from utils.text import counted
 
 CONTENT_BYTES = 256 * 2**20  # image bytes per split that are read for the content digest
 
@@ -53,7 +54,7 @@ def check_data(checkpoint: Checkpoint, train: DatasetIndex, val: DatasetIndex) -
         differences.append(f"classes {train.class_names} (the run: {checkpoint.config.class_names})")
     then = checkpoint.info.get("num_train_images")
     if then != len(train):
-        differences.append(f"{len(train)} training images (the run: {then})")
+        differences.append(f"{counted(len(train), 'training image')} (the run: {then})")
     for index, split in ((train, "train"), (val, "val")):
         now, before = fingerprint(index), checkpoint.info.get("data", {}).get(split, {})
         changed = {what for what in now if before.get(what, now[what]) != now[what]}

@@ -32,6 +32,7 @@ from utils.config import options_to_dict
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.json_file import read_json
+from utils.text import counted
 
 PLAN, DETECTIONS, RESULT, TABLE = "folds.json", "detections.json", "result.json", "folds.csv"
 ALL = "all"
@@ -106,7 +107,9 @@ def _begin(folder: Path, settings: TrainSettings) -> dict[str, Any]:
     indices = _pool(settings)
     owner = np.concatenate([np.full(len(index), k) for k, index in enumerate(indices)])
     if folds < 2 or len(owner) < 2 * folds:
-        raise UserError("--folds", f"{folds} folds of {len(owner)} images", "give 2 or more folds, or more images")
+        raise UserError(
+            "--folds", f"{counted(folds, 'fold')} of {len(owner)} images", "give 2 or more folds, or more images"
+        )
     hashes = np.concatenate([image_hashes(index) for index in indices])
     position = np.concatenate([np.arange(len(index)) for index in indices])
     counts = np.concatenate([_class_counts(index) for index in indices])
@@ -255,11 +258,12 @@ def summary(plan: Mapping[str, Any], rows: Mapping[str, Any], interval: Comparis
     """Text with the score over all folds, and of each class."""
     objects = _objects(rows)
     lines = [
-        f"{plan['folds']} folds, {rows['num_images']} images, {sum(objects.values())} objects, each image evaluated by "
+        f"{plan['folds']} folds, {rows['num_images']} images, {counted(sum(objects.values()), 'object')}, "
+        "each image evaluated by "
         "a detector that was not trained on it:",
         f"mAP50 {interval.b:.3f} ({interval.low:.3f} to {interval.high:.3f} at 95 %), COCO AP {rows['coco_AP']:.3f}",
     ]
     width = max((len(name) for name in interval.per_class), default=0)
     for name, (_, ap, low, high) in interval.per_class.items():
-        lines.append(f"  {name:{width}} {ap:.3f} ({low:.3f} to {high:.3f}), {objects.get(name, 0)} objects")
+        lines.append(f"  {name:{width}} {ap:.3f} ({low:.3f} to {high:.3f}), {counted(objects.get(name, 0), 'object')}")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from nets.detector import Detector
 from utils.config import option, parse_options
 from utils.files import write_file
 from utils.output_rules import check_output_file
+from utils.text import counted
 
 THRESHOLD = 0.1  # lower scores carry no information
 
@@ -56,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     found = find_labels(detector, index, options.threshold)
     write_file(path, json.dumps(_rows(found, index)).encode())
     print(
-        f"{path}: {len(found.image)} detections of {len(found.images)} images; use them with: train.py --teacher {path}"
+        f"{path}: {counted(len(found.image), 'detection')} of {counted(len(found.images), 'image')}; "
+        f"use them with: train.py --teacher {path}"
     )
 
 

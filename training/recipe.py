@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from utils.config import typed_form
+from utils.text import counted
 
 # Optimiser steps of a run, for any number of images. A randomly initialised backbone needs more, a pretrained detector
 # fewer: it reached 0.96 after 60 steps on 50 images of another class (docs/EXPERIMENTS.md, section 13).
@@ -72,8 +73,12 @@ def choose_recipe(
         goal, start = STEPS_PRETRAINED, "a pretrained backbone"
     epochs = int(np.clip(round(goal / steps), *EPOCHS_RANGE))
     choices = [
-        Choice("batch_size", -(-batch // world_size), f"{num_images} images give {steps} steps per epoch"),
-        Choice("epochs", epochs, f"about {epochs * steps} steps, for {start}"),
+        Choice(
+            "batch_size",
+            -(-batch // world_size),
+            f"{counted(steps, 'step')} per epoch of {counted(num_images, 'image')}",
+        ),
+        Choice("epochs", epochs, f"about {counted(epochs * steps, 'step')}, for {start}"),
         Choice(
             "optimizer", "adamw", "learns from the first steps on; on little data, SGD detects nothing for a long time"
         ),

@@ -77,6 +77,7 @@ from utils.config import AUTO, options_to_dict
 from utils.cpus import cpu_share
 from utils.distributed import say
 from utils.errors import Interrupted, RunError, warn
+from utils.text import counted
 
 MAX_ROLLBACKS = 3
 ROLLBACK_RATE = 0.5
@@ -207,7 +208,7 @@ class Run:
             "starts from": str(find_model(start.weights)) if start.weights else backbone,
             **{f"learning rate, {name}": rate for name, rate in rates.items()},
             "images per step": self.batch_size * self.options.duration.accumulate * distributed.world_size(),
-            "steps": f"{self.options.duration.epochs} epochs of {self.steps_per_epoch}",
+            "steps": f"{counted(self.options.duration.epochs, 'epoch')} of {self.steps_per_epoch}",
         }
         return facts | ({} if self.options.run.show_config else {"best checkpoint": str(self.folder / "best.pth")})
 
@@ -218,7 +219,7 @@ class Run:
         }
         width = max(map(len, facts))
         lines = [f"  {name:{width}}  {value}" for name, value in facts.items()]
-        title = f"run on {len(self.train_index)} images and {self.train_index.num_boxes} boxes:"
+        title = f"run on {counted(len(self.train_index), 'image')} and {counted(self.train_index.num_boxes, 'box')}:"
         return "\n".join([self.settings.table(everything), title, *lines])
 
     def _should_stop(self) -> bool:
@@ -288,7 +289,7 @@ class Run:
         if total == self.total_steps:
             return
         word = "slower" if total < self.total_steps else "faster"
-        steps = f"{total} steps instead of {self.total_steps}"
+        steps = f"{counted(total, 'step')} instead of {self.total_steps}"
         say(f"replanned: a step takes {step_seconds:.2f} s, {word} than before; {steps}")
         self._set_total_steps(total)
         why = f"fits {duration.minutes:g} minutes at {step_seconds:.2f} s per step"
@@ -354,7 +355,7 @@ class Run:
         say(f"best: epoch {best.best_epoch + 1}, {best_by} {best.best:.4f}: {self.folder / 'best.pth'}")
         if self.options.duration.minutes:
             minutes = self.options.duration.minutes
-            say(f"time: {self.clock.total() / 60:.1f} of {minutes:g} minutes, {self.progress.epoch} epochs")
+            say(f"time: {self.clock.total() / 60:.1f} of {minutes:g} minutes, {counted(self.progress.epoch, 'epoch')}")
         say(next_commands(self.folder, self.options.dataset.data))
 
     def _write_beginning(self) -> None:
@@ -520,7 +521,7 @@ class Run:
         index = tile_dataset(self.train_index, size, dataset.tile_overlap)
         if distributed.is_main():
             distributed.barrier()
-        say(f"tiles of {size[1]}x{size[0]}: {len(index)} images and tiles of {len(self.train_index)} images")
+        say(f"tiles of {size[1]}x{size[0]}: {counted(len(index), 'image')} and tiles of {len(self.train_index)} images")
         return index
 
     def evaluate(self) -> EvaluationResult:

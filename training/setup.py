@@ -37,6 +37,7 @@ from training.teacher import add_teacher
 from utils import distributed
 from utils.distributed import say
 from utils.errors import warn
+from utils.text import counted
 
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,7 +72,7 @@ def open_data(options: TrainOptions) -> tuple[DatasetIndex, DatasetIndex, ShardS
         warn_skips(train)
         warn_skips(val, known=train.skips)
     for index, name in ((train, "train"), (val, "val")):
-        say(f"{skips_summary(index, name)} ({index.name}, {index.num_boxes} boxes)")
+        say(f"{skips_summary(index, name)} ({index.name}, {counted(index.num_boxes, 'box')})")
     return train, val, shards
 
 

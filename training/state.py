@@ -28,6 +28,7 @@ from training.options import BEST_BY, TrainOptions
 from utils import distributed
 from utils.config import DEFAULT, TYPED, check_options, get_option, read_settings, replace_options, typed_form
 from utils.errors import RunError, UserError
+from utils.text import counted
 
 RESUME_AUTO = "auto"
 # options that may change when a run is resumed: machine and location of the data, but not the computation
@@ -254,7 +255,7 @@ def describe_end(checkpoint: Checkpoint, folder: str | None) -> str:
         raise UserError(
             path, "contains no training state (like every best.pth)", f"start a new run from it: --weights {path}"
         )
-    return f"finished after {checkpoint.info.get('epoch')} epochs"
+    return f"finished after {counted(checkpoint.info.get('epoch'), 'epoch')}"
 
 
 def describe_versions() -> dict[str, Any]:

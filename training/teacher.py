@@ -14,6 +14,7 @@ from nets.detector import Detector
 from nets.export.formats import CHECKPOINT_SUFFIXES
 from training.pseudo_label import find_labels
 from utils.distributed import say
+from utils.text import counted
 
 SAME_OBJECT = 0.5  # minimum IoU at which a detection and a label of the same class are the same object
 
@@ -52,7 +53,10 @@ def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetInde
             same = labels[mine][:, None] == index.labels[own][None]
             new[mine] = ~((_iou(boxes[mine], index.boxes[own]) > SAME_OBJECT) & same).any(1)
         doubt = labelled[image[new]]
-        say(f"{file}: {int((~doubt).sum())} labels of {len(np.unique(image))} images, {int(doubt.sum())} uncertain")
+        say(
+            f"{file}: {counted(int((~doubt).sum()), 'label')} of {counted(len(np.unique(image)), 'image')}, "
+            f"{int(doubt.sum())} uncertain"
+        )
         added_owner.append(image[new])
         added_boxes.append(boxes[new])
         added_labels.append(labels[new])

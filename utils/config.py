@@ -19,6 +19,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from utils.errors import UserError, brief, warn
 from utils.files import FileError, read_file
 from utils.other_words import option_hint, value_hint
+from utils.text import counted
 
 Options = TypeVar("Options")
 
@@ -532,7 +533,7 @@ def _check(leaf: Leaf, value: Any) -> Any:
             value = [value]
         count = meta["nargs"]
         if isinstance(count, int) and len(value) != count:
-            raise UserError(name, f"{len(value)} values", f"give {count}")
+            raise UserError(name, counted(len(value), "value"), f"give {count}")
         return tuple(_check_one(name, meta, kind, v) for v in value)
     return _check_one(name, meta, kind, value)
 

@@ -21,6 +21,7 @@ from data.skips import Skip
 from imaging.image_io import MAX_MEGAPIXELS
 from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_ends, read_file
+from utils.text import counted
 
 MAX_JSON_BYTES = 2048 * MEGABYTE
 SNIFFED_BYTES = 1 << 20
@@ -442,14 +443,14 @@ def _add_boxes(
     keep &= has_owner
     _, is_listed = _lookup(category, np.array(list(categories), np.int64))
     for number, count in Counter(category[keep & ~is_listed].tolist()).items():
-        what = f"category id {text_of.get(number, number)} is not in `categories`; {count} boxes dropped"
+        what = f"category id {text_of.get(number, number)} is not in `categories`; {counted(count, 'box')} dropped"
         skips.append(Skip("box", "unknown_class", str(path), what, f"add it to {len(categories)} categories", count))
     keep &= is_listed
     found = {categories[number]: count for number, count in sorted(Counter(category[keep].tolist()).items())}
     class_of = {name: label for label, name in enumerate(raw.class_names)}
     label_of = {number: class_of[name] for number, name in categories.items() if name in class_of}
     for name, todo in suggestions(found, raw.class_names).items():
-        what = f"class {name!r} is not one of the {len(raw.class_names)} classes; {found[name]} boxes dropped"
+        what = f"class {name!r} is not one of the {len(raw.class_names)} classes; {counted(found[name], 'box')} dropped"
         skips.append(Skip("box", "unknown_class", str(path), what, todo, found[name]))
     place, wanted = _lookup(category, np.array(list(label_of), np.int64))
     keep &= wanted

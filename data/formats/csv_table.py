@@ -19,6 +19,7 @@ from data.skips import Skip
 from imaging.image_io import IMAGE_SUFFIXES
 from utils.errors import UserError
 from utils.files import MEGABYTE, read_file
+from utils.text import counted
 
 MAX_CSV_BYTES = 1024 * MEGABYTE
 _COLUMNS = {  # column meaning: possible headers, in lower case without punctuation
@@ -46,7 +47,11 @@ ONE_CLASS = "object"
 
 def sniff(folder: Folder) -> str | None:
     files = [path for path in folder.having(".csv", ".tsv") if _columns_of(folder, path)]
-    return f"{len(folder.pictures)} images and {os.path.basename(files[0])} with columns of boxes" if files else None
+    return (
+        f"{counted(len(folder.pictures), 'image')} and {os.path.basename(files[0])} with columns of boxes"
+        if files
+        else None
+    )
 
 
 def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:

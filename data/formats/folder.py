@@ -178,7 +178,7 @@ class Folder:
         notes = []
         for how, count in self.matched.items():
             name, path = self.example[how]
-            what = f"{count} of {total} images are found by their {how}, such as {name[-80:]!r} as {path}"
+            what = f"{count} of {total} images found by their {how}, such as {name[-80:]!r} as {path}"
             notes.append(Skip("note", "found_by_name", where, what))
         return notes
 

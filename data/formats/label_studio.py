@@ -18,6 +18,7 @@ from data.formats.labels import Labels
 from data.formats.shapes import box_of_ellipse, box_of_points, box_of_sides, number_of, numbers_of, rotated_box
 from data.skips import Skip
 from utils.files import read_file
+from utils.text import counted
 
 _CLASS_KEYS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
 
@@ -81,7 +82,7 @@ def _regions(task: dict[str, Any], path: str, labels: Labels) -> Iterator[tuple[
     """The value of each region, from the full export or from JSON-MIN's `label` list, and the image's size."""
     done = [each for each in task.get("annotations") or [] if isinstance(each, dict) and not each.get("was_cancelled")]
     if len(done) > 1:
-        what = f"task {task.get('id')} has {len(done)} annotations; the last is used"
+        what = f"task {task.get('id')} has {counted(len(done), 'annotation')}; the last is used"
         labels.skips.append(Skip("note", "two_annotations", path, what, "remove the others"))
     results = (done[-1].get("result") or []) if done else []
     pairs = [(each.get("value"), each) for each in results if isinstance(each, dict)]

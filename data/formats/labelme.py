@@ -14,6 +14,7 @@ from data.formats.folder import Folder
 from data.formats.json_files import json_lists
 from data.formats.labels import Labels
 from data.formats.shapes import box_of_ellipse, box_of_points, number_of
+from utils.text import counted
 
 _ROTATED = ("rotation", "oriented_rectangle")  # X-AnyLabeling and others, by their four corners
 _WITH_BOX = ("rectangle", "polygon", "circle", "mask", "linestrip", *_ROTATED)
@@ -21,7 +22,11 @@ _WITH_BOX = ("rectangle", "polygon", "circle", "mask", "linestrip", *_ROTATED)
 
 def sniff(folder: Folder) -> str | None:
     files = _files(folder)
-    return f"{len(folder.pictures)} images and {len(files)} .json files with LabelMe's `shapes`" if files else None
+    return (
+        f"{counted(len(folder.pictures), 'image')} and {counted(len(files), '.json file')} with LabelMe's `shapes`"
+        if files
+        else None
+    )
 
 
 def _files(folder: Folder) -> list[str]:

@@ -18,6 +18,7 @@ from data.index import DatasetIndex
 from data.skips import Skip, rotated_note
 from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_file
+from utils.text import counted
 
 MAX_TEXT_BYTES = 10 * MEGABYTE  # of the label file of one image
 ALL = "all"  # the split of images without a list or folder of a split
@@ -190,7 +191,7 @@ class Labels:
         number_of = {each: number for number, each in enumerate(class_names)}
         known = np.array([each in number_of for each in self._classes], bool)
         for name, todo in suggestions(found, class_names).items():
-            what = f"class {name!r} is not one of the {len(class_names)} classes; {found[name]} boxes dropped"
+            what = f"class {name!r} is not one of the {len(class_names)} classes; {counted(found[name], 'box')} dropped"
             self.skips.append(Skip("box", "unknown_class", str(self.folder.root), what, todo, found[name]))
         where = [each for each, is_known in zip(self._where, known, strict=True) if is_known]
         flags = np.array(self._flags, bool).reshape(-1, 2)[known]

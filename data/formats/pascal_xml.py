@@ -18,6 +18,7 @@ from data.formats.yolo_txt import unique_ids
 from data.index import DatasetIndex
 from data.skips import Skip
 from utils.files import FileError, read_lines
+from utils.text import counted
 
 _ANNOTATION = re.compile(rb"<annotation[\s>]")
 
@@ -27,7 +28,7 @@ def sniff(folder: Folder) -> str | None:
     found = sum(bool(_ANNOTATION.search(folder.head(path)[:4096])) for path in files[:100])
     if not found or found < 0.5 * len(files[:100]):
         return None
-    return f"{len(folder.pictures)} images and {len(files)} .xml files with <annotation>"
+    return f"{counted(len(folder.pictures), 'image')} and {counted(len(files), '.xml file')} with <annotation>"
 
 
 def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: float) -> DatasetIndex:

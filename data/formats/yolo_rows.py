@@ -14,6 +14,7 @@ from data.formats.folder import plain_name, stem_of, suffix_of
 from data.skips import Skip, rotated_note
 from utils.errors import UserError
 from utils.files import MEGABYTE, FileError, read_file
+from utils.text import counted
 
 MAX_LABEL_BYTES = 10 * MEGABYTE
 NOT_NORMALISED = 2.0  # a larger value is a pixel coordinate, not a rounding error
@@ -122,7 +123,7 @@ class Rows:
             self.facts["rotated"] = polygons
             self.skips.append(rotated_note(str(config), polygons, self._first_wide))
         elif polygons:
-            what = f"{polygons} rows, the first at {self._first_wide}, are polygons, read as their enclosing boxes"
+            what = f"{counted(polygons, 'polygon')}, the first at {self._first_wide}, read as the enclosing boxes"
             self.skips.append(Skip("note", "polygons", str(config), what))
         if self.are_polygons or self.key_points or are_rotated or len(self._columns) != 1 or not total:
             return

@@ -26,6 +26,7 @@ from data.walk import walk_files
 from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_file, read_lines
+from utils.text import counted
 
 MAX_YAML_BYTES = MEGABYTE // 4  # the parser takes seconds for a megabyte; a thousand classes need 30 KB
 MAX_LIST_BYTES = 256 * MEGABYTE
@@ -190,7 +191,9 @@ def _names(content: dict[Any, Any], path: Path) -> tuple[tuple[str, ...], list[P
     checked = check_class_names(names, path)
     count = content.get("nc")
     if count is not None and count != len(checked):
-        raise UserError(path, f"nc is {brief(count)}, but there are {len(checked)} names", "correct one of them")
+        raise UserError(
+            path, f"nc is {brief(count)}, but there are {counted(len(checked), 'name')}", "correct one of them"
+        )
     return checked, []
 
 
@@ -228,9 +231,8 @@ def _check_class_files(config: DataYaml) -> list[Skip]:
             what = f"has the classes {_order(ours)}, but {file} has {_order(theirs)}"
             raise UserError(config.path, what, "find out which order the labels follow and correct the other file")
         if len(theirs) > len(ours):
-            what = (
-                f"names {len(theirs)} classes, {config.path.name} only {len(ours)}: not {_order(theirs[len(ours) :])}"
-            )
+            missing = _order(theirs[len(ours) :])
+            what = f"names {counted(len(theirs), 'class')}, {config.path.name} only {len(ours)}: not {missing}"
             return [Skip("note", "more_names", str(file), what, f"add them to {config.path.name} if they have boxes")]
     return []
 
@@ -312,7 +314,7 @@ def _gather(config: DataYaml, split: str) -> _Files:
     gathered.files += sorted({os.path.abspath(each) for each in config.files})
     unique = dict.fromkeys(gathered.images)
     if len(unique) < len(gathered.images):
-        what = f"{split} lists {len(gathered.images) - len(unique)} images twice; each is used once"
+        what = f"{split} lists {counted(len(gathered.images) - len(unique), 'image')} twice; each is used once"
         gathered.skips.append(Skip("note", "duplicate_id", str(config.path), what))
     gathered.images = list(unique)
     return gathered
@@ -371,7 +373,7 @@ def sniff_plain(folder: Folder) -> str | None:
     rows = [head.splitlines()[0] for head in islice(filter(None, heads), 20)]
     if not rows or sum(bool(ROW.match(row)) for row in rows) < 0.5 * len(rows):
         return None
-    return f"{len(labels)} images have a .txt file with rows of `class cx cy width height`"
+    return f"{counted(len(labels), 'image has', 'images have')} a .txt file with rows of `class cx cy width height`"
 
 
 def _pair(folder: Folder) -> dict[str, str]:
@@ -486,7 +488,7 @@ def read_plain_yolo(
         start = int(0 not in used and max(used, default=0) == len(config.class_names))
         names = [name for number, name in enumerate(config.class_names, start) if used[number]] or config.class_names
         if len(names) < len(config.class_names):
-            what = f"{len(config.class_names) - len(names)} of {len(config.class_names)} class names have no box"
+            what = f"{len(config.class_names) - len(names)} of {len(config.class_names)} class names without a box"
             todo = "they are skipped; to keep them, give --classes FILE"
             config.notes.append(Skip("note", "names_without_boxes", str(folder.root), what, todo))
     return _read(config, folder.only or folder.root, split, names, max_megapixels, labels)
@@ -524,7 +526,7 @@ def _read(
     skips += _unlisted(found, names, config.path)
     if rows.facts["no_label_file"]:
         looked = sorted({os.path.dirname(path) for path in labels if not os.path.lexists(path)})[:2]
-        what = f"{rows.facts['no_label_file']} of {len(labels)} images of {split} have no label file in "
+        what = f"{rows.facts['no_label_file']} of {len(labels)} images of {split} without a label file in "
         without = [os.path.basename(i) for i, f in zip(gathered.images, labels, strict=True) if not os.path.lexists(f)]
         what += f"{' or '.join(looked)}; they are used as images without objects: {', '.join(without[:5])}"
         what += f" and {len(without) - 5} more" if len(without) > 5 else ""
@@ -609,7 +611,7 @@ def _unlisted(found: Counter[str], names: Sequence[str], path: Path) -> list[Ski
             "box",
             "unknown_class",
             str(path),
-            f"class {name!r} is not one of the {len(names)} classes; {found[name]} boxes dropped",
+            f"class {name!r} is not one of the {len(names)} classes; {counted(found[name], 'box')} dropped",
             todo,
             found[name],
         )

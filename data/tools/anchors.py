@@ -14,6 +14,7 @@ from data.index import DatasetIndex
 from imaging.letterbox import RESIZE_MODES, Letterbox
 from utils.config import option, parse_options
 from utils.errors import UserError
+from utils.text import counted
 
 RATIO_LIMIT = 4.0  # YOLOv5's `anchor_t`: a side may be up to 4 times an anchor's, or a quarter of it
 RESTARTS = 4  # k-means finds a local optimum; the best of these runs is used
@@ -57,7 +58,7 @@ class AnchorReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.num_boxes} boxes",
+            counted(self.num_boxes, "box"),
             f"{'':8}{'recall':>8}{'mean IoU':>10}  anchors (width,height; strides 8, 16, 32)",
         ]
         rows = (("old", self.old_recall, self.old_iou, self.old_anchors),
@@ -174,7 +175,9 @@ def propose_anchors(
     levels, each = len(old), len(old[0])
     old_recall, old_iou = measure_anchors(sizes, old)
     if len(np.unique(sizes, axis=0)) < levels * each:
-        reason = f"{len(sizes)} boxes of at least {MIN_SIDE:g} pixel have fewer than {levels * each} different sizes"
+        reason = (
+            f"fewer than {levels * each} different sizes in {counted(len(sizes), 'box')} of at least {MIN_SIDE:g} pixel"
+        )
         return AnchorReport(len(sizes), old, old, old_recall, old_recall, old_iou, old_iou, False, reason)
     flat = np.round(cluster_anchors(sizes, levels * each, seed), 1)
     flat = flat[np.argsort(flat.prod(axis=1), kind="stable")].reshape(levels, each, 2)

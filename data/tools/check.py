@@ -28,6 +28,7 @@ from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.config import option, parse_options
 from utils.errors import UserError, printable
 from utils.files import FileError, read_lines, write_file
+from utils.text import counted
 
 TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
 LARGEST_INPUT = 1280  # above it, tiles are cheaper
@@ -118,10 +119,10 @@ def _voc_strays(root: str) -> list[Finding]:
         spare = folder.images.keys() - used
         plain, annotated = sorted(spare - folder.annotations.keys()), sorted(spare & folder.annotations.keys())
         if plain:
-            what = f"{len(plain)} images have no annotation and are in no split: {some_names(plain, 5)}"
+            what = f"{counted(len(plain), 'image')} without annotation in no split: {some_names(plain, 5)}"
             findings.append(finding("image_without_annotation", path / "JPEGImages", what))
         if annotated and splits[year] != [ALL]:
-            what = f"{len(annotated)} annotated images are in no split: {some_names(annotated, 5)}"
+            what = f"{counted(len(annotated), 'annotated image')} in no split: {some_names(annotated, 5)}"
             findings.append(finding("not_in_a_split", path / "JPEGImages", what, "add them to a split"))
     return findings
 
@@ -155,7 +156,7 @@ def _images_in_no_split(indices: dict[str, DatasetIndex]) -> list[Finding]:
     if not spare:
         return []
     shown = some_names([folder.relative(path) for path in spare], 5)
-    what = f"{len(spare)} of {len(folder.pictures)} images are in no split: {shown}"
+    what = f"{len(spare)} of {len(folder.pictures)} images in no split: {shown}"
     found = finding("not_in_a_split", folder.root, what, "add them to a split", "", len(spare))
     return [found.with_pictures(spare)]
 
@@ -174,7 +175,7 @@ def _other_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
     spare = [path for path in folder.pictures if os.path.realpath(path) not in used]
     if not spare:
         return []
-    what = f"{len(spare)} of {len(folder.pictures)} images have no annotation: "
+    what = f"{len(spare)} of {len(folder.pictures)} images without annotation: "
     what += some_names([folder.relative(path) for path in spare], 5)
     found = finding(
         "image_without_annotation", folder.root, what, "annotate them if they should be used", "", len(spare)
@@ -192,7 +193,7 @@ def _coco_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
         spare = sorted(p for p in names if os.path.splitext(p)[1].lower() in IMAGE_SUFFIXES and p not in used)
         if spare:
             shown = some_names([os.path.basename(path) for path in spare], 5)
-            what = f"{len(spare)} images are not in the JSON: {shown}"
+            what = f"{counted(len(spare), 'image is', 'images are')} not in the JSON: {shown}"
             findings.append(finding("image_without_annotation", folder, what))
     return findings
 
@@ -344,8 +345,11 @@ def print_report(report: CheckReport, shown: int) -> None:
     """The kinds of findings, most severe first: one line per kind, and `shown` examples of each."""
     print(f"{printable(report.data)}: {printable(report.why)}")
     for name, facts in report.splits.items():
-        words = f"{facts['images']} images ({facts['images_without_boxes']} without boxes), {facts['boxes']} boxes"
-        print(f"{name}: {words}, {facts['images_skipped']} images skipped, {facts['boxes_dropped']} boxes dropped")
+        words = f"{counted(facts['images'], 'image')} ({facts['images_without_boxes']} without a box)"
+        print(
+            f"{name}: {words}, {counted(facts['boxes'], 'box')}, {counted(facts['images_skipped'], 'image')} skipped, "
+            f"{counted(facts['boxes_dropped'], 'box')} dropped"
+        )
     for severity, codes in report.by_severity():
         for code, findings in codes:
             print(f"\n{severity} {code} ({sum(each.count for each in findings)}): {CODES[code][1]}")
@@ -353,11 +357,11 @@ def print_report(report: CheckReport, shown: int) -> None:
                 print(f"  {each}")
             if len(findings) > shown:
                 print(f"  ... and {len(findings) - shown} more")
-    counts = ", ".join(f"{report.count(severity)} {words}" for severity, words in _PLURAL.items())
+    counts = ", ".join(counted(report.count(severity), word) for severity, word in _NOUNS.items())
     print(f"\n{printable(report.data)}: {counts}, in {report.seconds:.1f} s")
 
 
-_PLURAL = {ERROR: "errors", WARNING: "warnings", INFO: "notes"}
+_NOUNS = {ERROR: "error", WARNING: "warning", INFO: "note"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -385,5 +389,5 @@ def main(argv: list[str] | None = None) -> int:
         again, _, _ = check_dataset(
             options.fix, options.split, names, options.input_size, images=False, use_cache=False
         )
-        print(f"checked again: {again.count(ERROR)} errors, {again.count(WARNING)} warnings")
+        print(f"checked again: {counted(again.count(ERROR), 'error')}, {counted(again.count(WARNING), 'warning')}")
     return 0 if report.is_clean else 1

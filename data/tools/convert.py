@@ -15,6 +15,7 @@ from data.open import list_splits, match_split, open_dataset
 from data.tools.new_folder import new_folder
 from utils.config import option, parse_options
 from utils.errors import UserError
+from utils.text import counted
 
 REPORT = "conversion_report.json"
 MAX_LISTED = 1000  # skips listed in the report
@@ -44,15 +45,20 @@ class ConversionReport(Losses):
 
     def __str__(self) -> str:
         lines = [f"{self.source} ({self.source_format}) -> {self.target} ({self.target_format})"]
-        lines += [f"  {name}: {part['images']} images, {part['boxes']} boxes" for name, part in self.splits.items()]
+        lines += [
+            f"  {name}: {counted(part['images'], 'image')}, {counted(part['boxes'], 'box')}"
+            for name, part in self.splits.items()
+        ]
         lines.append("cannot be stored in the new format:" if self.lost else "nothing was lost")
         if self.source_format not in NATIVE:
             lines[-1] += " (class, box and flags of each object are read; other attributes are not)"
         lines += [f"  {count:8} x {what}" for what, count in self.lost.items()]
         if self.renamed:
-            lines.append(f"{len(self.renamed)} images were renamed, because two had the same name")
+            lines.append(
+                f"{counted(len(self.renamed), 'image was', 'images were')} renamed, because two had the same name"
+            )
         if self.skipped:
-            lines.append(f"{len(self.skipped)} notes on the source, the first: {self.skipped[0]}")
+            lines.append(f"{counted(len(self.skipped), 'note')} on the source, the first: {self.skipped[0]}")
         return "\n".join([*lines, f"details: {Path(self.target) / REPORT}"])
 
 

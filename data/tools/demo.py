@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data.formats.writers import voc_xml
 from utils.config import option, parse_options
 from utils.errors import UserError
+from utils.text import counted
 
 DEMO_CLASSES = ("balloon", "boat", "car", "fish", "house", "tree")
 DEMO_YEAR = "VOC2026"
@@ -724,5 +725,5 @@ def main(argv: list[str] | None = None) -> None:
     folder = write_demo(options.output, options.num_images, options.seed, overwrite=options.overwrite)
     parts = split_demo(options.num_images, options.seed)
     counts = ", ".join(f"{name} {len(parts[name])}" for name in ("train", "val", "test"))
-    print(f"{folder}: {options.num_images} images ({counts}) of {', '.join(DEMO_CLASSES)}")
+    print(f"{folder}: {counted(options.num_images, 'image')} ({counts}) of {', '.join(DEMO_CLASSES)}")
     print(f"train on it with: python train.py --data {options.output}")

@@ -15,6 +15,7 @@ from data.tools.findings import CODES, ERROR
 from data.tools.look import Look
 from data.tools.new_folder import new_folder
 from utils.errors import UserError
+from utils.text import counted
 
 
 def check_target(target: Path, data: Path) -> None:
@@ -61,8 +62,11 @@ def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict
     lines = []
     for split, part in parts.items():
         images, boxes = len(indices[split]) - len(part), indices[split].num_boxes - part.num_boxes
-        words = f"{len(part)} images and {part.num_boxes} boxes written"
-        lines.append(f"{split}: {words}; left out besides what was unreadable: {images} images, {boxes} boxes")
+        words = f"{counted(len(part), 'image')} and {counted(part.num_boxes, 'box')} written"
+        lines.append(
+            f"{split}: {words}; left out besides what was unreadable: "
+            f"{counted(images, 'image')}, {counted(boxes, 'box')}"
+        )
     lines += [f"cannot be stored in the copy: {count} x {what}" for what, count in losses.lost.items()]
     return [*lines, f"{target}: the corrected copy; fixed.csv in it lists what was left out or changed"]
 

@@ -23,6 +23,7 @@ from imaging.image_io import IMAGE_SUFFIXES
 from utils.config import option, parse_options
 from utils.errors import UserError, warn
 from utils.files import FileError, read_file
+from utils.text import counted
 
 MAX_XML_BYTES = 10 << 20
 MAX_JSON_BYTES = 2 << 30
@@ -76,7 +77,7 @@ class SplitReport:
         rows.append(f"{'images':{width}}" + "".join(f" {self.images[name]:9}" for name in names))
         for label, counts in self.classes.items():
             rows.append(f"{label:{width}}" + "".join(f" {counts[name]:9}" for name in names))
-        rows.append(f"{self.groups_of_duplicates} groups of near-duplicates were kept together")
+        rows.append(f"{counted(self.groups_of_duplicates, 'group')} of near-duplicates were kept together")
         rows += [f"wrote {file}" for file in self.files]
         return "\n".join([*rows, f"train on it: python train.py --data {self.data}"])
 

@@ -23,6 +23,7 @@ from data.tools.anchors import (
 from imaging.letterbox import RESIZE_MODES, Letterbox
 from utils.config import option, parse_options
 from utils.errors import UserError
+from utils.text import counted
 
 COCO_AREAS = (32**2, 96**2)  # pixels: small, medium, large; https://cocodataset.org/#detection-eval
 GRID = 16  # cells of the heat map, each way
@@ -147,8 +148,8 @@ def format_stats(stats: dict[str, Any]) -> str:
     """The statistics as text for a terminal."""
     per_image, boxes, anchors = stats["objects_per_image"], stats["box_sizes"], stats["anchors"]
     lines = [
-        f"{stats['name']}: {stats['num_images']} images ({stats['num_empty_images']} without objects), "
-        f"{stats['num_boxes']} boxes ({stats['num_difficult']} difficult, {stats['num_crowd']} crowd)",
+        f"{stats['name']}: {counted(stats['num_images'], 'image')} ({stats['num_empty_images']} without an object), "
+        f"{counted(stats['num_boxes'], 'box')} ({stats['num_difficult']} difficult, {stats['num_crowd']} crowd)",
         f"objects per image: mean {per_image['mean']:g}, at most {per_image['max']}",
         f"boxes by area: {boxes['small']} small (under 32 x 32), {boxes['medium']} medium, "
         f"{boxes['large']} large (over 96 x 96)",
@@ -185,7 +186,7 @@ def draw_stats(
     figure = Figure(figsize=(16, max(9, 2 * 0.16 * rows + 2)), layout="constrained")  # room for every class name
     FigureCanvasAgg(figure)  # needs no display, and does not change the caller's pyplot state
     (classes, scatter, sides), (objects, ratios, heat) = figure.subplots(2, 3)
-    figure.suptitle(f"{index.name}: {stats['num_images']} images, {stats['num_boxes']} boxes")
+    figure.suptitle(f"{index.name}: {counted(stats['num_images'], 'image')}, {counted(stats['num_boxes'], 'box')}")
     sizes = box_sizes(index, letterbox)
     sizes = sizes[(sizes > 0).all(axis=1)]
     flat = np.asarray(anchors, np.float64).reshape(-1, 2)

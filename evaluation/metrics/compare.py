@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.errors import UserError, warn
 from utils.json_file import read_json
+from utils.text import counted
 
 REPETITIONS = 1000
 CONFIDENCE = 0.95
@@ -127,7 +128,11 @@ def compare_rows(
         raise UserError(name_b, f"has no image in common with {name_a}", "compare two evaluations of the same split")
     alone = len(rows_a) + len(rows_b) - 2 * len(images)
     if alone:
-        warn(name_b, f"{alone} images are in one file only", f"only the {len(images)} common ones are compared")
+        warn(
+            name_b,
+            f"{counted(alone, 'image is', 'images are')} in one file only",
+            f"only the {len(images)} common ones are compared",
+        )
     classes = [name for name in result_a["class_names"] if name in set(result_b["class_names"])]
     objects = _objects(rows_a, images, classes)
     sides = [

@@ -16,6 +16,7 @@ from evaluation.metrics.errors import (
     SIZES,
     ErrorAnalysis,
 )
+from utils.text import counted
 
 HARDLY_LEARNED = 0.05  # mAP50 below which single errors are not analysed
 FALLBACK_THRESHOLD = 0.25
@@ -202,8 +203,9 @@ def _weak_class(result: EvaluationResult, errors: ErrorAnalysis) -> list[Advice]
         Advice(
             gain,
             f"{record.class_names[worst]} has an AP50 of {ap[worst]:.2f}, and the mean is "
-            f"{errors.average_precision:.2f} ({record.num_gt[worst]} objects; the largest loss is by {wrong}). Raising "
-            f"it to the mean gains {100 * gain:.1f} points: add training images of it, or train with --repeat-rare.",
+            f"{errors.average_precision:.2f} ({counted(record.num_gt[worst], 'object')}; the largest loss is by "
+            f"{wrong}). Raising it to the mean gains {100 * gain:.1f} points: add training images of it, or train with "
+            "--repeat-rare.",
         )
     ]
 
@@ -233,11 +235,12 @@ def _more_data(result: EvaluationResult) -> list[Advice]:
     few = [n for n, c in zip(result.record.class_names, result.record.num_gt, strict=True) if 0 < c < 30]
     if few:
         text = (
-            f"{len(few)} of {scored} classes have fewer than 30 objects here ({', '.join(few[:5])}): their AP is "
+            f"Fewer than 30 objects in {len(few)} of {scored} classes here ({', '.join(few[:5])}): their AP is "
             "noise; score on more images before believing it."
         )
         return [Advice(0.0, text)]
     text = (
-        f"{objects} objects in {result.num_images} images: compare runs with eval.py --compare before you choose one."
+        f"{counted(objects, 'object')} in {counted(result.num_images, 'image')}: "
+        "compare runs with eval.py --compare before you choose one."
     )
     return [Advice(0.0, text)]

@@ -30,6 +30,7 @@ from evaluation.report.plots import (
 from evaluation.report.text import noise_text, number, working_rows, working_threshold
 from imaging.image_io import read_image
 from utils.files import write_file
+from utils.text import counted
 
 _CSS = """
 :root { color-scheme: light; --back: #f5f7fa; --card: #fff; --text: #1f2933; --quiet: #52606d; --line: #e4e7eb;
@@ -189,9 +190,9 @@ def _plot(figure: Any, alt: str) -> str:
 def _left_out(result: EvaluationResult) -> str:
     parts = []
     if result.skips:
-        parts.append(f"{len(result.skips)} images could not be read and are not evaluated")
+        parts.append(f"{counted(len(result.skips), 'unreadable image')} not evaluated")
     if result.num_not_scored:
-        parts.append(f"{result.num_not_scored} objects of classes unknown to the model are not evaluated")
+        parts.append(f"{counted(result.num_not_scored, 'object')} of classes unknown to the model not evaluated")
     return "".join(f"<br>{_escape(part)}" for part in parts)
 
 

@@ -11,6 +11,7 @@ from evaluation.metrics.coco import FIGURES
 from evaluation.metrics.errors import ERROR_TYPES, SIZES, ErrorAnalysis, analyse_errors
 from evaluation.report.advice import FALLBACK_THRESHOLD, UNKNOWN, Scored, advise
 from utils.errors import printable
+from utils.text import counted
 
 if TYPE_CHECKING:
     from evaluation.metrics.compare import Comparison
@@ -41,12 +42,13 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def _head(result: EvaluationResult) -> str:
-    lines = [f"{printable(result.index.name)}: {result.num_images} images, {int(result.record.num_gt.sum())} objects"]
+    objects = counted(int(result.record.num_gt.sum()), "object")
+    lines = [f"{printable(result.index.name)}: {counted(result.num_images, 'image')}, {objects}"]
     lines.append(f"  {printable(result.protocol)}")
     if result.skips:
-        lines.append(f"  {len(result.skips)} images could not be read and are not evaluated")
+        lines.append(f"  {counted(len(result.skips), 'unreadable image')} not evaluated")
     if result.num_not_scored:
-        lines.append(f"  {result.num_not_scored} objects of classes unknown to the model are not evaluated")
+        lines.append(f"  {counted(result.num_not_scored, 'object')} of classes unknown to the model not evaluated")
     return "\n".join(lines)
 
 
@@ -74,7 +76,7 @@ def class_table(result: EvaluationResult) -> str:
             f"{row.found:>6} {row.wrong:>6} {number(row.precision):>9} {number(row.recall):>6}"
         )
     if len(rows) > MOST_CLASSES:
-        lines.append(f"... and {len(rows) - MOST_CLASSES} more classes (--json has them all)")
+        lines.append(f"... and {counted(len(rows) - MOST_CLASSES, 'more class')} (--json has them all)")
     return "\n".join(lines)
 
 
@@ -132,7 +134,8 @@ def noise_text(result: EvaluationResult) -> str:
     recall = min(max(result.curves.overall.at(working_threshold(result))[1], 0.1), 0.9)
     points = 100 * 1.96 * (recall * (1 - recall) / objects) ** 0.5
     return (
-        f"{result.num_images} images with {objects} objects: differences below about {points:.0f} points are not "
+        f"{counted(result.num_images, 'image')} with {counted(objects, 'object')}: "
+        f"differences below about {points:.0f} points are not "
         "significant; compare two models with eval.py --compare, or evaluate more images."
     )
 
@@ -180,7 +183,7 @@ def comparison_text(comparison: Comparison) -> str:
         f"A {printable(c.name_a)}: mAP50 {number(c.a)}",
         f"B {printable(c.name_b)}: mAP50 {number(c.b)}",
         f"B - A: {c.difference:+.4f}, {c.confidence:.0%} interval {c.low:+.4f} to {c.high:+.4f} (bootstrap over "
-        f"{c.num_images} images, {c.repetitions} repetitions, VOC10 AP at IoU 0.5)",
+        f"{counted(c.num_images, 'image')}, {c.repetitions} repetitions, VOC10 AP at IoU 0.5)",
         f"Verdict: {c.verdict}",
     ]
     width = max([len(printable(name)) for name in c.per_class] + [5])

@@ -14,6 +14,7 @@ from nets.export.form import Form
 from nets.model_config import ANCHORS_PER_LEVEL, ModelConfig
 from nets.runtime import Runtime
 from utils.errors import RunError, UserError, warn
+from utils.text import counted
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 
@@ -65,7 +66,9 @@ class ExportedRuntime(Runtime):
         if not fits:
             shapes = ", ".join(str(tuple(output.shape)) for output in outputs)
             raise RunError(
-                self.path, f"returns outputs of shape {shapes}, which do not fit {classes} classes", "export it again"
+                self.path,
+                f"returns outputs of shape {shapes}, which do not fit {counted(classes, 'class')}",
+                "export it again",
             )
         if any(output.dtype.kind == "f" and np.isnan(output).any() for output in outputs):
             raise RunError(self.path, "returns NaN: its weights are damaged", "export it again, or use another copy")

@@ -14,6 +14,7 @@ from imaging.detections import Detections
 from nets.anchors import decode_level
 from nets.model_config import STRIDES, ModelConfig
 from nets.runtime import Runtime
+from utils.text import counted
 from utils.thresholds import Thresholds
 
 BEST_BOXES = 100  # number of best boxes per image whose coordinates are compared
@@ -81,9 +82,9 @@ class Parity:
     def __str__(self) -> str:
         found = f"of {self.detections} detections (score >= {self.threshold:.3g}), {self.changed} changed"
         if self.score_difference is None or self.box_difference is None:
-            return f"{found}, on {self.images} images"
+            return f"{found}, on {counted(self.images, 'image')}"
         largest = f"{self.box_difference:.2g} pixels, {self.score_difference:.2g} score"
-        return f"largest difference on {self.images} images: {largest}; {found}"
+        return f"largest difference on {counted(self.images, 'image')}: {largest}; {found}"
 
 
 def compare(

@@ -10,6 +10,7 @@ from pathlib import Path
 from nets.export.formats import FORMATS
 from nets.model_config import ModelConfig
 from utils.errors import MissingFileError, UserError
+from utils.text import counted
 
 MODEL_DATA = Path(__file__).resolve().parents[2] / "model_data"
 DEFAULTS = ("small", "nano")  # the default model is the first of these that exists
@@ -75,7 +76,7 @@ def default_model_text(config: ModelConfig) -> str:
     names = config.class_names
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     height, width = config.input_size
-    return f"no --checkpoint given: {find_model()}, input {height} x {width}, {len(names)} classes ({shown})"
+    return f"no --checkpoint given: {find_model()}, input {height} x {width}, {counted(len(names), 'class')} ({shown})"
 
 
 def _in_folder(folder: Path) -> Path:
@@ -88,7 +89,7 @@ def _in_folder(folder: Path) -> Path:
         return files[0]
     if files:
         names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
-        raise UserError(folder, f"is a folder with {len(files)} exported files ({names})", "give the file")
+        raise UserError(folder, f"is a folder with {counted(len(files), 'exported file')} ({names})", "give the file")
     runs = sorted(path.parent.name for path in folder.glob("*/best.pth"))
     todo = f"give a run: {folder / runs[-1]}" if runs else "give the file"
     raise UserError(folder, "is a folder without best.pth or an exported file", todo)

@@ -30,6 +30,7 @@ from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command, warn
 from utils.output_rules import check_output_file
+from utils.text import counted
 
 MODEL_DATA = Path(__file__).resolve().parents[2] / "model_data"
 CLASS_LISTS = {20: MODEL_DATA / "voc_classes.txt", 80: MODEL_DATA / "coco_classes.txt"}
@@ -100,7 +101,7 @@ def import_reference(weights: Mapping[str, Tensor], class_names: tuple[str, ...]
         raise UserError("import", f"{outputs} outputs per cell are not 3 x (5 + classes)", "give the reference's file")
     config = reference_config(backbone, class_names or default_class_names(num_classes))
     if config.num_classes != num_classes:
-        what = f"{config.num_classes} names for the file's {num_classes} classes"
+        what = f"{counted(config.num_classes, 'name')} for the file's {counted(num_classes, 'class')}"
         raise UserError("--classes", what, "give one name for each class")
     renamed = {_rename(backbone, name, weights): t for name, t in weights.items() if not _CLASSIFIER.match(name)}
     return Checkpoint(config, _fit(config, renamed), info={"source": "mobilenet-yolov4-pytorch"})
@@ -131,7 +132,7 @@ def default_class_names(num_classes: int) -> tuple[str, ...]:
     if num_classes in CLASS_LISTS:
         return read_class_names(CLASS_LISTS[num_classes])
     todo = "they are called class_0...; give their names with --classes"
-    warn("import", f"the file does not name its {num_classes} classes", todo)
+    warn("import", f"the file does not name its {counted(num_classes, 'class')}", todo)
     return tuple(f"class_{number}" for number in range(num_classes))
 
 
@@ -249,7 +250,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(where, error.what, error.todo) from error
     save_checkpoint(options.output, checkpoint)
     config = checkpoint.config
-    print(f"{options.output}: {config.backbone}, {config.num_classes} classes ({', '.join(config.class_names[:5])}...)")
+    names = f"{counted(config.num_classes, 'class')} ({', '.join(config.class_names[:5])}...)"
+    print(f"{options.output}: {config.backbone}, {names}")
 
 
 if __name__ == "__main__":

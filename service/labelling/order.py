@@ -13,6 +13,7 @@ import numpy as np
 from service.labelling.store import Store
 from utils.errors import UserError
 from utils.json_file import read_json
+from utils.text import counted
 
 SIDE = 8  # side of the thumbnail that describes an image's appearance, pixels
 FIRST = 200  # images chosen for diversity; the others follow by uncertainty alone
@@ -114,7 +115,7 @@ def read_queue(path: Path, store: Store) -> Queue:
             queue.findings[number] = []
         queue.findings[number].append(row)
     if rows and not queue.numbers:
-        raise UserError(path, f"none of its {lost} images is in {store.root}", "give the queue of this data set")
+        raise UserError(path, f"{counted(lost, 'image')}, none in {store.root}", "give the queue of this data set")
     return queue
 
 

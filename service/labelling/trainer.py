@@ -24,6 +24,7 @@ from data.tools.hashing import file_hashes, near_duplicate_groups
 from imaging.image_io import read_image_size
 from service.labelling.store import Store
 from utils.errors import RunError, UserError, warn
+from utils.text import counted
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUNS = Path("logs")
@@ -76,7 +77,11 @@ def snapshot_labels(store: Store, folder: Path, trained: set[Path] | None = None
                 labels.append([box for box in stored.labels.boxes if box.class_name in store.class_names])
     names = list(dict.fromkeys(box.class_name for each in labels for box in each))
     if len(numbers) < 2 or not names:
-        raise UserError("training", f"{len(numbers)} images are labelled, {len(names)} classes", "label more images")
+        raise UserError(
+            "training",
+            f"{counted(len(numbers), 'image is', 'images are')} labelled, {counted(len(names), 'class')}",
+            "label more images",
+        )
     paths = [store.paths[number] for number in numbers]
     trained = set() if trained is None else trained
     held = _held_back(paths, [bool(each) for each in labels], trained)
@@ -173,7 +178,11 @@ class LabelTrainer:
     def start(self) -> None:
         """Train as soon as no other run is active. Raises UserError if nothing is labelled."""
         if len(self.store.labelled) < 2:
-            raise UserError("training", f"{len(self.store.labelled)} images are labelled", "label more images")
+            raise UserError(
+                "training",
+                f"{counted(len(self.store.labelled), 'image is', 'images are')} labelled",
+                "label more images",
+            )
         self._asked.set()
 
     def stop(self) -> None:
@@ -219,7 +228,7 @@ class LabelTrainer:
         train = run / "train"
         command = ["train.py", "--data", str(run / "data"), "--run-dir", str(train), "--weights", str(self.checkpoint)]
         command += ["--auto", "--minutes", f"{self.minutes:g}", "--device", self.device, *self.extra]
-        self.state.status, self.state.message = "training", f"on {self.state.pictures[0]} pictures"
+        self.state.status, self.state.message = "training", f"on {counted(self.state.pictures[0], 'picture')}"
         code = self._run(command, run / "train.log", lambda: self._follow(train / "metrics.csv"))
         best = train / "best.pth"
         if self._stop.is_set():
@@ -243,7 +252,7 @@ class LabelTrainer:
             {"run": str(run), "pictures": self.state.pictures[0], "score": new, "before": old, "taken": is_better}
         )
         self.state.status = "idle"
-        self.state.message = f"mAP50 {new:.3f}{words} on {self.state.pictures[1]} validation images: {taken}"
+        self.state.message = f"mAP50 {new:.3f}{words} on {counted(self.state.pictures[1], 'validation image')}: {taken}"
 
     def _score(self, run: Path, checkpoint: Path) -> float | None:
         """mAP50 of weights on the validation images; None if they have none of the classes."""

@@ -338,7 +338,7 @@ def test_skipped_items_are_reported_listed_and_counted(
     for name in names[:3]:
         assert name in said.err, name
     used = len(names) - 2
-    assert f"train: {used} images used, 2 skipped, 1 boxes dropped" in said.out.splitlines()[-8]
+    assert f"train: {used} images used, 2 skipped, 1 box dropped" in said.out.splitlines()[-8]
     rows = list(csv.DictReader((run / "skipped.csv").read_text().splitlines()))
     assert {(row["kind"], Path(row["where"].split(":")[0]).stem) for row in rows if row["kind"] != "note"} == {
         ("box", names[0]),
