@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +122,8 @@ class DeadKernels:
     silent: int
 
 
-def count_layers(config: ModelConfig) -> list[LayerCost]:
+@functools.cache
+def count_layers(config: ModelConfig) -> tuple[LayerCost, ...]:
     """Cost of each layer for one image of `config.input_size`, in execution order; allocates no tensors."""
     with torch.device("meta"):
         model = YOLOv4(config.replace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))).eval()
@@ -130,7 +133,7 @@ def count_layers(config: ModelConfig) -> list[LayerCost]:
                 module.register_forward_hook(_Counter(name, config.input_size[0], costs))
         with torch.inference_mode():
             model(torch.empty(1, 3, *config.input_size))
-    return costs
+    return tuple(costs)
 
 
 class _Counter:
@@ -164,7 +167,7 @@ class _Counter:
         return f"{part}/stride {self.height // output.shape[2]}"
 
 
-def sum_stages(costs: list[LayerCost]) -> dict[str, dict[str, int]]:
+def sum_stages(costs: Sequence[LayerCost]) -> dict[str, dict[str, int]]:
     """Parameters, multiply-adds and activations of each stage, and of backbone, neck, head and all together."""
     stages: dict[str, dict[str, int]] = {}
     for part in ("backbone", "neck", "head"):
@@ -176,7 +179,7 @@ def sum_stages(costs: list[LayerCost]) -> dict[str, dict[str, int]]:
     return stages
 
 
-def _sum(costs: list[LayerCost]) -> dict[str, int]:
+def _sum(costs: Sequence[LayerCost]) -> dict[str, int]:
     return {
         "parameters": sum(cost.parameters for cost in costs),
         "multiply_adds": sum(cost.multiply_adds for cost in costs),
@@ -184,7 +187,7 @@ def _sum(costs: list[LayerCost]) -> dict[str, int]:
     }
 
 
-def compare_separable(costs: list[LayerCost]) -> list[SeparableCost]:
+def compare_separable(costs: Sequence[LayerCost]) -> list[SeparableCost]:
     """Compare every depthwise and following pointwise convolution with the standard convolution that they replace."""
     convs = [(cost, cost.conv) for cost in costs if cost.conv is not None]
     pairs = []

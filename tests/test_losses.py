@@ -210,7 +210,7 @@ def _part(image: int) -> dict[str, Tensor]:
 def test_an_unknown_setting_is_reported(settings: dict) -> None:
     with pytest.raises(ValueError, match=r"choose from|must be at least 0"):
         LossConfig(**settings)
-    with pytest.raises(ValueError, match="for 3 classes"):
+    with pytest.raises(ValueError, match="num_classes: 3"):
         YOLOLoss(CONFIG, class_weights=(1.0,))
 
 

@@ -30,7 +30,7 @@ COUNT = re.compile(
         (3, ("usable image",), "3 usable images"),
         (2, ("entry",), "2 entries"),
         (2, ("day",), "2 days"),
-        (2, ("batch",), "2 batches"),
+        (2, ("epoch",), "2 epochs"),
         (1, ("image is", "images are"), "1 image is"),
         (2, ("image is", "images are"), "2 images are"),
     ],

@@ -14,7 +14,7 @@ def counted(count: int, singular: str, plural: str = "") -> str:
 
 
 def plural_of(noun: str) -> str:
-    """The regular plural of a noun: boxes, classes, batches, entries, images."""
-    if noun.endswith(("s", "x", "ch", "sh")):
+    """The regular plural of a noun: boxes, classes, entries, epochs."""
+    if noun.endswith(("s", "x", "sh")):
         return f"{noun}es"
     return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2:-1] not in "aeiou" else f"{noun}s"
