@@ -354,6 +354,8 @@ def _check_scans(data: bytes, header: ImageHeader, where: object) -> None:
     """Raises ImageError for a JPEG of more scans than `MAX_SCANS`, or that are too many for its number of pixels."""
     limit = int(min(MAX_SCANS, MAX_SCANNED_MEGAPIXELS * 1e6 / (header.height * header.width)))
     start = header.frame or len(_JPEG_MAGIC) - 1
+    if header.frame and _has_one_scan(data, header.frame):
+        return  # decoders stop after a scan that contains all components
     if data.count(b"\xff\xda", start) <= limit:  # scans of thumbnails are counted, too
         return
     if sum(1 for _ in itertools.islice(_scans(data, start), limit + 1)) <= limit:

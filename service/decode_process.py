@@ -23,6 +23,7 @@ import cv2
 
 from imaging.image_io import ImageError, decode_image_and_size, decoded_bytes, read_header_bytes
 from imaging.letterbox import Letterbox
+from nets.allocator import keep_freed_memory
 from service.sandbox import confine, cpu_time
 
 LENGTHS = struct.Struct("<II")
@@ -41,6 +42,7 @@ def main() -> None:
     """Decode until stdin is closed, which happens when the service exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to all processes of a terminal; the parent handles it
     cv2.setNumThreads(1)
+    keep_freed_memory(only_small=True)
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # output of libraries must not appear between two frames
     with contextlib.suppress(ImportError, AttributeError, OSError):

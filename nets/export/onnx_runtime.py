@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nets.allocator import keep_freed_memory
 from nets.export.exported import ExportedRuntime
 from nets.export.form import read_metadata
 from nets.runtime import GPU_BATCH
@@ -82,6 +83,7 @@ class OnnxRuntime(ExportedRuntime):
     name = "onnxruntime"
 
     def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
+        keep_freed_memory(only_small=True)
         self.session = open_session(path, device, threads)
         config, form = read_metadata(path, self.session.get_modelmeta().custom_metadata_map)
         super().__init__(path, config, form)

@@ -76,6 +76,13 @@ def test_the_output_of_common_encoders_is_read() -> None:
     assert decode_image(several(jpeg(progressive=True), 50)).shape == (60, 80, 3)
 
 
+def test_scans_after_a_complete_one_are_not_decoded() -> None:
+    data = several(jpeg(), 5000)
+    started = time.process_time()
+    assert np.array_equal(decode_image(data), decode_image(jpeg()))
+    assert time.process_time() - started < SECONDS
+
+
 def test_scans_of_thumbnails_and_of_later_images_do_not_count() -> None:
     thumbnail = several(jpeg(progressive=True, quality=5), 30)[:60_000]
     segment = b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
