@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from data.open import open_dataset
 from evaluation.detections_file import read_detections
 from training import folds, tune
 from training.options import TrainOptions
-from training.tune import CANDIDATES, Trial, candidates, plan_rounds, preset_of, survivors
+from training.tune import CANDIDATES, Search, Trial, candidates, round_sizes, survivors
 from utils.config import Settings, check_options
 from utils.errors import UserError
 
@@ -40,11 +41,8 @@ def test_splits_are_stratified_and_keep_near_duplicates_together() -> None:
     assert (folds.deal(counts, groups, 5) == fold).all()
 
 
-def test_rounds_share_the_time_and_end_with_two() -> None:
-    rounds = plan_rounds(9, 60.0)
-    assert [size for size, _ in rounds] == [9, 3, 2]
-    assert sum(size * minutes for size, minutes in rounds) == pytest.approx(60.0)
-    assert rounds[0][1] < rounds[1][1] < rounds[2][1]
+def test_the_last_of_the_rounds_has_two_trials() -> None:
+    assert round_sizes(9) == [9, 3, 2] and round_sizes(2) == [2] and round_sizes(1) == [1]
 
 
 def test_the_default_is_in_every_round() -> None:
@@ -62,8 +60,8 @@ def test_candidates_are_multiples_of_the_given_value() -> None:
 
 
 def test_a_preset_contains_no_paths() -> None:
-    state = {"minutes": 5, "options": {"data": "/x", "device": "cpu", "backbone": "mobilenet_v2"}}
-    preset = preset_of(state, Trial(1, {"mosaic": 0.0}, [0.2]))
+    search = Search(Path(), 5, {"data": "/x", "device": "cpu", "backbone": "mobilenet_v2"}, [])
+    preset = search.preset(Trial(1, {"mosaic": 0.0}, [0.2]), 0)
     assert preset == {"_source": preset["_source"], "backbone": "mobilenet_v2", "mosaic": 0.0}
 
 
@@ -156,16 +154,73 @@ def test_a_tune_run_writes_a_preset_and_can_be_resumed(
     assert len(table) == 9 and table[0]["options"] == "{}" and table[0]["round_3"] == "0.5000"
 
 
-def test_the_default_is_selected_if_scores_are_equal(tmp_path: Path) -> None:
-    def fake(argv: list[str]) -> int:
+class FakeTraining:
+    """A training that writes `score(options)` and takes `takes(minutes, number of trainings before)` minutes."""
+
+    def __init__(self, takes: Callable[[float, int], float], score: Callable[[dict[str, Any]], float]) -> None:
+        self.takes, self.score, self.time, self.given = takes, score, 0.0, list[float]()
+
+    def __call__(self, argv: list[str]) -> int:
         run = Path(argv[argv.index("--run-dir") + 1])
+        values = json.loads(Path(argv[argv.index("--config") + 1]).read_text())
+        assert values["minutes"] > 0  # 0 would be a run without a limit
+        self.time += 60 * self.takes(values["minutes"], len(self.given))
+        self.given.append(values["minutes"])
         run.mkdir(parents=True)
-        (run / "metrics.csv").write_text("epoch,voc10_mAP50\n1,0.5\n")
+        (run / "metrics.csv").write_text(f"epoch,voc10_mAP50\n1,{self.score(values)}\n")
         return 0
 
-    given = {"data": str(demo_data()), "run_dir": str(tmp_path / "run"), "minutes": 9.0, "mosaic": 0.3}
-    assert tune.run_tune(Settings.of(options_of(**given)), fake) == 0
-    assert json.loads((tmp_path / "run" / "preset.json").read_text())["mosaic"] == 0.3
+    def search(self, folder: Path, minutes: float, **given: Any) -> dict[str, Any]:
+        """The preset that a search finds."""
+        values = {"data": str(demo_data()), "run_dir": str(folder), "minutes": minutes, "tune": True, **given}
+        assert tune.run_tune(Settings.of(options_of(**values)), self, lambda: self.time) == 0
+        return json.loads((folder / "preset.json").read_text())
+
+
+def test_the_default_is_selected_if_scores_are_equal(tmp_path: Path) -> None:
+    training = FakeTraining(lambda minutes, _: minutes, lambda _: 0.5)
+    assert training.search(tmp_path / "run", 9.0, mosaic=0.3)["mosaic"] == 0.3
+    assert training.given == pytest.approx([9 / 3 / 9] * 9 + [9 / 3 / 3] * 3 + [9 / 3 / 2] * 2)
+    assert training.time == pytest.approx(9 * 60)
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"),
+    [
+        ("start and evaluation take half a minute", lambda minutes, _: minutes + 0.5),
+        ("twice as slow", lambda minutes, _: 2 * minutes),
+        ("load in the middle", lambda minutes, done: minutes * (3 if 4 < done < 9 else 1) + 0.2),
+        ("load in the last round", lambda minutes, done: minutes * (1.5 if done > 11 else 1)),
+        ("an epoch takes longer than the time of a trial", lambda minutes, _: max(minutes, 3.0)),
+        ("the computer slept", lambda minutes, done: 30.0 if done == 5 else minutes),
+    ],
+)
+def test_a_search_ends_in_its_time_whatever_a_trial_takes(tmp_path: Path, name: str, takes: Any) -> None:
+    """At most one trial ends after the time; trials of a round have equal times; the best of the scored ones wins."""
+    took: list[float] = []
+
+    def counted(minutes: float, done: int) -> float:
+        took.append(takes(minutes, done))
+        return took[-1]
+
+    training = FakeTraining(counted, lambda values: 0.7 if values.get("mosaic") == 1.0 else 0.5)
+    preset = training.search(tmp_path / "run", 20.0)
+    assert training.time / 60 <= 20 + max(took[-1] - training.given[-1], 0) + (30 if "slept" in name else 0)
+    if name not in ("an epoch takes longer than the time of a trial", "the computer slept"):
+        assert preset["mosaic"] == 1.0 and training.time / 60 > 0.75 * 20
+    rounds = json.loads((tmp_path / "run" / "tune.json").read_text())["trials"]
+    for number in range(3):
+        minutes = [trial["minutes"][number] for trial in rounds if len(trial["minutes"]) > number]
+        assert not minutes or min(minutes) >= max(minutes) / 2 - 0.01
+
+
+def test_too_few_minutes_name_the_minutes_of_the_whole_search(tmp_path: Path) -> None:
+    def fake(argv: list[str]) -> int:
+        raise UserError("--minutes", "0.1 is not enough for one epoch (0.5)", "increase it")
+
+    given = {"data": str(demo_data()), "run_dir": str(tmp_path / "run"), "minutes": 2.7, "tune": True}
+    with pytest.raises(UserError, match=r"2\.7 minutes are 0\.1 for the first trial"):
+        tune.run_tune(Settings.of(options_of(**given)), fake)
 
 
 assert train_makers  # its import makes train.py importable

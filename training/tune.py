@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,14 @@ class Trial:
         number: its number; 0 is the default.
         options: the options that differ from the default, by name.
         scores: the score of each of its rounds; None if it could not be trained.
-        minutes: training time of each of its rounds.
+        minutes, took: the `--minutes` of each of its rounds, and the minutes that it really took.
     """
 
     number: int
     options: dict[str, Any]
     scores: list[float | None] = field(default_factory=list)
     minutes: list[float] = field(default_factory=list)
+    took: list[float] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -74,49 +76,148 @@ def is_tune_run(settings: TrainSettings) -> bool:
     return resumed_folder(settings, STATE) is not None
 
 
-def run_tune(settings: TrainSettings, train: Train) -> int:
+def run_tune(settings: TrainSettings, train: Train, now: Callable[[], float] = time.monotonic) -> int:
     """Search for options that are better than the default on the user's data.
 
-    All candidates are trained for a short time, the best third for three times as long, and so on. Each round takes
-    the same time. The default is part of every round. After the last round, the winner is compared with it, trained
-    equally long and evaluated on the same validation images. The result is therefore never worse than the default by
-    that score.
+    All candidates are trained for a short time, the best third for about three times as long, and so on. The default
+    is part of every round. After the last round, the winner is compared with it, trained equally long and evaluated on
+    the same validation images. The result is therefore never worse than the default by that score. If the time is used
+    up earlier, the last round with scores of the default and of another trial decides.
 
     Args:
         settings: with `--tune`, or with `--resume` and the folder of a search; the given options are the default.
         train: train.py's main.
+        now: returns the time of a clock in seconds.
 
     Source: successive halving, Jamieson and Talwalkar, AISTATS 2016, https://arxiv.org/abs/1502.07943
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("--tune", "works in one process", "start it without torchrun")
-    folder, state, trials = _open(settings)
-    rounds = plan_rounds(len(trials), state["minutes"])
-    alive = list(trials)
-    for number, (count, minutes) in enumerate(rounds):
-        if number:
-            alive = survivors(alive, number - 1, count)
-        for trial in alive:
-            if len(trial.scores) == number:
-                code = _train_trial(folder, state, trial, number, minutes, train)
-                if code:
-                    return code
-                _save(folder, state, trials)
-        print(f"round {number + 1} of {len(rounds)}, {minutes:.1f} minutes each:\n{table_text(alive, number)}")
-    best = max(alive, key=lambda trial: (trial.scores[-1] or 0.0, trial.number == 0))
-    write_json(folder / PRESET, preset_of(state, best))
-    _write_table(folder, trials)
-    print(f"best: {best.name}; use it with: python train.py --config {folder / PRESET} --data ...")
-    print(f"table: {folder / TABLE}")
+    search = _open(settings)
+    sizes, alive, number = round_sizes(len(search.trials)), search.trials, 0
+    while number < len(sizes):
+        is_new = number and not any(len(trial.scores) > number for trial in alive)
+        if is_new and search.share(sizes[number], len(sizes) - number) < alive[0].minutes[number - 1]:
+            sizes[number:] = sizes[-1:]  # time is short: the last round is next
+        chosen = survivors(alive, number - 1, sizes[number]) if number else alive
+        code = search.train_round(chosen, number, len(sizes), train, now)
+        if code:
+            return code
+        scored = [trial for trial in chosen if len(trial.scores) > number]
+        if number and (len(scored) < 2 or scored[0].scores[number] is None):
+            print(f"round {number + 1}: not enough time; round {number} decides")
+            break
+        alive, number = scored, number + 1
+        print(f"round {number} of {len(sizes)}:\n{table_text(alive, number - 1)}")
+    last = number - 1
+    best = max(alive, key=lambda trial: (trial.scores[last] or 0.0, trial.number == 0))
+    write_json(search.folder / PRESET, search.preset(best, last))
+    _write_table(search.folder, search.trials)
+    print(f"time: {search.spent:.1f} of {search.minutes:g} minutes; table: {search.folder / TABLE}")
+    print(f"best: {best.name}; use it with: python train.py --config {search.folder / PRESET} --data ...")
     return 0
 
 
-def plan_rounds(count: int, minutes: float) -> list[tuple[int, float]]:
-    """(trials, minutes of each) of every round; all rounds take equally long, the last one has two trials."""
+def round_sizes(count: int) -> list[int]:
+    """Number of trials of every round; the last round has two."""
     sizes = [count]
     while sizes[-1] > 2:
         sizes.append(max(2, -(-sizes[-1] // KEPT)))
-    return [(size, minutes / len(sizes) / size) for size in sizes]
+    return sizes
+
+
+@dataclass
+class Search:
+    """A search and its folder.
+
+    Args:
+        folder: of the search.
+        minutes: for the whole search.
+        options: the given options, by name.
+        trials: all trials; the first one is the default.
+        spent: minutes used so far, in all calls.
+    """
+
+    folder: Path
+    minutes: float
+    options: dict[str, Any]
+    trials: list[Trial]
+    spent: float = 0.0
+
+    def train_round(
+        self, chosen: Sequence[Trial], number: int, rounds: int, train: Train, now: Callable[[], float]
+    ) -> int:
+        """Train the trials of a round that have no score yet, for equal times; returns the exit code.
+
+        A round gets an equal part of the time that is left. A trial takes longer than its `--minutes`: to start, and
+        to evaluate on a busy machine. The next trials and rounds get less time for that, but half of the time planned
+        for the later rounds stays theirs. A trial that would get less than half the time of the first one is left out.
+        """
+        kept = 0.5 * self.minutes * (rounds - number - 1) / rounds
+        equal = max((trial.minutes[number] for trial in chosen if len(trial.minutes) > number), default=0.0)
+        equal = equal or self.share(len(chosen), rounds - number)
+        waiting = [trial for trial in chosen if len(trial.scores) == number]
+        for place, trial in enumerate(waiting):
+            slot = (self.minutes - kept - self.spent) / (len(waiting) - place) - self._excess()
+            if slot < equal / 2 or equal <= 0:
+                print(f"trial {trial.number} ({trial.name}): left out, no time")
+                continue
+            minutes, started = min(equal, slot), now()
+            try:
+                code, score = self._train(trial, number, minutes, train)
+            finally:
+                took = (now() - started) / 60
+                self.spent += took
+                self.save()
+            if code:
+                return code
+            trial.scores.append(score)
+            trial.minutes.append(round(minutes, 3))
+            trial.took.append(round(took, 3))
+            self.save()
+        return 0
+
+    def share(self, trials: int, rounds: int) -> float:
+        """The `--minutes` of each of the trials of a round, if `rounds` are left and share the time that is left."""
+        return (self.minutes - self.spent) / rounds / trials - self._excess()
+
+    def _excess(self) -> float:
+        """Minutes that a trial takes besides its `--minutes`, the mean of the last three."""
+        trained = [each for trial in self.trials for each in zip(trial.scores, trial.minutes, trial.took, strict=False)]
+        excess = [max(took - minutes, 0.0) for score, minutes, took in trained if score is not None][-3:]
+        return sum(excess) / max(len(excess), 1)
+
+    def _train(self, trial: Trial, number: int, minutes: float, train: Train) -> tuple[int, float | None]:
+        """Train once: the exit code, and the score; None for options that cannot be trained in this time."""
+        run = self.folder / f"trial-{trial.number}-round-{number + 1}"
+        print(f"trial {trial.number} ({trial.name}), round {number + 1}, {minutes:.1f} minutes")
+        try:
+            if (run / "config.json").is_file():
+                code = train(["--resume", str(run)])
+            else:
+                config = self.folder / "options.json"
+                write_json(config, {**self.options, **trial.options, "minutes": minutes})
+                code = train(["--config", str(config), "--run-dir", str(run)])
+        except (UserError, RunError) as error:
+            if trial.number == 0 and number == 0:
+                if isinstance(error, UserError) and error.where == "--minutes":
+                    what = f"{self.minutes:g} minutes are {minutes:.1f} for the first trial; {error.what}"
+                    raise UserError("--minutes", what, "increase it") from error
+                raise
+            warn(f"trial {trial.number} ({trial.name})", str(error), "it is skipped")
+            return 0, None
+        return code, None if code else best_score(run)
+
+    def preset(self, best: Trial, number: int) -> dict[str, Any]:
+        """The user's options and the best ones found, without paths of data and results."""
+        places = ("data", "val_data", "train_split", "val_split", "shards", "classes", "device", "workers", "threads")
+        given = {name: value for name, value in self.options.items() if name not in places}
+        note = f"train.py --tune, {self.minutes:g} minutes: {METRIC} {best.scores[number] or 0:.4f}"
+        return {"_source": note, **given, **best.options}
+
+    def save(self) -> None:
+        values = {"minutes": self.minutes, "spent": round(self.spent, 3), "options": self.options}
+        write_json(self.folder / STATE, {**values, "trials": [asdict(each) for each in self.trials]})
 
 
 def survivors(trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
@@ -152,64 +253,27 @@ def _scaled(options: TrainOptions, name: str, factor: float) -> Any:
     return round(value * factor, 8)
 
 
-def _open(settings: TrainSettings) -> tuple[Path, dict[str, Any], list[Trial]]:
+def _open(settings: TrainSettings) -> Search:
     options = settings.options
     resumed = resumed_folder(settings, STATE)
     if resumed is not None:
         state = read_json(resumed / STATE, "a folder of train.py --tune")
-        return resumed, state, [Trial(**each) for each in state["trials"]]
+        trials = [Trial(**each) for each in state.pop("trials")]
+        return Search(resumed, trials=trials, **state)
     check_before_loading(options)
     minutes = options.duration.minutes or MINUTES
-    folder = new_run_dir(options.run.run_dir, "tune")
-    state = {"minutes": minutes, "options": given_options(settings, NOT_FOR_TRIALS)}
     trials = [Trial(number, values) for number, values in enumerate(candidates(options))]
-    rounds = plan_rounds(len(trials), minutes)
-    print(f"{len(trials)} trials in {len(rounds)} rounds, {minutes:g} minutes in total; first {rounds[0][1]:.1f} each")
-    _save(folder, state, trials)
-    return folder, state, trials
-
-
-def _save(folder: Path, state: Mapping[str, Any], trials: Sequence[Trial]) -> None:
-    write_json(folder / STATE, {**state, "trials": [asdict(each) for each in trials]})
-
-
-def _train_trial(
-    folder: Path, state: Mapping[str, Any], trial: Trial, number: int, minutes: float, train: Train
-) -> int:
-    """Train once; returns the exit code, 0 also for options that cannot be trained in this time."""
-    run = folder / f"trial-{trial.number}-round-{number + 1}"
-    print(f"trial {trial.number} ({trial.name}), round {number + 1}")
-    try:
-        if (run / "config.json").is_file():
-            code = train(["--resume", str(run)])
-        else:
-            config = folder / "options.json"
-            write_json(config, {**state["options"], **trial.options, "minutes": minutes})
-            code = train(["--config", str(config), "--run-dir", str(run)])
-    except (UserError, RunError) as error:
-        if trial.number == 0:
-            raise
-        warn(f"trial {trial.number} ({trial.name})", str(error), "it is skipped")
-        code, score = 0, None
-    else:
-        score = best_score(run)
-    trial.scores.append(score)
-    trial.minutes.append(round(minutes, 3))
-    return code
+    folder = new_run_dir(options.run.run_dir, "tune")
+    search = Search(folder, minutes, given_options(settings, NOT_FOR_TRIALS), trials)
+    print(f"{len(trials)} trials in {len(round_sizes(len(trials)))} rounds, {minutes:g} minutes in total")
+    search.save()
+    return search
 
 
 def best_score(run: Path) -> float:
     """The best score in a run's metrics.csv."""
     rows = csv.DictReader((run / "metrics.csv").read_text(encoding="utf-8").splitlines())
     return max((float(row[METRIC]) for row in rows if row.get(METRIC)), default=0.0)
-
-
-def preset_of(state: Mapping[str, Any], best: Trial) -> dict[str, Any]:
-    """The user's options and the best ones found, without paths of data and results."""
-    places = ("data", "val_data", "train_split", "val_split", "shards", "classes", "device", "workers", "threads")
-    given = {name: value for name, value in state["options"].items() if name not in places}
-    note = f"train.py --tune, {state['minutes']:g} minutes: {METRIC} {best.scores[-1] or 0:.4f}"
-    return {"_source": note, **given, **best.options}
 
 
 def table_text(trials: Sequence[Trial], number: int) -> str:
@@ -225,8 +289,9 @@ def _write_table(folder: Path, trials: Sequence[Trial]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     rounds = max(len(trial.scores) for trial in trials)
-    writer.writerow(["trial", "options", *(f"round_{n + 1}" for n in range(rounds))])
+    writer.writerow(["trial", "options", *(f"round_{n + 1}" for n in range(rounds)), "minutes"])
     for trial in trials:
         scores = ["" if score is None else f"{score:.4f}" for score in trial.scores]
-        writer.writerow([trial.number, json.dumps(trial.options), *scores, *[""] * (rounds - len(scores))])
+        blank = [""] * (rounds - len(scores))
+        writer.writerow([trial.number, json.dumps(trial.options), *scores, *blank, f"{sum(trial.took):.1f}"])
     write_atomically(folder / TABLE, text.getvalue().encode())
