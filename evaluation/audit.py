@@ -60,17 +60,10 @@ def find_label_errors(index: DatasetIndex, found: FoundDetections) -> list[Findi
             0.01 on; labels index `index.class_names`, -1 for a class that the data does not have.
 
     Based on ObjectLab (Tkachenko, Thyagarajan and Mueller, 2023, https://arxiv.org/abs/2309.00832):
-    overlooked, swapped and badly located objects. Detection scores are first calibrated on these labels.
+    overlooked, swapped and badly located objects.
     """
     pairs = _Pairs(index, found, (found.scores >= LEAST_SCORE) & (found.labels >= 0))
-    chance = _calibrated(pairs)
-    groups = [
-        _missing(pairs, chance),
-        _phantoms(pairs),
-        _wrong_classes(pairs),
-        _sloppy(pairs, chance),
-        _duplicates(index),
-    ]
+    groups = [_missing(pairs), _phantoms(pairs), _wrong_classes(pairs), _sloppy(pairs), _duplicates(index)]
     findings = sorted((each for group in groups for each in group), key=lambda each: -each.score)
     taken: set[int] = set()
     result = []
@@ -137,49 +130,48 @@ def box_overlaps(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.
     return iou, both / np.maximum(area[:, None], 1e-9)
 
 
-def _calibrated(pairs: _Pairs) -> np.ndarray:
-    """(N,) calibrated scores: how often detections of this class and score match a label; isotonic fits to the labels.
+def _chance_of_label(pairs: _Pairs) -> np.ndarray:
+    """(N,) the chance that the annotator has labelled a detection; 0 for detections that `pairs` leaves out.
 
-    The detector and the annotator may define a class differently, so each class is fitted separately,
-    and shrunk to the fit of all classes if it is rare.
+    An additive logistic regression on score, class, size and place of the detection, and on the other detections of
+    the image. It learns what this annotator labels: for example no small chairs, and no groups beside their members.
+    Labels are not among the features: those around would separate the object of a removed label from the others.
     """
-    scores, labels = pairs.found.scores, pairs.found.labels
-    right = (pairs.most_of_det(pairs.iou, pairs.same) >= FOUND_IOU).astype(np.float64)
-    chance = _fit_to_scores(scores, right, pairs.dets)
-    own = chance.copy()
-    for label in np.unique(labels[pairs.dets]):
-        mine = pairs.dets[labels[pairs.dets] == label]
-        weight = right[mine].sum() / (right[mine].sum() + SHRINK)
-        own[mine] = weight * _fit_to_scores(scores, right, mine)[mine] + (1 - weight) * chance[mine]
-    return np.clip(own * 0.98 + 0.02 * scores, 0, 1)  # the score breaks ties
+    index, found = pairs.index, pairs.found
+    order = pairs.dets[np.lexsort((-found.scores[pairs.dets], found.image[pairs.dets]))]
+    chance = np.zeros(len(found.scores))
+    if not len(order):
+        return chance
+    starts = np.flatnonzero(np.diff(found.image[order], prepend=-1))
+    around = np.concatenate([_among_detections(found, d) for d in np.split(order, starts[1:])])
+    features = np.concatenate([around, _geometry(found.boxes[order], _wide_high(index)[found.image[order]])], axis=1)
+    edges = [np.unique(np.quantile(column, QUANTILES)) for column in features.T]
+    is_labelled = pairs.most_of_det(pairs.iou, pairs.same)[order] >= FOUND_IOU
+    learnt = np.random.default_rng(0).permutation(len(order))[:MOST_SAMPLES]
+
+    def table(rows: np.ndarray) -> np.ndarray:
+        return _indicators(features[rows], edges, found.labels[order[rows]], len(index.class_names))
+
+    weights = fit_logistic(table(learnt), is_labelled[learnt])
+    for rows in np.array_split(np.arange(len(order)), -(-len(order) // MOST_SAMPLES)):
+        chance[order[rows]] = 1 / (1 + np.exp(-table(rows) @ weights))
+    return chance
 
 
-def _fit_to_scores(scores: np.ndarray, right: np.ndarray, dets: np.ndarray) -> np.ndarray:
-    """(N,) the increasing fit of `right` to the scores of the detections `dets`; 0 for the others."""
-    result = np.zeros(len(scores))
-    order = dets[np.argsort(scores[dets], kind="stable")]
-    result[order] = increasing_fit(right[order])
-    return result
+def _among_detections(found: FoundDetections, d: np.ndarray) -> np.ndarray:
+    """(N, 9) features of the detections `d` of one image, best first: the log-odds of the score, and how each lies to
+    the others."""
+    scores, labels = found.scores[d], found.labels[d]
+    iou, inside = box_overlaps(found.boxes[d], found.boxes[d])
+    same = labels[:, None] == labels
+    better = np.tri(len(d), k=-1, dtype=bool)  # the column's score is higher
+    columns = [np.where(mask & better, part, 0).max(axis=1) for part in (iou, inside) for mask in (same, ~same)]
+    columns.append((np.where(same, inside.T * scores, 0) - np.diag(scores)).max(axis=1))
+    sums = [(same * scores).sum(axis=1) - scores, scores.sum() - scores, np.full(len(d), scores.max())]
+    return np.stack([np.log(scores / (1 - np.minimum(scores, 1 - 1e-6))), *columns, *sums], axis=1)
 
 
-def increasing_fit(values: np.ndarray) -> np.ndarray:
-    """(N,) the increasing sequence nearest to the values in least squares: pool adjacent violators.
-
-    Source: Ayer et al., An Empirical Distribution Function for Sampling with Incomplete Information, 1955.
-    """
-    sums: list[float] = []
-    counts: list[int] = []
-    for value in values.tolist():
-        sums.append(value)
-        counts.append(1)
-        while len(sums) > 1 and sums[-2] * counts[-1] >= sums[-1] * counts[-2]:
-            last, count = sums.pop(), counts.pop()
-            sums[-1] += last
-            counts[-1] += count
-    return np.repeat(np.array(sums) / np.maximum(counts, 1), counts) if counts else np.zeros(0)
-
-
-def _missing(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
+def _missing(pairs: _Pairs) -> list[Finding]:
     """Detections without a label; one per location."""
     found, crowd = pairs.found, pairs.index.crowd[pairs.gt]
     own = pairs.most_of_det(pairs.iou, pairs.same)
@@ -187,7 +179,7 @@ def _missing(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
     inside = pairs.most_of_det(pairs.inside, pairs.same | crowd)
     free = (own < NEAR_IOU) & (other < OTHER_IOU)
     # A part of a labelled object, or one of a crowd, is rarely a missing label.
-    score = chance * (1 - own) * (1 - 0.5 * other) * np.where(inside > INSIDE, 0.3, 1.0)
+    score = _chance_of_label(pairs) * (1 - own) * (1 - 0.5 * other) * np.where(inside > INSIDE, 0.3, 1.0)
     candidates = pairs.dets[free[pairs.dets]]
     candidates = candidates[np.argsort(-score[candidates], kind="stable")]
     kept: dict[int, list[int]] = {}
@@ -369,14 +361,14 @@ def _confusion(index: DatasetIndex, found: FoundDetections, which: np.ndarray) -
     return (table + SHRINK * average) / (total[:, None] + SHRINK)
 
 
-def _sloppy(pairs: _Pairs, chance: np.ndarray) -> list[Finding]:
+def _sloppy(pairs: _Pairs) -> list[Finding]:
     """Labels whose object is detected at another location."""
     index, found = pairs.index, pairs.found
     seen = pairs.same & (pairs.iou >= NEAR_IOU)
     best_iou, _ = pairs.best_of_label(pairs.iou, seen & (found.scores[pairs.det] >= 0.3 * _best_score(pairs, seen)))
     explained = pairs.most_of_det(pairs.iou, pairs.same)
     nearest = pairs.iou >= explained[pairs.det] - 1e-9  # not the detection of a neighbour
-    support, which = pairs.best_of_label(chance[pairs.det], seen & nearest)
+    support, which = pairs.best_of_label(found.scores[pairs.det], seen & nearest)
     named = np.flatnonzero((which >= 0) & ~index.crowd)
     misfit = np.clip((FITS_IOU - best_iou[named]) / (FITS_IOU - NEAR_IOU - 0.15), 0, 1)
     score = support[named] * misfit

@@ -17,11 +17,13 @@ from data.data_options import DataOptions
 from data.index import DatasetIndex
 from evaluation.audit import KINDS, Finding, counts_by_kind, find_label_errors, finding_row
 from evaluation.detections_file import label_lookup, read_detections
-from evaluation.evaluator import FoundDetections, run_detector
+from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, run_detector
 from evaluation.report.html import page_html
 from evaluation.report.pictures import MISSED, WRONG, Mark, crop
 from imaging.image_io import read_image
+from nets.nms import weighted_box_fusion
 from prediction.detector import Detector, load_detector
+from prediction.tta import AugmentedDetector
 from utils.config import option, parse_options
 from utils.errors import UserError, printable, warn
 from utils.files import write_file
@@ -29,6 +31,8 @@ from utils.output_rules import check_output_file, check_output_folder
 from utils.text import counted
 
 ALL = "all"  # every split of a data set
+SCALES = (1.0, 0.8)  # input sizes of the views, relative to the detector's; each also mirrored
+THRESHOLDS = replace(EVAL_THRESHOLDS, score_threshold=0.005, suppress=weighted_box_fusion)
 HEADINGS = {
     "missing": "Objects without a label",
     "phantom": "Labels without an object",
@@ -95,7 +99,7 @@ def _read(path: Path, index: DatasetIndex) -> tuple[DatasetIndex, FoundDetection
 
 
 def _look(options: AuditOptions, index: DatasetIndex) -> FoundDetections:
-    """Detections of a checkpoint, with the class indices of the data set."""
+    """Detections of a checkpoint in several views of each image, with the class indices of the data set."""
     what = "a detector that was trained on these labels finds few of their errors"
     warn("audit", what, "use: python train.py --folds 5 ..., then --detections RUN/detections.json")
     detector: Detector = load_detector(options.checkpoint, options.device)
@@ -104,7 +108,8 @@ def _look(options: AuditOptions, index: DatasetIndex) -> FoundDetections:
     if (labels < 0).all():
         what = f"has none of the classes of {index.name} ({', '.join(map(printable, index.class_names[:8]))}, ...)"
         raise UserError(options.checkpoint or "the bundled detector", what, "name another --checkpoint or --detections")
-    found = run_detector(detector, index, np.arange(len(index)), progress=options.progress)
+    views = AugmentedDetector(detector, scales=(1.0,) if detector.runtime.fixed_size else SCALES)
+    found = run_detector(views, index, np.arange(len(index)), thresholds=THRESHOLDS, progress=options.progress)
     return replace(found, labels=labels[found.labels])
 
 

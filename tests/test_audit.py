@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from data_makers import make_voc
 
 from benchmarks.label_audit import measure, plant
 from data.index import DatasetIndex
-from evaluation.audit import CLASS, DUPLICATE, MISSING, PHANTOM, SLOPPY, Finding, find_label_errors, increasing_fit
+from evaluation.audit import CLASS, DUPLICATE, MISSING, PHANTOM, SLOPPY, Finding, find_label_errors
 from evaluation.evaluator import FoundDetections
+from imaging.detections import Detections
+from nets.model_config import ModelConfig
 from prediction import audit
 from utils.errors import UserError
+from utils.thresholds import Thresholds
 
 Rows = Sequence[tuple[int, str, tuple[float, float, float, float]]]
 NAMES = ("dog", "cat", "cow")
@@ -122,9 +126,38 @@ def test_no_labels_and_no_detections_are_no_error(labels: Rows, seen: Rows) -> N
     assert all(0 <= each.score <= 1 for each in findings)
 
 
-def test_a_monotone_fit_pools_decreasing_values() -> None:
-    assert increasing_fit(np.array([0.0, 1.0, 0.0, 1.0])).tolist() == [0, 0.5, 0.5, 1]
-    assert increasing_fit(np.zeros(0)).tolist() == []
+def test_a_missing_label_is_ranked_by_what_the_annotator_labels() -> None:
+    """Detections of one class in ten are labelled, those of the others always: a missing dog comes before the cows."""
+    seen = truth()
+    labels = [row for k, row in enumerate(seen) if row[1] != "cow" or k % 10 == 0]
+    gone = labels.pop(next(k for k, row in enumerate(labels) if row[0] == 20 and row[1] == "dog"))
+    missing = [each for each in find_label_errors(index_of(labels), found_of(seen)) if each.kind == MISSING]
+    assert missing[0].image == gone[0] and missing[0].score > 2 * missing[1].score > 0
+
+
+def test_the_command_merges_views_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --detections: the mirrored image counts, too; and the detector's classes get the data set's numbers."""
+
+    class Seer:
+        """Sees a dog at the left edge of every view."""
+
+        config = ModelConfig(class_names=("person", "dog"), input_size=(160, 160))
+        runtime = SimpleNamespace(fixed_size=True)
+
+        def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
+            assert thresholds.score_threshold <= 0.01
+            box = np.array([[0, 0, 20, 20]], np.float32)
+            return [Detections(box, np.array([0.8], np.float32), np.array([1])) for _ in images]
+
+    year = make_voc(tmp_path / "devkit", 8, 2)
+    monkeypatch.setattr(audit, "load_detector", lambda *_: Seer())
+    taken: list[FoundDetections] = []
+    monkeypatch.setattr(audit, "find_label_errors", lambda index, found: taken.append(found) or [])
+    arguments = [str(year.parent), "--split", "train", "--output", str(tmp_path / "audit"), "--no-progress"]
+    assert audit.main(arguments) == 0
+    mine = taken[0].image == 0
+    assert sorted(taken[0].boxes[mine][:, 0].tolist())[0] == 0 and mine.sum() == 2
+    assert taken[0].scores[mine] == pytest.approx([0.4, 0.4])  # half of the views have each of the boxes
 
 
 def test_planted_errors_are_counted_and_found_by_a_perfect_detector() -> None:
