@@ -14,10 +14,10 @@ import numpy as np
 
 from nets.weights.bundled import find_model, model_names
 from service.hosts import Hosts
-from service.limits import MEGABYTE, Limits
-from utils.config import check_options, option, options_to_dict, parse_options, read_config
+from service.limits import Limits
+from utils.config import check_options, group, option, options_to_dict, parse_options, read_config
 from utils.cpus import set_num_threads
-from utils.errors import MissingExtra, UserError, printable, run_command, warn
+from utils.errors import UserError, printable, require_packages, run_command, warn
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,6 @@ class ServeOptions:
     input_size: tuple[str, ...] = option((), "height [width] of the network's input, multiples of 32", metavar="N")
     iou_threshold: float | None = option(
         None, "IoU above which NMS removes the box with the lower score", low=0, high=1
-    )
-    batch_size: int | None = option(
-        None, "maximum number of images per batch (default: 1 on a CPU, 8 on a GPU)", low=1, high=256
-    )
-    batch_wait: float = option(
-        2.0, "milliseconds that a batch waits for images that are being decoded", low=0, high=1000
-    )
-    max_waiting: int = option(64, "maximum number of pending requests; further ones get 503", low=1, high=10_000)
-    max_body: float = option(20.0, "maximum size of a request, megabytes", above=0, high=1024)
-    max_megapixels: float = option(
-        50.0, "maximum size of an image, megapixels; checked before decoding", above=0, high=1000
-    )
-    read_timeout: float = option(20.0, "maximum time to receive a request, seconds", above=0, high=3600)
-    answer_timeout: float = option(30.0, "maximum time to answer a request, seconds", above=0, high=3600)
-    per_minute: int = option(0, "requests per minute of one client; further ones get 429; 0 = no limit", low=0)
-    connections: int = option(
-        128, "maximum number of open connections of one client; further ones get 503", low=1, high=512
     )
     behind_proxy: bool = option(
         False, "read client addresses from X-Forwarded-For of a proxy on this machine; --connections then has no effect"
@@ -78,41 +61,29 @@ class ServeOptions:
     )
     train_minutes: float = option(10.0, "--label: minutes of one training run", above=0, high=10_000)
     train_config: str | None = option(None, "--label: file of options for train.py --config", metavar="FILE.json")
-
-    @property
-    def limits(self) -> Limits:
-        body = int(self.max_body * MEGABYTE)
-        return Limits(
-            max_body=body,
-            max_megapixels=self.max_megapixels,
-            read_timeout=self.read_timeout,
-            answer_timeout=self.answer_timeout,
-            queue=self.max_waiting,
-            bodies=max(Limits.bodies, 4 * body),
-            per_minute=self.per_minute,
-            connections=self.connections,
-            batch_size=self.batch_size or Limits.batch_size,
-            batch_wait=self.batch_wait / 1000,
-        )
+    limits: Limits = group(Limits, "limits")
 
 
 def main(argv: list[str] | None = None) -> int:
     options = _with_old_name(parse_options(ServeOptions, argv, description=__doc__ or "", prog="serve.py"))
     _check_labelling(options)
-    server_class = _import_server()
+    require_packages("serve.py", ("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "serve")
     if options.threads is not None:
         set_num_threads(options.threads)
+    from service.server import Server  # imports FastAPI, which --help does not need
+
     paths = [find_model(each) for each in options.checkpoint] or [find_model()]
     names = model_names(paths)
     detectors = [_open(path, options) for path in paths]
-    if options.batch_size is None:
-        options = replace(options, batch_size=min(each.runtime.usual_batch for each in detectors))
+    if options.limits.batch_size is None:
+        usual = min(each.runtime.usual_batch for each in detectors)
+        options = replace(options, limits=replace(options.limits, batch_size=usual))
     with _listen(options.host, options.port) as (listener, is_local):
         app = _build(options, dict(zip(names, detectors, strict=True)), paths[0], is_local)
         what = f"labelling {printable(options.label)} with" if options.label else "serving"
         files = ", ".join(printable(path) for path in paths)
         print(f"{what} {files} on {_address(listener)} (stop with Ctrl-C)", flush=True)
-        server_class(app, options.limits, options.behind_proxy).run(sockets=[listener])
+        Server(app, options.limits, options.behind_proxy).run(sockets=[listener])
     return 0
 
 
@@ -124,21 +95,6 @@ def _open(path: Path, options: ServeOptions) -> Any:
         detector.set_input_size([_whole(size) for size in options.input_size])
     detector.detect_batch([np.zeros((32, 32, 3), np.uint8)])  # fails here if the file cannot run
     return detector
-
-
-def _import_server() -> Any:
-    """Import `service.server.Server`. Raises MissingExtra if its packages are not installed."""
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        packages = "fastapi, uvicorn, python-multipart and prometheus-client"
-        raise MissingExtra("serve.py", packages, "serve") from error
-    from service.server import Server
-
-    return Server
 
 
 def _with_old_name(options: ServeOptions) -> ServeOptions:

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.augment_config import AugmentConfig
 from imaging.letterbox import Letterbox
-from utils.errors import MissingExtra
+from utils.errors import require_packages
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom of a part of the canvas, pixels
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -217,13 +217,11 @@ def degrade(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) 
 
 @cache
 def _albumentations() -> dict[str, Any]:
+    require_packages("albumentations > 0", ["albumentations"], "augment")
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import accesses the network otherwise
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import albumentations
-    except ImportError as error:
-        raise MissingExtra("albumentations > 0", "albumentations", "augment") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import albumentations
     steps = {
         "blur": albumentations.Blur(blur_limit=(3, 5), p=1),
         "median_blur": albumentations.MedianBlur(blur_limit=(3, 5), p=1),

@@ -32,7 +32,7 @@ from data.open import default_splits
 from imaging.image_io import MAX_MEGAPIXELS, decode_image, read_header_bytes
 from imaging.letterbox import Letterbox
 from utils.config import option, parse_options
-from utils.errors import MissingExtra, RunError, UserError, warn
+from utils.errors import MissingExtra, RunError, UserError, require_packages, warn
 from utils.files import read_file, write_atomically
 from utils.text import counted
 
@@ -238,13 +238,15 @@ def open_stream(address: str) -> IO[bytes]:
         return open(address, "rb")
     if scheme in ("http", "https"):  # fsspec would need another package for these
         return urllib.request.urlopen(address, timeout=HTTP_SECONDS)  # noqa: S310 -- the scheme is checked
-    try:
-        import fsspec
+    require_packages(f"{scheme}: addresses", ["fsspec"])
+    import fsspec
 
+    try:
         return fsspec.open(address, "rb").open()
     except ImportError as error:
-        package = re.match(r"Install (\w+)", str(error))
-        raise MissingExtra(f"{scheme}: addresses", package[1] if package else "fsspec") from error
+        if package := re.match(r"Install (\w+)", str(error)):
+            raise MissingExtra(f"{scheme}: addresses", package[1]) from error
+        raise
 
 
 def _fetch(address: str) -> bytes:

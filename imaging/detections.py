@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.errors import MissingExtra, RunError, UserError
+from utils.errors import RunError, UserError, require_packages
 
 SHOWN_OBJECTS = 8  # in `repr`
 SHOWN_ROWS = 50  # in a notebook
@@ -272,10 +272,9 @@ class Detections:
         Raises:
             MissingExtra: if pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingExtra("to_dataframe", "pandas") from error
+        require_packages("to_dataframe", ["pandas"])
+        import pandas
+
         columns: dict[str, Any] = {
             "class_id": self.labels,
             "class_name": [self.name_of(label) for label in self.labels],
@@ -292,10 +291,9 @@ class Detections:
         Raises:
             MissingExtra: if supervision is not installed.
         """
-        try:
-            import supervision
-        except ImportError as error:
-            raise MissingExtra("to_supervision", "supervision") from error
+        require_packages("to_supervision", ["supervision"])
+        import supervision
+
         names = np.array([self.name_of(label) for label in self.labels], dtype=str)
         return supervision.Detections(
             xyxy=self.boxes.copy(),

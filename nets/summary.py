@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from utils.text import counted
 # A kernel is dead if all its weights, folded with the batch norm, are below this. Activations here are from 0 to 6, so
 # nine such weights change the output by less than 1 % of its range.
 DEAD_WEIGHT = 1e-3
+COUNTS = ("parameters", "multiply_adds", "activations")
+NETWORK = ("backbone", "alpha", "neck_conv", "neck_width", "num_classes")  # options that a checkpoint determines
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,6 @@ class SummaryOptions:
 
 
 @dataclass(frozen=True)
-class ConvShape:
-    """A convolution: kernel size, channels, groups, and (height, width) of its output."""
-
-    kernel: int
-    in_channels: int
-    out_channels: int
-    groups: int
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True)
 class LayerCost:
     """Cost of one layer for one image.
 
@@ -66,15 +57,17 @@ class LayerCost:
         parameters: number of its parameters.
         multiply_adds: of convolutions and linear layers; norms are folded into them and activations are not counted.
         activations: number of output elements of convolutions and linear layers.
-        conv: its shape, for a convolution.
+        conv: the layer, if it is a convolution.
+        size: (height, width) of a convolution's output.
     """
 
     name: str
     stage: str
     parameters: int
-    multiply_adds: int
-    activations: int
-    conv: ConvShape | None = None
+    multiply_adds: int = 0
+    activations: int = 0
+    conv: nn.Conv2d | None = None
+    size: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -107,14 +100,7 @@ class SeparableCost:
 
 @dataclass(frozen=True)
 class DeadKernels:
-    """Numbers of dead channels of a depthwise convolution (see `find_dead_kernels`).
-
-    Args:
-        name: name of the convolution.
-        channels: number of its channels.
-        empty: channels whose kernel is almost 0.
-        silent: of the others, channels whose ReLU6 output is 0 for every input.
-    """
+    """Numbers of channels, and of empty and silent ones, of a depthwise convolution: see `find_dead_kernels`."""
 
     name: str
     channels: int
@@ -122,49 +108,35 @@ class DeadKernels:
     silent: int
 
 
-@functools.cache
+@cache
 def count_layers(config: ModelConfig) -> tuple[LayerCost, ...]:
     """Cost of each layer for one image of `config.input_size`, in execution order; allocates no tensors."""
+    costs: list[LayerCost] = []
+
+    def count(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        part, _, rest = name.partition(".")
+        stage = f"{part}/stride {config.input_size[0] // output.shape[2]}" if output.ndim == 4 else ""
+        if part == "neck":
+            stage = f"neck/{rest.split('.')[0]}"
+        elif part == "backbone" and costs and (output.ndim < 4 or inputs[0].shape[2:] == (1, 1)):
+            stage = costs[-1].stage  # squeeze-and-excitation works on pooled maps
+        cost = LayerCost(name, stage, sum(p.numel() for p in module.parameters(recurse=False)))
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            elements = output[0].numel()
+            inputs_each = module.weight[0].numel()  # of one output element
+            cost = dataclasses.replace(cost, activations=elements, multiply_adds=elements * inputs_each)
+        if isinstance(module, nn.Conv2d):
+            cost = dataclasses.replace(cost, conv=module, size=(output.shape[2], output.shape[3]))
+        costs.append(cost)
+
     with torch.device("meta"):
         model = YOLOv4(config.replace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))).eval()
-        costs: list[LayerCost] = []
         for name, module in model.named_modules():
             if next(module.parameters(recurse=False), None) is not None:
-                module.register_forward_hook(_Counter(name, config.input_size[0], costs))
+                module.register_forward_hook(partial(count, name))
         with torch.inference_mode():
             model(torch.empty(1, 3, *config.input_size))
     return tuple(costs)
-
-
-class _Counter:
-    """A forward hook that appends a layer's cost."""
-
-    def __init__(self, name: str, height: int, costs: list[LayerCost]) -> None:
-        self.name, self.height, self.costs = name, height, costs
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        parameters = sum(p.numel() for p in module.parameters(recurse=False))
-        multiply_adds = activations = 0
-        conv = None
-        if isinstance(module, nn.Conv2d):
-            kernel = module.kernel_size[0] * module.kernel_size[1]
-            activations = output[0].numel()
-            multiply_adds = activations * kernel * module.in_channels // module.groups
-            size = (output.shape[2], output.shape[3])
-            conv = ConvShape(module.kernel_size[0], module.in_channels, module.out_channels, module.groups, size)
-        elif isinstance(module, nn.Linear):
-            activations = output[0].numel()
-            multiply_adds = activations * module.in_features
-        stage = self._stage(inputs[0], output)
-        self.costs.append(LayerCost(self.name, stage, parameters, multiply_adds, activations, conv))
-
-    def _stage(self, x: Tensor, output: Tensor) -> str:
-        part, _, rest = self.name.partition(".")
-        if part == "neck":
-            return f"neck/{rest.split('.')[0]}"
-        if part == "backbone" and self.costs and (output.ndim < 4 or x.shape[2:] == (1, 1)):
-            return self.costs[-1].stage  # squeeze-and-excitation works on pooled maps
-        return f"{part}/stride {self.height // output.shape[2]}"
 
 
 def sum_stages(costs: Sequence[LayerCost]) -> dict[str, dict[str, int]]:
@@ -180,11 +152,7 @@ def sum_stages(costs: Sequence[LayerCost]) -> dict[str, dict[str, int]]:
 
 
 def _sum(costs: Sequence[LayerCost]) -> dict[str, int]:
-    return {
-        "parameters": sum(cost.parameters for cost in costs),
-        "multiply_adds": sum(cost.multiply_adds for cost in costs),
-        "activations": sum(cost.activations for cost in costs),
-    }
+    return {name: sum(getattr(cost, name) for cost in costs) for name in COUNTS}
 
 
 def compare_separable(costs: Sequence[LayerCost]) -> list[SeparableCost]:
@@ -192,19 +160,16 @@ def compare_separable(costs: Sequence[LayerCost]) -> list[SeparableCost]:
     convs = [(cost, cost.conv) for cost in costs if cost.conv is not None]
     pairs = []
     for number, (depthwise, conv) in enumerate(convs):
-        if not conv.groups == conv.in_channels == conv.out_channels > 1 or conv.kernel == 1:
+        kernel, channels = conv.kernel_size[0], conv.in_channels
+        if not conv.groups == channels == conv.out_channels > 1 or kernel == 1:
             continue
         # The two convolutions of squeeze-and-excitation, on 1x1 maps, may be between them.
         for pointwise, following in convs[number + 1 : number + 4]:
-            takes_it = (following.kernel, following.in_channels, following.groups) == (1, conv.out_channels, 1)
-            if takes_it and following.size == conv.size:
+            is_pointwise = (following.kernel_size[0], following.in_channels, following.groups) == (1, channels, 1)
+            if is_pointwise and pointwise.size == depthwise.size:
                 counted = depthwise.multiply_adds + pointwise.multiply_adds
-                ordinary = conv.size[0] * conv.size[1] * conv.kernel**2 * conv.in_channels * following.out_channels
-                pairs.append(
-                    SeparableCost(
-                        depthwise.name, conv.kernel, conv.in_channels, following.out_channels, counted, ordinary
-                    )
-                )
+                ordinary = pointwise.multiply_adds * kernel**2
+                pairs.append(SeparableCost(depthwise.name, kernel, channels, following.out_channels, counted, ordinary))
                 break
     return pairs
 
@@ -251,8 +216,7 @@ def summarize(config: ModelConfig, model: nn.Module | None = None) -> dict[str, 
         {**dataclasses.asdict(p), "ratio_by_formula": p.ratio_by_formula, "ratio_by_count": p.ratio_by_count}
         for p in pairs
     ]
-    names = ("backbone", "alpha", "neck_conv", "neck_width", "num_classes")
-    summary: dict[str, Any] = {name: getattr(config, name) for name in names}
+    summary: dict[str, Any] = {name: getattr(config, name) for name in NETWORK}
     summary |= {"input_size": list(config.input_size), **total, "stages": stages, "separable": separable}
     summary["separable_total"] = {
         "multiply_adds": sum(p.multiply_adds for p in pairs),
@@ -267,62 +231,70 @@ def summarize(config: ModelConfig, model: nn.Module | None = None) -> dict[str, 
 def format_summary(summary: dict[str, Any]) -> str:
     """Format the summary as tables."""
     height, width = summary["input_size"]
+    stages = {**summary["stages"], "total": summary}
     lines = [
         f"{summary['backbone']}, alpha {summary['alpha']:g}, {summary['neck_conv']} neck of width "
         f"{summary['neck_width']:g}, {counted(summary['num_classes'], 'class')}, {height} x {width}",
         "",
-        f"{'stage':<28}{'parameters':>14}{'multiply-adds':>18}{'activations':>15}",
+        *_table(
+            ["stage", "parameters", "multiply-adds", "activations"],
+            [("  " + name.partition("/")[2] if "/" in name else name, *_counts(stages[name])) for name in stages],
+        ),
+        "",
+        *_format_separable(summary["separable"], summary["separable_total"]),
     ]
-    for name, cost in {**summary["stages"], "total": summary}.items():
-        label = name if "/" not in name else "  " + name.split("/", 1)[1]
-        row = f"{cost['parameters']:>14,}{cost['multiply_adds']:>18,}{cost['activations']:>15,}"
-        lines.append(f"{label:<28}{row}")
-    lines += ["", *_format_separable(summary)]
     if "dead_kernels" in summary:
-        lines += ["", *_format_dead(summary)]
+        lines += ["", *_format_dead(summary["dead_kernels"])]
     return "\n".join(lines)
 
 
-def _format_separable(summary: dict[str, Any]) -> list[str]:
-    if not summary["separable"]:
+def _counts(cost: dict[str, Any]) -> list[str]:
+    return [f"{cost[name]:,}" for name in COUNTS]
+
+
+def _table(head: list[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Lines of a table: the first column is aligned to the left, the others to the right."""
+    texts = [head, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in cells)
+        for cells in (enumerate(zip(row, widths, strict=True)) for row in texts)
+    ]
+
+
+def _format_separable(layers: list[dict[str, Any]], total: dict[str, int]) -> list[str]:
+    if not layers:
         return ["no depthwise-separable convolutions"]
-    width = max(len(row["name"]) for row in summary["separable"]) + 2
-    lines = [
+    rows: list[tuple[Any, ...]] = [
+        (
+            *(row[name] for name in ("name", "kernel", "in_channels", "out_channels")),
+            *(f"{row[name]:,}" for name in ("multiply_adds", "ordinary_multiply_adds")),
+            *(f"{row[name]:.4f}" for name in ("ratio_by_formula", "ratio_by_count")),
+        )
+        for row in layers
+    ]
+    counted, ordinary = total["multiply_adds"], total["ordinary_multiply_adds"]
+    rows.append(("total", "", "", "", f"{counted:,}", f"{ordinary:,}", "", f"{counted / ordinary:.4f}"))
+    return [
         "depthwise-separable convolutions, compared with the standard k x k convolution from M to N channels;",
         "ratio of the multiply-adds (and weights): 1/N + 1/k^2 by formula, and as counted",
-        f"{'depthwise':<{width}}{'k':>3}{'M':>6}{'N':>6}{'separable':>14}{'standard':>16}{'formula':>9}{'count':>9}",
+        *_table(["depthwise", "k", "M", "N", "separable", "standard", "formula", "count"], rows),
     ]
-    for row in summary["separable"]:
-        shape = f"{row['kernel']:>3}{row['in_channels']:>6}{row['out_channels']:>6}"
-        counts = f"{row['multiply_adds']:>14,}{row['ordinary_multiply_adds']:>16,}"
-        shares = f"{row['ratio_by_formula']:>9.4f}{row['ratio_by_count']:>9.4f}"
-        lines.append(f"{row['name']:<{width}}{shape}{counts}{shares}")
-    total = summary["separable_total"]
-    counts = f"{total['multiply_adds']:>14,}{total['ordinary_multiply_adds']:>16,}"
-    share = total["multiply_adds"] / total["ordinary_multiply_adds"]
-    lines.append(f"{'total':<{width}}{'':>15}{counts}{'':>9}{share:>9.4f}")
-    return lines
 
 
-def _format_dead(summary: dict[str, Any]) -> list[str]:
-    layers = summary["dead_kernels"]
-    empty, silent = sum(layer["empty"] for layer in layers), sum(layer["silent"] for layer in layers)
-    lines = [
-        f"dead depthwise kernels: {empty + silent} of {sum(layer['channels'] for layer in layers)}, of which "
-        f"{empty} empty (no weight reaches {summary['dead_weight']:g} with the batch norm folded) and {silent} silent "
-        f"(output 0 after ReLU6 for every input)",
-        f"{'depthwise':<40}{'channels':>9}{'empty':>7}{'silent':>8}{'dead':>8}",
+def _format_dead(layers: list[dict[str, Any]]) -> list[str]:
+    empty, silent, channels = (sum(layer[name] for layer in layers) for name in ("empty", "silent", "channels"))
+    rows = [(*row.values(), f"{(row['empty'] + row['silent']) / row['channels']:.1%}") for row in layers]
+    return [
+        f"dead depthwise kernels: {empty + silent} of {channels}, of which {empty} empty (no weight reaches "
+        f"{DEAD_WEIGHT:g} with the batch norm folded) and {silent} silent (output 0 after ReLU6 for every input)",
+        *_table(["depthwise", "channels", "empty", "silent", "dead"], rows),
     ]
-    for layer in layers:
-        share = (layer["empty"] + layer["silent"]) / layer["channels"]
-        lines.append(f"{layer['name']:<40}{layer['channels']:>9}{layer['empty']:>7}{layer['silent']:>8}{share:>8.1%}")
-    return lines
 
 
 def build_config(options: SummaryOptions) -> ModelConfig:
     """Build the configuration from the options. Raises UserError for invalid values."""
-    names = ("backbone", "alpha", "neck_conv", "neck_width")
-    values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    values = {name: value for name in NETWORK[:-1] if (value := getattr(options, name)) is not None}
     classes = tuple(f"class {number}" for number in range(options.num_classes or 80))
     try:
         return ModelConfig(class_names=classes, **values)
@@ -337,13 +309,10 @@ def main(argv: list[str] | None = None) -> None:
     if options.checkpoint is None:
         config = build_config(options)
     else:
-        typed = ("backbone", "alpha", "neck_conv", "neck_width", "num_classes")
-        given = next((name for name in typed if getattr(options, name) is not None), None)
-        if given is not None:
-            flag = "--" + given.replace("_", "-")
-            raise UserError(
-                flag, "cannot be combined with a checkpoint, which defines the network", "leave out one of them"
-            )
+        for name in NETWORK:
+            if getattr(options, name) is not None:
+                what = "cannot be combined with a checkpoint, which defines the network"
+                raise UserError("--" + name.replace("_", "-"), what, "leave out one of them")
         checkpoint = load_checkpoint(Path(options.checkpoint))
         config = checkpoint.config
         with torch.device("meta"):

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from utils.config import option, parse_options
-from utils.errors import MissingExtra, RunError, UserError, run_command
+from utils.errors import RunError, UserError, require_packages, run_command
 
 FLAGS = (
     "--headless",
@@ -109,10 +109,9 @@ def service(options: ScreenshotOptions) -> Iterator[str]:
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A Selenium driver of the installed Chromium. Raises MissingExtra or RunError if something is not installed."""
-    try:
-        from selenium import webdriver
-    except ImportError as error:
-        raise MissingExtra("screenshots", "selenium") from error
+    require_packages("screenshots", ["selenium"])
+    from selenium import webdriver
+
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if binary is None or driver is None:
         raise RunError("chromium", "is not installed", "run: apt-get install chromium chromium-driver")

@@ -312,7 +312,7 @@ def _describe(models: Models, limits: Limits, browser_model: BrowserModel | None
     for name, pipeline in models.pipelines.items():
         description = describe_model(pipeline.config, name, browser_model if name == models.default else None)
         described.append(description | {"max_detections": pipeline.config.max_detections})
-    bounds = {"max_body": limits.max_body, "max_megapixels": limits.max_megapixels}
+    bounds = {"max_body": limits.body_bytes, "max_megapixels": limits.max_megapixels}
     return {**described[0], **bounds, "models": described}
 
 

@@ -9,7 +9,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from service.limits import MEGABYTE, Limits, Refused
+from service.limits import Limits, Refused
 
 FORM = "multipart/form-data"
 NAME_LENGTH = 200
@@ -26,15 +26,15 @@ async def read_body(request: Request, limits: Limits, take: Callable[[int], None
     Raises:
         Refused: 413 if the body (or its Content-Length) is too large, 408 if it does not arrive in time.
     """
-    too_big = Refused(413, "body_too_big", f"body: larger than {limits.max_body / MEGABYTE:g} MB; send a smaller image")
+    too_big = Refused(413, "body_too_big", f"body: larger than {limits.max_body:g} MB; send a smaller image")
     declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limits.max_body:
+    if declared.isdigit() and int(declared) > limits.body_bytes:
         raise too_big
     body = bytearray()
     try:
         with anyio.fail_after(limits.read_timeout):  # asyncio.timeout came with Python 3.11
             async for chunk in request.stream():
-                if len(body) + len(chunk) > limits.max_body:
+                if len(body) + len(chunk) > limits.body_bytes:
                     raise too_big
                 take(len(chunk))
                 body += chunk

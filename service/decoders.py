@@ -61,7 +61,7 @@ class Decoders:
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self._timeout, self._metrics = limits.answer_timeout / 2, metrics
         self._task = {"max_megapixels": limits.max_megapixels, "seconds": self._timeout}
-        self._memory = BASE_MEMORY + BODY_COPIES * limits.max_body + int(PIXEL_MEMORY * limits.max_megapixels * 1e6)
+        self._memory = BASE_MEMORY + BODY_COPIES * limits.body_bytes + int(PIXEL_MEMORY * limits.max_megapixels * 1e6)
         self._one_big = asyncio.Lock()
         self._idle: asyncio.Queue[_Process | Refused] = asyncio.Queue()
         self._all: set[_Process] = set()

@@ -9,37 +9,43 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from utils.config import option
+
 MEGABYTE = 1 << 20
+MIN_BODIES = 320 * MEGABYTE
 CLIENTS_REMEMBERED = 10_000  # the least recent is dropped first, so memory does not grow with the number of clients
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of every request.
+    """Limits of every request; the fields are options of serve.py."""
 
-    Args:
-        max_body: size of a request's body, bytes.
-        max_megapixels: size of an image, checked in its header before it is decoded.
-        read_timeout: seconds for receiving a request's head, and again for its body.
-        answer_timeout: seconds from the complete body to the answer; half of it is for decoding.
-        queue: number of pending requests.
-        bodies: memory for all bodies together, bytes.
-        per_minute: requests of one client per minute; 0 for no limit.
-        connections: open connections of one client.
-        batch_size: images per batch.
-        batch_wait: seconds that a batch waits for images that are being decoded.
-    """
+    batch_size: int | None = option(
+        None, "maximum number of images per batch (default: 1 on a CPU, 8 on a GPU)", low=1, high=256
+    )
+    batch_wait: float = option(
+        2.0, "milliseconds that a batch waits for images that are being decoded", low=0, high=1000
+    )
+    max_waiting: int = option(64, "maximum number of pending requests; further ones get 503", low=1, high=10_000)
+    max_body: float = option(20.0, "maximum size of a request, megabytes", above=0, high=1024)
+    max_megapixels: float = option(
+        50.0, "maximum size of an image, megapixels; checked before decoding", above=0, high=1000
+    )
+    read_timeout: float = option(20.0, "maximum time to receive a request, seconds", above=0, high=3600)
+    answer_timeout: float = option(30.0, "maximum time to answer a request, seconds", above=0, high=3600)
+    per_minute: int = option(0, "requests per minute of one client; further ones get 429; 0 = no limit", low=0)
+    connections: int = option(
+        128, "maximum number of open connections of one client; further ones get 503", low=1, high=512
+    )
 
-    max_body: int = 20 * MEGABYTE
-    max_megapixels: float = 50.0
-    read_timeout: float = 20.0
-    answer_timeout: float = 30.0
-    queue: int = 64
-    bodies: int = 320 * MEGABYTE
-    per_minute: int = 0
-    connections: int = 128
-    batch_size: int = 8
-    batch_wait: float = 0.002
+    @property
+    def body_bytes(self) -> int:
+        return int(self.max_body * MEGABYTE)
+
+    @property
+    def bodies(self) -> int:
+        """Memory for all bodies together, bytes; a form is held twice while it is parsed."""
+        return max(MIN_BODIES, 4 * self.body_bytes)
 
 
 class Refused(Exception):

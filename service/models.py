@@ -25,7 +25,7 @@ class Models:
     def __init__(
         self, detectors: Mapping[str, Any], limits: Limits, metrics: Metrics, iou_threshold: float | None = None
     ) -> None:
-        self.decoders, self.places = Decoders(limits, metrics), Places(limits.queue)
+        self.decoders, self.places = Decoders(limits, metrics), Places(limits.max_waiting)
         self.pipelines = {
             name: Pipeline(detector, limits, metrics, self.decoders, self.places, iou_threshold)
             for name, detector in detectors.items()

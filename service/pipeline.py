@@ -13,6 +13,7 @@ import numpy as np
 
 from imaging.detections import Detections
 from nets.model_config import ModelConfig
+from nets.runtime import GPU_BATCH
 from service.batcher import Batcher
 from service.decoders import Decoders
 from service.limits import Limits, Places, Refused
@@ -89,7 +90,7 @@ class Pipeline:
     ) -> None:
         self.detector, self.limits, self.metrics, self._decoders = detector, limits, metrics, decoders
         self._iou_threshold = iou_threshold
-        self.batcher = Batcher(self._run, limits.batch_size, limits.batch_wait, places)
+        self.batcher = Batcher(self._run, limits.batch_size or GPU_BATCH, limits.batch_wait / 1000, places)
 
     @property
     def config(self) -> ModelConfig:

@@ -210,6 +210,21 @@ def test_a_run_without_an_evaluator_stops_before_it_trains(monkeypatch: pytest.M
         check_evaluator()
 
 
+def test_a_missing_requirement_of_an_installed_package_is_named_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Regression test: the evaluator was said to be missing, and installing it again would not have helped."""
+    (tmp_path / "faster_coco_eval.py").write_text("import requirement_of_the_evaluator")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "faster_coco_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda _: compute(*scene(1), evaluator="faster") and None)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: requirement_of_the_evaluator: ") and "faster" not in error
+
+
 def test_a_missing_required_package_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def main(_: object) -> None:
         import package_that_is_not_installed  # noqa: F401

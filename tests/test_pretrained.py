@@ -287,7 +287,7 @@ def test_a_failed_timm_download_is_a_one_line_error(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(timm_backbone, "build_timm_features", fail)
     model = network("mobilenet_v1")
-    with pytest.raises(RunError, match=r"no route; download https://huggingface.co/timm .*--pretrained FILE"):
+    with pytest.raises(RunError, match=r"no route to host; download https://huggingface.co/timm .*--pretrained FILE"):
         load_pretrained(model, "imagenet")
 
 

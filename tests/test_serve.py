@@ -31,11 +31,12 @@ from nets.weights.checkpoint import Checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
 from prediction.detector import Detector
 from service.app import build_app
-from service.limits import CLIENTS_REMEMBERED, Limits, RateLimit, Refused, client_of
+from service.limits import CLIENTS_REMEMBERED, MEGABYTE, Limits, RateLimit, Refused, client_of
+from utils.config import parse_options
 from utils.errors import MissingExtra, UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SMALL = Limits(max_body=200_000, max_megapixels=2.0, read_timeout=2.0, queue=4, bodies=1_000_000, batch_wait=0.0)
+SMALL = Limits(max_body=200_000 / MEGABYTE, max_megapixels=2.0, read_timeout=2.0, max_waiting=4, batch_wait=0.0)
 
 
 @pytest.fixture
@@ -240,8 +241,9 @@ def test_a_request_that_waits_too_long_times_out_and_frees_its_place(detector: P
         until(lambda: service.ask("POST", "/detect", encoded(scene())).status == 200)
 
 
-def test_uploads_together_may_not_fill_the_memory(detector: Painted) -> None:
-    with running(build_app(detector, replace(SMALL, bodies=1000))) as service:
+def test_uploads_together_may_not_fill_the_memory(detector: Painted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limits, "bodies", 1000)
+    with running(build_app(detector, SMALL)) as service:
         reply = service.ask("POST", "/detect", encoded(scene()) + bytes(1000))
         assert (reply.status, reply.json["code"]) == (503, "busy")
         for _ in range(3):
@@ -406,7 +408,7 @@ def test_all_models_are_described(two_models: Address) -> None:
 
 def test_the_models_share_the_limit_of_requests_under_way(detector: Painted) -> None:
     slow = other_painted()
-    limits = replace(SMALL, queue=1, answer_timeout=20.0)
+    limits = replace(SMALL, max_waiting=1, answer_timeout=20.0)
     with running(build_app(detector, limits, name="painted", more={"other": slow}), limits) as service:
         slow.gate.clear()
         with ThreadPoolExecutor(1) as pool:
@@ -546,6 +548,7 @@ def test_a_used_port_a_missing_file_and_bad_options_are_one_line_errors(
 
 
 def test_options_become_limits() -> None:
-    limits = serve.ServeOptions(max_body=100, batch_wait=5, max_waiting=3).limits
-    assert (limits.max_body, limits.batch_wait, limits.queue) == (100 << 20, 0.005, 3)
-    assert limits.bodies >= 2 * limits.max_body, "a form is held twice while it is taken apart"
+    arguments = ["--max-body", "100", "--batch-wait", "5", "--max-waiting", "3"]
+    limits = parse_options(serve.ServeOptions, arguments, description="").limits
+    assert (limits.body_bytes, limits.batch_wait, limits.max_waiting) == (100 << 20, 5, 3)
+    assert limits.bodies >= 2 * limits.body_bytes, "a form is held twice while it is parsed"

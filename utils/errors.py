@@ -66,11 +66,34 @@ class MissingExtra(RunError):
         self.args = (feature, package, extra)
 
 
-def require_packages(feature: str, modules: Iterable[str], extra: str) -> None:
-    """Check that top-level modules can be imported, without importing them. Raises MissingExtra."""
+def require_packages(feature: str, modules: Iterable[str], extra: str | None = None) -> None:
+    """Raises MissingExtra for top-level modules that are not installed; imports none of them.
+
+    Call it before the import of an optional package. An ImportError of the import itself then comes from a requirement
+    of that package, and names it.
+    """
     missing = [name.replace("_", "-") for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtra(feature, " and ".join(missing), extra)
+
+
+@contextlib.contextmanager
+def wrap_errors(where: object, what: str, todo: str) -> Iterator[None]:
+    """Context that reports any exception of a parser or library as a UserError: `where: what: reason; todo`.
+
+    It is for calls whose exceptions have no common base class.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(where, f"{what}: {reason_of(error)}", todo) from error
+
+
+def reason_of(error: Exception, limit: int = 200) -> str:
+    """The message of an exception in one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 class Interrupted(BaseException):
@@ -145,8 +168,8 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
         line = format_problem(where, error.strerror or str(error), "check the name, the permissions and the disk")
         code = _report(f"error: {line}", EXIT_USAGE if error.errno in _NO_SUCH_NAME else EXIT_FAILURE, debug)
     except ModuleNotFoundError as error:
-        what, todo = "this Python package is not installed", "pip install -r requirements.txt"
-        line = format_problem(str(error.name), what, todo)
+        todo = f"run: pip install -r requirements.txt, or pip install {error.name}"
+        line = format_problem(str(error.name), "this Python package is not installed", todo)
         code = _report(f"error: {line}", EXIT_FAILURE, debug)
     except Exception as error:  # noqa: BLE001 -- a programming error is also reported in one line
         line = "memory: not enough for this run; use a smaller --batch-size or --input-size"

@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluation.metrics.record import EvalRecord
 from evaluation.metrics.voc import none_if_nan
-from utils.errors import MissingExtra
+from utils.errors import require_packages
 
 EVALUATORS = ("auto", "pycocotools", "faster")
 TOOLS = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}
@@ -76,18 +76,16 @@ def coco_figures(record: EvalRecord, evaluator: str = "auto") -> dict[str, Any]:
 def _tools(evaluator: str) -> tuple[Any, Any]:
     """(COCO, COCOeval) classes of the evaluator."""
     if evaluator == "faster":
-        try:
-            from faster_coco_eval import COCO, COCOeval_faster
-        except ImportError as error:
-            raise MissingExtra("--evaluator faster", "faster-coco-eval", "faster") from error
+        require_packages("--evaluator faster", ["faster_coco_eval"], "faster")
+        from faster_coco_eval import COCO, COCOeval_faster
+
         return COCO, COCOeval_faster
     if evaluator != "pycocotools":
         raise ValueError(f"evaluator: {evaluator!r} is not one of {', '.join(EVALUATORS)}")
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise MissingExtra("COCO AP", "pycocotools") from error
+    require_packages("COCO AP", ["pycocotools"])
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     return COCO, COCOeval
 
 

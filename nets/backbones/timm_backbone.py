@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nets.backbones.base import TIMM_PREFIX, Backbone
 from nets.layers import set_bn_eps
 from nets.model_config import STRIDES, ModelConfig
-from utils.errors import MissingExtra, UserError
+from utils.errors import UserError, require_packages
 
 
 class TimmBackbone(Backbone):
@@ -42,10 +42,9 @@ class TimmBackbone(Backbone):
 
 def import_timm() -> Any:
     """Import timm. Raises MissingExtra if it is not installed."""
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtra("backbone timm:NAME", "timm", "timm") from error
+    require_packages("backbone timm:NAME", ["timm"], "timm")
+    import timm
+
     return timm
 
 

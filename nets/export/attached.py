@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, wrap_errors
 from utils.files import read_file, write_atomically
 from utils.json_file import read_json
 
@@ -33,18 +33,15 @@ def attach(model: bytes, texts: dict[str, str]) -> bytes:
 def detach(path: Path) -> tuple[bytes, dict[str, str]]:
     """Split a file into the model's bytes and its metadata ({} if it has none). Raises UserError for a damaged file."""
     data = read_file(path, MAX_MODEL_BYTES)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entry = archive.getinfo(ENTRY)
-            if entry.file_size > MAX_ENTRY_BYTES:
-                raise UserError(path, "has metadata of many megabytes", "export it again")
-            texts, start = json.loads(archive.read(entry)), min(each.header_offset for each in archive.infolist())
-    except (zipfile.BadZipFile, KeyError):
-        return data, {}
-    except (ValueError, RecursionError, NotImplementedError, OSError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(path, f"its metadata is damaged: {error}", "export it again") from error
+    with wrap_errors(path, "its metadata is damaged", "export it again"):
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                entry = archive.getinfo(ENTRY)
+                if entry.file_size > MAX_ENTRY_BYTES:
+                    raise UserError(path, "has metadata of many megabytes", "export it again")
+                texts, start = json.loads(archive.read(entry)), min(each.header_offset for each in archive.infolist())
+        except (zipfile.BadZipFile, KeyError):
+            return data, {}
     return data[:start], _checked(path, texts, [data[:start]])
 
 

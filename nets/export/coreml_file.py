@@ -13,20 +13,12 @@ from nets.export.graph import DeployedNetwork
 from nets.export.quiet import quiet
 from nets.export.torchscript_file import trace_torchscript
 from nets.yolov4 import YOLOv4
-from utils.errors import MissingExtra
 
 
 def export_coreml(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
     """Write .mlpackage (a folder), an ML Program for iOS 16 and later; its input `images` is an RGB image.
 
-    Args:
-        model: in eval mode.
-        path: the folder.
-        form: precision `fp32` or `fp16`.
-        info: additional metadata, plain types; it is stored as user-defined metadata.
-
-    Raises:
-        MissingExtra: if coremltools is not installed.
+    The metadata is stored as user-defined metadata, with the prefix `yolo_`.
 
     Source: https://apple.github.io/coremltools/docs-guides/source/convert-pytorch-workflow.html
     """
@@ -34,10 +26,8 @@ def export_coreml(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | 
     float_form = Form(decodes=form.decodes)
     traced = trace_torchscript(DeployedNetwork(model, float_form), float_form.example(model.config))
     with quiet():
-        try:
-            import coremltools
-        except ImportError as error:
-            raise MissingExtra("export to Core ML", "coremltools", "coreml") from error
+        import coremltools
+
         half = form.precision == "fp16"
         layout = coremltools.colorlayout.RGB
         image = coremltools.ImageType("images", (1, 3, height, width), scale=1 / 255, color_layout=layout)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from imaging.detections import Detections
-from nets.export.form import Form
-from nets.model_config import ANCHORS_PER_LEVEL, ModelConfig
+from nets.export.form import read_metadata
+from nets.model_config import ANCHORS_PER_LEVEL
 from nets.runtime import Runtime
-from utils.errors import RunError, UserError, warn
+from utils.errors import RunError, UserError, reason_of, warn
 from utils.text import counted
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
@@ -23,16 +23,25 @@ class ExportedRuntime(Runtime):
 
     Args:
         path: the file, for messages.
-        config, form: from its metadata.
+        texts: its metadata (see `read_metadata`).
+        device: where it shall run.
 
-    A subclass loads the file and implements `call`.
+    A subclass loads the file and implements `call`. `supports_gpu` is whether it runs on other devices than the CPU.
+
+    Raises:
+        UserError: for metadata of another program, or another device than the CPU without `supports_gpu`.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, form: Form) -> None:
-        self.path, self.config, self.form = path, config, form
-        self.decodes = form.decodes
-        self.fixed_size = not form.dynamic
-        self.fixed_batch = None if form.dynamic else 1
+    supports_gpu = False
+
+    def __init__(self, path: Path, texts: Mapping[str, str], device: str = "cpu") -> None:
+        if not self.supports_gpu and not device.startswith("cpu"):
+            raise UserError("--device", f"{self.name} files run on the CPU here, not on {device}", "use --device cpu")
+        self.path = path
+        self.config, self.form = read_metadata(path, texts)
+        self.decodes = self.form.decodes
+        self.fixed_size = not self.form.dynamic
+        self.fixed_batch = None if self.form.dynamic else 1
         self._warned = self._checked = False
         self._last = threading.local()
 
@@ -46,8 +55,8 @@ class ExportedRuntime(Runtime):
         try:
             outputs = self.call(images if self.form.uint8_input else as_float(images))
         except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(self.path, f"cannot be run by {self.name}: {reason}", "export it again") from error
+            what = f"cannot be run by {self.name}: {reason_of(error)}"
+            raise RunError(self.path, what, "export it again") from error
         arrays = [np.asarray(output) for output in outputs]
         if not self._checked:
             self._check(arrays)
@@ -98,12 +107,6 @@ class ExportedRuntime(Runtime):
 def as_float(images: np.ndarray) -> np.ndarray:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [0, 1]."""
     return np.divide(images.transpose(0, 3, 1, 2), 255, dtype=np.float32, order="C")
-
-
-def check_cpu(name: str, device: str) -> None:
-    """Raises UserError for any device but the CPU."""
-    if not device.startswith("cpu"):
-        raise UserError("--device", f"{name} files run on the CPU here, not on {device}", "use --device cpu")
 
 
 def _split(raw: np.ndarray) -> np.ndarray:

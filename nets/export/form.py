@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nets.model_config import FORMAT, STRIDES, ModelConfig
-from utils.errors import UserError
+from utils.errors import UserError, wrap_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,16 +79,8 @@ def read_metadata(where: object, texts: Mapping[str, str]) -> tuple[ModelConfig,
     """
     if texts.get("format") != FORMAT:
         raise UserError(where, "was not exported by this platform: it has no metadata", "use export.py")
-    if texts.get("format_version") != str(METADATA_VERSION):
-        version = texts.get("format_version")
-        raise UserError(
-            where,
-            f"has metadata version {version}; this platform reads version {METADATA_VERSION}",
-            "update this platform",
-        )
-    try:
-        config = ModelConfig.from_dict(json.loads(texts["model"]))
-        form = Form(**json.loads(texts["form"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(where, f"its metadata is damaged: {error}", "export it again") from error
-    return config, form
+    if (version := texts.get("format_version")) != str(METADATA_VERSION):
+        what = f"has metadata version {version}; this platform reads version {METADATA_VERSION}"
+        raise UserError(where, what, "update this platform")
+    with wrap_errors(where, "its metadata is damaged", "export it again"):
+        return ModelConfig.from_dict(json.loads(texts["model"])), Form(**json.loads(texts["form"]))

@@ -22,13 +22,15 @@ class Format:
     Args:
         title: display name of its runtime.
         suffix: suffix of the file.
-        exporter: `module:function` that writes the file, called with (model, path, form, info).
+        exporter: `module:function` that writes the file, called with the network in eval mode, the path, a `Form` that
+            the format supports, and a dictionary of plain values for the metadata.
         runtime: name of the runtime, or None if this platform cannot run the file.
         loader: `module:class` of the runtime, called with (path, device).
         packages: packages for inference.
         export_packages: additional packages for export.
         half: precision with --half.
-        quantizer: `module:function` that writes an int8 file, called with (model, path, form, photos, info).
+        quantizer: `module:function` that writes an int8 file, called with the calibration images (H, W, 3) uint8 RGB
+            of any size before the metadata, and returns a description of the layers that remain in floating point.
         nms, dynamic, uint8_input: whether the format supports them.
         beside: suffixes of the additional files, each in place of `suffix`.
         also: other runtimes that can run the file.
@@ -59,12 +61,14 @@ class Format:
         require_packages(f"export to {self.title}", packages, self.extra)
 
     def export(self, *arguments: Any) -> None:
-        """Write a file of this format; see `exporter`."""
+        """Write a file of this format; see `exporter`. Raises MissingExtra."""
+        self.require_packages()
         _resolve(self.exporter)(*arguments)
 
     def quantize(self, *arguments: Any) -> str:
-        """Write an int8 file of this format; returns a description of the layers that remain in floating point."""
+        """Write an int8 file of this format; see `quantizer`. Raises MissingExtra."""
         assert self.quantizer is not None
+        self.require_packages(int8=True)
         return _resolve(self.quantizer)(*arguments)
 
     @property
@@ -204,10 +208,11 @@ def runtimes_of(kind: str) -> tuple[str, ...]:
 
 
 def load_exported(path: Path, runtime: str, device: str) -> Runtime:
-    """Load an exported file on a runtime."""
-    loader = FORMATS[FORMAT_OF_RUNTIME[runtime]].loader
-    assert loader is not None
-    return _resolve(loader)(path, device)
+    """Load an exported file on a runtime. Raises MissingExtra if its package is not installed."""
+    written = FORMATS[FORMAT_OF_RUNTIME[runtime]]
+    assert written.loader is not None
+    require_packages(f"{written.title} files", written.packages, written.extra)
+    return _resolve(written.loader)(path, device)
 
 
 def file_kind(path: Path) -> str:

@@ -13,21 +13,11 @@ from nets.export.form import Form, write_metadata
 from nets.export.graph import DeployedNetwork
 from nets.export.quiet import quiet
 from nets.yolov4 import YOLOv4
-from utils.errors import MissingExtra
 from utils.files import write_atomically
 
 
 def export_litert(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
     """Write .tflite with Google's converter from PyTorch; metadata in a zip archive at its end.
-
-    Args:
-        model: in eval mode.
-        path: the file.
-        form: precision `fp32`, or `fp16` (weights in float16, half the size).
-        info: additional metadata, plain types.
-
-    Raises:
-        MissingExtra: if litert-torch is not installed.
 
     Source: https://ai.google.dev/edge/litert/models/convert_pytorch
     """
@@ -38,12 +28,10 @@ def export_litert(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | 
 
 
 def convert_litert(network: nn.Module, example: Any) -> bytes:
-    """Convert a network to a FlatBuffers file. Raises MissingExtra if litert-torch is not installed."""
+    """Convert a network to a FlatBuffers file."""
     with quiet():
-        try:
-            import litert_torch
-        except ImportError as error:
-            raise MissingExtra("export to LiteRT", "litert-torch", "litert-export") from error
+        import litert_torch
+
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.tflite"
             litert_torch.convert(network, (example,)).export(str(path))

@@ -13,11 +13,11 @@ from nets.export.attached import attach
 from nets.export.form import Form, write_metadata
 from nets.export.graph import DeployedNetwork
 from nets.export.litert_file import convert_litert
+from nets.export.litert_runtime import open_interpreter, output_details
 from nets.export.quantize import PROBES, Node, Run, as_inputs, choose_layers
 from nets.export.quiet import quiet
 from nets.yolov4 import YOLOv4
 from utils.cpus import num_threads
-from utils.errors import MissingExtra
 from utils.files import write_atomically
 
 INPUT_NAME = "args_0"  # the converter's name of the first argument
@@ -26,19 +26,16 @@ INPUT_NAME = "args_0"  # the converter's name of the first argument
 def quantize_litert(
     model: YOLOv4, path: Path, form: Form, photos: Sequence[np.ndarray], info: dict[str, Any] | None = None
 ) -> str:
-    """Write an int8 .tflite (weights per channel, activations per tensor). Arguments and result as in `quantize_onnx`.
+    """Write an int8 .tflite (weights per channel, activations per tensor).
 
     With raw maps, everything is integer, including input and outputs, as Coral and the NPUs of microcontrollers
     require. With boxes and scores, decoding and the most sensitive layers remain in floating point.
 
     Source: https://ai.google.dev/edge/litert/models/post_training_quantization
     """
-    try:
-        with quiet():
-            from ai_edge_quantizer import qtyping, quantizer, recipe_manager
-            from ai_edge_quantizer.algorithm_manager import AlgorithmName
-    except ImportError as error:
-        raise MissingExtra("int8 for LiteRT", "ai-edge-quantizer", "litert-export") from error
+    with quiet():
+        from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+        from ai_edge_quantizer.algorithm_manager import AlgorithmName
     inputs, example = as_inputs(photos, model.config, form), form.example(model.config)
     if not form.decodes:  # a float input of 0 to 255, which after quantisation is the uint8 input
         inputs, example = [each.astype(np.float32) for each in inputs], example.float()
@@ -74,19 +71,10 @@ def quantize_litert(
     return kept
 
 
-def _interpreter(content: bytes) -> Any:
-    from ai_edge_litert.interpreter import Interpreter
-
-    with quiet():
-        interpreter = Interpreter(model_content=content, num_threads=num_threads())
-        interpreter.allocate_tensors()
-    return interpreter
-
-
 def _run(content: bytes) -> Run:
-    interpreter = _interpreter(content)
+    interpreter = open_interpreter(content)
     index = interpreter.get_input_details()[0]["index"]
-    outputs = sorted(interpreter.get_output_details(), key=lambda each: each["name"])
+    outputs = output_details(interpreter)
 
     def run(image: np.ndarray) -> list[np.ndarray]:
         interpreter.set_tensor(index, image)
@@ -98,7 +86,7 @@ def _run(content: bytes) -> Run:
 
 def _nodes(content: bytes) -> list[Node]:
     """The operations of a file, each named after its first output, as in the quantiser."""
-    interpreter = _interpreter(content)
+    interpreter = open_interpreter(content)
     names = {each["index"]: each["name"] for each in interpreter.get_tensor_details()}
     operations = [each for each in interpreter._get_ops_details() if each["op_name"] != "DELEGATE"]
     made_by = {index: names[each["outputs"][0]] for each in operations for index in each["outputs"]}

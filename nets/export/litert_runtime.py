@@ -8,11 +8,25 @@ from typing import Any
 import numpy as np
 
 from nets.export.attached import detach
-from nets.export.exported import ExportedRuntime, check_cpu
-from nets.export.form import read_metadata
+from nets.export.exported import ExportedRuntime
 from nets.export.quiet import quiet
 from utils.cpus import num_threads
-from utils.errors import MissingExtra, UserError
+from utils.errors import wrap_errors
+
+
+def open_interpreter(content: bytes) -> Any:
+    """A LiteRT interpreter of a file's content, ready to run."""
+    with quiet():
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_content=content, num_threads=num_threads())
+        interpreter.allocate_tensors()
+    return interpreter
+
+
+def output_details(interpreter: Any) -> list[dict[str, Any]]:
+    """The outputs in the network's order: their names end in its number, but a file may list them otherwise."""
+    return sorted(interpreter.get_output_details(), key=lambda each: each["name"])
 
 
 class LiteRtRuntime(ExportedRuntime):
@@ -20,26 +34,13 @@ class LiteRtRuntime(ExportedRuntime):
 
     name = "litert"
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
-        check_cpu("LiteRT", device)
-        try:
-            with quiet():
-                from ai_edge_litert.interpreter import Interpreter
-        except ImportError as error:
-            raise MissingExtra("LiteRT files", "ai-edge-litert", "litert") from error
+    def __init__(self, path: Path, device: str = "cpu") -> None:
         content, texts = detach(path)
-        config, form = read_metadata(path, texts)
-        super().__init__(path, config, form)
-        try:
-            with quiet():
-                self.interpreter = Interpreter(model_content=content, num_threads=threads or num_threads())
-                self.interpreter.allocate_tensors()
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(path, f"LiteRT cannot load it: {reason}", "export it again") from error
+        super().__init__(path, texts, device)
+        with wrap_errors(path, "LiteRT cannot load it", "export it again"):
+            self.interpreter = open_interpreter(content)
         self._input = self.interpreter.get_input_details()[0]
-        # The names end in the number of the output; the file may list them in another order.
-        self._outputs = sorted(self.interpreter.get_output_details(), key=lambda each: each["name"])
+        self._outputs = output_details(self.interpreter)
 
     def call(self, images: np.ndarray) -> list[np.ndarray]:
         self.interpreter.set_tensor(self._input["index"], _quantized(images, self._input))

@@ -13,21 +13,16 @@ from nets.export.graph import DeployedNetwork
 from nets.export.ncnn_runtime import ncnn_files
 from nets.export.torchscript_file import torchscript_bytes, trace_torchscript
 from nets.yolov4 import YOLOv4
-from utils.errors import MissingExtra, RunError
+from utils.errors import RunError
 from utils.files import write_atomically
 
 
 def export_ncnn(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
     """Write NAME.ncnn.param, NAME.ncnn.bin and NAME.ncnn.json with pnnx, ncnn's converter, from TorchScript.
 
-    Args:
-        model: in eval mode.
-        path: NAME.ncnn.param.
-        form: precision `fp32`, or `fp16` (weights of half the size; devices that support fp16 compute in it).
-        info: additional metadata, plain types.
+    With `fp16`, weights have half the size, and devices that support fp16 compute in it.
 
     Raises:
-        MissingExtra: if pnnx is not installed.
         RunError: if pnnx fails.
 
     Source: https://github.com/pnnx/pnnx, "Usage"
@@ -45,10 +40,8 @@ def save_ncnn(path: Path, param: bytes, weights: bytes, texts: dict[str, str]) -
 
 def convert_ncnn(model: YOLOv4, path: Path, form: Form) -> tuple[bytes, bytes]:
     """Convert a network to the contents of .param and .bin. `path` is only for messages."""
-    try:
-        import pnnx
-    except ImportError as error:
-        raise MissingExtra("export to ncnn", "pnnx", "ncnn") from error
+    import pnnx
+
     height, width = model.config.input_size
     float_form = Form(decodes=form.decodes)
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ import numpy as np
 
 from nets.export.form import Form, write_metadata
 from nets.export.ncnn_file import convert_ncnn, save_ncnn
-from nets.export.ncnn_runtime import FP16_OPTIONS, INPUT, import_ncnn
+from nets.export.ncnn_runtime import FP16_OPTIONS, INPUT
 from nets.export.quantize import PROBES, Node, Run, as_inputs, choose_layers
 from nets.yolov4 import YOLOv4
 from utils.cpus import num_threads
@@ -53,7 +53,7 @@ class _Layer:
 def quantize_ncnn(
     model: YOLOv4, path: Path, form: Form, photos: Sequence[np.ndarray], info: dict[str, Any] | None = None
 ) -> str:
-    """Write an int8 ncnn file (activations per tensor). Arguments and result as in `quantize_onnx`."""
+    """Write an int8 ncnn file (activations per tensor)."""
     param, weights = convert_ncnn(model, path, form)
     layers = _parse(path, param.decode(), weights)
     inputs = as_inputs(photos, model.config, Form())
@@ -168,7 +168,9 @@ def _best_limit(counts: np.ndarray) -> float:
 
 def _load(param: bytes, weights: bytes) -> Any:
     """Load an `ncnn.Net` that computes other layers in float32 and keeps the intermediate tensors."""
-    net = import_ncnn().Net()
+    import ncnn
+
+    net = ncnn.Net()
     net.opt.num_threads, net.opt.lightmode = num_threads(), False
     for option in FP16_OPTIONS:
         setattr(net.opt, option, False)
@@ -182,8 +184,10 @@ def _load(param: bytes, weights: bytes) -> Any:
 
 
 def _extract(net: Any, image: np.ndarray, names: Sequence[str]) -> Iterator[np.ndarray]:
+    import ncnn
+
     extractor = net.create_extractor()
-    extractor.input(INPUT, import_ncnn().Mat(image[0]))
+    extractor.input(INPUT, ncnn.Mat(image[0]))
     for name in names:
         yield np.array(extractor.extract(name)[1])
 

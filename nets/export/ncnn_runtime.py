@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from nets.export.attached import read_beside
-from nets.export.exported import ExportedRuntime, check_cpu
-from nets.export.form import read_metadata
+from nets.export.exported import ExportedRuntime
 from utils.cpus import num_threads
-from utils.errors import MissingExtra, UserError
+from utils.errors import UserError
 
 INPUT = "in0"
 FP16_OPTIONS = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
-
-
-def import_ncnn() -> Any:
-    """Import ncnn. Raises MissingExtra if it is not installed."""
-    try:
-        import ncnn
-    except ImportError as error:
-        raise MissingExtra("ncnn files", "ncnn", "ncnn") from error
-    return ncnn
 
 
 def ncnn_files(path: Path) -> tuple[Path, Path, Path]:
@@ -37,21 +26,20 @@ class NcnnRuntime(ExportedRuntime):
 
     name = "ncnn"
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
-        check_cpu("ncnn", device)
-        ncnn = import_ncnn()
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        import ncnn
+
         param_file, bin_file, json_file = ncnn_files(path)
         # The digests are checked first, because ncnn crashes on damaged files.
         _, texts = read_beside(json_file, [param_file, bin_file])
-        config, form = read_metadata(path, texts)
-        super().__init__(path, config, form)
+        super().__init__(path, texts, device)
         self.net, self._mat = ncnn.Net(), ncnn.Mat
-        self.net.opt.num_threads = threads or num_threads()
+        self.net.opt.num_threads = num_threads()
         for option in FP16_OPTIONS:
-            setattr(self.net.opt, option, form.precision == "fp16")
+            setattr(self.net.opt, option, self.form.precision == "fp16")
         if self.net.load_param(str(param_file)) or self.net.load_model(str(bin_file)):
             raise UserError(path, "ncnn cannot load it", "export it again")
-        self._outputs = [f"out{number}" for number in range(len(form.outputs))]
+        self._outputs = [f"out{number}" for number in range(len(self.form.outputs))]
 
     def call(self, images: np.ndarray) -> list[np.ndarray]:
         extractor = self.net.create_extractor()

@@ -15,26 +15,15 @@ from nets.export.onnx_nms import append_nms
 from nets.export.onnx_runtime import INPUT
 from nets.export.quiet import quiet
 from nets.model_config import STRIDES
-from nets.weights.checkpoint import write_atomically
 from nets.yolov4 import YOLOv4
-from utils.errors import MissingExtra
+from utils.errors import require_packages
+from utils.files import write_atomically
 
 OPSET = 18  # supported by ONNX Runtime 1.14 (2023) and later, OpenVINO and TensorRT 10
 
 
 def export_onnx(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
-    """Write a network as ONNX, with classes, sizes and thresholds in its metadata.
-
-    Args:
-        model: in eval mode.
-        path: the file.
-        form: inputs and outputs of the file; precision `fp32` or `fp16` (for `int8`, see `nets.export.quantize`).
-        info: additional metadata, plain types.
-
-    Raises:
-        MissingExtra: if onnx or onnxscript is not installed.
-        RunError: if the file cannot be written.
-    """
+    """Write a network as ONNX, with classes, sizes and thresholds in its metadata."""
     write_atomically(path, build_onnx(model, form, info).SerializeToString())
 
 
@@ -129,11 +118,9 @@ def trace_onnx(
     Raises:
         MissingExtra: if onnx or onnxscript is not installed.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401 -- torch's exporter imports it later, with a less clear error
-    except ImportError as error:
-        raise MissingExtra("export to ONNX", "onnx and onnxscript", "onnx") from error
+    require_packages("export to ONNX", ["onnx", "onnxscript"], "onnx")
+    import onnx
+
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             model.eval(),

@@ -10,23 +10,11 @@ import numpy as np
 
 from nets.allocator import keep_freed_memory
 from nets.export.exported import ExportedRuntime
-from nets.export.form import read_metadata
 from nets.runtime import GPU_BATCH
 from utils.cpus import may_spin, num_threads
-from utils.errors import MissingExtra, UserError
+from utils.errors import UserError, reason_of, require_packages, wrap_errors
 
 INPUT = "images"
-
-
-def import_onnxruntime() -> Any:
-    """Import ONNX Runtime. Raises MissingExtra if it is not installed."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would store an identifier and send data
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("running ONNX files", "onnxruntime", "onnx") from error
-    onnxruntime.set_default_logger_severity(3)
-    return onnxruntime
 
 
 def open_session(path: Path | bytes, device: str = "cpu", threads: int | None = None) -> Any:
@@ -38,9 +26,14 @@ def open_session(path: Path | bytes, device: str = "cpu", threads: int | None = 
         threads: number of threads; None for `utils.cpus.num_threads`.
 
     Raises:
+        MissingExtra: if ONNX Runtime is not installed.
         UserError: if the file is damaged, or the device is not available.
     """
-    ort = import_onnxruntime()
+    require_packages("running ONNX files", ["onnxruntime"], "onnx")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would store an identifier and send data
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(3)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or num_threads()
     options.inter_op_num_threads = 1
@@ -55,25 +48,19 @@ def open_session(path: Path | bytes, device: str = "cpu", threads: int | None = 
     try:
         return ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
-        reason = " ".join(str(error).split())
-        if any(words in reason for words in ("is under development", "model IR version", "till opset")):
+        if any(words in str(error) for words in ("is under development", "model IR version", "till opset")):
             what = f"uses a newer ONNX opset than ONNX Runtime {ort.__version__} supports"
             raise UserError(where, what, "update onnxruntime, or export the checkpoint again") from error
-        raise UserError(where, f"ONNX Runtime cannot load it: {reason[:200]}", "export it again") from error
+        raise UserError(where, f"ONNX Runtime cannot load it: {reason_of(error)}", "export it again") from error
 
 
 def read_onnx_metadata(path: Path) -> dict[str, str]:
     """Read a file's metadata, without running it. Raises UserError."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtra("reading ONNX files", "onnx", "onnx") from error
-    try:
+    require_packages("reading ONNX files", ["onnx"], "onnx")
+    import onnx
+
+    with wrap_errors(path, "is not an ONNX file", "export it again"):
         proto = onnx.load(path, load_external_data=False)
-    except Exception as error:  # the exception class depends on protobuf's implementation
-        raise UserError(
-            path, f"is not an ONNX file: {' '.join(str(error).split())[:120]}", "export it again"
-        ) from error
     return {entry.key: entry.value for entry in proto.metadata_props}
 
 
@@ -81,12 +68,12 @@ class OnnxRuntime(ExportedRuntime):
     """Runs an ONNX file on ONNX Runtime."""
 
     name = "onnxruntime"
+    supports_gpu = True
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, path: Path, device: str = "cpu") -> None:
         keep_freed_memory(only_small=True)
-        self.session = open_session(path, device, threads)
-        config, form = read_metadata(path, self.session.get_modelmeta().custom_metadata_map)
-        super().__init__(path, config, form)
+        self.session = open_session(path, device)
+        super().__init__(path, self.session.get_modelmeta().custom_metadata_map, device)
         self.usual_batch = 1 if device.startswith("cpu") else GPU_BATCH
 
     def call(self, images: np.ndarray) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nets.export.form import Form, write_metadata
 from nets.export.onnx_file import build_onnx
-from nets.export.openvino_runtime import RT_INFO, import_openvino
+from nets.export.openvino_runtime import RT_INFO
 from nets.model_config import ModelConfig
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError
@@ -19,22 +19,15 @@ from utils.errors import RunError
 def export_openvino(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
     """Write a network as OpenVINO's .xml and .bin, converted from ONNX, so that both formats have the same graph.
 
-    Args:
-        model: in eval mode.
-        path: the .xml.
-        form: precision `fp32`, or `fp16` (weights of half the size; the device computes in its fastest precision,
-            bf16 on a CPU that supports it).
-        info: additional metadata, plain types.
-
-    Raises:
-        MissingExtra: if openvino, onnx or onnxscript is not installed.
+    With `fp16`, weights have half the size, and the device computes in its fastest precision (bf16 on a CPU with it).
     """
     save_openvino(build_openvino(model, form), path, model.config, form, info)
 
 
 def build_openvino(model: YOLOv4, form: Form) -> Any:
     """The `openvino.Model` of `export_openvino`, weights in float32."""
-    openvino = import_openvino()
+    import openvino
+
     proto = build_onnx(model, Form(form.uint8_input, form.decodes, form.nms, form.dynamic))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -45,7 +38,8 @@ def build_openvino(model: YOLOv4, form: Form) -> Any:
 
 def save_openvino(model: Any, path: Path, config: ModelConfig, form: Form, info: dict[str, Any] | None) -> None:
     """Write an `openvino.Model` with metadata, atomically."""
-    openvino = import_openvino()
+    import openvino
+
     for key, value in write_metadata(config, form, info).items():
         model.set_rt_info(value, [RT_INFO, key])
     try:

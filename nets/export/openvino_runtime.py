@@ -7,48 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from nets.export.exported import ExportedRuntime, check_cpu
-from nets.export.form import read_metadata
+from nets.export.exported import ExportedRuntime
 from nets.export.onnx_runtime import read_onnx_metadata
 from utils.cpus import num_threads
-from utils.errors import MissingExtra, UserError
+from utils.errors import wrap_errors
 
 RT_INFO = "mobilenet_yolov4"  # key of our metadata in the file's rt_info
 MAX_SHAPES = 4  # number of compiled shapes kept for a file with dynamic sizes
 
 
-def import_openvino() -> Any:
-    """Import OpenVINO. Raises MissingExtra if it is not installed."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtra("OpenVINO files", "openvino", "openvino") from error
-    return openvino
-
-
-def read_model(path: Path) -> Any:
-    """Read a file (.xml or .onnx) as an `openvino.Model`. Raises UserError."""
-    try:
-        return import_openvino().Core().read_model(path)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[-200:]
-        todo = "export it again; the .bin must be in the same folder as the .xml"
-        raise UserError(path, f"OpenVINO cannot read it: {reason}", todo) from error
-
-
-def compile_model(model: Any, precision: str = "fp32", threads: int | None = None) -> Any:
+def compile_model(model: Any, precision: str = "fp32") -> Any:
     """Compile an `openvino.Model` for the CPU.
 
-    Args:
-        model: the result of `read_model`.
-        precision: `fp32` computes in float32; with `fp16`, `bf16` and `int8`, OpenVINO uses the fastest precision of
-            the CPU (bf16 with AVX512-BF16 or AMX).
-        threads: number of threads; None for `utils.cpus.num_threads`.
+    With precision `fp32` it computes in float32; with `fp16`, `bf16` and `int8`, in the fastest precision of the CPU
+    (bf16 with AVX512-BF16 or AMX).
     """
-    settings = {"INFERENCE_NUM_THREADS": threads or num_threads(), "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": num_threads(), "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     if precision == "fp32":
         settings["INFERENCE_PRECISION_HINT"] = "f32"
-    return import_openvino().Core().compile_model(model, "CPU", settings)
+    return openvino.Core().compile_model(model, "CPU", settings)
 
 
 class OpenVinoRuntime(ExportedRuntime):
@@ -59,12 +38,14 @@ class OpenVinoRuntime(ExportedRuntime):
 
     name = "openvino"
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
-        check_cpu("OpenVINO", device)
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        import openvino
+
         texts = read_onnx_metadata(path) if path.suffix.lower() == ".onnx" else _texts(path)
-        config, form = read_metadata(path, texts)
-        super().__init__(path, config, form)
-        self.threads, self.model = threads, read_model(path)
+        super().__init__(path, texts, device)
+        todo = "export it again; the .bin must be in the same folder as the .xml"
+        with wrap_errors(path, "OpenVINO cannot read it", todo):
+            self.model = openvino.Core().read_model(path)
         self._requests: dict[tuple[int, ...], Any] = {}
 
     def call(self, images: np.ndarray) -> list[np.ndarray]:
@@ -77,19 +58,15 @@ class OpenVinoRuntime(ExportedRuntime):
             self.model.reshape(list(shape))
         if len(self._requests) == MAX_SHAPES:
             self._requests.pop(next(iter(self._requests)))
-        compiled = compile_model(self.model, self.form.precision, self.threads)
-        self._requests[shape] = compiled.create_infer_request()
+        self._requests[shape] = compile_model(self.model, self.form.precision).create_infer_request()
         return self._requests[shape]
 
 
 def _texts(path: Path) -> dict[str, str]:
     """Read our metadata from the .xml."""
     import defusedxml.ElementTree as ElementTree
-    from defusedxml.common import DefusedXmlException
 
-    try:
+    with wrap_errors(path, "is not an OpenVINO file", "give the .xml written by export.py"):
         root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, DefusedXmlException, OSError, ValueError) as error:
-        raise UserError(path, f"is not an OpenVINO file: {error}", "give the .xml written by export.py") from error
     section = None if root is None else root.find(f"rt_info/{RT_INFO}")
     return {} if section is None else {entry.tag: entry.get("value", "") for entry in section}

@@ -21,9 +21,8 @@ from nets.export.openvino_file import build_openvino, save_openvino
 from nets.export.openvino_runtime import compile_model
 from nets.export.quiet import quiet
 from nets.model_config import ModelConfig
-from nets.weights.checkpoint import write_atomically
 from nets.yolov4 import YOLOv4
-from utils.errors import MissingExtra
+from utils.files import write_atomically
 
 PROBES = 8  # calibration images on which the error is measured
 WORTH = 0.9  # a group of layers stays in floating point if that reduces the error to this fraction or less
@@ -58,16 +57,6 @@ def quantize_onnx(
     model: YOLOv4, path: Path, form: Form, photos: Sequence[np.ndarray], info: dict[str, Any] | None = None
 ) -> str:
     """Write an int8 ONNX file (QDQ: weights per channel, uint8 activations, min-max calibration).
-
-    Args:
-        model: in eval mode.
-        path: the file.
-        form: inputs and outputs of the file; precision `int8`.
-        photos: calibration images, RGB (H, W, 3) uint8 of any size, from the training data.
-        info: additional metadata, plain types.
-
-    Returns:
-        Description of the layers that remain in floating point.
 
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
@@ -142,15 +131,12 @@ def _onnx_ranges(proto: Any, inputs: Sequence[np.ndarray]) -> Any:
 def quantize_openvino(
     model: YOLOv4, path: Path, form: Form, photos: Sequence[np.ndarray], info: dict[str, Any] | None = None
 ) -> str:
-    """Write an int8 OpenVINO file with NNCF. Arguments and result as in `quantize_onnx`.
+    """Write an int8 OpenVINO file with NNCF.
 
     Source: https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html
     """
-    try:
-        with quiet():
-            import nncf
-    except ImportError as error:
-        raise MissingExtra("int8 for OpenVINO", "nncf", "openvino") from error
+    with quiet():
+        import nncf
     nncf.set_log_level(logging.ERROR)
     inputs = as_inputs(photos, model.config, form)
     original = build_openvino(model, Form(form.uint8_input, form.decodes))

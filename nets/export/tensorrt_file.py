@@ -14,21 +14,12 @@ import torch
 
 from nets.export.attached import read_beside, write_beside
 from nets.export.exported import ExportedRuntime
-from nets.export.form import Form, read_metadata, write_metadata
+from nets.export.form import Form, write_metadata
 from nets.export.onnx_file import build_onnx
 from nets.export.onnx_runtime import INPUT
 from nets.yolov4 import YOLOv4
-from utils.errors import MissingExtra, RunError, UserError
+from utils.errors import RunError, UserError
 from utils.files import write_atomically
-
-
-def import_tensorrt() -> Any:
-    """Import TensorRT. Raises MissingExtra if it is not installed."""
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise MissingExtra("TensorRT files", "tensorrt", "tensorrt") from error
-    return tensorrt
 
 
 def metadata_file(path: Path) -> Path:
@@ -39,19 +30,13 @@ def metadata_file(path: Path) -> Path:
 def export_tensorrt(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
     """Write an .engine, converted from ONNX, and NAME.engine.json with its metadata.
 
-    Args:
-        model: in eval mode.
-        path: the file.
-        form: precision `fp32` or `fp16`.
-        info: additional metadata, plain types.
-
     Raises:
-        MissingExtra: if tensorrt is not installed.
         RunError: if TensorRT rejects the graph.
 
     Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/python-api-docs.html
     """
-    tensorrt = import_tensorrt()
+    import tensorrt
+
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
     builder = tensorrt.Builder(logger)
     network = builder.create_network(0)  # explicit batch is the only mode since TensorRT 10
@@ -73,24 +58,24 @@ class TensorRtRuntime(ExportedRuntime):
     """Runs an .engine on the GPU it was built for."""
 
     name = "tensorrt"
+    supports_gpu = True
 
     def __init__(self, path: Path, device: str = "cuda") -> None:
+        import tensorrt
+
         if not torch.cuda.is_available():
             raise UserError(path, "needs an NVIDIA GPU like the one it was built on", "use the .onnx or .pth here")
-        tensorrt = import_tensorrt()
         (content,), texts = read_beside(metadata_file(path), [path])
-        config, form = read_metadata(path, texts)
-        super().__init__(path, config, form)
+        super().__init__(path, texts, device)
         self.engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR)).deserialize_cuda_engine(content)
         if self.engine is None:
             raise UserError(path, "was built by another TensorRT or for another GPU", "export it again on this machine")
         self.context = self.engine.create_execution_context()
         self.device = torch.device("cuda" if device.startswith("cpu") else device)
-        self._outputs = {
-            name: torch.empty(tuple(self.engine.get_tensor_shape(name)), device=self.device) for name in form.outputs
-        }
-        for name, output in self._outputs.items():
-            self.context.set_tensor_address(name, output.data_ptr())
+        self._outputs = []
+        for name in self.form.outputs:
+            self._outputs.append(torch.empty(tuple(self.engine.get_tensor_shape(name)), device=self.device))
+            self.context.set_tensor_address(name, self._outputs[-1].data_ptr())
 
     def call(self, images: np.ndarray) -> list[np.ndarray]:
         inputs = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
@@ -99,4 +84,4 @@ class TensorRtRuntime(ExportedRuntime):
         if not self.context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError("TensorRT did not run")
         stream.synchronize()
-        return [output.cpu().numpy() for output in self._outputs.values()]
+        return [output.cpu().numpy() for output in self._outputs]

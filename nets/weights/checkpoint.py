@@ -16,14 +16,16 @@ from torch import Tensor
 
 from nets.backbones.base import TIMM_PREFIX
 from nets.model_config import FORMAT, ModelConfig
-from nets.weights.torch_file import open_model_file, read_torch_file, seal
+from nets.weights.model_file import open_model_file
+from nets.weights.torch_file import read_torch_file, seal
 from nets.yolov4 import YOLOv4
-from utils.errors import RunError, UserError, brief
+from utils.errors import RunError, UserError, brief, wrap_errors
 from utils.files import write_atomically
 
 FORMAT_VERSION = 1
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 USUAL_WIDTH, USUAL_CLASSES = 1.5, 1000  # networks up to this size need a few hundred MB at most
+MISMATCH = "its weights do not fit the network it describes"
 MAX_HEADER_BYTES = 8 << 20  # of a .safetensors file: names, shapes and our configuration
 
 
@@ -110,55 +112,42 @@ def parse_checkpoint(path: Path, content: Any) -> Checkpoint:
     if version != FORMAT_VERSION:
         what = f"has format version {brief(version)}; this platform reads version {FORMAT_VERSION}"
         raise UserError(path, what, "update this platform")
-    try:
+    with wrap_errors(path, "damaged", "use another copy"):
         config = ModelConfig.from_dict(content["config"])
         weights = _check_weights(path, content["weights"])
         metrics, info, training = content.get("metrics") or {}, content.get("info") or {}, content.get("training")
         if not isinstance(metrics, dict) or not isinstance(info, dict) or not isinstance(training, dict | None):
             raise ValueError("metrics, info or training is not a dictionary")
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(path, f"damaged: {error}", "use another copy") from error
     _check_fit(path, config, weights)
     return Checkpoint(config, weights, metrics, info, training)
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
     """Read a .safetensors file: `weights`, and the content of a checkpoint if its metadata holds one."""
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    with open_model_file(path) as file:
+    with open_model_file(path) as file, wrap_errors(path, "truncated or damaged", "use another copy"):
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= MAX_HEADER_BYTES:
             raise UserError(path, "is not a .safetensors file, or damaged", "use another copy")
-        header = file.read(length)
-        try:
-            entries = json.loads(header)
-            ends = (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
-            if (
-                8 + length + max(ends, default=0) != os.fstat(file.fileno()).st_size
-            ):  # checked before the whole file is read
-                raise UserError(path, "truncated or damaged: its size differs from its header", "use another copy")
-            metadata = entries.get("__metadata__") or {}
-            content = json.loads(metadata["checkpoint"]) if "checkpoint" in metadata else {}
-            file.seek(0)
-            weights = load(file.read())
-            if content and metadata.get("sha256") != _digest_of(weights, metadata["checkpoint"]):
-                raise UserError(path, "damaged: its tensors differ from those that were written", "use another copy")
-        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(path, f"truncated or damaged ({error})", "use another copy") from error
+        entries = json.loads(file.read(length))
+        ends = (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+        # checked before the whole file is read
+        if 8 + length + max(ends, default=0) != os.fstat(file.fileno()).st_size:
+            raise ValueError("its size differs from its header")
+        metadata = entries.get("__metadata__") or {}
+        content = json.loads(metadata["checkpoint"]) if "checkpoint" in metadata else {}
+        file.seek(0)
+        weights = load(file.read())
+        if content and metadata.get("sha256") != _digest_of(weights, metadata["checkpoint"]):
+            raise ValueError("its tensors differ from those that were written")
     return {**content, "weights": weights}
 
 
-def strip_prefixes(name: str) -> str:
-    """Remove the prefixes of DataParallel and torch.compile from a tensor's name."""
-    while name.startswith(WRAPPER_PREFIXES):
-        for prefix in WRAPPER_PREFIXES:
-            name = name.removeprefix(prefix)
+def strip_prefixes(name: str, prefixes: tuple[str, ...] = WRAPPER_PREFIXES) -> str:
+    """Remove the prefixes of DataParallel and torch.compile, or others such as `model.`, from a tensor's name."""
+    while name.startswith(prefixes):
+        name = name.partition(".")[2]
     return name
 
 
@@ -186,15 +175,15 @@ def _check_fit(path: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -
         expected = {name: tensor.shape for name, tensor in YOLOv4(config).state_dict().items()}
     missing = [name for name in expected if name not in weights]
     wrong = [name for name, shape in expected.items() if name in weights and weights[name].shape != shape]
-    what = ""
     if missing:
         what = f"{len(missing)} of {len(expected)} tensors are missing, such as {missing[0]}"
     elif wrong:
         what = f"{wrong[0]} is {tuple(weights[wrong[0]].shape)}, not {tuple(expected[wrong[0]])}"
     elif len(weights) > len(expected):
         what = f"{next(name for name in weights if name not in expected)} does not belong to it"
-    if what:
-        raise UserError(path, f"its weights do not fit the network it describes: {what}", "use another copy")
+    else:
+        return
+    raise UserError(path, f"{MISMATCH}: {what}", "use another copy")
 
 
 def _portable(tensor: Tensor, half: bool) -> Tensor:
@@ -228,10 +217,6 @@ def load_model(path: str | Path) -> YOLOv4:
     """
     checkpoint = load_checkpoint(path)
     model = YOLOv4(checkpoint.config)
-    try:
+    with wrap_errors(path, MISMATCH, "use another copy"):
         model.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        what = f"its weights do not fit the network it describes: {reason}"
-        raise UserError(path, what, "use another copy") from error
     return model.eval()

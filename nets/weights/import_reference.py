@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.class_names import read_class_names
 from nets.model_config import ANCHORS_PER_LEVEL, YOLOV4_ANCHORS, ModelConfig
+from nets.weights.bundled import MODEL_DATA
 from nets.weights.checkpoint import (
     Checkpoint,
     is_checkpoint,
@@ -32,7 +33,6 @@ from utils.errors import UserError, run_command, warn
 from utils.output_rules import check_output_file
 from utils.text import counted
 
-MODEL_DATA = Path(__file__).resolve().parents[2] / "model_data"
 CLASS_LISTS = {20: MODEL_DATA / "voc_classes.txt", 80: MODEL_DATA / "coco_classes.txt"}
 WRITTEN = (".pth", ".pt", ".safetensors")
 PREDICTION = "yolo_head3.1.weight"  # (3 * (5 + classes), channels, 1, 1), of stride 8
@@ -80,12 +80,15 @@ class ImportOptions:
     overwrite: bool = option(False, "replace OUT.pth if it exists")
 
 
-def import_reference(weights: Mapping[str, Tensor], class_names: tuple[str, ...] | None = None) -> Checkpoint:
+def import_reference(
+    weights: Mapping[str, Tensor], class_names: tuple[str, ...] | None = None, where: object = "import"
+) -> Checkpoint:
     """Turn a reference state dict into a checkpoint.
 
     Args:
         weights: the reference's state dict; it determines the backbone and the number of classes.
         class_names: in the order of training. None: VOC's names for 20 classes, COCO's for 80, else numbered names.
+        where: the file, for errors.
 
     Raises:
         UserError: if it is not such a state dict, or if the number of names differs from the number of classes.
@@ -94,17 +97,17 @@ def import_reference(weights: Mapping[str, Tensor], class_names: tuple[str, ...]
     backbone = next((name for name, mark in _MARKS.items() if mark in weights), None)
     if backbone is None or PREDICTION not in weights:
         what = "not a weight file of mobilenet-yolov4-pytorch with MobileNetV1, V2 or V3"
-        raise UserError("import", what, "give a file written by its train.py")
+        raise UserError(where, what, "give a file written by its train.py")
     outputs = len(weights[PREDICTION])
     num_classes = outputs // ANCHORS_PER_LEVEL - 5
     if outputs % ANCHORS_PER_LEVEL or num_classes < 1:
-        raise UserError("import", f"{outputs} outputs per cell are not 3 x (5 + classes)", "give the reference's file")
+        raise UserError(where, f"{outputs} outputs per cell are not 3 x (5 + classes)", "give the reference's file")
     config = reference_config(backbone, class_names or default_class_names(num_classes))
     if config.num_classes != num_classes:
         what = f"{counted(config.num_classes, 'name')} for the file's {counted(num_classes, 'class')}"
         raise UserError("--classes", what, "give one name for each class")
     renamed = {_rename(backbone, name, weights): t for name, t in weights.items() if not _CLASSIFIER.match(name)}
-    return Checkpoint(config, _fit(config, renamed), info={"source": "mobilenet-yolov4-pytorch"})
+    return Checkpoint(config, _fit(config, renamed, where), info={"source": "mobilenet-yolov4-pytorch"})
 
 
 def reference_config(backbone: str, class_names: tuple[str, ...]) -> ModelConfig:
@@ -187,7 +190,7 @@ def _rename_v3(rest: str, names: Collection[str]) -> str:
     return f"features.{block}.block.{places[layer]}.{kind}" if layer in places else rest
 
 
-def _fit(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fit(config: ModelConfig, weights: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
     """The complete state dict of the network of `config`.
 
     Raises:
@@ -198,19 +201,19 @@ def _fit(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor
         expected = YOLOv4(config).state_dict()
     extra = next((name for name in weights if name not in expected), None)
     if extra is not None:
-        raise UserError("import", f"tensor {extra} does not belong to {config.backbone}", todo)
+        raise UserError(where, f"tensor {extra} does not belong to {config.backbone}", todo)
     result = {}
     for name, like in expected.items():
         tensor = weights.get(name)
         if tensor is None and name.endswith("num_batches_tracked"):  # torch before 0.4.1 had none
             tensor = torch.zeros((), dtype=torch.int64)
         if tensor is None:
-            raise UserError("import", f"tensor {name} is missing for {config.backbone}", todo)
+            raise UserError(where, f"tensor {name} is missing for {config.backbone}", todo)
         if tensor.ndim == 2 and like.ndim == 4:  # squeeze-and-excitation: linear layers there, 1x1 convolutions here
             tensor = tensor[:, :, None, None]
         if tensor.shape != like.shape:
             what = f"tensor {name} is {tuple(tensor.shape)}, not {tuple(like.shape)}"
-            raise UserError("import", what, todo)
+            raise UserError(where, what, todo)
         result[name] = tensor.to(like.dtype)
     return result
 
@@ -243,11 +246,7 @@ def main(argv: list[str] | None = None) -> None:
         content = content["state_dict"]
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     class_names = read_class_names(Path(options.classes)) if options.classes else None
-    try:
-        checkpoint = import_reference(tensors, class_names)
-    except UserError as error:
-        where = options.input if error.where == "import" else error.where
-        raise UserError(where, error.what, error.todo) from error
+    checkpoint = import_reference(tensors, class_names, options.input)
     save_checkpoint(options.output, checkpoint)
     config = checkpoint.config
     names = f"{counted(config.num_classes, 'class')} ({', '.join(config.class_names[:5])}...)"

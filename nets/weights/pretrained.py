@@ -15,20 +15,21 @@ from torch import Tensor, nn
 from nets.backbones.base import TIMM_PREFIX
 from nets.weights import IMAGENET, NONE
 from nets.weights.bundled import find_model
-from nets.weights.checkpoint import read_safetensors
-from nets.weights.torch_file import open_model_file, read_legacy_torch_file, read_torch_file
+from nets.weights.checkpoint import WRAPPER_PREFIXES, read_safetensors, strip_prefixes
+from nets.weights.model_file import open_model_file
+from nets.weights.torch_file import read_legacy_torch_file, read_torch_file
 from nets.yolov4 import YOLOv4
 from utils.download import download
-from utils.errors import RunError, UserError
+from utils.errors import RunError, UserError, reason_of
 
 _MEAN_STD = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's, and most of timm's
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # TensorFlow's x / 127.5 - 1, and timm's mobilenetv1_100
 }
 _TENSORFLOW_EPS = {"mobilenet_v1": 1e-3, "mobilenet_v2": 1e-5, "mobilenet_v3_large": 1e-3, "mobilenet_v3_small": 1e-3}
-_TIMM_V1 = "mobilenetv1_100"
+_TIMM_V1 = f"{TIMM_PREFIX}mobilenetv1_100"
 _TIMM_V1_STAGES = (0, 1, 3, 5, 11)  # depthwise-separable blocks before each of timm's stages
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
+_WRAPPERS = (*WRAPPER_PREFIXES, "model.", "backbone.")
 _SHOWN = 4  # names of each kind in the report
 
 
@@ -67,11 +68,7 @@ class PretrainedReport:
 
 
 def pretrained_settings(backbone: str, source: str) -> dict[str, Any]:
-    """Settings of the network that the weights of `source` require. Call it before the network is built.
-
-    Args:
-        backbone: its name in the table, or `timm:NAME`.
-        source: `none`, `imagenet` or a file.
+    """Settings of the network that the weights of `source` (see `load_pretrained`) require.
 
     Returns:
         Fields of `ModelConfig`: `mean`, `std`, `bn_eps`, `padding`; empty for `none`. They are defaults, which the
@@ -140,9 +137,7 @@ def read_weights_file(path: Path) -> Any:
         return read_safetensors(path)
     with open_model_file(path) as file:
         is_legacy = file.read(2) == b"\x80\x02"
-    if not is_legacy:
-        return read_torch_file(path)
-    return read_legacy_torch_file(path)
+    return read_legacy_torch_file(path) if is_legacy else read_torch_file(path)
 
 
 def extract_state_dict(content: Any, source: object) -> dict[str, Tensor]:
@@ -161,7 +156,7 @@ def extract_state_dict(content: Any, source: object) -> dict[str, Tensor]:
         raise UserError(source, "contains no named tensors", "give a state dict")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     backbone_only = {name: tensor for name, tensor in tensors.items() if "backbone." in name}
-    return {_rename(_strip(name)): tensor for name, tensor in (backbone_only or tensors).items()}
+    return {_rename(strip_prefixes(name, _WRAPPERS)): tensor for name, tensor in (backbone_only or tensors).items()}
 
 
 def _settings(normalization: str, bn_eps: float | None = None, padding: str = "symmetric") -> dict[str, Any]:
@@ -177,17 +172,10 @@ def _is_tensorflow(weights: Mapping[str, Tensor]) -> bool:
     return conv.dtype == torch.float16 and norm.dtype == torch.float32
 
 
-def _strip(name: str) -> str:
-    while name.startswith(_WRAPPERS):
-        name = name.split(".", 1)[1]
-    return name
-
-
 def _rename(name: str) -> str:
     """Convert timm's and TensorFlow's names of MobileNetV1 to ours; other names are unchanged."""
     name = re.sub(r"^(features\.\d+)\.conv\.(weight)$", r"\1.0.\2", name)
-    name = re.sub(r"^(features\.\d+)\.bn\.", r"\1.1.", name)
-    return name
+    return re.sub(r"^(features\.\d+)\.bn\.", r"\1.1.", name)
 
 
 def _timm_v1_name(name: str) -> str:
@@ -221,37 +209,39 @@ def load_pretrained_state(
     """Copy the tensors with matching names and shapes into a backbone, and report the others.
 
     Args:
-        backbone: the module, built from the table's `name`.
+        backbone: the module of the backbone called `name`.
         weights: a state dict with torchvision's names, timm's or ours.
-        source: name of the source for the report and for errors.
+        source: for the report and for errors.
 
     Raises:
         UserError: if less than half of the backbone's tensors match, or one is not finite.
     """
-    own = {key: tensor for key, tensor in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
     if name == "mobilenet_v1":
         weights = {_timm_v1_name(key): tensor for key, tensor in weights.items()}
-    weights = {key: tensor for key, tensor in weights.items() if not key.endswith("num_batches_tracked")}
-    common = [key for key in own if key in weights]
-    fits = [key for key in common if own[key].shape == weights[key].shape]
+    own, theirs = (
+        {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+        for state in (backbone.state_dict(), weights)
+    )
+    common = [key for key in own if key in theirs]
+    fits = [key for key in common if own[key].shape == theirs[key].shape]
     report = PretrainedReport(
         source=source,
         total=len(own),
         loaded=tuple(fits),
-        missing=tuple(key for key in own if key not in weights),
-        unexpected=tuple(key for key in weights if key not in own),
+        missing=tuple(key for key in own if key not in theirs),
+        unexpected=tuple(key for key in theirs if key not in own),
         mismatched=tuple(
-            f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
-            for key in common
-            if own[key].shape != weights[key].shape
+            f"{key} {tuple(theirs[key].shape)} for {tuple(own[key].shape)}" for key in common if key not in fits
         ),
     )
     if 2 * len(fits) < len(own):
         raise UserError(source, *_why_not(name, report))
-    _check_finite(weights, fits, source)
+    for key in fits:
+        if not theirs[key].isfinite().all():
+            raise UserError(source, f"{key} contains NaN or infinity", "use another copy")
     with torch.no_grad():
         for key in fits:
-            own[key].copy_(weights[key])
+            own[key].copy_(theirs[key])
     return report
 
 
@@ -263,17 +253,10 @@ def _why_not(name: str, report: PretrainedReport) -> tuple[str, str]:
     return what + first, "give weights of this backbone, or the --backbone of these weights"
 
 
-def _check_finite(weights: Mapping[str, Tensor], names: list[str], source: str) -> None:
-    for name in names:
-        if not weights[name].isfinite().all():
-            raise UserError(source, f"{name} contains NaN or infinity", "use another copy")
-
-
 def _download(backbone: str) -> Mapping[str, Tensor]:
     """Download the published ImageNet weights of a backbone, with our names."""
     if backbone == "mobilenet_v1":
-        features = _download_timm(TIMM_PREFIX + _TIMM_V1)
-        return features.state_dict()
+        return _download_timm(_TIMM_V1).state_dict()
     if backbone.startswith(TIMM_PREFIX):
         return {f"features.{name}": tensor for name, tensor in _download_timm(backbone).state_dict().items()}
     return _download_torchvision(backbone)
@@ -288,26 +271,20 @@ def _download_timm(backbone: str) -> nn.Module:
         raise
     except Exception as error:  # the exception classes of Hugging Face's client change between versions
         name = backbone.removeprefix(TIMM_PREFIX)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         todo = f"download https://huggingface.co/timm (model {name}) on another machine and give --pretrained FILE"
-        what = f"timm cannot download the weights of {name}: {reason[:160]}"
+        what = f"timm cannot download the weights of {name}: {reason_of(error)}"
         raise RunError("--pretrained imagenet", what, todo) from error
 
 
 def torchvision_weights(backbone: str) -> Any:
     """torchvision's weights entry (`.url`, `.get_state_dict`) of a backbone. Raises UserError if there is none."""
-    from torchvision.models import MobileNet_V2_Weights, MobileNet_V3_Large_Weights, MobileNet_V3_Small_Weights
+    from torchvision.models import get_model_weights
 
-    entries = {
-        "mobilenet_v2": MobileNet_V2_Weights.DEFAULT,
-        "mobilenet_v3_large": MobileNet_V3_Large_Weights.DEFAULT,
-        "mobilenet_v3_small": MobileNet_V3_Small_Weights.DEFAULT,
-    }
-    if backbone not in entries:
-        raise UserError(
-            "--pretrained imagenet", f"no weights are published for {backbone}", "use --pretrained none or FILE"
-        )
-    return entries[backbone]
+    try:
+        return get_model_weights(backbone).DEFAULT
+    except ValueError as error:
+        what = f"no weights are published for {backbone}"
+        raise UserError("--pretrained imagenet", what, "use --pretrained none or FILE") from error
 
 
 def _download_torchvision(backbone: str) -> Mapping[str, Tensor]:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import torch
 
 from nets.weights.model_file import open_model_file, refuse_pages_and_pointers
-from utils.errors import UserError
+from utils.errors import UserError, reason_of, wrap_errors
 
 MAX_PICKLE_BYTES = 4 << 20  # names, shapes and plain values; a pickle can require 70 times its size in memory
 MAX_DIRECTORY_BYTES = 16 << 20
@@ -69,20 +69,8 @@ def read_torch_file(path: Path, our_format: str | None = None) -> Any:
         if head[:2] != b"PK":
             _refuse_other_content(path, head)
         is_sealed = _check_seal(path, file)
-        try:
+        with wrap_errors(path, "truncated or damaged", "use another copy"):
             archive = _checked_archive(path, file, is_sealed)
-        except (
-            zipfile.BadZipFile,
-            EOFError,
-            NotImplementedError,
-            OSError,
-            OverflowError,
-            struct.error,
-            ValueError,
-        ) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(path, f"truncated or damaged ({error})", "use another copy") from error
     content = _load(path, archive)
     if not is_sealed and our_format is not None and isinstance(content, dict) and content.get("format") == our_format:
         what = "was written by another program: the digest that this platform appends is missing"
@@ -126,9 +114,8 @@ def seal(data: bytes) -> bytes:
 def _refuse_other_content(path: Path, head: bytes) -> None:
     refuse_pages_and_pointers(path, head)
     if head[:1] == b"\x80":
-        raise UserError(
-            path, "is a pickle of torch before 1.6", "rejected: it could run code; load it with torch and save it again"
-        )
+        todo = "rejected: it could run code; load it with torch and save it again"
+        raise UserError(path, "is a pickle of torch before 1.6", todo)
     raise UserError(path, "is not a model file", "give a .pth, .safetensors or exported file")
 
 
@@ -192,12 +179,8 @@ def _copied(path: Path, archive: zipfile.ZipFile) -> BinaryIO:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as copy:
         for entry in archive.infolist():
-            try:
-                data = archive.read(entry)
-            except zipfile.BadZipFile as error:
-                what = f"damaged: {entry.filename} fails its checksum ({error})"
-                raise UserError(path, what, "use another copy") from error
-            copy.writestr(zipfile.ZipInfo(entry.filename), data)
+            with wrap_errors(path, f"damaged: {entry.filename} fails its checksum", "use another copy"):
+                copy.writestr(zipfile.ZipInfo(entry.filename), archive.read(entry))
     buffer.seek(0)
     return buffer
 
@@ -267,16 +250,14 @@ def _dry_run(path: Path, file: BinaryIO, pickles: int, size: int, check_storage:
         for _ in range(pickles):
             _DryRun(file, size, check_storage).load()
     except EOFError as error:
-        raise UserError(
-            path, "truncated or damaged (its table of contents ends too early)", "use another copy"
-        ) from error
+        what = "truncated or damaged (its table of contents ends too early)"
+        raise UserError(path, what, "use another copy") from error
     except Exception as error:
         raise _refusal(path, error) from error
 
 
 def _refusal(path: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    what = f"contains more than tensors and plain values ({reason[:120]})"
+    what = f"contains more than tensors and plain values ({reason_of(error, 120)})"
     return UserError(path, what, "rejected: it could run code or fill the memory")
 
 

@@ -26,7 +26,7 @@ from service.limits import Limits, Refused
 from utils.errors import RunError, UserError
 
 MAX_BOXES = 2000  # of one image
-MAX_BODY = 4 << 20  # size of the labels of one image, bytes
+MAX_MEGABYTES = 4.0  # size of the labels of one image
 PRESENT_SECONDS = 40.0  # an image counts as open in a tab until this long after the tab's last request
 ROWS = 200  # maximum rows of the list per request
 SHOWN_BY_BROWSERS = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
@@ -299,7 +299,7 @@ async def _read(request: Request, kind: type[Made], limits: Limits) -> Made:
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise Refused(415, "not_json", "body: the Content-Type is not application/json; set it")
-    body = await read_body(request, Limits(max_body=MAX_BODY, read_timeout=limits.read_timeout), lambda _: None)
+    body = await read_body(request, Limits(max_body=MAX_MEGABYTES, read_timeout=limits.read_timeout), lambda _: None)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

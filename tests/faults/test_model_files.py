@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from nets.export.exported import ExportedRuntime
-from nets.export.form import Form
+from nets.export.form import Form, write_metadata
 from nets.export.load import load_runtime
 from nets.model_config import ModelConfig
 from nets.weights import import_reference
@@ -619,7 +619,7 @@ class Exported(ExportedRuntime):
     name = "test"
 
     def __init__(self, outputs: list[Any], form: Form) -> None:
-        super().__init__(Path("a.onnx"), CONFIG.replace(class_names=("a", "b")), form)
+        super().__init__(Path("a.onnx"), write_metadata(CONFIG.replace(class_names=("a", "b")), form))
         self.outputs = outputs
 
     def call(self, images: Any) -> list[Any]:

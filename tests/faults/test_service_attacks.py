@@ -25,12 +25,12 @@ from service import decoders
 from service.app import build_app
 from service.drain import STOP_SECONDS
 from service.hosts import Hosts
-from service.limits import Limits, Refused
+from service.limits import MEGABYTE, Limits, Refused
 from service.protocol import HEAD_BYTES
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SMALL = Limits(max_body=200_000, max_megapixels=2.0, read_timeout=5.0, queue=40, bodies=9_000_000, batch_wait=0.0)
+SMALL = Limits(max_body=200_000 / MEGABYTE, max_megapixels=2.0, read_timeout=5.0, max_waiting=40, batch_wait=0.0)
 
 
 @pytest.fixture(scope="module")
