@@ -45,7 +45,7 @@ class Matches:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Batch:
     """The input of an assigner: the batch's ground-truth boxes, the grid sizes of the levels, and the predictions."""
 
     boxes: Tensor  # (M, 4) cxcywh, input pixels
@@ -57,9 +57,9 @@ class Scene:
     config: ModelConfig
 
 
-def assign(scene: Scene, rule: str) -> Matches:
+def assign(batch: Batch, rule: str) -> Matches:
     """Match the predictions of a batch with its objects by `rule`, a key of ASSIGNERS."""
-    return ASSIGNERS[rule](scene)
+    return ASSIGNERS[rule](batch)
 
 
 def anchor_table(config: ModelConfig, device: torch.device) -> Tensor:
@@ -73,39 +73,39 @@ def _shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
     return inter / (sizes.prod(1)[:, None] + anchors.prod(1)[None] - inter)
 
 
-def _at_centre(scene: Scene, chosen: Tensor) -> Matches:
+def _at_centre(batch: Batch, chosen: Tensor) -> Matches:
     """The chosen (box, anchor) pairs as matches in the cell of the box's centre. chosen: (M, L * A) bool."""
     target, place = chosen.nonzero(as_tuple=True)
     per_level = chosen.shape[1] // len(STRIDES)
     level = place // per_level
-    strides, limits = _level_tables(scene)
-    cell = (scene.boxes[target, :2] / strides[level][:, None]).long()
+    strides, limits = _level_tables(batch)
+    cell = (batch.boxes[target, :2] / strides[level][:, None]).long()
     cell = torch.minimum(cell.clamp(min=0), limits[level])
-    return Matches(level, scene.images[target], place % per_level, cell[:, 1], cell[:, 0], target)
+    return Matches(level, batch.images[target], place % per_level, cell[:, 1], cell[:, 0], target)
 
 
-def _level_tables(scene: Scene) -> tuple[Tensor, Tensor]:
+def _level_tables(batch: Batch) -> tuple[Tensor, Tensor]:
     """(L,) strides and (L, 2) last column and row of each level."""
-    device = scene.boxes.device
-    limits = torch.tensor([(columns - 1, rows - 1) for rows, columns in scene.grids], device=device)
+    device = batch.boxes.device
+    limits = torch.tensor([(columns - 1, rows - 1) for rows, columns in batch.grids], device=device)
     return torch.tensor(STRIDES, device=device), limits
 
 
-def assign_best(scene: Scene) -> Matches:
+def assign_best(batch: Batch) -> Matches:
     """The anchor with the highest shape IoU of all levels, in the cell of the box's centre (YOLOv3, the reference)."""
-    iou = _shape_iou(scene.boxes[:, 2:], anchor_table(scene.config, scene.boxes.device))
+    iou = _shape_iou(batch.boxes[:, 2:], anchor_table(batch.config, batch.boxes.device))
     chosen = torch.zeros_like(iou, dtype=torch.bool)
     chosen[torch.arange(len(iou), device=iou.device), iou.argmax(dim=1)] = True
-    return _at_centre(scene, chosen)
+    return _at_centre(batch, chosen)
 
 
-def assign_iou(scene: Scene) -> Matches:
+def assign_iou(batch: Batch) -> Matches:
     """Every anchor with a shape IoU of at least 0.213, and the best one, in the cell of the box's centre (YOLOv4)."""
-    iou = _shape_iou(scene.boxes[:, 2:], anchor_table(scene.config, scene.boxes.device))
-    return _at_centre(scene, (iou >= SHAPE_IOU_LIMIT) | (iou >= iou.amax(dim=1, keepdim=True)))
+    iou = _shape_iou(batch.boxes[:, 2:], anchor_table(batch.config, batch.boxes.device))
+    return _at_centre(batch, (iou >= SHAPE_IOU_LIMIT) | (iou >= iou.amax(dim=1, keepdim=True)))
 
 
-def assign_ratio(scene: Scene) -> Matches:
+def assign_ratio(batch: Batch) -> Matches:
     """Every anchor within a factor of 4 in both sides, in the cell of the box's centre and its two nearest neighbours.
 
     A box that fits no anchor is matched to the anchor with the most similar shape, so that every object is matched.
@@ -114,12 +114,12 @@ def assign_ratio(scene: Scene) -> Matches:
 
     Source: YOLOv5's documentation, "target assignment".
     """
-    anchors = anchor_table(scene.config, scene.boxes.device)
-    ratio = scene.boxes[:, None, 2:] / anchors[None]
+    anchors = anchor_table(batch.config, batch.boxes.device)
+    ratio = batch.boxes[:, None, 2:] / anchors[None]
     worst = torch.maximum(ratio, 1 / ratio).amax(-1)
-    own = _at_centre(scene, (worst < RATIO_LIMIT) | (worst <= worst.amin(dim=1, keepdim=True)))
-    strides, limits = _level_tables(scene)
-    centre = scene.boxes[own.target, :2] / strides[own.level][:, None]
+    own = _at_centre(batch, (worst < RATIO_LIMIT) | (worst <= worst.amin(dim=1, keepdim=True)))
+    strides, limits = _level_tables(batch)
+    centre = batch.boxes[own.target, :2] / strides[own.level][:, None]
     step_x, step_y = torch.where(centre.frac() < 0.5, -1, 1).unbind(1)  # towards the nearer neighbour
     beside_x, beside_y = own.column + step_x, own.row + step_y
     limit = limits[own.level]
@@ -137,28 +137,28 @@ def assign_ratio(scene: Scene) -> Matches:
 
 
 @torch.no_grad()
-def assign_simota(scene: Scene) -> Matches:
+def assign_simota(batch: Batch) -> Matches:
     """The candidates of `assign_ratio` with the lowest cost, as many for each box as the sum of its best IoUs.
 
     Cost = class cross-entropy + 3 * -log IoU. A prediction matched to two boxes is kept for the one with lower cost.
     Source: YOLOX, section 2.1, SimOTA, https://arxiv.org/abs/2107.08430; with these candidates: YOLOv7, section 4.2,
     https://arxiv.org/abs/2207.02696
     """
-    found = assign_ratio(scene)
+    found = assign_ratio(batch)
     if not len(found):
         return found
-    rows = gather(scene.predictions, found).float()
-    boxes = box_convert(decode_matches(rows, found, scene.config), "cxcywh", "xyxy")
-    wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[found.target]
-    iou = _pair_iou(boxes, wanted)
-    cost = _simota_cost(rows, scene.labels[found.target], iou)
-    count = len(scene.boxes)
+    rows = gather(batch.predictions, found).float()
+    boxes = box_convert(decode_matches(rows, found, batch.config), "cxcywh", "xyxy")
+    target_boxes = box_convert(batch.boxes, "cxcywh", "xyxy")[found.target]
+    iou = _pair_iou(boxes, target_boxes)
+    cost = _simota_cost(rows, batch.labels[found.target], iou)
+    count = len(batch.boxes)
     by_iou = _rank_within(found.target, -iou, count)
     top = torch.zeros(count, device=iou.device).index_add_(0, found.target, torch.where(by_iou < SIMOTA_TOP, iou, 0))
-    wanted_count = top.long().clamp(min=1)  # "dynamic k": at least one prediction for each box
-    chosen = _rank_within(found.target, cost, count) < wanted_count[found.target]
+    dynamic_k = top.long().clamp(min=1)  # at least one prediction for each box
+    chosen = _rank_within(found.target, cost, count) < dynamic_k[found.target]
     found, cost = found[chosen], cost[chosen]
-    return found[_first_of_each(_place_keys(found, scene), cost)]
+    return found[_first_of_each(_place_keys(found, batch), cost)]
 
 
 def _simota_cost(rows: Tensor, labels: Tensor, iou: Tensor) -> Tensor:
@@ -191,13 +191,13 @@ def _first_of_each(keys: Tensor, cost: Tensor) -> Tensor:
     return order[first]
 
 
-def _place_keys(matches: Matches, scene: Scene) -> Tensor:
+def _place_keys(matches: Matches, batch: Batch) -> Tensor:
     """A unique number for each prediction of the batch."""
-    height, width = (max(grid[axis] for grid in scene.grids) for axis in (0, 1))
+    height, width = (max(grid[axis] for grid in batch.grids) for axis in (0, 1))
     keys = matches.image
     for part, size in (
         (matches.level, len(STRIDES)),
-        (matches.anchor, scene.predictions[0].shape[1]),
+        (matches.anchor, batch.predictions[0].shape[1]),
         (matches.row, height),
         (matches.column, width),
     ):
@@ -242,7 +242,7 @@ def decode_matches(rows: Tensor, matches: Matches, config: ModelConfig) -> Tenso
     return decode(rows, anchors, cells, strides, scales)
 
 
-ASSIGNERS: dict[str, Callable[[Scene], Matches]] = {
+ASSIGNERS: dict[str, Callable[[Batch], Matches]] = {
     "best": assign_best,
     "iou": assign_iou,
     "ratio": assign_ratio,

@@ -17,7 +17,7 @@ from torchvision.ops import (
 )
 
 from nets.anchors import decode_level
-from nets.assigner import Matches, Scene, assign, decode_matches, gather
+from nets.assigner import Batch, Matches, assign, decode_matches, gather
 from nets.loss_config import LossConfig
 from nets.model_config import STRIDES, ModelConfig
 
@@ -91,47 +91,47 @@ class YOLOLoss:
             `box`, `objectness`, `class`: scalars, weighted; the total is their sum. Finite for a batch without objects.
         """
         predictions = [raw.float() for raw in predictions]
-        scene = self._scene(predictions, targets)
-        matches = assign(scene, self.settings.assigner)
-        weights = scene.weights[matches.target]
+        batch = self._batch(predictions, targets)
+        matches = assign(batch, self.settings.assigner)
+        weights = batch.weights[matches.target]
         doubtful = matches[weights == 0]
         rows = gather(predictions, matches)
         count = self.total(weights.sum()).clamp(min=1) / self.world_size
 
         boxes = box_convert(_not_empty(decode_matches(rows, matches, self.config)), "cxcywh", "xyxy")
-        wanted = box_convert(scene.boxes, "cxcywh", "xyxy")[matches.target]
-        box = BOX_LOSSES[self.settings.box_loss](boxes, wanted)
+        target_boxes = box_convert(batch.boxes, "cxcywh", "xyxy")[matches.target]
+        box = BOX_LOSSES[self.settings.box_loss](boxes, target_boxes)
         # 1 - loss is the (penalised) IoU. It is detached: the objectness loss must not train the boxes.
         quality = (1 - box.detach()).clamp(min=0)
         positive_targets = weights * (1 - self.settings.objectness_target * (1 - quality))
-        classes = self._classes(rows[:, 5:], scene.labels[matches.target])
+        classes = self._classes(rows[:, 5:], batch.labels[matches.target])
         return {
             "box": self.settings.box_weight * (weights * box).sum() / count,
             "objectness": self.settings.objectness_weight
-            * self._objectness(scene, matches, positive_targets, doubtful)
+            * self._objectness(batch, matches, positive_targets, doubtful)
             / count,
             "class": self.settings.class_weight * (weights * classes).sum() / count,
         }
 
-    def _scene(self, predictions: Sequence[Tensor], targets: Mapping[str, Any]) -> Scene:
+    def _batch(self, predictions: Sequence[Tensor], targets: Mapping[str, Any]) -> Batch:
         boxes = box_convert(targets["boxes"].to(predictions[0]), "xyxy", "cxcywh")
         whole = (boxes[:, 2:] > 0).all(dim=1)
         labels, images = targets["labels"].to(boxes.device), targets["image_index"].to(boxes.device)
         weights = targets["weights"].to(boxes) if "weights" in targets else boxes.new_ones(len(boxes))
         grids = [(raw.shape[2], raw.shape[3]) for raw in predictions]
-        return Scene(boxes[whole], labels[whole], images[whole], weights[whole], grids, predictions, self.config)
+        return Batch(boxes[whole], labels[whole], images[whole], weights[whole], grids, predictions, self.config)
 
-    def _objectness(self, scene: Scene, matches: Matches, positive_targets: Tensor, doubtful: Matches) -> Tensor:
+    def _objectness(self, batch: Batch, matches: Matches, positive_targets: Tensor, doubtful: Matches) -> Tensor:
         total = positive_targets.new_zeros(())
-        sizes = [raw.shape[:4].numel() for raw in scene.predictions]
+        sizes = [raw.shape[:4].numel() for raw in batch.predictions]
         # If several boxes are matched to one prediction, the highest target is used.
         targets = positive_targets.new_zeros(sum(sizes)).scatter_reduce_(
-            0, _places(scene, matches), positive_targets, "amax"
+            0, _places(batch, matches), positive_targets, "amax"
         )
         counts = torch.ones_like(targets)
-        counts[_places(scene, doubtful)] = 0
+        counts[_places(batch, doubtful)] = 0
         counts[targets > 0] = 1
-        by_level = zip(scene.predictions, targets.split(sizes), counts.split(sizes), strict=True)
+        by_level = zip(batch.predictions, targets.split(sizes), counts.split(sizes), strict=True)
         for level, (raw, target, counted) in enumerate(by_level):
             logits = raw[..., 4]
             target = target.view(logits.shape)
@@ -139,22 +139,22 @@ class YOLOLoss:
             if len(doubtful):
                 loss = loss * counted.view(logits.shape)
             if self.settings.ignore_iou < 1:
-                loss = loss * ~(self._overlapping(scene, level) & (target == 0))
+                loss = loss * ~(self._overlapping(batch, level) & (target == 0))
             total = total + self.settings.level_weights[level] * loss.sum()
         return total
 
     @torch.no_grad()
-    def _overlapping(self, scene: Scene, level: int) -> Tensor:
+    def _overlapping(self, batch: Batch, level: int) -> Tensor:
         """(B, A, H, W) bool: predictions whose box has an IoU above `ignore_iou` with an object of their image."""
-        raw = scene.predictions[level]
+        raw = batch.predictions[level]
         anchors = torch.tensor(self.config.anchors[level], device=raw.device)
         decoded = decode_level(raw, anchors, STRIDES[level], self.config.scale_xy[level])
         boxes = box_convert(decoded.flatten(1, 3), "cxcywh", "xyxy")
-        objects = box_convert(scene.boxes, "cxcywh", "xyxy")
+        objects = box_convert(batch.boxes, "cxcywh", "xyxy")
         # A padded table (B, maximum number of objects in an image) instead of a loop over images.
-        counts = torch.bincount(scene.images, minlength=len(raw))
-        order = scene.images.argsort(stable=True)
-        image = scene.images[order]
+        counts = torch.bincount(batch.images, minlength=len(raw))
+        order = batch.images.argsort(stable=True)
+        image = batch.images[order]
         slot = torch.arange(len(order), device=raw.device) - (counts.cumsum(0) - counts)[image]
         table = boxes.new_zeros(len(raw), max(int(counts.max()), 1), 4)
         table[image, slot] = objects[order]
@@ -184,11 +184,11 @@ def _not_empty(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[:, :2], sides + (sides.detach().clamp(min=MIN_SIDE) - sides.detach())], dim=1)
 
 
-def _places(scene: Scene, matches: Matches) -> Tensor:
+def _places(batch: Batch, matches: Matches) -> Tensor:
     """(P,) index of each match's objectness in the concatenation of all levels."""
-    grids = torch.tensor(scene.grids, device=matches.level.device)
-    anchors = scene.predictions[0].shape[1]
-    sizes = len(scene.predictions[0]) * anchors * grids.prod(1)
+    grids = torch.tensor(batch.grids, device=matches.level.device)
+    anchors = batch.predictions[0].shape[1]
+    sizes = len(batch.predictions[0]) * anchors * grids.prod(1)
     height, width = grids[matches.level].unbind(1)
     own = ((matches.image * anchors + matches.anchor) * height + matches.row) * width + matches.column
     return (sizes.cumsum(0) - sizes)[matches.level] + own

@@ -15,7 +15,7 @@ from nets.detector import Detector
 from nets.export.formats import file_kind
 from nets.weights.bundled import default_model_text, find_model
 from prediction.codecs import CODECS, choose_codec
-from prediction.finder import Finder
+from prediction.configured import ConfiguredDetector
 from prediction.options import PredictOptions, no_source, return_class_sources
 from prediction.outputs import (
     OutputFolder,
@@ -45,18 +45,7 @@ def predict(options: PredictOptions) -> int:
     options = return_class_sources(options, detector.config.class_names)
     if not options.sources:
         raise no_source()
-    finder = Finder(
-        detector,
-        thresholds=options.score_threshold,
-        iou_threshold=options.iou_threshold,
-        max_detections=options.max_detections,
-        classes=options.classes,
-        nms=options.nms,
-        tile=options.tile,
-        tile_overlap=options.tile_overlap,
-        tta=options.tta,
-        batch_size=options.batch_size or 0,
-    )
+    configured = ConfiguredDetector(detector, options)
     with TemporaryDirectory(prefix="predict-") as downloads, _processes():
         names = [os.fspath(name) for name in options.sources]
         if "-" in names and distributed.world_size() > 1:
@@ -74,8 +63,8 @@ def predict(options: PredictOptions) -> int:
         if distributed.is_main():
             if options.checkpoint is None:
                 print(default_model_text(detector.config))
-            print(finder.threshold_text(), flush=True)
-        with Prediction(finder, options, folder, counters) as prediction:
+            print(configured.threshold_text(), flush=True)
+        with Prediction(configured, options, folder, counters) as prediction:
             try:
                 items = list(zip(sources, names_of, strict=True))
                 prediction.run(items[distributed.rank() :: distributed.world_size()])

@@ -14,7 +14,7 @@ import numpy as np
 
 import nets.detector
 from imaging.detections import Detections
-from prediction.finder import class_mask, detect_filtered
+from prediction.configured import class_mask, detect_filtered
 from prediction.inputs import each_image, is_single
 from prediction.streaming import stream
 from prediction.video import Frame

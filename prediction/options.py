@@ -13,7 +13,6 @@ from typing import Any
 from nets.model_config import check_input_size
 from nets.nms import SUPPRESSIONS
 from prediction.codecs import CODEC_NAMES
-from prediction.finder import read_threshold
 from prediction.outputs import (
     WRITERS,
 )
@@ -125,6 +124,17 @@ def return_class_sources(options: PredictOptions, class_names: Sequence[str]) ->
         count += 1
         kept += (name,) if name in known else tuple(part for part in name.split(",") if part)
     return dataclasses.replace(options, classes=kept, sources=(*options.classes[count:], *options.sources))
+
+
+def read_threshold(text: str) -> float:
+    """A score from 0 to 1. Raises UserError."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise UserError("--score-threshold", f"{text!r} is not a number", "give 0 to 1, or NAME=T") from error
+    if not 0 <= value <= 1:
+        raise UserError("--score-threshold", f"{value:g} is out of range", "it must be at least 0 and at most 1")
+    return value
 
 
 def _is_threshold(value: str) -> bool:

@@ -18,8 +18,8 @@ from imaging.image_io import write_image
 from nets.allocator import keep_freed_memory
 from prediction.byte_track import LOW_SCORE, ByteTracker
 from prediction.codecs import CODECS, choose_codec
+from prediction.configured import ConfiguredDetector
 from prediction.explain import layer_cam, objectness_map
-from prediction.finder import Finder
 from prediction.live_view import Page, open_view
 from prediction.options import PredictOptions
 from prediction.outputs import (
@@ -53,13 +53,13 @@ class Prediction:
 
     def __init__(
         self,
-        finder: Finder,
+        configured: ConfiguredDetector,
         options: PredictOptions,
         folder: OutputFolder,
         counters: Callable[[], list[LineCounter | ZoneCounter]],
     ) -> None:
-        self.finder, self.options, self.folder, self.counters = finder, options, folder, counters
-        self.class_names = finder.config.class_names
+        self.configured, self.options, self.folder, self.counters = configured, options, folder, counters
+        self.class_names = configured.config.class_names
         self.done = self.failed = 0
         self.counts: Counter[int] = Counter()
         self.writers: list[ResultWriter] = []
@@ -121,7 +121,7 @@ class Prediction:
         return parts is not None
 
     def _run_images(self, items: Sequence[tuple[Source, tuple[str, str]]]) -> None:
-        min_size = None if self._needs_pixels() else self.finder.decoded_size
+        min_size = None if self._needs_pixels() else self.configured.decoded_size
 
         def load(item: tuple[Source, tuple[str, str]]) -> tuple[Any, Any]:
             try:
@@ -129,13 +129,13 @@ class Prediction:
             except UserError as error:
                 return item, error
 
-        batch_size = self.finder.batch_size
+        batch_size = self.configured.batch_size
         ahead = max(4, 2 * batch_size)
         loaded = parallel_map(load, items, ahead, cost=lambda item: item[0].decoded_bytes(min_size))
         with Background(self._finish_image) as background, contextlib.closing(loaded):
             for batch in _batches(self._good(loaded), batch_size):
                 sizes = [size for _, _, (_, size) in batch]
-                found = self.finder.find([image for _, _, (image, _) in batch], sizes=sizes)
+                found = self.configured.detect([image for _, _, (image, _) in batch], sizes=sizes)
                 for (source, (key, drawn), (image, size)), detections in zip(batch, found, strict=True):
                     result = Result(source.name, key, detections, size, image)
                     background.put((result, drawn, self._explain(result)))
@@ -177,12 +177,12 @@ class Prediction:
         """Heat maps of one image: file name suffix -> drawn image."""
         drawn: dict[str, np.ndarray] = {}
         if self.options.heatmap:
-            drawn["heatmap"] = draw_heatmap(result.image, objectness_map(self.finder.detector, result.image))
+            drawn["heatmap"] = draw_heatmap(result.image, objectness_map(self.configured.detector, result.image))
         if self.options.cam:
             for number, one in enumerate(result.detections[slice(i, i + 1)] for i in range(len(result.detections))):
                 if number == CAMS_PER_PICTURE:
                     break
-                heat = layer_cam(self.finder.detector, result.image, one.boxes[0], int(one.labels[0]))
+                heat = layer_cam(self.configured.detector, result.image, one.boxes[0], int(one.labels[0]))
                 drawn[f"cam_{number:03d}"] = draw_detections(draw_heatmap(result.image, heat), one, self.class_names)
         return drawn
 
@@ -215,11 +215,11 @@ class Prediction:
         if reader.live and self.options.every > 1:
             frames = itertools.islice(frames, 0, None, self.options.every)
         frames = itertools.islice(frames, self.options.max_frames)
-        batches = _batches(frames, 1 if reader.live else self.finder.batch_size)
+        batches = _batches(frames, 1 if reader.live else self.configured.batch_size)
         least = LOW_SCORE if output.tracker else None
 
         def find(batch: list[Frame]) -> tuple[list[Frame], list[Detections]]:
-            return batch, self.finder.find([frame.image for frame in batch], least)
+            return batch, self.configured.detect([frame.image for frame in batch], least)
 
         # for files two batches are in flight: one in the network, one being read or prepared
         beside = not (reader.live or self.options.heatmap or self.options.tta)
@@ -245,7 +245,7 @@ class Prediction:
         self.counts.update(output.counts)
 
     def _frame_heat(self, frame: Frame) -> np.ndarray | None:
-        return objectness_map(self.finder.detector, frame.image) if self.options.heatmap else None
+        return objectness_map(self.configured.detector, frame.image) if self.options.heatmap else None
 
     def _write(self, result: Result) -> None:
         for writer in self.writers:
@@ -268,7 +268,9 @@ class VideoOutput:
         self._writer: VideoWriter | None = None
         self._timed: TimedWriter | None = None
         counters = prediction.counters()
-        self.tracker = ByteTracker(prediction.finder.threshold, reader.fps) if self.options.track or counters else None
+        self.tracker = (
+            ByteTracker(prediction.configured.threshold, reader.fps) if self.options.track or counters else None
+        )
         self.log = TrackLog(self.class_names, counters)
         self._seen: set[int] = set()
 

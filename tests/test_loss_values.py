@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from nets.assigner import Matches, Scene, _pair_iou, _place_keys, _simota_cost, assign, gather
+from nets.assigner import Batch, Matches, _pair_iou, _place_keys, _simota_cost, assign, gather
 from nets.loss_config import LossConfig
 from nets.losses import YOLOLoss, _not_empty, _places
 from nets.model_config import STRIDES, ModelConfig
@@ -56,11 +56,11 @@ def decoded(raw: Tensor, level: int, anchor: int, row: int, column: int) -> Tens
     return torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
 
 
-def scene_of(predictions: list[Tensor]) -> Scene:
+def batch_of(predictions: list[Tensor]) -> Batch:
     boxes = TARGETS["boxes"]
     cxcywh = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
     grids = [(m.shape[2], m.shape[3]) for m in predictions]
-    return Scene(cxcywh, TARGETS["labels"], TARGETS["image_index"], torch.ones(len(boxes)), grids, predictions, CONFIG)
+    return Batch(cxcywh, TARGETS["labels"], TARGETS["image_index"], torch.ones(len(boxes)), grids, predictions, CONFIG)
 
 
 def plain_matches(rule: str, predictions: list[Tensor], targets: dict[str, Tensor] = TARGETS) -> set[tuple[int, ...]]:
@@ -122,7 +122,7 @@ def close_maps() -> list[Tensor]:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_each_rule_gives_the_matches_of_its_plain_form(rule: str, seed: int) -> None:
     predictions = maps(seed) if seed else close_maps()
-    found = assign(scene_of(predictions), rule)
+    found = assign(batch_of(predictions), rule)
     names = ("level", "image", "anchor", "row", "column", "target")
     rows = list(zip(*(getattr(found, name).tolist() for name in names), strict=True))
     assert len(rows) == len(set(rows)) and set(rows) == plain_matches(rule, predictions)
@@ -252,7 +252,7 @@ def test_an_iou_at_the_limit_is_not_ignored() -> None:
     targets["image_index"] = torch.tensor([0])
     for limit, is_ignored in ((0.499, True), (0.5, False)):
         loss = YOLOLoss(CONFIG, LossConfig(ignore_iou=limit))
-        ignored = loss._overlapping(loss._scene(predictions, targets), 0)
+        ignored = loss._overlapping(loss._batch(predictions, targets), 0)
         assert bool(ignored[0, 0, 3, 5]) is is_ignored and not ignored[0, 0, 8, 12]
 
 
@@ -296,12 +296,12 @@ def test_rows_are_gathered_from_either_order_of_memory(channels_last: bool) -> N
 def test_every_prediction_has_a_key_of_its_own() -> None:
     predictions = maps()
     found = all_places(predictions)
-    keys = _place_keys(found, scene_of(predictions))
+    keys = _place_keys(found, batch_of(predictions))
     assert len(set(keys.tolist())) == len(found) == sum(raw[..., 0].numel() for raw in predictions)
     sizes = (2, 3, 3, HEIGHT // 8, WIDTH // 8)  # the largest of each: the key counts through them
     places = [getattr(found, name).numpy() for name in ("image", "level", "anchor", "row", "column")]
     assert keys.tolist() == np.ravel_multi_index(places, sizes).tolist()
-    places = _places(scene_of(predictions), found)
+    places = _places(batch_of(predictions), found)
     assert sorted(places.tolist()) == list(range(len(found)))
     confidences = torch.cat([raw[..., 4].flatten() for raw in predictions])
     assert torch.equal(confidences[places], gather(predictions, found)[:, 4])

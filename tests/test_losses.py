@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nets import loss_config
 from nets.anchors import encode
-from nets.assigner import ASSIGNERS, Matches, Scene, assign, decode_matches
+from nets.assigner import ASSIGNERS, Batch, Matches, assign, decode_matches
 from nets.loss_config import LossConfig
 from nets.losses import BOX_LOSSES, YOLOLoss, _CrossEntropy, _places
 from nets.model_config import STRIDES, ModelConfig
@@ -34,21 +34,21 @@ def targets_of(boxes: list[list[float]], labels: list[int], images: list[int]) -
 SOME = targets_of([[10, 12, 50, 60], [60, 60, 120, 124], [0, 0, 12, 14]], [0, 2, 1], [0, 0, 1])
 
 
-def match(rule: str, targets: dict[str, Tensor] = SOME, maps: list[Tensor] | None = None) -> tuple[Scene, Matches]:
+def match(rule: str, targets: dict[str, Tensor] = SOME, maps: list[Tensor] | None = None) -> tuple[Batch, Matches]:
     maps = maps or random_maps()
     boxes = targets["boxes"]
     cxcywh = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
     grids = [(m.shape[2], m.shape[3]) for m in maps]
-    scene = Scene(cxcywh, targets["labels"], targets["image_index"], torch.ones(len(boxes)), grids, maps, CONFIG)
-    return scene, assign(scene, rule)
+    batch = Batch(cxcywh, targets["labels"], targets["image_index"], torch.ones(len(boxes)), grids, maps, CONFIG)
+    return batch, assign(batch, rule)
 
 
 @pytest.mark.parametrize("rule", ASSIGNERS)
 def test_every_object_is_assigned_in_its_own_image_and_within_the_grid(rule: str) -> None:
-    scene, found = match(rule)
+    batch, found = match(rule)
     assert set(found.target.tolist()) == {0, 1, 2}
-    assert torch.equal(found.image, scene.images[found.target])
-    sizes = torch.tensor(scene.grids)[found.level]
+    assert torch.equal(found.image, batch.images[found.target])
+    sizes = torch.tensor(batch.grids)[found.level]
     assert (found.row >= 0).all() and (found.row < sizes[:, 0]).all()
     assert (found.column >= 0).all() and (found.column < sizes[:, 1]).all()
 
@@ -98,18 +98,18 @@ def test_simota_gives_a_prediction_to_one_object_at_most() -> None:
 def test_simota_prefers_the_prediction_that_is_already_right() -> None:
     maps = random_maps()
     _, candidates = match("ratio", maps=maps)
-    wanted = int((candidates.target == 1).nonzero()[0, 0])
-    one = candidates[torch.tensor([wanted])]
+    target_boxes = int((candidates.target == 1).nonzero()[0, 0])
+    one = candidates[torch.tensor([target_boxes])]
     stride = STRIDES[int(one.level)]
     anchor = torch.tensor(CONFIG.anchors[int(one.level)][int(one.anchor)])
     cell = torch.tensor([float(one.column), float(one.row)])
     place = maps[int(one.level)][0, int(one.anchor), int(one.row), int(one.column)]
     place[:4] = encode(torch.tensor([90.0, 92.0, 60.0, 64.0]), anchor, cell, stride, 2.0)
     place[4:] = torch.tensor([8.0, -8.0, -8.0, 8.0])
-    scene, found = match("simota", maps=maps)
+    batch, found = match("simota", maps=maps)
     chosen = found[found.target == 1]
     boxes = decode_matches(torch.stack([place[:4]]), one, CONFIG)
-    assert torch.allclose(boxes, scene.boxes[1:2], atol=1e-3)
+    assert torch.allclose(boxes, batch.boxes[1:2], atol=1e-3)
     hit = (
         (chosen.level == one.level)
         & (chosen.anchor == one.anchor)
@@ -234,10 +234,10 @@ def test_places_of_matches_are_those_of_the_maps_laid_end_to_end() -> None:
     maps = [torch.zeros(2, 3, 64 // s, 96 // s, 6) for s in (8, 16, 32)]
     boxes = torch.tensor([[30.0, 20.0, 12.0, 9.0], [90.0, 60.0, 60.0, 40.0], [5.0, 5.0, 30.0, 70.0]])
     grids = [(m.shape[2], m.shape[3]) for m in maps]
-    scene = Scene(boxes, torch.zeros(3, dtype=torch.long), torch.tensor([0, 1, 1]), torch.ones(3), grids, maps, config)
-    matches = assign(scene, "ratio")
+    batch = Batch(boxes, torch.zeros(3, dtype=torch.long), torch.tensor([0, 1, 1]), torch.ones(3), grids, maps, config)
+    matches = assign(batch, "ratio")
     marked = torch.zeros(sum(m[..., 4].numel() for m in maps))
-    marked[_places(scene, matches)] = 1
+    marked[_places(batch, matches)] = 1
     for m, level in zip(maps, matches.level.new_tensor([0, 1, 2]), strict=True):
         own = matches[matches.level == level]
         m[own.image, own.anchor, own.row, own.column, 4] = 1

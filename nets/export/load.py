@@ -8,7 +8,7 @@ from nets.export.cache import choose_fastest, default_runtime, failure_reason, l
 from nets.export.formats import RUNTIMES, file_kind, load_exported, runtimes_of
 from nets.runtime import Runtime, resolve_device
 from nets.weights.bundled import find_model
-from nets.weights.model_file import open_model_file, refuse_no_model
+from nets.weights.model_file import check_exported_file, open_model_file
 from utils.errors import UserError, warn
 
 
@@ -34,7 +34,7 @@ def load_runtime(path: str | Path, device: str = "auto", runtime: str = "auto") 
     device = resolve_device(device)
     if kind == "checkpoint":
         return _load_checkpoint(path, device, runtime)
-    refuse_no_model(path)
+    check_exported_file(path)
     allowed = runtimes_of(kind)
     if runtime not in ("auto", "fastest", *allowed):
         raise UserError("--runtime", f"{runtime} does not run {path.name}", f"choose from {', '.join(allowed)}")

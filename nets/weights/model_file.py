@@ -26,17 +26,17 @@ def open_model_file(path: Path) -> BinaryIO:
     raise UserError(path, f"is {size / 1e9:.1f} GB, larger than any detector here", GIVE_A_MODEL)
 
 
-def refuse_no_model(path: Path) -> None:
+def check_exported_file(path: Path) -> None:
     """Reject a file that is obviously not an exported model, before its runtime reads it. Raises UserError."""
     with open_model_file(path) as file:
         head = file.read(512)
         size = os.fstat(file.fileno()).st_size
-    refuse_pages_and_pointers(path, head)
+    check_not_page_or_pointer(path, head)
     if path.suffix.lower() == ".xml" and size > MAX_XML_BYTES:
         raise UserError(path, f"has {size / 1e6:.0f} MB, too large for a network's .xml", "use another copy")
 
 
-def refuse_pages_and_pointers(path: Path, head: bytes) -> None:
+def check_not_page_or_pointer(path: Path, head: bytes) -> None:
     """Reject web pages and Git LFS pointers by the first bytes of a file. Raises UserError."""
     kind = page_or_pointer(head)
     if kind is None and path.suffix.lower() != ".xml" and head.lstrip().lower().startswith((b"<!doctype", b"<?xml")):

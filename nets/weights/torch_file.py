@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from nets.weights.model_file import open_model_file, refuse_pages_and_pointers
+from nets.weights.model_file import check_not_page_or_pointer, open_model_file
 from utils.errors import UserError, reason_of, wrap_errors
 
 MAX_PICKLE_BYTES = 4 << 20  # names, shapes and plain values; a pickle can require 70 times its size in memory
@@ -112,7 +112,7 @@ def seal(data: bytes) -> bytes:
 
 
 def _refuse_other_content(path: Path, head: bytes) -> None:
-    refuse_pages_and_pointers(path, head)
+    check_not_page_or_pointer(path, head)
     if head[:1] == b"\x80":
         todo = "rejected: it could run code; load it with torch and save it again"
         raise UserError(path, "is a pickle of torch before 1.6", todo)

@@ -30,7 +30,7 @@ from nets.export.load import load_runtime
 from nets.model_config import ModelConfig
 from nets.weights import import_reference
 from nets.weights.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
-from nets.weights.model_file import refuse_no_model
+from nets.weights.model_file import check_exported_file
 from nets.weights.pretrained import read_weights_file
 from nets.weights.torch_file import MAX_PICKLE_BYTES, read_torch_file, seal
 from nets.yolov4 import YOLOv4
@@ -659,7 +659,7 @@ def test_a_rejected_file_leaves_nothing_open(tmp_path: Path) -> None:
     for name in (".", "page.onnx", "gone.pth"):
         for _ in range(20):
             with pytest.raises(UserError):
-                refuse_no_model(tmp_path / name)
+                check_exported_file(tmp_path / name)
     assert before == (len(os.listdir("/proc/self/fd")) if before else 0)
 
 
