@@ -120,6 +120,18 @@ def test_invalid_fold_counts_are_rejected(tmp_path: Path, more: list[str]) -> No
         train.main(arguments(tmp_path / "run", *more))
 
 
+def test_the_folds_divide_at_most_the_limit(tmp_path: Path) -> None:
+    """Also of a validation split; the trainings themselves have no limit."""
+
+    def settings(limit: int) -> Settings[TrainOptions]:
+        given = {"data": str(demo_data()), "limit": limit, "folds": 3, "run_dir": str(tmp_path / "run")}
+        return Settings.of(options_of(**given))
+
+    few, everything = (folds._pool(settings(limit)) for limit in (9, 0))
+    assert [sum(map(len, pool)) for pool in (few, everything)] == [9, 60] and len(few) == len(everything) == 2
+    assert folds.given_options(settings(9), folds.NOT_FOR_FOLDS) == {}
+
+
 def test_a_tune_run_writes_a_preset_and_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,7 @@ from utils.text import counted
 PLAN, DETECTIONS, RESULT, TABLE = "folds.json", "detections.json", "result.json", "folds.csv"
 ALL = "all"
 _DATA_OPTIONS = ("data", "train_split", "val_split", "val_data", "classes", "image_folder")
-NOT_FOR_FOLDS = ("folds", "resume", "run_dir", "eval_every", *_DATA_OPTIONS)
+NOT_FOR_FOLDS = ("folds", "resume", "run_dir", "eval_every", "limit", *_DATA_OPTIONS)
 Train = Callable[[list[str]], int]  # train.py's main
 
 
@@ -135,16 +135,20 @@ def _begin(folder: Path, settings: TrainSettings) -> dict[str, Any]:
 
 
 def _pool(settings: TrainSettings) -> list[DatasetIndex]:
-    """The training and validation splits, with the same classes."""
+    """The training and validation splits, with the same classes; `--limit` of their images, chosen at random."""
     dataset = choose_splits(settings).options.dataset
     names: Sequence[str] | None = read_class_names(Path(dataset.classes)) if dataset.classes else None
     data, train_split, val_split = dataset.data or "", dataset.train_split or "train", dataset.val_split or "val"
     pictures = dataset.image_folder
     train = open_dataset(data, train_split, class_names=names, image_folder=pictures)
-    if val_split == train_split and dataset.val_data is None:
-        return [train]
-    val_data, val_names = dataset.val_data or data, names or train.class_names
-    return [train, open_dataset(val_data, val_split, class_names=val_names, image_folder=pictures)]
+    pool = [train]
+    if val_split != train_split or dataset.val_data is not None:
+        val_data, val_names = dataset.val_data or data, names or train.class_names
+        pool.append(open_dataset(val_data, val_split, class_names=val_names, image_folder=pictures))
+    total, rng = sum(map(len, pool)), np.random.default_rng(settings.options.run.seed)
+    kept = rng.permutation(total) < (dataset.limit or total)
+    parts = np.split(kept, np.cumsum([len(index) for index in pool])[:-1])
+    return [index.subset(np.flatnonzero(part)) for index, part in zip(pool, parts, strict=True)]
 
 
 def _class_counts(index: DatasetIndex) -> np.ndarray:

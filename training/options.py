@@ -60,7 +60,9 @@ class DatasetOptions:
         high=1,
         nargs=2,
     )
-    limit: int = option(0, "number of training images, chosen at random with --seed; 0 = all", low=0)
+    limit: int = option(
+        0, "number of training images (with --folds: of all images), chosen at random with --seed; 0 = all", low=0
+    )
     repeat_rare: float = option(
         0.0, "repeat images with classes that occur in less than this fraction of the images (LVIS)", low=0, high=1
     )

@@ -174,7 +174,7 @@ class Suggester:
     def _reorder(self) -> None:
         with self._lock:
             known = dict(self.found)
-        labelled = self.store.labelled
+        labelled = set(self.store.labelled)  # a copy: saves change it meanwhile
         todo = [number for number in known if number not in labelled]
         state = hash((self.model, len(known), len(todo)))
         if state == self._ordered_count:
