@@ -22,7 +22,7 @@ from evaluation.report.html import page_html
 from evaluation.report.pictures import MISSED, WRONG, Mark, crop
 from imaging.image_io import read_image
 from nets.nms import weighted_box_fusion
-from prediction.detector import Detector, load_detector
+from prediction.detector import load_detector
 from prediction.tta import AugmentedDetector
 from utils.config import option, parse_options
 from utils.errors import UserError, printable, warn
@@ -69,7 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     for path in files.values():
         check_output_file("--output", path, options.overwrite, [options.data])
     index = options.open(options.split or (ALL if options.detections else None))
-    index, found = _read(Path(options.detections), index) if options.detections else (index, _look(options, index))
+    if options.detections:
+        index, found = _read(Path(options.detections), index)
+    else:
+        what = "a detector that was trained on these labels finds few of their errors"
+        warn("audit", what, "use: python train.py --folds 5 ..., then --detections RUN/detections.json")
+        found = detect_in_views(options.checkpoint, index, options.device, options.progress)
     findings = find_label_errors(index, found)[: options.limit]
     rows = [finding_row(each, index, found, rank) for rank, each in enumerate(findings, 1)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,18 +103,18 @@ def _read(path: Path, index: DatasetIndex) -> tuple[DatasetIndex, FoundDetection
     return kept, replace(found, image=place[found.image], images=np.arange(len(kept)))
 
 
-def _look(options: AuditOptions, index: DatasetIndex) -> FoundDetections:
+def detect_in_views(
+    checkpoint: str | None, index: DatasetIndex, device: str = "auto", progress: bool = True
+) -> FoundDetections:
     """Detections of a checkpoint in several views of each image, with the class indices of the data set."""
-    what = "a detector that was trained on these labels finds few of their errors"
-    warn("audit", what, "use: python train.py --folds 5 ..., then --detections RUN/detections.json")
-    detector: Detector = load_detector(options.checkpoint, options.device)
+    detector = load_detector(checkpoint, device)
     find_label = label_lookup(index)
     labels = np.array([find_label(name) for name in detector.config.class_names])
     if (labels < 0).all():
         what = f"has none of the classes of {index.name} ({', '.join(map(printable, index.class_names[:8]))}, ...)"
-        raise UserError(options.checkpoint or "the bundled detector", what, "name another --checkpoint or --detections")
+        raise UserError(checkpoint or "the bundled detector", what, "name another --checkpoint or --detections")
     views = AugmentedDetector(detector, scales=(1.0,) if detector.runtime.fixed_size else SCALES)
-    found = run_detector(views, index, np.arange(len(index)), thresholds=THRESHOLDS, progress=options.progress)
+    found = run_detector(views, index, np.arange(len(index)), thresholds=THRESHOLDS, progress=progress)
     return replace(found, labels=labels[found.labels])
 
 

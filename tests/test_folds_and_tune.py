@@ -127,8 +127,8 @@ def test_the_folds_divide_at_most_the_limit(tmp_path: Path) -> None:
         given = {"data": str(demo_data()), "limit": limit, "folds": 3, "run_dir": str(tmp_path / "run")}
         return Settings.of(options_of(**given))
 
-    few, everything = (folds._pool(settings(limit)) for limit in (9, 0))
-    assert [sum(map(len, pool)) for pool in (few, everything)] == [9, 60] and len(few) == len(everything) == 2
+    few, everything = (folds._pool(settings(limit)) for limit in (7, 0))
+    assert [sum(map(len, pool)) for pool in (few, everything)] == [7, 10] and len(few) == len(everything) == 2
     assert folds.given_options(settings(9), folds.NOT_FOR_FOLDS) == {}
 
 

@@ -380,6 +380,14 @@ def test_boxes_survive_a_killed_server(browser: webdriver.Chrome, tmp_path: Path
     with running(build_app(Painted(), labelling=labelling_of(folder)), port=address.port):
         page = Page(browser, address)
         until(lambda: len(open_store(folder).read(here).labels.boxes) == 2)
+        page.saved()
+    page.keys("b")
+    until(lambda: "Not saved" in page.text("#status"))
+    write_image(folder / "a.png", scene(192, 192))  # the numbers of the images change
+    with running(build_app(Painted(), labelling=labelling_of(folder)), port=address.port):
+        until(lambda: len(open_store(folder).read(here + 1).labels.boxes) == 3)
+        page.saved()
+        assert not open_store(folder).read(here).labels.boxes
 
 
 def test_a_phone_draws_by_touch(browser: webdriver.Chrome, tmp_path: Path) -> None:

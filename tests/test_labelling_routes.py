@@ -60,6 +60,16 @@ def test_an_image_is_labelled_and_a_second_save_of_the_old_version_is_a_conflict
     assert state["classes"][0]["name"] == "dog"
 
 
+def test_a_save_names_its_image(client: TestClient) -> None:
+    """A number that a restarted server has given to another image changes nothing."""
+    before = client.get("/label/pictures/0").json()
+    body = {"name": "other.jpg", "version": before["version"], "boxes": []}
+    answer = client.put("/label/pictures/0", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (409, "renumbered") and "other.jpg" in answer.json()["error"]
+    assert client.get("/label/pictures/0").json() == before
+    assert client.put("/label/pictures/0", json=body | {"name": before["name"]}).status_code == 200
+
+
 def test_a_save_that_cannot_be_written_is_507_and_changes_nothing(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ class SentBox(BaseModel):
 
 
 class SentLabels(BaseModel):
+    name: str | None = Field(None, max_length=4096)
     version: str = Field(max_length=64)
     boxes: list[SentBox] = Field(max_length=MAX_BOXES)
 
@@ -119,7 +120,7 @@ class Labelling:
 
     def check(self, number: int) -> None:
         if not 0 <= number < len(self.store.paths):
-            raise Refused(404, "no_such_picture", f"image: {number} is not one of {len(self.store.paths)}; reload")
+            raise Refused(404, "renumbered", f"image: {number} is not one of {len(self.store.paths)}; reload")
 
 
 def add_labelling(app: FastAPI, labelling: Labelling, limits: Limits) -> None:
@@ -155,6 +156,7 @@ def _add_overview(app: FastAPI, labelling: Labelling) -> None:
         return JSONResponse(
             {
                 "name": store.root.resolve().name,
+                "key": store.key,
                 "format": store.format,
                 "pictures": len(store.paths),
                 "labelled": len(store.labelled),
@@ -257,9 +259,14 @@ def _add_changes(app: FastAPI, labelling: Labelling, limits: Limits) -> None:
 
     @app.put("/label/pictures/{number}", include_in_schema=False)
     async def save(number: int, request: Request) -> Response:
-        """Save the labels of an image; 409 with the current labels if they have changed since they were read."""
-        labelling.check(number)
+        """Save the labels of an image; 409 with the current labels if they have changed since they were read.
+
+        With `name`, also 409 if the number is of another image: after a restart of the server with more images.
+        """
         sent = await _read(request, SentLabels, limits)
+        labelling.check(number)
+        if sent.name not in (None, store.name(number)):
+            raise Refused(409, "renumbered", f"image: {number} is no longer {sent.name}; reload")
         boxes = [Box(each.class_name, each.box, each.difficult, each.ref) for each in sent.boxes]
         try:
             stored = await _in_thread(lambda: store.write(number, sent.version, boxes))

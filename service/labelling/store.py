@@ -139,6 +139,11 @@ class Store(ABC):
         path = self.paths[number]
         return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
+    @property
+    def key(self) -> str:
+        """A short text that tells this folder from others."""
+        return hashlib.blake2b(os.fsencode(os.path.abspath(self.root)), digest_size=12).hexdigest()
+
     def by_name(self) -> list[int]:
         """All numbers in natural order: img2 before img10."""
         if len(self._sorted) != len(self.paths):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,7 +59,7 @@ class Suggester:
         self.store, self.detector, self.name = store, detector, name
         self.model = 1
         self.found: dict[int, Suggestions] = {}
-        self.renames = _Renames(store.root)
+        self.renames = _Renames(store.key)
         self._order: list[int] = []
         self._ordered_at, self._ordered_count = 0.0, -1
         self._waiting: deque[int] = deque()
@@ -191,8 +188,7 @@ class Suggester:
 class _Renames:
     """The user's names of the model's classes, stored in the user's cache folder."""
 
-    def __init__(self, root: Path) -> None:
-        key = hashlib.blake2b(os.fsencode(os.path.abspath(root)), digest_size=12).hexdigest()
+    def __init__(self, key: str) -> None:
         self._path = cache_folder() / "labelling" / f"{key}.json"
         self._names: dict[str, str] = {}
         with contextlib.suppress(OSError, ValueError):

@@ -222,19 +222,19 @@ async function save() {
 }
 
 async function saveOnce() {
-  const { id } = state.picture;
+  const { id, name } = state.picture;
   const sent = copy(state.boxes);
   state.dirty = false;
   try {
     const stored = await ask(`pictures/${id}`, {
       method: "PUT",
-      body: { version: state.version, boxes: sent.map(({ uid, ...box }) => ({ ...box, ref: state.refs.get(uid) ?? null })) },
+      body: { name, version: state.version, boxes: sent.map(({ uid, ...box }) => ({ ...box, ref: state.refs.get(uid) ?? null })) },
     });
     if (state.picture.id !== id) return true;
     takeSaved(sent, stored);
     state.failures = 0;
     if (!state.dirty) {
-      dropDraft(id);
+      dropDraft(name);
       say("Saved.");
     }
     markLabelled(id);
@@ -243,7 +243,11 @@ async function saveOnce() {
     return !state.dirty;
   } catch (error) {
     state.dirty = true;
-    if (error.status === 409) {
+    if (error.body.code === "renumbered") {
+      state.dirty = false; // the draft is found again by the name of the image
+      location.hash = "";
+      location.reload();
+    } else if (error.status === 409) {
       askAboutConflict(error.body.current);
     } else {
       const wait = RETRY_AFTER[Math.min(state.failures++, RETRY_AFTER.length - 1)];
@@ -275,38 +279,38 @@ function takeSaved(sent, stored) {
 
 // A draft holds unsaved boxes: it survives a killed server, a full disk and a closed tab.
 
-const draftKey = (id) => `label ${state.info.name} ${location.host} ${id}`;
+// Its key has the image's name: numbers are given anew when the server starts.
+const draftKey = (name) => `label ${state.info.key} ${name}`;
 
 function keepDraft() {
   const boxes = state.boxes.map((each) => ({ ...each, ref: state.refs.get(each.uid) ?? null }));
-  const draft = { name: state.picture.name, version: state.version, boxes };
+  const draft = { version: state.version, boxes };
   try {
-    localStorage.setItem(draftKey(state.picture.id), JSON.stringify(draft));
+    localStorage.setItem(draftKey(state.picture.name), JSON.stringify(draft));
   } catch {
     // storage is disabled or full
   }
 }
 
-function dropDraft(id) {
+function dropDraft(name) {
   try {
-    localStorage.removeItem(draftKey(id));
+    localStorage.removeItem(draftKey(name));
   } catch {
     // storage is disabled
   }
 }
 
-function readDraft(id) {
+function readDraft(name) {
   try {
-    return JSON.parse(localStorage.getItem(draftKey(id)));
+    return JSON.parse(localStorage.getItem(draftKey(name)));
   } catch {
     return null;
   }
 }
 
 function restoreDraft() {
-  const { id, name } = state.picture;
-  const draft = readDraft(id);
-  if (!draft || draft.name !== name || state.picture.problem) return;
+  const draft = readDraft(state.picture.name);
+  if (!draft || state.picture.problem) return;
   const theirs = { version: state.version, boxes: state.boxes.map((each) => ({ ...each, ref: state.refs.get(each.uid) })), labelled: state.picture.labelled, hidden: state.picture.hidden };
   const mine = draft.boxes.map(({ ref, ...box }) => ({ ref, ...box, uid: newUid() }));
   if (draft.version === state.version) {
@@ -321,14 +325,19 @@ function restoreDraft() {
   askAboutConflict(theirs);
 }
 
-/** Numbers of the images with a draft in this browser. */
-function drafts() {
+/** The number of an image with a draft in this browser, or null. */
+async function findDraft() {
   const start = draftKey("");
   try {
-    return Object.keys(localStorage).filter((key) => key.startsWith(start)).map((key) => Number(key.slice(start.length)));
+    for (const name of Object.keys(localStorage).filter((key) => key.startsWith(start)).map((key) => key.slice(start.length))) {
+      const found = await ask(`list?order=name&find=${encodeURIComponent(name)}`);
+      const row = found.rows.find((each) => each.name === name);
+      if (row) return row.id;
+    }
   } catch {
-    return [];
+    // storage is disabled
   }
+  return null;
 }
 
 // Conflicts: the labels of one image were changed in two places.
@@ -351,7 +360,7 @@ function settle(choice) {
   takeLabels(theirs);
   if (choice === "theirs") {
     historyOf(state.picture.id).undo.push(mine); // undo restores them
-    dropDraft(state.picture.id);
+    dropDraft(state.picture.name);
     say("The other version is shown. Undo restores yours.");
     update();
     return;
@@ -439,8 +448,12 @@ async function accept(suggestions) {
     if (!state.info.classes.some((known) => known.name === name)) {
       name = await pickClass(`Class name for “${each.model_class}” in this data set (empty: do not suggest it)`, name, true);
       if (name === null) return;
-      await ask("renames", { method: "POST", body: { model_class: each.model_class, name } });
-      await refresh();
+      try {
+        await ask("renames", { method: "POST", body: { model_class: each.model_class, name } });
+        await refresh();
+      } catch (error) {
+        return complain(error.message);
+      }
       for (const other of state.suggestions) if (other.model_class === each.model_class) other.class_name = name;
       for (const other of suggestions) if (other.model_class === each.model_class) other.class_name = name;
       state.suggestions = state.suggestions.filter((other) => other.class_name !== "");
@@ -528,6 +541,7 @@ async function go(direction) {
 }
 
 async function acceptAndGo() {
+  if (!state.picture || state.picture.problem) return;
   const open = shownSuggestions();
   await accept(open);
   if (open.length && shownSuggestions().length) return; // the class dialog was cancelled
@@ -1021,9 +1035,9 @@ async function begin() {
     return;
   }
   await resetList();
-  const [unsaved] = drafts().filter((id) => id < state.info.pictures);
+  const unsaved = await findDraft();
   const named = /^#\d+$/.test(location.hash) ? Number(location.hash.slice(1)) : null;
-  if (unsaved !== undefined) await open(unsaved);
+  if (unsaved !== null) await open(unsaved);
   else if (named !== null && named < state.info.pictures) await open(named);
   else await go(1);
   if (!state.picture) {
