@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,8 @@ import pytest
 from metric_makers import RecordBuilder
 
 from data.index import DatasetIndex
-from evaluation.evaluator import evaluate, match_classes
+from evaluation import evaluator
+from evaluation.evaluator import FoundDetections, evaluate, match_classes, run_detector, score
 from evaluation.metrics import matching
 from evaluation.metrics.coco import coco_figures
 from evaluation.metrics.curves import ScoreCurve, score_curves
@@ -103,6 +107,8 @@ def test_curves_of_a_record() -> None:
     )
     assert first.counts(0.875) == (1, 1) and first.counts(0.0) == (2, 1)
     assert first.counts(0.88) == (0, 0) and first.at(0.88) == (0, 0, 0)
+    assert first.at(0.875) == pytest.approx((1 / 2, 1 / 3, 2 / 5))
+    assert second.precision.tolist() == second.recall.tolist() == second.f1.tolist() == [1]
     assert first.best == (0.625, pytest.approx(4 / 6))
     assert curves.overall.scores.tolist() == [0.875, 0.75, 0.625] and curves.overall.true_positives.tolist() == [
         1,
@@ -117,6 +123,8 @@ def test_the_best_threshold_lies_midway_to_the_next_score() -> None:
     curve = ScoreCurve(np.array([0.9, 0.8, 0.4]), *counts, num_gt=3)
     assert curve.best == (pytest.approx(0.6), 1.0)
     assert ScoreCurve(np.array([0.9, 0.8, 0.4]), *counts, num_gt=0).best == (None, None)
+    late = ScoreCurve(np.array([0.9, 0.4]), np.array([0, 1]), np.array([1, 1]), 1)  # the first one is wrong
+    assert late.best == (0.4, pytest.approx(2 / 3))
     nothing = ScoreCurve(np.zeros(0), np.zeros(0, int), np.zeros(0, int), num_gt=0)
     assert nothing.best == (None, None) and nothing.at(0.5) == (0, 0, 0)
     assert ScoreCurve(np.array([0.5]), np.array([0]), np.array([0]), 0).precision.tolist() == [0]
@@ -136,6 +144,15 @@ def test_coco_figures_of_a_detection_of_iou_eight_tenths() -> None:
     assert figures["per_class"]["b"]["coco_AP"] is None  # both of its objects are difficult
 
 
+def test_coco_figures_of_a_class_at_75_of_all_sizes_and_a_hundred_detections() -> None:
+    close = [0.0, 0, 10, 7.8]  # IoU 0.78, so not at 0.80
+    values = coco_figures(record_of(([[*close, 0.9, 0]], [[*BOX, 0, 0]])), "pycocotools")["per_class"]["a"]
+    assert (values["coco_AP75"], values["coco_AP"]) == (pytest.approx(1), pytest.approx(0.6))
+    large, wrong = [0.0, 0, 200, 200], [[300.0 + 20 * k, 0, 310 + 20 * k, 10, 0.9, 0] for k in range(11)]
+    values = coco_figures(record_of(([*wrong, [*large, 0.5, 0]], [[*large, 0, 0]])), "pycocotools")["per_class"]["a"]
+    assert values["coco_AP"] == pytest.approx(1 / 12)
+
+
 # ---- the evaluator
 
 
@@ -146,9 +163,11 @@ class Fixed:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.timings: dict[str, float] = {}
 
     def detect_batch(self, images: list[np.ndarray], thresholds: object) -> list[Detections]:
         self.batches.append(len(images))
+        self.timings["network"] = self.timings.get("network", 0.0) + 2.0
         return [Detections(np.array([BOX]), np.array([0.5]), np.array([0])) for _ in images]
 
 
@@ -174,10 +193,79 @@ def test_batches_are_told_with_the_sizes_of_their_images(tmp_path: Path) -> None
     assert "COCO" not in result.protocol and "mean over 1 class with objects" in result.protocol
 
 
+def index_of(count: int) -> DatasetIndex:
+    places, nothing = [f"/{number}.jpg" for number in range(count)], [np.zeros((0, 4))] * count
+    return DatasetIndex.build(
+        "few", ("a",), places, list(map(str, range(count))), [(20, 30)] * count, nothing, [[]] * count
+    )
+
+
+def test_times_are_summed_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(0.0)  # one second between two looks at the clock
+    monkeypatch.setattr(evaluator.time, "perf_counter", lambda: next(ticks))
+    detector = Fixed()
+    found = run_detector(detector, index_of(3), range(3), progress=False, workers=1, read=lambda _: np.zeros((9, 9, 3)))
+    assert detector.batches == [1, 1, 1]  # without a runtime that names another batch
+    assert found.seconds == {"decode": 3.0, "network": 6.0, "wall": 7.0}
+    again = run_detector(detector, index_of(1), range(1), progress=False, workers=1, read=lambda _: np.zeros((9, 9, 3)))
+    assert again.seconds["network"] == 2.0
+    merged = FoundDetections.merged([found, dataclasses.replace(again, seconds={"wall": 8.0, "decode": 1.0})])
+    assert merged.seconds == {"decode": 4.0, "network": 6.0, "wall": 8.0}
+
+
+@pytest.mark.parametrize(("batch", "workers", "ahead"), [(5, 2, 10), (1, 3, 6)])
+def test_images_are_decoded_ahead_for_two_batches(
+    batch: int, workers: int, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(evaluator, "parallel_map", lambda f, items, n, w, cost: asked.append((n, w)) or map(f, items))
+    monkeypatch.setattr(evaluator.contextlib, "closing", contextlib.nullcontext)
+    run_detector(Fixed(), index_of(1), [0], batch, progress=False, workers=workers, read=lambda _: np.zeros((9, 9, 3)))
+    assert asked == [(ahead, workers)]
+
+
+@pytest.mark.parametrize(("progress", "rank", "shown"), [(True, 0, True), (True, 1, False), (False, 0, False)])
+def test_only_the_first_process_shows_its_progress(
+    progress: bool, rank: int, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    original = evaluator.run_detector
+    monkeypatch.setattr(evaluator, "run_detector", lambda *a: seen.append(a[5]) or original(*a[:5], False, *a[6:]))
+    options = {"progress": progress, "rank": rank, "world_size": 2, "coco": None}
+    evaluate(Fixed(), index_of(2), read=lambda _: np.zeros((9, 9, 3), np.uint8), **options)  # type: ignore[arg-type]
+    assert seen == [shown]
+
+
+def test_the_rows_of_a_result() -> None:
+    names, boxes = ("a", "b"), [np.array([BOX, FAR]), np.array([BOX])]
+    index = DatasetIndex.build("two", names, ["/x.jpg", "/y.jpg"], ["x", "y"], [(99, 99)] * 2, boxes, [[0, 1], [0]])
+    first = Detections(np.array([BOX, FAR, [5.0, 5, 5, 9]]), np.array([0.123456789, 0.9, 0.8]), np.array([0, 0, 0]))
+    found = FoundDetections.from_list([0, 1], [first, Detections.empty()])
+    result = score(index, names, np.array([0, 1]), found, None)
+    assert len(result.record.det_scores) == 2  # the box without width is left out
+    assert result.images_per_second is None and result.timing == {}
+    timed = dataclasses.replace(result, seconds={"decode": 1.0, "network": 3.0, "wall": 4.0})
+    assert timed.timing == {"decode": 0.25, "network": 0.75} and timed.images_per_second == 0.5
+    row = {"image_id": "x", "image": "x.jpg", "objects": {"a": 1, "b": 1}, "missed": 1}
+    row |= {"true_positives": 1, "false_positives": 1, "detections": [[0, 0.1234568, 1], [0, 0.9, 0]]}
+    other = {"image_id": "y", "image": "y.jpg", "objects": {"a": 1}, "true_positives": 0, "false_positives": 0}
+    assert result.per_image() == [row, other | {"missed": 1, "detections": []}]
+    values = result.per_class()
+    assert {key: values["a"][key] for key in ("precision", "recall", "f1")} == {
+        "precision": 0.5,
+        "recall": 0.5,
+        "f1": 0.5,
+    }
+    assert values["a"]["threshold"] == pytest.approx(0.123456789) and values["b"]["threshold"] is None
+
+
 def test_classes_are_matched_by_exact_name_first_and_named_where_unknown(capsys: pytest.CaptureFixture[str]) -> None:
     assert match_classes(("Dog", "dog", "couch"), ("dog", "DOG", "sofa"), "set").tolist() == [1, 0, 2]
     assert match_classes(("dog",), ("cat", "dog"), "set").tolist() == [-1, 0]
     assert "does not have: cat" in capsys.readouterr().err
+    assert match_classes(("dog",), (), "set").tolist() == [] and not capsys.readouterr().err
+    match_classes(("z", *"abcdefgh"), ("z",), "set")
+    assert "does not have: a, b, c, d, e, f, g, h; they are" in capsys.readouterr().err
     with pytest.raises(UserError, match="did you mean 'horse' for 'hors'") as caught:
         match_classes(("horse", *"abcdefgh"), ("hors",), "set")
     assert "model: horse, a, b, c, d, e, f, g and 1 more" in str(caught.value)
