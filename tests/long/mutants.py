@@ -10,6 +10,7 @@ tests fails; a survivor is printed with its line, for a value test or for a reas
 from __future__ import annotations
 
 import ast
+import bisect
 import functools
 import gc
 import hashlib
@@ -108,8 +109,9 @@ class Mutant:
         return f"{self.module}:{self.line}: {self.what}"
 
     def key(self) -> str:
-        """Key of the mutant and the code of its module, without comments and docstrings."""
-        return hashlib.sha256(f"{self.module} {self.node} {self.what} {code_of(self.module)}".encode()).hexdigest()[:24]
+        """Key of the mutant and the code of its function, without comments and docstrings."""
+        code, number = places(self.module)[self.node]
+        return hashlib.sha256(f"{self.module} {number} {self.what} {code}".encode()).hexdigest()[:24]
 
     def text(self) -> str:
         """Source of the module with the change."""
@@ -120,19 +122,22 @@ class Mutant:
 
 
 @functools.cache
-def code_of(module: str) -> str:
-    """A module's code without comments and docstrings."""
+def places(module: str) -> list[tuple[str, int]]:
+    """For each node of `walk`: the code of its function or statement, without docstrings, and its number therein."""
     tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    units = [part for each in tree.body for part in (each.body if isinstance(each, ast.ClassDef) else [each])]
+    starts = [min([unit.lineno, *(each.lineno for each in getattr(unit, "decorator_list", ()))]) for unit in units]
+    owners = [bisect.bisect_right(starts, node.lineno) - 1 for node in walk(tree)]  # type: ignore[attr-defined]
+    codes = [ast.unparse(_without_docstrings(unit)) for unit in units]
+    return [(codes[owner], number - owners.index(owner)) for number, owner in enumerate(owners)]
+
+
+def _without_docstrings(unit: ast.AST) -> ast.AST:
+    for node in ast.walk(unit):
         body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
+        if isinstance(body, list) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body[0] = ast.Pass()
-    return ast.unparse(tree)
+    return unit
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -172,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_killed(path: Path | None) -> set[str]:
-    """Keys of the mutants that an earlier run killed."""
+    """Keys of the mutants that an earlier run killed; a mutant whose function has changed since has another one."""
     if path is None or not path.exists():
         return set()
     return {json.loads(line)["killed"] for line in path.read_text().splitlines()}
