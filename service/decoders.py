@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import math
+import mmap
 import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ SLOW_SECONDS = 5.0  # a decoder that works longer on one image counts as stuck
 START_SECONDS = 60.0
 CLOSE_SECONDS = 1.0
 READ_BYTES = 4 << 20  # buffer size for an answer
+SHARED_BYTES = 4 << 20  # memory shared with a decoder; a larger network input is sent through the pipe
 BASE_MEMORY = 400 << 20  # address space of a decoder besides bodies and pixels, bytes
 BODY_COPIES = 6  # copies of a body while it is received and decoded
 PIXEL_MEMORY = 16  # maximum bytes per pixel that any format needs while it is decoded
@@ -110,7 +113,7 @@ class Decoders:
         Raises:
             Refused: 413, 415 or 422 if the image is invalid or too large, 503 if no process can be started.
         """
-        task = {**self._task, "where": where, "letterbox": dataclasses.asdict(letterbox)}
+        task = {**self._task, "where": where, "letterbox": vars(letterbox)}
         found = await self._decode(data, task, BIG_MEGAPIXELS * 1e6, None)
         if found is None:
             await self._one_big.acquire()
@@ -149,7 +152,7 @@ class Decoders:
             raise Refused(IMAGE_STATUS.get(head["code"], 422), head["code"], head["error"])
         if "is_big" in head:
             return None
-        return Decoded(np.frombuffer(pixels, np.uint8).reshape(head["shape"]), tuple(head["size"]), head["seconds"])
+        return Decoded(pixels, tuple(head["size"]), head["seconds"])
 
     async def _take(self) -> _Process:
         """Wait for an idle process, or for a newly started one."""
@@ -210,6 +213,27 @@ class Decoders:
         task.add_done_callback(self._tasks.discard)
 
 
+@contextlib.contextmanager
+def _shared_memory() -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
+    """Memory for the images of one decoder, (N,) uint8, and its file descriptor; empty if the system is not Linux.
+
+    A decoder can write any values into it at any time, but cannot shrink it, which would crash the service.
+    """
+    try:
+        import fcntl  # not on Windows
+
+        descriptor = os.memfd_create("network input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except (ImportError, AttributeError, OSError):
+        yield np.empty(0, np.uint8), ()
+        return
+    try:
+        os.ftruncate(descriptor, SHARED_BYTES)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        yield np.frombuffer(mmap.mmap(descriptor, 0), np.uint8), (descriptor,)
+    finally:
+        os.close(descriptor)
+
+
 class _Process:
     """One decoder process.
 
@@ -217,31 +241,37 @@ class _Process:
         since: start time of the current image (time.monotonic); None when idle.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, process: asyncio.subprocess.Process, shared: np.ndarray) -> None:
+        self._process, self._shared = process, shared
         self.since: float | None = None
 
     @classmethod
     async def start(cls, memory: int) -> _Process:
         command = [sys.executable, "-m", "service.decode_process", str(memory)]
         pipe, environment = asyncio.subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
-        return cls(
-            await asyncio.create_subprocess_exec(
-                *command, stdin=pipe, stdout=pipe, cwd=REPOSITORY, env=environment, limit=READ_BYTES
-            )
-        )
+        options: dict[str, Any] = {"cwd": REPOSITORY, "env": environment, "limit": READ_BYTES}
+        with _shared_memory() as (shared, descriptors):
+            command += map(str, descriptors)
+            if descriptors:
+                options["pass_fds"] = descriptors
+            return cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, **options), shared)
 
     async def ready(self) -> None:
         """Wait until the process is ready to decode."""
         await self._receive()
 
-    async def ask(self, head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        """Send one message and wait for its answer."""
+    async def ask(self, head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], np.ndarray]:
+        """Send an image and wait for the answer: the JSON object, and the network's input if it was decoded."""
         sink = self._process.stdin
         assert sink is not None
         sink.writelines(frame(head, data))
         await sink.drain()
-        return await self._receive()
+        answer, sent = await self._receive()
+        if "size" not in answer:
+            return answer, self._shared[:0]
+        shape = (*head["letterbox"]["input_size"], 3)
+        pixels = np.frombuffer(sent, np.uint8) if sent else self._shared[: math.prod(shape)].copy()
+        return answer, pixels.reshape(shape)
 
     async def _receive(self) -> tuple[dict[str, Any], bytes]:
         source = self._process.stdout

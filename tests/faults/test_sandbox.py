@@ -138,3 +138,47 @@ def test_every_format_is_decoded(kind: str) -> None:
     at += LENGTHS.size
     head = json.loads(done.stdout[at : at + length])
     assert head.get("size") == [48, 64] and num_bytes == 96 * 96 * 3, (head, done.stderr)
+
+
+@needs_linux
+def test_memory_shared_with_a_decoder_cannot_be_shrunk() -> None:
+    pytest.importorskip("prometheus_client")
+    from service.decoders import _shared_memory
+
+    with _shared_memory() as (shared, (descriptor,)):
+        for size in (0, 2 * len(shared)):
+            with pytest.raises(PermissionError):
+                os.ftruncate(descriptor, size)
+        os.pwrite(descriptor, b"\7", 5)
+        assert shared[5] == 7
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1000, 0])
+def test_the_network_input_is_the_same_with_and_without_shared_memory(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("prometheus_client")
+    import asyncio
+
+    from service import decoders
+    from service.limits import Limits
+    from service.metrics import Metrics
+
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    if size:
+        monkeypatch.setattr(decoders, "SHARED_BYTES", size)
+    else:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+
+    async def decode() -> list[decoders.Decoded]:
+        pool = decoders.Decoders(Limits(), Metrics())
+        await pool.start()
+        found = [await pool.decode(buffer.getvalue(), "x", Letterbox(size)) for size in ((32, 64), (64, 96))]
+        await pool.close()
+        return found
+
+    for found in asyncio.run(decode()):
+        assert found.size == (64, 96)
+        assert np.array_equal(found.image, Letterbox(found.image.shape[:2]).apply(image))
