@@ -14,7 +14,7 @@ import numpy as np
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 Suppress = Callable[[np.ndarray, np.ndarray, np.ndarray, float], Found]
 
-BLOCK = 128  # boxes whose overlaps are computed at once
+BLOCK = 128  # boxes that are compared with the kept ones, and with each other, at once
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -43,17 +43,19 @@ def nms(boxes: np.ndarray, labels: np.ndarray | None, iou_threshold: float, limi
         limit: stop after this many boxes; in greedy NMS, lower-scoring boxes do not affect better ones.
     """
     threshold = np.float64(iou_threshold)  # torchvision compares a float32 IoU with a double
-    rest = np.arange(len(boxes))
-    kept: list[int] = []
-    while len(rest) and (limit is None or len(kept) < limit):
-        head = rest[:BLOCK]
-        overlaps = box_iou(boxes[head], boxes[rest]) > threshold
-        if labels is not None:
-            overlaps &= labels[head, None] == labels[rest]
-        chosen = _greedy(overlaps[:, : len(head)])
-        kept += head[chosen].tolist()
-        rest = rest[BLOCK:][~overlaps[chosen, BLOCK:].any(axis=0)]
-    return np.array(kept[:limit], np.int64)
+
+    def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        table = box_iou(boxes[a], boxes[b]) > threshold
+        return table if labels is None else table & (labels[a, None] == labels[b])
+
+    kept = np.empty(0, np.int64)
+    for start in range(0, len(boxes), BLOCK):
+        if limit is not None and len(kept) >= limit:
+            break
+        block = np.arange(start, min(start + BLOCK, len(boxes)))
+        block = block[~overlaps(kept, block).any(axis=0)]
+        kept = np.concatenate([kept, block[_greedy(overlaps(block, block))]])
+    return kept[:limit]
 
 
 def _greedy(overlaps: np.ndarray) -> list[int]:
