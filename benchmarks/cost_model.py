@@ -12,16 +12,19 @@ import math
 import multiprocessing
 import os
 import socket
-import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.harness import in_turns
 from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig
 from nets.yolov4 import YOLOv4
@@ -298,20 +301,19 @@ def _measure(rank: int, port: int, options: CostOptions, results: multiprocessin
         "exchange": lambda: dist.all_reduce(gradients),
         "together": lambda: step(True),
     }
-    wall: dict[str, list[float]] = {name: [] for name in cases}
-    cpu: dict[str, list[float]] = {name: [] for name in cases}
-    for number in range(options.rounds + 2):
-        for name, case in cases.items():
-            dist.barrier()
-            started, busy = time.perf_counter(), time.process_time()
-            case()
-            used = distributed.total(torch.tensor(time.process_time() - busy, dtype=torch.float64)).item()
-            if number >= 2:  # skip two warm-up rounds; `total` has synchronized both processes
-                cpu[name].append(used)
-                wall[name].append(time.perf_counter() - started)
+
+    def seconds(case: Callable[[], object]) -> tuple[float, float]:
+        """Wall-clock seconds until both processes have finished, and CPU seconds of both."""
+        dist.barrier()
+        started, busy = time.perf_counter(), time.process_time()
+        case()
+        used = distributed.total(torch.tensor(time.process_time() - busy, dtype=torch.float64)).item()
+        return time.perf_counter() - started, used
+
+    found = in_turns({name: partial(seconds, case) for name, case in cases.items()}, options.rounds, warm_up=2)
     if rank == 0:
-        medians = ({name: statistics.median(values) for name, values in each.items()} for each in (wall, cpu))
-        results.put(tuple(Measured(**values) for values in medians))
+        medians = {name: np.median(rows, axis=0).tolist() for name, rows in found.items()}
+        results.put(tuple(Measured(**{name: each[kind] for name, each in medians.items()}) for kind in range(2)))
     distributed.stop()
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from data.loader import TrainLoader
+from nets.timing import interleave
 from training.choose import choose_machine, choose_new_run, choose_splits
 from training.engine import Batch, Trainer
 from training.options import PRESETS, TrainOptions
@@ -33,7 +34,7 @@ from utils.files import write_file
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 REHEARSAL = ("--limit", "256", "--epochs", "1", "--eval-every", "1", "--minutes", "0")
-WARM_UP_STEPS, TIMED_STEPS = 6, 15
+STEPS, TIMED_ROUNDS = 6, 3  # the GPU is waited for after each round of steps
 LOADING_SECONDS = 6.0  # per input size
 MEASURE_SECONDS = 150.0  # reserved for the measurement
 STOP_SECONDS = 20.0  # for the last step and the checkpoint after SIGTERM
@@ -151,10 +152,9 @@ def resized(batch: Batch, count: int) -> Batch:
 
 def step_row(trainer: Trainer, batch: Batch, size: int, amp: str) -> str:
     """One row of the table: the time of a training step on a batch in memory."""
-    _steps(trainer, batch, WARM_UP_STEPS)
-    started = time.perf_counter()
-    losses = _steps(trainer, batch, TIMED_STEPS)
-    seconds = (time.perf_counter() - started) / TIMED_STEPS
+    calls = {"steps": lambda: _steps(trainer, batch, STEPS)}
+    seconds = interleave(calls, TIMED_ROUNDS, warm_up=1)["steps"].median / STEPS
+    losses = _steps(trainer, batch, 1)
     memory = torch.cuda.max_memory_allocated() / 2**30 if trainer.device.type == "cuda" else 0.0
     count = len(batch[0])
     cells = (size, count, amp, f"{count / seconds:.0f}", f"{seconds * 1e3:.1f}", f"{memory:.2f}")

@@ -11,14 +11,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from nets.timing import Sample, interleave, machine
-from utils.errors import RunError
+from utils.errors import RunError, UserError
 from utils.files import read_file, write_file
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from nets.model_config import ModelConfig
+    from nets.yolov4 import YOLOv4
+
+T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parent.parent
 MAX_BYTES = 10_000_000
 SLOWER = 1.15  # smaller increases of a ratio are treated as noise
@@ -77,15 +84,25 @@ def cpu_in_turns(calls: Mapping[str, Callable[[], Any]], repetitions: int, warm_
     return interleave(calls, repetitions, warm_up, time.process_time)
 
 
-def commands_in_turns(commands: Mapping[str, Callable[[], Cost]], repetitions: int) -> dict[str, list[Cost]]:
-    """Costs of interleaved commands. A first round warms the file cache and is not counted."""
-    costs: dict[str, list[Cost]] = {name: [] for name in commands}
-    for repetition in range(-1, repetitions):
-        for name, command in commands.items():
-            cost = command()
+def in_turns(measurements: Mapping[str, Callable[[], T]], repetitions: int, warm_up: int = 1) -> dict[str, list[T]]:
+    """Results of interleaved functions that measure by themselves; the first `warm_up` rounds are not counted."""
+    results: dict[str, list[T]] = {name: [] for name in measurements}
+    for repetition in range(-warm_up, repetitions):
+        for name, measure in measurements.items():
+            result = measure()
             if repetition >= 0:
-                costs[name].append(cost)
-    return costs
+                results[name].append(result)
+    return results
+
+
+def mean_cost(call: Callable[[], Any], seconds: float) -> Cost:
+    """Mean CPU and wall-clock seconds of a call that is repeated for `seconds`; no memory."""
+    call()
+    started, busy, count = time.perf_counter(), time.process_time(), 0
+    while not count or time.perf_counter() - started < seconds:
+        call()
+        count += 1
+    return Cost((time.process_time() - busy) / count, (time.perf_counter() - started) / count, 0)
 
 
 def median_cost(costs: Sequence[Cost]) -> Cost:
@@ -162,3 +179,28 @@ def commit() -> str:
         check=False,
     )
     return done.stdout.strip()
+
+
+def save_plot(figure: Figure, flag: str, path: Path) -> None:
+    """Write a plot to the file of an option. Raises UserError if its suffix is not that of a format for plots."""
+    try:
+        figure.savefig(path, dpi=120)
+    except ValueError as error:
+        raise UserError(flag, str(error)[:100], "use the suffix .png, .svg or .pdf") from error
+
+
+def random_network(config: ModelConfig, spread: float = 0.1) -> YOLOv4:
+    """A network whose outputs depend on the image, with high scores everywhere: the worst case for NMS.
+
+    `spread` is the standard deviation of the weights of the last layers.
+    """
+    import torch  # imported here: most measurements need no PyTorch
+
+    from nets.yolov4 import YOLOv4
+
+    torch.manual_seed(0)
+    model = YOLOv4(config).eval()
+    for level in model.head.levels:
+        torch.nn.init.normal_(level[-1].weight, 0.0, spread)
+        torch.nn.init.zeros_(level[-1].bias)
+    return model

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.harness import save_plot
 from benchmarks.peers import PEERS, export_peer
 from nets.export.form import Form
 from nets.export.onnx_file import build_onnx
@@ -265,10 +266,7 @@ def draw_plot(points: Sequence[Point], peers: Sequence[Point], path: Path) -> No
     axes.set_xlabel(f"time of one image as a ratio to {first}'s in the same run (ONNX Runtime, one thread){hollow}")
     axes.grid(alpha=0.3)
     axes.margins(0.15)
-    try:
-        figure.savefig(path, dpi=120)
-    except ValueError as error:
-        raise UserError("--plot", str(error)[:100], "name it .png, .svg or .pdf") from error
+    save_plot(figure, "--plot", path)
 
 
 def to_json(points: Sequence[Point], peers: Sequence[Point], arguments: Sequence[str]) -> dict[str, Any]:

@@ -25,12 +25,11 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from benchmarks.harness import cpu_of_tree
+from benchmarks.harness import REPOSITORY, cpu_of_tree, mean_cost
 from prediction.detector import Detector, load_detector
 from utils.config import option, parse_options
 from utils.errors import Interrupted, RunError, UserError, run_command
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 MEGABYTE = 1 << 20
 
 
@@ -150,13 +149,9 @@ class Alone:
 
     def rate(self, seconds: float = 4.0) -> float:
         """Run the network for `seconds` seconds. Returns images per second."""
-        self._runtime.run(self._batch)
-        started, cpu, count = time.perf_counter(), time.process_time(), 0
-        while (passed := time.perf_counter() - started) < seconds:
-            self._runtime.run(self._batch)
-            count += len(self._batch)
-        self.cpu = (time.process_time() - cpu) / count
-        return count / passed
+        cost = mean_cost(lambda: self._runtime.run(self._batch), seconds)
+        self.cpu = cost.cpu / len(self._batch)
+        return len(self._batch) / cost.wall
 
 
 def start(options: LoadOptions) -> tuple[subprocess.Popen[str], int]:

@@ -28,9 +28,9 @@ from benchmarks.harness import (
     Cost,
     Row,
     command_cost,
-    commands_in_turns,
     cpu_in_turns,
     cpu_of_tree,
+    in_turns,
     median_cost,
     save,
     slower_than_before,
@@ -185,7 +185,7 @@ def start_rows(bench: Bench) -> Iterator[Row]:
         "torch": bench.predict(str(path), "--runtime", "torch"),
         "default": bench.predict(str(path), "--runtime", "onnxruntime"),
     }
-    costs = {name: median_cost(each) for name, each in commands_in_turns(commands, bench.repetitions).items()}
+    costs = {name: median_cost(each) for name, each in in_turns(commands, bench.repetitions).items()}
     yield Row("predict.py photo.jpg", costs["torch"].cpu, costs["default"].cpu, "s of CPU", "PyTorch")
     yield Row(
         "predict.py photo.jpg, memory", costs["torch"].memory / 1e6, costs["default"].memory / 1e6, "MB", "PyTorch"
@@ -197,7 +197,7 @@ def help_rows(bench: Bench) -> Iterator[Row]:
     scripts = ("train", "eval", "predict", "export", "dataset", "serve", "benchmark")
     commands = {name: partial(command_cost, [sys.executable, f"{name}.py", "--help"]) for name in scripts}
     commands["torch"] = partial(command_cost, [sys.executable, "-c", "import torch, torchvision"])
-    costs = {name: median_cost(each) for name, each in commands_in_turns(commands, bench.repetitions).items()}
+    costs = {name: median_cost(each) for name, each in in_turns(commands, bench.repetitions).items()}
     slowest = max(scripts, key=lambda name: costs[name].cpu)
     work = f"--help, the slowest ({slowest}.py)"
     yield Row(work, costs["torch"].cpu, costs[slowest].cpu, "s of CPU", "import torch, torchvision")
@@ -274,7 +274,7 @@ def eval_rows(bench: Bench) -> Iterator[Row]:
         "old": partial(command_cost, old, OMP_NUM_THREADS="1"),
         "new": partial(command_cost, [*command, "--runtime", "onnxruntime"], OMP_NUM_THREADS="1"),
     }
-    costs = {name: median_cost(each) for name, each in commands_in_turns(commands, 1).items()}
+    costs = {name: median_cost(each) for name, each in in_turns(commands, 1).items()}
     yield Row("eval.py, 500 images", costs["old"].cpu, costs["new"].cpu, "s of CPU", "PyTorch, batch 8, pycocotools")
     runtime = load_runtime(bench.model, "cpu", "onnxruntime")
     image = np.random.default_rng(0).integers(0, 256, (1, *runtime.config.input_size, 3), np.uint8)
@@ -320,7 +320,7 @@ def video_rows(bench: Bench) -> Iterator[Row]:
         name: bench.predict(str(clip), "--runtime", "onnxruntime", "--max-frames", str(count))
         for name, count in (("short", 4), ("long", FRAMES))
     }
-    costs = {name: median_cost(each) for name, each in commands_in_turns(commands, bench.repetitions).items()}
+    costs = {name: median_cost(each) for name, each in in_turns(commands, bench.repetitions).items()}
     each = 1e3 * (costs["long"].cpu - costs["short"].cpu) / (FRAMES - 4)
     alone = 1e3 * network / FRAMES
     yield Row("1080p video, all but the network", alone, each - alone, "ms a frame", "network alone", 1.0)

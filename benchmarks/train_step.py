@@ -14,6 +14,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.harness import in_turns
 from data.index import DatasetIndex
 from nets.allocator import keep_freed_memory
 from nets.layers import StridedConv2d
@@ -144,6 +146,12 @@ def work(connection: Connection, name: str, size: int, batch: int, classes: int)
         connection.send(time.process_time() - started)
 
 
+def take_step(connection: Connection) -> float:
+    """CPU seconds of one step of a process."""
+    connection.send(True)
+    return connection.recv()
+
+
 def measure(names: list[str], size: int, batch: int, classes: int, repeat: int) -> dict[str, list[float]]:
     """CPU seconds of each step of each network. The networks are interleaved."""
     context = multiprocessing.get_context("spawn")
@@ -154,11 +162,7 @@ def measure(names: list[str], size: int, batch: int, classes: int, repeat: int) 
         process.start()
         ours.recv()  # start one after the other: concurrent starts take twice as long
         workers[name] = (process, ours)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(repeat):
-        for name, (_process, connection) in workers.items():
-            connection.send(True)
-            seconds[name].append(connection.recv())
+    seconds = in_turns({name: partial(take_step, connection) for name, (_, connection) in workers.items()}, repeat, 0)
     for process, connection in workers.values():
         connection.send(False)
         process.join()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from benchmarks.harness import random_network
 from nets.export.form import Form
 from nets.export.formats import FORMATS
 from nets.model_config import ModelConfig
@@ -32,12 +32,7 @@ CONFIG = ModelConfig(
 @functools.cache
 def small_model(config: ModelConfig = CONFIG) -> YOLOv4:
     """Random weights whose outputs depend on the image: spread logits, high objectness everywhere."""
-    torch.manual_seed(0)
-    model = YOLOv4(config).eval()
-    for level in model.head.levels:
-        torch.nn.init.normal_(level[-1].weight, 0, 0.4)
-        torch.nn.init.zeros_(level[-1].bias)
-    return model
+    return random_network(config, 0.4)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import save_plot
 from nets.export.formats import FORMATS
 from utils.errors import UserError
 from utils.files import read_file
@@ -102,7 +103,4 @@ def draw_formats(rows: Sequence[Row], baseline: str, path: Path) -> None:
     axes.set_ylabel("mAP50 (VOC2010), points")
     axes.grid(alpha=0.3)
     axes.margins(0.15)
-    try:
-        figure.savefig(path, dpi=120)
-    except ValueError as error:
-        raise UserError("--formats-plot", str(error)[:100], "use the suffix .png, .svg or .pdf") from error
+    save_plot(figure, "--formats-plot", path)

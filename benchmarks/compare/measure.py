@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.harness import random_network
 from data.index import DatasetIndex
 from nets.detector import Detector
 from nets.export.formats import file_kind
@@ -36,7 +37,6 @@ from utils.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from nets.export.parity import Parity
-    from nets.yolov4 import YOLOv4
 from benchmarks.compare.entries import Entry, digest, open_split
 from benchmarks.compare.options import CLOCKS, BenchmarkOptions
 
@@ -194,20 +194,6 @@ def measure_stages(result: Result, options: BenchmarkOptions) -> None:
                         result.stages.append(stage | {"image": weights + photo.name})
     finally:
         set_num_threads(before)
-
-
-def random_network(config: ModelConfig) -> YOLOv4:
-    """The same network with random weights and high scores everywhere: the worst case for NMS."""
-    import torch
-
-    from nets.yolov4 import YOLOv4
-
-    torch.manual_seed(0)
-    model = YOLOv4(config).eval()
-    for level in model.head.levels:
-        torch.nn.init.normal_(level[-1].weight, 0.0, 0.1)
-        torch.nn.init.zeros_(level[-1].bias)
-    return model
 
 
 def stage_photos(options: BenchmarkOptions, folder: Path) -> list[Path]:
