@@ -226,13 +226,17 @@ def test_a_search_ends_in_its_time_whatever_a_trial_takes(tmp_path: Path, name: 
         assert not minutes or min(minutes) >= max(minutes) / 2 - 0.01
 
 
-def test_too_few_minutes_name_the_minutes_of_the_whole_search(tmp_path: Path) -> None:
-    def fake(argv: list[str]) -> int:
-        raise UserError("--minutes", "0.1 is not enough for one epoch (0.5)", "increase it")
+def test_too_few_minutes_are_for_fewer_trials(tmp_path: Path) -> None:
+    def short(minutes: float, done: int) -> float:
+        if minutes < 0.5:
+            raise UserError("--minutes", f"{minutes} is not enough for one epoch (0.5)", "increase it")
+        return minutes
 
-    given = {"data": str(demo_data()), "run_dir": str(tmp_path / "run"), "minutes": 2.7, "tune": True}
-    with pytest.raises(UserError, match=r"2\.7 minutes are 0\.1 for the first trial"):
-        tune.run_tune(Settings.of(options_of(**given)), fake)
+    training = FakeTraining(short, lambda values: values.get("learning_rate", 0.0))
+    assert training.search(tmp_path / "run", 3.6)["learning_rate"] > 0  # 3 trials of 0.6, then 2 of 0.9
+    assert training.given == pytest.approx([0.6] * 3 + [0.9] * 2)
+    with pytest.raises(UserError, match=r"0\.9 minutes are 0\.5 for each of 2 trials; 0\.45 is not enough"):
+        training.search(tmp_path / "other", 0.9)
 
 
 assert train_makers  # its import makes train.py importable

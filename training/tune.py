@@ -19,7 +19,7 @@ from training.optim import BASE_RATES
 from training.options import TrainOptions
 from training.run_folder import new_run_dir, write_json
 from utils.config import get_option
-from utils.errors import RunError, UserError, warn
+from utils.errors import UserError, warn
 from utils.files import write_atomically
 from utils.json_file import read_json
 
@@ -27,14 +27,16 @@ STATE, TABLE, PRESET = "tune.json", "tune.csv", "preset.json"
 METRIC = "voc10_mAP50"
 KEPT = 3  # the best 1 / KEPT of the trials enter the next round
 MINUTES = 60.0
-# the trials besides the default: each changes one or two of the options with the largest effect on small data
+TOO_SHORT = "--minutes"  # the option that train.py's error names if not even an epoch fits
+# The trials: the default, and one option changed, of those with the largest effect on small data. The first ones are
+# tried if the time is short.
 CANDIDATES: tuple[dict[str, Any], ...] = (
     {},
     {"learning_rate": 2.0},
+    {"mosaic": 0.0},
     {"learning_rate": 0.5},
     {"input_size": 1.25},
     {"input_size": 0.75},
-    {"mosaic": 0.0},
     {"mosaic": 1.0},
     {"class_weight": 2.0},
     {"neck_width": 0.5},
@@ -82,7 +84,8 @@ def run_tune(settings: TrainSettings, train: Train, now: Callable[[], float] = t
     All candidates are trained for a short time, the best third for about three times as long, and so on. The default
     is part of every round. After the last round, the winner is compared with it, trained equally long and evaluated on
     the same validation images. The result is therefore never worse than the default by that score. If the time is used
-    up earlier, the last round with scores of the default and of another trial decides.
+    up earlier, the last round with scores of the default and of another trial decides. If it is too short for all
+    candidates, fewer are compared.
 
     Args:
         settings: with `--tune`, or with `--resume` and the folder of a search; the given options are the default.
@@ -100,7 +103,15 @@ def run_tune(settings: TrainSettings, train: Train, now: Callable[[], float] = t
         if is_new and search.share(sizes[number], len(sizes) - number) < alive[0].minutes[number - 1]:
             sizes[number:] = sizes[-1:]  # time is short: the last round is next
         chosen = survivors(alive, number - 1, sizes[number]) if number else alive
-        code = search.train_round(chosen, number, len(sizes), train, now)
+        try:
+            code = search.train_round(chosen, number, len(sizes), train, now)
+        except UserError as error:
+            if error.where != TOO_SHORT or len(search.trials) <= 2:
+                raise
+            alive = search.trials = search.trials[: sizes[1]]
+            sizes = round_sizes(len(alive))
+            print(f"the time is short: {len(alive)} trials are compared")
+            continue
         if code:
             return code
         scored = [trial for trial in chosen if len(trial.scores) > number]
@@ -198,11 +209,11 @@ class Search:
                 config = self.folder / "options.json"
                 write_json(config, {**self.options, **trial.options, "minutes": minutes})
                 code = train(["--config", str(config), "--run-dir", str(run)])
-        except (UserError, RunError) as error:
+        except UserError as error:
             if trial.number == 0 and number == 0:
-                if isinstance(error, UserError) and error.where == "--minutes":
-                    what = f"{self.minutes:g} minutes are {minutes:.1f} for the first trial; {error.what}"
-                    raise UserError("--minutes", what, "increase it") from error
+                if error.where == TOO_SHORT:
+                    what = f"{self.minutes:g} minutes are {minutes:.1f} for each of {len(self.trials)} trials; "
+                    raise UserError(TOO_SHORT, what + error.what, "increase it") from error
                 raise
             warn(f"trial {trial.number} ({trial.name})", str(error), "it is skipped")
             return 0, None
