@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +81,7 @@ def export_worst(result: EvaluationResult, folder: Path, count: int) -> int:
         write_file(year / "Annotations" / f"{name}.xml", _annotation(result, i, picture.name).encode())
         found = _found(result, i, threshold)
         rows.append({"image": picture.name, "original": str(result.index.path(i)), "detections": found})
-        findings += _findings(result, i, picture, mistakes)
+        findings += _findings(result, i, picture.relative_to(folder).as_posix(), mistakes)
     write_lines(year / "ImageSets" / "Main" / "worst.txt", names)
     write_file(folder / "detections.json", json.dumps(rows, indent=1).encode())
     write_file(folder / "queue.json", json.dumps({"findings": findings}, indent=1).encode())
@@ -124,10 +123,10 @@ def _found(result: EvaluationResult, i: int, threshold: float) -> list[dict[str,
     ]
 
 
-def _findings(result: EvaluationResult, i: int, picture: Path, mistakes: Mistakes) -> list[dict[str, Any]]:
-    """Queue entries of an image: wrong detections that may lack a label, and missed objects."""
+def _findings(result: EvaluationResult, i: int, image: str, mistakes: Mistakes) -> list[dict[str, Any]]:
+    """Queue entries of an image, named from the queue's folder: wrong detections that may lack a label, and missed
+    objects."""
     record = result.record
-    image = os.path.abspath(picture)
     wrong = np.flatnonzero(mistakes.wrong & (record.det_image == i))
     missed = np.flatnonzero(mistakes.missed & (record.gt_image == i))
     rows = []

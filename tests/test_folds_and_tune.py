@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,17 @@ def test_the_folds_divide_at_most_the_limit(tmp_path: Path) -> None:
     few, everything = (folds._pool(settings(limit)) for limit in (7, 0))
     assert [sum(map(len, pool)) for pool in (few, everything)] == [7, 10] and len(few) == len(everything) == 2
     assert folds.given_options(settings(9), folds.NOT_FOR_FOLDS) == {}
+
+
+@pytest.mark.parametrize(("tile", "tiles"), [(None, "none"), (64, 64), (0, None)])
+def test_a_fold_is_evaluated_with_the_tiles_of_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tile: int | None, tiles: Any
+) -> None:
+    monkeypatch.setattr(folds, "load_model", lambda _: None)
+    monkeypatch.setattr(folds, "Detector", SimpleNamespace(from_model=lambda *_: SimpleNamespace(tile="none")))
+    (tmp_path / "config.json").write_text(json.dumps({"tile": tile, "tile_overlap": 0.3}))
+    detector: Any = folds._detector(tmp_path, "cpu")
+    assert detector.tile == tiles and (tile is None or detector.overlap == 0.3)
 
 
 def test_a_tune_run_writes_a_preset_and_can_be_resumed(

@@ -104,6 +104,7 @@ def test_the_worst_images_become_a_set_to_label(tmp_path: Path) -> None:
     exported = open_dataset(folder, "worst", use_cache=False)
     assert [path.stem for path in (exported.path(i) for i in range(2))] == ["a1", "a2"]
     assert exported.boxes.tolist() == index.subset([1, 2]).boxes.tolist()
+    folder = folder.rename(tmp_path / "moved")  # its parts name each other from the folder
     store = open_store(folder)
     queue = read_queue(folder / "queue.json", store)
     assert [store.paths[number].stem for number in queue.numbers] == ["a1", "a2"]

@@ -19,10 +19,19 @@ from data.open import open_dataset
 from data.tools.hashing import image_hashes, near_duplicate_groups
 from data.tools.split import stratified_split
 from evaluation.detections_file import detection_lists
-from evaluation.evaluator import EVAL_THRESHOLDS, EvaluationResult, FoundDetections, describe, run_detector, score
+from evaluation.evaluator import (
+    EVAL_THRESHOLDS,
+    DetectorLike,
+    EvaluationResult,
+    FoundDetections,
+    describe,
+    run_detector,
+    score,
+)
 from evaluation.metrics.compare import Comparison, compare_rows
 from nets.detector import Detector
 from nets.runtime import resolve_device
+from nets.tiling import TiledDetector
 from nets.weights.checkpoint import load_model
 from training.checks import check_before_loading
 from training.choose import TrainSettings, choose_splits
@@ -193,12 +202,21 @@ def _detect(folder: Path, number: int, device: str) -> None:
     target = folder / f"fold-{number}-{DETECTIONS}"
     if target.is_file():
         return
-    detector = Detector.from_model(load_model(folder / f"fold-{number}" / "last.pth"), resolve_device(device))
+    detector = _detector(folder / f"fold-{number}", device)
     index = open_dataset(folder / "data", f"val-{number}")
     found = run_detector(detector, index, np.arange(len(index)), thresholds=EVAL_THRESHOLDS)
     result = score(index, index.class_names, np.arange(len(index.class_names)), found, None)
     rows = [row | {"image": _original(folder, row["image"]), "fold": number} for row in detection_lists(result)]
     write_atomically(target, json.dumps(rows).encode())
+
+
+def _detector(run: Path, device: str) -> DetectorLike:
+    """The detector of a run's last weights, with tiles if it was trained with tiles."""
+    detector = Detector.from_model(load_model(run / "last.pth"), resolve_device(device))
+    options = read_json(run / "config.json", "a run of train.py")
+    if options["tile"] is None:
+        return detector
+    return TiledDetector(detector, options["tile"] or None, options["tile_overlap"])
 
 
 def _original(folder: Path, image: str) -> str:
