@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
-import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,32 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 
+from documented import documented, hide_packages  # noqa: E402
 from generated_pages import COMMANDS, options_class  # noqa: E402
 
 from training.options import PRESETS  # noqa: E402
 from utils.config import parse_options  # noqa: E402
-
-PAGES = [ROOT / "README.md", ROOT / "model_data" / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
-RECORDS = {"EXPERIMENTS.md", "MODEL_CARD.md"}  # commands as they were typed at the commits that they name
-COMMAND = re.compile(r"(?:^|`|\s)(python (?:\w+\.py|-m [\w.]+) [^`\n]*)")
-PLACEHOLDER = re.compile(r"\.\.\.|…")
-
-
-def commands(page: Path) -> Iterator[str]:
-    """The command lines of a page, with continued lines joined and comments removed."""
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in COMMAND.findall(text):
-        yield re.split(r"\s#|\s\||\s>|;|&&", line)[0].strip()
-
-
-def documented() -> list[tuple[str, str]]:
-    return [
-        (page.name, command)
-        for page in PAGES
-        if page.name not in RECORDS
-        for command in commands(page)
-        if not PLACEHOLDER.search(command)
-    ]
 
 
 @pytest.mark.parametrize(("page", "command"), documented())
@@ -62,43 +38,9 @@ def test_a_documented_command_has_options_that_exist(page: str, command: str) ->
         parse_options(options_class(COMMANDS[name]), rest, description="", presets=PRESETS)
 
 
-BLOCK = """
-import importlib.machinery, sys
-
-class Hidden(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.split(".")[0] in {banned!r} else super().find_spec(name, path, target)
-
-sys.meta_path = [Hidden if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
-"""
-
-
-def extras() -> set[str]:
-    """Top-level modules of installed packages that requirements.txt does not install, directly or indirectly."""
-    needed: set[str] = set()
-    waiting = re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in needed:
-            continue
-        needed.add(name)
-        try:
-            requires = importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        waiting += [re.split(r"[^\w.-]", line)[0] for line in requires if "extra ==" not in line]
-    owners = importlib.metadata.packages_distributions()
-    kept = {
-        module for module, names in owners.items() if any(re.sub(r"[-_.]+", "-", n).lower() in needed for n in names)
-    }
-    return set(owners) - kept
-
-
 @pytest.mark.slow
 def test_the_path_of_the_readme_works_with_the_requirements_alone(tmp_path: Path) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(BLOCK.format(banned=extras()))
+    hide_packages(tmp_path / "site")
     environment = {
         **os.environ,
         "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}",

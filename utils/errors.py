@@ -62,7 +62,8 @@ class MissingExtra(RunError):
 
     def __init__(self, feature: str, package: str, extra: str | None = None) -> None:
         install = f"pip install -e '.[{extra}]'" if extra else f"pip install {package}"
-        super().__init__(feature, f"needs the package {package}, which is not installed", f"run: {install}")
+        words = "packages {}, which are" if " and " in package else "package {}, which is"
+        super().__init__(feature, f"needs the {words.format(package)} not installed", f"run: {install}")
         self.args = (feature, package, extra)
 
 
