@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,11 +96,8 @@ def main(argv: list[str] | None = None) -> None:
         parity = export_and_check(model, path, options.format, form, photos, info)
         print(f"wrote {path} ({size_text(path, exporter)}): {describe(form, model.config)}")
         if parity is None:
-            warn(
-                path,
-                f"{exporter.title} does not run here, so nothing was compared",
-                "test it on a system that supports it",
-            )
+            what = f"{exporter.title} does not run here, so nothing was compared"
+            warn(path, what, "test it on a system that supports it")
         else:
             print(f"parity with the checkpoint: {parity}")
     if web_folder is not None:
@@ -143,22 +139,24 @@ def choose_form(options: ExportOptions, exporter: Format) -> Form:
     name = options.format
     for flag in ("int8", "nms", "dynamic", "half", "uint8_input"):
         if getattr(options, flag) and not getattr(exporter, flag):
-            able = [other for other, each in FORMATS.items() if getattr(each, flag)]
-            raise UserError(
-                f"--{flag.replace('_', '-')}", f"is not supported by {name} export", f"use --format {', '.join(able)}"
-            )
-    if options.nms and options.raw:
-        raise UserError("--raw", "NMS (--nms) needs decoded boxes", "leave out --raw or --nms")
-    if options.half and options.int8:
-        raise UserError("--half", "cannot be combined with --int8", "leave out --half or --int8")
-    if options.int8 and options.dynamic:
-        raise UserError("--int8", "quantised files have a fixed size", "leave out --dynamic")
-    if options.int8 and options.nms and name == "openvino":
-        raise UserError(
-            "--nms", "is not supported for quantised OpenVINO files", "use --format onnx, or leave out --nms"
-        )
-    if options.int8 and not options.data:
-        raise UserError("--int8", "needs images for the calibration of activation ranges", "add --data DATA")
+            able = ", ".join(other for other, each in FORMATS.items() if getattr(each, flag))
+            raise UserError(f"--{flag.replace('_', '-')}", f"is not supported by {name}", f"use --format {able}")
+    int8 = options.int8
+    conflicts = (
+        (options.nms and options.raw, "--raw", "NMS (--nms) needs decoded boxes", "leave out --raw or --nms"),
+        (int8 and options.half, "--half", "cannot be combined with --int8", "leave out --half or --int8"),
+        (int8 and options.dynamic, "--int8", "quantised files have a fixed size", "leave out --dynamic"),
+        (
+            int8 and options.nms and name == "openvino",
+            "--nms",
+            "is not supported for int8 OpenVINO",
+            "use --format onnx",
+        ),
+        (int8 and not options.data, "--int8", "needs images to calibrate activation ranges", "add --data DATA"),
+    )
+    for applies, *problem in conflicts:
+        if applies:
+            raise UserError(*problem)
     precision = "int8" if options.int8 else (exporter.half if options.half else "fp32")
     return Form(options.uint8_input, not options.raw, options.nms, options.dynamic, precision or "fp32")
 
@@ -201,39 +199,21 @@ def open_split(options: ExportOptions, split: str | None, default: int) -> Datas
 def comparison_photos(options: ExportOptions, index: DatasetIndex | None, config: ModelConfig) -> list[np.ndarray]:
     """Photographs of --images or --data, or synthetic images."""
     from imaging.image_io import IMAGE_SUFFIXES
-    from nets.export.parity import drawn_photos
+    from nets.export.parity import drawn_photos, read_photos
 
     if options.images is not None:
         folder = Path(options.images)
         files = [folder]
         if folder.is_dir():
-            files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         photos = read_photos(files[: options.num_images])
         if not photos:
             raise UserError("--images", f"{folder} contains no images", "give an image or a folder of images")
         return photos
     if index is not None and len(index):
-        return read_photos([index.path(i) for i in spread(len(index), options.num_images)])
+        return read_photos([index.path(i) for i in index.spread(options.num_images)])
     warn("parity", "compared on synthetic images", "give photographs with --images or --data")
     return drawn_photos(config, DRAWN)
-
-
-def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
-    """RGB images (H, W, 3) uint8; unreadable images are skipped with a warning."""
-    from imaging.image_io import read_image
-
-    photos = []
-    for path in paths:
-        try:
-            photos.append(read_image(path))
-        except UserError as error:
-            warn(error.where, error.what, "it is skipped")
-    return photos
-
-
-def spread(total: int, wanted: int) -> list[int]:
-    """`wanted` positions, evenly spread over `total`."""
-    return np.unique(np.linspace(0, total - 1, min(wanted, total)).round().astype(int)).tolist()
 
 
 def export_int8(
@@ -247,6 +227,7 @@ def export_int8(
 ) -> None:
     """Quantise, compare, and evaluate before and after. Raises RunError if the mAP drops by more than allowed."""
     from nets.export.check import check_export
+    from nets.export.parity import read_photos
     from nets.export.quantize import calibration_images
     from nets.torch_runtime import TorchRuntime
 
@@ -272,9 +253,8 @@ def export_int8(
     if before - after > options.max_loss:
         path.rename(path.with_name(path.name + ".failed"))
         what = f"int8 loses {before - after:.2f} points of mAP50, more than {options.max_loss:g}"
-        raise RunError(
-            path, f"{what}; kept as {path.name}.failed", "use more calibration images, or increase --max-loss"
-        )
+        todo = "use more calibration images, or increase --max-loss"
+        raise RunError(path, f"{what}; kept as {path.name}.failed", todo)
 
 
 def mean_ap(detector: Detector, index: DatasetIndex) -> float:

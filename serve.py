@@ -32,7 +32,7 @@ class ServeOptions:
         "host names of the service that requests may use, besides localhost; *.NAME = all subdomains of NAME, * = any",
         metavar="NAME",
     )
-    input_size: tuple[str, ...] = option((), "height [width] of the network's input, multiples of 32", metavar="N")
+    input_size: tuple[int, ...] = option((), "height [width] of the network's input, multiples of 32")
     iou_threshold: float | None = option(
         None, "IoU above which NMS removes the box with the lower score", low=0, high=1
     )
@@ -92,7 +92,7 @@ def _open(path: Path, options: ServeOptions) -> Any:
 
     detector = Detector.open(path, options.device, options.runtime)
     if options.input_size:
-        detector.set_input_size([_whole(size) for size in options.input_size])
+        detector.set_input_size(options.input_size)
     detector.detect_batch([np.zeros((32, 32, 3), np.uint8)])  # fails here if the file cannot run
     return detector
 
@@ -179,13 +179,6 @@ def _listen(host: str, port: int) -> Iterator[tuple[socket.socket, bool]]:
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError("--input-size", f"{text!r} is not an integer", "give multiples of 32") from None
 
 
 if __name__ == "__main__":

@@ -86,6 +86,10 @@ class DatasetIndex:
             "image_id": self.image_ids[i].item(),
         }
 
+    def spread(self, count: int) -> list[int]:
+        """Positions of at most `count` images, evenly spread over the split."""
+        return np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)).tolist()
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> DatasetIndex:
         """The same data with only the images of `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)

@@ -69,7 +69,7 @@ def _refuse_unreadable(index: DatasetIndex) -> None:
     if "format" not in index.source:  # in memory, or from shards
         return
     reasons = []
-    for i in np.unique(np.linspace(0, len(index) - 1, PROBED).round().astype(int)).tolist():
+    for i in index.spread(PROBED):
         try:
             with captured_decoder_errors():
                 read_image(index.path(i), min_size=(64, 64))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +118,6 @@ def energy_joules() -> float | None:
 
 def machine() -> dict[str, Any]:
     """Description of the machine and software versions, for published results."""
-    import platform
-
     info = {
         "processor": _processor() or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -125,8 +125,6 @@ def machine() -> dict[str, Any]:
         "load": _load(),
     }
     for name in ("torch", "onnxruntime", "openvino"):
-        from importlib.metadata import PackageNotFoundError, version
-
         try:
             info[name] = version(name)
         except PackageNotFoundError:

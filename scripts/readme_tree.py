@@ -64,36 +64,23 @@ def first_line(path: Path) -> str:
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0].rstrip(".")
 
 
-def tree() -> str:
-    """All modules with the first lines of their docstrings, and the folders without code."""
-    lines: list[str] = []
+def tree(short: bool = False) -> str:
+    """Folders and modules with the first line of their docstrings; if `short`, top folders and the files of `FIRST`."""
+    rows: list[tuple[str, str]] = []
     for part in (*PARTS, *SCRIPTS):
+        if short and "/" in part:
+            continue
         folder = ROOT / part
-        package = folder / "__init__.py"
-        depth = 0 if part == "." else part.count("/") + 1
-        if part != ".":
+        package, depth = folder / "__init__.py", 0 if part == "." else part.count("/") + 1
+        if depth:
             about = first_line(package) if package.is_file() else SCRIPTS[part]
-            lines.append(f"{'  ' * (depth - 1)}{folder.name}/".ljust(30) + about)
-        for path in sorted(folder.glob("*.py")):
-            if path.name != "__init__.py":
-                lines.append(f"{'  ' * depth}{path.name}".ljust(30) + first_line(path))
-    lines += [name.ljust(30) + about for name, about in OTHERS.items()]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
-
-
-def short_tree() -> str:
-    """Folders with the first lines of their docstrings, and the files to read first."""
-    lines: list[str] = []
-    for part in (*PARTS, *SCRIPTS):
-        folder = ROOT / part
-        package = folder / "__init__.py"
-        if part != "." and "/" not in part:
-            lines.append(f"{part}/".ljust(26) + (first_line(package) if package.is_file() else SCRIPTS[part]))
-        for path in (ROOT / name for name in FIRST):
-            if path.parent == folder.resolve():
-                lines.append(f"{'' if part == '.' else '  '}{path.name}".ljust(26) + first_line(path))
-    lines += [name.ljust(26) + about for name, about in OTHERS.items()]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+            rows.append((f"{'  ' * (depth - 1)}{folder.name}/", about))
+        first = [path for path in (ROOT / name for name in FIRST) if path.parent == folder.resolve()]
+        for path in first if short else sorted(folder.glob("*.py")):
+            if path != package:
+                rows.append((f"{'  ' * depth}{path.name}", first_line(path)))
+    width = 26 if short else 30
+    return "".join(f"{name.ljust(width)}{about}".rstrip() + "\n" for name, about in (*rows, *OTHERS.items()))
 
 
 def updated(page: Path, text: str, begin: str = BEGIN, end: str = END) -> str:
@@ -110,7 +97,7 @@ def pages() -> dict[Path, str]:
     readme, architecture, presets = ROOT / "README.md", ROOT / "docs" / "ARCHITECTURE.md", ROOT / "docs" / "PRESETS.md"
     table = readme.read_text(encoding="utf-8").partition(PRESETS)[2].partition(END_OF_PRESETS)[0]
     return {
-        readme: updated(readme, short_tree()),
+        readme: updated(readme, tree(short=True)),
         architecture: updated(architecture, tree()),
         presets: updated(presets, table.replace("](docs/", "]("), PRESETS, END_OF_PRESETS),
     }

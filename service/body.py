@@ -16,12 +16,7 @@ NAME_LENGTH = 200
 
 
 async def read_body(request: Request, limits: Limits, take: Callable[[int], None]) -> bytes:
-    """Read the whole body.
-
-    Args:
-        request: the request, whose body has not been read.
-        limits: maximum size and time.
-        take: reserves memory; called with a number of bytes before they are stored.
+    """Read the whole body; `take` is called with a number of bytes before they are stored, to reserve memory.
 
     Raises:
         Refused: 413 if the body (or its Content-Length) is too large, 408 if it does not arrive in time.

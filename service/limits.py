@@ -64,11 +64,7 @@ class Refused(Exception):
 
 
 class Places:
-    """The limit of pending requests, of all models together.
-
-    Args:
-        limit: maximum number of pending requests.
-    """
+    """The limit of pending requests, of all models together."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.taken = limit, 0
@@ -90,11 +86,7 @@ class Places:
 
 
 class ByteBudget:
-    """Memory limit for the bodies of all requests together.
-
-    Args:
-        limit: bytes.
-    """
+    """Memory limit for the bodies of all requests together, bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0

@@ -18,7 +18,6 @@ class Models:
     Args:
         detectors: `nets.detector.Detector` by name, at least one.
         limits: of all together.
-        metrics: the metrics to update.
         iou_threshold: IoU threshold of NMS; None for that of each checkpoint.
     """
 

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +138,7 @@ def digest(path: Path) -> str:
 def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, options: BenchmarkOptions) -> Parity:
     """Export a file and compare it with the network on photographs. An existing file is only compared."""
     from nets.export.check import check_export, export_and_check
+    from nets.export.parity import read_photos
     from nets.export.quantize import calibration_images
     from nets.torch_runtime import TorchRuntime
 
@@ -148,7 +149,7 @@ def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, optio
     elif form.precision == "int8":
         print(f"quantising {file.name}", flush=True)
         training = open_split(options, 0)
-        calibration = read_images(training, calibration_images(training, options.calibration_images))
+        calibration = read_photos([training.path(i) for i in calibration_images(training, options.calibration_images)])
         FORMATS[kind].quantize(model, file, form, calibration, None)
         parity = check_export(TorchRuntime(model), file, form, photos)
     else:
@@ -162,19 +163,12 @@ def export_entry_file(model: YOLOv4, file: Path, runtime: str, form: Form, optio
 
 def comparison_photos(config: ModelConfig, options: BenchmarkOptions) -> list[np.ndarray]:
     """Photographs of the validation split, or synthetic images if there is no data."""
-    from nets.export.parity import drawn_photos
+    from nets.export.parity import drawn_photos, read_photos
 
     if not options.data:
         return drawn_photos(config, PARITY_PHOTOS)
     index = open_split(options, 1)
-    return read_images(index, np.unique(np.linspace(0, len(index) - 1, min(PARITY_PHOTOS, len(index))).astype(int)))
-
-
-def read_images(index: DatasetIndex, positions: Iterable[int]) -> list[np.ndarray]:
-    """Read some images of a split."""
-    from imaging.image_io import read_image
-
-    return [read_image(index.path(int(i))) for i in positions]
+    return read_photos([index.path(i) for i in index.spread(PARITY_PHOTOS)])
 
 
 @functools.cache

@@ -9,22 +9,8 @@ from nets.backbones.registry import register_backbone
 from nets.layers import ConvBNAct, initialize, make_divisible
 from nets.model_config import ModelConfig
 
-# Output channels and stride of the 13 depthwise-separable blocks: table 1.
-_BLOCKS = (
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (1024, 2),
-    (1024, 1),
-)
+# Table 1, the 13 depthwise-separable blocks: output channels c, repeats n, stride s of the first.
+_STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
 _EPS = 1e-5  # timm's value; TensorFlow's weights were trained with 1e-3, which `bn_eps` sets
 
 
@@ -39,11 +25,12 @@ class MobileNetV1(Backbone):
         eps = _EPS if config.bn_eps is None else config.bn_eps
         channels = make_divisible(32 * config.alpha)
         layers = [ConvBNAct(3, channels, 3, stride=2, eps=eps, padding=config.padding)]
-        for out_channels, stride in _BLOCKS:
+        for out_channels, repeats, stride in _STAGES:
             out_channels = make_divisible(out_channels * config.alpha)
-            layers.append(ConvBNAct(channels, channels, 3, stride, channels, eps=eps, padding=config.padding))
-            layers.append(ConvBNAct(channels, out_channels, eps=eps))
-            channels = out_channels
+            for block_stride in (stride, *[1] * (repeats - 1)):
+                layers.append(ConvBNAct(channels, channels, 3, block_stride, channels, eps=eps, padding=config.padding))
+                layers.append(ConvBNAct(channels, out_channels, eps=eps))
+                channels = out_channels
         self.features = nn.Sequential(*layers)
         # c3, c4, c5: outputs of the last blocks before the strides 16 and 32, and of the last block
         self.out_channels = (layers[10].out_channels, layers[22].out_channels, layers[26].out_channels)

@@ -24,7 +24,7 @@ from nets.export.formats import FORMAT_OF_RUNTIME, FORMATS, are_installed, load_
 from nets.runtime import Runtime
 from nets.timing import interleave
 from utils.cpus import num_threads
-from utils.errors import UserError, warn
+from utils.errors import UserError, reason_of, warn
 from utils.files import file_digest, write_atomically
 
 if TYPE_CHECKING:
@@ -84,19 +84,6 @@ def load_cached(path: Path, runtime: str) -> Runtime:
         with contextlib.suppress(UserError):
             return load_exported(target, runtime, "cpu")
         target.unlink(missing_ok=True)
-    return load_exported(export_cached(path, runtime), runtime, "cpu")
-
-
-def export_cached(path: Path, runtime: str) -> Path:
-    """Export a checkpoint for a runtime into the cache, if it is not cached, and compare the outputs of both.
-
-    Raises:
-        MissingExtra: if a package for export or inference is not installed.
-        RunError: if it cannot be written, or its outputs differ from the checkpoint's.
-    """
-    target = cached_path(path, runtime)
-    if target.is_file():
-        return target
     from nets.export.check import export_and_check  # these three import PyTorch
     from nets.export.parity import drawn_photos
     from nets.weights.checkpoint import load_model
@@ -107,7 +94,7 @@ def export_cached(path: Path, runtime: str) -> Path:
     _prune(target.parent)
     kind = FORMAT_OF_RUNTIME[runtime]
     export_and_check(model, target, kind, FORMATS[kind].closest(CACHED_FORM), drawn_photos(model.config, 2))
-    return target
+    return load_exported(target, runtime, "cpu")
 
 
 def cached_path(path: Path, runtime: str) -> Path:
@@ -152,11 +139,10 @@ def choose_fastest(path: Path) -> str:
             is_passing |= isinstance(error, OSError)  # a full disk may have room next time
             failed[name] = failure_reason(error)
             warn(path, f"cannot be exported for {name} ({failed[name]})", "it is left out of the measurement")
-    times = measure(model, runtimes)
-    best = min(times, key=lambda name: times[name])
-    shown = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in times.items())
+    milliseconds = {name: seconds * 1e3 for name, seconds in measure(model, runtimes).items()}
+    best = min(milliseconds, key=lambda name: milliseconds[name])
+    shown = ", ".join(f"{name} {time:.1f} ms" for name, time in milliseconds.items())
     print(f"fastest for {path.name} with {num_threads()} threads: {best} ({shown})", file=sys.stderr)
-    milliseconds = {name: seconds * 1e3 for name, seconds in times.items()}
     if not is_passing:
         _remember(path, {"runtime": best, "file": files[best], "milliseconds": milliseconds, "failed": failed})
     return best
@@ -164,8 +150,7 @@ def choose_fastest(path: Path) -> str:
 
 def failure_reason(error: Exception) -> str:
     """An exporter's or runtime's exception in at most 200 characters of one line."""
-    reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return " ".join(reason.split())[:200]
+    return error.what[:200] if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"
 
 
 def measure(model: YOLOv4, runtimes: dict[str, Runtime], trials: int = TRIALS) -> dict[str, float]:

@@ -25,21 +25,13 @@ def export_and_check(
     photos: Sequence[np.ndarray],
     info: dict[str, Any] | None = None,
 ) -> Parity | None:
-    """Write an exported file and compare it with the network. A file that fails is removed.
-
-    Args:
-        model: in eval mode.
-        path: the file.
-        kind: a key of `FORMATS`.
-        form: inputs and outputs of the file.
-        photos: RGB images (H, W, 3) uint8 for the comparison.
-        info: additional metadata, plain types.
+    """Write a file of the format `kind` (see `Format.exporter`) and compare it with the network on photographs.
 
     Returns:
         The comparison, or None for a format that cannot run here.
 
     Raises:
-        RunError: if the outputs differ by more than `TOLERANCES`.
+        RunError: if the outputs differ by more than `TOLERANCES`; the file is then removed.
     """
     exporter = FORMATS[kind]
     exporter.export(model, path, form, info)

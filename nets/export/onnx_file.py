@@ -109,14 +109,7 @@ def trace_onnx(
 ) -> Any:
     """Trace a network as an `onnx.ModelProto`.
 
-    Args:
-        model: in eval mode.
-        examples: example inputs with the right shapes and types.
-        outputs, inputs: names, in order.
-        free: dynamic sizes of each input, as in `torch.export` ({axis: Dim}); None if all are fixed.
-
-    Raises:
-        MissingExtra: if onnx or onnxscript is not installed.
+    `free` are the dynamic sizes of each input, as in `torch.export` ({axis: Dim}); None if all are fixed.
     """
     require_packages("export to ONNX", ["onnx", "onnxscript"], "onnx")
     import onnx

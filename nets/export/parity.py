@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,14 +12,16 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
 from imaging.detections import Detections
+from imaging.image_io import read_image
 from nets.anchors import decode_level
 from nets.model_config import STRIDES, ModelConfig
 from nets.runtime import Runtime
+from utils.errors import UserError, warn
 from utils.text import counted
 from utils.thresholds import Thresholds
 
 BEST_BOXES = 100  # number of best boxes per image whose coordinates are compared
-WANTED = 5  # minimum number of detections per image; with fewer, a lower score threshold is used
+MIN_DETECTIONS = 5  # minimum number of detections per image; with fewer, a lower score threshold is used
 SAME_IOU = 0.9
 SAME_PIXELS = 0.5  # largest coordinate difference of equal boxes
 
@@ -139,9 +142,9 @@ def count_changed(a: Detections, b: Detections, threshold: float) -> int:
 
 
 def _threshold(answers: Sequence[Sequence[np.ndarray]], config: ModelConfig) -> float:
-    """The model's threshold, or the lower one that gives `WANTED` boxes per image (for a barely trained network)."""
+    """The model's threshold, or a lower one that gives `MIN_DETECTIONS` boxes per image (barely trained networks)."""
     best = torch.cat([_dense(answer, config)[1].amax(-1).flatten() for answer in answers])
-    count = min(WANTED * len(answers) * 4, len(best))  # NMS keeps about a quarter
+    count = min(MIN_DETECTIONS * len(answers) * 4, len(best))  # NMS keeps about a quarter
     return min(config.score_threshold, float(best.topk(count).values[-1]))
 
 
@@ -174,6 +177,17 @@ def _clipped(found: Detections, config: ModelConfig) -> Detections:
     """Clip boxes to the image: parts outside do not matter."""
     boxes = clip_boxes_to_image(torch.from_numpy(found.boxes), config.input_size)
     return Detections(boxes.numpy(), found.scores, found.labels)
+
+
+def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
+    """RGB images (H, W, 3) uint8; unreadable images are skipped with a warning."""
+    photos = []
+    for path in paths:
+        try:
+            photos.append(read_image(path))
+        except UserError as error:
+            warn(error.where, error.what, "it is skipped")
+    return photos
 
 
 def drawn_photos(config: ModelConfig, count: int) -> list[np.ndarray]:

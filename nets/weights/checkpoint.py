@@ -54,7 +54,6 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, half: 
     Args:
         path: with the suffix `.safetensors`, weights and configuration are written in that format, without the training
             state; with any other suffix, a PyTorch file.
-        checkpoint: content; only plain types and tensors.
         half: store floating-point weights as float16, which halves the file.
 
     Raises:
@@ -103,11 +102,8 @@ def is_checkpoint(content: Any) -> bool:
 def parse_checkpoint(path: Path, content: Any) -> Checkpoint:
     """Convert the content of a file into a checkpoint. `path` is only for messages. Raises UserError."""
     if not is_checkpoint(content):
-        raise UserError(
-            path,
-            "not a checkpoint of this platform",
-            "to import weights of the reference, run: python -m nets.weights.import_reference IN.pth OUT.pth",
-        )
+        todo = "to import weights of the reference, run: python -m nets.weights.import_reference IN.pth OUT.pth"
+        raise UserError(path, "not a checkpoint of this platform", todo)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         what = f"has format version {brief(version)}; this platform reads version {FORMAT_VERSION}"

@@ -38,12 +38,7 @@ class TransferReport:
 def transfer_weights(model: YOLOv4, checkpoint: Checkpoint, path: object) -> TransferReport:
     """Copy the tensors of a checkpoint that match `model` by name and shape.
 
-    If the classes differ, the outputs of classes with the same name are copied.
-
-    Args:
-        model: the network to initialise.
-        checkpoint: source of the weights.
-        path: the checkpoint's file, for errors.
+    If the classes differ, the outputs of classes with the same name are copied. `path` is only for errors.
 
     Raises:
         UserError: if less than half of the model's tensors match.
@@ -69,11 +64,8 @@ def transfer_weights(model: YOLOv4, checkpoint: Checkpoint, path: object) -> Tra
             continue
         kept += 1
     if kept * 2 < len(names):
-        raise UserError(
-            path,
-            f"only {kept} of the model's {len(names)} tensors fit",
-            "give the backbone, alpha and neck that the file was trained with, or --pretrained",
-        )
+        todo = "give the backbone, alpha and neck that the file was trained with, or --pretrained"
+        raise UserError(path, f"only {kept} of the model's {len(names)} tensors fit", todo)
     model.load_state_dict(own)
     matched = tuple(name for name in new if name in old)
     return TransferReport(kept, len(names), tuple(mismatched), matched, tuple(n for n in new if n not in old))
