@@ -21,6 +21,24 @@ NECK_CONVS = ("separable", "standard")
 NECKS = ("panet", "slim")
 PADDINGS = ("symmetric", "tf_same")
 SE_ORDERS = ("after", "before")
+# allowed values of the fields of ModelConfig
+_CHOICES = {
+    "neck": NECKS,
+    "neck_conv": NECK_CONVS,
+    "padding": PADDINGS,
+    "se_order": SE_ORDERS,
+    "resize_mode": RESIZE_MODES,
+    "interpolation": INTERPOLATIONS,
+}
+_RANGES = {
+    "alpha": (0.05, 4.0),
+    "bn_eps": (0.0, 1.0),
+    "neck_width": (0.05, 4.0),
+    "score_threshold": (0.0, 1.0),
+    "iou_threshold": (0.0, 1.0),
+    "max_detections": (1, 100_000),
+    "pad_value": (0, 255),
+}
 
 # YOLOv4's anchors, from k-means on COCO at input size 416, as in the reference. (width, height) in pixels of a 416
 # input, for the strides 8, 16, 32. https://arxiv.org/abs/2004.10934
@@ -102,20 +120,14 @@ class ModelConfig:
             raise ValueError("class_names: there must be at least one class")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class_names: a name appears twice")
-        _check_choice("neck", self.neck, NECKS)
-        _check_choice("neck_conv", self.neck_conv, NECK_CONVS)
-        _check_choice("padding", self.padding, PADDINGS)
-        _check_choice("se_order", self.se_order, SE_ORDERS)
-        _check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
-        _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        _check_range("alpha", self.alpha, 0.05, 4.0)
-        if self.bn_eps is not None:
-            _check_range("bn_eps", self.bn_eps, 0.0, 1.0)
-        _check_range("neck_width", self.neck_width, 0.05, 4.0)
-        _check_range("score_threshold", self.score_threshold, 0.0, 1.0)
-        _check_range("iou_threshold", self.iou_threshold, 0.0, 1.0)
-        _check_range("max_detections", self.max_detections, 1, 100_000)
-        _check_range("pad_value", self.pad_value, 0, 255)
+        for name, allowed in _CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name}: {brief(value)} is not one of {', '.join(allowed)}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (is_number and low <= value <= high) and (name, value) != ("bn_eps", None):
+                raise ValueError(f"{name}: {brief(value)} must be between {low} and {high}")
         if any(s < 1.0 or s > 4.0 for s in self.scale_xy):
             raise ValueError(f"scale_xy: {self.scale_xy} must be between 1 and 4")
         if any(s <= 0 for s in self.std):
@@ -195,16 +207,6 @@ def _anchors(value: Any) -> Anchors:
     if any(not 0 < v < math.inf for level in anchors for pair in level for v in pair):
         raise ValueError("anchors: widths and heights must be above 0")
     return anchors
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: {brief(value)} is not one of {', '.join(allowed)}")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name}: {brief(value)} must be between {low} and {high}")
 
 
 def _plain(value: Any) -> Any:

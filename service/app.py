@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from data.class_names import class_index
 from data.tools.demo import draw_scene
 from imaging.image_io import encode_image
-from service.body import FORM, read_picture
+from service.body import FORM, read_request_image
 from service.browser import ORT_FILES, STATIC, STATIC_TYPES, WEBGPU_FILES, BrowserModel, describe_model
 from service.docs_page import docs_page
 from service.drain import Drain, Waiting
@@ -27,7 +27,7 @@ from service.labelling.routes import Labelling, add_labelling
 from service.limits import ByteBudget, Limits, RateLimit, Refused
 from service.metrics import CONTENT_TYPE, Metrics
 from service.models import Models
-from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, Question
+from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, DetectParams
 from utils.errors import UserError, warn
 from utils.thresholds import OTHER_NAMES
 
@@ -55,7 +55,7 @@ DESCRIPTION = """Detects objects in images. Send one image to `/detect`, as the 
 Boxes are `[x1, y1, x2, y2]` in pixels of the upright image, from its top left corner."""
 
 
-class FoundObject(BaseModel):
+class DetectedObject(BaseModel):
     """One detected object."""
 
     class_id: int = Field(description="Index of the class, from 0")
@@ -64,16 +64,16 @@ class FoundObject(BaseModel):
     box_xyxy: list[float] = Field(min_length=4, max_length=4, description="x1, y1, x2, y2 in pixels")
 
 
-class FoundInPicture(BaseModel):
+class DetectResponse(BaseModel):
     """The objects of one image: a row of predict.py's detections.json."""
 
     image: str = Field(description="File name in the form, or `image`")
     width: int
     height: int
-    detections: list[FoundObject] = Field(description="Best first")
+    detections: list[DetectedObject] = Field(description="Best first")
 
 
-class Problem(BaseModel):
+class ErrorResponse(BaseModel):
     """An error response."""
 
     code: str = Field(description="Short, stable name of the error")
@@ -96,17 +96,17 @@ _BODY = {
         },
     }
 }
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "A form without a file"},
-    403: {"model": Problem, "description": "A host name or origin that is not allowed"},
-    408: {"model": Problem, "description": "The body did not arrive in time"},
-    413: {"model": Problem, "description": "The body or the image is too large"},
-    415: {"model": Problem, "description": "Not an image"},
-    422: {"model": Problem, "description": "A damaged image or an invalid parameter"},
-    429: {"model": Problem, "description": "Too many requests of one client; see Retry-After"},
-    431: {"model": Problem, "description": "The request line and headers are too long"},
-    500: {"model": Problem, "description": "The network failed"},
-    503: {"model": Problem, "description": "The queue is full, or the service is shutting down; see Retry-After"},
+_ERRORS = {
+    400: "A form without a file",
+    403: "A host name or origin that is not allowed",
+    408: "The body did not arrive in time",
+    413: "The body or the image is too large",
+    415: "Not an image",
+    422: "A damaged image or an invalid parameter",
+    429: "Too many requests of one client; see Retry-After",
+    431: "The request line and headers are too long",
+    500: "The network failed",
+    503: "The queue is full, or the service is shutting down; see Retry-After",
 }
 
 
@@ -156,7 +156,6 @@ def build_app(
     app.state.models, app.state.metrics, app.state.drain = models, metrics, drain
     _add_detection(app, models, limits)
     _add_status(app, models, metrics)
-    _add_docs(app)
     description = _describe(models, limits, browser_model) | {"title": title}
     _add_page(app, description, "page.html" if labelling is None else "label.html")
     if labelling is not None:
@@ -177,8 +176,11 @@ def _add_detection(app: FastAPI, models: Models, limits: Limits) -> None:
     allowed = [*dict.fromkeys(name for each in configs for name in each.class_names)]
     allowed += map(str, range(max(each.num_classes for each in configs)))
     most_classes, names = len(allowed), {"enum": list(models.pipelines)}
+    errors: dict[int | str, Any] = {
+        status: {"model": ErrorResponse, "description": text} for status, text in _ERRORS.items()
+    }
 
-    @app.post("/detect", openapi_extra=_BODY, response_model=FoundInPicture, responses=_PROBLEMS)
+    @app.post("/detect", openapi_extra=_BODY, response_model=DetectResponse, responses=errors)
     async def detect(
         request: Request,
         score_threshold: Annotated[
@@ -199,16 +201,16 @@ def _add_detection(app: FastAPI, models: Models, limits: Limits) -> None:
         _refuse_unknown(request.query_params)
         pipeline = models.named(model)
         rate.check(request.client.host if request.client else "")
-        models.places.check()  # before the body is read
+        models.pending.check()  # before the body is read
         own = pipeline.config
         if "score_threshold" not in request.query_params:
             score_threshold = max(own.score_threshold, LOWEST_SCORE)
         if "max_detections" not in request.query_params:
             max_detections = min(own.max_detections, MOST_DETECTIONS)
-        question = Question(score_threshold, max_detections, _labels(classes, own.class_names))
+        params = DetectParams(score_threshold, max_detections, _labels(classes, own.class_names))
         with budget.account() as take:
-            data, name = await read_picture(request, limits, take)
-            found = await pipeline.find(data, name, question)
+            data, name = await read_request_image(request, limits, take)
+            found = await pipeline.find(data, name, params)
         row = {
             "image": name,
             "width": found.size[1],
@@ -229,20 +231,18 @@ def _refuse_unknown(given: Iterable[str]) -> None:
             raise Refused(422, "unknown_parameter", f"{name[:100]}: unknown parameter; {todo}")
 
 
-def _add_docs(app: FastAPI) -> None:
+def _add_status(app: FastAPI, models: Models, metrics: Metrics) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(docs_page(app.openapi()))
 
-
-def _add_status(app: FastAPI, models: Models, metrics: Metrics) -> None:
     @app.get("/health", responses={503: {"description": "The service cannot answer"}})
     async def health() -> Response:
         """Whether the service can answer, the number of pending requests, and of stuck decoders."""
         problem = models.problem
         state = {
             "status": problem or "ok",
-            "waiting": models.places.taken,
+            "waiting": models.pending.taken,
             "decoders_busy": models.decoders.busy,
             "decoders_stuck": models.decoders.stuck,
         }

@@ -8,18 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any
 
 import anyio
 
-from service.limits import Places
-
-In = TypeVar("In")
-Out = TypeVar("Out")
+from service.limits import PendingLimit
 
 
 @dataclass(frozen=True)
-class Answer(Generic[Out]):
+class Answer:
     """The result of one request.
 
     Args:
@@ -29,20 +26,20 @@ class Answer(Generic[Out]):
         batch: number of requests in the batch.
     """
 
-    value: Out
+    value: Any
     waited: float
     ran: float
     batch: int
 
 
 @dataclass
-class _Item(Generic[In, Out]):
-    value: In
-    future: asyncio.Future[Answer[Out]]
+class _Item:
+    value: Any
+    future: asyncio.Future[Answer]
     since: float = field(default_factory=time.perf_counter)
 
 
-class Batcher(Generic[In, Out]):
+class Batcher:
     """Runs a batch function on values that are submitted one by one.
 
     While one batch runs, the next one is collected. Under load, batches therefore fill without waiting, and a single
@@ -52,13 +49,15 @@ class Batcher(Generic[In, Out]):
         run: function from a list of values to their results; always called on the same thread.
         batch_size: maximum number of values per call.
         wait: seconds that an incomplete batch waits for requests that are being decoded.
-        places: limit of pending requests, which batchers may share.
+        pending: limit of pending requests, which batchers may share.
     """
 
-    def __init__(self, run: Callable[[list[In]], Sequence[Out]], batch_size: int, wait: float, places: Places) -> None:
-        self._run, self.batch_size, self.wait, self._places = run, batch_size, wait, places
+    def __init__(
+        self, run: Callable[[list[Any]], Sequence[Any]], batch_size: int, wait: float, pending: PendingLimit
+    ) -> None:
+        self._run, self.batch_size, self.wait, self._pending = run, batch_size, wait, pending
         self.taken = 0
-        self._queue: asyncio.Queue[_Item[In, Out]] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._task: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
@@ -90,16 +89,16 @@ class Batcher(Generic[In, Out]):
     @contextmanager
     def place(self) -> Iterator[None]:
         """Reserve a place for one value. Raises `Refused` if none is free."""
-        with self._places.hold():
+        with self._pending.hold():
             self.taken += 1
             try:
                 yield
             finally:
                 self.taken -= 1
 
-    async def submit(self, value: In) -> Answer[Out]:
+    async def submit(self, value: Any) -> Answer:
         """Wait for the result of one value. An exception of the batch is raised for all of its requests."""
-        item: _Item[In, Out] = _Item(value, asyncio.get_running_loop().create_future())
+        item = _Item(value, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(item)
         return await item.future
 
@@ -124,7 +123,7 @@ class Batcher(Generic[In, Out]):
                 if not item.future.done():
                     item.future.set_result(Answer(value, started - item.since, ran, len(items)))
 
-    async def _gather(self) -> list[_Item[In, Out]]:
+    async def _gather(self) -> list[_Item]:
         items = [await self._queue.get()]
         deadline = time.perf_counter() + self.wait
         while len(items) < self.batch_size:

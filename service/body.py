@@ -41,7 +41,7 @@ async def read_body(request: Request, limits: Limits, take: Callable[[int], None
     return bytes(body)
 
 
-async def read_picture(request: Request, limits: Limits, take: Callable[[int], None]) -> tuple[bytes, str]:
+async def read_request_image(request: Request, limits: Limits, take: Callable[[int], None]) -> tuple[bytes, str]:
     """Read the image of a request; returns its bytes and its name (only a label, never used as a path).
 
     In a form, the image is a file, by convention named `image`. For any other content type, the body is the image.

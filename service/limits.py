@@ -63,7 +63,7 @@ class Refused(Exception):
         super().__init__(message)
 
 
-class Places:
+class PendingLimit:
     """The limit of pending requests, of all models together."""
 
     def __init__(self, limit: int) -> None:

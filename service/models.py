@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.decoders import DECODERS, Decoders
-from service.limits import Limits, Places, Refused
+from service.limits import Limits, PendingLimit, Refused
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 
@@ -24,12 +24,12 @@ class Models:
     def __init__(
         self, detectors: Mapping[str, Any], limits: Limits, metrics: Metrics, iou_threshold: float | None = None
     ) -> None:
-        self.decoders, self.places = Decoders(limits, metrics), Places(limits.max_waiting)
+        self.decoders, self.pending = Decoders(limits, metrics), PendingLimit(limits.max_waiting)
         self.pipelines = {
-            name: Pipeline(detector, limits, metrics, self.decoders, self.places, iou_threshold)
+            name: Pipeline(detector, limits, metrics, self.decoders, self.pending, iou_threshold)
             for name, detector in detectors.items()
         }
-        metrics.waiting.set_function(lambda: self.places.taken)
+        metrics.waiting.set_function(lambda: self.pending.taken)
 
     @property
     def default(self) -> str:

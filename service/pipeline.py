@@ -16,7 +16,7 @@ from nets.model_config import ModelConfig
 from nets.runtime import GPU_BATCH
 from service.batcher import Batcher
 from service.decoders import Decoders
-from service.limits import Limits, Places, Refused
+from service.limits import Limits, PendingLimit, Refused
 from service.metrics import Metrics
 from utils.errors import warn
 from utils.thresholds import Thresholds
@@ -27,7 +27,7 @@ STUCK_SECONDS = 60.0  # a batch that runs longer counts as stuck
 
 
 @dataclass(frozen=True)
-class Question:
+class DetectParams:
     """The parameters of a request.
 
     Args:
@@ -42,7 +42,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectResult:
     """The answer to a request.
 
     Args:
@@ -75,7 +75,7 @@ class Pipeline:
         limits: limits of every request.
         metrics: the metrics to update.
         decoders: decoder processes, which pipelines may share.
-        places: limit of pending requests, which pipelines may share.
+        pending: limit of pending requests, which pipelines may share.
         iou_threshold: IoU threshold of NMS; None for the checkpoint's.
     """
 
@@ -85,12 +85,12 @@ class Pipeline:
         limits: Limits,
         metrics: Metrics,
         decoders: Decoders,
-        places: Places,
+        pending: PendingLimit,
         iou_threshold: float | None = None,
     ) -> None:
         self.detector, self.limits, self.metrics, self._decoders = detector, limits, metrics, decoders
         self._iou_threshold = iou_threshold
-        self.batcher = Batcher(self._run, limits.batch_size or GPU_BATCH, limits.batch_wait / 1000, places)
+        self.batcher = Batcher(self._run, limits.batch_size or GPU_BATCH, limits.batch_wait / 1000, pending)
 
     @property
     def config(self) -> ModelConfig:
@@ -111,13 +111,13 @@ class Pipeline:
         grey = np.full((height, width, 3), 127, np.uint8)
         await self.batcher.start(lambda: self._run([_Prepared(grey, 1.0)]))
 
-    async def find(self, data: bytes, where: str, question: Question) -> Found:
+    async def find(self, data: bytes, where: str, params: DetectParams) -> DetectResult:
         """Detect the objects of one image.
 
         Args:
             data: the file's content.
             where: name of the image in errors.
-            question: thresholds and classes.
+            params: thresholds and classes.
 
         Raises:
             Refused: for an invalid image, a full queue, or a network that fails or takes too long.
@@ -126,8 +126,8 @@ class Pipeline:
         try:
             with anyio.fail_after(self.limits.answer_timeout):
                 with self.batcher.place():
-                    picture = await self._decoders.decode(data, where, self.config.letterbox)
-                    answer = await self.batcher.submit(_Prepared(picture.image, question.score_threshold))
+                    decoded = await self._decoders.decode(data, where, self.config.letterbox)
+                    answer = await self.batcher.submit(_Prepared(decoded.image, params.score_threshold))
         except TimeoutError:
             what = f"service: no answer within {self.limits.answer_timeout:g} s; try again later"
             raise Refused(503, "too_slow", what, retry_after=5) from None
@@ -136,15 +136,17 @@ class Pipeline:
         except Exception as error:  # an error of the network, not of the client
             warn("network", f"{type(error).__name__}: {str(error)[:200]}")
             raise Refused(500, "network_failed", "service: the network failed on this batch; see its log") from error
-        found = self.config.letterbox.boxes_to_image(answer.value.boxes, *picture.size)
-        detections = _filter(Detections(found, answer.value.scores, answer.value.labels), question)
+        found = self.config.letterbox.boxes_to_image(answer.value.boxes, *decoded.size)
+        detections = _filter(Detections(found, answer.value.scores, answer.value.labels), params)
         total = time.perf_counter() - started
-        self.metrics.decode.observe(picture.seconds)
+        self.metrics.decode.observe(decoded.seconds)
         self.metrics.queue.observe(answer.waited)
         self.metrics.answer.observe(total)
         self.metrics.objects.inc(len(detections))
-        seconds = {"decode": picture.seconds, "queue": answer.waited, "network": answer.ran, "total": total}
-        return Found(detections, picture.size, {name: 1000 * value for name, value in seconds.items()}, answer.batch)
+        seconds = {"decode": decoded.seconds, "queue": answer.waited, "network": answer.ran, "total": total}
+        return DetectResult(
+            detections, decoded.size, {name: 1000 * value for name, value in seconds.items()}, answer.batch
+        )
 
     def _run(self, batch: list[_Prepared]) -> Sequence[Detections]:
         started = time.perf_counter()
@@ -158,8 +160,8 @@ class Pipeline:
         return found
 
 
-def _filter(detections: Detections, question: Question) -> Detections:
-    keep = detections.scores >= question.score_threshold
-    if question.labels is not None:
-        keep &= np.isin(detections.labels, list(question.labels))
-    return detections[keep][: question.max_detections]
+def _filter(detections: Detections, params: DetectParams) -> Detections:
+    keep = detections.scores >= params.score_threshold
+    if params.labels is not None:
+        keep &= np.isin(detections.labels, list(params.labels))
+    return detections[keep][: params.max_detections]
