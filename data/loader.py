@@ -566,7 +566,7 @@ def fitting_workers(workers: int, batch_size: int, input_size: Size, shm: str = 
     what = (
         f"{free / 2**20:.0f} MB are not enough for {counted(workers, 'worker')} with batches of {batch / 2**20:.0f} MB"
     )
-    warn(shm, what, f"{counted(fit or 'no', 'worker is', 'workers are')} used; start the container with --shm-size 1g")
+    warn(shm, what, f"{counted(fit, 'worker is', 'workers are')} used; start the container with --shm-size 1g")
     return fit, f"{free / 2**20:.0f} MB of {shm} are not enough for more"
 
 

@@ -255,7 +255,7 @@ def describe_end(checkpoint: Checkpoint, folder: str | None) -> str:
         raise UserError(
             path, "contains no training state (like every best.pth)", f"start a new run from it: --weights {path}"
         )
-    return f"finished after {counted(checkpoint.info.get('epoch'), 'epoch')}"
+    return f"finished after {counted(int(checkpoint.info.get('epoch', 0)), 'epoch')}"
 
 
 def describe_versions() -> dict[str, Any]:
