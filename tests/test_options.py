@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ import train
 from data.augment import AugmentConfig
 from data.loader import TrainLoader
 from data.open import open_dataset
+from data.shards import write_shards
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_checkpoint
 from training.options import PRESETS, TrainOptions
@@ -25,6 +29,7 @@ from utils.config import (
     DEFAULT,
     TYPED,
     Settings,
+    flag,
     get_option,
     group,
     leaves,
@@ -201,11 +206,11 @@ def test_every_option_says_what_it_does() -> None:
 
 def test_help_shows_what_people_use_and_help_all_everything(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {}
-    for flag in ("--help", "--help-all"):
+    for asked in ("--help", "--help-all"):
         with pytest.raises(SystemExit) as left:
-            train.main([flag])
+            train.main([asked])
         assert left.value.code == 0
-        shown[flag] = capsys.readouterr().out
+        shown[asked] = capsys.readouterr().out
     names = {f"--{name.replace('_', '-')}" for name in leaves(TrainOptions)} | {"--preset"}
     short = {name for name in names if f"  {name} " in shown["--help"] or f"  {name}," in shown["--help"]}
     assert len(short) == 15 and "--preset" in short and "--minutes" in short and "example: " in shown["--help"]
@@ -271,6 +276,13 @@ def index_names(run: Run) -> list[str]:
 NANO = ("--weights", "nano")
 # option: (what is typed, what is looked at), where the default gives another answer
 EFFECTS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "data": (("--data", "{copy}"), lambda run: run.train_index.path(0)),
+    "val_data": (("--val-data", "{copy}"), lambda run: (run.train_index.path(0), run.val_index.path(0))),
+    "shards": (("--shards", "{shards}"), lambda run: (run.shards is None, type(run.loader.dataset).__name__)),
+    "classes": (("--classes", "{classes}"), lambda run: run.config.class_names),
+    "teacher": (("--teacher", "{detections}"), lambda run: run.train_index.scores is None),
+    "threads": (("--threads", "2"), lambda run: torch.get_num_threads()),
+    "tensorboard": (("--tensorboard",), lambda run: run.log._writer is None),
     "train_split": (("--train-split", "val"), index_names),
     "val_split": (("--val-split", "train"), lambda run: run.val_index.image_ids.tolist()),
     "limit": (("--limit", "3"), lambda run: len(run.train_index)),
@@ -361,16 +373,30 @@ EFFECTS: dict[str, tuple[tuple[str, ...], Any]] = {
         for each in dataclasses.fields(AugmentConfig)
     },
 }
-# tested where they act, as they do nothing when a run is made
+# option: the file of tests/ that types it and looks at what it does, which is nothing when a run is made
 ELSEWHERE = {
-    "folds": "test_folds_and_tune", "tune": "test_folds_and_tune", "tile": "test_tiles_and_worst",
-    "tile_overlap": "test_tiles_and_worst", "image_folder": "test_layouts",
-    "data": "every test", "shards": "test_shards", "val_data": "test_train", "classes": "test_train",
-    "teacher": "test_teacher", "minutes": "test_budget", "eval_every": "test_run_folder", "best_by": "test_best_by",
-    "patience": "test_train", "device": "needs a GPU", "threads": "test_cpus", "fast": "test_fast",
-    "sync_bn": "test_distributed", "resume": "test_resume", "nan": "test_training_faults",
-    "tensorboard": "test_training_faults", "show_config": "above",
+    "folds": "test_folds_and_tune.py", "tune": "test_folds_and_tune.py", "image_folder": "test_layouts.py",
+    "minutes": "test_budget.py", "nan": "faults/test_training_faults.py", "resume": "test_resume.py",
+    "sync_bn": "distributed_run.py", "device": "test_recipe.py", "show_config": "test_options.py",
+    **dict.fromkeys(("tile", "tile_overlap", "eval_every", "patience", "best_by", "fast"), "test_options.py"),
 }  # fmt: skip
+
+
+def place(word: str, folder: Path) -> str:
+    """`word`, or the path of a file or folder that it stands for, which is made in `folder`."""
+    path = folder / word.strip("{}")
+    if word == "{copy}":
+        shutil.copytree(demo_data(), path)
+    elif word == "{shards}":
+        write_shards(open_dataset(str(demo_data()), "train"), path, images_per_shard=4)
+    elif word == "{classes}":
+        path.write_text("car\nhouse\n")
+    elif word == "{detections}":
+        image = open_dataset(str(demo_data()), "train").path(0).name
+        found = [{"class_name": "car", "score": 0.5, "box_xyxy": [1, 1, 20, 20]}]
+        path = path.with_suffix(".json")
+        path.write_text(json.dumps([{"image": image, "detections": found}]))
+    return str(path) if word.startswith("{") else word
 
 
 def grown(run: Run) -> list[Any]:
@@ -379,9 +405,51 @@ def grown(run: Run) -> list[Any]:
     return [epoch_sizes(run.options, run.config.input_size, epoch, run.epochs) for epoch in range(run.epochs)]
 
 
-def test_every_option_is_in_the_list_of_effects_or_named_with_its_own_test() -> None:
+def test_every_option_is_in_the_list_of_effects_or_typed_in_its_own_test() -> None:
     assert set(leaves(TrainOptions)) == set(EFFECTS) | set(ELSEWHERE)
     assert not set(EFFECTS) & set(ELSEWHERE)
+    for name, file in ELSEWHERE.items():
+        assert flag(name) in (Path(__file__).parent / file).read_text(), name
+
+
+def test_more_overlap_gives_more_tiles(tmp_path: Path) -> None:
+    counts = []
+    for overlap in ("0", "0.9"):
+        run = make_run(tmp_path / overlap, *TINY, "--tile", "64", "--tile-overlap", overlap)
+        counts.append(len(run.train_index))
+    assert len(open_dataset(str(demo_data()), "train")) < counts[0] < counts[1]
+
+
+def test_a_run_is_scored_at_its_interval_and_stops_when_it_no_longer_improves(tmp_path: Path) -> None:
+    run = run_train(tmp_path / "run", "--eval-every", "2", "--patience", "1", "--learning-rate", "1e-9", epochs=6)
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["voc10_mAP50"] != "") for row in rows] == [
+        ("1", False), ("2", True), ("3", False), ("4", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("best_by", "epoch"), [("fitness", 1), ("coco_AP", 1), ("voc10_mAP50", 2)])
+def test_the_best_checkpoint_is_that_of_best_by(
+    best_by: str, epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scores(run: Run) -> SimpleNamespace:
+        run.val_losses = {}
+        values = {1: (0.5, 0.2), 2: (0.3, 0.9)}[run.progress.epoch]
+        figures = dict(zip(("coco_AP", "voc10_mAP50"), values, strict=True)) | {"voc07_mAP50": 0.0, "coco_AP50": 0.0}
+        return SimpleNamespace(figures=figures, skips=(), best_f1_threshold=None)
+
+    monkeypatch.setattr(Run, "evaluate", scores)
+    monkeypatch.setattr("training.run.draw_validation", lambda *_: None)
+    run = run_train(tmp_path / "run", "--best-by", best_by)
+    assert load_checkpoint(run / "best.pth").info["epoch"] == epoch
+
+
+def test_fast_reaches_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("training.setup._make_fast", lambda *arguments: made.append(arguments) or False)
+    run = make_run(tmp_path, *TINY, "--fast")
+    assert len(made) == 1 and made[0][0] is run.model
 
 
 @pytest.fixture(scope="module")
@@ -392,11 +460,15 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.parametrize("name", [name for name in EFFECTS if name != "run_dir"])
 def test_each_option_changes_what_it_says_it_changes(name: str, plain: Run, tmp_path: Path) -> None:
     typed, look = EFFECTS[name]
+    typed = tuple(place(word, tmp_path) for word in typed)
     base = [*TINY, *PLAIN]
     if typed[0] in ("--weights", "--pretrained"):  # whose network would not be the tiny one
         base = ["--amp", "none", "--device", "cpu", "--no-tensorboard", "--workers", "0", *PLAIN]
+    before = str(look(plain))
     run = make_run(tmp_path, *base, *typed)
-    assert str(look(run)) != str(look(plain)), name
+    seen = str(look(run))
+    torch.set_num_threads(1)
+    assert seen != before, name
     value = get_option(run.options, name)
     assert json.loads((run.folder / "config.json").read_text())[name] == options_to_dict(run.options)[name]
     assert value == get_option(run.settings.options, name)
