@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from screenshot_serve import chromium, save, wait
+from screenshot_serve import chromium, wait
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
             browser.execute_script("scrollTo(0, 0)")
             for _ in range(2):  # the new layout, then the boxes in it
                 browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
-            save(browser.get_screenshot_as_png(), output / f"{name}.png")
+            (output / f"{name}.png").write_bytes(browser.get_screenshot_as_png())
             print(output / f"{name}.png")
 
 

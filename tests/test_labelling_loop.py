@@ -73,7 +73,7 @@ def test_label_train_load_the_weights_audit_and_label_again(tmp_path: Path) -> N
     photos(tmp_path / "photos", 14, 96)
     boxes = painted_boxes(tmp_path / "photos" / "p0.png")
     config = tmp_path / "train.json"
-    config.write_text(json.dumps({"input_size": [96], "batch_size": 4, "workers": 0, "threads": 1}))
+    config.write_text(json.dumps({"input_size": [96], "batch_size": 4, "workers": 0, "threads": 1, "epochs": 4}))
     with serving(tmp_path, "--train", "--train-minutes", "0.5", "--train-config", str(config)) as server:
         for count in range(12):
             number = server.ask("next?order=uncertain&client=me")["id"]
@@ -94,7 +94,7 @@ def test_label_train_load_the_weights_audit_and_label_again(tmp_path: Path) -> N
     subprocess.run(audit, cwd=tmp_path, check=True, timeout=PATIENCE)
     findings = json.loads((tmp_path / "audit" / "audit.json").read_text())["findings"]
     with serving(tmp_path, "--checkpoint", str(weights), "--queue", "audit/audit.json") as server:
-        if findings:  # half a minute of training may find nothing
+        if findings:  # so short a training may find nothing
             number = server.ask("next?order=queue&client=me")["id"]
             assert server.ask(f"pictures/{number}?client=me")["findings"][0]["kind"] == findings[0]["kind"]
         assert server.ask("state")["queue"] == {"name": "audit.json"}
