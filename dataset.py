@@ -7,7 +7,7 @@ import sys
 
 from nets.model_config import YOLOV4_ANCHORS
 from utils.errors import UserError, run_command
-from utils.other_words import value_hint
+from utils.other_words import choice_hint
 
 COMMANDS = {  # name: (module with its main(argv), description)
     "check": ("data.tools.check", "find errors that affect training, by file; --fix writes a corrected copy"),
@@ -32,11 +32,7 @@ def main(argv: list[str] | None = None) -> int | None:
         return 0 if arguments else 2
     name, *rest = arguments
     if name not in COMMANDS:
-        raise UserError(
-            "command line",
-            f"unknown subcommand {name!r}",
-            value_hint(name, [*COMMANDS]) or f"choose from {', '.join(COMMANDS)}",
-        )
+        raise UserError("command line", f"unknown subcommand {name!r}", choice_hint(name, [*COMMANDS]))
     facts = {"anchors": YOLOV4_ANCHORS} if name in ANCHOR_COMMANDS else {}
     return importlib.import_module(COMMANDS[name][0]).main(rest, **facts)
 

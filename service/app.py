@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import http
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +28,7 @@ from service.metrics import CONTENT_TYPE, Metrics
 from service.models import Models
 from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, DetectParams
 from utils.errors import UserError, warn
+from utils.other_words import choice_hint
 from utils.thresholds import OTHER_NAMES
 
 PARAMETERS = ("score_threshold", "max_detections", "classes", "model")  # of /detect
@@ -225,9 +225,7 @@ def _refuse_unknown(given: Iterable[str]) -> None:
     """Reject unknown parameters of /detect, because ignoring them would give a wrong result. Raises Refused."""
     for name in given:
         if name not in PARAMETERS:
-            near = [OTHER_NAMES[name]] if OTHER_NAMES.get(name) in PARAMETERS else []
-            near = near or difflib.get_close_matches(name[:100], PARAMETERS, n=1)
-            todo = f"did you mean {near[0]}?" if near else f"known: {', '.join(PARAMETERS)}"
+            todo = choice_hint(OTHER_NAMES.get(name, name), PARAMETERS)
             raise Refused(422, "unknown_parameter", f"{name[:100]}: unknown parameter; {todo}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from service.decoders import DECODERS, Decoders
 from service.limits import Limits, PendingLimit, Refused
 from service.metrics import Metrics
 from service.pipeline import Pipeline
+from utils.other_words import choice_hint
 
 
 class Models:
@@ -38,8 +38,7 @@ class Models:
     def named(self, name: str) -> Pipeline:
         """The pipeline of a model. Raises `Refused` if there is none of that name."""
         if name not in self.pipelines:
-            near = difflib.get_close_matches(name[:100], self.pipelines, n=1)
-            todo = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.pipelines)}"
+            todo = choice_hint(name, [*self.pipelines])
             raise Refused(422, "unknown_model", f"model: there is no model {name[:100]!r}; {todo}")
         return self.pipelines[name]
 

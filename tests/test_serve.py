@@ -388,8 +388,8 @@ def test_a_request_chooses_among_several_models(two_models: Address) -> None:
 
 def test_a_model_or_class_that_does_not_exist_is_named(two_models: Address) -> None:
     for query, code, words in (
-        ("model=othr", "unknown_model", "did you mean 'other'?"),
-        ("model=x", "unknown_model", "known: painted, other"),
+        ("model=othr", "unknown_model", "did you mean other?"),
+        ("model=x", "unknown_model", "choose from painted, other"),
         ("model=other&classes=red", "unknown_class", "the model has no class 'red'; known: rot"),
     ):
         reply = two_models.ask("POST", f"/detect?{query}", b"")

@@ -18,7 +18,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from utils.errors import UserError, brief, warn
 from utils.files import FileError, read_file
-from utils.other_words import option_hint, value_hint
+from utils.other_words import choice_hint, option_hint, value_hint
 from utils.text import counted
 
 Options = TypeVar("Options")
@@ -327,10 +327,8 @@ def parse_settings(
     preset = typed.pop("preset", None)
     config = typed.pop("config", None)
     if preset is not None and presets is not None:
-        if preset not in _presets(presets):
-            names = _presets(presets)
-            todo = value_hint(preset, names) or f"choose from {', '.join(names)}"
-            raise UserError("--preset", f"no preset {preset!r}", todo)
+        if preset not in (names := _presets(presets)):
+            raise UserError("--preset", f"no preset {preset!r}", choice_hint(preset, names))
         given = _known(cls, read_config(presets / f"{preset}.json"), preset)
         values |= given
         origins |= dict.fromkeys(given, f"{PRESET} {preset}")
@@ -546,8 +544,7 @@ def _check_one(name: str, meta: Any, kind: Any, value: Any) -> Any:
     if kind is str and "\0" in value:
         raise UserError(name, f"{brief(value)} contains a zero byte", "remove it")
     if meta["choices"] is not None and value not in meta["choices"]:
-        todo = value_hint(value, meta["choices"]) or f"choose from {', '.join(map(str, meta['choices']))}"
-        raise UserError(name, f"{brief(value)} is not known", todo)
+        raise UserError(name, f"{brief(value)} is not known", choice_hint(value, meta["choices"]))
     if kind in (int, float):
         low, high, above = meta["low"], meta["high"], meta["above"]
         fits = abs(value) < HUGE and (low is None or value >= low) and (high is None or value <= high)

@@ -95,3 +95,8 @@ def value_hint(value: object, choices: Sequence[object]) -> str:
     """`did you mean X?` for a value near one of the choices, else an empty text."""
     near = difflib.get_close_matches(str(value)[:100].lower(), [str(each) for each in choices], n=1)
     return f"did you mean {near[0]}?" if near else ""
+
+
+def choice_hint(value: object, choices: Sequence[object]) -> str:
+    """`did you mean X?` for a value near one of the choices, else all choices."""
+    return value_hint(value, choices) or f"choose from {', '.join(map(str, choices))}"

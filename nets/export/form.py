@@ -45,14 +45,14 @@ class Form:
         """Names of the network's outputs (before suppression)."""
         return DECODED_OUTPUTS if self.decodes else RAW_OUTPUTS
 
-    def example(self, config: ModelConfig, batch: int = 1) -> Tensor:
+    def example(self, config: ModelConfig) -> Tensor:
         """A random input for tracing."""
         import torch  # imported here: only tracing needs it
 
         height, width = config.input_size
         if self.uint8_input:
-            return torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8)
-        return torch.rand(batch, 3, height, width)
+            return torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8)
+        return torch.rand(1, 3, height, width)
 
 
 def write_metadata(config: ModelConfig, form: Form, info: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from nets.export.attached import write_beside
 from nets.export.form import Form, write_metadata
+from nets.export.formats import FORMATS
 from nets.export.graph import DeployedNetwork
-from nets.export.ncnn_runtime import ncnn_files
 from nets.export.torchscript_file import torchscript_bytes, trace_torchscript
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError
@@ -32,7 +32,7 @@ def export_ncnn(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | No
 
 def save_ncnn(path: Path, param: bytes, weights: bytes, texts: dict[str, str]) -> None:
     """Write the three files; the .param, which users open, is written last."""
-    param_file, bin_file, json_file = ncnn_files(path)
+    param_file, bin_file, json_file = FORMATS["ncnn"].files(path)
     write_beside(json_file, texts, [param, weights])
     write_atomically(bin_file, weights)
     write_atomically(param_file, param)

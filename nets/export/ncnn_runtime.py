@@ -8,17 +8,12 @@ import numpy as np
 
 from nets.export.attached import read_beside
 from nets.export.exported import ExportedRuntime
+from nets.export.formats import FORMATS
 from utils.cpus import num_threads
 from utils.errors import UserError
 
 INPUT = "in0"
 FP16_OPTIONS = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
-
-
-def ncnn_files(path: Path) -> tuple[Path, Path, Path]:
-    """The .param, .bin and .json of NAME.ncnn.param."""
-    name = path.name[: -len(".param")]
-    return path, path.with_name(f"{name}.bin"), path.with_name(f"{name}.json")
 
 
 class NcnnRuntime(ExportedRuntime):
@@ -29,7 +24,7 @@ class NcnnRuntime(ExportedRuntime):
     def __init__(self, path: Path, device: str = "cpu") -> None:
         import ncnn
 
-        param_file, bin_file, json_file = ncnn_files(path)
+        param_file, bin_file, json_file = FORMATS["ncnn"].files(path)
         # The digests are checked first, because ncnn crashes on damaged files.
         _, texts = read_beside(json_file, [param_file, bin_file])
         super().__init__(path, texts, device)

@@ -15,16 +15,12 @@ import torch
 from nets.export.attached import read_beside, write_beside
 from nets.export.exported import ExportedRuntime
 from nets.export.form import Form, write_metadata
+from nets.export.formats import FORMATS
 from nets.export.onnx_file import build_onnx
 from nets.export.onnx_runtime import INPUT
 from nets.yolov4 import YOLOv4
 from utils.errors import RunError, UserError
 from utils.files import write_atomically
-
-
-def metadata_file(path: Path) -> Path:
-    """Path of the metadata: NAME.engine.json in the folder of NAME.engine."""
-    return path.with_name(f"{path.name}.json")
 
 
 def export_tensorrt(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
@@ -50,7 +46,8 @@ def export_tensorrt(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] 
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise RunError(path, "TensorRT built no engine", "see its messages above")
-    write_beside(metadata_file(path), write_metadata(model.config, form, info), [bytes(engine)])
+    _, json_file = FORMATS["tensorrt"].files(path)
+    write_beside(json_file, write_metadata(model.config, form, info), [bytes(engine)])
     write_atomically(path, bytes(engine))
 
 
@@ -65,7 +62,8 @@ class TensorRtRuntime(ExportedRuntime):
 
         if not torch.cuda.is_available():
             raise UserError(path, "needs an NVIDIA GPU like the one it was built on", "use the .onnx or .pth here")
-        (content,), texts = read_beside(metadata_file(path), [path])
+        _, json_file = FORMATS["tensorrt"].files(path)
+        (content,), texts = read_beside(json_file, [path])
         super().__init__(path, texts, device)
         self.engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR)).deserialize_cuda_engine(content)
         if self.engine is None:

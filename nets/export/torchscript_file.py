@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nets.export.attached import ENTRY, MAX_ENTRY_BYTES
 from nets.export.exported import ExportedRuntime
 from nets.export.form import Form, write_metadata
 from nets.export.graph import DeployedNetwork
@@ -21,9 +22,6 @@ from nets.weights.model_file import open_model_file
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError, wrap_errors
 from utils.files import write_atomically
-
-METADATA_FILE = "metadata.json"
-MAX_METADATA_BYTES = 4 << 20
 
 
 def export_torchscript(model: YOLOv4, path: Path, form: Form, info: dict[str, Any] | None = None) -> None:
@@ -37,7 +35,7 @@ def torchscript_bytes(traced: torch.jit.ScriptModule, metadata: str = "") -> byt
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.save(traced, buffer, _extra_files={METADATA_FILE: metadata})
+        torch.jit.save(traced, buffer, _extra_files={ENTRY: metadata})
     return buffer.getvalue()
 
 
@@ -58,12 +56,12 @@ def is_export(path: Path) -> bool:
 
 def _read_metadata(path: Path) -> dict[str, str]:
     """Read the metadata of a TorchScript file from its archive. Raises UserError."""
-    what = f"is not a TorchScript file of export.py, its {METADATA_FILE} cannot be read"
+    what = f"is not a TorchScript file of export.py, its {ENTRY} cannot be read"
     todo = "rejected, because it could run code; export the checkpoint again"
     with wrap_errors(path, what, todo), open_model_file(path) as file, zipfile.ZipFile(file) as archive:
         names = {name.partition("/")[2]: name for name in archive.namelist()}
-        entry = archive.getinfo(names[f"extra/{METADATA_FILE}"])
-        if "constants.pkl" not in names or entry.file_size > MAX_METADATA_BYTES:
+        entry = archive.getinfo(names[f"extra/{ENTRY}"])
+        if "constants.pkl" not in names or entry.file_size > MAX_ENTRY_BYTES:
             raise ValueError("another layout")
         values = json.loads(archive.read(entry))
     return values if isinstance(values, dict) else {}
