@@ -274,7 +274,7 @@ def eval_rows(bench: Bench) -> Iterator[Row]:
         "old": partial(command_cost, old, OMP_NUM_THREADS="1"),
         "new": partial(command_cost, [*command, "--runtime", "onnxruntime"], OMP_NUM_THREADS="1"),
     }
-    costs = {name: median_cost(each) for name, each in in_turns(commands, 1).items()}
+    costs = {name: median_cost(each) for name, each in in_turns(commands, 1, warm_up=0).items()}
     yield Row("eval.py, 500 images", costs["old"].cpu, costs["new"].cpu, "s of CPU", "PyTorch, batch 8, pycocotools")
     runtime = load_runtime(bench.model, "cpu", "onnxruntime")
     image = np.random.default_rng(0).integers(0, 256, (1, *runtime.config.input_size, 3), np.uint8)

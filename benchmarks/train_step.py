@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from benchmarks.harness import in_turns
 from data.index import DatasetIndex
-from nets.allocator import keep_freed_memory
 from nets.layers import StridedConv2d
 from nets.loss_config import LossConfig
 from nets.losses import YOLOLoss
@@ -38,6 +37,7 @@ from training.engine import EpochProgress, train_epoch
 from training.optim import ModelEMA
 from training.options import PRESETS, TrainOptions
 from training.setup import build_trainer, freeze
+from utils.allocator import keep_freed_memory
 from utils.config import parse_settings, replace_options
 from utils.errors import run_command
 

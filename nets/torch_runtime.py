@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nets.allocator import keep_freed_memory
 from nets.fuse import fuse_batch_norms, pack_convolutions
 from nets.runtime import GPU_BATCH, Runtime
 from nets.yolov4 import YOLOv4
+from utils.allocator import keep_freed_memory
 
 
 class TorchRuntime(Runtime):

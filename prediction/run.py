@@ -15,7 +15,6 @@ from tqdm import tqdm
 from imaging.detections import Detections
 from imaging.draw import draw_boxes, draw_detections, draw_heatmap
 from imaging.image_io import write_image
-from nets.allocator import keep_freed_memory
 from prediction.byte_track import LOW_SCORE, ByteTracker
 from prediction.codecs import CODECS, choose_codec
 from prediction.configured import ConfiguredDetector
@@ -36,6 +35,7 @@ from prediction.sources import Source
 from prediction.tracking import LineCounter, TrackLog, ZoneCounter
 from prediction.video import Frame, TimedWriter, VideoWriter
 from utils import distributed
+from utils.allocator import keep_freed_memory
 from utils.errors import UserError, printable, warn
 from utils.text import counted
 from utils.threads import Background, parallel_map, prefetch

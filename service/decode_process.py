@@ -28,8 +28,8 @@ import numpy as np
 
 from imaging.image_io import ImageError, decode_image_and_size, decoded_bytes, read_header_bytes
 from imaging.letterbox import Letterbox
-from nets.allocator import keep_freed_memory
 from service.sandbox import confine, cpu_time
+from utils.allocator import keep_freed_memory
 
 LENGTHS = struct.Struct("<II")
 PIPE_BYTES = 1 << 20

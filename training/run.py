@@ -17,7 +17,6 @@ from data.skips import Skip, used_summary, write_skips_csv
 from data.tiles import tile_dataset
 from evaluation.evaluator import EvaluationResult, evaluate
 from evaluation.metrics.coco import check_evaluator
-from nets.allocator import keep_freed_memory
 from nets.detector import Detector
 from nets.weights import NONE
 from nets.weights.bundled import find_model
@@ -73,6 +72,7 @@ from training.state import (
 from training.summary import class_counts, network_size, next_commands
 from training.validation_loss import ValidationLoss
 from utils import distributed
+from utils.allocator import keep_freed_memory
 from utils.config import AUTO, options_to_dict
 from utils.cpus import cpu_share
 from utils.distributed import say

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nets.allocator import keep_freed_memory
 from nets.export.exported import ExportedRuntime
 from nets.runtime import GPU_BATCH
+from utils.allocator import keep_freed_memory
 from utils.cpus import may_spin, num_threads
 from utils.errors import UserError, reason_of, require_packages, wrap_errors
 

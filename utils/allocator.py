@@ -13,7 +13,7 @@ _keeps_all = False
 
 
 def keep_freed_memory(only_small: bool = False) -> bool:
-    """Make glibc allocate blocks on its heap and not shrink the heap. Returns whether this succeeded.
+    """Make glibc allocate blocks on its heap and not shrink the heap. Returns whether it does so.
 
     Otherwise each large array is mapped again, and the kernel fills its pages with zeros: 5 of 40 CPU milliseconds
     per image in the training of `small` (docs/EXPERIMENTS.md, section 8). Without glibc it does nothing.
@@ -23,7 +23,9 @@ def keep_freed_memory(only_small: bool = False) -> bool:
             It has no effect after a call without it.
     """
     global _keeps_all
-    if not sys.platform.startswith("linux") or (only_small and _keeps_all):
+    if only_small and _keeps_all:
+        return True
+    if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
