@@ -125,24 +125,27 @@ def write_voc_labels(data: bytes | None, boxes: Sequence[Box], facts: PictureFac
     if data is None:
         data = voc_xml(facts.file_name, facts.size, np.zeros((0, 4)), [], folder=facts.folder).encode()
     kept, deleted, new = _edits(read_voc_labels(data, where), boxes)
-    parser = DefusedXMLParser(target=TreeBuilder(insert_comments=True), forbid_dtd=True)
-    parser.feed(recode_xml(data))
-    root = parser.close()
+    root = _tree(recode_xml(data))
     for ref, element in enumerate(root.findall("object")):
         if ref in deleted:
             _remove(root, element)
         elif ref in kept:
             _change_object(element, *kept[ref])
-    for box in new:
-        _add_object(root, box)
+    corners = np.array([box.box for box in new]).reshape(-1, 4).round()
+    drawn = voc_xml("", facts.size, corners, [box.class_name for box in new], [box.difficult for box in new])
+    for element in _tree(drawn).findall("object"):
+        if len(root):
+            root[-1].tail = "\n\t"
+        root.append(element)
     text = tostring(root, encoding="unicode")
     head = '<?xml version="1.0" encoding="utf-8"?>\n' if data.lstrip(b"\xef\xbb\xbf").startswith(b"<?xml") else ""
     return f"{head}{text}\n".encode()
 
 
-def _file_edges(box: Box) -> list[str]:
-    """The box in VOC's format: 1-based, inclusive, integer pixels."""
-    return [voc_number(round(value)) for value in np.array(box.box) + np.array([1, 1, 0, 0])]
+def _tree(text: str | bytes) -> Element:
+    parser = DefusedXMLParser(target=TreeBuilder(insert_comments=True), forbid_dtd=True)
+    parser.feed(text)
+    return parser.close()
 
 
 def _change_object(element: Element, old: Box, new: Box) -> None:
@@ -153,30 +156,13 @@ def _change_object(element: Element, old: Box, new: Box) -> None:
     if _is_moved(old.box, new.box):
         bndbox = element.find("bndbox")
         assert bndbox is not None  # it was read
-        for edge, value in zip(_EDGES, _file_edges(new), strict=True):
-            _set_text(bndbox, edge, value)
+        for edge, value, first in zip(_EDGES, new.box, (1, 1, 0, 0), strict=True):
+            _set_text(bndbox, edge, voc_number(round(value) + first))  # 1-based, inclusive
 
 
 def _set_text(element: Element, tag: str, text: str) -> None:
     child = element.find(tag)
     (SubElement(element, tag) if child is None else child).text = _xml_safe(text)
-
-
-def _add_object(root: Element, box: Box) -> None:
-    element = Element("object")
-    for tag, text in (("name", box.class_name), ("pose", "Unspecified"), ("truncated", "0")):
-        SubElement(element, tag).text = _xml_safe(text)
-    SubElement(element, "difficult").text = str(int(box.difficult))
-    bndbox = SubElement(element, "bndbox")
-    for edge, value in zip(_EDGES, _file_edges(box), strict=True):
-        SubElement(bndbox, edge).text = value
-    element.text, element.tail = "\n\t\t", "\n"
-    for child in element:
-        child.tail = "\n\t\t"
-    bndbox.tail = "\n\t"
-    if len(root):
-        root[-1].tail = "\n\t"
-    root.append(element)
 
 
 def _remove(root: Element, element: Element) -> None:
@@ -360,13 +346,12 @@ def _changed_entry(entry: dict[str, Any], old: Box, new: Box, ids: dict[str, int
         if isinstance(entry.get("area"), int | float):
             entry["area"] = coco_number(entry["area"] * stretch)
         outline = entry.get("segmentation")
-        if isinstance(outline, list):
-            entry["segmentation"] = [
-                _follow(np.array(part, np.float64).reshape(-1, 2), old.box, new.box).round(2).flatten().tolist()
-                for part in outline
-            ]
-        elif outline is not None:  # an RLE mask cannot be moved with its box
-            entry["segmentation"] = []
+        if outline is not None:
+            try:
+                points = [np.array(part, np.float64).reshape(-1, 2) for part in outline]
+            except (TypeError, ValueError):  # an RLE mask cannot be moved with its box
+                points = []
+            entry["segmentation"] = [_follow(part, old.box, new.box).round(2).flatten().tolist() for part in points]
     return entry
 
 
