@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from evaluation.metrics.coco import FIGURES, check_evaluator
 from imaging.detections import Detections
-from utils.errors import MissingExtra, run_command
+from utils.errors import MissingExtra, run_command, wrap_errors
 
 
 def scene(seed: int, images: int = 6, classes: int = 3) -> tuple[list[Detections], list[dict]]:
@@ -223,6 +223,18 @@ def test_a_missing_requirement_of_an_installed_package_is_named_itself(
     assert stop.value.code == 1
     error = capsys.readouterr().err
     assert error.startswith("error: requirement_of_the_evaluator: ") and "faster" not in error
+
+
+def test_a_package_without_its_system_library_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(_: object) -> None:
+        with wrap_errors("a.onnx", "cannot be read", "export it again"):
+            raise ImportError("libGL.so.1: cannot open shared object file", name="cv2")
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)  # type: ignore[arg-type]
+    assert stop.value.code == 1
+    expected = "error: cv2: cannot be imported: libGL.so.1: cannot open shared object file; install it again"
+    assert capsys.readouterr().err.startswith(expected)
 
 
 def test_a_missing_required_package_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,11 +82,12 @@ def require_packages(feature: str, modules: Iterable[str], extra: str | None = N
 def wrap_errors(where: object, what: str, todo: str) -> Iterator[None]:
     """Context that reports any exception of a parser or library as a UserError: `where: what: reason; todo`.
 
-    It is for calls whose exceptions have no common base class.
+    It is for calls whose exceptions have no common base class. A package that cannot be imported is not a fault of the
+    file, so that its ImportError is raised as it is.
     """
     try:
         yield
-    except (UserError, MemoryError):
+    except (UserError, MemoryError, ImportError):
         raise
     except Exception as error:
         raise UserError(where, f"{what}: {reason_of(error)}", todo) from error
@@ -168,10 +169,12 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
         where = error.filename if error.filename is not None else "system"
         line = format_problem(where, error.strerror or str(error), "check the name, the permissions and the disk")
         code = _report(f"error: {line}", EXIT_USAGE if error.errno in _NO_SUCH_NAME else EXIT_FAILURE, debug)
-    except ModuleNotFoundError as error:
-        todo = f"run: pip install -r requirements.txt, or pip install {error.name}"
-        line = format_problem(str(error.name), "this Python package is not installed", todo)
-        code = _report(f"error: {line}", EXIT_FAILURE, debug)
+    except ImportError as error:
+        what, todo = f"cannot be imported: {reason_of(error)}", "install it again, with the libraries that it needs"
+        if isinstance(error, ModuleNotFoundError):
+            what, todo = "this Python package is not installed", "run: pip install -r requirements.txt"
+            todo += f", or pip install {error.name}"
+        code = _report(f"error: {format_problem(error.name or 'import', what, todo)}", EXIT_FAILURE, debug)
     except Exception as error:  # noqa: BLE001 -- a programming error is also reported in one line
         line = "memory: not enough for this run; use a smaller --batch-size or --input-size"
         if not is_out_of_memory(error):
