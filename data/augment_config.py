@@ -21,9 +21,7 @@ class AugmentConfig:
 
     mosaic: float = option(0.5, "probability of a mosaic of four images (YOLOv4)", low=0, high=1)
     mixup: float = option(0.0, "probability of blending a mosaic with another one (YOLOX)", low=0, high=1)
-    copy_paste: float = option(
-        0.0, "probability of pasting objects from other images, rare classes more often", low=0, high=1
-    )
+    copy_paste: float = option(0.0, "probability of pasting objects, rare classes more often", low=0, high=1)
     flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
     flip_vertical: float = option(
         0.0, "probability of a vertical flip; for aerial images, not for ordinary photographs", low=0, high=1
@@ -38,9 +36,7 @@ class AugmentConfig:
     translate: float = option(
         0.1, "maximum shift beyond the image's free margin, as a share of the input size; 0 = centred", low=0, high=1
     )
-    rotate: float = option(
-        0.0, "maximum rotation in degrees; the boxes around rotated objects are looser", low=0, high=180
-    )
+    rotate: float = option(0.0, "maximum rotation in degrees; boxes of rotated objects are looser", low=0, high=180)
     shear: float = option(0.0, "maximum shear in degrees; the boxes around sheared objects are looser", low=0, high=60)
     hue: float = option(0.015, "maximum shift of the hue, as a share of the colour circle", low=0, high=1)
     saturation: float = option(0.7, "maximum relative change of the saturation", low=0, high=1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from data.skips import Skip
 from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_file
+from utils.text import counted, some_names
 
 _LISTS = Path(__file__).resolve().parents[1] / "model_data"
 KNOWN_LISTS = {"voc": str(_LISTS / "voc_classes.txt"), "coco": str(_LISTS / "coco_classes.txt")}
@@ -44,11 +46,7 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def check_class_names(names: Iterable[object], where: object) -> tuple[str, ...]:
-    """The names as a tuple of distinct, non-empty strings.
-
-    Raises:
-        UserError: if one of them is not.
-    """
+    """The names as a tuple of distinct, non-empty strings. Raises UserError if one of them is not."""
     checked: dict[str, None] = {}
     for number, name in enumerate(names):
         if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
@@ -92,8 +90,7 @@ def class_index(name: str | int, known: Sequence[str], where: object) -> int:
     if text.isascii() and text.isdigit() and int(text[:9]) < len(known):
         return int(text[:9])
     near = nearest_name(text[:MAX_NAME], known)
-    shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-    todo = f"did you mean {near!r}?" if near is not None else f"known: {shown}"
+    todo = f"did you mean {near!r}?" if near is not None else f"known: {some_names(known)}"
     raise UserError(where, f"the model has no class {brief(name)}", todo)
 
 
@@ -113,8 +110,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     near = nearest_name(name, known)
     if near is not None:
         return f"did you mean {near!r}?"
-    shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-    return f"add it to the classes ({shown}) or leave it out"
+    return f"add it to the classes ({some_names(known)}) or leave it out"
 
 
 def suggestions(found: Iterable[str], known: Sequence[str]) -> dict[str, str]:
@@ -125,3 +121,18 @@ def suggestions(found: Iterable[str], known: Sequence[str]) -> dict[str, str]:
         name: did_you_mean(name, known) if number < MAX_GUESSES else "add it to the classes, or leave it out"
         for number, name in enumerate(unknown)
     }
+
+
+def unlisted_classes(found: Mapping[str, int], known: Sequence[str], where: str) -> list[Skip]:
+    """One skip for each class of the annotations that is not `known`, with the number of its dropped boxes."""
+    skips = []
+    for name, todo in suggestions(found, known).items():
+        what = f"class {name!r} is not one of the {len(known)} classes; {counted(found[name], 'box')} dropped"
+        skips.append(Skip("box", "unknown_class", where, what, todo, found[name]))
+    return skips
+
+
+def numbers_from_one(names: Sequence[str], where: str) -> Skip:
+    """The note that class numbers are read as starting at 1."""
+    what = f"class numbers run from 1 to {len(names)}, and none is 0: they are read as starting at 1"
+    return Skip("note", "ids_from_one", where, what, f"the first is {names[0]!r}; check it")

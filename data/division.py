@@ -49,12 +49,12 @@ def auto_division(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray]:
 def write_division(folder: Path, train: DatasetIndex, val: DatasetIndex) -> None:
     """Write the image paths of both parts of a division, one per line, to `train.txt` and `val.txt`."""
     for name, index in (("train", train), ("val", val)):
-        write_lines(folder / f"{name}.txt", (os.path.abspath(index.path(i)) for i in range(len(index))))
+        write_lines(folder / f"{name}.txt", map(os.path.abspath, index.paths()))
 
 
 def class_counts(index: DatasetIndex) -> np.ndarray:
     """(I, C) boxes of each class in each image."""
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owner = index.image_of_box
     counts = np.zeros((len(index), len(index.class_names)), np.int32)
     np.add.at(counts, (owner, index.labels), 1)
     return counts

@@ -40,11 +40,11 @@ class _Block(shared_memory.SharedMemory):
 class ImageCache:
     """A slot for every image of an index, filled when any worker first reads the image.
 
-    An image is stored no larger than `long_side`, and always used as stored, so that all epochs see the same
-    pixels. An image whose file size differs from its annotation is not cached, but read each time.
+    An image is stored no larger than `long_side`, and always used as stored, so that all epochs see the same pixels.
+    An image without a stated size, or whose file has another size, is not kept, but read each time.
 
     Args:
-        index: the images; those without a stated size are not kept.
+        index: the images.
         long_side: pixels of the longer side of a kept image, at most: the input's size, or larger for large scales.
         mode: `ram` (shared memory, freed when the process ends; each process of a distributed run has its own), `disk`
             (a file that the next run finds again, one for all processes of a machine).

@@ -13,6 +13,8 @@ import numpy as np
 from data.skips import Skip
 
 SCORE_RANGE = (0.3, 0.6)  # of detector-made labels: uncertain below, certain above
+OF_BOXES = ("boxes", "labels", "difficult", "crowd", "areas", "box_refs", "scores")  # arrays with one row per box
+ARRAYS = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", *OF_BOXES)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class _Mapped:
 class DatasetIndex:
     """One split of a data set, without a Python object per image or box, so that loader workers share its memory.
 
-    Image i owns the boxes `offsets[i]:offsets[i + 1]`.
+    Image i owns the boxes `offsets[i]:offsets[i + 1]`, which is `boxes_of(i)`.
 
     Args:
         name: name in messages, e.g. `VOC2007 train`.
@@ -71,13 +73,26 @@ class DatasetIndex:
     def num_boxes(self) -> int:
         return len(self.boxes)
 
+    @property
+    def image_of_box(self) -> np.ndarray:
+        """(M,) int64 image that owns each box."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def boxes_of(self, i: int) -> slice:
+        """The part of the box arrays that belongs to image i."""
+        return slice(int(self.offsets[i]), int(self.offsets[i + 1]))
+
     def path(self, i: int) -> Path:
         """The file of image i."""
         return Path(os.fsdecode(self.path_bytes[self.path_offsets[i] : self.path_offsets[i + 1]].tobytes()))
 
+    def paths(self) -> list[Path]:
+        """The files of all images."""
+        return [self.path(i) for i in range(len(self))]
+
     def target(self, i: int) -> dict[str, Any]:
         """The `Target` of image i, in its own pixels (fresh arrays; the caller may change them)."""
-        part = slice(self.offsets[i], self.offsets[i + 1])
+        part = self.boxes_of(i)
         return {
             "boxes": self.boxes[part].astype(np.float32),
             "labels": self.labels[part].astype(np.int64),
@@ -93,30 +108,23 @@ class DatasetIndex:
     def subset(self, indices: Sequence[int] | np.ndarray) -> DatasetIndex:
         """The same data with only the images of `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
-        boxes = _ranges(self.offsets, indices)
-        path = _ranges(self.path_offsets, indices)
         return replace(
             self,
-            path_bytes=self.path_bytes[path],
+            path_bytes=self.path_bytes[_ranges(self.path_offsets, indices)],
             path_offsets=_new_offsets(self.path_offsets, indices),
             image_ids=self.image_ids[indices],
             sizes=self.sizes[indices],
             offsets=_new_offsets(self.offsets, indices),
-            boxes=self.boxes[boxes],
-            labels=self.labels[boxes],
-            difficult=self.difficult[boxes],
-            crowd=self.crowd[boxes],
-            areas=None if self.areas is None else self.areas[boxes],
-            box_refs=None if self.box_refs is None else self.box_refs[boxes],
-            scores=None if self.scores is None else self.scores[boxes],
+            **self._chosen_boxes(_ranges(self.offsets, indices)),
         )
 
     def keep_boxes(self, keep: np.ndarray) -> DatasetIndex:
         """The same images with only the boxes of the (M,) bool mask."""
         before = np.concatenate([[0], np.cumsum(keep)])
-        names = ("boxes", "labels", "difficult", "crowd", "areas", "box_refs", "scores")
-        parts = {name: getattr(self, name)[keep] for name in names if getattr(self, name) is not None}
-        return replace(self, offsets=before[self.offsets].astype(np.int64), **parts)
+        return replace(self, offsets=before[self.offsets].astype(np.int64), **self._chosen_boxes(keep))
+
+    def _chosen_boxes(self, chosen: np.ndarray) -> dict[str, Any]:
+        return {name: array[chosen] for name in OF_BOXES if (array := getattr(self, name)) is not None}
 
     def __getstate__(self) -> dict[str, Any]:
         """Arrays mapped from the cache are sent to spawned workers as file names."""

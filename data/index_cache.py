@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from data.index import DatasetIndex, map_array
+from data.index import ARRAYS, DatasetIndex, map_array
 from data.skips import Skip
+from utils.errors import RunError
+from utils.files import write_file
 
 VERSION = 5  # increase when a reader or the index changes its meaning
 KEPT = 64  # maximum number of indices; older ones are removed
-_ARRAYS = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", "boxes", "labels", "difficult", "crowd")
-_OPTIONAL = ("areas", "box_refs", "scores")
 
 
 def cache_folder() -> Path:
@@ -58,9 +58,9 @@ def cached_index(request: list[Any], read: Callable[[], DatasetIndex]) -> Datase
         dependencies = json.loads((folder / f"{key}.json").read_bytes())
         return _load(folder / f"{key}-{fingerprint(dependencies)}")
     index = read()
-    with contextlib.suppress(OSError):  # a full or read-only disk only makes the next start slower
+    with contextlib.suppress(OSError, RunError):  # a full or read-only disk only makes the next start slower
         dependencies = index.source["dependencies"]
-        paths = [*dependencies["files"], *dependencies["folders"], *(str(index.path(i)) for i in range(len(index)))]
+        paths = [*dependencies["files"], *dependencies["folders"], *map(str, index.paths())]
         if not all(map(os.path.isabs, paths)):
             return index
         _save(index, folder, key, f"{key}-{fingerprint(dependencies)}", dependencies)
@@ -122,9 +122,8 @@ def _save(index: DatasetIndex, folder: Path, key: str, name: str, dependencies: 
     try:
         temporary.mkdir()
         checksums = {}
-        for each in (*_ARRAYS, *_OPTIONAL):
-            array = getattr(index, each)
-            if array is not None:
+        for each in ARRAYS:
+            if (array := getattr(index, each)) is not None:
                 np.save(temporary / f"{each}.npy", array, allow_pickle=False)
                 checksums[each] = _checksum(temporary / f"{each}.npy")
         facts = {
@@ -136,12 +135,9 @@ def _save(index: DatasetIndex, folder: Path, key: str, name: str, dependencies: 
             "checksums": checksums,
         }
         (temporary / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-        if (folder / name).exists():
-            shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(folder / name, ignore_errors=True)
         os.replace(temporary, folder / name)
-        note = folder / f".{secrets.token_hex(8)}.tmp"
-        note.write_text(json.dumps(dependencies), encoding="utf-8")
-        os.replace(note, folder / f"{key}.json")
+        write_file(folder / f"{key}.json", json.dumps(dependencies).encode())
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -105,13 +106,13 @@ class TrainDataset(Dataset):
     """Augmented training images; each depends only on (seed, key).
 
     Args:
-        index: images and boxes. Crowd boxes are left out.
+        index: images and boxes. Crowd boxes are left out; VOC's difficult objects are used, as treating them as
+            background is worse.
         input_size: (height, width) pixels.
         augment: augmentation options.
         seed: of the whole run.
         letterbox: resize mode and padding; its own input size is not used. None uses the defaults.
         image_cache: see `data.image_cache`.
-        keep_difficult: whether to train on VOC's difficult objects (treating them as background is worse).
         score_range: see `label_weights`.
         image_weights: (I,) relative frequency of each image as a mosaic partner; None is uniform.
     """
@@ -124,15 +125,13 @@ class TrainDataset(Dataset):
         seed: int = 0,
         letterbox: Letterbox | None = None,
         image_cache: Any = None,
-        keep_difficult: bool = True,
         score_range: tuple[float, float] = SCORE_RANGE,
         image_weights: np.ndarray | None = None,
     ) -> None:
         self.index, self.seed = index, seed
         self.augment = augment or AugmentConfig()
-        self.letterbox = _with_size(letterbox or Letterbox(input_size), input_size)
+        self.letterbox = replace(letterbox or Letterbox(input_size), input_size=input_size)
         self.reader = PhotoReader(index, image_cache, image_weights)
-        self.keep_difficult = keep_difficult
         self._weights = None if index.scores is None else label_weights(index.scores, score_range)
         self._rare = _rare_images(index) if self.augment.copy_paste else None
 
@@ -154,10 +153,8 @@ class TrainDataset(Dataset):
 
     def targets(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes (N, 4) in image i's own pixels, labels (N,) and weights (N,): 1 certain, 0 uncertain (see YOLOLoss)."""
-        part = slice(self.index.offsets[i], self.index.offsets[i + 1])
+        part = self.index.boxes_of(i)
         keep = ~self.index.crowd[part]
-        if not self.keep_difficult:
-            keep &= ~self.index.difficult[part]
         weights = np.ones(keep.sum(), np.float32) if self._weights is None else self._weights[part][keep]
         return self.index.boxes[part][keep], self.index.labels[part][keep].astype(np.int64), weights
 
@@ -167,7 +164,7 @@ class _SampleMaker:
 
     def __init__(self, dataset: TrainDataset, key: SampleKey) -> None:
         self.dataset, self.key, self.config = dataset, key, dataset.augment
-        self.letterbox = _with_size(dataset.letterbox, key.size) if key.size else dataset.letterbox
+        self.letterbox = replace(dataset.letterbox, input_size=key.size) if key.size else dataset.letterbox
         entropy = np.random.SeedSequence([dataset.seed, key.epoch, key.image, key.repeat])
         self.rng = np.random.Generator(np.random.Philox(entropy))
         self.skipped: list[tuple[str, str]] = []
@@ -261,9 +258,6 @@ class EpochSampler(Sampler[list[SampleKey]]):
     Args:
         num_images: size of the dataset.
         batch_size: images per step and process.
-        seed: of the run.
-        rank, world_size: rank of this process and number of processes.
-        shuffle: False keeps the order.
         repeat_factors: (I,) average number of uses of each image in an epoch; see `repeat_factors`.
         sizes: input sizes of multi-scale training; each step draws one, the same in all processes.
 
@@ -277,14 +271,13 @@ class EpochSampler(Sampler[list[SampleKey]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        shuffle: bool = True,
         repeat_factors: np.ndarray | None = None,
         sizes: Sequence[Size] = (),
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch size {batch_size}, rank {rank} of {world_size}: must be positive, and rank below")
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
+        self.rank, self.world_size = rank, world_size
         self.sizes = [tuple(size) for size in sizes]
         self.epoch, self.mosaic, self.first_batch = 0, True, 0
         self._wanted = None
@@ -338,7 +331,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
             images = np.repeat(np.arange(self.num_images), np.diff(edges).astype(np.int64))
         first = np.searchsorted(images, images, side="left")
         repeats = np.arange(len(images)) - first
-        order = rng.permutation(len(images)) if self.shuffle else np.arange(len(images))
+        order = rng.permutation(len(images))
         return images[order], repeats[order]
 
 
@@ -349,7 +342,7 @@ def repeat_factors(index: DatasetIndex, threshold: float) -> np.ndarray:
 
     Source: LVIS, appendix B.2, https://arxiv.org/abs/1908.03195
     """
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owner = index.image_of_box
     pairs = np.unique(np.stack([owner, index.labels.astype(np.int64)], axis=1), axis=0)
     frequency = np.bincount(pairs[:, 1], minlength=len(index.class_names)) / max(len(index), 1)
     by_class = np.maximum(1, np.sqrt(threshold / np.maximum(frequency, 1e-12)))
@@ -370,10 +363,11 @@ def collate(samples: Sequence[dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
     for row, sample in zip(images.numpy(), samples, strict=True):
         row[:] = sample["image"]
     counts = [len(sample["labels"]) for sample in samples]
-    targets = {
-        "boxes": torch.from_numpy(np.concatenate([sample["boxes"] for sample in samples])),
-        "labels": torch.from_numpy(np.concatenate([sample["labels"] for sample in samples])),
-        "weights": torch.from_numpy(np.concatenate([sample["weights"] for sample in samples])),
+    targets: dict[str, Any] = {
+        name: torch.from_numpy(np.concatenate([sample[name] for sample in samples]))
+        for name in ("boxes", "labels", "weights")
+    }
+    targets |= {
         "image_index": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
         "image_ids": [sample["image_id"] for sample in samples],
         "num_images": len(samples),
@@ -391,10 +385,8 @@ class TrainLoader:
         dataset: yields samples by the keys of `sampler`, or is the sampler and yields batches itself.
         sampler: decides the order of an epoch; it has `set_epoch`, a length, a batch size and a seed.
         workers: number of worker processes; 0 loads in this process.
-        pin_memory: None enables it if there is a CUDA device.
         timeout: seconds without a batch after which the workers are considered hung.
         start_method: `fork`, `spawn` or `forkserver`; None uses the system default.
-        prefetch_factor: batches prepared ahead by each worker.
     """
 
     def __init__(
@@ -402,24 +394,22 @@ class TrainLoader:
         dataset: Dataset,
         sampler: Any,
         workers: int,
-        pin_memory: bool | None = None,
         timeout: float = 120.0,
         start_method: str | None = None,
-        prefetch_factor: int = PREFETCH,
     ) -> None:
         self.dataset, self.sampler, self.workers = dataset, sampler, workers
         self.timeout = timeout if workers else 0.0
         self.skips: list[Skip] = []
         self._named: set[str] = set()
         batching: dict[str, Any] = {"batch_sampler": sampler, "collate_fn": collate}
-        processes: dict[str, Any] = {"prefetch_factor": prefetch_factor, "multiprocessing_context": start_method}
+        processes: dict[str, Any] = {"prefetch_factor": PREFETCH, "multiprocessing_context": start_method}
         # A separate generator, so that the loader does not change the global random state.
         self._loader = DataLoader(
             dataset,
             num_workers=workers,
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+            pin_memory=torch.cuda.is_available(),
             timeout=self.timeout,
             generator=torch.Generator().manual_seed(sampler.seed),
             **({"batch_size": None} if dataset is sampler else batching),
@@ -511,31 +501,23 @@ def build_train_loader(
     rank: int = 0,
     world_size: int = 1,
     image_cache: Any = None,
-    keep_difficult: bool = True,
     score_range: tuple[float, float] = SCORE_RANGE,
     balance: float = 0.0,
     sizes: Sequence[Size] = (),
-    pin_memory: bool | None = None,
-    timeout: float = 120.0,
     start_method: str | None = None,
-    prefetch_factor: int = PREFETCH,
 ) -> TrainLoader:
     """Build the training loader of an index.
 
     Args:
-        index, input_size, augment, letterbox, image_cache, keep_difficult, score_range, seed: see `TrainDataset`.
         batch_size: images per step for this process; a smaller last batch is kept.
-        workers, pin_memory, timeout, start_method, prefetch_factor: see `TrainLoader`.
-        rank, world_size: rank of this process and number of processes.
         balance: threshold of `repeat_factors`; 0 uses each image once per epoch.
-        sizes: multi-scale input sizes, see `EpochSampler`.
+
+    The other arguments are those of `TrainDataset`, `EpochSampler` and `TrainLoader`.
     """
     factors = repeat_factors(index, balance) if balance > 0 else None
-    dataset = TrainDataset(
-        index, input_size, augment, seed, letterbox, image_cache, keep_difficult, score_range, factors
-    )
-    sampler = EpochSampler(len(index), batch_size, seed, rank, world_size, repeat_factors=factors, sizes=sizes)
-    return TrainLoader(dataset, sampler, workers, pin_memory, timeout, start_method, prefetch_factor)
+    dataset = TrainDataset(index, input_size, augment, seed, letterbox, image_cache, score_range, factors)
+    sampler = EpochSampler(len(index), batch_size, seed, rank, world_size, factors, sizes)
+    return TrainLoader(dataset, sampler, workers, start_method=start_method)
 
 
 def label_weights(scores: np.ndarray, score_range: tuple[float, float]) -> np.ndarray:
@@ -584,11 +566,8 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         soft = limit
     if soft < OPEN_FILES:
-        warn(
-            "ulimit -n",
-            f"{counted(soft, 'open file is', 'open files are')} too few for workers",
-            "tensors are passed through named files instead",
-        )
+        what = f"{counted(soft, 'open file is', 'open files are')} too few for workers"
+        warn("ulimit -n", what, "tensors are passed through named files instead")
         torch.multiprocessing.set_sharing_strategy("file_system")
 
 
@@ -602,11 +581,6 @@ def multi_scale_sizes(input_size: tuple[int, int], part: float) -> list[tuple[in
     return [size for size in sizes if size != SMALLEST]  # type: ignore[misc]
 
 
-def _with_size(letterbox: Letterbox, input_size: Size) -> Letterbox:
-    size = (int(input_size[0]), int(input_size[1]))
-    return Letterbox(size, letterbox.mode, letterbox.interpolation, letterbox.pad_value)
-
-
 def _rare_images(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Boxes suitable for pasting: (their images, their rows, their cumulative probability), classes equally likely."""
     sides = index.boxes[:, 2:] - index.boxes[:, :2]
@@ -615,7 +589,7 @@ def _rare_images(index: DatasetIndex) -> tuple[np.ndarray, np.ndarray, np.ndarra
         return None
     labels = index.labels[usable]
     chance = 1 / np.bincount(labels, minlength=len(index.class_names))[labels]
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owner = index.image_of_box
     return owner[usable], usable, np.cumsum(chance) / chance.sum()
 
 

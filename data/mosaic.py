@@ -87,10 +87,8 @@ def paste_box(
     Args:
         sample: the image to paste into, modified in place.
         photo: the image to cut from.
-        box: (4,) xyxy in the photo's own pixels.
-        label: its class.
+        box: (4,) xyxy in the photo's own pixels, of class `label`.
         letterbox: gives the scale 1.
-        rng: draws size, mirroring and place.
     """
     height, width = sample.image.shape[:2]
     pixels = np.array([photo.scale_x, photo.scale_y] * 2)

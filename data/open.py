@@ -28,7 +28,7 @@ from data.formats import (
     yolo_txt,
 )
 from data.formats.folder import Folder, split_of, stem_of, suffix_of
-from data.formats.labels import ALL, Labels
+from data.formats.labels import ALL, Labels, Layout
 from data.index import DatasetIndex, classes_found, join_indices
 from data.index_cache import cached_index
 from imaging.image_io import MAX_MEGAPIXELS
@@ -49,8 +49,9 @@ class Format:
         title: display name.
         sniff: returns the evidence in the folder (or file) for this format, None if there is none.
         splits: the names of its splits; None for a format that is read as a whole.
-        read: reads one split from (place, split, class names, megapixels, need_pictures, image folder); None likewise.
-        fill: for a format that is read as a whole, the function that fills `Labels`.
+        read: reads one split; it takes the arguments of `open_dataset`, and ignores those that do not apply; None
+            likewise.
+        layout: for most formats that are read as a whole, how they are read.
         has_own_places: the images are where the layout has them, so that no other folder can be named.
     """
 
@@ -59,7 +60,7 @@ class Format:
     sniff: Callable[[Folder], str | None]
     splits: Callable[[Path], list[str]] | None = None
     read: Callable[..., DatasetIndex] | None = None
-    fill: Callable[[Folder, Labels, Sequence[str] | None], None] | None = None
+    layout: Layout | None = None
     has_own_places: bool = False
 
 
@@ -108,55 +109,40 @@ def _voc_splits(place: Path) -> list[str]:
     return [*names, *(f"{year}:{name}" for year, of_year in splits.items() for name in of_year if len(splits) > 1)]
 
 
-def _read_voc(
-    place: Path, split: str, names: Sequence[str] | None, limit: float, needed: bool, _: object
-) -> DatasetIndex:
-    return voc.read_voc(place, split, names, limit, needed)
-
-
-def _read_coco(
-    place: Path, split: str, names: Sequence[str] | None, limit: float, needed: bool, pictures: str | None
-) -> DatasetIndex:
-    return coco.read_coco(place, split, names, pictures, limit, needed)
-
-
-def _read_yolo(place: Path, split: str, names: Sequence[str] | None, limit: float, *_: object) -> DatasetIndex:
-    return yolo_txt.read_yolo(place, split, names, limit)
-
-
 def _plain_splits(place: Path) -> list[str]:
     folder = Folder(place)
     return sorted({split_of(folder.relative(path)) or ALL for path in folder.pictures})
 
 
-def _read_plain(place: Path, split: str, names: Sequence[str] | None, limit: float, *_: object) -> DatasetIndex:
-    return yolo_txt.read_plain_yolo(Folder(place), split, names, limit)
-
-
 FORMATS = (  # in order of priority
-    Format("voc", "Pascal VOC", _sniff_voc, _voc_splits, _read_voc, has_own_places=True),
-    Format("yolo", "YOLO txt", _sniff_yolo, yolo_txt.list_yolo_splits, _read_yolo, has_own_places=True),
-    Format("coco", "COCO", _sniff_coco, lambda place: list(coco.find_coco_files(place)), _read_coco),
+    Format("voc", "Pascal VOC", _sniff_voc, _voc_splits, voc.read_voc, has_own_places=True),
+    Format("yolo", "YOLO txt", _sniff_yolo, yolo_txt.list_yolo_splits, yolo_txt.read_yolo, has_own_places=True),
+    Format("coco", "COCO", _sniff_coco, lambda place: list(coco.find_coco_files(place)), coco.read_coco),
     Format("xml", "Pascal XML without lists", pascal_xml.sniff),
     Format(
         "plain_yolo",
         "YOLO txt without data.yaml",
         yolo_txt.sniff_plain,
         _plain_splits,
-        _read_plain,
+        yolo_txt.read_plain_yolo,
         has_own_places=True,
     ),
-    Format("kitti", "KITTI", kitti.sniff, fill=kitti.read),
-    Format("dota", "DOTA", dota.sniff, fill=dota.read),
-    Format("box_list", "list of boxes", box_list.sniff, fill=box_list.read),
-    Format("via", "VGG Image Annotator", via.sniff, fill=via.read),
-    Format("labelme", "LabelMe", labelme.sniff, fill=labelme.read),
-    Format("supervisely", "Supervisely", supervisely.sniff, fill=supervisely.read),
-    Format("vott", "VoTT", vott.sniff, fill=vott.read),
-    Format("createml", "CreateML", createml.sniff, fill=createml.read),
-    Format("label_studio", "Label Studio", label_studio.sniff, fill=label_studio.read),
-    Format("cvat_xml", "CVAT XML", cvat_xml.sniff, fill=cvat_xml.read),
-    Format("csv", "CSV", csv_table.sniff, fill=csv_table.read),
+    *(
+        Format(name, title, layout.sniff, layout=layout)
+        for name, title, layout in (
+            ("kitti", "KITTI", kitti.LAYOUT),
+            ("dota", "DOTA", dota.LAYOUT),
+            ("box_list", "list of boxes", box_list.LAYOUT),
+            ("via", "VGG Image Annotator", via.LAYOUT),
+            ("labelme", "LabelMe", labelme.LAYOUT),
+            ("supervisely", "Supervisely", supervisely.LAYOUT),
+            ("vott", "VoTT", vott.LAYOUT),
+            ("createml", "CreateML", createml.LAYOUT),
+            ("label_studio", "Label Studio", label_studio.LAYOUT),
+            ("cvat_xml", "CVAT XML", cvat_xml.LAYOUT),
+            ("csv", "CSV", csv_table.LAYOUT),
+        )
+    ),
 )
 _WITHOUT_LISTING = ("voc", "yolo", "coco")  # detected by a few names, for any number of files
 
@@ -256,21 +242,7 @@ def list_splits(data: str | os.PathLike[str], image_folder: str | os.PathLike[st
         UserError: like `recognise`.
     """
     found = recognise(data)
-    return _splits(found, check_image_folder(found, image_folder))
-
-
-def _splits(found: Recognised, image_folder: str | None) -> list[str]:
-    if found.format.splits is not None:
-        return found.format.splits(found.place)
-    try:
-        whole = _whole(found, None, True, MAX_MEGAPIXELS, image_folder)
-    except UserError:  # class numbers without names: the splits are still known
-        whole = _whole(found, [str(number) for number in range(1000)], True, MAX_MEGAPIXELS, image_folder)
-    names = dict.fromkeys(whole.source["split_of"])
-    return [*(name for name in ("train", "val", "test") if name in names), *sorted(names.keys() - _USUAL)] or [ALL]
-
-
-_USUAL = {"train", "val", "test"}
+    return _Source(found, check_image_folder(found, image_folder)).splits()
 
 
 def default_splits(data: str | os.PathLike[str], image_folder: str | os.PathLike[str] | None = None) -> tuple[str, str]:
@@ -288,11 +260,7 @@ def default_splits(data: str | os.PathLike[str], image_folder: str | os.PathLike
 
 
 def training_split(data: str | os.PathLike[str], image_folder: str | os.PathLike[str] | None = None) -> str:
-    """The default split: the training split, else the only or first one.
-
-    Raises:
-        UserError: if there is no split.
-    """
+    """The default split: the training split, else the only or first one. Raises UserError if there is no split."""
     names = list_splits(data, image_folder)
     for name in ("train", "trainval"):
         match = _match(name, names)
@@ -369,21 +337,20 @@ def open_dataset(
     """
     found = recognise(Path(data).absolute())  # the cached index must not depend on the working folder
     folder = check_image_folder(found, image_folder)
-    own = _splits(found, folder)
-    name = split if found.format.name == "voc" and _has_voc_years(split) else _matched(data, split, own)
     names = None if class_names is None else list(class_names)
+    source = _Source(found, folder, names, max_megapixels, use_cache)
+    own = source.splits()
+    name = split if found.format.name == "voc" and (":" in split or "+" in split) else _matched(data, split, own)
 
     def read() -> DatasetIndex:
         if name in (AUTO_TRAIN, AUTO_VAL):
-            whole = _joined(found, own, names, max_megapixels, use_cache, folder)
+            whole = source.joined(own)
             part = auto_division(whole)[name == AUTO_VAL]
             title = f"{whole.source['set_name']} {name}"
             return replace(whole.subset(part), name=title, source=whole.source | {"split": name})
-        if found.format.read is None:
-            return _part_of_whole(_whole(found, names, use_cache, max_megapixels, folder), name)
-        if name not in own and name == ALL:
-            return _joined(found, own, names, max_megapixels, use_cache, folder)
-        return found.format.read(found.place, name, names, max_megapixels, need_pictures, folder)
+        if found.format.read is not None and name not in own and name == ALL:
+            return source.joined(own)
+        return source.read(name, names, need_pictures)
 
     request = [found.format.name, str(Path(data).absolute()), name, names, max_megapixels, need_pictures, folder]
     index = cached_index(request, read) if use_cache else read()
@@ -413,57 +380,77 @@ def check_image_folder(found: Recognised, image_folder: str | os.PathLike[str] |
     return str(Path(image_folder).absolute())
 
 
-def _has_voc_years(split: str) -> bool:
-    return ":" in split or "+" in split
+@dataclass(frozen=True)
+class _Source:
+    """A data set to read; the other arguments are those of `open_dataset`."""
+
+    found: Recognised
+    image_folder: str | None
+    class_names: list[str] | None = None
+    max_megapixels: float = MAX_MEGAPIXELS
+    use_cache: bool = True
+
+    def splits(self) -> list[str]:
+        """The names of its splits."""
+        if self.found.format.splits is not None:
+            return self.found.format.splits(self.found.place)
+        try:
+            whole = self.whole()
+        except UserError:  # class numbers without names: the splits are still known
+            whole = replace(self, class_names=[str(number) for number in range(1000)]).whole()
+        names = dict.fromkeys(whole.source["split_of"])
+        usual = [name for name in ("train", "val", "test") if name in names]
+        return [*usual, *sorted(names.keys() - {*usual})] or [ALL]
+
+    def whole(self) -> DatasetIndex:
+        """All images of a format that is read as a whole."""
+        kind, place = self.found.format, self.found.place
+
+        def read() -> DatasetIndex:
+            folder = Folder(place, self.image_folder)
+            if kind.layout is None:
+                return pascal_xml.read(folder, self.class_names, self.max_megapixels)
+            labels = Labels(folder)
+            kind.layout.read(labels, kind.layout.files(folder), self.class_names)
+            return labels.finish(kind.name, self.class_names, self.max_megapixels)
+
+        request = [kind.name, str(place), "whole", self.class_names, self.max_megapixels, self.image_folder]
+        return cached_index(request, read) if self.use_cache else read()
+
+    def read(self, split: str, class_names: Sequence[str] | None, need_pictures: bool = True) -> DatasetIndex:
+        """One split; the skips of a format that is read as a whole are reported with each split."""
+        if (read := self.found.format.read) is not None:
+            others = {"need_pictures": need_pictures, "image_folder": self.image_folder}
+            return read(self.found.place, split, class_names, self.max_megapixels, **others)
+        whole = self.whole()
+        split_of = whole.source["split_of"]
+        chosen = [i for i, name in enumerate(split_of) if name == split or split == ALL]
+        source = {**whole.source, "split": split, "split_of": [split_of[i] for i in chosen]}
+        return replace(whole.subset(chosen), name=f"{whole.name} {split}", source=source)
+
+    def joined(self, splits: Sequence[str]) -> DatasetIndex:
+        """All images of all splits, each once."""
+        if self.found.format.read is None:
+            index = self.read(ALL, None)
+            return replace(index, source=index.source | {"set_name": index.name.removesuffix(f" {ALL}")})
+        own = [name for name in splits if ":" not in name]
+        index = join_indices(read_alike(own, self.class_names, self.read))
+        return replace(index, source=index.source | {"set_name": self.found.place.resolve().name, "split": ALL})
 
 
-def _whole(
-    found: Recognised, names: Sequence[str] | None, use_cache: bool, max_megapixels: float, image_folder: str | None
-) -> DatasetIndex:
-    """All images of a format that is read as a whole."""
+def read_alike(
+    splits: Sequence[str], names: Sequence[str] | None, read: Callable[[str, Sequence[str] | None], DatasetIndex]
+) -> list[DatasetIndex]:
+    """Splits with the same classes: a split read by itself has only those that occur in it.
 
-    def read() -> DatasetIndex:
-        folder = Folder(found.place, image_folder)
-        if found.format.fill is None:
-            return pascal_xml.read(folder, names, max_megapixels)
-        labels = Labels(folder)
-        found.format.fill(folder, labels, names)
-        return labels.finish(found.format.name, names, max_megapixels)
-
-    request = [found.format.name, str(found.place), "whole", names and list(names), max_megapixels, image_folder]
-    return cached_index(request, read) if use_cache else read()
-
-
-def _part_of_whole(whole: DatasetIndex, split: str) -> DatasetIndex:
-    """The images of one split; the skips of the whole data set are reported with each split."""
-    split_of = whole.source["split_of"]
-    chosen = [i for i, name in enumerate(split_of) if name == split or split == ALL]
-    source = {**whole.source, "split": split, "split_of": [split_of[i] for i in chosen]}
-    return replace(whole.subset(chosen), name=f"{whole.name} {split}", source=source)
-
-
-def _joined(
-    found: Recognised,
-    splits: Sequence[str],
-    names: Sequence[str] | None,
-    max_megapixels: float,
-    use_cache: bool,
-    image_folder: str | None,
-) -> DatasetIndex:
-    """All images of all splits, each once."""
-    if found.format.read is None:
-        index = _part_of_whole(_whole(found, names, use_cache, max_megapixels, image_folder), ALL)
-        return replace(index, source=index.source | {"set_name": index.name.removesuffix(f" {ALL}")})
-    own = [name for name in splits if ":" not in name]
-
-    def read(name: str, classes: Sequence[str] | None) -> DatasetIndex:
-        assert found.format.read is not None
-        return found.format.read(found.place, name, classes, max_megapixels, True, image_folder)
-
-    parts = [read(name, names) for name in own]
-    if names is None and len({part.class_names for part in parts}) > 1:
-        union = dict.fromkeys(name for part in parts for name in part.class_names)
-        classes = sorted(union) if found.format.name == "voc" else list(union)
-        parts = [read(name, classes) for name in own]
-    index = join_indices(parts)
-    return replace(index, source=index.source | {"set_name": found.place.resolve().name, "split": ALL})
+    Args:
+        splits: the names of the splits.
+        names: the classes; None uses those of all splits together.
+        read: reads one split with these classes.
+    """
+    parts = [read(split, names) for split in splits]
+    if names is not None or len({part.class_names for part in parts}) <= 1:
+        return parts
+    union = dict.fromkeys(name for part in parts for name in part.class_names)
+    classes = sorted(union) if parts[0].source["format"] == "voc" else list(union)
+    return [read(split, classes) for split in splits]

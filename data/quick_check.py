@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 
 import numpy as np
 
 from data.index import DatasetIndex, classes_found
-from data.tools.findings import Finding, finding, some_names
+from data.tools.findings import Finding, finding
 from data.tools.look import captured_decoder_errors
 from imaging.image_io import read_image
 from utils.errors import UserError
-from utils.text import counted
+from utils.text import counted, some_names
 
 IMBALANCE = 100.0  # most frequent class to rarest
 FEW = 10  # minimum boxes of a class
@@ -26,10 +27,6 @@ PROBED = 50  # maximum number of images tried before all are considered broken
 
 def quick_check(train: DatasetIndex, val: DatasetIndex | None = None) -> list[Finding]:
     """Run the fast checks, decoding only as many images as needed to find a valid one.
-
-    Args:
-        train: the training split.
-        val: the validation split, read with the same class names.
 
     Returns:
         The findings that do not prevent training.
@@ -84,10 +81,8 @@ def check_class_names(indices: dict[str, DatasetIndex]) -> list[Finding]:
     """Classes that are probably one class with two spellings; reported once for all splits."""
     counts: Counter[str] = Counter()
     for index in indices.values():
-        for name, count in zip(
-            index.class_names, np.bincount(index.labels, minlength=len(index.class_names)), strict=True
-        ):
-            counts[name] += int(count)
+        own = np.bincount(index.labels, minlength=len(index.class_names)).tolist()
+        counts.update(dict(zip(index.class_names, own, strict=True)))
     where = next((index.source.get("root", index.name) for index in indices.values()), "")
     findings = []
     common_first = sorted(counts, key=lambda name: -counts[name])
@@ -159,9 +154,8 @@ def check_sizes(index: DatasetIndex, split: str) -> list[Finding]:
         what = f"{split} has {counted(count, 'image')} and {counted(index.num_boxes, 'box')}"
         is_scored = any(word in split.casefold() for word in ("val", "test"))
         what += ": too few for a reliable score" if is_scored else ": too few to learn from"
-        findings.append(
-            finding("small_split", where, what, f"add images; at least {GOOD_SPLIT} are recommended", split)
-        )
+        todo = f"add images; at least {GOOD_SPLIT} are recommended"
+        findings.append(finding("small_split", where, what, todo, split))
     if count >= 4 and without >= MOSTLY * count:
         missing = index.source.get("no_label", [])
         what = f"{without} of {count} images of {split} without a box"
@@ -204,20 +198,15 @@ def check_format(index: DatasetIndex, split: str) -> list[Finding]:
 def check_overlap(indices: dict[str, DatasetIndex]) -> list[Finding]:
     """The same file in two splits; one finding where a split holds all of another."""
     findings = []
-    paths = {name: {os.path.realpath(index.path(i)): i for i in range(len(index))} for name, index in indices.items()}
-    names = list(indices)
-    for number, first in enumerate(names):
-        for second in names[number + 1 :]:
-            both = sorted(paths[first].keys() & paths[second].keys())
-            if len(both) > 1 and len(both) == min(len(paths[first]), len(paths[second])):
-                what = f"all {len(both)} images of {second if len(both) == len(paths[second]) else first} "
-                what += f"are in {first if len(both) == len(paths[second]) else second}, too: the score is meaningless"
-                root = indices[first].source.get("root", first)
-                findings.append(
-                    finding("same_image", root, what, "create a separate split", f"{first}+{second}", len(both))
-                )
-                continue
-            for path in both:
-                what = f"is in {first} and in {second}"
-                findings.append(finding("same_image", path, what, "keep it in only one of them", f"{first}+{second}"))
+    paths = {name: {os.path.realpath(path) for path in index.paths()} for name, index in indices.items()}
+    for first, second in itertools.combinations(indices, 2):
+        both, splits = sorted(paths[first] & paths[second]), f"{first}+{second}"
+        inner, outer = (second, first) if len(both) == len(paths[second]) else (first, second)
+        if 1 < len(both) == len(paths[inner]):
+            what = f"all {len(both)} images of {inner} are in {outer}, too: the score is meaningless"
+            root = indices[first].source.get("root", first)
+            findings.append(finding("same_image", root, what, "create a separate split", splits, len(both)))
+            continue
+        what, todo = f"is in {first} and in {second}", "keep it in only one of them"
+        findings += [finding("same_image", path, what, todo, splits) for path in both]
     return findings

@@ -26,9 +26,10 @@ from torch.utils.data import IterableDataset
 
 from data.augment import AugmentConfig, Photo
 from data.data_options import DataOptions
-from data.index import DatasetIndex
+from data.index import ARRAYS, DatasetIndex
 from data.loader import SampleKey, Size, TrainDataset, TrainLoader, collate
 from data.open import default_splits
+from data.tools.new_folder import check_new_folder
 from imaging.image_io import MAX_MEGAPIXELS, decode_image, read_header_bytes
 from imaging.letterbox import Letterbox
 from utils.config import option, parse_options
@@ -46,7 +47,7 @@ SHARD_SECONDS = 300.0  # without a batch, after which the workers are considered
 HTTP_SECONDS = 60  # timeout without data
 ATTEMPTS = 4  # attempts per shard, each resuming where the last failed
 FIRST_WAIT = 1.0  # seconds before the second attempt, doubled each time
-_ARRAYS = ("path_bytes", "path_offsets", "image_ids", "sizes", "offsets", "boxes", "labels", "difficult", "crowd")
+_ARRAYS = [name for name in ARRAYS if name not in ("areas", "box_refs", "scores")]
 
 
 # ---- writing
@@ -58,23 +59,14 @@ def write_shards(
     """Write a split as tar shards: `00000012.jpg`, the unchanged file, and `00000012.json`, its boxes.
 
     The images are shuffled once here, so that every shard is a random sample. `index.npz` holds all annotations
-    again, as they fit into memory, and `shards.json` gives the number of images in each shard.
-
-    Args:
-        index: the split. Unreadable images are skipped, with a warning.
-        folder: a new or empty folder.
-        images_per_shard: number of images in each shard but the last.
-        seed: random seed of the order.
-
-    Returns:
-        `folder`.
+    again, as they fit into memory, and `shards.json` gives the number of images in each shard. Unreadable images are
+    skipped, with a warning.
 
     Raises:
         UserError: if `folder` is not empty, or no image can be read.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(folder, "exists and is not empty", "choose another folder")
+    check_new_folder("OUT", folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept: list[int] = []
     shards: list[dict[str, Any]] = []
@@ -211,9 +203,7 @@ def open_shards(location: str | os.PathLike[str]) -> ShardSet:
         facts = json.loads(_fetch(f"{place}/{MANIFEST}"))
         with np.load(io.BytesIO(_fetch(f"{place}/{INDEX}")), allow_pickle=False) as arrays:
             values = {name: arrays[name] for name in _ARRAYS}
-        index = DatasetIndex(
-            name=f"{facts['name']} (shards)", class_names=tuple(map(str, facts["class_names"])), **values
-        )
+        index = DatasetIndex(f"{facts['name']} (shards)", tuple(map(str, facts["class_names"])), **values)
         files = tuple(str(shard["file"]) for shard in facts["shards"])
         counts = tuple(int(shard["images"]) for shard in facts["shards"])
         if sum(counts) != len(index) or any(os.path.basename(name) != name for name in files):
@@ -382,9 +372,8 @@ class ShardStream(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         info = torch.utils.data.get_worker_info()
         epoch, mosaic, first_batch = self.state.tolist()
-        line = (
-            first_batch + (info.id if info else 0)
-        ) % self.workers  # the loader reads from its workers in turn, from 0
+        # the loader reads from its workers in turn, from 0
+        line = (first_batch + (info.id if info else 0)) % self.workers
         lines = range(self.workers) if info is None else [line]
         streams = {each: self._line(each, epoch, bool(mosaic), first_batch) for each in lines}
         for number in range(first_batch, len(self)):
@@ -434,11 +423,8 @@ def build_shard_loader(
     if augment is not None and augment.copy_paste:
         raise UserError("--copy-paste", "cannot be combined with --shards", "leave out one of them")
     if len(shards.index) < world_size * max(workers, 1):
-        raise UserError(
-            shards.location,
-            f"{counted(len(shards.index), 'image is', 'images are')} fewer than the workers",
-            "use fewer --workers",
-        )
+        what = f"{counted(len(shards.index), 'image is', 'images are')} fewer than the workers"
+        raise UserError(shards.location, what, "use fewer --workers")
     make = partial(TrainDataset, input_size=input_size, augment=augment, seed=seed, letterbox=letterbox)
     stream = ShardStream(shards, make, batch_size, workers, rank, world_size, shuffled)
     cv2.setNumThreads(0)

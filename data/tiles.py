@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -27,9 +28,8 @@ def tile_windows(
 ) -> list[tuple[int, int, int, int]]:
     """Tiles (left, top, right, bottom) that cover an image evenly, each as large as the tile or the image."""
     rows, columns = _starts(height, tile_height, overlap), _starts(width, tile_width, overlap)
-    return [
-        (left, top, min(left + tile_width, width), min(top + tile_height, height)) for top in rows for left in columns
-    ]
+    corners = [(left, top) for top in rows for left in columns]
+    return [(left, top, min(left + tile_width, width), min(top + tile_height, height)) for left, top in corners]
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:
@@ -66,103 +66,59 @@ def tile_dataset(
     """
     if folder is None:
         dependencies = fingerprint(index.source["dependencies"]) if "dependencies" in index.source else ""
-        key = [
-            VERSION,
-            index.name,
-            str(index.source.get("root")),
-            list(index.class_names),
-            dependencies,
-            *tile,
-            overlap,
-        ]
+        root, names = str(index.source.get("root")), list(index.class_names)
+        key = [VERSION, index.name, root, names, dependencies, *tile, overlap]
         digest = hashlib.blake2b(json.dumps([*key, len(index), index.num_boxes]).encode(), digest_size=12)
         folder = cache_folder() / "tiles" / digest.hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     is_done = (folder / DONE).is_file()
-    parts = _Parts(index)
+    rows: list[_Row] = []
     for i in tqdm(range(len(index)), desc="tiles", unit="img", delay=2, leave=False, disable=is_done):
         height, width = (int(side) for side in index.sizes[i])
+        boxes = index.boxes[index.boxes_of(i)]
+        rows.append(_row(index, i, index.path(i), "", (height, width), boxes, np.ones(len(boxes))))
         windows = tile_windows(height, width, *tile, overlap)
-        parts.add_whole(i)
         if len(windows) > 1:
-            _add_tiles(parts, i, windows, folder, is_done)
-    write_atomically(folder / DONE, json.dumps({"tiles": len(parts.paths) - len(index)}).encode())
-    return parts.build(tile)
+            rows += _tiles(index, i, windows, folder, is_done)
+    write_atomically(folder / DONE, json.dumps({"tiles": len(rows) - len(index)}).encode())
+    name = f"{index.name} and tiles of {tile[1]}x{tile[0]}"
+    columns: Any = list(zip(*rows, strict=True)) or [()] * 7
+    source = index.source | {"tile": list(tile)}
+    return DatasetIndex.build(name, index.class_names, *columns, skips=index.skips, source=source)
 
 
-def _add_tiles(parts: _Parts, i: int, windows: list[tuple[int, int, int, int]], folder: Path, is_done: bool) -> None:
+def _tiles(
+    index: DatasetIndex, i: int, windows: list[tuple[int, int, int, int]], folder: Path, is_done: bool
+) -> list[_Row]:
+    """The tiles of an image, written as files unless they were before."""
     paths = [folder / f"{i}_{left}_{top}.jpg" for left, top, _, _ in windows]
     if not (is_done and all(path.is_file() for path in paths)):
         from imaging.image_io import read_image, write_image  # imported here: OpenCV is slow to import
 
         try:
-            image = read_image(parts.index.path(i))
+            image = read_image(index.path(i))
         except UserError as error:
             warn(error.where, error.what, "it is not divided into tiles")
-            return
+            return []
         for path, (left, top, right, bottom) in zip(paths, windows, strict=True):
             write_image(path, np.ascontiguousarray(image[top:bottom, left:right]), QUALITY)
+    rows = []
     for path, window in zip(paths, windows, strict=True):
-        parts.add_tile(i, path, window)
-
-
-class _Parts:
-    """Images and tiles as they are gathered."""
-
-    def __init__(self, index: DatasetIndex) -> None:
-        self.index = index
-        self.paths: list[str] = []
-        self.ids: list[str] = []
-        self.sizes: list[tuple[int, int]] = []
-        self.boxes: list[np.ndarray] = []
-        self.labels: list[np.ndarray] = []
-        self.difficult: list[np.ndarray] = []
-        self.crowd: list[np.ndarray] = []
-
-    def add_whole(self, i: int) -> None:
-        index, part = self.index, slice(self.index.offsets[i], self.index.offsets[i + 1])
-        size = (int(index.sizes[i][0]), int(index.sizes[i][1]))
-        kept = np.ones(part.stop - part.start, bool)
-        self._add(index.path(i), f"{index.image_ids[i]}", size, index.boxes[part], part, kept, index.crowd[part])
-
-    def add_tile(self, i: int, path: Path, window: tuple[int, int, int, int]) -> None:
-        index, part = self.index, slice(self.index.offsets[i], self.index.offsets[i + 1])
         left, top, right, bottom = window
-        boxes, share = boxes_in_tile(index.boxes[part], window)
-        kept = share > SEEN_SHARE
-        crowd = index.crowd[part] | (share < WHOLE_SHARE)  # a part below this fraction is ignored, not background
-        self._add(path, f"{index.image_ids[i]}@{left},{top}", (bottom - top, right - left), boxes, part, kept, crowd)
+        boxes, share = boxes_in_tile(index.boxes[index.boxes_of(i)], window)
+        rows.append(_row(index, i, path, f"@{left},{top}", (bottom - top, right - left), boxes, share))
+    return rows
 
-    def _add(
-        self,
-        path: Path,
-        identity: str,
-        size: tuple[int, int],
-        boxes: np.ndarray,
-        part: slice,
-        kept: np.ndarray,
-        crowd: np.ndarray,
-    ) -> None:
-        self.paths.append(os.fspath(path))
-        self.ids.append(identity)
-        self.sizes.append(size)
-        self.boxes.append(boxes[kept])
-        self.labels.append(self.index.labels[part][kept])
-        self.difficult.append(self.index.difficult[part][kept])
-        self.crowd.append(crowd[kept])
 
-    def build(self, tile: tuple[int, int]) -> DatasetIndex:
-        index = self.index
-        return DatasetIndex.build(
-            f"{index.name} and tiles of {tile[1]}x{tile[0]}",
-            index.class_names,
-            self.paths,
-            self.ids,
-            self.sizes,
-            self.boxes,
-            self.labels,
-            self.difficult,
-            self.crowd,
-            skips=index.skips,
-            source=index.source | {"tile": list(tile)},
-        )
+# of an image or tile: path, id, (height, width), boxes, labels, difficult, crowd, as `DatasetIndex.build` takes them
+_Row = tuple[str, str, tuple[int, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _row(
+    index: DatasetIndex, i: int, path: Path, suffix: str, size: tuple[int, int], boxes: np.ndarray, share: np.ndarray
+) -> _Row:
+    """One image of the new index; `share` is the visible fraction of each box of image i."""
+    part, kept = index.boxes_of(i), share > SEEN_SHARE
+    crowd = index.crowd[part] | (share < WHOLE_SHARE)  # a part below this fraction is ignored, not background
+    arrays = (boxes, index.labels[part], index.difficult[part], crowd)
+    return os.fspath(path), f"{index.image_ids[i]}{suffix}", size, *(each[kept] for each in arrays)  # type: ignore[return-value]

@@ -22,9 +22,8 @@ def walk_files(
 ) -> tuple[list[str], list[str]]:
     """Paths of the files below a folder, and the links that were not followed.
 
-    The files of a folder come before those of the folders in it, both in the order of their names.
-
-    Hidden files and files of file managers (`Thumbs.db`, `__MACOSX`) are omitted.
+    The files of a folder come before those of the folders in it, both in the order of their names. Hidden files and
+    files of file managers (`Thumbs.db`, `__MACOSX`) are omitted.
 
     Args:
         root: the folder.

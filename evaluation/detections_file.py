@@ -16,13 +16,13 @@ from data.index import DatasetIndex
 from evaluation.evaluator import EvaluationResult, FoundDetections, plain_class_name
 from utils.errors import UserError, warn
 from utils.json_file import read_json
-from utils.text import counted
+from utils.text import counted, some_names
 
 MAX_MISSING = 0.5  # fraction of the split's images that a file may lack
 MISSING = ("refuse", "empty", "skip")
 # https://github.com/cocodataset/cocoapi: 80 of the numbers 1 to 90
 COCO_CATEGORY_IDS = tuple(k for k in range(1, 91) if k not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
-_Row = tuple[Any, list[float], float, int | None]  # image, box xyxy, score, label (-1: class not in the data)
+_Row = tuple[Any, list[float], float, Any]  # image, box xyxy, score, and the class: its name or category number
 _FORMATS = "a COCO results list, or a list written by predict.py --json"
 
 
@@ -73,43 +73,45 @@ def read_detections(
     rows = _rows(path, values)
     is_ours = bool(rows) and "detections" in rows[0]
     lookup, notes = _ImageLookup(index), []
+    label_of: Callable[[Any], int]
     if is_ours:
-        table = list(_our_rows(path, rows, index))
+        table, label_of = _our_rows(path, rows), label_lookup(index)
     else:
-        labels, note = _category_labels(path, values, rows, index, classes)
+        table, (label_of, note) = _coco_rows(path, rows), _category_labels(path, values, rows, index, classes)
         notes += [note] if note else []
-        table = list(_coco_rows(path, rows, index, labels))
-    images, boxes, scores, labels_found = [], [], [], []
+    found: list[tuple[int, list[float], float, int]] = []
+    count_of: Counter[Any] = Counter()
     listed: set[int] = set()
     elsewhere: dict[str, None] = {}
-    for image_key, box, score, label in table:
-        position = lookup.find(path, image_key)
+    for image, box, score, name in table:
+        count_of[name] += 1
+        position = lookup.find(path, image)
         if position is None:
-            elsewhere[str(image_key)] = None
+            elsewhere[str(image)] = None
             continue
         listed.add(position)
-        if label is not None and (label >= 0 or unknown == "keep"):
-            images.append(position)
-            boxes.append(box)
-            scores.append(score)
-            labels_found.append(label)
+        if name is not None and ((label := label_of(name)) >= 0 or unknown == "keep"):
+            found.append((position, box, score, label))
+    del count_of[None]
+    _report_unknown(path, count_of, label_of, index)
     if elsewhere and others == "refuse":
-        few = ", ".join(list(elsewhere)[:5]) + (", ..." if len(elsewhere) > 5 else "")
-        what = f"{counted(len(elsewhere), 'image')} ({few}) not in {index.name} (e.g. {_example(index)})"
+        names = some_names([*elsewhere], 5)
+        what = f"{counted(len(elsewhere), 'image')} ({names}) not in {index.name} (e.g. {_example(index)})"
         raise UserError(path, what, "give the split of the detections, or remove these images")
     if isinstance(values, dict) and isinstance(values.get("images"), list):
         keys = (each["id"] for each in values["images"] if isinstance(each, dict) and "id" in each)
         listed |= {place for key in keys if (place := lookup.find(path, key)) is not None}
     scored = _scored_images(path, index, listed, missing, is_ours, notes)
-    order = np.argsort(np.asarray(images, np.int64), kind="stable")
-    found = FoundDetections(
-        np.asarray(images, np.int64)[order],
-        np.asarray(boxes, np.float64).reshape(-1, 4)[order],
-        np.asarray(scores, np.float64)[order],
-        np.asarray(labels_found, np.int64)[order],
+    found.sort(key=lambda row: row[0])
+    columns = [[row[k] for row in found] for k in range(4)]
+    detections = FoundDetections(
+        np.array(columns[0], np.int64),
+        np.array(columns[1], np.float64).reshape(-1, 4),
+        np.array(columns[2], np.float64),
+        np.array(columns[3], np.int64),
         scored,
     )
-    return ReadDetections(found, tuple(notes))
+    return ReadDetections(detections, tuple(notes))
 
 
 def _scored_images(
@@ -119,10 +121,8 @@ def _scored_images(
     absent = len(index) - len(listed)
     if absent and missing == "refuse" and absent > MAX_MISSING * len(index):
         what = f"lacks {absent} of the {len(index)} images of {index.name}"
-        todo = (
-            "was it made with --limit, or from another split? If it is correct: --missing-images skip (they were not "
-        )
-        raise UserError(path, what, f"{todo}processed) or empty (they have no detections)")
+        todo = "was it made with --limit, or from another split? If it is correct: --missing-images skip (they were "
+        raise UserError(path, what, f"{todo}not processed) or empty (they have no detections)")
     skip = missing == "skip" or (missing == "refuse" and is_ours)
     if absent:
         how = "not evaluated" if skip else "evaluated as images without detections"
@@ -138,11 +138,8 @@ def _rows(path: Path, values: Any) -> list[dict[str, Any]]:
     return values
 
 
-def _our_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex) -> Iterable[_Row]:
-    """The detections of predict.py's list, and a row without a label for each image."""
-    label_of = label_lookup(index)
-    unknown: Counter[str] = Counter()
-    known = 0
+def _our_rows(path: Path, rows: list[dict[str, Any]]) -> Iterable[_Row]:
+    """The detections of predict.py's list, and a row without a class for each image."""
     for number, row in enumerate(rows):
         where = f"{path}, item {number}"
         image, found = row.get("image_id", row.get("image")), row.get("detections")
@@ -158,17 +155,11 @@ def _our_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex) -> It
             box = _numbers(within, each.get("box_xyxy"), 4, "box_xyxy")
             # equal corners are valid: predict.py rounds them, and such a box matches nothing
             _check_box(within, "box_xyxy", box, box[2] - box[0], box[3] - box[1], may_be_flat=True)
-            label = label_of(name)
-            known += label >= 0
-            unknown[name] += label < 0
-            yield image, box, _score(within, each), label
-    _report_unknown(path, +unknown, known, index)
+            yield image, box, _score(within, each), name
 
 
-def _coco_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex, labels: dict[int, int]) -> Iterable[_Row]:
-    """The detections of COCO results; label -1 for a category that is not in the data."""
-    unknown: Counter[str] = Counter()
-    known = 0
+def _coco_rows(path: Path, rows: list[dict[str, Any]]) -> Iterable[_Row]:
+    """The detections of COCO results."""
     for number, row in enumerate(rows):
         where = f"{path}, item {number}"
         image, category = row.get("image_id"), row.get("category_id")
@@ -176,17 +167,13 @@ def _coco_rows(path: Path, rows: list[dict[str, Any]], index: DatasetIndex, labe
             raise UserError(where, "has no `image_id` and whole `category_id`", f"give {_FORMATS}")
         x, y, width, height = _numbers(where, row.get("bbox"), 4, "bbox")
         _check_box(where, "bbox", [x, y, width, height], width, height)
-        label = labels.get(category, -1)
-        known += label >= 0
-        unknown[str(category)] += label < 0
-        yield image, [x, y, x + width, y + height], _score(where, row), label
-    _report_unknown(path, +unknown, known, index)
+        yield image, [x, y, x + width, y + height], _score(where, row), category
 
 
 def _category_labels(
     path: Path, values: Any, rows: list[dict[str, Any]], index: DatasetIndex, classes: Sequence[str] | None
-) -> tuple[dict[int, int], str]:
-    """The label of each category number, and a text about its source.
+) -> tuple[Callable[[int], int], str]:
+    """Takes a category number to its label, -1 for a class that the index does not have; and a text about its source.
 
     By name if `classes` or a `categories` list of the file names the numbers; else by the data set's COCO numbers;
     else 1, 2, ... in class order.
@@ -200,19 +187,19 @@ def _category_labels(
                  if isinstance(each, dict) and type(each.get("id")) is int}  # fmt: skip
         source = f"the categories of {path.name}"
     elif index.category_ids is not None:
-        return {category: i for i, category in enumerate(index.category_ids)}, ""
+        labels = {category: i for i, category in enumerate(index.category_ids)}
+        return lambda category: labels.get(category, -1), ""
     else:
         names = dict(enumerate(index.class_names, 1))
         source = f"{index.name}, which has no category numbers, in alphabetical order"
         if numbers - names.keys():
-            few = ", ".join(map(str, sorted(numbers - names.keys())[:8]))
-            what = f"category numbers ({few}) are not 1 to {len(names)}, as the classes of {index.name} would be"
+            others = some_names([str(number) for number in sorted(numbers - names.keys())])
+            what = f"category numbers ({others}) are not 1 to {len(names)}, as the classes of {index.name} would be"
             raise UserError(path, what, "give their class names with --detection-classes FILE (or voc, coco)")
     label_of = label_lookup(index)
     labels = {k: label_of(name) for k, name in names.items()}
     used = [f"{k} = {names[k]}" for k in sorted(numbers) if labels.get(k, -1) >= 0]
-    more = f" and {len(used) - 8} more" if len(used) > 8 else ""
-    return labels, f"category numbers by {source}: {', '.join(used[:8])}{more}"
+    return lambda category: labels.get(category, -1), f"category numbers by {source}: {some_names(used)}"
 
 
 def label_lookup(index: DatasetIndex) -> Callable[[str], int]:
@@ -229,21 +216,17 @@ def _numbered(classes: Sequence[str], numbers: set[int]) -> dict[int, str]:
     return dict(enumerate(classes, 0 if 0 in numbers else 1))
 
 
-def _report_unknown(path: Path, unknown: Counter[str], known: int, index: DatasetIndex) -> None:
+def _report_unknown(path: Path, count_of: Counter[Any], label_of: Callable[[Any], int], index: DatasetIndex) -> None:
+    """Warn of detections of classes that the index does not have. Raises UserError if there are no others."""
+    unknown = {name: count for name, count in count_of.items() if label_of(name) < 0}
     if not unknown:
         return
-    names = ", ".join(list(unknown)[:8])
-    if not known:
-        raise UserError(
-            path,
-            f"none of its classes ({names}) is a class of {index.name} ({', '.join(index.class_names[:8])}, ...)",
-            "evaluate it on the data that it was made for",
-        )
-    warn(
-        path,
-        f"{counted(sum(unknown.values()), 'detection')} of classes that {index.name} does not have: {names}",
-        "they are not evaluated",
-    )
+    names = ", ".join(map(str, list(unknown)[:8]))
+    if len(unknown) == len(count_of):
+        what = f"none of its classes ({names}) is a class of {index.name} ({', '.join(index.class_names[:8])}, ...)"
+        raise UserError(path, what, "evaluate it on the data that it was made for")
+    what = f"{counted(sum(unknown.values()), 'detection')} of classes that {index.name} does not have: {names}"
+    warn(path, what, "they are not evaluated")
 
 
 def _check_box(where: str, name: str, box: list[float], width: float, height: float, may_be_flat: bool = False) -> None:
@@ -319,46 +302,23 @@ def detection_lists(result: EvaluationResult) -> list[dict[str, Any]]:
     rows = []
     for i in range(record.num_images):
         part = slice(bounds[i], bounds[i + 1])
+        columns = (each[part].tolist() for each in (record.det_labels, record.det_scores, record.det_boxes))
+        found = [
+            {"class_id": c, "class_name": record.class_names[c], "score": score, "box_xyxy": box}
+            for c, score, box in zip(*columns, strict=True)
+        ]
         height, width = index.sizes[i].tolist()
-        rows.append(
-            {
-                "image": str(index.path(i)),
-                "image_id": record.image_ids[i].item(),
-                "width": width,
-                "height": height,
-                "detections": [
-                    {
-                        "class_id": c,
-                        "class_name": record.class_names[c],
-                        "score": s,
-                        "box_xyxy": box,
-                    }
-                    for c, s, box in zip(
-                        record.det_labels[part].tolist(),
-                        record.det_scores[part].tolist(),
-                        record.det_boxes[part].tolist(),
-                        strict=True,
-                    )
-                ],
-            }
-        )
+        row = {"image": str(index.path(i)), "image_id": record.image_ids[i].item(), "width": width, "height": height}
+        rows.append(row | {"detections": found})
     return rows
 
 
 def write_voc_results(folder: Path, result: EvaluationResult, split: str, entry: str = "comp4") -> Path:
-    """Write one file per class, in the format of the VOC evaluation server.
+    """Write one file per class, in the format of the VOC evaluation server; returns their folder.
 
     `results/VOC<year>/Main/<entry>_det_<split>_<class>.txt`, one line per detection: image id, score, and the box,
-    1-based and inclusive.
-
-    Args:
-        folder: parent folder of `results`.
-        result: an evaluation.
-        split: the image set, e.g. `test` or `VOC2012:test`.
-        entry: `comp3` if only VOC's own images were used in training (pretraining included), else `comp4`.
-
-    Returns:
-        The folder of the files.
+    1-based and inclusive. `entry` is `comp3` if only VOC's own images were used (pretraining included), else
+    `comp4`.
 
     Source: VOC2012 development kit, section 4.3.
     """
@@ -370,12 +330,11 @@ def write_voc_results(folder: Path, result: EvaluationResult, split: str, entry:
     boxes = record.det_boxes + np.array([1.0, 1.0, 0.0, 0.0])
     for c, name in enumerate(record.class_names):
         mine = np.flatnonzero(record.det_labels == c)
-        lines = _voc_lines(ids, record.det_image[mine], record.det_scores[mine], boxes[mine])
+        lines = (
+            f"{ids[record.det_image[d]]} {record.det_scores[d]:.6f} {' '.join(f'{edge:.6f}' for edge in boxes[d])}\n"
+            for d in mine
+        )
         file_name = "".join("_" if letter in '/\\:*?"<>|' else letter for letter in name)
-        (target / f"{entry}_det_{split.rsplit(':', 1)[-1]}_{file_name}.txt").write_text(lines, encoding="utf-8")
+        path = target / f"{entry}_det_{split.rsplit(':', 1)[-1]}_{file_name}.txt"
+        path.write_text("".join(lines), encoding="utf-8")
     return target
-
-
-def _voc_lines(ids: Sequence[str], images: np.ndarray, scores: np.ndarray, boxes: np.ndarray) -> str:
-    rows = zip(images.tolist(), scores.tolist(), boxes.tolist(), strict=True)
-    return "".join(f"{ids[i]} {s:.6f} {b[0]:.6f} {b[1]:.6f} {b[2]:.6f} {b[3]:.6f}\n" for i, s, b in rows)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from evaluation.metrics.record import EvalRecord, record_from_index
 from evaluation.metrics.voc import IOU_THRESHOLD, voc_figures
 from imaging.detections import Detections
 from utils.errors import UserError, warn
-from utils.text import counted
+from utils.text import counted, some_names
 from utils.threads import parallel_map
 from utils.thresholds import Thresholds
 
@@ -30,12 +30,7 @@ STAGES = ("decode", "preprocess", "network", "postprocess")
 READ_AHEAD_BATCHES = 2  # decoded batches waiting for the network; bounds memory
 
 # Class names that are equivalent in VOC and COCO.
-CLASS_ALIASES = {
-    "aeroplane": "airplane",
-    "motorbike": "motorcycle",
-    "sofa": "couch",
-    "tvmonitor": "tv",
-}
+CLASS_ALIASES = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 
 
 # Thresholds for evaluation: a low score threshold, so that the whole precision-recall curve is covered;
@@ -81,15 +76,12 @@ class FoundDetections:
     @classmethod
     def from_list(cls, positions: Sequence[int], found: Sequence[Detections], **others: Any) -> FoundDetections:
         """Concatenate one `Detections` per image."""
-        counts = [len(each) for each in found]
-        return cls(
-            np.repeat(np.asarray(positions, np.int64), counts),
-            np.concatenate([each.boxes for each in found]) if found else np.zeros((0, 4), np.float32),
-            np.concatenate([each.scores for each in found]) if found else np.zeros(0, np.float32),
-            np.concatenate([each.labels for each in found]) if found else np.zeros(0, np.int64),
-            np.asarray(positions, np.int64),
-            **others,
+        images, counts = np.asarray(positions, np.int64), [len(each) for each in found]
+        parts = found or [Detections.empty()]
+        boxes, scores, labels = (
+            np.concatenate([getattr(each, name) for each in parts]) for name in ("boxes", "scores", "labels")
         )
+        return cls(np.repeat(images, counts), boxes, scores, labels, images, **others)
 
     @classmethod
     def merged(cls, parts: Sequence[FoundDetections]) -> FoundDetections:
@@ -117,7 +109,7 @@ class EvaluationResult:
         index: the images that were scored, in the order of the record.
         figures: `voc07_mAP50`, `voc10_mAP50`, `coco_AP`, `coco_AP50`, ... and `per_class`; None where undefined.
         protocol: text that describes how the metrics were computed.
-        seconds: time spent by stage (`decode`, `preprocess`, `network`, `postprocess`, over all threads), `wall`.
+        seconds: time spent by stage (over all threads), and `wall`.
         skips: images left out.
         num_not_scored: objects of classes that the model does not know.
     """
@@ -170,14 +162,9 @@ class EvaluationResult:
         rows = {}
         for name, curve in zip(self.record.class_names, self.curves.per_class, strict=True):
             threshold, _ = curve.best
-            precision, recall, f1 = curve.at(threshold) if threshold is not None else (None, None, None)
-            rows[name] = {
-                **self.figures["per_class"][name],
-                "precision": precision,
-                "recall": recall,
-                "f1": f1,
-                "threshold": threshold,
-            }
+            working = curve.at(threshold) if threshold is not None else (None, None, None)
+            own = dict(zip(("precision", "recall", "f1"), working, strict=True))
+            rows[name] = self.figures["per_class"][name] | own | {"threshold": threshold}
         return rows
 
     def per_image(self) -> list[dict[str, Any]]:
@@ -258,17 +245,11 @@ def evaluate(
 
     Args:
         detector: its `config.class_names` are the scored classes; objects of other classes are left out and counted.
-        index: the split.
-        batch_size: images per forward pass; 0 uses the default of the runtime. It does not change the
-            metrics.
-        thresholds: which detections are kept.
+        index, thresholds, workers, progress, read, after_batch: as in `run_detector`.
+        batch_size: images per forward pass; 0 uses the default of the runtime. It does not change the metrics.
         coco: `auto`, `pycocotools`, `faster`, or None to skip the COCO metrics.
-        progress: show a progress bar.
-        workers: threads that decode images ahead.
         rank, world_size: this process evaluates the images rank, rank + world_size, ...
         gather: takes an object and returns the list of all processes' objects by rank (None on ranks that need none).
-        read: path to (H, W, 3) uint8 RGB; by default reads the file, and decodes a large JPEG at reduced size.
-        after_batch: called after each batch with the images' positions in the index and their (height, width).
 
     Returns:
         The result over all images, the same in every process; None where `gather` returned None.
@@ -279,9 +260,8 @@ def evaluate(
     class_names = tuple(detector.config.class_names)
     class_map = match_classes(class_names, index.class_names, index.name)
     positions = np.arange(rank, len(index), world_size)
-    found: FoundDetections | None = run_detector(
-        detector, index, positions, batch_size, thresholds, progress and rank == 0, workers, read, after_batch
-    )
+    settings: Any = (batch_size, thresholds, progress and rank == 0, workers, read, after_batch)
+    found: FoundDetections | None = run_detector(detector, index, positions, *settings)
     if gather is not None and found is not None:
         parts = gather(found)
         found = None if parts is None else FoundDetections.merged(parts)
@@ -301,11 +281,10 @@ def score(
     """Compute the metrics of existing detections.
 
     Args:
-        index: the split.
         class_names: the scored classes, which the detections' labels index.
         class_map: (C_index,) the index's labels as labels of `class_names`, -1 for those not scored.
         found: detections, and the images they belong to.
-        coco: `auto`, `pycocotools`, `faster`, or None to skip the COCO metrics.
+        coco: as in `evaluate`.
         origin: describes how the detections were made, for `protocol`.
     """
     part = index.subset(found.images)
@@ -350,14 +329,16 @@ def run_detector(
     read: Callable[[Path], np.ndarray] | None = None,
     after_batch: AfterBatch | None = None,
 ) -> FoundDetections:
-    """Detections of the images at `positions`; an image that cannot be read is skipped, with a warning."""
+    """Detections of the images at `positions`; an image that cannot be read is skipped, with a warning.
+
+    Args:
+        workers: threads that decode images ahead.
+        read: path to (H, W, 3) uint8 RGB; by default reads the file, and decodes a large JPEG at reduced size.
+        after_batch: called after each batch with the images' positions in the index and their (height, width).
+    """
     from tqdm import tqdm
 
-    from imaging.image_io import (  # imports OpenCV, which --help does not need
-        decoded_bytes,
-        read_image_and_size,
-        read_start,
-    )
+    from imaging.image_io import decoded_bytes, read_image_and_size, read_start  # OpenCV, which --help does not need
 
     started, before = time.perf_counter(), dict(getattr(detector, "timings", {}))
     seen: list[int] = []
@@ -374,17 +355,20 @@ def run_detector(
             found.extend(detector.detect_batch([each.image for each in waiting], thresholds, **sizes))
             seen.extend(each.position for each in waiting)
             if after_batch is not None:
-                after_batch([each.position for each in waiting], [each.full_size for each in waiting])
+                after_batch([each.position for each in waiting], [each.size for each in waiting])
             waiting.clear()
 
     def load(position: int) -> _Loaded | Skip:
         begin, path = time.perf_counter(), index.path(position)
         try:
-            image, size = read_image_and_size(path, min_size=decoded_size) if read is None else (read(path), (0, 0))
-        except UserError as error:
-            return Skip("image", "unreadable_image", error.where, error.what, "it is not evaluated")
+            if read is None:
+                image, size = read_image_and_size(path, min_size=decoded_size)
+            else:
+                image = read(path)
+                size = (image.shape[0], image.shape[1])
         except (OSError, ValueError) as error:
-            return Skip("image", "unreadable_image", str(path), str(error), "it is not evaluated")
+            where, what = (error.where, error.what) if isinstance(error, UserError) else (str(path), str(error))
+            return Skip("image", "unreadable_image", where, what, "it is not evaluated")
         return _Loaded(position, image, size, time.perf_counter() - begin)
 
     def cost(position: int) -> int:
@@ -416,31 +400,20 @@ def run_detector(
     return FoundDetections.from_list(seen, found, seconds=spent, skips=tuple(skips))
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """An image of an index, the full (height, width) if it was decoded at reduced size, and the seconds it took."""
+class _Loaded(NamedTuple):
+    """An image of an index, its (height, width) at full size, and the seconds that it took."""
 
     position: int
     image: np.ndarray
     size: tuple[int, int]
     seconds: float
 
-    @property
-    def full_size(self) -> tuple[int, int]:
-        height, width = self.size if self.size[0] else self.image.shape[:2]
-        return height, width
-
 
 def match_classes(model_classes: Sequence[str], data_classes: Sequence[str], name: str) -> np.ndarray:
-    """Map the data's classes to the model's classes by name.
+    """Map the data's classes to the model's classes by name; `name` is that of the data set, for messages.
 
-    Names match if they differ only in case, spaces, hyphens and underscores, or are equivalent in VOC and
-    COCO. A warning lists the classes that only one side has.
-
-    Args:
-        model_classes: classes that are scored.
-        data_classes: classes of the annotations.
-        name: name of the data set in messages.
+    Names match if they differ only in case, spaces, hyphens and underscores, or are equivalent in VOC and COCO. A
+    warning lists the classes that only one side has.
 
     Returns:
         (C_data,) int64, index into `model_classes`, -1 for a class that the model does not know.
@@ -455,16 +428,18 @@ def match_classes(model_classes: Sequence[str], data_classes: Sequence[str], nam
     if len(data_classes) and (mapped < 0).all():
         near = [(each, m) for each in unknown for m in difflib.get_close_matches(each, model_classes, 1)]
         hint = f"did you mean {near[0][1]!r} for {near[0][0]!r}? " if near else ""
-        raise UserError(
-            name,
-            f"has no class in common with the model (data: {_few(data_classes)}; model: {_few(model_classes)})",
-            f"{hint}use data with the classes of the model, or correct the class names",
-        )
+        ours, theirs = some_names(model_classes), some_names(data_classes)
+        what = f"has no class in common with the model (data: {theirs}; model: {ours})"
+        raise UserError(name, what, f"{hint}use data with the classes of the model, or correct the class names")
     if unknown:
-        warn(name, f"classes that the model does not have: {_few(unknown)}", "their objects are not evaluated")
+        warn(name, f"classes that the model does not have: {some_names(unknown)}", "their objects are not evaluated")
     absent = [each for i, each in enumerate(model_classes) if i not in set(mapped.tolist())]
     if absent and len(data_classes):
-        warn(name, f"classes of the model that the data does not have: {_few(absent)}", "they are not part of the mean")
+        warn(
+            name,
+            f"classes of the model that the data does not have: {some_names(absent)}",
+            "they are not part of the mean",
+        )
     return mapped
 
 
@@ -472,8 +447,3 @@ def plain_class_name(name: str) -> str:
     """A class name without case, spaces and punctuation; a VOC name is replaced by its COCO name."""
     plain = "".join(letter for letter in name.casefold() if letter not in " -_")
     return CLASS_ALIASES.get(plain, plain)
-
-
-def _few(names: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

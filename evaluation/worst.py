@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.formats.writers import voc_xml, write_lines
+from data.formats.dataset_writer import Losses, write_dataset
+from data.tools.new_folder import check_new_folder
 from evaluation.evaluator import EvaluationResult
 from evaluation.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE
-from utils.errors import UserError
 from utils.files import write_file
 
 YEAR = "VOC2012"  # a devkit folder name that every VOC reader accepts
@@ -57,57 +56,31 @@ def find_mistakes(result: EvaluationResult, threshold: float) -> Mistakes:
 def export_worst(result: EvaluationResult, folder: Path, count: int) -> int:
     """Write the worst images as a VOC devkit with a split `worst`, `detections.json` and `queue.json`.
 
-    The images are copied, so labelling does not change the original data set. The queue lists detections
-    without a label and missed objects; `serve.py --label FOLDER --queue FOLDER/queue.json` shows it.
-
-    Returns:
-        Number of images written.
+    The images are copied, so labelling does not change the original data set. The queue lists detections without
+    a label and missed objects; `serve.py --label FOLDER --queue FOLDER/queue.json` shows it. Returns the number of
+    images.
 
     Raises:
         UserError: if the folder is not empty.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError("--export", f"{folder} is not empty", "give another folder")
+    check_new_folder("--export", folder)
     threshold = FALLBACK_THRESHOLD if result.best_f1_threshold is None else result.best_f1_threshold
     mistakes = find_mistakes(result, threshold)
     positions = mistakes.worst_first[:count]
-    year = folder / YEAR
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (year / name).mkdir(parents=True, exist_ok=True)
-    names, rows, findings = _names(result, positions), [], []
+    write_dataset({"worst": result.index.subset(positions)}, folder, "voc", Losses(), progress=False, year=YEAR)
+    home = folder / YEAR
+    rows: list[dict[str, Any]] = []
+    findings: list[dict[str, Any]] = []
+    names = (home / "ImageSets" / "Main" / "worst.txt").read_text(encoding="utf-8").splitlines()
     for name, i in zip(names, positions.tolist(), strict=True):
-        picture = year / "JPEGImages" / f"{name}{result.index.path(i).suffix}"
-        shutil.copyfile(result.index.path(i), picture)
-        write_file(year / "Annotations" / f"{name}.xml", _annotation(result, i, picture.name).encode())
+        original = result.index.path(i)
+        picture = home / "JPEGImages" / f"{name}{original.suffix}"
         found = _found(result, i, threshold)
-        rows.append({"image": picture.name, "original": str(result.index.path(i)), "detections": found})
+        rows.append({"image": picture.name, "original": str(original), "detections": found})
         findings += _findings(result, i, picture.relative_to(folder).as_posix(), mistakes)
-    write_lines(year / "ImageSets" / "Main" / "worst.txt", names)
     write_file(folder / "detections.json", json.dumps(rows, indent=1).encode())
     write_file(folder / "queue.json", json.dumps({"findings": findings}, indent=1).encode())
     return len(positions)
-
-
-def _names(result: EvaluationResult, positions: np.ndarray) -> list[str]:
-    """A unique name for each image; its own name if no other image has it."""
-    taken: set[str] = set()
-    names = []
-    for i in positions.tolist():
-        stem = result.index.path(i).stem
-        name, number = stem, 2
-        while name in taken:
-            name, number = f"{stem}_{number}", number + 1
-        taken.add(name)
-        names.append(name)
-    return names
-
-
-def _annotation(result: EvaluationResult, i: int, file_name: str) -> str:
-    index = result.index
-    part = slice(int(index.offsets[i]), int(index.offsets[i + 1]))
-    labels = [index.class_names[label] for label in index.labels[part]]
-    size = (int(index.sizes[i][0]), int(index.sizes[i][1]))
-    return voc_xml(file_name, size, index.boxes[part], labels, index.difficult[part], folder=YEAR)
 
 
 def _found(result: EvaluationResult, i: int, threshold: float) -> list[dict[str, Any]]:
@@ -138,7 +111,6 @@ def _findings(result: EvaluationResult, i: int, image: str, mistakes: Mistakes) 
     for m in missed.tolist():
         name = record.class_names[record.gt_labels[m]]
         label = {"class_name": name, "box": record.gt_boxes[m].round(2).tolist()}
-        rows.append(
-            {"kind": "phantom", "score": 0.0, "label": label, "suggestion": None, "text": f"not detected: {name}"}
-        )
+        text = f"not detected: {name}"
+        rows.append({"kind": "phantom", "score": 0.0, "label": label, "suggestion": None, "text": text})
     return [{"image": image, **row} for row in rows]

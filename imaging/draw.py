@@ -85,9 +85,7 @@ def draw_boxes(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        boxes: (N, 4) xyxy, image pixels.
-        labels: (N,) indices into `class_names`.
-        class_names: names of the classes, for the labels.
+        boxes: (N, 4) xyxy, image pixels, of classes `labels` (N,).
         scores: (N,) in [0, 1], or None for ground truth; the best is drawn last, on top.
         track_ids: (N,) identities, or None.
         notes: (N,) text after each label, e.g. `difficult`.
@@ -128,9 +126,8 @@ def draw_boxes(
 
 def draw_detections(image: np.ndarray, detections: Any, class_names: Sequence[str]) -> np.ndarray:
     """Draw `imaging.detections.Detections` on a copy of the (H, W, 3) uint8 RGB image."""
-    return draw_boxes(
-        image, detections.boxes, detections.labels, class_names, detections.scores, track_ids=detections.track_ids
-    )
+    found = detections
+    return draw_boxes(image, found.boxes, found.labels, class_names, found.scores, found.track_ids)
 
 
 def draw_targets(image: np.ndarray, target: Mapping[str, Any], class_names: Sequence[str]) -> np.ndarray:
@@ -148,17 +145,12 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     gap: int = 4,
 ) -> np.ndarray:
-    """Arrange images in rows of `columns` tiles; aspect ratios are kept.
+    """Arrange images, (H, W, 3) uint8 RGB of any sizes, in rows of `columns` tiles; aspect ratios are kept.
 
     Args:
-        images: (H, W, 3) uint8 RGB each, any sizes.
-        columns: tiles per row.
         tile_size: (height, width) of a tile, pixels; None for the size of the largest image, at most 640.
         captions: text at the bottom of each tile.
         gap: width of the white space between tiles, pixels.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
     """
     if not images:
         return np.full((32, 32, 3), 255, np.uint8)
@@ -322,9 +314,8 @@ def _unicode_font() -> tuple[str, Any]:
     path = next((path for path in CJK_FONTS if Path(path).is_file()), None)
     if path is not None:
         return "pillow", path
-    warn(
-        "class names", "no font for non-ASCII characters was found", "install fonts-noto-cjk; they are drawn as escapes"
-    )
+    todo = "install fonts-noto-cjk; they are drawn as escapes"
+    warn("class names", "no font for non-ASCII characters was found", todo)
     return "hershey", None
 
 

@@ -29,28 +29,8 @@ from utils.files import FileError, page_or_pointer, read_ends, read_file, write_
 
 MAX_MEGAPIXELS = 100.0
 _JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
-IMAGE_SUFFIXES = _JPEG_SUFFIXES | frozenset(
-    {
-        ".avif",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".hdr",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jp2",
-        ".mpo",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".ras",
-        ".sr",
-    }
-    | {".tif", ".tiff", ".webp"}
-)
+_OTHER_SUFFIXES = "avif bmp dib gif hdr heic heif hif jp2 mpo pbm pgm png pnm ppm ras sr tif tiff webp"
+IMAGE_SUFFIXES = _JPEG_SUFFIXES | {f".{name}" for name in _OTHER_SUFFIXES.split()}
 _PILLOW_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
 _ENCODED_AS = {".jfif": ".jpg", ".mpo": ".jpg"}  # suffixes that OpenCV does not know
 _HEADER_BYTES = 1 << 16
@@ -60,16 +40,13 @@ _STRIP_PIXELS = 1 << 20
 # Fraction of the limit for decoders that need more than 10 bytes per pixel, to stay below 1 GB of memory. Measured:
 # JPEG 2000 19, animated WebP 16, progressive CMYK 12, AVIF 11 bytes (docs/RELIABILITY.md).
 _SHARE = {"jpeg2000": 0.5, "animation": 0.5, "progressive": 0.75, "avif": 0.8, "heif": 0.8}
-# A progressive JPEG is decoded completely for each of its scans, and 174 kB can contain thousands. Encoders write about
-# 10.
+# A progressive JPEG is decoded completely for each of its scans; 174 kB can contain thousands. Encoders write about 10.
 MAX_SCANS = 100
 MAX_SCANNED_MEGAPIXELS = 2000.0  # pixels x scans: about a second of decoding above that of the pixels
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _REDUCED = {  # OpenCV's flags for reduced decoding, in RGB instead of BGR
     1: _RGB,
-    2: _RGB | (cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR),
-    4: _RGB | (cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR),
-    8: _RGB | (cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR),
+    **{n: _RGB | (getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") & ~cv2.IMREAD_COLOR) for n in (2, 4, 8)},
 }
 
 # minimum (height, width) that a caller needs, or a function that returns it for an image of (height, width)
@@ -108,9 +85,7 @@ class ImageHeader:
 
 
 def read_image(
-    path: str | os.PathLike[str],
-    max_megapixels: float = MAX_MEGAPIXELS,
-    min_size: MinSize | None = None,
+    path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS, min_size: MinSize | None = None
 ) -> np.ndarray:
     """Read an image: (H, W, 3) uint8, RGB, upright.
 
@@ -128,9 +103,7 @@ def read_image(
 
 
 def read_image_and_size(
-    path: str | os.PathLike[str],
-    max_megapixels: float = MAX_MEGAPIXELS,
-    min_size: MinSize | None = None,
+    path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS, min_size: MinSize | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Like `read_image`, but also returns the (height, width) of the full-size image, for boxes."""
     held, where = [_read(path, max_megapixels)], os.fsdecode(path)
@@ -145,17 +118,13 @@ def decode_image(
     reduce: int = 1,
     min_size: MinSize | None = None,
 ) -> np.ndarray:
-    """Decode the bytes of an image: (H, W, 3) uint8, RGB, upright.
+    """Decode the bytes of an image: (H, W, 3) uint8, RGB, upright; see `read_image`.
 
     Args:
         data: the file's content.
         where: name of the image in errors.
-        max_megapixels: reject an image with more pixels in its header, before decoding it.
-        reduce: 1, 2, 4 or 8: a JPEG is decoded at 1 / reduce of its size (rounded up), other formats at full size.
-        min_size: as in `read_image`; used when `reduce` is 1.
-
-    Raises:
-        ImageError: with the reason in `code` and in words.
+        reduce: 1, 2, 4 or 8: a JPEG is decoded at 1 / reduce of its size (rounded up), other formats at full size. With
+            1, `min_size` is used.
     """
     header = read_header_bytes(data, where, max_megapixels)
     return _decode([data], header, where, reduce if reduce != 1 else _reduction(header, min_size))
@@ -207,10 +176,8 @@ def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPI
         ImageError: if it is not an image, is truncated, or has more than `max_megapixels`.
     """
     where, header = os.fsdecode(path), None
-    try:
+    with _image_errors():
         start, end, size = read_ends(path, int(max_megapixels * 1e6 * _BYTES_PER_PIXEL), _HEADER_BYTES, _END_BYTES)
-    except FileError as error:
-        raise ImageError(error.code, error.where, error.what, error.todo) from None
     if start[:3] == _JPEG_MAGIC and size > len(start):
         header = _jpeg_header(start)  # for nearly all files, the first bytes contain all of it
         if header is not None and not _has_one_scan(start, header.frame):
@@ -366,9 +333,7 @@ def _check_scans(data: bytes, header: ImageHeader, where: object) -> None:
 
 def _png_header(data: bytes, where: object) -> ImageHeader:
     if len(data) < 33 or data[12:16] != b"IHDR":
-        raise ImageError(
-            "truncated_image", where, f"is a PNG truncated after {len(data)} bytes", "copy or download it again"
-        )
+        raise _truncated(data, where)
     width, height = struct.unpack_from(">II", data, 16)
     orientation, position = 1, 8
     while position + 12 <= len(data):  # eXIf may come after the pixels
@@ -465,9 +430,8 @@ def _exif_orientation(exif: bytes) -> int:
 
 def _checked(header: ImageHeader, where: object, max_megapixels: float) -> ImageHeader:
     if header.height < 1 or header.width < 1:
-        raise ImageError(
-            "corrupt_image", where, f"has {header.width}x{header.height} pixels in its header", "use another copy"
-        )
+        what = f"has {header.width}x{header.height} pixels in its header"
+        raise ImageError("corrupt_image", where, what, "use another copy")
     if header.kind.endswith("-bit JPEG"):
         what = f"is a {header.kind} (from medical or scientific cameras), which cannot be decoded here"
         raise ImageError("unsupported_image", where, what, "convert it to 8 bits or to PNG")
@@ -482,9 +446,16 @@ def _checked(header: ImageHeader, where: object, max_megapixels: float) -> Image
 # --- pixels ----------------------------------------------------------------------------------------------------------
 
 
-def _read(path: str | os.PathLike[str], max_megapixels: float, head: int | None = None) -> bytes:
+def _read(path: str | os.PathLike[str], max_megapixels: float) -> bytes:
+    with _image_errors():
+        return read_file(path, int(max_megapixels * 1e6 * _BYTES_PER_PIXEL))
+
+
+@contextlib.contextmanager
+def _image_errors() -> Iterator[None]:
+    """Convert errors of reading a file."""
     try:
-        return read_file(path, int(max_megapixels * 1e6 * _BYTES_PER_PIXEL), head)
+        yield
     except FileError as error:
         raise ImageError(error.code, error.where, error.what, error.todo) from None
 
@@ -608,13 +579,9 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def turn_boxes(boxes: np.ndarray, orientation: int, height: int, width: int) -> np.ndarray:
-    """Convert (N, 4) xyxy boxes of the stored image to the upright image.
+    """Convert (N, 4) xyxy boxes from pixels of the stored image of `height` x `width` to the upright image.
 
-    Args:
-        boxes: pixels of the image as stored.
-        orientation: EXIF orientation, 1 to 8.
-        height: rows as stored.
-        width: columns as stored.
+    `orientation` is EXIF's, 1 to 8.
     """
     x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
     if orientation >= 5:

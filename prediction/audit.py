@@ -18,9 +18,9 @@ from data.index import DatasetIndex
 from evaluation.audit import KINDS, Finding, counts_by_kind, find_label_errors, finding_row
 from evaluation.detections_file import label_lookup, read_detections
 from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, run_detector
-from evaluation.report.html import page_html
-from evaluation.report.pictures import MISSED, WRONG, Mark, crop
+from evaluation.report.pictures import MISSED, WRONG
 from imaging.image_io import read_image
+from imaging.web_page import Mark, crop, page_html
 from nets.nms import weighted_box_fusion
 from prediction.detector import load_detector
 from prediction.tta import AugmentedDetector

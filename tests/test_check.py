@@ -26,8 +26,8 @@ from data.quick_check import quick_check
 from data.skips import skips_summary, warn_skips, write_skips_csv
 from data.tools.check import check_dataset, main
 from data.tools.findings import CODES, CheckReport
-from data.tools.fix import check_target
 from data.tools.look import look_at
+from data.tools.new_folder import check_new_folder
 from imaging.image_io import decode_image, write_image
 from utils.errors import UserError
 
@@ -556,9 +556,9 @@ def test_fix_never_overwrites_a_file_or_folder(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     for target in ("full", "full/file", "set", "set/new"):
         with pytest.raises(UserError, match="--fix"):
-            check_target(tmp_path / target, tmp_path / "set")
-    check_target(tmp_path / "new", tmp_path / "set")
-    check_target(tmp_path / "newer", tmp_path / "set")
+            check_new_folder("--fix", tmp_path / target, tmp_path / "set")
+    check_new_folder("--fix", tmp_path / "new", tmp_path / "set")
+    check_new_folder("--fix", tmp_path / "newer", tmp_path / "set")
 
 
 def test_the_quick_check_rejects_what_cannot_work_and_names_the_classes_that_are_there(tmp_path: Path) -> None:

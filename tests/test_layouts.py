@@ -559,8 +559,8 @@ def test_the_page_shows_the_images_that_it_is_about(tmp_path: Path) -> None:
     page = tmp_path / "check.html"
     check_main([str(tmp_path / "set"), "--report", str(page), "--json", str(tmp_path / "check.json"), "--show", "1"])
     text = page.read_text()
-    assert text.count("<img src=") >= 2 and "duplicate" not in text.split("<h2")[0]
-    assert 'name="viewport"' in text and "color-scheme:light dark" in text
+    assert text.count("<img ") >= 2 and "duplicate" not in text.split("<h2")[0]
+    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
     assert "the same box of the same class appears twice (1)" in text and "a box has no area (1)" in text
     codes_in_json = {each["code"] for each in json.loads((tmp_path / "check.json").read_text())["findings"]}
     assert {"duplicate_box", "zero_box", "small_split"} <= codes_in_json

@@ -313,7 +313,7 @@ BAD_OPTIONS = {
     "--pretrained gone.pth": "--pretrained: gone.pth does not exist",
     "--classes gone.txt": "--classes: gone.txt does not exist",
     "--weights train.py --pretrained train.py": "--weights: cannot be combined with --pretrained",
-    "--config gone.json": "gone.json: cannot be read",
+    "--config gone.json": "gone.json: does not exist",
     "--preset gone": "--preset: no preset 'gone'",
     "--colour blue": "unknown option",
     "--seed -1": "--seed: -1 is out of range",

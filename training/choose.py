@@ -191,7 +191,7 @@ def _enlarge(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
     size = settings.options.network.input_size
     assert size is not None
     known = np.asarray((index.sizes > 0).all(1))
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owner = index.image_of_box
     counted = known[owner] & ~index.crowd
     if not counted.any():
         return settings
@@ -249,7 +249,7 @@ def choose_recipe_options(settings: TrainSettings, index: DatasetIndex) -> Train
     """Choose the recipe options of `--auto` that are not given, based on the data."""
     options = settings.options
     if options.duration.auto:
-        owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+        owner = index.image_of_box
         classes = len(index.class_names)
         images = np.bincount(np.unique(owner * classes + index.labels) % classes, minlength=classes)
         boxes = np.bincount(index.labels, minlength=classes)

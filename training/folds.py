@@ -163,7 +163,7 @@ def _pool(settings: TrainSettings) -> list[DatasetIndex]:
 def _class_counts(index: DatasetIndex) -> np.ndarray:
     """(I, C) boxes of each class in each image."""
     counts = np.zeros((len(index), len(index.class_names)), np.int32)
-    np.add.at(counts, (np.repeat(np.arange(len(index)), np.diff(index.offsets)), index.labels), 1)
+    np.add.at(counts, (index.image_of_box, index.labels), 1)
     return counts
 
 

@@ -35,7 +35,7 @@ def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetInde
         UserError: for an invalid file, or one without detections of this split.
     """
     labelled = np.diff(index.offsets) > 0
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owner = index.image_of_box
     scores = np.ones(index.num_boxes) if index.scores is None else np.asarray(index.scores)
     added_owner, added_boxes, added_labels, added_scores = [], [], [], []
     for file in files:
@@ -49,7 +49,7 @@ def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetInde
         new = np.ones(len(image), bool)
         for i in np.unique(image):
             mine = slice(bounds[i], bounds[i + 1])
-            own = slice(index.offsets[i], index.offsets[i + 1])
+            own = index.boxes_of(i)
             same = labels[mine][:, None] == index.labels[own][None]
             new[mine] = ~((_iou(boxes[mine], index.boxes[own]) > SAME_OBJECT) & same).any(1)
         doubt = labelled[image[new]]

@@ -74,7 +74,7 @@ class ValidationLoss:
             return
         boxes, labels, images = [], [], []
         for number, (position, size) in enumerate(zip(positions, sizes, strict=True)):
-            part = slice(self.index.offsets[position], self.index.offsets[position + 1])
+            part = self.index.boxes_of(position)
             kept = ~self.index.crowd[part]
             boxes.append(self.runtime.config.letterbox.boxes_to_input(self.index.boxes[part][kept], *size))
             labels.append(self.index.labels[part][kept].astype(np.int64))

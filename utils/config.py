@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import math
 import os
 import re
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from utils.errors import UserError, brief, warn
-from utils.files import FileError, read_file
+from utils.json_file import read_json
 from utils.other_words import choice_hint, option_hint, value_hint
-from utils.text import counted
+from utils.text import counted, text_table
 
 Options = TypeVar("Options")
 
@@ -56,18 +55,8 @@ def option(
         common: shown by --help; a command with common options shows the others only with --help-all.
         old: an earlier name, accepted with a warning.
     """
-    metadata = {
-        "help": help,
-        "choices": choices,
-        "low": low,
-        "high": high,
-        "above": above,
-        "nargs": nargs,
-        "positional": positional,
-        "metavar": metavar,
-        "common": common,
-        "old": old,
-    }
+    metadata = dict(locals())
+    del metadata["default"]
     return field(default=default, metadata=metadata)
 
 
@@ -221,25 +210,20 @@ class Settings(Generic[Options]):
 
     def table(self, everything: bool = True) -> str:
         """One line per option, by group: name, value, origin and reason; defaults only with `everything`."""
-        shown = [
-            leaf for leaf in leaves(type(self.options)).values() if everything or self.origins[leaf.name] != DEFAULT
+        known = leaves(type(self.options)).values()
+        shown = [leaf for leaf in known if everything or self.origins[leaf.name] != DEFAULT]
+        cells = [
+            (flag(name), _words(get_option(self.options, name)), self.origins[name], self.reasons.get(name, ""))
+            for name in (leaf.name for leaf in shown)
         ]
-        cells = [(leaf, _words(get_option(self.options, leaf.name)), self.origins[leaf.name]) for leaf in shown]
-        widths = [max((len(text) for text in column), default=0) for column in zip(*_columns(cells), strict=True)]
         lines: list[str] = []
         title = ""
-        for leaf, value, origin in cells:
+        for leaf, line in zip(shown, text_table(cells, left=4), strict=True):
             if everything and leaf.title != title:
                 title = leaf.title
                 lines.append(f"{title}:")
-            why = self.reasons.get(leaf.name, "")
-            line = f"  {flag(leaf.name):{widths[0]}}  {value:{widths[1]}}  {origin:{widths[2]}}  {why}"
-            lines.append(line.rstrip())
+            lines.append(f"  {line}")
         return "\n".join(lines)
-
-
-def _columns(cells: list[tuple[Leaf, str, str]]) -> list[tuple[str, str, str]]:
-    return [(flag(leaf.name), value, origin) for leaf, value, origin in cells]
 
 
 def _words(value: Any) -> str:
@@ -267,9 +251,8 @@ class _Parser(argparse.ArgumentParser):
             where, what = typed, "unknown option" if typed.startswith("-") else "not expected here"
         elif match := re.match(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", what):
             hint = value_hint(match[1], re.findall(r"[\w.-]+", match[2]))
-        raise UserError(
-            where, what, f"{hint}{'' if hint.endswith('?') or not hint else ';'} see {self.prog} --help".strip()
-        )
+        separator = "" if hint.endswith("?") or not hint else ";"
+        raise UserError(where, what, f"{hint}{separator} see {self.prog} --help".strip())
 
 
 class _ShowHelp(argparse.Action):
@@ -284,7 +267,7 @@ class _ShowHelp(argparse.Action):
         parser.exit()
 
 
-def parse_options(
+def parse_settings(
     cls: type[Options],
     argv: Sequence[str] | None = None,
     *,
@@ -292,8 +275,8 @@ def parse_options(
     prog: str | None = None,
     presets: Path | None = None,
     example: str | None = None,
-) -> Options:
-    """Read a command line into `cls`.
+) -> Settings[Options]:
+    """Read a command line into `cls`, with the origin of each value; a typed default also counts as typed.
 
     Args:
         cls: a frozen dataclass whose fields come from `option` or `group`.
@@ -305,19 +288,6 @@ def parse_options(
     Raises:
         UserError: for an unknown option, a value of the wrong type or outside its range, an unreadable config file.
     """
-    return parse_settings(cls, argv, description=description, prog=prog, presets=presets, example=example).options
-
-
-def parse_settings(
-    cls: type[Options],
-    argv: Sequence[str] | None = None,
-    *,
-    description: str,
-    prog: str | None = None,
-    presets: Path | None = None,
-    example: str | None = None,
-) -> Settings[Options]:
-    """As `parse_options`, with the origin of each value; a typed value counts as typed even if it is the default."""
     parser = _build_parser(cls, description, prog, presets, example, show_all=True)
     typed = _new_names(cls, vars(parser.parse_intermixed_args(argv)), "command line")
     typed.pop("debug", None)
@@ -326,19 +296,23 @@ def parse_settings(
     origins = dict.fromkeys(leaves(cls), DEFAULT)
     preset = typed.pop("preset", None)
     config = typed.pop("config", None)
+    files = [] if config is None else [(CONFIG, config, Path(config))]
     if preset is not None and presets is not None:
         if preset not in (names := _presets(presets)):
             raise UserError("--preset", f"no preset {preset!r}", choice_hint(preset, names))
-        given = _known(cls, read_config(presets / f"{preset}.json"), preset)
+        files.insert(0, (PRESET, preset, presets / f"{preset}.json"))
+    for kind, name, path in files:
+        given = _known(cls, read_config(path), name)
         values |= given
-        origins |= dict.fromkeys(given, f"{PRESET} {preset}")
-    if config is not None:
-        given = _known(cls, read_config(Path(config)), config)
-        values |= given
-        origins |= dict.fromkeys(given, f"{CONFIG} {config}")
+        origins |= dict.fromkeys(given, f"{kind} {name}")
     values |= typed  # argparse.SUPPRESS omits options that were not typed
     origins |= dict.fromkeys(typed, TYPED)
     return Settings(check_options(cls, values), origins)
+
+
+def parse_options(cls: type[Options], argv: Sequence[str] | None = None, **texts: Any) -> Options:
+    """`parse_settings` without the origins."""
+    return parse_settings(cls, argv, **texts).options
 
 
 def _refuse_assignments(cls: type, typed: Mapping[str, Any], prog: str) -> None:
@@ -417,15 +391,7 @@ def read_settings(cls: type[Options], path: Path) -> Settings[Options]:
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file of at most a megabyte. Raises UserError naming file and line."""
-    try:
-        values = json.loads(read_file(path, CONFIG_SIZE_LIMIT).decode("utf-8-sig"))
-    except FileError as error:
-        raise UserError(path, f"cannot be read: it {error.what}", "give a JSON file of options") from error
-    except UnicodeDecodeError as error:
-        raise UserError(path, "cannot be read: it is not UTF-8 text", "give a JSON file of options") from error
-    except (ValueError, RecursionError) as error:  # not JSON, or a number of thousands of digits
-        line = getattr(error, "lineno", 1)
-        raise UserError(f"{path}:{line}", f"not JSON: {getattr(error, 'msg', error)}", "correct the file") from error
+    values = read_json(path, "a JSON file of options", CONFIG_SIZE_LIMIT)
     if not isinstance(values, dict):
         raise UserError(path, "must contain one JSON object of options", "see the files in model_data/")
     return values
@@ -462,8 +428,7 @@ def _build_parser(
     has_short = any(leaf.field.metadata["common"] for leaf in known)
     epilog = None if example is None else f"example: {example}"
     parser = _Parser(prog=prog, description=description, epilog=epilog, allow_abbrev=False, add_help=False)
-    if has_short:
-        parser.usage = "%(prog)s [options]"
+    parser.usage = "%(prog)s [options]" if has_short else None
     make = functools.partial(_build_parser, cls, description, prog or parser.prog, presets, example)
     groups: dict[str, Any] = {"": parser}
     if presets is not None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from utils.cgroup import cpu_quota
 
 # Iterations that an idle thread of GNU OpenMP spins before it sleeps. By default it spins for minutes if there are no
-# more threads than cores: other busy processes on these cores then almost stop training (docs/EXPERIMENTS.md, section
-# 14).
+# more threads than cores: other busy processes on these cores then almost stop training (docs/EXPERIMENTS.md, 14).
 SPIN_COUNT = 20_000
 BLOCK_TIME = 1  # milliseconds; the same for LLVM's and Intel's OpenMP, whose default is 200
 SPIN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")

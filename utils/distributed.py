@@ -35,15 +35,12 @@ _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer"
 
 
 def start(device: str, backend: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
-    """Join the run that torchrun's environment describes, if any.
+    """Join the run that torchrun's environment describes, if any; returns this process's own device.
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`; in a run of several processes each has the GPU of its own local rank.
         backend: communication backend; by default nccl between GPUs, else gloo.
         timeout_seconds: how long to wait for a process that does not respond.
-
-    Returns:
-        This process's own device.
 
     Raises:
         UserError: if there are fewer GPUs than processes on this machine, or the environment is incomplete.
@@ -182,14 +179,11 @@ def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: 
                 missing.remove(other)
             elif rank == 0 and store.check([f"{word}/{other}"]):
                 missing.remove(other)
-            elif rank == 0 and store.check(
-                [f"come/{other}"]
-            ):  # a word of an earlier start gets a reply too, which has no effect
+            elif rank == 0 and store.check([f"come/{other}"]):  # a reply to a word of an earlier start has no effect
                 store.set(f"start/{store.get(f'come/{other}').decode()}", word)
         if time.monotonic() > deadline:
-            raise RunError(
-                "torchrun", f"ranks {sorted(missing)} did not connect within {timeout_seconds:g} s", "start again"
-            )
+            what = f"ranks {sorted(missing)} did not connect within {timeout_seconds:g} s"
+            raise RunError("torchrun", what, "start again")
         time.sleep(POLL_SECONDS)
     from torch.distributed import PrefixStore
 
@@ -289,9 +283,8 @@ def check_equal(name: str, value: float) -> None:
     values = gather(value)
     if any(not math.isclose(each, values[0], rel_tol=EQUAL_PART) for each in values):
         numbers = ", ".join(f"{each:.6g}" for each in values)
-        raise RunError(
-            name, f"differs between processes ({numbers})", "all processes must use the same program and data set"
-        )
+        todo = "all processes must use the same program and data set"
+        raise RunError(name, f"differs between processes ({numbers})", todo)
 
 
 def share_buffers(model: nn.Module) -> nn.Module:

@@ -160,8 +160,6 @@ def download(
     It is renamed to `path` after the checks have passed.
 
     Args:
-        url: http or https address.
-        path: the file to write; its folder is created if needed.
         sha256, md5: expected hexadecimal digest. torchvision's eight-digit prefixes are accepted too.
         size: expected size in bytes.
         progress: show a progress bar.

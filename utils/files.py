@@ -132,17 +132,24 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         RunError: if the folder is missing or not writable, or the disk is full; no temporary file is left.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    with _replacing(path, f".{secrets.token_hex(8)}.tmp", len(data)) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, name: str, size: int) -> Iterator[Path]:
+    """Yield a temporary file called `name`, for `size` bytes, and rename it to `path` at the end, or remove it."""
+    temporary = path.with_name(name)
     try:
         try:
-            temporary.write_bytes(data)
+            yield temporary
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
     except OSError as error:
-        raise _not_written(path, len(data), error) from error
+        raise _not_written(path, size, error) from error
 
 
 def file_digest(path: Path, name: str = "sha256") -> str:
@@ -168,27 +175,19 @@ def write_atomically(
         RunError: if it cannot be written (for a full disk, with the missing size); the old file is then unchanged.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                if hasattr(os, "posix_fadvise"):  # read back from the disk, not from memory
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            if temporary.read_bytes() != data:
-                raise OSError("the data read back differs from the data written")
-            if before_rename is not None:
-                before_rename()
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+    with _replacing(path, f".{path.name}.{os.getpid()}.tmp", len(data)) as temporary:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):  # read back from the disk, not from memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if temporary.read_bytes() != data:
+            raise OSError("the data read back differs from the data written")
+        if before_rename is not None:
+            before_rename()
+    with naming_errors(path):
         _sync_folder(path.parent)
-    except OSError as error:
-        raise _not_written(path, len(data), error) from error
 
 
 @contextlib.contextmanager

@@ -10,10 +10,7 @@ from collections.abc import Iterable, Sequence
 # bubbliiiing/mobilenet-yolov4-pytorch -> our options; the first one that the command has is suggested.
 _WORDS: tuple[tuple[str, str], ...] = (
     ("imgsz img img-size image-size imsz size resolution input-shape test-size tsize shape", "input-size"),
-    (
-        "conf conf-thres conf-threshold confidence threshold thresh score score-thr",
-        "score-threshold",
-    ),
+    ("conf conf-thres conf-threshold confidence threshold thresh score score-thr", "score-threshold"),
     ("iou iou-thres iou-thresh nms-iou nms-thres nms-threshold nms-thresh", "iou-threshold"),
     ("max-det max-dets max-per-img", "max-detections"),
     ("weights weight w model model-path ckpt checkpoints c pretrained-weights load-from", "checkpoint weights"),

@@ -23,7 +23,6 @@ def check_output_file(
 
     Args:
         flag: the option that names it.
-        path: the file.
         overwrite: whether an existing file may be replaced.
         data: data sets, into which nothing may be written.
 
@@ -44,11 +43,7 @@ def check_output_file(
 def check_output_folder(
     flag: str, path: str | os.PathLike[str], data: Iterable[str | os.PathLike[str] | None] = ()
 ) -> Path:
-    """Check the path of an output folder.
-
-    Raises:
-        UserError: if it is inside a data set, or cannot be written.
-    """
+    """Check the path of an output folder. Raises UserError if it is inside a data set, or cannot be written."""
     path = Path(path)
     problem = _why_not_writable(path)
     if problem:

@@ -1,9 +1,11 @@
-"""Text: counts with their nouns"""
+"""Plain text: counts with their nouns, lists of names, tables with aligned columns."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
-def counted(count: int, singular: str, plural: str = "") -> str:
+
+def counted(count: int | str, singular: str, plural: str = "") -> str:
     """A count and its noun: "1 box", "2 boxes"; `counted(2, "image is", "images are")` for a verb.
 
     Without `plural`, it is formed from the singular.
@@ -18,3 +20,26 @@ def plural_of(noun: str) -> str:
     if noun.endswith(("s", "x", "sh")):
         return f"{noun}es"
     return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2:-1] not in "aeiou" else f"{noun}s"
+
+
+def text_table(rows: Sequence[Sequence[object]], left: int = 1) -> list[str]:
+    """The lines of a table, each column as wide as its longest cell, with two spaces between columns.
+
+    Args:
+        rows: the cells, all rows of the same length.
+        left: number of columns, from the first, that are aligned to the left; the others hold numbers.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def some_names(names: Sequence[str], shown: int = 8) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -71,10 +71,7 @@ class _Queue:
 
 
 def prefetch(
-    items: Iterable[T],
-    size: int = QUEUE_SIZE,
-    max_bytes: int = QUEUE_BYTES,
-    cost: Callable[[Any], int] = array_bytes,
+    items: Iterable[T], size: int = QUEUE_SIZE, max_bytes: int = QUEUE_BYTES, cost: Callable[[Any], int] = array_bytes
 ) -> Generator[T, None, None]:
     """The same items in the same order, produced in a thread that is up to `size` items ahead of the consumer.
 

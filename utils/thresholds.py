@@ -13,26 +13,12 @@ from utils.errors import UserError
 MAX_DETECTIONS = 100_000
 # Names in other tools (Ultralytics, torchvision, supervision, MMDetection) and the names here.
 OTHER_NAMES = {
-    "conf": "score_threshold",
-    "conf_thres": "score_threshold",
-    "confidence": "score_threshold",
-    "threshold": "score_threshold",
-    "score": "score_threshold",
-    "score_thr": "score_threshold",
-    "iou": "iou_threshold",
-    "iou_thres": "iou_threshold",
-    "nms": "iou_threshold",
-    "nms_thresh": "iou_threshold",
-    "overlap": "iou_threshold",
-    "max_det": "max_detections",
-    "limit": "max_detections",
-    "imgsz": "input_size",
-    "img_size": "input_size",
-    "size": "input_size",
-    "class_filter": "classes",
-    "names": "classes",
-    "bgr": "color",
-    "colour": "color",
+    **dict.fromkeys(("conf", "conf_thres", "confidence", "threshold", "score", "score_thr"), "score_threshold"),
+    **dict.fromkeys(("iou", "iou_thres", "nms", "nms_thresh", "overlap"), "iou_threshold"),
+    **dict.fromkeys(("max_det", "limit"), "max_detections"),
+    **dict.fromkeys(("imgsz", "img_size", "size"), "input_size"),
+    **dict.fromkeys(("class_filter", "names"), "classes"),
+    **dict.fromkeys(("bgr", "colour"), "color"),
     "batch": "batch_size",
 }
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from data.formats.folder import Folder
-from data.formats.labels import Labels
+from data.class_names import numbers_from_one
+from data.formats.labels import Labels, Layout
 from data.formats.yolo_txt import names_needed, names_of_folder
-from data.skips import Skip
 from utils.files import MEGABYTE, read_lines
 
 MAX_LIST_BYTES = 512 * MEGABYTE
@@ -23,27 +22,18 @@ _BOX = r"-?\d+\.?\d*(?:,-?\d+\.?\d*){3},\d+"
 _LINE = re.compile(rf"^\s*(?P<path>.*?\.\w{{2,5}})(?P<boxes>(?:\s+{_BOX})*)\s*$")
 
 
-def sniff(folder: Folder) -> str | None:
-    files = _lists(folder)
-    return f"{os.path.basename(files[0])} has lines of `path x1,y1,x2,y2,class`" if files else None
+def is_annotation(path: str, head: bytes) -> bool:
+    lines = head.decode("utf-8", "replace").splitlines()[:20]
+    return any((match := _LINE.match(line)) and match["boxes"] for line in lines)
 
 
-def _lists(folder: Folder) -> list[str]:
-    found = []
-    for path in folder.having(".txt"):
-        lines = folder.head(path).decode("utf-8", "replace").splitlines()[:20]
-        if any((match := _LINE.match(line)) and match["boxes"] for line in lines):
-            found.append(path)
-    return found
-
-
-def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
-    names = names_of_folder(folder) or class_names
+def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
+    names = names_of_folder(labels.folder) or class_names
     if names is None:
-        raise names_needed(folder)
+        raise names_needed(labels.folder)
     labels.names, labels.numbers = names, "corners"
     rows = []
-    for path in _lists(folder):
+    for path in files:
         for number, line in tqdm(read_lines(path, MAX_LIST_BYTES), desc=os.path.basename(path), delay=2, leave=False):
             match = _LINE.match(line)
             if match is None:
@@ -53,11 +43,13 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
     used = {int(values[4]) for _, values, _, _ in rows}
     first = int(bool(used) and 0 not in used and max(used) == len(names))
     if first:
-        what = f"class numbers run from 1 to {len(names)}, and none is 0: they are read as starting at 1"
-        labels.skips.append(Skip("note", "ids_from_one", rows[0][2], what, f"the first is {names[0]!r}; check it"))
+        labels.skips.append(numbers_from_one(names, rows[0][2]))
     for image, values, path, number in rows:
         label = int(values[4]) - first
         if label < len(names):
             labels.box(image, names[label], values[:4], path, number)
         else:
             labels.drop("unknown_class", path, number, f"class {values[4]} is not one of 0 to {len(names) - 1}")
+
+
+LAYOUT = Layout((".txt",), is_annotation, "{first} has lines of `path x1,y1,x2,y2,class`", read)

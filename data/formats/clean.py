@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,8 @@ class RawSplit:
         declared: (I, 2) (height, width) from the annotation, 0 if not stated.
         box_image: (M,) index of the image that owns each box, ascending or not.
         boxes: (M, 4) xyxy, 0-based pixels, or fractions of the upright image if `normalised`.
-        labels: (M,) index into `class_names`.
-        difficult: (M,) bool.
-        crowd: (M,) bool.
+        labels: (M,) index into `class_names`; a box with -1 is left out, and the reader has reported it.
+        difficult, crowd: (M,) bool; None for none.
         box_where: returns the location of box m for messages: `file:line`.
         normalised: whether the boxes are fractions of the image's width and height.
         numbers: how the file states a box: `corners`, `xywh` or `centre`; None if the form is not ambiguous.
@@ -53,9 +52,9 @@ class RawSplit:
     box_image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
-    difficult: np.ndarray
-    crowd: np.ndarray
     box_where: Callable[[int], str]
+    difficult: np.ndarray | None = None
+    crowd: np.ndarray | None = None
     normalised: bool = False
     numbers: str | None = None
     areas: np.ndarray | None = None
@@ -85,7 +84,7 @@ def build_index(raw: RawSplit, max_megapixels: float, need_pictures: bool = True
     sizes = np.where((orientation >= 5)[:, None], stored[:, ::-1], stored)
 
     order = np.argsort(raw.box_image, kind="stable")
-    order = order[good[raw.box_image[order]]]
+    order = order[good[raw.box_image[order]] & (raw.labels[order] >= 0)]
     owner, boxes = raw.box_image[order], raw.boxes[order].astype(np.float64).reshape(-1, 4)
     if raw.normalised:
         boxes = boxes * sizes[owner][:, [1, 0, 1, 0]]
@@ -101,24 +100,23 @@ def build_index(raw: RawSplit, max_megapixels: float, need_pictures: bool = True
     counts = np.bincount(owner, minlength=len(good))[good]
     sizes = np.where(sizes == HUGE, 0, sizes)
     index = DatasetIndex.build(raw.name, raw.class_names, paths, ids, sizes[good].astype(np.int32), [], [])
-    return DatasetIndex(
-        name=raw.name,
-        class_names=tuple(raw.class_names),
-        path_bytes=index.path_bytes,
-        path_offsets=index.path_offsets,
-        image_ids=index.image_ids,
-        sizes=index.sizes,
+
+    def chosen(values: np.ndarray | None, kind: type, empty: np.ndarray | None = None) -> Any:
+        return empty if values is None else values[order].astype(kind)
+
+    return replace(
+        index,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=boxes[keep],
         labels=raw.labels[order].astype(np.int32),
-        difficult=raw.difficult[order].astype(bool),
-        crowd=raw.crowd[order].astype(bool),
+        difficult=chosen(raw.difficult, bool, np.zeros(len(order), bool)),
+        crowd=chosen(raw.crowd, bool, np.zeros(len(order), bool)),
         skips=tuple(skips),
         category_ids=raw.category_ids,
         source=raw.source,
-        areas=None if raw.areas is None else raw.areas[order].astype(np.float64),
-        scores=None if raw.scores is None else raw.scores[order].astype(np.float64),
-        box_refs=None if raw.box_refs is None else raw.box_refs[order].astype(np.int64),
+        areas=chosen(raw.areas, np.float64),
+        scores=chosen(raw.scores, np.float64),
+        box_refs=chosen(raw.box_refs, np.int64),
     )
 
 
@@ -142,12 +140,7 @@ def _read_headers(raw: RawSplit, skips: list[Skip], max_megapixels: float) -> li
 
 
 def _turn_where_annotated_lying(
-    raw: RawSplit,
-    boxes: np.ndarray,
-    owner: np.ndarray,
-    stored: np.ndarray,
-    orientation: np.ndarray,
-    skips: list[Skip],
+    raw: RawSplit, boxes: np.ndarray, owner: np.ndarray, stored: np.ndarray, orientation: np.ndarray, skips: list[Skip]
 ) -> None:
     """Rotate boxes to the upright image if the annotation states the stored size of the image."""
     lying = (orientation >= 5) & (raw.declared == stored).all(1) & (stored[:, 0] != stored[:, 1])

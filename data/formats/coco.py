@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from array import array
@@ -13,14 +12,15 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from data.class_names import check_class_names, suggestions
+from data.class_names import check_class_names, unlisted_classes
 from data.formats.clean import RawSplit, build_index
 from data.formats.folder import Folder
 from data.index import DatasetIndex
 from data.skips import Skip
 from imaging.image_io import MAX_MEGAPIXELS
 from utils.errors import UserError, brief
-from utils.files import MEGABYTE, read_ends, read_file
+from utils.files import MEGABYTE, read_ends
+from utils.json_file import read_json
 from utils.text import counted
 
 MAX_JSON_BYTES = 2048 * MEGABYTE
@@ -169,8 +169,8 @@ def read_coco(
     data: str | os.PathLike[str],
     split: str | None = None,
     class_names: Sequence[str] | None = None,
-    image_folder: str | os.PathLike[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    image_folder: str | os.PathLike[str] | None = None,
     need_pictures: bool = True,
 ) -> DatasetIndex:
     """Read a COCO annotation file.
@@ -179,9 +179,7 @@ def read_coco(
         data: the JSON, or a folder supported by `find_coco_files`.
         split: split of the folder, e.g. `train2017`; None if there is only one.
         class_names: the classes in label order; None uses the categories by ascending id.
-        image_folder: the image folder; None searches the usual folders.
-        max_megapixels: leave out images whose header states more.
-        need_pictures: if false, a data set without any image file is read from its annotations alone.
+        max_megapixels, image_folder, need_pictures: as in `open_dataset`.
 
     Returns:
         The split; images without annotations are negatives; crowds are marked, `ignore` and `difficult` too.
@@ -217,8 +215,6 @@ def read_coco(
         box_image=np.zeros(0, np.int64),
         boxes=np.zeros((0, 4)),
         labels=np.zeros(0, np.int32),
-        difficult=np.zeros(0, bool),
-        crowd=np.zeros(0, bool),
         box_where=str,
         skips=skips,
     )
@@ -243,18 +239,7 @@ def read_coco(
 
 
 def _load(path: Path, rows: _Rows) -> dict[str, Any]:
-    data = read_file(path, MAX_JSON_BYTES)
-    try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        del data
-        content = json.loads(text, object_hook=rows.hook)
-    except json.JSONDecodeError as error:
-        where = f"{path}:{error.lineno}"
-        raise UserError(where, f"is not valid JSON ({error.msg})", "copy or download it again") from None
-    except RecursionError:
-        raise UserError(path, "is nested too deeply for COCO", "give an instances JSON") from None
-    except ValueError as error:
-        raise UserError(path, f"is not JSON ({str(error)[:80]})", "give an instances JSON") from None
+    content = read_json(path, "an instances JSON", MAX_JSON_BYTES, rows.hook)
     if not isinstance(content, dict):
         raise UserError(path, "is not COCO: the top level is not an object", "give an instances JSON")
     for key in ("images", "annotations", "categories"):
@@ -361,8 +346,7 @@ class _Pictures:
         if found is not None:
             return found
         if several:
-            what = f"file_name {name[-80:]!r} may be {' or '.join(self._folder.relative(each) for each in several[:3])}"
-            skips.append(Skip("image", "ambiguous_image", where, what, "give the path within the data set"))
+            skips.append(self._folder.not_found(where, name[-80:], several))
             return None
         if os.path.isabs(name) or ".." in re.split(r"[/\\]", name):
             skips.append(self._outside(where, name))
@@ -436,9 +420,7 @@ def _add_boxes(
     owner, has_owner = _lookup(images, image_ids)
     left_out = Counter(images[keep & ~has_owner].tolist())
     for image, count in left_out.items():
-        what = (
-            f"image id {text_of.get(image, image)} of {count} annotations is not among the usable images; boxes dropped"
-        )
+        what = f"image id {text_of.get(image, image)} of {count} annotations is not a usable image; boxes dropped"
         skips.append(Skip("box", "unknown_image", str(path), what, "add the image or remove them", count))
     keep &= has_owner
     _, is_listed = _lookup(category, np.array(list(categories), np.int64))
@@ -449,9 +431,7 @@ def _add_boxes(
     found = {categories[number]: count for number, count in sorted(Counter(category[keep].tolist()).items())}
     class_of = {name: label for label, name in enumerate(raw.class_names)}
     label_of = {number: class_of[name] for number, name in categories.items() if name in class_of}
-    for name, todo in suggestions(found, raw.class_names).items():
-        what = f"class {name!r} is not one of the {len(raw.class_names)} classes; {counted(found[name], 'box')} dropped"
-        skips.append(Skip("box", "unknown_class", str(path), what, todo, found[name]))
+    skips += unlisted_classes(found, raw.class_names, str(path))
     place, wanted = _lookup(category, np.array(list(label_of), np.int64))
     keep &= wanted
     labels = np.array([*label_of.values(), -1], np.int32)[place]

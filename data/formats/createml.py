@@ -5,28 +5,20 @@ Source: https://developer.apple.com/documentation/createml/building-an-object-de
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from data.formats.folder import Folder
 from data.formats.json_files import json_lists
-from data.formats.labels import Labels
+from data.formats.labels import Labels, Layout
 from data.formats.shapes import box_of_sides
 
 
-def sniff(folder: Folder) -> str | None:
-    files = _files(folder)
-    return f"{os.path.basename(files[0])} has CreateML's `coordinates`" if files else None
+def is_annotation(path: str, head: bytes) -> bool:
+    return all(key in head for key in (b'"image', b'"annotations"', b'"coordinates"'))
 
 
-def _files(folder: Folder) -> list[str]:
-    keys = (b'"image', b'"annotations"', b'"coordinates"')
-    return [path for path in folder.having(".json") if all(key in folder.head(path) for key in keys)]
-
-
-def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
+def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
     labels.unit = ": box "
-    for path, _, items in json_lists(labels, _files(folder), None, "pictures"):
+    for path, _, items in json_lists(labels, files, None, "pictures"):
         number = 0
         for item in items:
             name = (item.get("image") or item.get("imagefilename")) if isinstance(item, dict) else None
@@ -39,3 +31,6 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
                     half = (box[2] - box[0]) / 2, (box[3] - box[1]) / 2
                     box = [value - side for value, side in zip(box, half * 2, strict=True)]
                 labels.shape(image, each.get("label"), box, path, number, "box without x, y, width and height")
+
+
+LAYOUT = Layout((".json",), is_annotation, "{first} has CreateML's `coordinates`", read)

@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 
 from data.class_names import decode_text
 from data.formats.folder import Folder, suffix_of
-from data.formats.labels import Labels
+from data.formats.labels import Labels, Layout
 from data.formats.shapes import box_of_points, box_of_sides, number_of
 from data.skips import Skip
 from imaging.image_io import IMAGE_SUFFIXES
 from utils.errors import UserError
 from utils.files import MEGABYTE, read_file
-from utils.text import counted
 
 MAX_CSV_BYTES = 1024 * MEGABYTE
 _COLUMNS = {  # column meaning: possible headers, in lower case without punctuation
@@ -45,22 +44,16 @@ _AUTOML_SETS = ("TRAIN", "VALIDATION", "TEST", "UNASSIGNED")
 ONE_CLASS = "object"
 
 
-def sniff(folder: Folder) -> str | None:
-    files = [path for path in folder.having(".csv", ".tsv") if _columns_of(folder, path)]
-    return (
-        f"{counted(len(folder.pictures), 'image')} and {os.path.basename(files[0])} with columns of boxes"
-        if files
-        else None
-    )
+def is_annotation(path: str, head: bytes) -> bool:
+    return _columns(head) is not None
 
 
-def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
+def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
     labels.numbers = "corners"
-    descriptions = _descriptions(folder)
+    descriptions = _descriptions(labels.folder)
     largest, is_whole, has_class = 0.0, True, False
-    tables = [path for path in folder.having(".csv", ".tsv") if _columns_of(folder, path)]
-    for path in tables:
-        columns = _columns_of(folder, path) or {}
+    for path in files:
+        columns = _columns(labels.folder.head(path)) or {}
         has_header = "header" in columns
         for number, row in _rows(path):
             if (has_header and number == 1) or not any(row):
@@ -79,11 +72,11 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
             labels.box(image, name, box, path, number, crowd=cell.get("crowd") == "1")
     if not has_class:
         what = f"there is no class column: all boxes get the class {ONE_CLASS!r}"
-        labels.skips.append(Skip("note", "one_class", tables[0], what, "add a column `class` if there are several"))
+        labels.skips.append(Skip("note", "one_class", files[0], what, "add a column `class` if there are several"))
     if largest <= 1.0 and not is_whole:
         labels.normalised = True
         what = "no coordinate is above 1: they are read as fractions of width and height"
-        labels.skips.append(Skip("note", "fractions", tables[0], what))
+        labels.skips.append(Skip("note", "fractions", files[0], what))
 
 
 def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
@@ -98,9 +91,9 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path}:{reader.line_num}", f"is not CSV ({error})", "correct the line") from None
 
 
-def _columns_of(folder: Folder, path: str) -> dict[str, int] | None:
+def _columns(head: bytes) -> dict[str, int] | None:
     """The position of each column, and `header` if the first line names them; None if it is not a table of boxes."""
-    lines = folder.head(path).decode("utf-16" if folder.head(path)[:2] == b"\xff\xfe" else "utf-8-sig", "replace")
+    lines = head.decode("utf-16" if head[:2] == b"\xff\xfe" else "utf-8-sig", "replace")
     rows = list(csv.reader(lines.splitlines()[:2], delimiter=max(",;\t|", key=lines.split("\n")[0].count)))
     if not rows or not rows[0]:
         return None
@@ -152,3 +145,6 @@ def _descriptions(folder: Folder) -> dict[str, str]:
         if re.search(r"class.?descriptions", os.path.basename(path)) and suffix_of(path) == ".csv":
             names |= {row[0]: row[1].strip() for _, row in _rows(path) if len(row) == 2}
     return names
+
+
+LAYOUT = Layout((".csv", ".tsv"), is_annotation, "{pictures} and {first} with columns of boxes", read)

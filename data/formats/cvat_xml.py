@@ -5,7 +5,6 @@ Source: https://docs.cvat.ai/docs/manual/advanced/xml_format/
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +14,7 @@ from xml.parsers.expat import ExpatError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from data.formats.folder import Folder
-from data.formats.labels import Labels
+from data.formats.labels import Labels, Layout
 from data.formats.shapes import box_of_ellipse, box_of_points, box_of_sides, number_of, numbers_of, rotated_box
 from utils.files import MEGABYTE, FileError, read_file
 
@@ -24,18 +22,13 @@ MAX_XML_BYTES = 512 * MEGABYTE
 _FIRST_TAG = re.compile(rb"<annotations[\s>]")
 
 
-def sniff(folder: Folder) -> str | None:
-    files = _files(folder)
-    return f"{os.path.basename(files[0])} starts with <annotations>, as CVAT writes it" if files else None
+def is_annotation(path: str, head: bytes) -> bool:
+    return bool(_FIRST_TAG.search(head[:1024]))
 
 
-def _files(folder: Folder) -> list[str]:
-    return [path for path in folder.having(".xml") if _FIRST_TAG.search(folder.head(path)[:1024])]
-
-
-def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
+def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
     labels.unit = ": shape "
-    for path in _files(folder):
+    for path in files:
         try:
             root = fromstring(read_file(path, MAX_XML_BYTES), forbid_dtd=True)
         except FileError as error:
@@ -81,3 +74,6 @@ def _box(tag: str, values: dict[str, str], degrees: float) -> list[float] | None
         return box_of_sides(values, ("left", "top", "width", "height"))
     is_outline = tag in ("polygon", "polyline")
     return box_of_points([point.split(",") for point in values.get("points", "").split(";")]) if is_outline else None
+
+
+LAYOUT = Layout((".xml",), is_annotation, "{first} starts with <annotations>, as CVAT writes it", read)

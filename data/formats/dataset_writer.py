@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import re
 import shutil
@@ -14,22 +14,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data.formats.coco import MAX_JSON_BYTES
 from data.formats.labels import ALL
 from data.formats.places import annotation_file
 from data.formats.shapes import box_of_points, numbers_of
 from data.formats.voc import MAX_XML_BYTES, VocObject, parse_voc_xml
-from data.formats.writers import (
-    coco_annotation,
-    voc_xml,
-    write_coco_json,
-    write_lines,
-    write_yolo_yaml,
-    yolo_txt,
-)
+from data.formats.writers import coco_annotation, voc_xml, write_coco_json, write_lines, write_yolo_yaml, yolo_txt
 from data.formats.yolo_txt import SPLIT_KEYS, find_data_yaml, read_data_yaml
 from data.index import DatasetIndex
 from utils.errors import UserError
 from utils.files import FileError, read_file, read_lines
+from utils.json_file import read_json
 
 FORMATS = ("voc", "coco", "yolo")
 NATIVE = {"voc": "voc", "xml": "voc", "coco": "coco", "yolo": "yolo"}  # the format that keeps all of a source format
@@ -42,7 +37,6 @@ _COCO_OWN = {  # keys that are written anew, by list
     "categories": ("id", "name"),
 }
 _COCO_EXTRAS = ("segmentation", "keypoints", "supercategory", "coco_url", "flickr_url", "date_captured", "license")
-MAX_JSON_BYTES = 2 << 30
 MAX_LISTED = 1000  # new names listed in the report
 SAME = 0.01  # pixels within which a box is that of its row, and was not clipped
 
@@ -108,7 +102,6 @@ def write_dataset(
         to: `voc`, `coco` or `yolo`.
         losses: receives what is lost.
         link: make hard links to the images instead of copies, if the file system allows it.
-        progress: show a bar.
         year: name of the VOC folder; None for the source's name, else `VOC2007`.
         keep_folders: keep the subfolders of the images.
     """
@@ -116,28 +109,27 @@ def write_dataset(
     {"voc": writer.to_voc, "coco": writer.to_coco, "yolo": writer.to_yolo}[to](year)
 
 
+@dataclass
 class _Writer:
     """Processes the images of all splits once, and writes each; see `write_dataset`."""
 
-    def __init__(
-        self,
-        indexes: Mapping[str, DatasetIndex],
-        root: Path,
-        to: str,
-        losses: Losses,
-        link: bool,
-        progress: bool,
-        keep_folders: bool,
-    ) -> None:
-        self.indexes, self.root, self.losses, self.link, self.progress = indexes, root, losses, link, progress
-        first = next(iter(indexes.values()))
+    indexes: Mapping[str, DatasetIndex]
+    root: Path
+    to: str
+    losses: Losses
+    link: bool
+    progress: bool
+    keep_folders: bool
+
+    def __post_init__(self) -> None:
+        first = next(iter(self.indexes.values()))
         self.class_names, self.category_ids = first.class_names, first.category_ids
         self.format = first.source["format"]
-        self.is_native = NATIVE.get(self.format) == to
-        self.names = self._plan_names(keep_folders)
+        self.is_native = NATIVE.get(self.format) == self.to
+        self.names = self._plan_names()
         self.written: dict[Path, bytes] = {}
-        self.coco = {path: _CocoExtras(path, losses, self.is_native)
-                     for index in indexes.values() if (path := index.source.get("json"))}  # fmt: skip
+        files = dict.fromkeys(path for index in self.indexes.values() if (path := index.source.get("json")))
+        self.coco = {path: _CocoExtras(path, self.losses, self.is_native) for path in files}
         self._lose_outlines()
 
     def _lose_outlines(self) -> None:
@@ -154,23 +146,23 @@ class _Writer:
         self.losses.lose("polygon of an object, stored as its box", outlines)
         self.losses.lose("keypoints of an object", count("key_points"))
 
-    def _plan_names(self, keep_folders: bool) -> dict[Path, str]:
+    def _plan_names(self) -> dict[Path, str]:
         """The file name of every image in the target: its own name, unless it is taken or invalid in a list."""
         names: dict[Path, str] = {}
         taken: set[str] = set()
-        paths = dict.fromkeys(index.path(i) for index in self.indexes.values() for i in range(len(index)))
+        paths = dict.fromkeys(path for index in self.indexes.values() for path in index.paths())
         common = os.path.commonpath([path.parent for path in paths]) if paths else ""
         for path in paths:
-            inside = os.path.relpath(path.parent, common).split(os.sep) if keep_folders else []
-            if self.format == "voc" and "JPEGImages" in path.parts:
-                inside = list(path.parts[_image_place(path) + 1 : -1]) if keep_folders else []
-            stem = "/".join([*(_plain_stem(part) for part in inside if part != "."), _plain_stem(path.stem)])
-            candidates = [stem, f"{_plain_stem(path.parent.name)}_{_plain_stem(path.stem)}"]
-            free = next((c for c in candidates if c.casefold() not in taken), None)
-            number = 2
-            while free is None:
-                free = f"{stem}_{number}" if f"{stem}_{number}".casefold() not in taken else None
-                number += 1
+            inside: Sequence[str] = []
+            if self.keep_folders and self.format == "voc" and "JPEGImages" in path.parts:
+                inside = path.parts[_image_place(path) + 1 : -1]
+            elif self.keep_folders:
+                inside = os.path.relpath(path.parent, common).split(os.sep)
+            own = _plain_stem(path.stem)
+            stem = "/".join([*(_plain_stem(part) for part in inside if part != "."), own])
+            numbered = (f"{stem}_{number}" for number in itertools.count(2))
+            candidates = itertools.chain([stem, f"{_plain_stem(path.parent.name)}_{own}"], numbered)
+            free = next(name for name in candidates if name.casefold() not in taken)
             taken.add(free.casefold())
             names[path] = free + path.suffix
             if free.rpartition("/")[2] != path.stem and len(self.losses.renamed) < MAX_LISTED:
@@ -181,21 +173,20 @@ class _Writer:
         """The images of a split."""
         bar = tqdm(range(len(index)), desc=split, unit="image", leave=False, disable=None if self.progress else True)
         for i in bar:
-            part = slice(int(index.offsets[i]), int(index.offsets[i + 1]))
-            path = index.path(i)
-            refs = None if index.box_refs is None else index.box_refs[part]
+            part, path = index.boxes_of(i), index.path(i)
+            refs, areas = (None if array is None else array[part] for array in (index.box_refs, index.areas))
             yield _Item(
-                path,
-                self.names[path],
-                index.image_ids[i].item(),
-                (int(index.sizes[i, 0]), int(index.sizes[i, 1])),
-                index.boxes[part],
-                index.labels[part],
-                index.difficult[part],
-                index.crowd[part],
-                None if index.areas is None else index.areas[part],
-                refs,
-                self._fields(index, path, index.labels[part], refs),
+                path=path,
+                name=self.names[path],
+                image_id=index.image_ids[i].item(),
+                size=(int(index.sizes[i, 0]), int(index.sizes[i, 1])),
+                boxes=index.boxes[part],
+                labels=index.labels[part],
+                difficult=index.difficult[part],
+                crowd=index.crowd[part],
+                areas=areas,
+                refs=refs,
+                fields=self._fields(index, path, index.labels[part], refs),
             )
 
     def _fields(
@@ -418,10 +409,7 @@ def _voc_fields(
 class _CocoExtras:
     """Other information in a COCO file, by annotation id, image id and category name.
 
-    Args:
-        path: the JSON.
-        losses: receives what is lost.
-        keep_all: keep every key, for a COCO target; else only those of `KEPT_FIELDS`.
+    With `keep_all`, for a COCO target, every key is kept, else only those of `KEPT_FIELDS`; `losses` receives the rest.
     """
 
     def __init__(self, path: str, losses: Losses, keep_all: bool) -> None:
@@ -434,7 +422,7 @@ class _CocoExtras:
                 losses.lose(f"{key!r} in COCO's JSON", data.count(f'"{key}"'.encode()))
             if not any(f'"{key}"'.encode() in data for key in KEPT_FIELDS):
                 return
-        content = json.loads(data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"))
+        content = read_json(path, "an instances JSON", MAX_JSON_BYTES)
         tables: dict[str, dict[Any, dict[str, Any]]]
         tables = {"annotations": self.annotations, "images": self.images, "categories": self.categories}
         for name, table in tables.items():

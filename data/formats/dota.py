@@ -8,30 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from data.formats.folder import Folder
-from data.formats.labels import Labels
+from data.formats.labels import Labels, Layout
 from data.formats.shapes import box_of_points
 
 _HEADER = re.compile(r"\s*(imagesource|gsd)\s*:.*|\s*", re.IGNORECASE)
 _ROW = re.compile(r"\s*(-?\d+\.?\d*\s+){8}[^\s\d]\S*(\s+\d)?\s*")
 
 
-def sniff(folder: Folder) -> str | None:
-    files = _files(folder)
-    return f"{len(files)} .txt files with DOTA's lines of four corners and a class" if files else None
+def is_annotation(path: str, head: bytes) -> bool:
+    lines = head.decode("utf-8-sig", "replace").splitlines()
+    return bool(_ROW.fullmatch(next((line for line in lines if not _HEADER.fullmatch(line)), "")))
 
 
-def _files(folder: Folder) -> list[str]:
-    def is_dota(path: str) -> bool:
-        lines = folder.head(path).decode("utf-8-sig", "replace").splitlines()
-        first = next((line for line in lines if not _HEADER.fullmatch(line)), "")
-        return bool(_ROW.fullmatch(first))
-
-    return [path for path in folder.having(".txt") if is_dota(path)]
-
-
-def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
-    for image, path, lines in labels.text_files(_files(folder)):
+def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
+    for image, path, lines in labels.text_files(files):
         for number, line in enumerate(lines, 1):
             if _HEADER.fullmatch(line):
                 continue
@@ -39,6 +29,8 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
             box = box_of_points(list(zip(words[:8:2], words[1:8:2], strict=False))) if len(words) >= 9 else None
             is_hard = len(words) > 9 and words[9] != "0"
             name = words[8] if len(words) > 8 else None
-            labels.shape(
-                image, name, box, path, number, "line without four corners and a class", True, difficult=is_hard
-            )
+            kind = "line without four corners and a class"
+            labels.shape(image, name, box, path, number, kind, rotated=True, difficult=is_hard)
+
+
+LAYOUT = Layout((".txt",), is_annotation, "{files} with DOTA's lines of four corners and a class", read)

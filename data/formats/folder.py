@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
@@ -49,9 +49,8 @@ class Folder:
         image_folder: the folder of the images, if it is not `root`.
 
     Attributes:
-        root: the folder.
         home: the folder of the images.
-        files: paths of all files below it, sorted.
+        files: paths of all files below `root`, sorted.
         pictures: those that are images by their suffix, or all images of `image_folder`.
         outside: links to targets outside the folder; they are not followed.
     """
@@ -108,15 +107,11 @@ class Folder:
         return _grouped((UPLOAD_PREFIX.sub("", plain_name(os.path.basename(path))), path) for path in self.pictures)
 
     def find(self, name: str, base: str | os.PathLike[str] | None = None) -> tuple[str | None, list[str]]:
-        """Find the image that an annotation calls `name`.
+        """Find the image that an annotation calls `name` (any slashes, absolute paths and URLs are accepted).
 
-        It is searched as a path from `base`, the root and the image folder, then as the only image with that base
-        name, that name without its suffix, or that name without Label Studio's upload prefix. Images not found as a
-        path are counted in `matched`.
-
-        Args:
-            name: the name in the annotation; any slashes, absolute paths and URLs are accepted.
-            base: the folder of the annotation file.
+        It is searched as a path from `base` (the annotation file's folder), the root and the image folder, then as the
+        only image with that base name, that name without its suffix, or that name without Label Studio's upload prefix.
+        Images not found as a path are counted in `matched`.
 
         Returns:
             The path, or None and the candidates (none, or several).
@@ -172,6 +167,23 @@ class Folder:
                 candidates = [path for path in candidates if choose(path)] or candidates
         beside = len({os.path.dirname(path) for path in candidates}) == 1  # a.jpg and a.png: the first counts
         return (candidates[0], []) if candidates and beside else (None, candidates)
+
+    def not_found(self, where: str, name: str, several: Sequence[str]) -> Skip:
+        """The skip of an annotation whose image `name` does not exist, or may be one of `several`."""
+        if several:
+            what = f"{name!r} may be {' or '.join(map(self.relative, several[:3]))}"
+            todo = "give the path within the data set, or give every image its own name"
+            return Skip("image", "ambiguous_image", where, what, todo)
+        todo = "add the image, give --image-folder, or remove the annotation"
+        return Skip("image", "missing_image", where, f"there is no image {name!r} in {self.home}", todo)
+
+    def links_outside(self) -> list[Skip]:
+        """The links that were not followed because they lead out of the folder."""
+        todo = "keep images inside the data set"
+        return [
+            Skip("image", "leads_outside", path, f"links to {os.path.realpath(path)}, outside of {self.root}", todo)
+            for path in self.outside
+        ]
 
     def notes(self, where: str, total: int) -> list[Skip]:
         """Number of images that were not found by their full path, with an example of each kind."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from data.formats.labels import Labels
-from utils.files import MEGABYTE, FileError, read_file
+from utils.errors import UserError
+from utils.files import MEGABYTE
+from utils.json_file import read_json
 
 MAX_JSON_BYTES = 512 * MEGABYTE
 
@@ -15,13 +16,9 @@ MAX_JSON_BYTES = 512 * MEGABYTE
 def load_json(path: str) -> tuple[Any, str]:
     """The content of a JSON file, and the reason if it cannot be read (empty if it can)."""
     try:
-        data = read_file(path, MAX_JSON_BYTES)
-        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        return json.loads(data.decode(encoding)), ""
-    except FileError as error:
+        return read_json(path, "a JSON file", MAX_JSON_BYTES), ""
+    except UserError as error:
         return None, error.what
-    except (ValueError, RecursionError) as error:
-        return None, f"is not valid JSON ({str(error)[:80]})"
 
 
 def json_lists(

@@ -8,27 +8,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from data.formats.folder import Folder
-from data.formats.labels import Labels
+from data.formats.labels import Labels, Layout
 from data.skips import Skip
 
 _ROW = re.compile(rb"^\s*[^\s\d,]\S*(\s+-?\d+\.?\d*(e-?\d+)?){14,15}\s*$", re.IGNORECASE)
 IGNORED = "DontCare"
 
 
-def sniff(folder: Folder) -> str | None:
-    files = _files(folder)
-    return f"{len(files)} .txt files with KITTI's lines of 15 columns" if files else None
+def is_annotation(path: str, head: bytes) -> bool:
+    return bool(_ROW.match(head.split(b"\n")[0]))
 
 
-def _files(folder: Folder) -> list[str]:
-    return [path for path in folder.having(".txt") if _ROW.match(folder.head(path).split(b"\n")[0])]
-
-
-def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
+def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
     labels.numbers = "corners"
     ignored = 0
-    for image, path, lines in labels.text_files(_files(folder)):
+    for image, path, lines in labels.text_files(files):
         for number, line in enumerate(lines, 1):
             words = line.split()
             name, values = "".join(words[:1]), words[4:8]
@@ -38,4 +32,7 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
                 labels.box(image, name, values, path, number)
     if ignored:
         what = f"{ignored} regions {IGNORED} are skipped"
-        labels.skips.append(Skip("note", "ignored_regions", str(folder.root), what))
+        labels.skips.append(Skip("note", "ignored_regions", str(labels.folder.root), what))
+
+
+LAYOUT = Layout((".txt",), is_annotation, "{files} with KITTI's lines of 15 columns", read)

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.class_names import decode_text
-from data.formats.folder import Folder
 from data.formats.json_files import MAX_JSON_BYTES, json_lists
-from data.formats.labels import Labels
+from data.formats.labels import Labels, Layout
 from data.formats.shapes import box_of_ellipse, box_of_points, box_of_sides, number_of, numbers_of, rotated_box
 from data.skips import Skip
 from utils.files import read_file
@@ -23,22 +21,12 @@ from utils.text import counted
 _CLASS_KEYS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
 
 
-def sniff(folder: Folder) -> str | None:
-    files = _files(folder)
-    return f"{os.path.basename(files[0])} has the tasks of Label Studio" if files else None
+def is_annotation(path: str, head: bytes) -> bool:
+    return any(key.encode() in head for key in _CLASS_KEYS[:3])
 
 
-def _files(folder: Folder) -> list[str]:
-    def is_tasks(path: str) -> bool:
-        head = folder.head(path)
-        return any(key.encode() in head for key in _CLASS_KEYS[:3])
-
-    return [path for path in folder.having(".json", ".csv") if is_tasks(path)]
-
-
-def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
+def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
     labels.unit, labels.normalised = ": region ", True
-    files = _files(folder)
     tables = [path for path in files if path.lower().endswith(".csv")]
     exports = json_lists(labels, [path for path in files if path not in tables], None, "tasks")
     for path, tasks in [*((path, tasks) for path, _, tasks in exports), *((path, _table(path)) for path in tables)]:
@@ -111,3 +99,6 @@ def _box(value: dict[str, Any], degrees: float, aspect: float) -> list[float] | 
         box = box_of_sides(value)
         box = rotated_box(box, degrees, box[:2], aspect) if box else None  # about the upper left corner
     return None if box is None else [number / 100 for number in box]
+
+
+LAYOUT = Layout((".json", ".csv"), is_annotation, "{first} has the tasks of Label Studio", read)

@@ -10,35 +10,24 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from data.formats.folder import Folder
 from data.formats.json_files import json_lists
-from data.formats.labels import Labels
+from data.formats.labels import Labels, Layout
 from data.formats.shapes import box_of_ellipse, box_of_points, number_of
-from utils.text import counted
 
 _ROTATED = ("rotation", "oriented_rectangle")  # X-AnyLabeling and others, by their four corners
 _WITH_BOX = ("rectangle", "polygon", "circle", "mask", "linestrip", *_ROTATED)
 
 
-def sniff(folder: Folder) -> str | None:
-    files = _files(folder)
-    return (
-        f"{counted(len(folder.pictures), 'image')} and {counted(len(files), '.json file')} with LabelMe's `shapes`"
-        if files
-        else None
-    )
+def is_annotation(path: str, head: bytes) -> bool:
+    return b'"shapes"' in head
 
 
-def _files(folder: Folder) -> list[str]:
-    return [path for path in folder.having(".json") if b'"shapes"' in folder.head(path)]
-
-
-def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
+def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
     labels.unit = ": shape "
-    for path, content, shapes in json_lists(labels, _files(folder), "shapes", "shapes"):
+    for path, content, shapes in json_lists(labels, files, "shapes", "shapes"):
         name = content.get("imagePath")
-        beside, _ = folder.same_stem(path)
-        known = isinstance(name, str) and folder.find(name, os.path.dirname(path))[0] is not None
+        beside, _ = labels.folder.same_stem(path)
+        known = isinstance(name, str) and labels.folder.find(name, os.path.dirname(path))[0] is not None
         if not known and beside is None and content.get("imageData"):
             labels.refuse(path, "contains its image, and there is no image file", "save the image in the same folder")
             continue
@@ -58,3 +47,6 @@ def _box(kind: str, points: Any) -> list[float] | None:
         x, y, x1, y1 = (number_of(value) or 0.0 for point in points[:2] for value in point)
         return box_of_ellipse([x, y, *[math.hypot(x1 - x, y1 - y)] * 2])
     return box
+
+
+LAYOUT = Layout((".json",), is_annotation, "{pictures} and {files} with LabelMe's `shapes`", read)

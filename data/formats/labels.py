@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from data.class_names import MAX_NAME, decode_text, suggestions
+from data.class_names import MAX_NAME, decode_text, unlisted_classes
 from data.formats.clean import RawSplit, build_index
 from data.formats.folder import Folder, split_of
 from data.formats.shapes import number_of
@@ -66,8 +67,7 @@ class Labels:
 
         Args:
             name: a path, complete or partial, of any operating system; see `Folder.find`.
-            file: the annotation file.
-            number: position in the file.
+            file, number: the annotation file and the position in it.
             size: (height, width) stated by the file.
             split: stated by the file; else taken from the folder or the file name.
         """
@@ -75,12 +75,7 @@ class Labels:
         path, several = self.folder.find(name, os.path.dirname(file))
         where = f"{file}{self.unit}{number}" if number else file
         if path is None:
-            code, what = "missing_image", f"there is no image {name[-80:]!r} in {self.folder.home}"
-            todo = "add the image, give --image-folder, or remove the annotation"
-            if several:
-                code, todo = "ambiguous_image", "give the path within the data set"
-                what = f"{name[-80:]!r} may be {' or '.join(self.folder.relative(each) for each in several[:3])}"
-            self.skips.append(Skip("image", code, where, what, todo))
+            self.skips.append(self.folder.not_found(where, name[-80:], several))
             return None
         if path not in self._number_of:
             self._number_of[path] = len(self.paths)
@@ -110,8 +105,7 @@ class Labels:
             image: as returned by `image`.
             name: of the class.
             box: xyxy; should be four numbers, but is validated.
-            file: the annotation file.
-            number: position in the file.
+            file, number: the annotation file and the position in it.
             difficult: the object is ignored in evaluation.
             crowd: the region stands for many objects.
         """
@@ -165,10 +159,7 @@ class Labels:
         self.skips.append(Skip("image", "bad_annotation_file", file, what, todo))
 
     def text_files(self, files: Sequence[str]) -> Iterator[tuple[int, str, list[str]]]:
-        """(image, file, lines) of label files that are named after their images.
-
-        An empty file belongs to an image without objects.
-        """
+        """(image, file, lines) of label files that are named after their images; empty for images without objects."""
         homes = {os.path.dirname(path) for path in files}
         for path in self.folder.having(".txt"):
             picture, _ = self.folder.same_stem(path)
@@ -189,19 +180,10 @@ class Labels:
         if class_names is None:
             class_names = [name for name in self.names or () if found[name] or self.declared_names] or sorted(found)
         number_of = {each: number for number, each in enumerate(class_names)}
-        known = np.array([each in number_of for each in self._classes], bool)
-        for name, todo in suggestions(found, class_names).items():
-            what = f"class {name!r} is not one of the {len(class_names)} classes; {counted(found[name], 'box')} dropped"
-            self.skips.append(Skip("box", "unknown_class", str(self.folder.root), what, todo, found[name]))
-        where = [each for each, is_known in zip(self._where, known, strict=True) if is_known]
-        flags = np.array(self._flags, bool).reshape(-1, 2)[known]
-        outside = [
-            Skip("image", "leads_outside", path, f"links to {os.path.realpath(path)}, outside of {self.folder.root}",
-                 "keep images inside the data set")
-            for path in self.folder.outside
-        ]  # fmt: skip
+        self.skips += unlisted_classes(found, class_names, str(self.folder.root))
+        flags = np.array(self._flags, bool).reshape(-1, 2)
         rotated = [rotated_note(str(self.folder.root), len(self._rotated), self._rotated[0])] if self._rotated else []
-        skips = [*self.skips, *rotated, *outside, *self.folder.notes(str(self.folder.root), len(self.paths))]
+        notes = self.folder.notes(str(self.folder.root), len(self.paths))
         folders = {os.path.dirname(path) for path in (*self.paths, *self.files)}
         folders |= {str(self.folder.root), str(self.folder.home)}
         raw = RawSplit(
@@ -210,15 +192,15 @@ class Labels:
             paths=self.paths,
             image_ids=unique_ids(self.paths, self.folder.home),
             declared=np.array(self._declared, np.float64).reshape(-1, 2),
-            box_image=np.array(self._owner, np.int64)[known],
-            boxes=np.array(self._boxes, np.float64).reshape(-1, 4)[known],
-            labels=np.array([number_of.get(each, -1) for each in self._classes], np.int32)[known],
+            box_image=np.array(self._owner, np.int64),
+            boxes=np.array(self._boxes, np.float64).reshape(-1, 4),
+            labels=np.array([number_of.get(each, -1) for each in self._classes], np.int32),
             difficult=flags[:, 0],
             crowd=flags[:, 1],
-            box_where=lambda m: f"{where[m][0]}{self.unit}{where[m][1]}",
+            box_where=lambda m: self.unit.join(map(str, self._where[m])),
             normalised=self.normalised,
             numbers=self.numbers,
-            box_refs=np.array([number for _, number in where], np.int64),
+            box_refs=np.array([number for _, number in self._where], np.int64),
             source={
                 "format": kind,
                 "root": os.path.abspath(self.folder.only or self.folder.root),
@@ -231,9 +213,39 @@ class Labels:
                 "unit": self.unit,
                 "label_files": self.label_files,
             },
-            skips=skips,
+            skips=[*self.skips, *rotated, *self.folder.links_outside(), *notes],
         )  # fmt: skip
         index = build_index(raw, max_megapixels)
         split_by_path = dict(zip(self.paths, self.splits, strict=True))
         index.source["split_of"] = [split_by_path[str(index.path(i))] for i in range(len(index))]
         return index
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of annotation files that is read as a whole.
+
+    Args:
+        suffixes: of its annotation files.
+        is_annotation: whether a file with such a suffix is one, from its path and its first bytes.
+        evidence: text with the number of `{files}`, the name of the `{first}`, and the number of `{pictures}`.
+        read: reads annotation files; the class names are those that the user gave.
+    """
+
+    suffixes: tuple[str, ...]
+    is_annotation: Callable[[str, bytes], bool]
+    evidence: str
+    read: Callable[[Labels, list[str], Sequence[str] | None], None]
+
+    def files(self, folder: Folder) -> list[str]:
+        """The annotation files of a folder."""
+        return [path for path in folder.having(*self.suffixes) if self.is_annotation(path, folder.head(path))]
+
+    def sniff(self, folder: Folder) -> str | None:
+        """Evidence that a folder has this layout, or None."""
+        files = self.files(folder)
+        if not files:
+            return None
+        first, pictures = os.path.basename(files[0]), counted(len(folder.pictures), "image")
+        kind = f"{os.path.splitext(first)[1].lower()} file"
+        return self.evidence.format(first=first, pictures=pictures, files=counted(len(files), kind))

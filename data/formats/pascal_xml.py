@@ -41,26 +41,13 @@ def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: floa
         picture, several = folder.same_stem(xml)
         if picture is None and not several:  # the image was renamed
             head = re.search(rb"<filename>([^<]+)</filename>", folder.head(xml))
-            picture, several = (
-                folder.find(head[1].decode("utf-8", "replace"), os.path.dirname(xml)) if head else (None, [])
-            )
+            if head:
+                picture, several = folder.find(head[1].decode("utf-8", "replace"), os.path.dirname(xml))
         if picture is not None:
             pairs.append((picture, xml))
             continue
-        if several:
-            what = f"may belong to {' or '.join(folder.relative(path) for path in several[:3])}"
-            skips.append(Skip("image", "ambiguous_image", xml, what, "give every image its own name"))
-        elif _ANNOTATION.search(folder.head(xml)[:4096]):
-            what = f"there is no image {stem_of(xml)!r} in {folder.home}"
-            skips.append(
-                Skip(
-                    "image",
-                    "missing_image",
-                    xml,
-                    what,
-                    "add the image, give --image-folder, or remove the annotation",
-                )
-            )
+        if several or _ANNOTATION.search(folder.head(xml)[:4096]):
+            skips.append(folder.not_found(xml, stem_of(xml), several))
     ids = unique_ids([picture for picture, _ in pairs], folder.home)
     for (picture, xml), identity in zip(tqdm(pairs, desc=folder.root.name, delay=2, leave=False), ids, strict=True):
         if picture in label_files:
@@ -69,12 +56,7 @@ def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: floa
             continue
         label_files[picture] = xml
         reader.add(identity, picture, xml)
-    skips += [
-        Skip("image", "leads_outside", path, f"links to {os.path.realpath(path)}, outside of {folder.root}",
-             "keep images inside the data set")
-        for path in folder.outside
-    ]  # fmt: skip
-    reader.skips += [*skips, *folder.notes(str(folder.root), len(reader.paths))]
+    reader.skips += [*skips, *folder.links_outside(), *folder.notes(str(folder.root), len(reader.paths))]
     folders = {os.path.dirname(path) for pair in pairs for path in pair} | {str(folder.root), str(folder.home)}
     source = {
         "format": "xml",
@@ -86,11 +68,10 @@ def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: floa
     }
     index = finish_xml(reader, folder.root.resolve().name, class_names, source, max_megapixels, True)
     lists = _split_lists(folder)
-    paths = [str(index.path(i)) for i in range(len(index))]
     index.source["split_of"] = [
         lists.get(plain_name(stem_of(path))) or split_of(folder.relative(path))
         or split_of(folder.relative(label_files[path])) or ALL
-        for path in paths
+        for path in map(str, index.paths())
     ]  # fmt: skip
     return index
 

@@ -35,7 +35,7 @@ def write_snapshot(folder: Path, splits: Mapping[str, Sequence[Part]]) -> dict[s
         raise UserError(folder, "would contain no image", "give a data set with images")
     common = Path(os.path.commonpath([os.path.abspath(path.parent) for path in paths]))
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    link_pictures(common, folder / "images", paths)
+    link_folder(common, folder / "images", paths)
     number = {path: n for n, path in enumerate(sorted(paths), 1)}
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names, 1)]
     counts = {}
@@ -68,14 +68,19 @@ def _annotations(parts: Iterable[Part], number: Mapping[Path, int]) -> Iterator[
                 yield entry | ({"difficult": 1} if index.difficult[m] else {})
 
 
-def link_pictures(source: Path, link: Path, pictures: Iterable[Path]) -> None:
-    """Make images available below `link`: by a link to their folder, or by copies if links are not supported."""
+def link_folder(source: Path, link: Path, pictures: Iterable[Path] | None = None) -> None:
+    """Make a folder available as `link`: by a link, or by a copy if the system does not support links.
+
+    `pictures` are the files to copy; None copies all.
+    """
     if os.path.lexists(link):
         return
+    link.parent.mkdir(parents=True, exist_ok=True)
     try:
         link.symlink_to(source.resolve(), target_is_directory=True)
     except OSError:
-        for picture in pictures:
-            target = link / Path(os.path.abspath(picture)).relative_to(source)
+        for picture in source.rglob("*") if pictures is None else pictures:
+            target = link / Path(os.path.abspath(picture)).relative_to(os.path.abspath(source))
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(picture, target)
+            if picture.is_file():
+                shutil.copyfile(picture, target)

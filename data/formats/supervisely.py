@@ -9,29 +9,21 @@ import math
 import os
 from collections.abc import Sequence
 
-from data.formats.folder import Folder, suffix_of
+from data.formats.folder import suffix_of
 from data.formats.json_files import json_lists
-from data.formats.labels import Labels
+from data.formats.labels import Labels, Layout
 from data.formats.shapes import box_of_points, number_of, rotated_box
 from imaging.image_io import IMAGE_SUFFIXES
 
 
-def sniff(folder: Folder) -> str | None:
-    files = _files(folder)
-    return f"{len(files)} .json files named after images with Supervisely's `objects`" if files else None
+def is_annotation(path: str, head: bytes) -> bool:
+    parent = os.path.basename(os.path.dirname(path)).casefold()
+    return (suffix_of(path[:-5]) in IMAGE_SUFFIXES or parent == "ann") and b'"objects"' in head
 
 
-def _files(folder: Folder) -> list[str]:
-    def is_annotation(path: str) -> bool:
-        parent = os.path.basename(os.path.dirname(path)).casefold()
-        return (suffix_of(path[:-5]) in IMAGE_SUFFIXES or parent == "ann") and b'"objects"' in folder.head(path)
-
-    return [path for path in folder.having(".json") if is_annotation(path)]
-
-
-def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
+def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
     labels.unit = ": object "
-    for path, content, objects in json_lists(labels, _files(folder), "objects", "objects"):
+    for path, content, objects in json_lists(labels, files, "objects", "objects"):
         size = content.get("size")
         size = (size.get("height"), size.get("width")) if isinstance(size, dict) else (None, None)
         home = os.path.dirname(os.path.dirname(path))  # of img and ann
@@ -42,3 +34,6 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
             box = box_of_points(points.get("exterior")) if isinstance(points, dict) else None
             box = rotated_box(box, math.degrees(angle)) if box else None
             labels.shape(image, each.get("classTitle"), box, path, number, each.get("geometryType"), angle != 0)
+
+
+LAYOUT = Layout((".json",), is_annotation, "{files} named after images with Supervisely's `objects`", read)

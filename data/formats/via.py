@@ -8,14 +8,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from data.class_names import decode_text
-from data.formats.folder import Folder
 from data.formats.json_files import MAX_JSON_BYTES, load_json
-from data.formats.labels import Labels
+from data.formats.labels import Labels, Layout
 from data.formats.shapes import box_of_ellipse, box_of_points, box_of_sides, number_of
 from utils.errors import brief
 from utils.files import read_file
@@ -25,24 +23,15 @@ _IMAGE_FILE = 2  # type of a file in version 3
 _CLASS_KEYS = ("class", "label", "name", "type", "object", "category")
 
 
-def sniff(folder: Folder) -> str | None:
-    files = _files(folder)
-    return f"{os.path.basename(files[0])} has the regions of the VGG Image Annotator" if files else None
+def is_annotation(path: str, head: bytes) -> bool:
+    is_table = b"region_shape_attributes" in head
+    is_3 = b'"vid_list"' in head or (b'"fid_list"' in head and b'"metadata"' in head)
+    return is_table or is_3 or (b'"filename"' in head and (b'"regions"' in head or b"_via_" in head))
 
 
-def _files(folder: Folder) -> list[str]:
-    def is_via(path: str) -> bool:
-        head = folder.head(path)
-        is_table = b"region_shape_attributes" in head
-        is_3 = b'"vid_list"' in head or (b'"fid_list"' in head and b'"metadata"' in head)
-        return is_table or is_3 or (b'"filename"' in head and (b'"regions"' in head or b"_via_" in head))
-
-    return [path for path in folder.having(".json", ".csv") if is_via(path)]
-
-
-def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
+def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
     labels.unit = ": region "
-    for path in _files(folder):
+    for path in files:
         number = 0
         for name, shape, attributes in _csv_rows(path) if path.endswith(".csv") else _json_rows(path, labels):
             image = labels.image(name, path)
@@ -154,3 +143,6 @@ def _box(shape: dict[str, Any]) -> list[float] | None:
     if kind not in ("polygon", "polyline", "extreme_rect") or not isinstance(xs, list) or not isinstance(ys, list):
         return None
     return box_of_points(list(zip(xs, ys, strict=False)))
+
+
+LAYOUT = Layout((".json", ".csv"), is_annotation, "{first} has the regions of the VGG Image Annotator", read)

@@ -167,9 +167,8 @@ def list_voc_splits(root: str | os.PathLike[str]) -> dict[str, list[str]]:
 
 
 def _is_year(folder: Path) -> bool:
-    return (folder / "ImageSets" / "Main").is_dir() or (
-        (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
-    )
+    has_images = (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
+    return has_images or (folder / "ImageSets" / "Main").is_dir()
 
 
 def split_files(root: str | os.PathLike[str], split: str) -> list[tuple[str, Path]]:
@@ -182,9 +181,8 @@ def split_files(root: str | os.PathLike[str], split: str) -> list[tuple[str, Pat
     """
     years = find_voc_years(root)
     if not years:
-        raise UserError(
-            root, "is not a VOC folder (it has no ImageSets/Main)", "give a VOCdevkit or one of its year folders"
-        )
+        todo = "give a VOCdevkit or one of its year folders"
+        raise UserError(root, "is not a VOC folder (it has no ImageSets/Main)", todo)
     files = []
     for part in split.split("+"):
         year, _, name = part.strip().rpartition(":")
@@ -312,9 +310,8 @@ class XmlReader:
             self.rotated.append(where)
         if xmin == xmax or ymin == ymax:  # valid as one pixel wide, but in practice a click
             return self._drop("zero_box", where, f"the {name} ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) has no area")
-        self.facts["decimal"] += not angle and any(
-            number % 1 != 0 for number in (xmin, ymin, xmax, ymax) if np.isfinite(number)
-        )
+        finite = [number for number in (xmin, ymin, xmax, ymax) if np.isfinite(number)]
+        self.facts["decimal"] += not angle and any(number % 1 != 0 for number in finite)
         self.owner.append(len(self.paths) - 1)
         self.boxes.append([xmin - 1, ymin - 1, xmax, ymax])
         self.names.append(name)
@@ -350,6 +347,7 @@ def read_voc(
     class_names: Sequence[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
     need_pictures: bool = True,
+    **_: Any,
 ) -> DatasetIndex:
     """Read a split of a VOCdevkit (or of one year folder).
 
@@ -357,8 +355,7 @@ def read_voc(
         root: the devkit, the folder around it, or one year folder.
         split: a file of ImageSets/Main without `.txt`; several with `+`, of one year with `VOC2007:`.
         class_names: the classes in label order; None uses those of the annotations, in alphabetical order.
-        max_megapixels: leave out images whose header states more.
-        need_pictures: if false, a data set without any image file is read from its annotations alone.
+        max_megapixels, need_pictures: as in `open_dataset`.
 
     Returns:
         The split; image ids are the VOC ids, prefixed by `VOC2007/` if several years are joined.
@@ -419,29 +416,30 @@ def finish_xml(
     found = Counter(reader.names)
     class_names = sorted(found) if class_names is None else class_names
     number_of = {each: number for number, each in enumerate(class_names)}
-    known = np.array([each in number_of for each in reader.names], bool)
+    labels = np.array([number_of.get(each, -1) for each in reader.names], np.int32)
+
+    def where(m: int) -> str:
+        return f"{reader.xml[reader.owner[m]]}:{reader.lines[m]}"
+
     todo = suggestions(found, class_names)
-    for m in np.flatnonzero(~known):
-        where = f"{reader.xml[reader.owner[m]]}:{reader.lines[m]}"
+    for m in np.flatnonzero(labels < 0).tolist():
         what = f"class {reader.names[m]!r} is not one of the {len(class_names)} classes; box dropped"
-        reader.skips.append(Skip("box", "unknown_class", where, what, todo[reader.names[m]]))
+        reader.skips.append(Skip("box", "unknown_class", where(m), what, todo[reader.names[m]]))
     if reader.rotated:
         reader.skips.append(rotated_note(source["root"], len(reader.rotated), reader.rotated[0]))
-    owner, lines = np.array(reader.owner, np.int64)[known], np.array(reader.lines, np.int64)[known]
     raw = RawSplit(
         name=name,
         class_names=class_names,
         paths=reader.paths,
         image_ids=reader.ids,
         declared=np.array(reader.declared, np.float64).reshape(-1, 2),
-        box_image=owner,
-        boxes=np.array(reader.boxes, np.float64).reshape(-1, 4)[known],
-        labels=np.array([number_of.get(each, -1) for each in reader.names], np.int32)[known],
-        difficult=np.array(reader.difficult, bool)[known],
-        crowd=np.zeros(int(known.sum()), bool),
-        box_where=lambda m: f"{reader.xml[owner[m]]}:{lines[m]}",
-        box_refs=lines,
-        scores=None if min(reader.scores, default=1.0) == 1 else np.array(reader.scores, np.float64)[known],
+        box_image=np.array(reader.owner, np.int64),
+        boxes=np.array(reader.boxes, np.float64).reshape(-1, 4),
+        labels=labels,
+        difficult=np.array(reader.difficult, bool),
+        box_where=where,
+        box_refs=np.array(reader.lines, np.int64),
+        scores=None if min(reader.scores, default=1.0) == 1 else np.array(reader.scores, np.float64),
         source=source | {"found_classes": dict(found), "facts": {**reader.facts, "rotated": len(reader.rotated)}},
         skips=reader.skips,
         numbers="corners",

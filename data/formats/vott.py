@@ -5,35 +5,23 @@ Source: https://github.com/microsoft/VoTT
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from data.formats.folder import Folder
 from data.formats.json_files import load_json
-from data.formats.labels import Labels
+from data.formats.labels import Labels, Layout
 from data.formats.shapes import box_of_sides
 
 
-def sniff(folder: Folder) -> str | None:
-    files = _files(folder)
-    return f"{os.path.basename(files[0])} has VoTT's assets" if files else None
+def is_annotation(path: str, head: bytes) -> bool:
+    return (b'"assets"' in head or b'"asset"' in head) and (b'"regions"' in head or b'"boundingBox"' in head)
 
 
-def _files(folder: Folder) -> list[str]:
-    def is_vott(path: str) -> bool:
-        head = folder.head(path)
-        return (b'"assets"' in head or b'"asset"' in head) and (b'"regions"' in head or b'"boundingBox"' in head)
-
-    files = [path for path in folder.having(".json") if is_vott(path)]
-    exports = [path for path in files if b'"assets"' in folder.head(path)]
-    return exports or files
-
-
-def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> None:
+def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
     labels.unit = ": region "
-    for path in _files(folder):
+    exports = [path for path in files if b'"assets"' in labels.folder.head(path)]  # each holds many assets
+    for path in exports or files:
         content, problem = load_json(path)
         if not isinstance(content, dict):
             labels.refuse(path, problem or "contains no assets")
@@ -55,3 +43,6 @@ def read(folder: Folder, labels: Labels, class_names: Sequence[str] | None) -> N
                 region = region if isinstance(region, dict) else {}
                 box = box_of_sides(region.get("boundingBox"), ("left", "top", "width", "height"))
                 labels.shape(image, (region.get("tags") or [None])[0], box, path, number, region.get("type"))
+
+
+LAYOUT = Layout((".json",), is_annotation, "{first} has VoTT's assets", read)

@@ -7,8 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-
 from data.class_names import decode_text
 from data.formats.folder import plain_name, stem_of, suffix_of
 from data.skips import Skip, rotated_note
@@ -173,10 +171,8 @@ def _key_point_size(values: Sequence[float]) -> int:
         if len(rest) % size or (size == 3 and not set(rest[2::3]) <= {0.0, 1.0, 2.0}):
             continue
         points = [(x, y) for x, y in zip(rest[::size], rest[1::size], strict=True) if (x, y) != (0, 0)]
-        slack_x, slack_y = 0.02 + 0.1 * width, 0.02 + 0.1 * height
-        if points and all(
-            abs(x - cx) <= width / 2 + slack_x and abs(y - cy) <= height / 2 + slack_y for x, y in points
-        ):
+        reach_x, reach_y = 0.02 + 0.6 * width, 0.02 + 0.6 * height
+        if points and all(abs(x - cx) <= reach_x and abs(y - cy) <= reach_y for x, y in points):
             return size
     return 0
 
@@ -229,9 +225,8 @@ class LabelFiles:
     def _listing(self, folder: str) -> dict[str, str]:
         if folder not in self._listings:
             names = sorted(os.listdir(folder), key=lambda name: not name.endswith(".txt"))
-            self._listings[folder] = {
-                plain_name(stem_of(name)): name for name in reversed(names) if suffix_of(name) == ".txt"
-            }
+            labels = [name for name in reversed(names) if suffix_of(name) == ".txt"]
+            self._listings[folder] = {plain_name(stem_of(name)): name for name in labels}
         return self._listings[folder]
 
 
@@ -242,8 +237,3 @@ def _subfolders(base: str, names: Sequence[str]) -> list[str]:
     except OSError:
         return []
     return [found[name] for name in names if name in found]
-
-
-def boxes_array(rows: Rows) -> np.ndarray:
-    """(M, 4) xyxy fractions."""
-    return np.array(rows.boxes, np.float64).reshape(-1, 4)

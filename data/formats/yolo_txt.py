@@ -16,17 +16,17 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from data.class_names import check_class_names, decode_text, read_class_names, suggestions
+from data.class_names import check_class_names, decode_text, numbers_from_one, read_class_names, unlisted_classes
 from data.formats.clean import RawSplit, build_index
 from data.formats.folder import Folder, plain_name, split_of, stem_of, suffix_of
-from data.formats.yolo_rows import ROW, LabelFiles, Rows, boxes_array, class_numbers, label_path
+from data.formats.yolo_rows import ROW, LabelFiles, Rows, class_numbers, label_path
 from data.index import DatasetIndex
 from data.skips import Skip
 from data.walk import walk_files
 from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.errors import UserError, brief
 from utils.files import MEGABYTE, read_file, read_lines
-from utils.text import counted
+from utils.text import counted, some_names
 
 MAX_YAML_BYTES = MEGABYTE // 4  # the parser takes seconds for a megabyte; a thousand classes need 30 KB
 MAX_LIST_BYTES = 256 * MEGABYTE
@@ -85,9 +85,8 @@ def find_data_yaml(folder: Path) -> Path | None:
 
 def _looks_like_data_yaml(path: Path) -> bool:
     text = _small_text(path)
-    return bool(
-        re.search(r"^names\s*:", text, re.M) and re.search(r"^(train|val\w*|test)\s*:", text, re.M | re.IGNORECASE)
-    )
+    has_split = re.search(r"^(train|val\w*|test)\s*:", text, re.M | re.IGNORECASE)
+    return bool(has_split and re.search(r"^names\s*:", text, re.M))
 
 
 def _looks_like_obj_data(path: Path) -> bool:
@@ -162,9 +161,8 @@ def _from_obj_data(text: str, path: Path) -> DataYaml:
     content = {key.strip().lower(): value.strip() for key, value in rows}
     names = _tail_in(content.get("names", ""), [path.parent])
     if names is None:
-        raise UserError(
-            path, f"refers to the class file {content.get('names', '')!r}, which does not exist", "restore it"
-        )
+        what = f"refers to the class file {content.get('names', '')!r}, which does not exist"
+        raise UserError(path, what, "restore it")
     config = DataYaml(path, path.parent, {}, read_class_names(names), files=[Path(names)])
     config.splits = {key: [content[key]] for key in SPLIT_KEYS if content.get(key)}
     if not config.splits:
@@ -228,17 +226,13 @@ def _check_class_files(config: DataYaml) -> list[Skip]:
             continue
         theirs, ours = read_class_names(file), config.class_names
         if any(one != other for one, other in zip(theirs, ours, strict=False)):
-            what = f"has the classes {_order(ours)}, but {file} has {_order(theirs)}"
+            what = f"has the classes {some_names(ours, 6)}, but {file} has {some_names(theirs, 6)}"
             raise UserError(config.path, what, "find out which order the labels follow and correct the other file")
         if len(theirs) > len(ours):
-            missing = _order(theirs[len(ours) :])
+            missing = some_names(theirs[len(ours) :], 6)
             what = f"names {counted(len(theirs), 'class')}, {config.path.name} only {len(ours)}: not {missing}"
             return [Skip("note", "more_names", str(file), what, f"add them to {config.path.name} if they have boxes")]
     return []
-
-
-def _order(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 # --- paths of another machine ----------------------------------------------------------------------------------------
@@ -433,7 +427,7 @@ def names_of_folder(folder: Folder) -> tuple[str, ...] | None:
     lists = {path: read_class_names(path) for path in files if not ROW.match(folder.head(path).split(b"\n")[0])}
     for first, second in zip(lists, list(lists)[1:], strict=False):
         if any(one != other for one, other in zip(lists[first], lists[second], strict=False)):
-            what = f"has the classes {_order(lists[first])}, but {second} has {_order(lists[second])}"
+            what = f"has the classes {some_names(lists[first], 6)}, but {second} has {some_names(lists[second], 6)}"
             raise UserError(first, what, "find out which order the labels follow and remove the other file")
     if lists:
         return max(lists.values(), key=len)
@@ -455,6 +449,7 @@ def read_yolo(
     split: str,
     class_names: Sequence[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    **_: Any,
 ) -> DatasetIndex:
     """Read a split of a data.yaml.
 
@@ -462,7 +457,7 @@ def read_yolo(
         data: the data.yaml or obj.data, or the folder that holds it.
         split: `train`, `val` or `test`, as the file names it.
         class_names: the classes in label order; None uses the file's. They are matched by name.
-        max_megapixels: leave out images whose header states more.
+        max_megapixels: as in `open_dataset`.
 
     Returns:
         The split; image ids are the image paths within the data set, without suffix. An image without a label
@@ -478,9 +473,10 @@ def read_yolo(
 
 
 def read_plain_yolo(
-    folder: Folder, split: str, class_names: Sequence[str] | None, max_megapixels: float
+    place: Path, split: str, class_names: Sequence[str] | None, max_megapixels: float, **_: Any
 ) -> DatasetIndex:
     """Like `read_yolo` of a folder without a data.yaml; its splits are `train`, `val`, `test` folders, else `all`."""
+    folder = Folder(place)
     config, labels = plain_config(folder, class_names)
     names = class_names
     if names is None:  # labelImg's classes.txt lists the tool's classes, not those in use
@@ -523,16 +519,15 @@ def _read(
     classes = np.array([label_of.get(each, -1) for each in labelled], np.int32)
     owner = np.array(rows.owner, np.int64)
     owner = (np.cumsum(np.array(read, bool)) - 1)[owner] if len(owner) else owner
-    skips += _unlisted(found, names, config.path)
+    skips += unlisted_classes(found, names, str(config.path))
+    unlabelled = [image for image, file in zip(gathered.images, labels, strict=True) if not os.path.lexists(file)]
     if rows.facts["no_label_file"]:
         looked = sorted({os.path.dirname(path) for path in labels if not os.path.lexists(path)})[:2]
         what = f"{rows.facts['no_label_file']} of {len(labels)} images of {split} without a label file in "
-        without = [os.path.basename(i) for i, f in zip(gathered.images, labels, strict=True) if not os.path.lexists(f)]
-        what += f"{' or '.join(looked)}; they are used as images without objects: {', '.join(without[:5])}"
-        what += f" and {len(without) - 5} more" if len(without) > 5 else ""
+        what += f"{' or '.join(looked)}; they are used as images without objects: "
+        what += some_names([os.path.basename(image) for image in unlabelled], 5)
         skips.append(Skip("note", "no_label_file", str(config.path), what, "label them if they contain objects"))
-    known = keep & (classes >= 0)
-    owner, lines = owner[known], np.array(rows.lines, np.int64)[known]
+    classes[~keep] = -1
     homes = (os.path.dirname(each) for each in chain(gathered.images, labels, looked_at))
     folders = {config.root} if config.found_by_hand else {*gathered.folders, *homes}
     raw = RawSplit(
@@ -542,14 +537,12 @@ def _read(
         image_ids=unique_ids(images, config.root),
         declared=np.zeros((len(images), 2)),
         box_image=owner,
-        boxes=boxes_array(rows)[known],
-        labels=classes[known],
-        difficult=np.zeros(int(known.sum()), bool),
-        crowd=np.zeros(int(known.sum()), bool),
-        box_where=lambda m: f"{label_files[owner[m]]}:{lines[m]}",
+        boxes=np.array(rows.boxes, np.float64).reshape(-1, 4),
+        labels=classes,
+        box_where=lambda m: f"{label_files[owner[m]]}:{rows.lines[m]}",
         normalised=True,
         numbers=None if rows.facts["polygons"] else "centre",
-        box_refs=lines,
+        box_refs=np.array(rows.lines, np.int64),
         source={
             "format": "yolo",
             "root": os.path.abspath(data),
@@ -558,7 +551,7 @@ def _read(
             "found_classes": dict(found),
             "facts": dict(rows.facts),
             "label_files": {i: f for i, f in zip(images, label_files, strict=True) if f != label_path(i)},
-            "no_label": [i for i, f in zip(gathered.images, labels, strict=True) if not os.path.lexists(f)],
+            "no_label": unlabelled,
         },
         skips=skips,
     )
@@ -589,8 +582,7 @@ def _labelled_names(
     known, count = config.class_names, len(config.class_names)
     first = rows.first_class(count, others)
     if first:
-        what = f"class numbers run from 1 to {count}, and none is 0: they are read as starting at 1"
-        skips.append(Skip("note", "ids_from_one", str(config.path), what, f"the first is {known[0]!r}; check it"))
+        skips.append(numbers_from_one(known, str(config.path)))
     extra = next((note.where for note in config.notes if note.code == "more_names"), None)
     theirs = read_class_names(extra) if extra else ()
     names, keep = [], []
@@ -603,20 +595,6 @@ def _labelled_names(
             skips.append(Skip("box", "unknown_class", f"{labels[owner]}:{line}", f"{what}; box dropped",
                               "correct the label, or add the class name"))  # fmt: skip
     return names, np.array(keep, bool)
-
-
-def _unlisted(found: Counter[str], names: Sequence[str], path: Path) -> list[Skip]:
-    return [
-        Skip(
-            "box",
-            "unknown_class",
-            str(path),
-            f"class {name!r} is not one of the {len(names)} classes; {counted(found[name], 'box')} dropped",
-            todo,
-            found[name],
-        )
-        for name, todo in suggestions(found, names).items()
-    ]
 
 
 def unique_ids(images: Sequence[str], root: str | os.PathLike[str]) -> list[str]:

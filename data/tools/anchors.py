@@ -14,7 +14,7 @@ from data.index import DatasetIndex
 from imaging.letterbox import RESIZE_MODES, Letterbox
 from utils.config import option, parse_options
 from utils.errors import UserError
-from utils.text import counted
+from utils.text import counted, text_table
 
 RATIO_LIMIT = 4.0  # YOLOv5's `anchor_t`: a side may be up to 4 times an anchor's, or a quarter of it
 RESTARTS = 4  # k-means finds a local optimum; the best of these runs is used
@@ -57,18 +57,16 @@ class AnchorReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [
-            counted(self.num_boxes, "box"),
-            f"{'':8}{'recall':>8}{'mean IoU':>10}  anchors (width,height; strides 8, 16, 32)",
+        both = (("old", self.old_recall, self.old_iou), ("new", self.new_recall, self.new_iou))
+        numbers = text_table([("", "recall", "mean IoU"), *((name, f"{r:.4f}", f"{i:.4f}") for name, r, i in both)])
+        texts = [
+            " | ".join(" ".join(f"{w:.4g},{h:.4g}" for w, h in level) for level in anchors)
+            for anchors in (self.old_anchors, self.new_anchors)
         ]
-        rows = (("old", self.old_recall, self.old_iou, self.old_anchors),
-                ("new", self.new_recall, self.new_iou, self.new_anchors))  # fmt: skip
-        for name, recall, iou, anchors in rows:
-            text = " | ".join(" ".join(f"{w:.4g},{h:.4g}" for w, h in level) for level in anchors)
-            lines.append(f"{name:8}{recall:8.4f}{iou:10.4f}  {text}")
-        return "\n".join(
-            [*lines, f"{'use the new anchors' if self.accepted else 'keep the old anchors'}: {self.reason}"]
-        )
+        heads = ["anchors (width,height; strides 8, 16, 32)", *texts]
+        rows = [f"{line}  {text}" for line, text in zip(numbers, heads, strict=True)]
+        verdict = f"{'use the new anchors' if self.accepted else 'keep the old anchors'}: {self.reason}"
+        return "\n".join([f"{self.num_boxes} boxes", *rows, verdict])
 
 
 def box_sizes(index: DatasetIndex, letterbox: Letterbox) -> np.ndarray:
@@ -79,7 +77,7 @@ def box_sizes(index: DatasetIndex, letterbox: Letterbox) -> np.ndarray:
         if height > 0 and width > 0:
             new_height, new_width, _, _ = letterbox.geometry(int(height), int(width))
             scales[which.reshape(-1) == number] = new_width / width, new_height / height
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owner = index.image_of_box
     known = (index.sizes[owner] > 0).all(axis=1) & ~index.crowd
     return ((index.boxes[:, 2:] - index.boxes[:, :2]) * scales[owner])[known]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.class_names import read_class_names
+from data.data_options import DataOptions
 from data.formats.folder import Folder
 from data.formats.places import annotation_file, box_where
 from data.formats.voc import ALL, MAX_SPLIT_BYTES, VocFolder, find_voc_years, list_voc_splits
@@ -21,14 +21,15 @@ from data.open import check_image_folder, list_splits, match_split, open_dataset
 from data.quick_check import check_class_names, check_classes, check_format, check_overlap, check_sizes
 from data.tools.check_page import write_check_page
 from data.tools.duplicates import check_duplicates
-from data.tools.findings import CODES, ERROR, INFO, WARNING, CheckReport, Finding, finding, some_names
-from data.tools.fix import check_target, write_fixed_copy
+from data.tools.findings import CODES, ERROR, INFO, WARNING, CheckReport, Finding, finding
+from data.tools.fix import write_fixed_copy
 from data.tools.look import Look, look_at_all
+from data.tools.new_folder import check_new_folder
 from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.config import option, parse_options
 from utils.errors import UserError, printable
 from utils.files import FileError, read_lines, write_file
-from utils.text import counted
+from utils.text import counted, some_names
 
 TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
 LARGEST_INPUT = 1280  # above it, tiles are cheaper
@@ -39,7 +40,7 @@ LARGEST_INPUT = 1280  # above it, tiles are cheaper
 
 def check_boxes(index: DatasetIndex, split: str, input_size: int) -> list[Finding]:
     """Find duplicate boxes, boxes that are tiny at the training size, and boxes of another format."""
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owner = index.image_of_box
     findings = _check_twins(index, owner, split)
     if index.num_boxes:
         scale = input_size / index.sizes.max(1)[owner]
@@ -48,8 +49,8 @@ def check_boxes(index: DatasetIndex, split: str, input_size: int) -> list[Findin
             what = f"the {index.class_names[index.labels[m]]} is {sides[m]:.1f} pixels at input size {input_size}"
             enough = int(np.ceil(input_size * TINY / max(sides[m], 1e-3) / 32)) * 32
             todo = f"it has {TINY:g} at --input-size {enough}" if enough <= LARGEST_INPUT else "train on tiles (--tile)"
-            found = finding("tiny_box", box_where(index, int(owner[m]), int(m)), what, todo, split)
-            findings.append(found.with_box(str(index.path(int(owner[m]))), index.boxes[m]))
+            where, picture = box_where(index, int(owner[m]), int(m)), str(index.path(int(owner[m])))
+            findings.append(finding("tiny_box", where, what, todo, split, 1, [picture], index.boxes[m]))
     return findings + check_format(index, split)
 
 
@@ -61,15 +62,14 @@ def _check_twins(index: DatasetIndex, owner: np.ndarray, split: str) -> list[Fin
     for first, second in zip(order[:-1][same], order[1:][same], strict=True):
         first, second = min(first, second), max(first, second)
         one, other = (index.class_names[index.labels[m]] for m in (first, second))
-        picture, box = str(index.path(int(owner[first]))), index.boxes[second]
         where, before = (box_where(index, int(owner[m]), int(m)) for m in (second, first))
         before = before.rsplit(os.sep, 1)[-1]
-        if one == other:
-            found = finding("duplicate_box", where, f"the {one} is the same as at {before}", "remove one", split)
-        else:
-            what = f"the {other} has the box of the {one} at {before}"
-            found = finding("conflicting_box", where, what, "remove the wrong one", split)
-        findings.append(found.with_box(picture, box))
+        code, what, todo = "duplicate_box", f"the {one} is the same as at {before}", "remove one"
+        if one != other:
+            code, what = "conflicting_box", f"the {other} has the box of the {one} at {before}"
+            todo = "remove the wrong one"
+        picture = str(index.path(int(owner[first])))
+        findings.append(finding(code, where, what, todo, split, 1, [picture], index.boxes[second]))
     return findings
 
 
@@ -78,11 +78,12 @@ def _check_twins(index: DatasetIndex, owner: np.ndarray, split: str) -> list[Fin
 
 def check_looks(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[Finding]:
     """Findings from decoding every image: damage, and duplicate images."""
-    findings = []
-    for split, index in indices.items():
-        for i, look in enumerate(looks[split]):
-            if look.code:
-                findings.append(finding(look.code, index.path(i), look.what, look.todo, split))
+    findings = [
+        finding(look.code, index.path(i), look.what, look.todo, split)
+        for split, index in indices.items()
+        for i, look in enumerate(looks[split])
+        if look.code
+    ]
     return findings + check_duplicates(indices, looks)
 
 
@@ -98,7 +99,8 @@ def check_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
         return _yolo_strays(indices)
     if kinds == {"coco"}:
         return _coco_strays(indices)
-    return _other_strays(indices) if indices else []
+    todo = "annotate them if they should be used"
+    return _spare_pictures(indices, "image_without_annotation", "without annotation", todo)
 
 
 def _voc_strays(root: str) -> list[Finding]:
@@ -108,9 +110,8 @@ def _voc_strays(root: str) -> list[Finding]:
         folder = VocFolder(path, os.path.realpath(root))
         for name in sorted(folder.annotations.keys() - folder.images.keys() - folder.outside):
             what = "belongs to no image in JPEGImages"
-            findings.append(
-                finding("annotation_without_image", folder.annotations[name], what, "add it or remove this")
-            )
+            where, todo = folder.annotations[name], "add it or remove this"
+            findings.append(finding("annotation_without_image", where, what, todo))
         used: set[str | None] = set()
         for name in splits[year]:
             with contextlib.suppress(FileError):  # an unreadable split was already reported
@@ -144,47 +145,28 @@ def _yolo_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
             is_label = name.endswith(".txt") and name != "classes.txt" and f"{os.sep}labels" in folder.casefold()
             if is_label and path not in labels:
                 findings.append(finding("annotation_without_image", path, "belongs to no image", "", split))
-    return findings + _images_in_no_split(indices)
+    return findings + _spare_pictures(indices, "not_in_a_split", "in no split", "add them to a split")
 
 
-def _images_in_no_split(indices: dict[str, DatasetIndex]) -> list[Finding]:
-    """Images of a YOLO data set that lie below its folder, and in none of the splits that were read."""
-    root = next(iter(indices.values())).source["root"]
-    folder = Folder(root if os.path.isdir(root) else os.path.dirname(root))
-    used = _used(indices)
+def _spare_pictures(indices: dict[str, DatasetIndex], code: str, fault: str, todo: str) -> list[Finding]:
+    """Images below the folder of a data set that no split names, neither used nor skipped."""
+    if not indices:
+        return []
+    source = next(iter(indices.values())).source
+    root = source["root"] if os.path.isdir(source["root"]) else os.path.dirname(source["root"])
+    folder = Folder(root, source.get("image_folder"))
+    used = {os.path.realpath(path) for index in indices.values() for path in index.paths()}
+    used |= {os.path.realpath(skip.where.rsplit(":", 1)[0]) for each in indices.values() for skip in each.skips}
     spare = [path for path in folder.pictures if os.path.realpath(path) not in used]
     if not spare:
         return []
     shown = some_names([folder.relative(path) for path in spare], 5)
-    what = f"{len(spare)} of {len(folder.pictures)} images in no split: {shown}"
-    found = finding("not_in_a_split", folder.root, what, "add them to a split", "", len(spare))
-    return [found.with_pictures(spare)]
-
-
-def _used(indices: dict[str, DatasetIndex]) -> set[str]:
-    """The files that the splits name, used or skipped."""
-    used = {os.path.realpath(each.path(i)) for each in indices.values() for i in range(len(each))}
-    return used | {os.path.realpath(skip.where.rsplit(":", 1)[0]) for each in indices.values() for skip in each.skips}
-
-
-def _other_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
-    """Images of a layout without lists that have no annotation."""
-    index = next(iter(indices.values()))
-    used = _used(indices)
-    folder = Folder(index.source["root"], index.source.get("image_folder"))
-    spare = [path for path in folder.pictures if os.path.realpath(path) not in used]
-    if not spare:
-        return []
-    what = f"{len(spare)} of {len(folder.pictures)} images without annotation: "
-    what += some_names([folder.relative(path) for path in spare], 5)
-    found = finding(
-        "image_without_annotation", folder.root, what, "annotate them if they should be used", "", len(spare)
-    )
-    return [found.with_pictures(spare)]
+    what = f"{len(spare)} of {len(folder.pictures)} images {fault}: {shown}"
+    return [finding(code, folder.root, what, todo, "", len(spare), spare)]
 
 
 def _coco_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
-    used = {os.path.abspath(index.path(i)) for index in indices.values() for i in range(len(index))}
+    used = {os.path.abspath(path) for index in indices.values() for path in index.paths()}
     used |= {os.path.abspath(skip.where) for index in indices.values() for skip in index.skips}
     folders = {folder for index in indices.values() for folder in index.source["dependencies"]["folders"]}
     findings = []
@@ -202,20 +184,11 @@ def _coco_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
 
 
 @dataclass(frozen=True)
-class CheckOptions:
+class CheckOptions(DataOptions):
     """The options of `dataset.py check`."""
 
-    data: str = option("", "data set in any layout of docs/DATA.md", positional=True, metavar="DATA")
-    split: tuple[str, ...] = option(
+    split: tuple[str, ...] = option(  # type: ignore[assignment]
         (), "splits to check (default: all used for training and evaluation)", metavar="NAME"
-    )
-    classes: str | None = option(
-        None,
-        "file of class names, one per line, or voc, or coco (default: the names in the annotations)",
-        metavar="FILE",
-    )
-    image_folder: str | None = option(
-        None, "folder of the images, if it is not that of the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
     )
     input_size: int = option(416, "input size of training, pixels, for the check for tiny boxes", low=32, high=4096)
     json: str | None = option(None, "write the whole report to this file", metavar="FILE")
@@ -243,15 +216,10 @@ def check_dataset(
     """Check splits of a data set.
 
     Args:
-        data: argument of `open_dataset`.
+        data, class_names, max_megapixels, use_cache, image_folder: as in `open_dataset`.
         splits: split names; empty checks all splits used for training and evaluation.
-        class_names: the classes; None uses the data set's.
         input_size: pixels; the reference for tiny boxes.
-        images: also decode every image.
-        workers: number of processes for decoding.
-        max_megapixels: reject larger images.
-        use_cache: use cached indices if they are up to date.
-        image_folder: argument of `open_dataset`.
+        images: also decode every image, in `workers` processes.
 
     Returns:
         The report, the readable splits, and the result of decoding each image (empty without `images`).
@@ -271,7 +239,7 @@ def check_dataset(
         classes = class_names or (next(iter(indices.values())).class_names if indices else None)
         try:
             indices[name] = open_dataset(
-                data, name, classes, use_cache, max_megapixels, allow_empty=True, image_folder=image_folder
+                data, name, classes, use_cache, max_megapixels, True, image_folder=image_folder
             )
         except UserError as error:
             if splits and "no split" in error.what:
@@ -304,9 +272,8 @@ def _splits_to_check(data: str | os.PathLike[str], report: CheckReport, image_fo
 
 def _check_split(index: DatasetIndex, name: str, input_size: int, is_training: bool) -> list[Finding]:
     shared = index.source.get("split_of") is not None  # a format that is read as a whole reports it for all splits
-    findings = [
-        finding(skip.code, skip.where, skip.what, skip.todo, "" if shared else name, skip.count) for skip in index.skips
-    ]
+    own = "" if shared else name
+    findings = [finding(each.code, each.where, each.what, each.todo, own, each.count) for each in index.skips]
     where = index.source.get("json") or index.source.get("root", index.name)
     if not len(index):
         findings.append(finding("empty_split", where, f"split {name} has no usable image", "", name))
@@ -335,7 +302,7 @@ def _describe(index: DatasetIndex) -> dict[str, object]:
 
 
 def _look(indices: dict[str, DatasetIndex], max_megapixels: float, workers: int | None) -> dict[str, list[Look]]:
-    paths = {name: [str(index.path(i)) for i in range(len(index))] for name, index in indices.items()}
+    paths = {name: [str(path) for path in index.paths()] for name, index in indices.items()}
     unique = list(dict.fromkeys(path for each in paths.values() for path in each))
     seen = dict(zip(unique, look_at_all(unique, max_megapixels, workers), strict=True))
     return {name: [seen[path] for path in each] for name, each in paths.items()}
@@ -371,10 +338,10 @@ def main(argv: list[str] | None = None) -> int:
         if file and os.path.lexists(file) and not options.overwrite:
             raise UserError(name, f"{file} exists", "add --overwrite, or give another name")
     if options.fix:
-        check_target(Path(options.fix), Path(options.data))
+        check_new_folder("--fix", Path(options.fix), Path(options.data))
     if options.fix and not options.images:
         raise UserError("--fix", "needs to decode the images", "leave out --no-images")
-    names = read_class_names(options.classes) if options.classes else None
+    names = options.class_names()
     arguments = (options.data, options.split, names, options.input_size, options.images, options.workers)
     report, indices, looks = check_dataset(*arguments, options.max_megapixels, options.cache, options.image_folder)
     print_report(report, options.show)
@@ -386,8 +353,6 @@ def main(argv: list[str] | None = None) -> int:
     if options.fix:
         for line in write_fixed_copy(Path(options.fix), indices, looks):
             print(line)
-        again, _, _ = check_dataset(
-            options.fix, options.split, names, options.input_size, images=False, use_cache=False
-        )
+        again, _, _ = check_dataset(options.fix, options.split, names, options.input_size, False, use_cache=False)
         print(f"checked again: {counted(again.count(ERROR), 'error')}, {counted(again.count(WARNING), 'warning')}")
     return 0 if report.is_clean else 1

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from data.formats.places import annotation_file
 from data.index import DatasetIndex
 from data.tools.findings import CODES, CheckReport, Finding
 from imaging.image_io import read_image
-from utils.errors import UserError, printable
+from imaging.web_page import Mark, Picture, crop, escape, page_html, section, sheet_html, table_html
+from utils.errors import printable
 from utils.files import write_file
 
 SHOWN = 12  # images of a kind
 SIDE = 240  # pixels of a thumbnail
 _USUAL, _CULPRIT = (40, 170, 80), (230, 30, 30)  # colours of boxes, RGB
-_STYLE = """:root{color-scheme:light dark}
-body{font:15px/1.4 system-ui,sans-serif;margin:0 auto;padding:1em;max-width:1200px;
-background:light-dark(#fff,#15181b);color:light-dark(#222,#e7eaed)}
-h1,h2,p,li,td,figcaption{overflow-wrap:anywhere} h1{font-size:24px} h2{margin-top:2em;font-size:18px}
-.error{color:light-dark(#b00020,#ffb4ab)} .warning{color:light-dark(#8f4f00,#ffb870)}
-.info{color:light-dark(#445566,#a9bccf)}
-.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,240px));gap:12px} figure{margin:0}
-img{max-width:100%;height:auto;box-sizing:border-box;border:1px solid light-dark(#ccc,#3d454c)}
-figcaption{font-size:13px} ul{padding-left:1.4em} table{border-collapse:collapse}
-td,th{padding:2px 12px 2px 0;text-align:left}"""
 
 
 def write_check_page(path: str | Path, report: CheckReport, indices: dict[str, DatasetIndex]) -> None:
@@ -41,27 +29,17 @@ def write_check_page(path: str | Path, report: CheckReport, indices: dict[str, D
         indices: the splits that were checked.
     """
     pictures = _Pictures(indices)
-    parts = [f"<h1>{_text(report.data)}</h1><p>Format: {_text(report.kind)}. {_text(report.why)}</p>{_splits(report)}"]
+    splits = [
+        [name, facts["images"], facts["images_without_boxes"], facts["boxes"]] for name, facts in report.splits.items()
+    ]
+    table = table_html(["split", "images", "without boxes", "boxes"], splits, "numbers")
+    parts = [f"<h1>{escape(report.data)}</h1>", section("", table, f"Format: {report.kind}. {report.why}")]
     for severity, codes in report.by_severity():
         for code, findings in codes:
-            count = sum(each.count for each in findings)
-            parts.append(f'<h2 class="{severity}">{severity}: {_text(CODES[code][1])} ({count})</h2>')
-            parts.append(pictures.sheet(findings))
-    body = "\n".join(parts)
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
-        f'initial-scale=1"><title>{_text(report.data)}</title>'
-    )
-    write_file(path, f"{page}<style>{_STYLE}</style><body>{body}</body></html>\n".encode("utf-8", "backslashreplace"))
-
-
-def _splits(report: CheckReport) -> str:
-    rows = "".join(
-        f"<tr><td>{_text(name)}</td><td>{facts['images']}</td><td>{facts['images_without_boxes']}</td>"
-        f"<td>{facts['boxes']}</td></tr>"
-        for name, facts in report.splits.items()
-    )
-    return f"<table><tr><th>split</th><th>images</th><th>without boxes</th><th>boxes</th></tr>{rows}</table>"
+            title = f"{CODES[code][1]} ({sum(each.count for each in findings)})"
+            heading = f'<h2><span class="{severity}">{severity}</span>: {escape(title)}</h2>'
+            parts.append(section("", heading + pictures.sheet(findings)))
+    write_file(path, page_html(report.data, parts).encode("utf-8", "backslashreplace"))
 
 
 class _Pictures:
@@ -78,19 +56,17 @@ class _Pictures:
                     self.by_annotation[annotation_file(index, path)] = path
 
     def sheet(self, findings: Sequence[Finding]) -> str:
-        figures: list[str] = []
+        shown: list[Picture] = []
         words: list[str] = []
         for each in findings:
             paths = [path for path in (each.pictures or self._pictures_of(each.where)) if Path(path).is_file()]
-            shown = (
-                [figure for path in paths[:4] if (figure := self._figure(path, each))] if len(figures) < SHOWN else []
-            )
-            figures += shown
-            if not shown and len(words) < SHOWN:
-                words.append(f"<li>{_text(str(each))}</li>")
-        left = len(findings) - len(words) - len(figures)
+            found = [self._picture(path, each) for path in paths[:4]] if len(shown) < SHOWN else []
+            shown += (found := [picture for picture in found if picture.source])
+            if not found and len(words) < SHOWN:
+                words.append(f"<li>{escape(each)}</li>")
+        left = len(findings) - len(words) - len(shown)
         more = f"<p>and {left} more (all are in --json)</p>" if left > 0 else ""
-        return f'<div class="sheet">{"".join(figures)}</div><ul>{"".join(words)}</ul>{more}'
+        return (sheet_html(shown) if shown else "") + f"<ul>{''.join(words)}</ul>{more}"
 
     def _pictures_of(self, where: str) -> list[str]:
         if where in self.place:
@@ -98,34 +74,16 @@ class _Pictures:
         file = where if where in self.by_annotation else where.rsplit(":", 1)[0]
         return [self.by_annotation[file]] if file in self.by_annotation else []
 
-    def _figure(self, path: str, found: Finding) -> str:
-        try:
-            image = read_image(path, min_size=(SIDE, SIDE))
-        except (UserError, OSError):
-            return ""
-        scale = SIDE / max(image.shape[:2])
-        size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    def _picture(self, path: str, found: Finding) -> Picture:
+        """The image with its boxes; that of the finding in another colour."""
+        marks: list[Mark] = []
         if path in self.place:
             index, i = self.place[path]
-            factor = np.array([size[0], size[1]] * 2) / np.maximum(index.sizes[i][[1, 0, 1, 0]], 1)
-            for box in index.boxes[index.offsets[i] : index.offsets[i + 1]]:
-                _draw(small, box * factor, _USUAL, 2)
+            boxes = [*index.boxes[index.boxes_of(i)], *([] if found.box is None else [np.array(found.box)])]
+            marks = [(box, _USUAL, "") for box in boxes]
             if found.box is not None:
-                _draw(small, np.asarray(found.box) * factor, _CULPRIT, 3)
-        _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
-        source = base64.b64encode(data.tobytes()).decode()
+                marks[-1] = (marks[-1][0], _CULPRIT, "")
         caption = f"{Path(path).parent.name}/{Path(path).name}"
         if found.box is not None or not found.pictures:  # else it is about several
             caption += f": {found.what}"
-        picture = f'<img src="data:image/jpeg;base64,{source}" alt="">'
-        return f"<figure>{picture}<figcaption>{_text(caption)}</figcaption></figure>"
-
-
-def _draw(image: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], width: int) -> None:
-    x1, y1, x2, y2 = (round(float(value)) for value in box)
-    cv2.rectangle(image, (x1, y1), (max(x2 - 1, x1), max(y2 - 1, y1)), colour, width)
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
+        return Picture(crop(Path(path), marks, None, read_image, SIDE), printable(caption))

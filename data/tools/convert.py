@@ -11,8 +11,8 @@ from pathlib import Path
 from data.class_names import read_class_names
 from data.formats.dataset_writer import FORMATS, NATIVE, Losses, write_dataset
 from data.index import DatasetIndex
-from data.open import list_splits, match_split, open_dataset
-from data.tools.new_folder import new_folder
+from data.open import list_splits, match_split, open_dataset, read_alike
+from data.tools.new_folder import check_new_folder, new_folder
 from utils.config import option, parse_options
 from utils.errors import UserError
 from utils.text import counted
@@ -26,10 +26,8 @@ class ConversionReport(Losses):
     """Result of a conversion, with its losses.
 
     Args:
-        source, target: the folders.
-        source_format, target_format: of `FORMATS`.
+        source, target: the folders; their formats are among `FORMATS`.
         splits: number of images and boxes of each split.
-        class_names: in the order of the labels.
         category_ids: COCO ids of the classes, if the source has them.
         skipped: skips of the source's reader, as text.
     """
@@ -79,14 +77,11 @@ def convert_dataset(
 
     Args:
         source: a data set of any known format; it is only read.
-        target: a folder that does not exist or is empty.
-        to: `voc`, `coco` or `yolo`.
-        split: one split, or `all`.
-        class_names: the classes in label order; None uses the source's.
-        link: make hard links to the images instead of copies, if the file system allows it.
-        year: name of the VOC folder; None for the source's name, else `VOC2007`.
-        progress: show a bar.
-        image_folder: folder of the images, if it is not that of the annotations; see `open_dataset`.
+        target: a new or empty folder, which appears only when it is complete.
+        to: one of `FORMATS`.
+        split: name of one split, or `all`.
+        class_names, image_folder: as in `open_dataset`.
+        link, year, progress: as in `write_dataset`.
 
     Raises:
         UserError: if the target is not empty, one folder contains the other, or a split is unknown.
@@ -94,7 +89,7 @@ def convert_dataset(
     source, target = Path(source), Path(target)
     if to not in FORMATS:
         raise UserError("--to", f"unknown format {to!r}" if to else "is missing", f"choose from {', '.join(FORMATS)}")
-    _check_target(source, target)
+    check_new_folder("DST", target, source)
     names = _split_names(source, split, image_folder)
     indexes = _open_all(source, names, class_names, image_folder)
     first = next(iter(indexes.values()))
@@ -111,21 +106,10 @@ def convert_dataset(
     return report
 
 
-def _check_target(source: Path, target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(target, "exists and is not empty", "choose another folder")
-    inner, outer = target.resolve(), source.resolve()
-    home = outer if source.is_dir() else outer.parent
-    if inner == home or home in inner.parents or (source.is_dir() and inner in outer.parents):
-        raise UserError(target, f"and the source {source} contain each other", "choose a separate folder")
-
-
 def _split_names(source: Path, split: str, image_folder: str | None) -> list[str]:
     if split != "all":
         return [split if ":" in split or "+" in split else match_split(source, split, image_folder)]
-    names = [
-        name for name in list_splits(source, image_folder) if ":" not in name
-    ]  # a year's own splits are in the joined ones
+    names = [name for name in list_splits(source, image_folder) if ":" not in name]  # years are in the joined splits
     if not names:
         raise UserError(source, "has no splits", f"create them: python dataset.py split {source}")
     return names
@@ -134,27 +118,15 @@ def _split_names(source: Path, split: str, image_folder: str | None) -> list[str
 def _open_all(
     source: Path, names: Sequence[str], class_names: Sequence[str] | None, image_folder: str | None
 ) -> dict[str, DatasetIndex]:
-    """The splits, all with the same classes: a VOC split alone only knows those that occur in it.
+    """The splits, all with the same classes. Raises UserError if there is no class at all: no format can hold that."""
 
-    Raises:
-        UserError: if there is no class at all: no format can hold that.
-    """
+    def read(name: str, classes: Sequence[str] | None) -> DatasetIndex:
+        return open_dataset(source, name, classes, allow_empty=True, image_folder=image_folder)
 
-    def read(classes: Sequence[str] | None) -> dict[str, DatasetIndex]:
-        return {
-            name: open_dataset(source, name, classes, allow_empty=True, image_folder=image_folder) for name in names
-        }
-
-    indexes = read(class_names)
-    known = [index.class_names for index in indexes.values()]
-    if class_names is None and len(set(known)) > 1:
-        union = dict.fromkeys(name for each in known for name in each)
-        is_voc = next(iter(indexes.values())).source["format"] == "voc"
-        together = tuple(sorted(union)) if is_voc else tuple(union)
-        indexes = read(together)
-    if not next(iter(indexes.values())).class_names:
+    indexes = read_alike(names, class_names, read)
+    if not indexes[0].class_names:
         raise UserError(source, "has no object and names no class", "label it, or give --classes FILE")
-    return indexes
+    return dict(zip(names, indexes, strict=True))
 
 
 @dataclass(frozen=True)
@@ -179,14 +151,6 @@ def main(argv: list[str] | None = None) -> None:
     names = read_class_names(options.classes) if options.classes else None
     if options.year is not None and not re.fullmatch(r"[\w.-]+", options.year):
         raise UserError("--year", f"{options.year!r} is not a valid folder name", "for example VOC2007")
-    report = convert_dataset(
-        options.source,
-        options.target,
-        options.to,
-        options.split,
-        names,
-        options.link,
-        options.year,
-        image_folder=options.image_folder,
-    )
+    arguments = (options.source, options.target, options.to, options.split, names, options.link, options.year)
+    report = convert_dataset(*arguments, image_folder=options.image_folder)
     print(report)

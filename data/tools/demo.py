@@ -9,13 +9,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 from tqdm import tqdm
 
-from data.formats.writers import voc_xml
+from data.formats.writers import voc_xml, write_lines
+from imaging.image_io import write_image
 from utils.config import option, parse_options
 from utils.errors import UserError
 from utils.text import counted
@@ -212,9 +214,8 @@ def draw_tree(sprite: Sprite, rng: Generator) -> None:
         for level in range(4):
             top, width = -0.95 + 0.34 * level, 0.3 + 0.13 * level
             sprite.polygon([(0, top), (width, top + 0.62), (-width, top + 0.62)], darker(leaf, 0.75 + 0.12 * level))
-            sprite.polygon(
-                [(0, top), (0.2 * width, top + 0.62), (-width, top + 0.62)], darker(leaf, 0.9 + 0.12 * level)
-            )
+            lit = [(0, top), (0.2 * width, top + 0.62), (-width, top + 0.62)]
+            sprite.polygon(lit, darker(leaf, 0.9 + 0.12 * level))
         return
     sprite.line((0, 0.3), (0.32, -0.1), bark, 0.07)
     sprite.line((0, 0.4), (-0.3, 0.0), bark, 0.07)
@@ -303,29 +304,27 @@ class Scene:
         if hides:
             self.owner[mask > 127] = -1
 
+    def mask(self, draw: Callable[..., Any], *arguments: Any) -> np.ndarray:
+        """(H, W) uint8 mask of a figure drawn by a function of OpenCV with these arguments."""
+        mask = np.zeros((self.height, self.width), np.uint8)
+        draw(mask, *arguments)
+        return mask
+
     def polygon(self, outline: np.ndarray, smooth: bool = True) -> np.ndarray:
         """The mask of a polygon of (N, 2) int32 points."""
-        mask = np.zeros((self.height, self.width), np.uint8)
-        cv2.fillPoly(mask, [outline], (255,), cv2.LINE_AA if smooth else cv2.LINE_8)
-        return mask
+        return self.mask(cv2.fillPoly, [outline], 255, cv2.LINE_AA if smooth else cv2.LINE_8)
 
     def circle(self, centre: tuple[int, int], radius: int, thickness: int = -1) -> np.ndarray:
         """The mask of a disc, or of a ring."""
-        mask = np.zeros((self.height, self.width), np.uint8)
-        cv2.circle(mask, centre, radius, (255,), thickness, cv2.LINE_AA)
-        return mask
+        return self.mask(cv2.circle, centre, radius, 255, thickness, cv2.LINE_AA)
 
     def rectangle(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
         """The mask of a rectangle, its edges included."""
-        mask = np.zeros((self.height, self.width), np.uint8)
-        cv2.rectangle(mask, (left, top), (right, bottom), (255,), -1)
-        return mask
+        return self.mask(cv2.rectangle, (left, top), (right, bottom), 255, -1)
 
     def polyline(self, points: np.ndarray, thickness: int) -> np.ndarray:
         """The mask of a line through (N, 2) int32 points."""
-        mask = np.zeros((self.height, self.width), np.uint8)
-        cv2.polylines(mask, [points], False, (255,), thickness, cv2.LINE_AA)
-        return mask
+        return self.mask(cv2.polylines, [points], False, 255, thickness, cv2.LINE_AA)
 
     def visible(self, number: int, without: np.ndarray | None = None) -> float:
         """The visible fraction of an object, without the pixels of the (H, W) bool mask `without`."""
@@ -428,6 +427,11 @@ def paint_strokes(
     scene.blend(mask.astype(np.float32) / 255 * 0.5, colour)
 
 
+def around(centre: Point, angles: np.ndarray, across: Any, down: Any) -> np.ndarray:
+    """(N, 2) int32 points at these angles around `centre`, at distances `across` and `down` along the axes."""
+    return (np.array(centre) + np.stack([np.cos(angles) * across, np.sin(angles) * down], 1)).astype(np.int32)
+
+
 def paint_rocks(scene: Scene, rng: Generator, count: int, top: int, hue: float = 0.08) -> None:
     """Rough grey stones: clutter that is not annotated."""
     for _ in range(count):
@@ -435,8 +439,7 @@ def paint_rocks(scene: Scene, rng: Generator, count: int, top: int, hue: float =
         radius = rng.uniform(3, 15) * (0.4 + (y - top) / max(scene.height - top, 1))
         angles = np.sort(rng.uniform(0, 2 * math.pi, 8))
         reach = radius * rng.uniform(0.7, 1.1, 8)
-        middle = np.array([rng.uniform(0, scene.width), y])
-        outline = (middle + np.stack([np.cos(angles) * reach * 1.4, np.sin(angles) * reach * 0.8], 1)).astype(np.int32)
+        outline = around((rng.uniform(0, scene.width), y), angles, reach * 1.4, reach * 0.8)
         colour = hsv(hue, rng.uniform(0.03, 0.15), rng.uniform(0.35, 0.6))
         scene.paint(scene.polygon(outline), colour)
         lit = outline - np.array([[round(radius * 0.25), round(radius * 0.3)]], np.int32)
@@ -457,12 +460,7 @@ def paint_posts(scene: Scene, rng: Generator, count: int) -> None:
 
 
 def fill(
-    scene: Scene,
-    rng: Generator,
-    count: int,
-    zones: dict[str, tuple[float, float]],
-    horizon: float,
-    tilt: float = 1.0,
+    scene: Scene, rng: Generator, count: int, zones: dict[str, tuple[float, float]], horizon: float, tilt: float = 1.0
 ) -> None:
     """Place about `count` objects, from far (high, small) to near; `zones` are the rows (in heights) of each class."""
     short = min(scene.height, scene.width)
@@ -587,10 +585,9 @@ def poster(scene: Scene, rng: Generator, count: int) -> None:
         if style < 2:
             scene.paint(scene.polyline(ends, step // 4), colour, 0.25)
     for _ in range(int(rng.integers(2, 9))):
-        centre = np.array([rng.uniform(0, scene.width), rng.uniform(0, scene.height)])
+        centre = rng.uniform(0, scene.width), rng.uniform(0, scene.height)
         corners, radius = int(rng.integers(3, 9)), rng.uniform(8, 40)
-        angles = np.arange(corners) * 2 * math.pi / corners + rng.random()
-        outline = (centre + np.stack([np.cos(angles), np.sin(angles)], 1) * radius).astype(np.int32)
+        outline = around(centre, np.arange(corners) * 2 * math.pi / corners + rng.random(), radius, radius)
         paint = hsv(rng.random(), rng.uniform(0.2, 0.8), rng.uniform(0.4, 0.95))
         scene.paint(scene.polygon(outline), paint, 0.75)
     fill(scene, rng, count, dict.fromkeys(DEMO_CLASSES, (0.1, 0.9)), 0, tilt=2.0)
@@ -642,17 +639,13 @@ def split_demo(num_images: int, seed: int) -> dict[str, list[int]]:
 def write_demo(
     root: str | Path, num_images: int = 400, seed: int = 0, sides: tuple[int, int] = SIDES, overwrite: bool = False
 ) -> Path:
-    """Write a VOC-format set of drawn images; the same arguments give the same bytes.
+    """Write a VOC-format set of drawn images to `root/VOC2026`; the same arguments give the same bytes.
 
     Args:
-        root: the VOCdevkit folder to write into; the set is `root/VOC2026`.
+        root: the VOCdevkit folder.
         num_images: number of images, split 70 / 10 / 20 into train, val and test.
-        seed: random seed of the images.
-        sides: shortest and longest side of the images, pixels.
-        overwrite: replace an existing demo set.
-
-    Returns:
-        `root/VOC2026`. An existing set with the same arguments is kept.
+        seed, sides: as in `draw_scene`.
+        overwrite: replace a demo set made with other arguments; one made with the same is kept.
 
     Raises:
         UserError: if the folder has other content.
@@ -673,13 +666,12 @@ def write_demo(
             raise UserError(folder, "contains another demo set", "choose another folder, or give --overwrite")
     partial = folder.with_name(f".{DEMO_YEAR}.partial")  # so that an interrupted run leaves no incomplete set
     shutil.rmtree(partial, ignore_errors=True)
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+    for name in ("JPEGImages", "Annotations"):
         (partial / name).mkdir(parents=True)
     for number in tqdm(range(num_images), desc="drawing", unit="picture", leave=False, disable=None):
         _write_one(partial, seed, number, sides)
     for split, numbers in split_demo(num_images, seed).items():
-        text = "".join(f"{n:06d}\n" for n in numbers)
-        (partial / "ImageSets" / "Main" / f"{split}.txt").write_text(text, encoding="utf-8")
+        write_lines(partial / "ImageSets" / "Main" / f"{split}.txt", (f"{n:06d}" for n in numbers))
     (partial / "demo.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
@@ -690,9 +682,7 @@ def write_demo(
 def _write_one(folder: Path, seed: int, number: int, sides: tuple[int, int]) -> None:
     image, objects = draw_scene(seed, number, sides)
     name = f"{number:06d}"
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
-    assert done
-    (folder / "JPEGImages" / f"{name}.jpg").write_bytes(data.tobytes())
+    write_image(folder / "JPEGImages" / f"{name}.jpg", image, quality=92)
     boxes = np.array([each.box for each in objects], float).reshape(-1, 4)
     flags = ("truncated", "occluded")
     fields = [{flag: str(int(getattr(each, flag))) for flag in flags} for each in objects]

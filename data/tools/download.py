@@ -8,11 +8,12 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import Any
 
 from utils.config import option, parse_options
 from utils.download import check_disk, download
@@ -73,8 +74,7 @@ def download_dataset(
         The folder to give as `--data`.
 
     Raises:
-        UserError: for an unknown name.
-        RunError: as `utils.download.download`; and for an archive that is damaged or not safe to unpack.
+        UserError, RunError: for an unknown name; as `utils.download.download` and `extract`.
     """
     if name not in DATASETS:
         raise UserError("download", f"unknown data set {name!r}", f"choose from {', '.join(DATASETS)}")
@@ -100,43 +100,25 @@ class _Member:
     size: int
     is_dir: bool
     is_file: bool
-    key: tarfile.TarInfo | zipfile.ZipInfo
+    open: Callable[[], Any]
 
 
-class _Reader:
-    """A tar or zip file as a list of members and a way to open them."""
-
-    def __init__(self, archive: tarfile.TarFile | zipfile.ZipFile) -> None:
-        self.archive = archive
-
-    def members(self) -> Iterator[_Member]:
-        if isinstance(self.archive, tarfile.TarFile):
-            for each in self.archive:
-                yield _Member(each.name, each.size, each.isdir(), each.isreg(), each)
-        else:
-            for info in self.archive.infolist():
-                kind = stat.S_IFMT(info.external_attr >> 16)
-                plain = kind in (0, stat.S_IFREG) and not info.is_dir()
-                yield _Member(info.filename, info.file_size, info.is_dir(), plain, info)
-
-    def open(self, member: _Member) -> IO[bytes]:
-        if isinstance(self.archive, tarfile.TarFile):
-            file = self.archive.extractfile(member.key)  # type: ignore[arg-type]
-            assert file is not None
-            return file
-        return self.archive.open(member.key)  # type: ignore[arg-type]
+def _members(archive: tarfile.TarFile | zipfile.ZipFile) -> Iterator[_Member]:
+    if isinstance(archive, tarfile.TarFile):
+        for each in archive:
+            yield _Member(each.name, each.size, each.isdir(), each.isreg(), partial(archive.extractfile, each))
+    else:
+        for info in archive.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            plain = kind in (0, stat.S_IFREG) and not info.is_dir()
+            yield _Member(info.filename, info.file_size, info.is_dir(), plain, partial(archive.open, info))
 
 
 def extract(path: Path, folder: Path, progress: bool = True, max_bytes: int | None = None) -> int:
     """Unpack a tar or zip file into `folder`; returns the number of files.
 
-    Every entry is checked before the first is written. Files are written atomically.
-
-    Args:
-        path: the archive.
-        folder: the output folder; created if needed. An existing file is replaced.
-        progress: show a bar.
-        max_bytes: limit of the unpacked size; by default `MAX_RATIO` times the archive's.
+    Every entry is checked before the first is written. Files are written atomically; existing ones are replaced.
+    `max_bytes` limits the unpacked size; by default `MAX_RATIO` times the archive's.
 
     Raises:
         RunError: for a damaged archive, one that is too large unpacked, or one with links, devices or paths outside
@@ -144,72 +126,66 @@ def extract(path: Path, folder: Path, progress: bool = True, max_bytes: int | No
     """
     from tqdm import tqdm
 
-    with _opened(path) as reader:
+    with _opened(path) as archive:
         limit = max(path.stat().st_size * MAX_RATIO, 1 << 20) if max_bytes is None else max_bytes
-        members = _checked(path, reader, limit)
+        members = _checked(path, _members(archive), limit)
         folder.mkdir(parents=True, exist_ok=True)
         check_disk(folder, sum(member.size for member, _ in members), f"unpacking {path.name}")
         files = [(member, folder / relative) for member, relative in members if member.is_file]
         for member, relative in members:
             if member.is_dir:
                 (folder / relative).mkdir(parents=True, exist_ok=True)
-        for member, target in tqdm(
-            files, desc=f"unpacking {path.name}", unit="file", disable=None if progress else True
-        ):
+        hide = None if progress else True  # None: tqdm hides itself where there is no terminal
+        for member, target in tqdm(files, desc=f"unpacking {path.name}", unit="file", disable=hide):
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(target.name + ".part")
+            part = target.with_name(target.name + ".part")
             try:
-                with reader.open(member) as source, open(partial, "wb") as sink:
+                with member.open() as source, open(part, "wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
-                if partial.stat().st_size != member.size:
+                if part.stat().st_size != member.size:
                     raise RunError(path, f"is damaged: {member.name} is incomplete", "delete it and run again")
-                os.replace(partial, target)
+                os.replace(part, target)
             finally:
-                partial.unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
     return len(files)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Reader]:
+def _opened(path: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
     """Open the archive, converting its errors to ours."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                yield _Reader(archive)
-        else:
-            with tarfile.open(path) as tar:
-                yield _Reader(tar)
+        with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path) as archive:
+            yield archive
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
         raise RunError(path, f"is damaged, or not a tar or zip file ({error})", "delete it and run again") from error
 
 
-def _checked(path: Path, reader: _Reader, limit: int) -> list[tuple[_Member, PurePosixPath]]:
+def _checked(path: Path, entries: Iterable[_Member], limit: int) -> list[tuple[_Member, PurePosixPath]]:
     """All members with the safe relative path of each. Raises RunError for anything that must not be unpacked."""
     members: list[tuple[_Member, PurePosixPath]] = []
     total = 0
     files: set[PurePosixPath] = set()
     folders: set[PurePosixPath] = set()
-    for member in reader.members():
+    fault = ""
+    for member in entries:
         relative = PurePosixPath(member.name)
-        outside = relative.is_absolute() or ".." in relative.parts or any(c in member.name for c in "\\:\0")
-        if outside:
-            raise RunError(path, f"has an entry outside the folder ({member.name!r})", "do not trust this archive")
-        if not (member.is_file or member.is_dir):
-            raise RunError(
-                path, f"has an entry that is a link or a device ({member.name!r})", "do not trust this archive"
-            )
         total += member.size
-        if total > limit or len(members) >= MAX_MEMBERS:
-            what = f"would unpack to more than {limit / (1 << 30):.2f} GiB or {MAX_MEMBERS} entries"
-            raise RunError(path, what, "do not trust this archive")
+        if relative.is_absolute() or ".." in relative.parts or any(c in member.name for c in "\\:\0"):
+            fault = f"has an entry outside the folder ({member.name!r})"
+        elif not (member.is_file or member.is_dir):
+            fault = f"has an entry that is a link or a device ({member.name!r})"
+        elif total > limit or len(members) >= MAX_MEMBERS:
+            fault = f"would unpack to more than {limit / (1 << 30):.2f} GiB or {MAX_MEMBERS} entries"
+        if fault:
+            break
         if relative.parts:
             members.append((member, relative))
             folders.update(relative.parents)
             (files if member.is_file else folders).add(relative)
-    both = files & folders
-    if both:
-        what = f"has a file and a folder with the same name ({brief(str(min(both)))})"
-        raise RunError(path, what, "do not trust this archive")
+    if not fault and (both := files & folders):
+        fault = f"has a file and a folder with the same name ({brief(str(min(both)))})"
+    if fault:
+        raise RunError(path, fault, "do not trust this archive")
     return members
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from data.index import DatasetIndex
 from data.tools.findings import Finding, finding
-from data.tools.hashing import similar_pairs
+from data.tools.hashing import linked_groups, similar_pairs
 from data.tools.look import Look
+from utils.text import some_names
 
 SAME_THUMBNAIL = 0.97  # correlation of two thumbnails of one photograph
 
@@ -24,23 +25,21 @@ def check_duplicates(indices: dict[str, DatasetIndex], looks: dict[str, list[Loo
     files = [os.path.realpath(indices[split].path(i)) for split, i in places]
     seen = [looks[split][i] for split, i in places]
     exact, near = _exact_pairs(seen, files), _near_pairs(seen, files)
-    exact_group, group = _groups(len(seen), exact), _groups(len(seen), [*exact, *near])
     findings = []
-    for members in _members(exact_group):
+    for members in _groups(len(seen), exact):
         findings += _one_split_twice([places[m][0] for m in members], [files[m] for m in members])
-    for members in _members(group):
+    for members in _groups(len(seen), [*exact, *near]):
         splits = dict.fromkeys(places[m][0] for m in members)
         if len(splits) < 2:
             continue
         same = any(places[one][0] != places[other][0] for one, other in exact if one in members)
-        shown = [f"{files[m]} ({places[m][0]})" for m in members[1:4]]
-        more = f" and {len(members) - 4} more" if len(members) > 4 else ""
+        others = some_names([f"{files[m]} ({places[m][0]})" for m in members[1:]], 3)
         words = "byte for byte" if same else "nearly"
-        what = f"({places[members[0]][0]}) is {words} {', '.join(shown)}{more}"
+        what = f"({places[members[0]][0]}) is {words} {others}"
         todo = "keep them in one split, or divide again with dataset.py split"
         code = "same_image" if same else "near_duplicate"
-        found = finding(code, files[members[0]], what, todo, "+".join(splits))
-        findings.append(found.with_pictures([files[m] for m in members]))
+        pictures = [files[m] for m in members]
+        findings.append(finding(code, pictures[0], what, todo, "+".join(splits), 1, pictures))
     return findings
 
 
@@ -71,25 +70,10 @@ def _looks_same(one: Look, other: Look) -> bool:
     return bool(np.corrcoef(first, second)[0, 1] > SAME_THUMBNAIL)
 
 
-def _groups(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """The group of each image: the smallest linked number."""
-    parent = list(range(count))
-
-    def root(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = parent[parent[number]]
-            number = parent[number]
-        return number
-
-    for one, other in pairs:
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
-    return [root(number) for number in range(count)]
-
-
-def _members(groups: Sequence[int]) -> list[list[int]]:
+def _groups(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The images that are linked by pairs, directly or by others, in ascending order."""
     members: dict[int, list[int]] = {}
-    for number, group in enumerate(groups):
+    for number, group in enumerate(linked_groups(count, *zip(*pairs, strict=True)) if pairs else ()):
         members.setdefault(group, []).append(number)
     return [each for each in members.values() if len(each) > 1]
 
@@ -99,8 +83,6 @@ def _one_split_twice(splits: Sequence[str], files: Sequence[str]) -> list[Findin
     for split in dict.fromkeys(splits):
         own = list(dict.fromkeys(file for name, file in zip(splits, files, strict=True) if name == split))
         if len(own) > 1:
-            more = f" and {len(own) - 4} more" if len(own) > 4 else ""
-            what = f"is byte for byte {', '.join(own[1:4])}{more}"
-            found = finding("duplicate_image", own[0], what, "remove all but one", split, len(own) - 1)
-            findings.append(found.with_pictures(own))
+            what = f"is byte for byte {some_names(own[1:], 3)}"
+            findings.append(finding("duplicate_image", own[0], what, "remove all but one", split, len(own) - 1, own))
     return findings

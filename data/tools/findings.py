@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from utils.errors import printable
@@ -101,7 +101,6 @@ class Finding:
     """One finding of a check.
 
     Args:
-        severity: `error`, `warning` or `info`.
         code: a key of `CODES`.
         where: the file, or `file:line`.
         what: the fault.
@@ -112,7 +111,6 @@ class Finding:
         box: the box concerned, xyxy pixels.
     """
 
-    severity: str
     code: str
     where: str
     what: str
@@ -122,13 +120,10 @@ class Finding:
     pictures: tuple[str, ...] = ()
     box: tuple[float, ...] | None = None
 
-    def with_pictures(self, paths: Sequence[str]) -> Finding:
-        """A copy with the images concerned."""
-        return replace(self, pictures=tuple(paths))
-
-    def with_box(self, picture: str, box: Sequence[float]) -> Finding:
-        """A copy with the box concerned."""
-        return replace(self, pictures=(picture,), box=tuple(float(value) for value in box))
+    @property
+    def severity(self) -> str:
+        """`error`, `warning` or `info`."""
+        return CODES[self.code][0]
 
     def __str__(self) -> str:
         todo = f"; {self.todo}" if self.todo else ""
@@ -166,22 +161,28 @@ class CheckReport:
 
     def to_json(self) -> str:
         """The report as JSON text."""
-        counts = {severity: self.count(severity) for severity in (ERROR, WARNING, INFO)}
         content = {
             "data": self.data,
             "format": self.kind,
             "why": self.why,
             "seconds": round(self.seconds, 2),
-            "counts": counts,
+            "counts": {severity: self.count(severity) for severity in (ERROR, WARNING, INFO)},
+            "splits": self.splits,
+            "findings": [{"severity": each.severity, **asdict(each)} for each in self.findings],
         }
-        content |= {"splits": self.splits, "findings": [asdict(each) for each in self.findings]}
         return json.dumps(content, indent=1, default=str)
 
 
-def finding(code: str, where: object, what: str, todo: str = "", split: str = "", count: int = 1) -> Finding:
-    return Finding(CODES[code][0], code, str(where), what, todo, split, count)
-
-
-def some_names(names: Sequence[str], shown: int = 10) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+def finding(
+    code: str,
+    where: object,
+    what: str,
+    todo: str = "",
+    split: str = "",
+    count: int = 1,
+    pictures: Sequence[str] = (),
+    box: Sequence[float] | None = None,
+) -> Finding:
+    """Make a `Finding` from a location and a box of any type."""
+    corners = None if box is None else tuple(map(float, box))
+    return Finding(code, str(where), what, todo, split, count, tuple(pictures), corners)

@@ -14,23 +14,7 @@ from data.skips import Skip, write_skips_csv
 from data.tools.findings import CODES, ERROR
 from data.tools.look import Look
 from data.tools.new_folder import new_folder
-from utils.errors import UserError
 from utils.text import counted
-
-
-def check_target(target: Path, data: Path) -> None:
-    """Refuse to overwrite files, or to write into the data set itself.
-
-    Raises:
-        UserError: if `target` is not empty, is not a folder, or is inside `data`.
-    """
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UserError("--fix", f"{target} is not a folder", "give a new folder")
-    if target.is_dir() and any(target.iterdir()):
-        raise UserError("--fix", f"{target} is not empty", "give a new folder")
-    home = data.resolve() if data.is_dir() else data.resolve().parent
-    if target.resolve() == home or home in target.resolve().parents:
-        raise UserError("--fix", f"{target} is inside the data set", "give a folder outside of it")
 
 
 def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[str]:
@@ -38,9 +22,9 @@ def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict
 
     The format is the original one, with all that it says of an object; COCO for one that is only read.
 
-    Removed: images that cannot be decoded, invalid boxes, duplicate boxes, and all but one copy of
-    an image (the later split keeps it, so that evaluation splits stay complete). Corrected: boxes that exceed
-    the image or ignore its orientation, sizes, `difficult`, annotation numbers.
+    Removed: images that cannot be decoded, invalid boxes, duplicate boxes, and all but one copy of an image (the later
+    split keeps it, so that evaluation splits stay complete). Corrected: boxes that exceed the image or ignore its
+    orientation, sizes, `difficult`, annotation numbers. `fixed.csv` in the copy lists everything left out.
 
     Args:
         target: a folder that does not exist or is empty; it appears only when the copy is complete.
@@ -48,7 +32,7 @@ def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict
         looks: results of decoding their images.
 
     Returns:
-        One line of text per change; everything left out is listed in `fixed.csv` in the copy.
+        One line of text per change.
     """
     removed: list[Skip] = []
     parts = _choose(indices, looks, removed)
@@ -95,7 +79,7 @@ def _choose(
 
 
 def _without_twins(index: DatasetIndex, removed: list[Skip]) -> DatasetIndex:
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owner = index.image_of_box
     keys = np.column_stack([owner, index.labels, index.boxes]) if index.num_boxes else np.zeros((0, 6))
     _, first = np.unique(keys, axis=0, return_index=True)
     keep = np.zeros(index.num_boxes, bool)

@@ -24,7 +24,7 @@ def image_hashes(index: DatasetIndex, workers: int | None = None) -> np.ndarray:
 
     An image that cannot be read, or has a single colour, has the hash 0 and matches no other.
     """
-    return file_hashes([index.path(i) for i in range(len(index))], workers)
+    return file_hashes(index.paths(), workers)
 
 
 def file_hashes(paths: Sequence[str | Path], workers: int | None = None) -> np.ndarray:
@@ -68,11 +68,15 @@ def near_duplicate_groups(hashes: np.ndarray, max_distance: int = MAX_DISTANCE) 
     Hashes within d bits agree exactly in at least one of d + 1 slices, so only those that share a slice are compared
     (multi-index hashing, Norouzi et al., CVPR 2012). No table of all pairs is built, even for COCO's 118k images.
     """
+    return linked_groups(len(hashes), *similar_pairs(hashes, max_distance))
+
+
+def linked_groups(count: int, first: Sequence[int] | np.ndarray, second: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(count,) int64 group numbers of items that are linked by the pairs (first[k], second[k])."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    first, second = similar_pairs(hashes, max_distance)
-    links = coo_matrix((np.ones(len(first), np.int8), (first, second)), shape=(len(hashes),) * 2)
+    links = coo_matrix((np.ones(len(first), np.int8), (first, second)), shape=(count, count))
     return connected_components(links, directed=False)[1].astype(np.int64)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 from tqdm import tqdm
@@ -62,29 +62,21 @@ def look_at(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> Look:
         code = "missing_image" if error.code == "missing_file" else error.code  # removed since the index was read
         return Look(code, error.what, error.todo, digest)
     first, second = (int(part) for part in picture_hash(image if small is None else small))
-    thumbnail = cv2.resize(
-        cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA
-    )
-    code, what, todo = "", "", ""
-    if complaints:
-        code, what, todo = (
-            "damaged_image",
-            f"the decoder reports: {complaints[0]}",
-            "check the image, and copy it again",
-        )
-    return Look(code, what, todo, digest, (first, second), thumbnail.tobytes())
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    thumbnail = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).tobytes()
+    look = Look(digest=digest, hash=(first, second), thumbnail=thumbnail)
+    if not complaints:
+        return look
+    what = f"the decoder reports: {complaints[0]}"
+    return replace(look, code="damaged_image", what=what, todo="check the image, and copy it again")
 
 
 def look_at_all(
     paths: Sequence[str], max_megapixels: float = MAX_MEGAPIXELS, workers: int | None = None, words: str = "pictures"
 ) -> list[Look]:
-    """Decode all images with a progress bar.
+    """Decode all images with a progress bar, in processes if there are many.
 
-    Args:
-        paths: the files.
-        max_megapixels: reject larger images.
-        workers: number of processes; None for one per core, at most 8. Few images are decoded in this process.
-        words: label of the progress bar.
+    `workers` is their number; None for one per core, at most 8.
 
     Raises:
         RunError: if an image makes the decoder crash.

@@ -1,4 +1,4 @@
-"""Write a folder atomically."""
+"""Check and write a new folder, atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,28 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils.errors import RunError
+from utils.errors import RunError, UserError
+
+
+def check_new_folder(where: str, folder: Path, data: Path | None = None) -> None:
+    """Refuse to overwrite files, or to write into a data set.
+
+    Args:
+        where: the argument that names the folder, for the message.
+        folder: the folder to write.
+        data: the data set.
+
+    Raises:
+        UserError: if `folder` is not a folder, is not empty, or one of `folder` and `data` contains the other.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(where, f"{folder} is not a folder", "give a new folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(where, f"{folder} exists and is not empty", "give a new folder")
+    if data is not None:
+        new, home = folder.resolve(), (data if data.is_dir() else data.parent).resolve()
+        if new == home or home in new.parents or (data.is_dir() and new in home.parents):
+            raise UserError(where, f"{folder} and the data set {data} contain each other", "give a separate folder")
 
 
 @contextlib.contextmanager

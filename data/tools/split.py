@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.data_options import SourceOptions
 from data.division import check_shares, class_counts, stratified_split
-from data.formats.snapshot import write_snapshot
-from data.formats.voc import annotation_path, find_voc_years, parse_voc_xml
+from data.formats.snapshot import link_folder, write_snapshot
+from data.formats.voc import MAX_XML_BYTES, annotation_path, find_voc_years, parse_voc_xml
 from data.formats.writers import write_coco_json, write_lines, write_yolo_yaml
 from data.formats.yolo_txt import read_data_yaml
 from data.index import DatasetIndex
@@ -23,10 +23,8 @@ from imaging.image_io import IMAGE_SUFFIXES
 from utils.config import option, parse_options
 from utils.errors import UserError, warn
 from utils.files import FileError, read_file
-from utils.text import counted
-
-MAX_XML_BYTES = 10 << 20
-MAX_JSON_BYTES = 2 << 30
+from utils.json_file import read_json
+from utils.text import counted, text_table
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,8 @@ class Pool:
 
     Args:
         format: `voc`, `coco`, `yolo`, or `other`: any other readable format, written as COCO.
-        root: the given path of the data set.
-        paths: paths of the images.
         ids: id of each image in a list: (year, id) in VOC, (annotation file, image id) in COCO, else empty.
-        class_names: found in the annotations.
-        counts: (I, C) boxes of each class in each image.
+        class_names, counts: the classes found, and (I, C) boxes of each class in each image.
         index: all images, if the new lists are written from it.
     """
 
@@ -54,13 +49,10 @@ class Pool:
 
 @dataclass
 class SplitReport:
-    """Result of `split`.
+    """Result of `split_dataset`: number of images, and of boxes of each class, in each split; the written files.
 
     Args:
-        images: number of images of each split.
-        classes: boxes of each class in each split.
         groups_of_duplicates: groups of near-duplicate images, each kept in one split.
-        files: the written files.
         data: the new value of `--data`.
     """
 
@@ -72,11 +64,8 @@ class SplitReport:
 
     def __str__(self) -> str:
         names = list(self.images)
-        width = max([len(name) for name in self.classes] + [6])
-        rows = [f"{'':{width}}" + "".join(f" {name:>9}" for name in names)]
-        rows.append(f"{'images':{width}}" + "".join(f" {self.images[name]:9}" for name in names))
-        for label, counts in self.classes.items():
-            rows.append(f"{label:{width}}" + "".join(f" {counts[name]:9}" for name in names))
+        cells = [[label, *(counts[name] for name in names)] for label, counts in self.classes.items()]
+        rows = text_table([["", *names], ["images", *self.images.values()], *cells])
         rows.append(f"{counted(self.groups_of_duplicates, 'group')} of near-duplicates were kept together")
         rows += [f"wrote {file}" for file in self.files]
         return "\n".join([*rows, f"train on it: python train.py --data {self.data}"])
@@ -92,22 +81,20 @@ def split_dataset(
     overwrite: bool = False,
     image_folder: str | None = None,
 ) -> SplitReport:
-    """Divide a data set and write the lists.
+    """Divide a data set and write the lists; the images are not moved.
 
     VOC gets ImageSets/Main files (with trainval as train and val together), COCO one JSON per split with all
-    original entries of its images, YOLO image lists and a data.yaml; boxes of other layouts are written as
-    COCO. The images are not moved.
+    original entries of its images, YOLO image lists and a data.yaml; boxes of other layouts are written as COCO.
 
     Args:
         data: the data set. For VOC all annotated images are divided, for others the union of all splits.
         shares: share of each split, by name; they sum to 1.
-        output: folder for the new lists, with links to the images, to pass as `--data`; None is `DATA-split`
-            beside the data set.
+        output: folder for the new lists, with links to the images, to pass as `--data`; None is `DATA-split`.
         in_place: for VOC, write into the data set's own ImageSets/Main instead.
         seed: random seed of the division.
         max_distance: maximum hash distance of near-duplicates, bits; -1 disables the search.
         overwrite: replace existing lists.
-        image_folder: folder of the images, if it is not that of the annotations; see `open_dataset`.
+        image_folder: as in `open_dataset`.
 
     Raises:
         UserError: for shares that do not sum to 1, no place to write, or existing lists.
@@ -142,57 +129,47 @@ def split_dataset(
 
 
 def read_pool(data: str | Path, image_folder: str | None = None) -> Pool:
-    """Read all images of a data set with their classes.
-
-    Raises:
-        UserError: if it is not a data set, or has no annotated image.
-    """
+    """Read all images of a data set. Raises UserError if it is not a data set, or has no annotated image."""
     found = recognise(data)
     kind = found.format.name
     image_folder = check_image_folder(found, image_folder)
     if kind == "voc":
-        paths, ids, names = _voc_images(found.place)
+        rows = list(_voc_images(found.place))
     elif kind == "yolo" or (kind == "coco" and image_folder is None and _is_plain_coco(found.place)):
-        paths, ids, names = _indexed_images(found.place)
+        rows = list(_indexed_images(found.place))
     else:
         index = open_dataset(data, "all", image_folder=image_folder)
-        pictures = [index.path(i) for i in range(len(index))]
-        identities = [("", each) for each in index.image_ids.tolist()]
-        return Pool("other", Path(data), pictures, identities, index.class_names, class_counts(index), index)
-    if not paths:
+        ids = [("", each) for each in index.image_ids.tolist()]
+        return Pool("other", Path(data), index.paths(), ids, index.class_names, class_counts(index), index)
+    if not rows:
         raise UserError(data, "has no annotated image", "run: python dataset.py check")
-    class_names = tuple(sorted({name for row in names for name in row}))
+    class_names = tuple(sorted({name for _, _, names in rows for name in names}))
     number_of = {name: k for k, name in enumerate(class_names)}
-    counts = np.zeros((len(paths), len(class_names)), np.int32)
-    for i, row in enumerate(names):
-        for name in row:
+    counts = np.zeros((len(rows), len(class_names)), np.int32)
+    for i, (_, _, names) in enumerate(rows):
+        for name in names:
             counts[i, number_of[name]] += 1
-    return Pool(kind, found.place, paths, ids, class_names, counts)
+    return Pool(kind, found.place, [row[0] for row in rows], [row[1] for row in rows], class_names, counts)
 
 
 def _is_plain_coco(root: Path) -> bool:
     """Whether every image is at the path in its JSON, so that the JSON can be divided unchanged."""
-    skips = [skip for split in list_splits(root) for skip in open_dataset(root, split, allow_empty=True).skips]
-    return not any(skip.code in ("found_by_name", "root_category") for skip in skips) and not any(
-        isinstance(each, str)
-        for split in list_splits(root)
-        for each in open_dataset(root, split, allow_empty=True).image_ids.tolist()
-    )
+    indexes = [open_dataset(root, split, allow_empty=True) for split in list_splits(root)]
+    codes = {skip.code for index in indexes for skip in index.skips}
+    are_numbers = all(np.issubdtype(index.image_ids.dtype, np.integer) for index in indexes)
+    return are_numbers and not codes & {"found_by_name", "root_category"}
 
 
-_Images = tuple[list[Path], list[tuple[str, Any]], list[list[str]]]
+_Image = tuple[Path, tuple[str, Any], list[str]]  # its path, its id (see `Pool`) and the class of each box
 
 
-def _voc_images(root: Path) -> _Images:
+def _voc_images(root: Path) -> Iterator[_Image]:
     """Every image of every year that has a readable annotation, whether a list names it or not."""
-    paths: list[Path] = []
-    ids: list[tuple[str, Any]] = []
-    names: list[list[str]] = []
     for year, folder in find_voc_years(root).items():
-        pictures = folder / "JPEGImages"
+        pictures, last = folder / "JPEGImages", ""
         for path in sorted(pictures.rglob("*")):
-            name = (year, path.relative_to(pictures).with_suffix("").as_posix())
-            if path.suffix.lower() not in IMAGE_SUFFIXES or (ids and ids[-1] == name):
+            name = path.relative_to(pictures).with_suffix("").as_posix()
+            if path.suffix.lower() not in IMAGE_SUFFIXES or name == last:
                 continue
             xml = annotation_path(path)
             try:
@@ -200,24 +177,21 @@ def _voc_images(root: Path) -> _Images:
             except FileError as error:
                 warn(error.where, error.what, "its image is skipped")
                 continue
-            paths.append(path)
-            ids.append(name)
-            names.append([each.fields["name"] for each in objects if each.fields.get("name")])
-    return paths, ids, names
+            last = name
+            yield path, (year, name), [each.fields["name"] for each in objects if each.fields.get("name")]
 
 
-def _indexed_images(root: Path) -> _Images:
+def _indexed_images(root: Path) -> Iterator[_Image]:
     """The images of all splits of a COCO or YOLO data set, each once."""
-    found: dict[Path, tuple[tuple[str, Any], list[str]]] = {}
+    seen: set[Path] = set()
     for split in list_splits(root):
         index = open_dataset(root, split, allow_empty=True)
         where = str(index.source.get("json", ""))
-        for i in range(len(index)):
-            labels = index.labels[index.offsets[i] : index.offsets[i + 1]]
-            found.setdefault(
-                index.path(i), ((where, index.image_ids[i].item()), [index.class_names[k] for k in labels])
-            )
-    return list(found), [each[0] for each in found.values()], [each[1] for each in found.values()]
+        for i, path in enumerate(index.paths()):
+            if path not in seen:
+                seen.add(path)
+                labels = index.labels[index.boxes_of(i)]
+                yield path, (where, index.image_ids[i].item()), [index.class_names[k] for k in labels]
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -246,16 +220,16 @@ def _write_voc(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_pla
             write_lines(home / "ImageSets" / "Main" / f"{name}.txt", lines)
         if not in_place:
             for each in ("Annotations", "JPEGImages"):
-                _link_folder(folder / each, home / each)
+                link_folder(folder / each, home / each)
 
 
 def _write_coco(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_place: bool) -> None:
     """Write one JSON per split, with all original entries; images are found through links to their folders."""
     (target / "annotations").mkdir(parents=True, exist_ok=True)
-    documents = {where: json.loads(read_file(where, MAX_JSON_BYTES)) for where in {where for where, _ in pool.ids}}
+    documents = {where: read_json(where, "an instances JSON") for where in {where for where, _ in pool.ids}}
     links = _coco_links(pool, documents)
     for folder, name in links.items():
-        _link_folder(Path(folder), target / "images" / name)
+        link_folder(Path(folder), target / "images" / name)
     split_of = {pool.ids[i]: name for name, part in parts.items() for i in part}
     categories = {each["id"]: each for document in documents.values() for each in document["categories"]}
     unique = len({identity for _, identity in pool.ids}) == len(pool.ids)
@@ -280,9 +254,8 @@ def _write_coco(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_pl
 
 def _coco_links(pool: Pool, documents: Mapping[str, Any]) -> dict[str, str]:
     """The folders that file names start from, each with the name of its link."""
-    names = {
-        (where, image.get("id")): image.get("file_name") for where, d in documents.items() for image in d["images"]
-    }
+    images = [(where, image) for where, document in documents.items() for image in document["images"]]
+    names = {(where, image.get("id")): image.get("file_name") for where, image in images}
     bases = dict.fromkeys(
         os.path.abspath(path)[: -len(os.path.normpath(names[key])) - 1]
         for key, path in zip(pool.ids, pool.paths, strict=True)
@@ -317,51 +290,26 @@ def _write_yolo(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_pl
 _WRITERS = {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo, "other": _write_other}
 
 
-def _link_folder(source: Path, link: Path) -> None:
-    """Create a link to the folder `source`. If the system does not allow links, warn and say what to do."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink() and link.resolve() == source.resolve():
-        return
-    try:
-        link.symlink_to(source.resolve(), target_is_directory=True)
-    except OSError as error:
-        warn(link, f"cannot be linked to {source} ({error.strerror})", "copy that folder to this path")
-
-
 @dataclass(frozen=True)
-class SplitOptions:
+class SplitOptions(SourceOptions):
     """Options of `dataset.py split`."""
 
-    data: str = option("", "data set in any layout of docs/DATA.md", positional=True, metavar="DATA")
     train: float = option(0.8, "fraction of images for training", low=0, high=1)
     val: float = option(0.1, "fraction of images for validation", low=0, high=1)
     test: float = option(0.1, "fraction of images for the final test", low=0, high=1)
-    output: str | None = option(
-        None, "folder for the new lists (default: DATA-split, next to the data set)", metavar="DIR"
-    )
+    output: str | None = option(None, "folder for the new lists (default: DATA-split, beside the data)", metavar="DIR")
     in_place: bool = option(False, "write into ImageSets/Main of a VOC data set")
     seed: int = option(0, "random seed of the division", low=0)
     max_distance: int = option(
         MAX_DISTANCE, "maximum hash distance of near-duplicates, bits of 128; -1 = no search", low=-1, high=64
     )
     overwrite: bool = option(False, "replace existing lists")
-    image_folder: str | None = option(
-        None, "folder of the images, if it is not that of the annotations (COCO, CSV, XML, JSON)", metavar="DIR"
-    )
 
 
 def main(argv: list[str] | None = None) -> None:
     """`dataset.py split DATA`."""
     options = parse_options(SplitOptions, argv, prog="dataset.py split", description=__doc__.splitlines()[0])
     shares = {"train": options.train, "val": options.val, "test": options.test}
-    report = split_dataset(
-        options.data,
-        shares,
-        options.output,
-        options.in_place,
-        options.seed,
-        options.max_distance,
-        options.overwrite,
-        options.image_folder,
-    )
+    arguments = (options.data, shares, options.output, options.in_place, options.seed, options.max_distance)
+    report = split_dataset(*arguments, options.overwrite, options.image_folder)
     print(report)

@@ -12,18 +12,11 @@ import numpy as np
 
 from data.data_options import DataOptions
 from data.index import DatasetIndex
-from data.tools.anchors import (
-    RATIO_LIMIT,
-    box_sizes,
-    measure_anchors,
-    scaled_anchors,
-    shape_iou,
-    two_sides,
-)
+from data.tools.anchors import RATIO_LIMIT, box_sizes, measure_anchors, scaled_anchors, shape_iou, two_sides
 from imaging.letterbox import RESIZE_MODES, Letterbox
 from utils.config import option, parse_options
 from utils.errors import UserError
-from utils.text import counted
+from utils.text import counted, text_table
 
 COCO_AREAS = (32**2, 96**2)  # pixels: small, medium, large; https://cocodataset.org/#detection-eval
 GRID = 16  # cells of the heat map, each way
@@ -71,7 +64,7 @@ def dataset_stats(index: DatasetIndex, letterbox: Letterbox, anchors: Sequence[A
 
 def centre_map(index: DatasetIndex, grid: int = GRID) -> np.ndarray:
     """(grid, grid) int64: how many boxes have their centre in each cell of the image, rows from the top."""
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owner = index.image_of_box
     sizes = index.sizes[owner]
     known = (sizes > 0).all(axis=1)
     centres = (index.boxes[known, :2] + index.boxes[known, 2:]) / 2 / sizes[known][:, ::-1]
@@ -80,7 +73,7 @@ def centre_map(index: DatasetIndex, grid: int = GRID) -> np.ndarray:
 
 
 def _class_rows(index: DatasetIndex) -> list[dict[str, Any]]:
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owner = index.image_of_box
     number = len(index.class_names)
     pairs = np.unique(np.stack([index.labels.astype(np.int64), owner], axis=1), axis=0)[:, 0]
     boxes, images, difficult, crowd = (
@@ -131,9 +124,8 @@ def _anchor_rows(sizes: np.ndarray, anchors: Sequence[Any]) -> list[dict[str, An
     """Per anchor, the fraction of boxes that it fits best, and of boxes that it can match."""
     flat = np.asarray(anchors, np.float64).reshape(-1, 2)
     if len(sizes):
-        best = np.concatenate(
-            [shape_iou(part, flat).argmax(axis=1) for part in np.array_split(sizes, len(sizes) // 50_000 + 1)]
-        )
+        parts = np.array_split(sizes, len(sizes) // 50_000 + 1)
+        best = np.concatenate([shape_iou(part, flat).argmax(axis=1) for part in parts])
         share = np.bincount(best, minlength=len(flat)) / len(sizes)
         able = [float((np.maximum(sizes / a, a / sizes).max(axis=1) < RATIO_LIMIT).mean()) for a in flat]
     else:
@@ -160,15 +152,13 @@ def format_stats(stats: dict[str, Any]) -> str:
         lines.append(f"at an input of {size}, side: {_row(boxes['side_at_input_size'])} pixels ({named}); "
                      f"{boxes['below_8_pixels']} under 8")  # fmt: skip
         lines.append(f"width / height: {_row(boxes['width_by_height'])} ({named})")
-    lines.append(
-        f"anchors: best possible recall {anchors['best_possible_recall']:.4f}, mean IoU {anchors['mean_iou']:.4f}"
-    )
+    recall, iou = anchors["best_possible_recall"], anchors["mean_iou"]
+    lines.append(f"anchors: best possible recall {recall:.4f}, mean IoU {iou:.4f}")
     lines += [f"  {row['width']:6.4g} x {row['height']:<6.4g} fits best {row['best_for']:6.1%}, can match "
               f"{row['can_answer_for']:6.1%}" for row in anchors["rows"]]  # fmt: skip
-    width = max((len(row["name"]) for row in stats["classes"]), default=5)
-    lines.append(f"{'class':{width}} {'boxes':>8} {'images':>8} {'difficult':>10} {'crowd':>7}")
-    for row in sorted(stats["classes"], key=lambda row: -row["boxes"]):
-        lines.append(f"{row['name']:{width}} {row['boxes']:8} {row['images']:8} {row['difficult']:10} {row['crowd']:7}")
+    head = ("name", "boxes", "images", "difficult", "crowd")
+    rows = sorted(stats["classes"], key=lambda row: -row["boxes"])
+    lines += text_table([("class", *head[1:]), *([row[key] for key in head] for row in rows)])
     if stats["imbalance"]:
         lines.append(f"the most frequent class has {stats['imbalance']:g} times the boxes of the rarest")
     return "\n".join(lines)

@@ -51,9 +51,8 @@ def coco_figures(record: EvalRecord, evaluator: str = "auto") -> dict[str, Any]:
     """
     coco_class, eval_class = _tools(choose_evaluator(evaluator))
     figures: dict[str, Any] = {f"coco_{name}": None for name in FIGURES}
-    figures["per_class"] = {
-        name: {"coco_AP": None, "coco_AP50": None, "coco_AP75": None} for name in record.class_names
-    }
+    unknown = dict.fromkeys(("coco_AP", "coco_AP50", "coco_AP75"))
+    figures["per_class"] = {name: dict(unknown) for name in record.class_names}
     if not record.num_gt.any():
         return figures
     with contextlib.redirect_stdout(io.StringIO()):  # suppress pycocotools' output

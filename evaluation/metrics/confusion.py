@@ -12,13 +12,8 @@ from evaluation.metrics.voc import IOU_THRESHOLD
 def confusion_matrix(record: EvalRecord, score_threshold: float, iou_threshold: float = IOU_THRESHOLD) -> np.ndarray:
     """Count objects by their true class and their predicted class.
 
-    Detections and objects of any class are matched one to one, the largest IoU first. A detection of a difficult
-    object or a crowd is left out.
-
-    Args:
-        record: detections and ground truth.
-        score_threshold: minimum score of a detection.
-        iou_threshold: minimum IoU of a match.
+    Detections of at least `score_threshold` and objects of any class are matched one to one, the largest IoU first. A
+    detection of a difficult object or a crowd is left out.
 
     Returns:
         (C + 1, C + 1) int64, rows true classes, columns predicted; the last of each is background: the last column

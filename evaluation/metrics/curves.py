@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.metrics.matching import IGNORED, TRUE_POSITIVE
+from evaluation.metrics.matching import IGNORED, TRUE_POSITIVE, ranked_by_class
 from evaluation.metrics.record import EvalRecord
 
 
@@ -85,16 +85,11 @@ def score_curves(record: EvalRecord, outcome: np.ndarray) -> ScoreCurves:
         outcome: (N,) of `matching.outcomes`; ignored detections and difficult objects are left out.
     """
     num_gt = record.num_gt
-    counted = outcome != IGNORED
-    order = np.flatnonzero(counted)
-    order = order[np.lexsort((-record.det_scores[order], record.det_labels[order]))]
-    bounds = np.searchsorted(record.det_labels[order], np.arange(record.num_classes + 1))
     per_class = tuple(
         _curve(record.det_scores[part], outcome[part], int(num_gt[c]))
-        for c in range(record.num_classes)
-        for part in [order[bounds[c] : bounds[c + 1]]]
+        for c, part in enumerate(ranked_by_class(record, outcome))
     )
-    by_score = np.flatnonzero(counted)
+    by_score = np.flatnonzero(outcome != IGNORED)
     by_score = by_score[np.argsort(-record.det_scores[by_score], kind="stable")]
     return ScoreCurves(_curve(record.det_scores[by_score], outcome[by_score], int(num_gt.sum())), per_class)
 

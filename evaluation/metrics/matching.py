@@ -83,6 +83,13 @@ def outcomes(record: EvalRecord, matches: BestMatch, iou_threshold: float) -> np
     return result
 
 
+def ranked_by_class(record: EvalRecord, outcome: np.ndarray) -> list[np.ndarray]:
+    """Positions of the detections of each class that are not ignored, highest score first (stable)."""
+    counted = np.flatnonzero(outcome != IGNORED)
+    order = counted[np.lexsort((-record.det_scores[counted], record.det_labels[counted]))]
+    return np.split(order, np.searchsorted(record.det_labels[order], np.arange(1, record.num_classes)))
+
+
 def pairs_in_image(
     record: EvalRecord, same_class: bool, gt_mask: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics.matching import IGNORED, TRUE_POSITIVE, best_matches, outcomes
+from evaluation.metrics.matching import TRUE_POSITIVE, best_matches, outcomes, ranked_by_class
 from evaluation.metrics.record import EvalRecord
 
 IOU_THRESHOLD = 0.5  # of the VOC challenge
@@ -37,8 +37,6 @@ def average_precision_10(recall: np.ndarray, precision: np.ndarray) -> float:
     Args:
         recall, precision: (N,) after each detection, highest score first.
     """
-    if not len(recall):
-        return 0.0
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
 
@@ -54,12 +52,8 @@ def class_curves(
         num_gt: (C,) objects of each class, by default from the record. Recall is 0 without objects.
     """
     num_gt = record.num_gt if num_gt is None else num_gt
-    counted = np.flatnonzero(outcome != IGNORED)
-    order = counted[np.lexsort((-record.det_scores[counted], record.det_labels[counted]))]  # stable
-    bounds = np.searchsorted(record.det_labels[order], np.arange(record.num_classes + 1))
     curves = []
-    for c in range(record.num_classes):
-        part = order[bounds[c] : bounds[c + 1]]
+    for c, part in enumerate(ranked_by_class(record, outcome)):
         # Every prefix of the ranking is the result of one score threshold.
         true = np.cumsum(outcome[part] == TRUE_POSITIVE)
         recall = true / max(num_gt[c], 1)

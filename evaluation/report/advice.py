@@ -7,15 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.evaluator import EvaluationResult
-from evaluation.metrics.errors import (
-    BACKGROUND,
-    CLASSIFICATION,
-    DUPLICATE,
-    LOCALISATION,
-    MISSED,
-    SIZES,
-    ErrorAnalysis,
-)
+from evaluation.metrics.errors import BACKGROUND, CLASSIFICATION, DUPLICATE, LOCALISATION, MISSED, SIZES, ErrorAnalysis
 from utils.text import counted
 
 HARDLY_LEARNED = 0.05  # mAP50 below which single errors are not analysed
@@ -70,17 +62,16 @@ def advise(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored = UNK
         return [Advice(0.0, "There are no objects to evaluate against: give a split that has annotations.")]
     found = [
         *_missed(result, errors, scored),
-        *_localisation(errors, scored),
-        *_classification(result, errors, scored),
-        *_background(result, errors),
-        *_duplicates(errors, scored),
-        *_weak_class(result, errors),
+        _localisation(errors, scored),
+        _classification(result, errors, scored),
+        _background(result, errors),
+        _duplicates(errors, scored),
+        _weak_class(result, errors),
     ]
     found = sorted((each for each in found if each.gain >= 0.001), key=lambda each: -each.gain)
     if errors.average_precision < HARDLY_LEARNED:
-        found.insert(0, _not_learned(result, errors))
-    found += _threshold(result, scored) + _more_data(result)
-    return found[:limit]
+        found.insert(0, _not_learned(errors))
+    return [*found, *_threshold(result, scored), _more_data(result)][:limit]
 
 
 def _cost(gain: float, errors: ErrorAnalysis) -> str:
@@ -94,7 +85,7 @@ def _more(scored: Scored) -> str:
     return (
         f"training had converged, so use more images, or {wider}"
         if scored.has_converged
-        else (f"train longer, or {wider}")
+        else f"train longer, or {wider}"
     )
 
 
@@ -108,73 +99,57 @@ def _bigger(input_size: tuple[int, int] | None) -> str:
 def _missed(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
     total = int(result.record.num_gt.sum())
     small = errors.gain_by_size[MISSED, 0]
-    advice = [
-        Advice(
-            small,
-            f"{_cost(small, errors)} is lost by missed small objects ({errors.counts[MISSED, 0]} under 32 x 32 pixels, "
-            f"of {total} in total, without a detection at any score): try {_bigger(scored.input_size)}.",
-        )
-    ]
     rest = errors.gain[MISSED] - small
     names = " and ".join(SIZES[s] for s in (1, 2) if errors.counts[MISSED, s])
     count = int(errors.counts[MISSED, 1:].sum())
-    advice.append(
-        Advice(
-            rest,
-            f"{_cost(rest, errors)} is lost by missed {names} objects ({count} of {total}, at any score): "
-            f"{_more(scored)}.",
-        )
+    of_small = (
+        f"{_cost(small, errors)} is lost by missed small objects ({errors.counts[MISSED, 0]} under 32 x 32 pixels, "
+        f"of {total} in total, without a detection at any score): try {_bigger(scored.input_size)}."
     )
-    return advice
+    of_others = f"{_cost(rest, errors)} is lost by missed {names} objects ({count} of {total}, at any score): "
+    of_others += f"{_more(scored)}."
+    return [Advice(small, of_small), Advice(rest, of_others)]
 
 
-def _localisation(errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
+def _localisation(errors: ErrorAnalysis, scored: Scored) -> Advice:
     gain, counts = errors.gain[LOCALISATION], errors.counts[LOCALISATION]
     small = errors.gain_by_size[LOCALISATION, 0] > 0.5 * gain
     todo = "try the anchors of `dataset.py anchors`" + ("" if scored.has_converged else ", and train longer")
     if small:
         todo = f"mostly for small objects, so try {_bigger(scored.input_size)}"
-    return [
-        Advice(gain, f"{_cost(gain, errors)} is lost by inaccurate boxes ({counts.sum()} of IoU 0.1 to 0.5): {todo}.")
-    ]
+    text = f"{_cost(gain, errors)} is lost by inaccurate boxes ({counts.sum()} of IoU 0.1 to 0.5): {todo}."
+    return Advice(gain, text)
 
 
-def _classification(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
+def _classification(result: EvaluationResult, errors: ErrorAnalysis, scored: Scored) -> Advice:
     gain, record = errors.gain[CLASSIFICATION], result.record
     wrong = np.flatnonzero(errors.det_type == CLASSIFICATION)
     pairs = np.zeros((record.num_classes, record.num_classes))
     # Weighted by score: with several classes per box, many low-scoring second classes would hide the important ones.
     np.add.at(pairs, (record.gt_labels[errors.det_gt[wrong]], record.det_labels[wrong]), record.det_scores[wrong])
     share = pairs.max(initial=0.0) / max(pairs.sum(), 1e-9)
+    found = f"{_cost(gain, errors)} is lost by correct boxes with a wrong class, "
     if share < NOTABLE_SHARE:
-        text = f"over many pairs of classes: {_more(scored)}"
-        return [Advice(gain, f"{_cost(gain, errors)} is lost by correct boxes with a wrong class, {text}.")]
+        return Advice(gain, f"{found}over many pairs of classes: {_more(scored)}.")
     truth, answer = np.unravel_index(np.argmax(pairs), pairs.shape)
-    return [
-        Advice(
-            gain,
-            f"{_cost(gain, errors)} is lost by correct boxes with a wrong class, most often "
-            f"{record.class_names[truth]} detected as {record.class_names[answer]} ({share:.0%} of them by score): "
-            "check the labels of both classes, and add images that show their differences.",
-        )
-    ]
+    pair = f"{record.class_names[truth]} detected as {record.class_names[answer]} ({share:.0%} of them by score)"
+    todo = "check the labels of both classes, and add images that show their differences."
+    return Advice(gain, f"{found}most often {pair}: {todo}")
 
 
-def _background(result: EvaluationResult, errors: ErrorAnalysis) -> list[Advice]:
+def _background(result: EvaluationResult, errors: ErrorAnalysis) -> Advice:
     gain = errors.gain[BACKGROUND]
     threshold = result.best_f1_threshold or FALLBACK_THRESHOLD
     confident = int(((errors.det_type == BACKGROUND) & (result.record.det_scores >= threshold)).sum())
-    return [
-        Advice(
-            gain,
-            f"{_cost(gain, errors)} is lost by detections of background ({confident} with a score of {threshold:.2f} "
-            "or more): check them in the --report. If they are unlabelled objects, label them; else add images without "
-            "objects.",
-        )
-    ]
+    text = (
+        f"{_cost(gain, errors)} is lost by detections of background ({confident} with a score of {threshold:.2f} or "
+        "more): check them in the --report. If they are unlabelled objects, label them; else add images without "
+        "objects."
+    )
+    return Advice(gain, text)
 
 
-def _duplicates(errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
+def _duplicates(errors: ErrorAnalysis, scored: Scored) -> Advice:
     gain = errors.gain[DUPLICATE]
     count = errors.counts[DUPLICATE].sum()
     present = scored.iou_threshold
@@ -182,40 +157,35 @@ def _duplicates(errors: ErrorAnalysis, scored: Scored) -> list[Advice]:
     if present is not None and 0.3 < present <= 0.5:
         todo = f"lower --iou-threshold from {present:g} to {present - 0.1:.2g}"
     todo = todo or "check for close objects of which only one is labelled, or use --nms agnostic"
-    text = f"{_cost(gain, errors)} is lost by duplicate detections ({count}): {todo}."
-    return [Advice(gain, text)]
+    return Advice(gain, f"{_cost(gain, errors)} is lost by duplicate detections ({count}): {todo}.")
 
 
-def _weak_class(result: EvaluationResult, errors: ErrorAnalysis) -> list[Advice]:
-    record = result.record
-    ap = np.array(
-        [np.nan if (v := result.figures["per_class"][n]["voc10_AP50"]) is None else v for n in record.class_names]
-    )
-    if (~np.isnan(ap)).sum() < 2:
-        return []
+def _weak_class(result: EvaluationResult, errors: ErrorAnalysis) -> Advice:
+    """Advice on the class with the lowest AP; its gain is 0 if it is not far below the mean."""
+    record, per_class = result.record, result.figures["per_class"]
+    ap = np.array([per_class[name]["voc10_AP50"] for name in record.class_names], np.float64)
+    there = ~np.isnan(ap)
     worst = int(np.nanargmin(ap))
-    gain = (errors.average_precision - ap[worst]) / (~np.isnan(ap)).sum()
-    if ap[worst] > 0.5 * errors.average_precision:
-        return []
+    if there.sum() < 2 or ap[worst] > 0.5 * errors.average_precision:
+        return Advice(0.0, "")
+    gain = (errors.average_precision - ap[worst]) / there.sum()
     cause = int(np.nanargmax(errors.gain_by_class[:, worst]))
     wrong = ("wrong classes", "inaccurate boxes", "both", "duplicates", "background", "missed objects")[cause]
-    return [
-        Advice(
-            gain,
-            f"{record.class_names[worst]} has an AP50 of {ap[worst]:.2f}, and the mean is "
-            f"{errors.average_precision:.2f} ({counted(record.num_gt[worst], 'object')}; the largest loss is by "
-            f"{wrong}). Raising it to the mean gains {100 * gain:.1f} points: add training images of it, or train with "
-            "--repeat-rare.",
-        )
-    ]
-
-
-def _not_learned(result: EvaluationResult, errors: ErrorAnalysis) -> Advice:
-    return Advice(
-        1.0,
-        f"mAP50 is {errors.average_precision:.3f}: the model has learned almost nothing. Run `dataset.py check` on the "
-        "data, check the class names, and train from --pretrained weights for more steps.",
+    objects = counted(record.num_gt[worst], "object")
+    text = (
+        f"{record.class_names[worst]} has an AP50 of {ap[worst]:.2f}, and the mean is "
+        f"{errors.average_precision:.2f} ({objects}; the largest loss is by {wrong}). Raising it to the mean gains "
+        f"{100 * gain:.1f} points: add training images of it, or train with --repeat-rare."
     )
+    return Advice(gain, text)
+
+
+def _not_learned(errors: ErrorAnalysis) -> Advice:
+    text = (
+        f"mAP50 is {errors.average_precision:.3f}: the model has learned almost nothing. Run `dataset.py check` on the "
+        "data, check the class names, and train from --pretrained weights for more steps."
+    )
+    return Advice(1.0, text)
 
 
 def _threshold(result: EvaluationResult, scored: Scored) -> list[Advice]:
@@ -230,17 +200,11 @@ def _threshold(result: EvaluationResult, scored: Scored) -> list[Advice]:
     return [Advice(0.0, text)]
 
 
-def _more_data(result: EvaluationResult) -> list[Advice]:
+def _more_data(result: EvaluationResult) -> Advice:
     scored, objects = int((result.record.num_gt > 0).sum()), int(result.record.num_gt.sum())
     few = [n for n, c in zip(result.record.class_names, result.record.num_gt, strict=True) if 0 < c < 30]
+    text = f"{objects} objects in {result.num_images} images: compare runs by eval.py --compare before you choose one."
     if few:
-        text = (
-            f"Fewer than 30 objects in {len(few)} of {scored} classes here ({', '.join(few[:5])}): their AP is "
-            "noise; score on more images before believing it."
-        )
-        return [Advice(0.0, text)]
-    text = (
-        f"{counted(objects, 'object')} in {counted(result.num_images, 'image')}: "
-        "compare runs with eval.py --compare before you choose one."
-    )
-    return [Advice(0.0, text)]
+        text = f"Fewer than 30 objects in {len(few)} of {scored} classes here ({', '.join(few[:5])}): their AP is "
+        text += "noise; score on more images before believing it."
+    return Advice(0.0, text)

@@ -11,7 +11,7 @@ from evaluation.metrics.coco import FIGURES
 from evaluation.metrics.errors import ERROR_TYPES, SIZES, ErrorAnalysis, analyse_errors
 from evaluation.report.advice import FALLBACK_THRESHOLD, UNKNOWN, Scored, advise
 from utils.errors import printable
-from utils.text import counted
+from utils.text import counted, text_table
 
 if TYPE_CHECKING:
     from evaluation.metrics.compare import Comparison
@@ -44,12 +44,13 @@ def number(value: Any, digits: int = 3) -> str:
 def _head(result: EvaluationResult) -> str:
     objects = counted(int(result.record.num_gt.sum()), "object")
     lines = [f"{printable(result.index.name)}: {counted(result.num_images, 'image')}, {objects}"]
-    lines.append(f"  {printable(result.protocol)}")
-    if result.skips:
-        lines.append(f"  {counted(len(result.skips), 'unreadable image')} not evaluated")
-    if result.num_not_scored:
-        lines.append(f"  {counted(result.num_not_scored, 'object')} of classes unknown to the model not evaluated")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  {line}" for line in (printable(result.protocol), *left_out(result)))])
+
+
+def left_out(result: EvaluationResult) -> list[str]:
+    """What was not evaluated, as text."""
+    counts = ((len(result.skips), "unreadable image", ""), (result.num_not_scored, "object", " of unknown classes"))
+    return [f"{counted(count, noun)}{more} not evaluated" for count, noun, more in counts if count]
 
 
 def _figures(result: EvaluationResult) -> str:
@@ -65,16 +66,14 @@ def _figures(result: EvaluationResult) -> str:
 def class_table(result: EvaluationResult) -> str:
     """One line per class with objects, at most 40: AP, and results at the working threshold."""
     rows = [row for row in working_rows(result) if row.objects]
-    width = max([len(printable(row.name)) for row in rows] + [5])
-    lines = [
-        f"{'class':<{width}} {'objects':>7} {'AP50':>6} {'COCO':>6}   at score {working_threshold(result):.2f}: "
-        f"{'found':>6} {'wrong':>6} {'precision':>9} {'recall':>6}"
-    ]
-    for row in rows[:MOST_CLASSES]:
-        lines.append(
-            f"{printable(row.name):<{width}} {row.objects:>7} {number(row.ap50):>6} {number(row.coco):>6}   {'':>15}"
-            f"{row.found:>6} {row.wrong:>6} {number(row.precision):>9} {number(row.recall):>6}"
-        )
+    head = ("class", "objects", "AP50", "COCO", f"at score {working_threshold(result):.2f}:", "found", "wrong",
+            "precision", "recall")  # fmt: skip
+    cells = [
+        (printable(row.name), row.objects, number(row.ap50), number(row.coco), "", row.found, row.wrong,
+         number(row.precision), number(row.recall))
+        for row in rows[:MOST_CLASSES]
+    ]  # fmt: skip
+    lines = text_table([head, *cells])
     if len(rows) > MOST_CLASSES:
         lines.append(f"... and {counted(len(rows) - MOST_CLASSES, 'more class')} (--json has them all)")
     return "\n".join(lines)
@@ -143,11 +142,11 @@ def noise_text(result: EvaluationResult) -> str:
 def _losses(result: EvaluationResult, errors: ErrorAnalysis) -> str:
     if result.figures["voc10_mAP50"] is None:
         return ""
-    lines = [f"{'mAP50 lost by':<16} {'points':>6} {'count':>7}   {'points by size of object':<24}"]
+    rows: list[tuple[Any, ...]] = [("mAP50 lost by", "points", "count", *(f"{size} objects" for size in SIZES))]
     for kind, name in enumerate(ERROR_TYPES):
-        sizes = "  ".join(f"{s} {100 * errors.gain_by_size[kind, i]:.1f}" for i, s in enumerate(SIZES))
-        lines.append(f"{name:<16} {100 * errors.gain[kind]:>6.1f} {errors.counts[kind].sum():>7}   {sizes}")
-    return "\n".join(lines)
+        points = (f"{100 * gain:.1f}" for gain in (errors.gain[kind], *errors.gain_by_size[kind]))
+        rows.append((name, next(points), errors.counts[kind].sum(), *points))
+    return "\n".join(text_table(rows))
 
 
 def _scores(result: EvaluationResult) -> str:
@@ -186,13 +185,11 @@ def comparison_text(comparison: Comparison) -> str:
         f"{counted(c.num_images, 'image')}, {c.repetitions} repetitions, VOC10 AP at IoU 0.5)",
         f"Verdict: {c.verdict}",
     ]
-    width = max([len(printable(name)) for name in c.per_class] + [5])
-    lines.append(f"\n{'class':<{width}} {'A':>6} {'B':>6} {'B - A':>7}  interval")
+    rows = [("class", "A", "B", "B - A", "interval")]
     for name, (a, b, low, high) in c.per_class.items():
-        mark = " *" if low > 0 or high < 0 else ""
-        lines.append(
-            f"{printable(name):<{width}} {number(a):>6} {number(b):>6} {b - a:>+7.3f}  {low:+.3f} to {high:+.3f}{mark}"
-        )
+        mark = " *" if low > 0 or high < 0 else "  "
+        rows.append((printable(name), number(a), number(b), f"{b - a:+.3f}", f"{low:+.3f} to {high:+.3f}{mark}"))
+    lines += ["", *text_table(rows)]
     expected = (1 - c.confidence) * len(c.per_class)
     lines.append(f"* significant for that class alone; about {expected:.0f} such marks are expected by chance")
     return "\n".join(lines)

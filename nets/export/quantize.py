@@ -180,7 +180,7 @@ def calibration_images(index: DatasetIndex, count: int) -> list[int]:
     An activation's range is that of what was seen, so a class that no image shows is clipped where it differs. What the
     classes leave of `count` is filled with other images.
     """
-    images = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    images = index.image_of_box
     by_class = [np.unique(images[index.labels == label]) for label in range(len(index.class_names))]
     turns = itertools.zip_longest(*(_spread_order(part) for part in sorted(by_class, key=len)))
     shown = (position for turn in turns for position in turn if position is not None)

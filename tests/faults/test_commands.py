@@ -384,7 +384,7 @@ BAD_RUNS: dict[str, tuple[Callable[[Path], None], str]] = {
     "configuration cut": (with_file("config.json", lambda data: data[:50]), "not JSON"),
     "configuration empty": (with_file("config.json", lambda data: b""), "not JSON"),
     "configuration a list": (with_file("config.json", lambda data: b"[]"), "one JSON object"),
-    "configuration not UTF-8": (with_file("config.json", lambda data: b"\xff\xfe{}"), "not UTF-8"),
+    "configuration not UTF-8": (with_file("config.json", lambda data: b"\xff{}"), "not UTF-8"),
     "configuration too large": (with_file("config.json", lambda data: data + b" " * (2 << 20)), "MB"),
     "configuration nested": (with_file("config.json", lambda data: b"[" * 200_000), "not JSON"),
     "configuration of digits": (with_file("config.json", lambda data: b'{"epochs": ' + b"9" * 5000 + b"}"), "not JSON"),

@@ -779,19 +779,19 @@ def test_coco_json_loses_only_what_is_broken(fault: str, coco: Path) -> None:
 
 
 COCO_TEXTS: dict[str, tuple[Callable[[str], str | bytes], Counts | str]] = {
-    "cut": (lambda text: text[:700], "is not valid JSON"),
-    "empty": (lambda text: "", "is not valid JSON"),
+    "cut": (lambda text: text[:700], "is not JSON"),
+    "empty": (lambda text: "", "is not JSON"),
     "a list": (lambda text: "[]", "the top level is not an object"),
     "a number": (lambda text: "3", "the top level is not an object"),
-    "html": (lambda text: "<html>", "is not valid JSON"),
-    "deep lists": (lambda text: "[" * 200_000, "nested too deeply|not valid JSON"),
-    "deep objects": (lambda text: '{"a":' * 200_000, "nested too deeply|not valid JSON"),
+    "html": (lambda text: "<html>", "is not JSON"),
+    "deep lists": (lambda text: "[" * 200_000, "is not JSON"),
+    "deep objects": (lambda text: '{"a":' * 200_000, "is not JSON"),
     "binary": (lambda text: bytes(range(256)) * 10, "is not JSON"),
     "5000 digits": (lambda text: text.replace('"id": 1,', f'"id": {"9" * 5000},', 1), "is not JSON"),
-    "comma at the end": (lambda text: text[:-1] + ",}", "is not valid JSON"),
-    "comment": (lambda text: "// x\n" + text, "is not valid JSON"),
-    "zero byte": (lambda text: text + "\0", "is not valid JSON"),
-    "twice": (lambda text: text + text, "is not valid JSON"),
+    "comma at the end": (lambda text: text[:-1] + ",}", "is not JSON"),
+    "comment": (lambda text: "// x\n" + text, "is not JSON"),
+    "zero byte": (lambda text: text + "\0", "is not JSON"),
+    "twice": (lambda text: text + text, "is not JSON"),
     "byte order mark": (lambda text: text.encode("utf-8-sig"), SAME),
     "utf-16": (lambda text: text.encode("utf-16"), SAME),
 }
