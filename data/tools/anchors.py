@@ -66,7 +66,7 @@ class AnchorReport:
         heads = ["anchors (width,height; strides 8, 16, 32)", *texts]
         rows = [f"{line}  {text}" for line, text in zip(numbers, heads, strict=True)]
         verdict = f"{'use the new anchors' if self.accepted else 'keep the old anchors'}: {self.reason}"
-        return "\n".join([f"{self.num_boxes} boxes", *rows, verdict])
+        return "\n".join([counted(self.num_boxes, "box"), *rows, verdict])
 
 
 def box_sizes(index: DatasetIndex, letterbox: Letterbox) -> np.ndarray:

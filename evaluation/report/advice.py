@@ -203,7 +203,8 @@ def _threshold(result: EvaluationResult, scored: Scored) -> list[Advice]:
 def _more_data(result: EvaluationResult) -> Advice:
     scored, objects = int((result.record.num_gt > 0).sum()), int(result.record.num_gt.sum())
     few = [n for n, c in zip(result.record.class_names, result.record.num_gt, strict=True) if 0 < c < 30]
-    text = f"{objects} objects in {result.num_images} images: compare runs by eval.py --compare before you choose one."
+    counts = f"{counted(objects, 'object')} in {counted(result.num_images, 'image')}"
+    text = f"{counts}: compare runs with eval.py --compare before you choose one."
     if few:
         text = f"Fewer than 30 objects in {len(few)} of {scored} classes here ({', '.join(few[:5])}): their AP is "
         text += "noise; score on more images before believing it."
