@@ -257,9 +257,10 @@ def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored
             f"{counted(count, 'image')} with the most errors: python serve.py --label {options.export} --queue {queue}"
         )
     if options.report:
-        from evaluation.report.html import write_report
+        from evaluation.report.html import report_html
 
-        write_report(_in_folder(options.report), result, scored, options.checkpoint or options.detections or "")
+        page = report_html(result, scored, options.checkpoint or options.detections or "")
+        write_file(_in_folder(options.report), page.encode("utf-8", "backslashreplace"))
         print(f"report: {options.report}")
 
 

@@ -29,7 +29,6 @@ from evaluation.report.plots import (
 from evaluation.report.text import left_out, noise_text, number, working_rows, working_threshold
 from imaging.image_io import read_image
 from imaging.web_page import escape, page_html, section, sheet_html, table_html
-from utils.files import write_file
 
 _KEY = (
     '<span class="key" style="background:#16a34a"></span>correct'
@@ -38,32 +37,19 @@ _KEY = (
 )
 
 
-def write_report(
-    path: Path,
-    result: EvaluationResult,
-    scored: Scored = UNKNOWN,
-    model: str = "",
-    read: Callable[[Path], np.ndarray] | None = None,
-) -> None:
-    """Write the report.
-
-    Args:
-        scored: settings of the evaluation, for the recommendations.
-        model: name of the model, as the user gave it.
-        read: path to (H, W, 3) uint8 RGB; `imaging.image_io.read_image` by default. An image that cannot be read is
-            left out, with a note on the page.
-    """
-    write_file(path, report_html(result, scored, model, read).encode("utf-8", "backslashreplace"))
-
-
 def report_html(
     result: EvaluationResult,
     scored: Scored = UNKNOWN,
     model: str = "",
-    read: Callable[[Path], np.ndarray] | None = None,
+    read: Callable[[Path], np.ndarray] = read_image,
 ) -> str:
-    """The report as text; see `write_report`."""
-    read = read or read_image
+    """The report as text.
+
+    Args:
+        scored: settings of the evaluation, for the recommendations.
+        model: name of the model, as the user gave it.
+        read: path to (H, W, 3) uint8 RGB. An image that cannot be read is left out, with a note on the page.
+    """
     errors = analyse_errors(result.record, result.outcome)
     threshold = working_threshold(result)
     matrix = confusion_matrix(result.record, threshold)
