@@ -9,8 +9,8 @@ from collections import Counter
 import numpy as np
 
 from data.index import DatasetIndex, classes_found
+from data.tools.decoding import captured_decoder_errors
 from data.tools.findings import Finding, finding
-from data.tools.look import captured_decoder_errors
 from imaging.image_io import read_image
 from utils.errors import UserError
 from utils.text import counted, some_names

@@ -25,8 +25,8 @@ from data.open import open_dataset
 from data.quick_check import quick_check
 from data.skips import skips_summary, warn_skips, write_skips_csv
 from data.tools.check import check_dataset, main
+from data.tools.decoding import decode_and_hash
 from data.tools.findings import CODES, CheckReport
-from data.tools.look import look_at
 from data.tools.new_folder import check_new_folder
 from imaging.image_io import decode_image, write_image
 from utils.errors import UserError
@@ -352,8 +352,8 @@ def test_images_of_one_colour_are_not_taken_for_each_other(tmp_path: Path) -> No
 def test_the_decoders_messages_are_captured_and_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     folder = make_voc(tmp_path / "set")
     damaged(folder)
-    look = look_at(str(folder / "JPEGImages/a0.jpg"))
-    assert look.code == "damaged_image" and "JPEG" in look.what
+    facts = decode_and_hash(str(folder / "JPEGImages/a0.jpg"))
+    assert facts.code == "damaged_image" and "JPEG" in facts.what
     assert capfd.readouterr().err == ""
 
 

@@ -20,10 +20,10 @@ from data.index import DatasetIndex
 from data.open import check_image_folder, list_splits, match_split, open_dataset, recognise
 from data.quick_check import check_class_names, check_classes, check_format, check_overlap, check_sizes
 from data.tools.check_page import write_check_page
+from data.tools.decoding import DecodedImage, decode_images
 from data.tools.duplicates import check_duplicates
 from data.tools.findings import CODES, ERROR, INFO, WARNING, CheckReport, Finding, finding
 from data.tools.fix import write_fixed_copy
-from data.tools.look import Look, look_at_all
 from data.tools.new_folder import check_new_folder
 from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.config import option, parse_options
@@ -41,7 +41,7 @@ LARGEST_INPUT = 1280  # above it, tiles are cheaper
 def check_boxes(index: DatasetIndex, split: str, input_size: int) -> list[Finding]:
     """Find duplicate boxes, boxes that are tiny at the training size, and boxes of another format."""
     owner = index.image_of_box
-    findings = _check_twins(index, owner, split)
+    findings = _check_duplicate_boxes(index, owner, split)
     if index.num_boxes:
         scale = input_size / index.sizes.max(1)[owner]
         sides = (index.boxes[:, 2:] - index.boxes[:, :2]).min(1) * scale
@@ -54,7 +54,7 @@ def check_boxes(index: DatasetIndex, split: str, input_size: int) -> list[Findin
     return findings + check_format(index, split)
 
 
-def _check_twins(index: DatasetIndex, owner: np.ndarray, split: str) -> list[Finding]:
+def _check_duplicate_boxes(index: DatasetIndex, owner: np.ndarray, split: str) -> list[Finding]:
     findings = []
     keys = np.column_stack([owner, index.boxes]) if index.num_boxes else np.zeros((0, 5))
     order = np.lexsort(keys.T[::-1])
@@ -76,34 +76,34 @@ def _check_twins(index: DatasetIndex, owner: np.ndarray, split: str) -> list[Fin
 # --- the images themselves -----------------------------------------------------------------------------------------
 
 
-def check_looks(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[Finding]:
+def check_images(indices: dict[str, DatasetIndex], decoded: dict[str, list[DecodedImage]]) -> list[Finding]:
     """Findings from decoding every image: damage, and duplicate images."""
     findings = [
-        finding(look.code, index.path(i), look.what, look.todo, split)
+        finding(facts.code, index.path(i), facts.what, facts.todo, split)
         for split, index in indices.items()
-        for i, look in enumerate(looks[split])
-        if look.code
+        for i, facts in enumerate(decoded[split])
+        if facts.code
     ]
-    return findings + check_duplicates(indices, looks)
+    return findings + check_duplicates(indices, decoded)
 
 
 # --- files that nothing uses -----------------------------------------------------------------------------------------
 
 
-def check_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
+def check_unused_files(indices: dict[str, DatasetIndex]) -> list[Finding]:
     """Annotations without an image, and images that nothing uses."""
     kinds = {index.source.get("format") for index in indices.values()}
     if kinds == {"voc"}:
-        return _voc_strays(next(iter(indices.values())).source["root"])
+        return _unused_voc_files(next(iter(indices.values())).source["root"])
     if kinds == {"yolo"}:
-        return _yolo_strays(indices)
+        return _unused_yolo_files(indices)
     if kinds == {"coco"}:
-        return _coco_strays(indices)
+        return _unused_coco_files(indices)
     todo = "annotate them if they should be used"
     return _spare_pictures(indices, "image_without_annotation", "without annotation", todo)
 
 
-def _voc_strays(root: str) -> list[Finding]:
+def _unused_voc_files(root: str) -> list[Finding]:
     findings = []
     splits = list_voc_splits(root)
     for year, path in find_voc_years(root).items():
@@ -128,7 +128,7 @@ def _voc_strays(root: str) -> list[Finding]:
     return findings
 
 
-def _yolo_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
+def _unused_yolo_files(indices: dict[str, DatasetIndex]) -> list[Finding]:
     findings = []
     split_of: dict[str, str] = {}  # the first split that uses each folder of labels, for the message
     labels: set[str] = set()  # of all splits: list files let several share one folder
@@ -165,7 +165,7 @@ def _spare_pictures(indices: dict[str, DatasetIndex], code: str, fault: str, tod
     return [finding(code, folder.root, what, todo, "", len(spare), spare)]
 
 
-def _coco_strays(indices: dict[str, DatasetIndex]) -> list[Finding]:
+def _unused_coco_files(indices: dict[str, DatasetIndex]) -> list[Finding]:
     used = {os.path.abspath(path) for index in indices.values() for path in index.paths()}
     used |= {os.path.abspath(skip.where) for index in indices.values() for skip in index.skips}
     folders = {folder for index in indices.values() for folder in index.source["dependencies"]["folders"]}
@@ -212,7 +212,7 @@ def check_dataset(
     max_megapixels: float = MAX_MEGAPIXELS,
     use_cache: bool = True,
     image_folder: str | None = None,
-) -> tuple[CheckReport, dict[str, DatasetIndex], dict[str, list[Look]]]:
+) -> tuple[CheckReport, dict[str, DatasetIndex], dict[str, list[DecodedImage]]]:
     """Check splits of a data set.
 
     Args:
@@ -249,13 +249,13 @@ def check_dataset(
         report.findings += _check_split(index, name, input_size, is_training=number == 0)
         report.splits[name] = _describe(index)
     report.findings = list(dict.fromkeys(report.findings))  # skips of the whole data set are repeated in every split
-    report.findings += check_class_names(indices) + check_overlap(indices) + check_strays(indices)
-    looks: dict[str, list[Look]] = {}
+    report.findings += check_class_names(indices) + check_overlap(indices) + check_unused_files(indices)
+    decoded: dict[str, list[DecodedImage]] = {}
     if images:
-        looks = _look(indices, max_megapixels, workers)
-        report.findings += check_looks(indices, looks)
+        decoded = _decode(indices, max_megapixels, workers)
+        report.findings += check_images(indices, decoded)
     report.seconds = time.perf_counter() - start
-    return report, indices, looks
+    return report, indices, decoded
 
 
 def _splits_to_check(data: str | os.PathLike[str], report: CheckReport, image_folder: str | None) -> list[str]:
@@ -301,10 +301,12 @@ def _describe(index: DatasetIndex) -> dict[str, object]:
     }
 
 
-def _look(indices: dict[str, DatasetIndex], max_megapixels: float, workers: int | None) -> dict[str, list[Look]]:
+def _decode(
+    indices: dict[str, DatasetIndex], max_megapixels: float, workers: int | None
+) -> dict[str, list[DecodedImage]]:
     paths = {name: [str(path) for path in index.paths()] for name, index in indices.items()}
     unique = list(dict.fromkeys(path for each in paths.values() for path in each))
-    seen = dict(zip(unique, look_at_all(unique, max_megapixels, workers), strict=True))
+    seen = dict(zip(unique, decode_images(unique, max_megapixels, workers), strict=True))
     return {name: [seen[path] for path in each] for name, each in paths.items()}
 
 
@@ -343,7 +345,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--fix", "needs to decode the images", "leave out --no-images")
     names = options.class_names()
     arguments = (options.data, options.split, names, options.input_size, options.images, options.workers)
-    report, indices, looks = check_dataset(*arguments, options.max_megapixels, options.cache, options.image_folder)
+    report, indices, decoded = check_dataset(*arguments, options.max_megapixels, options.cache, options.image_folder)
     print_report(report, options.show)
     if options.json:
         write_file(options.json, report.to_json().encode("utf-8", "backslashreplace"))
@@ -351,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
         write_check_page(options.report, report, indices)
         print(f"page with images: {options.report}")
     if options.fix:
-        for line in write_fixed_copy(Path(options.fix), indices, looks):
+        for line in write_fixed_copy(Path(options.fix), indices, decoded):
             print(line)
         again, _, _ = check_dataset(options.fix, options.split, names, options.input_size, False, use_cache=False)
         print(f"checked again: {counted(again.count(ERROR), 'error')}, {counted(again.count(WARNING), 'warning')}")

@@ -8,22 +8,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.index import DatasetIndex
+from data.tools.decoding import DecodedImage
 from data.tools.findings import Finding, finding
 from data.tools.hashing import linked_groups, similar_pairs
-from data.tools.look import Look
 from utils.text import some_names
 
 SAME_THUMBNAIL = 0.97  # correlation of two thumbnails of one photograph
 
 
-def check_duplicates(indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[Finding]:
+def check_duplicates(indices: dict[str, DatasetIndex], decoded: dict[str, list[DecodedImage]]) -> list[Finding]:
     """Groups of identical or nearly identical images across splits, or within one split.
 
     An identical file in two splits is reported by `check_overlap`.
     """
     places = [(split, i) for split, index in indices.items() for i in range(len(index))]
     files = [os.path.realpath(indices[split].path(i)) for split, i in places]
-    seen = [looks[split][i] for split, i in places]
+    seen = [decoded[split][i] for split, i in places]
     exact, near = _exact_pairs(seen, files), _near_pairs(seen, files)
     findings = []
     for members in _groups(len(seen), exact):
@@ -43,17 +43,17 @@ def check_duplicates(indices: dict[str, DatasetIndex], looks: dict[str, list[Loo
     return findings
 
 
-def _exact_pairs(seen: Sequence[Look], files: Sequence[str]) -> list[tuple[int, int]]:
+def _exact_pairs(seen: Sequence[DecodedImage], files: Sequence[str]) -> list[tuple[int, int]]:
     first: dict[bytes, int] = {}
     pairs = []
-    for number, look in enumerate(seen):
-        if look.digest and files[first.setdefault(look.digest, number)] != files[number]:
-            pairs.append((first[look.digest], number))
+    for number, facts in enumerate(seen):
+        if facts.digest and files[first.setdefault(facts.digest, number)] != files[number]:
+            pairs.append((first[facts.digest], number))
     return pairs
 
 
-def _near_pairs(seen: Sequence[Look], files: Sequence[str]) -> list[tuple[int, int]]:
-    hashes = np.array([look.hash for look in seen], np.uint64).reshape(-1, 2)
+def _near_pairs(seen: Sequence[DecodedImage], files: Sequence[str]) -> list[tuple[int, int]]:
+    hashes = np.array([facts.hash for facts in seen], np.uint64).reshape(-1, 2)
     pairs = ((int(one), int(other)) for one, other in zip(*similar_pairs(hashes), strict=True))
     return [
         (one, other)
@@ -62,9 +62,9 @@ def _near_pairs(seen: Sequence[Look], files: Sequence[str]) -> list[tuple[int, i
     ]
 
 
-def _looks_same(one: Look, other: Look) -> bool:
+def _looks_same(one: DecodedImage, other: DecodedImage) -> bool:
     """Whether two thumbnails match up to brightness and contrast; confirms two similar hashes."""
-    first, second = (np.frombuffer(look.thumbnail, np.uint8).astype(np.float64) for look in (one, other))
+    first, second = (np.frombuffer(facts.thumbnail, np.uint8).astype(np.float64) for facts in (one, other))
     if min(first.std(), second.std()) < 1:
         return False
     return bool(np.corrcoef(first, second)[0, 1] > SAME_THUMBNAIL)

@@ -11,13 +11,15 @@ import numpy as np
 from data.formats.dataset_writer import NATIVE, Losses, write_dataset
 from data.index import DatasetIndex
 from data.skips import Skip, write_skips_csv
+from data.tools.decoding import DecodedImage
 from data.tools.findings import CODES, ERROR
-from data.tools.look import Look
 from data.tools.new_folder import new_folder
 from utils.text import counted
 
 
-def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict[str, list[Look]]) -> list[str]:
+def write_fixed_copy(
+    target: Path, indices: dict[str, DatasetIndex], decoded: dict[str, list[DecodedImage]]
+) -> list[str]:
     """Copy images and rewrite annotations; the original is not changed.
 
     The format is the original one, with all that it says of an object; COCO for one that is only read.
@@ -29,13 +31,13 @@ def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict
     Args:
         target: a folder that does not exist or is empty; it appears only when the copy is complete.
         indices: the splits, by name.
-        looks: results of decoding their images.
+        decoded: results of decoding their images.
 
     Returns:
         One line of text per change.
     """
     removed: list[Skip] = []
-    parts = _choose(indices, looks, removed)
+    parts = _choose(indices, decoded, removed)
     losses = Losses()
     with new_folder(target) as temporary:
         if parts:
@@ -56,29 +58,29 @@ def write_fixed_copy(target: Path, indices: dict[str, DatasetIndex], looks: dict
 
 
 def _choose(
-    indices: dict[str, DatasetIndex], looks: dict[str, list[Look]], removed: list[Skip]
+    indices: dict[str, DatasetIndex], decoded: dict[str, list[DecodedImage]], removed: list[Skip]
 ) -> dict[str, DatasetIndex]:
     """The images and boxes to keep; later splits have priority."""
     taken: dict[Any, str] = {}
     parts = {}
     for split, index in reversed(indices.items()):
         keep = []
-        for i, look in enumerate(looks[split]):
+        for i, facts in enumerate(decoded[split]):
             path = os.path.realpath(index.path(i))
-            twin = taken.get(path) or taken.get(look.digest)
-            if look.code and CODES[look.code][0] == ERROR:
-                removed.append(Skip("image", look.code, path, f"{look.what}; left out of {split}"))
+            twin = taken.get(path) or taken.get(facts.digest)
+            if facts.code and CODES[facts.code][0] == ERROR:
+                removed.append(Skip("image", facts.code, path, f"{facts.what}; left out of {split}"))
             elif twin is not None:
                 removed.append(Skip("image", "same_image", path, f"is also {twin}; left out of {split}"))
             else:
                 keep.append(i)
                 taken[path] = f"in {split}"
-                taken[look.digest] = f"{path} in {split}"
-        parts[split] = _without_twins(index.subset(keep), removed)
+                taken[facts.digest] = f"{path} in {split}"
+        parts[split] = _without_duplicate_boxes(index.subset(keep), removed)
     return dict(reversed(parts.items()))
 
 
-def _without_twins(index: DatasetIndex, removed: list[Skip]) -> DatasetIndex:
+def _without_duplicate_boxes(index: DatasetIndex, removed: list[Skip]) -> DatasetIndex:
     owner = index.image_of_box
     keys = np.column_stack([owner, index.labels, index.boxes]) if index.num_boxes else np.zeros((0, 6))
     _, first = np.unique(keys, axis=0, return_index=True)

@@ -61,9 +61,9 @@ def analyse_errors(record: EvalRecord, outcome: np.ndarray) -> ErrorAnalysis:
     found = np.zeros(len(record.gt_image), bool)
     own = best_matches(record)
     found[own.gt[outcome == TRUE_POSITIVE]] = True
-    mendable = found.copy()
-    mendable[det_gt[np.isin(det_type, (CLASSIFICATION, LOCALISATION))]] = True
-    missed = ~mendable & ~record.gt_ignored
+    correctable = found.copy()
+    correctable[det_gt[np.isin(det_type, (CLASSIFICATION, LOCALISATION))]] = True
+    missed = ~correctable & ~record.gt_ignored
     gt_size = np.digitize(record.gt_areas, SIZE_LIMITS)
     det_size = np.digitize(box_areas(record.det_boxes), SIZE_LIMITS)
     concerned = det_gt >= 0

@@ -28,7 +28,7 @@ _MANY = 256  # minimum number of images for which processes are started
 
 
 @dataclass(frozen=True)
-class Look:
+class DecodedImage:
     """Result of decoding an image.
 
     Args:
@@ -47,7 +47,7 @@ class Look:
     thumbnail: bytes = bytes(THUMBNAIL * THUMBNAIL)
 
 
-def look_at(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> Look:
+def decode_and_hash(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> DecodedImage:
     """Decode one image."""
     digest = b""
     try:
@@ -60,20 +60,20 @@ def look_at(path: str, max_megapixels: float = MAX_MEGAPIXELS) -> Look:
             image = decode_held(held, path, max_megapixels)
     except FileError as error:
         code = "missing_image" if error.code == "missing_file" else error.code  # removed since the index was read
-        return Look(code, error.what, error.todo, digest)
+        return DecodedImage(code, error.what, error.todo, digest)
     first, second = (int(part) for part in picture_hash(image if small is None else small))
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     thumbnail = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).tobytes()
-    look = Look(digest=digest, hash=(first, second), thumbnail=thumbnail)
+    facts = DecodedImage(digest=digest, hash=(first, second), thumbnail=thumbnail)
     if not complaints:
-        return look
+        return facts
     what = f"the decoder reports: {complaints[0]}"
-    return replace(look, code="damaged_image", what=what, todo="check the image, and copy it again")
+    return replace(facts, code="damaged_image", what=what, todo="check the image, and copy it again")
 
 
-def look_at_all(
+def decode_images(
     paths: Sequence[str], max_megapixels: float = MAX_MEGAPIXELS, workers: int | None = None, words: str = "pictures"
-) -> list[Look]:
+) -> list[DecodedImage]:
     """Decode all images with a progress bar, in processes if there are many.
 
     `workers` is their number; None for one per core, at most 8.
@@ -84,25 +84,25 @@ def look_at_all(
     count = min(os.cpu_count() or 1, 8) if workers is None else workers
     with tqdm(total=len(paths), desc=words, unit="img", delay=1) as bar:
         if count <= 1 or len(paths) < _MANY:
-            looks = []
+            decoded = []
             for path in paths:
-                looks.append(look_at(path, max_megapixels))
+                decoded.append(decode_and_hash(path, max_megapixels))
                 bar.update()
-            return looks
+            return decoded
         context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-        with stopping_at_once(ProcessPoolExecutor(count, context, _quieten)) as pool:
+        with stopping_at_once(ProcessPoolExecutor(count, context, _start_worker)) as pool:
             try:
-                looks = []
-                for look in pool.map(look_at, paths, [max_megapixels] * len(paths), chunksize=16):
-                    looks.append(look)
+                decoded = []
+                for facts in pool.map(decode_and_hash, paths, [max_megapixels] * len(paths), chunksize=16):
+                    decoded.append(facts)
                     bar.update()
-                return looks
+                return decoded
             except BrokenProcessPool:
-                where = paths[len(looks)]
+                where = paths[len(decoded)]
                 raise RunError(where, "this image, or one of the next, crashes the decoder", "remove it") from None
 
 
-def _quieten() -> None:
+def _start_worker() -> None:
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent process
 
