@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.skips import Skip
 from utils.errors import UserError, brief
-from utils.files import MEGABYTE, read_file
+from utils.files import MEGABYTE, StrPath, read_file
 from utils.text import counted, some_names
 
 _LISTS = Path(__file__).resolve().parents[1] / "model_data"
@@ -18,7 +18,7 @@ MAX_NAME = 200  # characters; a longer text is not a class name
 MAX_GUESSES = 20  # maximum number of unknown names that get a suggestion: each is compared with all known ones
 
 
-def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+def read_class_names(path: StrPath) -> tuple[str, ...]:
     """Read one class name per line, in label order; blank lines at the end are allowed.
 
     `voc` and `coco`, if there is no file of that name, are the 20 and 80 classes of these data sets.

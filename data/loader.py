@@ -390,12 +390,7 @@ class TrainLoader:
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        sampler: Any,
-        workers: int,
-        timeout: float = 120.0,
-        start_method: str | None = None,
+        self, dataset: Dataset, sampler: Any, workers: int, timeout: float = 120.0, start_method: str | None = None
     ) -> None:
         self.dataset, self.sampler, self.workers = dataset, sampler, workers
         self.timeout = timeout if workers else 0.0

@@ -33,6 +33,7 @@ from data.index import DatasetIndex, classes_found, join_indices
 from data.index_cache import cached_index
 from imaging.image_io import MAX_MEGAPIXELS
 from utils.errors import UserError
+from utils.files import StrPath
 from utils.text import counted
 
 ACCEPTED = "a data set: images with VOC XML, COCO JSON, YOLO txt or another layout of docs/DATA.md"
@@ -150,7 +151,7 @@ _WITHOUT_LISTING = ("voc", "yolo", "coco")  # detected by a few names, for any n
 # --- recognising -----------------------------------------------------------------------------------------------------
 
 
-def recognise(data: str | os.PathLike[str]) -> Recognised:
+def recognise(data: StrPath) -> Recognised:
     """Detect the format of a folder or file.
 
     Raises:
@@ -195,7 +196,7 @@ def _only_folder(place: Path) -> Path | None:
     return inner[0] if is_alone else None
 
 
-def recognise_format(data: str | os.PathLike[str]) -> str:
+def recognise_format(data: StrPath) -> str:
     """The name of the format; raises UserError like `recognise`."""
     return recognise(data).format.name
 
@@ -235,7 +236,7 @@ def _example(folder: Folder) -> str:
 # --- splits ----------------------------------------------------------------------------------------------------------
 
 
-def list_splits(data: str | os.PathLike[str], image_folder: str | os.PathLike[str] | None = None) -> list[str]:
+def list_splits(data: StrPath, image_folder: StrPath | None = None) -> list[str]:
     """The split names that `open_dataset` accepts for this data set, and for these images.
 
     Raises:
@@ -245,7 +246,7 @@ def list_splits(data: str | os.PathLike[str], image_folder: str | os.PathLike[st
     return _Source(found, check_image_folder(found, image_folder)).splits()
 
 
-def default_splits(data: str | os.PathLike[str], image_folder: str | os.PathLike[str] | None = None) -> tuple[str, str]:
+def default_splits(data: StrPath, image_folder: StrPath | None = None) -> tuple[str, str]:
     """(training split, validation split): train and val, else trainval and test, else train and test.
 
     A data set without such a pair is divided: `auto-train` and `auto-val` are all its images, seeded, stratified by
@@ -259,7 +260,7 @@ def default_splits(data: str | os.PathLike[str], image_folder: str | os.PathLike
     return AUTO_TRAIN, AUTO_VAL
 
 
-def training_split(data: str | os.PathLike[str], image_folder: str | os.PathLike[str] | None = None) -> str:
+def training_split(data: StrPath, image_folder: StrPath | None = None) -> str:
     """The default split: the training split, else the only or first one. Raises UserError if there is no split."""
     names = list_splits(data, image_folder)
     for name in ("train", "trainval"):
@@ -271,7 +272,7 @@ def training_split(data: str | os.PathLike[str], image_folder: str | os.PathLike
     return names[0]
 
 
-def match_split(data: str | os.PathLike[str], split: str, image_folder: str | os.PathLike[str] | None = None) -> str:
+def match_split(data: StrPath, split: str, image_folder: StrPath | None = None) -> str:
     """Resolve a split name: `val` also matches `valid`, `val2017`, `Validation`.
 
     Raises:
@@ -280,7 +281,7 @@ def match_split(data: str | os.PathLike[str], split: str, image_folder: str | os
     return _matched(data, split, list_splits(data, image_folder))
 
 
-def _matched(data: str | os.PathLike[str], split: str, names: Sequence[str]) -> str:
+def _matched(data: StrPath, split: str, names: Sequence[str]) -> str:
     if split in (AUTO_TRAIN, AUTO_VAL):
         return split
     match = _match(split, names)
@@ -310,14 +311,14 @@ def _match(split: str, names: Sequence[str]) -> str | None:
 
 
 def open_dataset(
-    data: str | os.PathLike[str],
+    data: StrPath,
     split: str,
     class_names: Sequence[str] | None = None,
     use_cache: bool = True,
     max_megapixels: float = MAX_MEGAPIXELS,
     allow_empty: bool = False,
     need_pictures: bool = True,
-    image_folder: str | os.PathLike[str] | None = None,
+    image_folder: StrPath | None = None,
 ) -> DatasetIndex:
     """Read one split of a data set of any supported format.
 
@@ -364,7 +365,7 @@ def open_dataset(
     return index
 
 
-def check_image_folder(found: Recognised, image_folder: str | os.PathLike[str] | None) -> str | None:
+def check_image_folder(found: Recognised, image_folder: StrPath | None) -> str | None:
     """The absolute path of an image folder that can be used with a data set.
 
     Raises:

@@ -34,7 +34,7 @@ from imaging.image_io import MAX_MEGAPIXELS, decode_image, read_header_bytes
 from imaging.letterbox import Letterbox
 from utils.config import option, parse_options
 from utils.errors import MissingExtra, RunError, UserError, require_packages, warn
-from utils.files import read_file, write_atomically
+from utils.files import StrPath, read_file, write_atomically
 from utils.text import counted
 
 MANIFEST, INDEX = "shards.json", "index.npz"
@@ -53,9 +53,7 @@ _ARRAYS = [name for name in ARRAYS if name not in ("areas", "box_refs", "scores"
 # ---- writing
 
 
-def write_shards(
-    index: DatasetIndex, folder: str | os.PathLike[str], images_per_shard: int = IMAGES_PER_SHARD, seed: int = 0
-) -> Path:
+def write_shards(index: DatasetIndex, folder: StrPath, images_per_shard: int = IMAGES_PER_SHARD, seed: int = 0) -> Path:
     """Write a split as tar shards: `00000012.jpg`, the unchanged file, and `00000012.json`, its boxes.
 
     The images are shuffled once here, so that every shard is a random sample. `index.npz` holds all annotations
@@ -192,7 +190,7 @@ class ShardSet:
                 wait *= 2
 
 
-def open_shards(location: str | os.PathLike[str]) -> ShardSet:
+def open_shards(location: StrPath) -> ShardSet:
     """The shards in a folder or below an http(s) address, their annotations read.
 
     Raises:

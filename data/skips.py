@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from utils.errors import format_problem, printable, warn
-from utils.files import write_atomically
+from utils.files import StrPath, write_atomically
 from utils.text import counted
 
 
@@ -96,7 +95,7 @@ def warn_skips(index: ReadSplit, shown: int = 5, known: Sequence[Skip] = ()) -> 
             warn(index.name, f"{len(skips) - shown} more of {code}", "see skipped.csv of the run, or: dataset.py check")
 
 
-def write_skips_csv(path: str | os.PathLike[str], skips: Iterable[Skip]) -> None:
+def write_skips_csv(path: StrPath, skips: Iterable[Skip]) -> None:
     """The full list as a table: kind, code, where, what, todo, count."""
     text = io.StringIO(newline="")
     table = csv.writer(text)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import StrPath
 
 MAX_DEPTH = 32
 _IGNORED = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"})
 
 
 def walk_files(
-    root: str | os.PathLike[str],
+    root: StrPath,
     homes: Sequence[str] | None = None,
     on_error: Callable[[OSError], None] | None = None,
     limit: int | None = None,

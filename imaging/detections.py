@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.errors import RunError, UserError, require_packages
+from utils.files import StrPath
 
 SHOWN_OBJECTS = 8  # in `repr`
 SHOWN_ROWS = 50  # in a notebook
@@ -180,7 +181,7 @@ class Detections:
             hint = f"; did you mean {OTHER_NAMES[name]}?" if name in OTHER_NAMES else ""
             raise AttributeError(f"'Detections' object has no attribute {name!r}{hint}", name=name, obj=self)
 
-    def save(self, path: str | os.PathLike[str], image: np.ndarray | None = None) -> Path:
+    def save(self, path: StrPath, image: np.ndarray | None = None) -> Path:
         """Write the drawn image in the format of the path's suffix, and return the path.
 
         Raises:

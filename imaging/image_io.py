@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, features
 
 from utils.errors import UserError
-from utils.files import FileError, page_or_pointer, read_ends, read_file, write_file
+from utils.files import FileError, StrPath, page_or_pointer, read_ends, read_file, write_file
 
 MAX_MEGAPIXELS = 100.0
 _JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -84,9 +84,7 @@ class ImageHeader:
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
-def read_image(
-    path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS, min_size: MinSize | None = None
-) -> np.ndarray:
+def read_image(path: StrPath, max_megapixels: float = MAX_MEGAPIXELS, min_size: MinSize | None = None) -> np.ndarray:
     """Read an image: (H, W, 3) uint8, RGB, upright.
 
     Args:
@@ -103,7 +101,7 @@ def read_image(
 
 
 def read_image_and_size(
-    path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS, min_size: MinSize | None = None
+    path: StrPath, max_megapixels: float = MAX_MEGAPIXELS, min_size: MinSize | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Like `read_image`, but also returns the (height, width) of the full-size image, for boxes."""
     held, where = [_read(path, max_megapixels)], os.fsdecode(path)
@@ -164,12 +162,12 @@ def rgb_of_pillow(image: Image.Image, where: object = "image") -> np.ndarray:
     return _turn(_to_rgb(image), orientation if orientation in range(1, 9) else 1)
 
 
-def read_image_size(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
+def read_image_size(path: StrPath, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[int, int]:
     """(height, width) of the upright image, from its header alone."""
     return read_header(path, max_megapixels).size
 
 
-def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
+def read_header(path: StrPath, max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
     """Read the header of an image, from the beginning and the end of the file if that is enough.
 
     Raises:
@@ -191,7 +189,7 @@ def read_header(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPI
     return header
 
 
-def read_start(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
+def read_start(path: StrPath, max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
     """`read_header` without a check of the end of the file: enough to plan memory, but not to validate the file."""
     start = read_ends(path, int(max_megapixels * 1e6 * _BYTES_PER_PIXEL), _HEADER_BYTES, 0)[0]
     if start[:3] == _JPEG_MAGIC and (header := _jpeg_header(start)) is not None:
@@ -221,7 +219,7 @@ def read_header_bytes(data: bytes, where: object = "image", max_megapixels: floa
     return header
 
 
-def write_image(path: str | os.PathLike[str], image: np.ndarray, quality: int = 95) -> None:
+def write_image(path: StrPath, image: np.ndarray, quality: int = 95) -> None:
     """Write an RGB (H, W, 3) or grey (H, W) uint8 image in the format of the path's suffix, atomically.
 
     Raises:
@@ -446,7 +444,7 @@ def _checked(header: ImageHeader, where: object, max_megapixels: float) -> Image
 # --- pixels ----------------------------------------------------------------------------------------------------------
 
 
-def _read(path: str | os.PathLike[str], max_megapixels: float) -> bytes:
+def _read(path: StrPath, max_megapixels: float) -> bytes:
     with _image_errors():
         return read_file(path, int(max_megapixels * 1e6 * _BYTES_PER_PIXEL))
 

@@ -17,6 +17,7 @@ from typing import BinaryIO, ClassVar
 from utils.errors import RunError, UserError
 
 MEGABYTE = 1 << 20
+StrPath = str | os.PathLike[str]
 
 
 class FileError(UserError):
@@ -54,7 +55,7 @@ def read_file(path: str | bytes | os.PathLike[str], max_bytes: int, head: int | 
         return file.read(max_bytes if head is None else head)
 
 
-def read_lines(path: str | os.PathLike[str], max_bytes: int) -> list[tuple[int, str]]:
+def read_lines(path: StrPath, max_bytes: int) -> list[tuple[int, str]]:
     """The lines of a list that are not blank, with their numbers; names may be any bytes, or UTF-16.
 
     Raises:
@@ -125,7 +126,7 @@ def page_or_pointer(head: bytes) -> str | None:
     return "Git LFS pointer" if text.startswith(b"version https://git-lfs") else None
 
 
-def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+def write_file(path: StrPath, data: bytes) -> None:
     """Write `data` to a temporary file in the same folder and rename it, so that no reader sees a partial file.
 
     Raises:
@@ -161,9 +162,7 @@ def file_digest(path: Path, name: str = "sha256") -> str:
     return digest.hexdigest()
 
 
-def write_atomically(
-    path: str | os.PathLike[str], data: bytes, before_rename: Callable[[], None] | None = None
-) -> None:
+def write_atomically(path: StrPath, data: bytes, before_rename: Callable[[], None] | None = None) -> None:
     """Write to a temporary file, sync, read back and rename: a reader sees the complete old or new file.
 
     Args:
@@ -191,7 +190,7 @@ def write_atomically(
 
 
 @contextlib.contextmanager
-def naming_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+def naming_errors(path: StrPath) -> Iterator[None]:
     """Context manager that converts an OSError when writing to an open file into a RunError with the file's name."""
     try:
         yield

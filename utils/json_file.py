@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import read_file
+from utils.files import StrPath, read_file
 
 MAX_FILE_BYTES = 4 << 30
 
 
 def read_json(
-    path: str | os.PathLike[str],
+    path: StrPath,
     expected: str,
     max_bytes: int = MAX_FILE_BYTES,
     object_hook: Callable[[dict[str, Any]], Any] | None = None,

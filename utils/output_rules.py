@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import StrPath
 
 LONGEST_NAME = 255  # maximum bytes of a file name on common file systems
 # folders that belong to the data set of a file in the same folder: YOLO's, COCO's, and a year of a VOCdevkit
@@ -16,9 +17,7 @@ _PARTS = re.compile(r"(images|labels|annotations|jpegimages|imagesets|(train|val
 _VOC_PARTS = ("JPEGImages", "Annotations", "ImageSets")
 
 
-def check_output_file(
-    flag: str, path: str | os.PathLike[str], overwrite: bool, data: Iterable[str | os.PathLike[str] | None] = ()
-) -> Path:
+def check_output_file(flag: str, path: StrPath, overwrite: bool, data: Iterable[StrPath | None] = ()) -> Path:
     """Check the path of an output file.
 
     Args:
@@ -40,9 +39,7 @@ def check_output_file(
     return path
 
 
-def check_output_folder(
-    flag: str, path: str | os.PathLike[str], data: Iterable[str | os.PathLike[str] | None] = ()
-) -> Path:
+def check_output_folder(flag: str, path: StrPath, data: Iterable[StrPath | None] = ()) -> Path:
     """Check the path of an output folder. Raises UserError if it is inside a data set, or cannot be written."""
     path = Path(path)
     problem = _why_not_writable(path)
@@ -61,7 +58,7 @@ def shortened_name(name: str, max_bytes: int) -> str:
     return name.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
 
 
-def data_folders(data: str | os.PathLike[str]) -> list[Path]:
+def data_folders(data: StrPath) -> list[Path]:
     """The folders of a data set: its folder, or, if that is also a working folder, the subfolders with its files."""
     path = Path(data)
     if os.path.isdir(path) and not Path.cwd().is_relative_to(path.resolve()):

@@ -19,7 +19,7 @@ from data.index import DatasetIndex
 from data.skips import Skip
 from imaging.image_io import MAX_MEGAPIXELS
 from utils.errors import UserError, brief
-from utils.files import MEGABYTE, read_ends
+from utils.files import MEGABYTE, StrPath, read_ends
 from utils.json_file import read_json
 from utils.text import counted
 
@@ -30,7 +30,7 @@ MAX_ID = 1000  # maximum length of a text id
 _INT64 = 2**63 - 1
 
 
-def find_coco_files(data: str | os.PathLike[str]) -> dict[str, Path]:
+def find_coco_files(data: StrPath) -> dict[str, Path]:
     """The annotation files of a COCO folder (or next to a JSON, including it), by split name.
 
     `annotations/instances_train2017.json` is `train2017`, `train/_annotations.coco.json` (Roboflow) is `train`,
@@ -166,11 +166,11 @@ def _truth(value: Any) -> bool:
 
 
 def read_coco(
-    data: str | os.PathLike[str],
+    data: StrPath,
     split: str | None = None,
     class_names: Sequence[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
-    image_folder: str | os.PathLike[str] | None = None,
+    image_folder: StrPath | None = None,
     need_pictures: bool = True,
 ) -> DatasetIndex:
     """Read a COCO annotation file.
@@ -292,7 +292,7 @@ def _empty_roots(
     return set(roots), looked_at
 
 
-def _home(data: str | os.PathLike[str], path: Path, image_folder: str | os.PathLike[str] | None) -> Path:
+def _home(data: StrPath, path: Path, image_folder: StrPath | None) -> Path:
     """The folder to search for image names that do not resolve."""
     if image_folder is not None:
         return Path(image_folder)

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from data.skips import Skip
 from data.walk import walk_files
 from imaging.image_io import IMAGE_SUFFIXES
-from utils.files import FileError, read_file
+from utils.files import FileError, StrPath, read_file
 
 MAX_FILES = 1_000_000
 HEAD_BYTES = 1 << 16  # bytes read to detect the type of a file
@@ -55,7 +55,7 @@ class Folder:
         outside: links to targets outside the folder; they are not followed.
     """
 
-    def __init__(self, root: str | os.PathLike[str], image_folder: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, root: StrPath, image_folder: StrPath | None = None) -> None:
         self.only = Path(root) if not os.path.isdir(root) else None
         self.root = Path(root).parent if self.only is not None else Path(root)
         self.files, self.outside = walk_files(self.root, [os.path.realpath(self.root)], limit=MAX_FILES)
@@ -69,7 +69,7 @@ class Folder:
         self.example: dict[str, tuple[str, str]] = {}
 
     @classmethod
-    def unlisted(cls, root: str | os.PathLike[str]) -> Folder:
+    def unlisted(cls, root: StrPath) -> Folder:
         """The folder or file, without listing its content."""
         folder = cls.__new__(cls)
         folder.only = Path(root) if not os.path.isdir(root) else None
@@ -83,7 +83,7 @@ class Folder:
             return [str(self.only)] if suffix_of(self.only) in suffixes else []
         return [path for path in self.files if suffix_of(path) in suffixes]
 
-    def relative(self, path: str | os.PathLike[str]) -> str:
+    def relative(self, path: StrPath) -> str:
         """The path within the folder, or within that of the images, with `/`."""
         inside = os.path.relpath(path, self.home)
         if inside.startswith(os.pardir):
@@ -106,7 +106,7 @@ class Folder:
     def _by_upload(self) -> dict[str, list[str]]:
         return _grouped((UPLOAD_PREFIX.sub("", plain_name(os.path.basename(path))), path) for path in self.pictures)
 
-    def find(self, name: str, base: str | os.PathLike[str] | None = None) -> tuple[str | None, list[str]]:
+    def find(self, name: str, base: StrPath | None = None) -> tuple[str | None, list[str]]:
         """Find the image that an annotation calls `name` (any slashes, absolute paths and URLs are accepted).
 
         It is searched as a path from `base` (the annotation file's folder), the root and the image folder, then as the
@@ -209,7 +209,7 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return groups
 
 
-def _nearest(name: str, candidates: list[str], base: str | os.PathLike[str] | None) -> list[str]:
+def _nearest(name: str, candidates: list[str], base: StrPath | None) -> list[str]:
     """Of several images with one base name, those whose folders match `name` best, or that lie next to `base`."""
     parts = name.split("/")[::-1]
 
@@ -223,11 +223,11 @@ def _nearest(name: str, candidates: list[str], base: str | os.PathLike[str] | No
     return beside if len(beside) == 1 else best
 
 
-def suffix_of(path: str | os.PathLike[str]) -> str:
+def suffix_of(path: StrPath) -> str:
     """The suffix in lower case, with its dot."""
     return os.path.splitext(os.fspath(path))[1].lower()
 
 
-def stem_of(path: str | os.PathLike[str]) -> str:
+def stem_of(path: StrPath) -> str:
     """The name without folder and suffix."""
     return os.path.splitext(os.path.basename(os.fspath(path)))[0]

@@ -27,7 +27,7 @@ from data.skips import Skip, rotated_note
 from data.walk import walk_files
 from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.errors import UserError
-from utils.files import MEGABYTE, FileError, read_file, read_lines
+from utils.files import MEGABYTE, FileError, StrPath, read_file, read_lines
 
 MAX_XML_BYTES = 10 * MEGABYTE
 MAX_SPLIT_BYTES = 256 * MEGABYTE
@@ -140,7 +140,7 @@ def recode_xml(data: bytes) -> bytes:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def find_voc_years(root: str | os.PathLike[str]) -> dict[str, Path]:
+def find_voc_years(root: StrPath) -> dict[str, Path]:
     """The year folders of a VOCdevkit by name; `root` may be the devkit, the folder around it, or one year folder."""
     root = Path(root)
     if _is_year(root):
@@ -153,7 +153,7 @@ def find_voc_years(root: str | os.PathLike[str]) -> dict[str, Path]:
     return {}
 
 
-def list_voc_splits(root: str | os.PathLike[str]) -> dict[str, list[str]]:
+def list_voc_splits(root: StrPath) -> dict[str, list[str]]:
     """The splits of each year folder; the devkit's lists of single classes (`dog_train`) are not splits.
 
     If no year has a list, the only split is `all`: every annotated image.
@@ -171,7 +171,7 @@ def _is_year(folder: Path) -> bool:
     return has_images or (folder / "ImageSets" / "Main").is_dir()
 
 
-def split_files(root: str | os.PathLike[str], split: str) -> list[tuple[str, Path]]:
+def split_files(root: StrPath, split: str) -> list[tuple[str, Path]]:
     """The year and the file of each part of a split such as `trainval` or `VOC2007:trainval+2012:train`.
 
     A part without a year stands for every year that has it.
@@ -342,7 +342,7 @@ class XmlReader:
 
 
 def read_voc(
-    root: str | os.PathLike[str],
+    root: StrPath,
     split: str,
     class_names: Sequence[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
@@ -447,7 +447,7 @@ def finish_xml(
     return build_index(raw, max_megapixels, need_pictures)
 
 
-def annotation_path(image_path: str | os.PathLike[str]) -> Path:
+def annotation_path(image_path: StrPath) -> Path:
     """The XML file that belongs to an image of a VOC folder."""
     path = Path(image_path)
     parts = list(path.parts)

@@ -11,7 +11,7 @@ from data.class_names import decode_text
 from data.formats.folder import plain_name, stem_of, suffix_of
 from data.skips import Skip, rotated_note
 from utils.errors import UserError
-from utils.files import MEGABYTE, FileError, read_file
+from utils.files import MEGABYTE, FileError, StrPath, read_file
 from utils.text import counted
 
 MAX_LABEL_BYTES = 10 * MEGABYTE
@@ -187,7 +187,7 @@ def class_numbers(paths: Iterable[str]) -> Iterable[int]:
         yield from (int(word) for word in re.findall(rb"^\s*(\d{1,6})\s", data, re.MULTILINE))
 
 
-def label_path(image: str | os.PathLike[str]) -> str:
+def label_path(image: StrPath) -> str:
     """The standard label path of an image: the last folder `images` becomes `labels`, the suffix `.txt`."""
     head, separator, tail = os.fspath(image).rpartition(f"{os.sep}images{os.sep}")
     stem = os.path.splitext(tail if separator else os.fspath(image))[0]

@@ -25,7 +25,7 @@ from data.skips import Skip
 from data.walk import walk_files
 from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.errors import UserError, brief
-from utils.files import MEGABYTE, read_file, read_lines
+from utils.files import MEGABYTE, StrPath, read_file, read_lines
 from utils.text import counted, some_names
 
 MAX_YAML_BYTES = MEGABYTE // 4  # the parser takes seconds for a megabyte; a thousand classes need 30 KB
@@ -100,7 +100,7 @@ def _small_text(path: Path) -> str:
         return ""
 
 
-def read_data_yaml(data: str | os.PathLike[str]) -> DataYaml:
+def read_data_yaml(data: StrPath) -> DataYaml:
     """Read a data.yaml or obj.data (or the one of a folder).
 
     Raises:
@@ -170,7 +170,7 @@ def _from_obj_data(text: str, path: Path) -> DataYaml:
     return config
 
 
-def list_yolo_splits(data: str | os.PathLike[str]) -> list[str]:
+def list_yolo_splits(data: StrPath) -> list[str]:
     """The splits that a data.yaml names."""
     return list(read_data_yaml(data).splits)
 
@@ -238,7 +238,7 @@ def _check_class_files(config: DataYaml) -> list[Skip]:
 # --- paths of another machine ----------------------------------------------------------------------------------------
 
 
-def _tail_in(name: str, bases: Iterable[str | os.PathLike[str]]) -> str | None:
+def _tail_in(name: str, bases: Iterable[StrPath]) -> str | None:
     """The longest suffix of a path that exists in one of the folders, ignoring case and slash style."""
     parts = [part for part in re.split(r"[/\\]", re.sub(r"^[A-Za-z]:", "", name)) if part not in ("", ".", "..")]
     folders = list(dict.fromkeys(os.fspath(base) for base in bases))
@@ -445,7 +445,7 @@ def names_of_folder(folder: Folder) -> tuple[str, ...] | None:
 
 
 def read_yolo(
-    data: str | os.PathLike[str],
+    data: StrPath,
     split: str,
     class_names: Sequence[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
@@ -492,7 +492,7 @@ def read_plain_yolo(
 
 def _read(
     config: DataYaml,
-    data: str | os.PathLike[str],
+    data: StrPath,
     split: str,
     class_names: Sequence[str] | None,
     max_megapixels: float,
@@ -597,7 +597,7 @@ def _labelled_names(
     return names, np.array(keep, bool)
 
 
-def unique_ids(images: Sequence[str], root: str | os.PathLike[str]) -> list[str]:
+def unique_ids(images: Sequence[str], root: StrPath) -> list[str]:
     """Unique names: the path within the data set without suffix, or with it if two images share that."""
     names = [os.path.relpath(image, root).replace(os.sep, "/") for image in images]
     stems = [os.path.splitext(name)[0] for name in names]

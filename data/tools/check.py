@@ -28,7 +28,7 @@ from data.tools.new_folder import check_new_folder
 from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.config import option, parse_options
 from utils.errors import UserError, printable
-from utils.files import FileError, read_lines, write_file
+from utils.files import FileError, StrPath, read_lines, write_file
 from utils.text import counted, some_names
 
 TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
@@ -203,7 +203,7 @@ class CheckOptions(DataOptions):
 
 
 def check_dataset(
-    data: str | os.PathLike[str],
+    data: StrPath,
     splits: Sequence[str] = (),
     class_names: Sequence[str] | None = None,
     input_size: int = 416,
@@ -258,7 +258,7 @@ def check_dataset(
     return report, indices, decoded
 
 
-def _splits_to_check(data: str | os.PathLike[str], report: CheckReport, image_folder: str | None) -> list[str]:
+def _splits_to_check(data: StrPath, report: CheckReport, image_folder: str | None) -> list[str]:
     """All splits except unions of others (trainval with train and val) and single years."""
     names = [name for name in list_splits(data, image_folder) if ":" not in name]
     if "train" in names and "val" in names:

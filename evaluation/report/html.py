@@ -38,10 +38,7 @@ _KEY = (
 
 
 def report_html(
-    result: EvaluationResult,
-    scored: Scored = UNKNOWN,
-    model: str = "",
-    read: Callable[[Path], np.ndarray] = read_image,
+    result: EvaluationResult, scored: Scored = UNKNOWN, model: str = "", read: Callable[[Path], np.ndarray] = read_image
 ) -> str:
     """The report as text.
 
