@@ -78,9 +78,8 @@ class FoundDetections:
         """Concatenate one `Detections` per image."""
         images, counts = np.asarray(positions, np.int64), [len(each) for each in found]
         parts = found or [Detections.empty()]
-        boxes, scores, labels = (
-            np.concatenate([getattr(each, name) for each in parts]) for name in ("boxes", "scores", "labels")
-        )
+        names = ("boxes", "scores", "labels")
+        boxes, scores, labels = (np.concatenate([getattr(each, name) for each in parts]) for name in names)
         return cls(np.repeat(images, counts), boxes, scores, labels, images, **others)
 
     @classmethod

@@ -110,9 +110,8 @@ def parse_voc_xml(data: bytes, where: object) -> VocAnnotation:
     try:
         return _parse(data)
     except DefusedXmlException:
-        raise FileError(
-            "bad_xml", where, "declares a document type, which is not allowed", "remove <!DOCTYPE ...>"
-        ) from None
+        what = "declares a document type, which is not allowed"
+        raise FileError("bad_xml", where, what, "remove <!DOCTYPE ...>") from None
     except (ParseError, ExpatError) as error:
         line = error.position[0] if isinstance(error, ParseError) else error.lineno
         raise FileError("bad_xml", f"{where}:{line}", f"is not valid XML ({error})", "write it again") from None

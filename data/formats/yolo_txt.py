@@ -189,9 +189,8 @@ def _names(content: dict[Any, Any], path: Path) -> tuple[tuple[str, ...], list[P
     checked = check_class_names(names, path)
     count = content.get("nc")
     if count is not None and count != len(checked):
-        raise UserError(
-            path, f"nc is {brief(count)}, but there are {counted(len(checked), 'name')}", "correct one of them"
-        )
+        what = f"nc is {brief(count)}, but there are {counted(len(checked), 'name')}"
+        raise UserError(path, what, "correct one of them")
     return checked, []
 
 

@@ -29,9 +29,8 @@ def write_check_page(path: str | Path, report: CheckReport, indices: dict[str, D
         indices: the splits that were checked.
     """
     pictures = _Pictures(indices)
-    splits = [
-        [name, facts["images"], facts["images_without_boxes"], facts["boxes"]] for name, facts in report.splits.items()
-    ]
+    columns = ("images", "images_without_boxes", "boxes")
+    splits = [[name, *(facts[column] for column in columns)] for name, facts in report.splits.items()]
     table = table_html(["split", "images", "without boxes", "boxes"], splits, "numbers")
     parts = [f"<h1>{escape(report.data)}</h1>", section("", table, f"Format: {report.kind}. {report.why}")]
     for severity, codes in report.by_severity():

@@ -52,9 +52,8 @@ class ConversionReport(Losses):
             lines[-1] += " (class, box and flags of each object are read; other attributes are not)"
         lines += [f"  {count:8} x {what}" for what, count in self.lost.items()]
         if self.renamed:
-            lines.append(
-                f"{counted(len(self.renamed), 'image was', 'images were')} renamed, because two had the same name"
-            )
+            images = counted(len(self.renamed), "image was", "images were")
+            lines.append(f"{images} renamed, because two had the same name")
         if self.skipped:
             lines.append(f"{counted(len(self.skipped), 'note')} on the source, the first: {self.skipped[0]}")
         return "\n".join([*lines, f"details: {Path(self.target) / REPORT}"])
