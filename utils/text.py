@@ -43,3 +43,8 @@ def text_table(rows: Sequence[Sequence[object]], left: int = 1) -> list[str]:
 def some_names(names: Sequence[str], shown: int = 8) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def plot_label(name: str, letters: int = 24) -> str:
+    """A name of at most so many letters, escaped so that matplotlib does not parse it as mathematics."""
+    return (name if len(name) <= letters else name[: letters - 1] + "…").replace("$", r"\$")

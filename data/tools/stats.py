@@ -16,12 +16,11 @@ from data.tools.anchors import RATIO_LIMIT, box_sizes, measure_anchors, scaled_a
 from imaging.letterbox import RESIZE_MODES, Letterbox
 from utils.config import option, parse_options
 from utils.errors import UserError
-from utils.text import counted, text_table
+from utils.text import counted, plot_label, text_table
 
 COCO_AREAS = (32**2, 96**2)  # pixels: small, medium, large; https://cocodataset.org/#detection-eval
 GRID = 16  # cells of the heat map, each way
 PERCENTILES = (5, 25, 50, 75, 95)
-LONGEST_NAME = 24  # characters of a class name in the image
 BAR_CLASSES = 40  # maximum number of classes drawn, the most frequent first
 
 
@@ -198,7 +197,7 @@ def draw_stats(
 def _draw_classes(axes: Any, stats: dict[str, Any]) -> None:
     rows = sorted(stats["classes"], key=lambda row: row["boxes"])[-BAR_CLASSES:]
     axes.barh(range(len(rows)), [row["boxes"] for row in rows], color="tab:blue")
-    names = [_plain(_short(row["name"])) for row in rows]
+    names = [plot_label(row["name"]) for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=7 if len(rows) > 15 else 9)
     left = len(stats["classes"]) - len(rows)
     axes.set(title="boxes of each class" + (f" (the {left} rarest are omitted)" if left else ""), xlabel="boxes")
@@ -233,15 +232,6 @@ def _label_few(axes: Any) -> None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.ticklabel_format(axis="x", style="plain")
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
-
-
-def _plain(name: str) -> str:
-    """Escape a class name so that matplotlib does not parse it as a formula."""
-    return name.replace("$", r"\$")
 
 
 def _row(values: Sequence[float]) -> str:

@@ -12,13 +12,13 @@ from evaluation.evaluator import EvaluationResult
 from evaluation.metrics.calibration import Calibration
 from evaluation.metrics.curves import ScoreCurve
 from evaluation.metrics.errors import ERROR_TYPES, SIZES, ErrorAnalysis
+from utils.text import plot_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_POINTS = 300  # per curve; more are not visible and make the page large
 MOST_CLASSES = 30  # of a figure with one row per class
-MOST_LETTERS = 24  # of a class name in a plot
 CURVE_SIZE = (4.6, 4.4)  # inches; on a phone a plot is about 3.7 inches wide
 NAMED_CURVES = 10  # classes with their own colour
 INK, ACCENT, BAD, MUTED = "#1f2933", "#2563eb", "#c2410c", "#7b8794"
@@ -41,11 +41,6 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     axis.grid(True, color="#cbd2d9", linewidth=0.6)
     axis.set_axisbelow(True)
     return figure, axis
-
-
-def _text(name: str) -> str:
-    """A class name of at most 24 characters, escaped so that matplotlib does not parse it as mathematics."""
-    return (name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…").replace("$", r"\$")
 
 
 def _legend(figure: Figure, handles: list[Any]) -> None:
@@ -74,8 +69,8 @@ def curve_figures(result: EvaluationResult) -> list[Figure]:
     for c in shown:
         points = _thinned(classes[c])
         style: dict[str, Any] = {"linewidth": 1.2} if few else {"linewidth": 0.7, "color": MUTED}
-        left.plot(classes[c].recall[points], classes[c].precision[points], label=_text(names[c]), **style)
-        right.plot(classes[c].scores[points], classes[c].f1[points], label=_text(names[c]), **style)
+        left.plot(classes[c].recall[points], classes[c].precision[points], label=plot_label(names[c]), **style)
+        right.plot(classes[c].scores[points], classes[c].f1[points], label=plot_label(names[c]), **style)
     overall = result.curves.overall
     points = _thinned(overall)
     left.plot(overall.recall[points], overall.precision[points], color=INK, linewidth=2.2, label="all objects")
@@ -103,7 +98,7 @@ def class_figure(result: EvaluationResult) -> Figure:
     rows = [(n, row["voc10_AP50"]) for n, row in result.figures["per_class"].items() if row["voc10_AP50"] is not None]
     rows = sorted(rows, key=lambda row: row[1])[:MOST_CLASSES]
     figure, axis = _figure(4.6, 1.2 + 0.24 * len(rows))
-    axis.barh([_text(name) for name, _ in rows][::-1], [ap for _, ap in rows][::-1], color=ACCENT, height=0.7)
+    axis.barh([plot_label(name) for name, _ in rows][::-1], [ap for _, ap in rows][::-1], color=ACCENT, height=0.7)
     for place, (_, ap) in enumerate(rows[::-1]):
         axis.text(ap + 0.01, place, f"{ap:.2f}", va="center", fontsize=8, color=INK)
     axis.grid(False, axis="y")
@@ -157,7 +152,7 @@ def class_errors_figure(result: EvaluationResult, errors: ErrorAnalysis) -> Figu
             if abs(value) >= 0.5:
                 colour = "white" if value > 0.6 * most else INK
                 axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
-        axis.set_yticks(range(len(order)), [_text(result.record.class_names[c]) for c in order], fontsize=8)
+        axis.set_yticks(range(len(order)), [plot_label(result.record.class_names[c]) for c in order], fontsize=8)
     axis.set_xticks(range(len(ERROR_TYPES)), ERROR_TYPES, fontsize=8, rotation=30, ha="right", rotation_mode="anchor")
     axis.set_title("AP50 lost by each class, points, largest first")
     return figure
@@ -170,7 +165,7 @@ def confusion_figure(matrix: np.ndarray, class_names: tuple[str, ...], threshold
     order = [*kept, len(class_names)]
     part = matrix[np.ix_(order, order)]
     shares = part / np.maximum(part.sum(axis=1, keepdims=True), 1)
-    names = [_text(class_names[c]) for c in kept]
+    names = [plot_label(class_names[c]) for c in kept]
     side = 2.6 + 0.27 * len(order)
     figure, axis = _figure(side + 0.6, side)
     axis.grid(False)
