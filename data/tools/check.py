@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -239,8 +238,7 @@ def check_dataset(
     for name in names:
         classes = class_names or (next(iter(indices.values())).class_names if indices else None)
         try:
-            arguments: Any = (data, name, classes, use_cache, max_megapixels, True)
-            indices[name] = open_dataset(*arguments, image_folder=image_folder)
+            indices[name] = open_dataset(data, name, classes, use_cache, max_megapixels, True, True, image_folder)
         except UserError as error:
             if splits and "no split" in error.what:
                 raise
