@@ -122,11 +122,12 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
     print(f"mean batch size of a request: {mean_batch:.1f} of {options.batch_size}")
     print(f"memory: {describe(memory[0])} at the start, {describe(memory[-1])} after {done} requests")
     service = (cpu_of_tree(pid) - tree) / done
-    network = max(cpu - threads.get(thread, 0.0) for thread, cpu in cpu_by_thread(pid).items() if thread != pid) / done
+    used = {thread: (cpu - threads.get(thread, 0.0)) / done for thread, cpu in cpu_by_thread(pid).items()}
+    web, network = used.pop(pid), max(used.values())
     own = float(np.median(alone_cpu))
     print(
         f"CPU ms per image: service with decoders {1000 * service:.1f}, its network thread {1000 * network:.1f}, "
-        f"network alone {1000 * own:.1f}"
+        f"its HTTP thread {1000 * web:.1f}, network alone {1000 * own:.1f}"
     )
     print(f"network alone / network thread {own / network:.3f}, / whole service {own / service:.3f}, by CPU time")
     print(f"service / network alone: median {np.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
