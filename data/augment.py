@@ -156,10 +156,7 @@ def shrink_or_grow(image: np.ndarray, out: np.ndarray) -> None:
 
 def map_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """(N, 4) xyxy boxes under a (2, 3) matrix: the upright boxes around the mapped ones, float64."""
-    boxes = boxes.astype(np.float64)
-    if matrix[0, 1] == 0 and matrix[1, 0] == 0:
-        return boxes * matrix[[0, 1, 0, 1], [0, 1, 0, 1]] + matrix[[0, 1, 0, 1], 2]
-    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ matrix[:, :2].T + matrix[:, 2]
+    corners = boxes.astype(np.float64)[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ matrix[:, :2].T + matrix[:, 2]
     return np.concatenate([corners.min(1), corners.max(1)], axis=1)
 
 

@@ -5,7 +5,6 @@ It uses only NumPy: exported files run without PyTorch, and the arrays of one im
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +66,8 @@ def _read_maps(maps: Sequence[np.ndarray], config: ModelConfig, rules: Threshold
     threshold = rules.score_threshold
     assert threshold is not None  # `Thresholds.resolved` has filled in the model's value
     # A score is at most its objectness, so one comparison of logits rejects most predictions before any sigmoid.
-    lowest = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else (-math.inf if threshold <= 0 else math.inf)
+    with np.errstate(divide="ignore"):  # -inf for 0, inf for 1
+        lowest = np.log(threshold) - np.log1p(-threshold)
     found = [np.nonzero(raw[..., 4] >= lowest) for raw in maps]
     rows = np.concatenate([raw[place] for raw, place in zip(maps, found, strict=True)]).astype(np.float32, copy=False)
     level = np.repeat(np.arange(len(maps)), [len(place[0]) for place in found])
@@ -79,13 +79,13 @@ def _read_maps(maps: Sequence[np.ndarray], config: ModelConfig, rules: Threshold
     anchors = np.array(config.anchors, np.float32)[level, anchor]
     strides, scales = (np.array(values, np.float32)[level][:, None] for values in (STRIDES, config.scale_xy))
     cells = np.stack([column, row], axis=1).astype(np.float32)
-    return _suppress(decode_boxes(rows[places, :4], anchors, cells, strides, scales), scores, labels, rules)
+    return _suppress(decode_boxes(rows[places], anchors, cells, strides, scales), scores, labels, rules)
 
 
 def decode_boxes(
     offsets: np.ndarray, anchors: np.ndarray, cells: np.ndarray, strides: np.ndarray, scale_xy: np.ndarray
 ) -> np.ndarray:
-    """Boxes (N, 4) xyxy, input pixels, from raw offsets (N, 4): `nets.anchors.decode` in NumPy, with its arguments."""
+    """Boxes (N, 4) xyxy, input pixels, from raw offsets (N, 4 or more): `nets.anchors.decode` with NumPy arguments."""
     with np.errstate(invalid="ignore"):
         centres = (sigmoid(offsets[:, :2]) * scale_xy - (scale_xy - 1) / 2 + cells) * strides
         half = np.exp(np.minimum(offsets[:, 2:4], MAX_LOG_SIZE)) * anchors / 2
@@ -105,22 +105,22 @@ def _best_candidates(scores: np.ndarray, rules: Thresholds) -> tuple[np.ndarray,
     classes = scores.shape[1]
     labels = scores.argmax(axis=1)
     best = scores[np.arange(len(scores)), labels]
-    limit = max(MAX_CANDIDATES, rules.max_detections or 0)
+    assert rules.max_detections is not None  # as in `_read_maps`
+    limit = max(MAX_CANDIDATES, rules.max_detections)
     lowest = np.float32(rules.score_threshold)
     if len(best) > limit:  # the `limit` best boxes give at least as many pairs: pairs with lower scores are not needed
         lowest = max(lowest, _lowest_of_best(best, limit))
-    several = rules.multi_label and classes > 1
-    pairs = scores.ravel() if several else best
+    pairs = scores.ravel() if rules.multi_label else best
     kept = np.flatnonzero(pairs >= lowest)
     kept = kept[np.argsort(-pairs[kept], kind="stable")[:limit]]
-    if several:
+    if rules.multi_label:
         return kept // classes, pairs[kept], kept % classes
     return kept, best[kept], labels[kept]
 
 
 def _lowest_of_best(scores: np.ndarray, count: int) -> np.float32:
     """The lowest of the `count` highest scores; NaN counts as the lowest."""
-    return np.partition(np.nan_to_num(scores, nan=-1.0), len(scores) - count)[len(scores) - count]
+    return np.partition(np.nan_to_num(scores, nan=-np.inf), len(scores) - count)[len(scores) - count]
 
 
 def _suppress(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, rules: Thresholds) -> Detections:

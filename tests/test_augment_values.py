@@ -76,8 +76,8 @@ def smooth_image(height: int, width: int) -> np.ndarray:
 
 def test_the_geometry_is_drawn_from_eight_numbers() -> None:
     config = AugmentConfig(aspect=0.21, translate=0.2, rotate=30, shear=10)
-    drawn = draw_geometry(Numbers(0.25, 1.0, 0.3, 0.6, 0.75, 0.0, 1.0, 0.25), config, (0.5, 1.5))
-    expected = (0.75 * 1.1, 0.75 / 1.1, 0.3, 0.6, 0.1, -0.2, math.radians(30), math.radians(-5))
+    drawn = draw_geometry(Numbers(0.25, 1.0, 0.3, 0.6, 0.75, 0.1, 0.9, 0.25), config, (0.5, 1.5))
+    expected = (0.75 * 1.1, 0.75 / 1.1, 0.3, 0.6, 0.1, -0.16, math.radians(24), math.radians(-5))
     assert drawn == pytest.approx(expected)
     still = draw_geometry(Numbers(*[0.8] * 8), AugmentConfig(aspect=0, translate=0), (2.0, 2.0))
     assert still == pytest.approx((2, 2, 0.5, 0.5, 0, 0, 0, 0))
@@ -109,10 +109,11 @@ def test_an_image_decoded_at_reduced_size_has_the_same_position() -> None:
 
 
 def test_an_image_outside_its_window_keeps_the_matrix_that_was_asked_for() -> None:
-    canvas = np.zeros((30, 30, 3), np.uint8)
-    photo = Photo(random_image(10, 10), 10, 10, 1, 1)
-    assert place(photo, canvas, (0, 0, 30, 30), (40.3, 2), (1.5, 2), NO_MOVE).tolist() == [[1.5, 0, 40.3], [0, 2, 2]]
-    assert place(photo, canvas, (0, 0, 30, 30), (2, 40.3), (2, 1.5), NO_MOVE).tolist() == [[2, 0, 2], [0, 1.5, 40.3]]
+    canvas = np.zeros((100, 100, 3), np.uint8)
+    photo = Photo(random_image(10, 10), 40, 20, 0.5, 0.25)
+    whole = (0, 0, 100, 100)
+    assert place(photo, canvas, whole, (100.3, 2), (1.5, 2), NO_MOVE).tolist() == [[1.5, 0, 100.3], [0, 2, 2]]
+    assert place(photo, canvas, whole, (2, 100.3), (2, 1.5), NO_MOVE).tolist() == [[2, 0, 2], [0, 1.5, 100.3]]
     assert not canvas.any()
 
 
@@ -170,10 +171,12 @@ def test_an_image_is_averaged_only_where_pixels_would_be_skipped(
         ([[0, -1, 10], [1, 0, 0]], [1, 2, 3, 5], [5, 1, 8, 3]),  # a quarter turn
         ([[1, 0.5, 0], [0, 1, 1]], [0, 0, 2, 4], [0, 1, 4, 5]),  # sheared across
         ([[1, 0, 1], [0.5, 1, 0]], [0, 0, 2, 4], [1, 0, 3, 5]),  # and down
+        ([[0.6, -0.8, 0], [0.8, 0.6, 0]], [1, 2, 5, 7], [-5, 2, 1.4, 8.2]),  # turned: each corner is an extreme
+        ([[0.6, 0.8, 0], [-0.8, 0.6, 0]], [1, 2, 5, 7], [2.2, -2.8, 8.6, 3.4]),
     ],
 )
 def test_a_box_is_mapped_to_the_upright_box_around_it(matrix: Any, box: Any, mapped: Any) -> None:
-    assert map_boxes(np.array([box]), np.array(matrix, float)).tolist() == [mapped]
+    assert map_boxes(np.array([box]), np.array(matrix, float))[0].tolist() == pytest.approx(mapped)
 
 
 def test_a_box_is_kept_down_to_the_least_share_and_size() -> None:
@@ -281,7 +284,13 @@ def test_a_quarter_turn_moves_every_pixel_to_its_place() -> None:
 
 @pytest.mark.parametrize(
     ("decoded", "scale"),
-    [((1.0, 1.0), (1.2, 0.8)), ((0.5, 0.25), (0.8, 0.9)), ((1.0, 1.0), (0.5, 0.9)), ((1.0, 1.0), (0.45, 0.3))],
+    [
+        ((1.0, 1.0), (1.2, 0.8)),
+        ((0.5, 0.25), (0.8, 0.9)),
+        ((1.0, 1.0), (0.5, 0.9)),
+        ((1.0, 1.0), (0.45, 0.3)),
+        ((1.0, 1.0), (0.3, 0.9)),
+    ],
 )
 def test_a_turned_and_sheared_image_is_sampled_about_its_centre(
     decoded: tuple[float, float], scale: tuple[float, float]
@@ -313,9 +322,12 @@ def test_a_turned_and_sheared_image_is_sampled_about_its_centre(
 
 def test_a_turned_image_of_one_line_does_not_vanish() -> None:
     canvas = np.zeros((20, 40, 3), np.uint8)
-    photo = Photo(np.full((1, 100, 3), 200, np.uint8), 1, 100, 1, 1)
-    place(photo, canvas, (0, 0, 40, 20), (5, 10), (0.3, 0.3), NO_MOVE._replace(rotate=0.1))
-    assert canvas.any()
+    image = np.full((1, 100, 3), 200, np.uint8)
+    matrix = place(
+        Photo(image, 1, 100, 1, 1), canvas, (0, 0, 40, 20), (5, 10), (0.3, 0.3), NO_MOVE._replace(rotate=0.1)
+    )
+    averaged = sampled(image[:, :45], matrix * [[100 / 45, 1, 1]], (20, 40), (0, 0, 0))
+    assert canvas.any() and np.abs(canvas - averaged).max() < 8
 
 
 # ---- mosaic, mixup and copy-paste
@@ -330,7 +342,9 @@ def test_the_centre_of_a_mosaic_is_drawn_from_the_middle_half() -> None:
 
 def test_a_tile_is_cropped_by_its_shift_or_touches_the_middle() -> None:
     assert _tile_origin(10, 50, 60, 0.25, at_low=False) == _tile_origin(10, 50, 60, 0.25, at_low=True) == 5
-    assert _tile_origin(10, 50, 30, 0.3, at_low=True) == 10 and _tile_origin(10, 50, 30, 0.3, at_low=False) == 20
+    for length in (30, 39.5, 40):  # also where almost nothing is free
+        assert _tile_origin(10, 50, length, 0.3, at_low=True) == 10
+        assert _tile_origin(10, 50, length, 0.3, at_low=False) == 50 - length
 
 
 def test_four_images_fill_their_quarters_pixel_by_pixel() -> None:
@@ -350,17 +364,17 @@ def test_four_images_fill_their_quarters_pixel_by_pixel() -> None:
 
 
 def test_four_small_images_meet_in_the_middle() -> None:
-    letterbox = Letterbox((40, 60), "stretch")  # 2 x 1.5 input pixels a pixel, times the geometry: 12 x 6 pixels
+    letterbox = Letterbox((40, 60), "stretch")  # 1.5 x 2 input pixels a pixel, times the geometry: 18 x 6 pixels
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
     photos = [Photo(np.full((20, 40, 3), colour, np.uint8), 20, 40, 1, 1) for colour in colours]
     box = np.array([[0, 0, 20, 10.0]])
-    parts = [(photo, box, np.zeros(1, int), np.ones(1), Geometry(0.2, 0.15, 0.5, 0.5)) for photo in photos]
+    parts = [(photo, box, np.zeros(1, int), np.ones(1), Geometry(0.3, 0.15, 0.5, 0.5)) for photo in photos]
     sample = compose_mosaic(parts, (24, 16), letterbox, AugmentConfig())
     expected = np.full((40, 60, 3), letterbox.pad_value, np.uint8)
-    for (x, y), colour in zip([(12, 10), (24, 10), (12, 16), (24, 16)], colours, strict=True):
-        expected[y : y + 6, x : x + 12] = colour
+    for (x, y), colour in zip([(6, 10), (24, 10), (6, 16), (24, 16)], colours, strict=True):
+        expected[y : y + 6, x : x + 18] = colour
     assert (sample.image == expected).all()
-    assert sample.boxes.tolist() == [[12, 10, 18, 13], [24, 10, 30, 13], [12, 16, 18, 19], [24, 16, 30, 19]]
+    assert sample.boxes.tolist() == [[6, 10, 15, 13], [24, 10, 33, 13], [6, 16, 15, 19], [24, 16, 33, 19]]
 
 
 def test_mixup_weighs_two_images_and_joins_their_objects() -> None:
@@ -425,8 +439,11 @@ def test_the_share_of_a_box_that_is_hidden() -> None:
     boxes = np.array([[0, 0, 10, 20.0], [5, 5, 15, 15], [90, 90, 99, 99], [3, 3, 3, 9]])
     assert _covered(boxes, np.array([5.0, 0, 10, 10])) == 0.25
     assert _covered(boxes[:1], np.array([5.0, 0, 50, 10])) == 0.25
+    assert _covered(boxes[:1], np.array([0.0, 0, 5, 20])) == 0.5
     assert _covered(boxes[2:3], np.array([0.0, 0, 50, 10])) == 0 == _covered(np.zeros((0, 4)), boxes[0])
     assert _covered(boxes[3:], np.array([0.0, 0, 9, 9])) == 0
+    for side, share in ((0.5, 1.0), (3e-5, 0.9)):  # an area counts as 1e-9 at least
+        assert _covered(np.array([[0, 0, side, side]]), np.array([0.0, 0, 9, 9])) == pytest.approx(share)
 
 
 def test_a_reduced_jpeg_has_the_exact_scale_of_its_reduction() -> None:

@@ -17,7 +17,7 @@ from evaluation.evaluator import FoundDetections, evaluate, match_classes, run_d
 from evaluation.metrics import matching
 from evaluation.metrics.coco import coco_figures
 from evaluation.metrics.curves import ScoreCurve, score_curves
-from evaluation.metrics.matching import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, best_matches, outcomes, pair_iou
+from evaluation.metrics.matching import best_matches, outcomes, pair_iou
 from evaluation.metrics.record import EvalRecord
 from evaluation.metrics.voc import average_precision_07, average_precision_10, class_curves, mean_or_none
 from imaging.detections import Detections
@@ -41,6 +41,8 @@ def test_iou_of_pairs() -> None:
     a = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [5, 5, 5, 5], [1, 2, 5, 10]], float)
     b = np.array([[5, 0, 15, 10], [10, 0, 20, 10], [20, 20, 30, 31], [2, 3, 6, 8], [5, 5, 5, 5], [3, 4, 9, 7]], float)
     assert pair_iou(a, b).tolist() == pytest.approx([50 / 150, 0, 0, 0.2, 0, 6 / (32 + 18 - 6)])
+    small, beside = np.array([[0, 0, 0.5, 0.25]]), np.array([[0.25, 0, 0.75, 0.25]])  # as in relative coordinates
+    assert pair_iou(small, small).tolist() == [1] and pair_iou(small, beside).tolist() == pytest.approx([1 / 3])
 
 
 BOX, NEAR, FAR = [0.0, 0, 10, 10], [0.0, 0, 10, 8], [50.0, 50, 60, 60]
@@ -58,7 +60,7 @@ def test_each_detection_is_matched_to_its_best_object_in_parts_of_any_size(
     )
     matches = best_matches(record)
     assert matches.gt.tolist() == [1, 0, 0, -1, 3, -1] and matches.iou.tolist() == [1, 1, 0, 0, 0.8, 0]
-    assert outcomes(record, matches, 0.8).tolist() == [1, 1, 0, 0, IGNORED, 0]
+    assert outcomes(record, matches, 0.8).tolist() == [1, 1, 0, 0, -1, 0]
     assert outcomes(record, matches, 0.81).tolist() == [1, 1, 0, 0, 0, 0]
     others = best_matches(record, same_class=False, gt_mask=np.array([False, True, True, True, False]))
     assert others.gt.tolist() == [1, 1, 1, 1, 3, -1] and others.iou.tolist() == [1, 0.8, 0, 0.8, 0.8, 0]
@@ -66,7 +68,7 @@ def test_each_detection_is_matched_to_its_best_object_in_parts_of_any_size(
 
 def test_the_second_detection_of_an_object_is_false_and_does_not_take_another() -> None:
     record = record_of(([[*BOX, 0.5, 0], [*BOX, 0.9, 0], [*BOX, 0.9, 0]], [[*BOX, 0, 0], [*NEAR, 0, 0]]))
-    assert outcomes(record, best_matches(record), 0.5).tolist() == [FALSE_POSITIVE, TRUE_POSITIVE, FALSE_POSITIVE]
+    assert outcomes(record, best_matches(record), 0.5).tolist() == [0, 1, 0]
 
 
 def test_average_precision_of_three_detections() -> None:
@@ -85,7 +87,7 @@ def test_curves_of_a_record() -> None:
         ([[*BOX, 0.625, 0], [*FAR, 0.75, 1]], [[*BOX, 0, 0], [*BOX, 0, 0], [*FAR, 1, 0]]),
     )
     outcome = outcomes(record, best_matches(record), 0.5)
-    assert outcome.tolist() == [1, 0, IGNORED, 1, 1]
+    assert outcome.tolist() == [1, 0, -1, 1, 1]
     (scores, recall, precision), (of_b, recall_b, precision_b) = class_curves(record, outcome)
     assert scores.tolist() == [0.875, 0.875, 0.625] and of_b.tolist() == [0.75]
     assert recall.tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3]) and precision.tolist() == pytest.approx(

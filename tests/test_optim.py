@@ -47,19 +47,19 @@ def test_the_automatic_decay_looks_back_over_a_tenth() -> None:
 
 
 class Network(nn.Module):
-    """A convolution and a norm in the backbone, a convolution in the neck."""
+    """A convolution and a norm in the backbone, a convolution and a linear layer in the neck."""
 
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-        self.neck = nn.Conv2d(4, 4, 1)
+        self.neck = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.Linear(4, 4))
 
 
 def test_groups_by_hand() -> None:
     groups = parameter_groups(Network(), 0.2, 0.05, 0.1)
     shown = [(g["name"], len(g["params"]), pytest.approx(g["lr"]), g["weight_decay"]) for g in groups]
     assert shown == [
-        ("neck and head, decayed", 1, 0.2, 0.05),
+        ("neck and head, decayed", 2, 0.2, 0.05),
         ("neck and head, not decayed", 1, 0.2, 0.0),
         ("backbone, decayed", 1, 0.02, 0.05),
         ("backbone, not decayed", 3, 0.02, 0.0),
@@ -68,6 +68,9 @@ def test_groups_by_hand() -> None:
     assert learning_rates(optimizer, "lr") == {"neck": 0.2, "backbone": pytest.approx(0.02)}
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.999) and type(optimizer) is torch.optim.AdamW
     assert type(build_optimizer("adam", groups, 0.8)) is torch.optim.Adam
+    for kind in ("sgd", "adamw"):
+        for fused, expected in ((True, True), (False, None)):
+            assert build_optimizer(kind, groups, 0.8, fused).defaults["fused"] is expected
     sgd = build_optimizer("sgd", groups, 0.8).param_groups[0]
     assert sgd["momentum"] == 0.8 and sgd["nesterov"] is True
     groups = parameter_groups(Network(), 0.2, 0.05, 0.1)  # an optimiser writes its settings into its groups

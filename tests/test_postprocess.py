@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, nms
 
+import nets.postprocess
 from nets.anchors import decode_level, encode
 from nets.model_config import STRIDES, ModelConfig
 from nets.nms import Found
@@ -86,7 +87,33 @@ def test_suppression_looks_at_a_bounded_number_of_candidates() -> None:
         return boxes, scores, labels
 
     postprocess(maps, CONFIG, Thresholds(score_threshold=0.0, suppress=count, multi_label=True))
-    assert seen == [MAX_CANDIDATES]
+    postprocess(maps, CONFIG, Thresholds(score_threshold=0.0, suppress=count, max_detections=1500))
+    scores = torch.rand(1, 1600, 1)
+    scores[0, :700] = float("nan")
+    postprocess_decoded(torch.rand(1, 1600, 4), scores, CONFIG, Thresholds(score_threshold=0.0, suppress=count))
+    assert seen == [1000, 1500, 900]
+
+
+def test_many_candidates_below_the_threshold_do_not_get_through() -> None:
+    scores = torch.full((1, 1500, 2), 0.1)
+    scores[0, [3, 700, 1400], 1] = torch.tensor([0.6, 0.5, 0.7])
+    boxes = torch.arange(1500.0)[None, :, None] * 50 + torch.tensor([0.0, 0, 20, 20])
+    (found,) = postprocess_decoded(boxes, scores, CONFIG, Thresholds(score_threshold=0.5, multi_label=True))
+    assert found.scores.tolist() == pytest.approx([0.7, 0.6, 0.5]) and found.labels.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.8])
+def test_predictions_below_the_threshold_by_objectness_alone_are_not_read(
+    threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps, limit = silent(), np.log(threshold / (1 - threshold))
+    for column, logit in enumerate((limit - 0.01, limit + 0.01, limit + 5)):
+        put(maps, (8.0 + 16 * column, 24.0, 30.0, 20.0), [logit, 20.0, -20.0])
+    original, seen = nets.postprocess._best_candidates, []
+    monkeypatch.setattr(
+        nets.postprocess, "_best_candidates", lambda scores, rules: seen.append(len(scores)) or original(scores, rules)
+    )
+    assert len(postprocess(maps, CONFIG, Thresholds(score_threshold=threshold))[0]) == 2 and seen == [2]
 
 
 def test_non_finite_outputs_are_removed() -> None:

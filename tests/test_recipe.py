@@ -24,7 +24,7 @@ from utils.config import Settings, parse_settings
 from utils.errors import UserError
 
 
-def chosen(num_images: int, pretrained: bool, **settings: bool) -> dict[str, object]:
+def chosen(num_images: int, pretrained: bool, **settings: int) -> dict[str, object]:
     """The recipe for a data set of two classes that are in every image."""
     counts = np.array([num_images, num_images])
     return {c.option: c.value for c in choose_recipe(num_images, counts, counts, pretrained, **settings)}
@@ -42,6 +42,17 @@ def test_a_small_set_is_seen_more_often_than_a_large_one_in_as_many_steps() -> N
     assert few["epochs"] > many["epochs"]  # type: ignore[operator]
     steps = [-(-n // c["batch_size"]) * c["epochs"] for n, c in ((200, few), (3000, many))]  # type: ignore[operator]
     assert 0.8 < steps[0] / steps[1] < 1.25
+
+
+def test_a_typed_batch_is_what_the_other_choices_count_with() -> None:
+    index = open_dataset(str(demo_data()), "train")
+    for typed, batch in ((("--batch-size", "4"), 4), (("--batch-size", "1", "--accumulate", "8"), 8)):
+        settings = resolve(index, "--auto", *typed)
+        steps, duration = -(-len(index) // batch), settings.options.duration
+        assert duration.epochs == 500 and settings.reasons["epochs"].startswith(f"about {500 * steps} steps")
+        assert settings.reasons["warmup_epochs"] == f"about {settings.options.optim.warmup_epochs * steps:.0f} steps"
+    given = {"pretrained": True, "is_detector": True, "given_batch": 16}
+    assert chosen(800, **given)["epochs"] == 40 and chosen(200, **given)["warmup_epochs"] == 3.0
 
 
 def test_a_backbone_from_scratch_is_never_frozen_and_gets_more_steps() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,15 +21,19 @@ from train_makers import TINY, assert_same, assert_same_run, demo_data, resume, 
 
 import train
 import training.setup
+from data.open import open_dataset
 from nets.weights.checkpoint import load_checkpoint, save_checkpoint
 from training import budget
 from training import options as training_options
 from training import run as training_run
+from training.choose import DATA_PATHS, absolute_paths
 from training.engine import Trainer
+from training.fingerprint import fingerprint
 from training.interrupts import SignalWatch
+from training.options import TrainOptions
 from training.state import read_run
 from utils import startup
-from utils.config import TYPED, Settings, check_options
+from utils.config import TYPED, Settings, check_options, get_option, parse_settings
 from utils.errors import Interrupted, UserError, run_command
 
 EVERYTHING = ("--mixup", "0.5", "--copy-paste", "0.5", "--multi-scale", "0.5", "--albumentations", "0.5")
@@ -456,6 +461,31 @@ def test_a_relative_path_of_data_works_from_another_folder(
             run_train(tmp_path / "run", *EVERYTHING, data=Path(demo_data().name))
     monkeypatch.chdir(tmp_path)
     assert_same_run(resume(tmp_path / "run"), whole)
+
+
+def test_every_path_of_the_data_is_absolute_and_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = []
+    for name in DATA_PATHS:
+        Path(name).touch()
+        typed += [f"--{name.replace('_', '-')}", name, *(["far://there"] if name == "teacher" else [])]
+    settings = absolute_paths(parse_settings(TrainOptions, typed, description=""))
+    for name in DATA_PATHS:
+        here = str(tmp_path / name)
+        assert get_option(settings.options, name) == ((here, "far://there") if name == "teacher" else here)
+        assert settings.origins[name] == TYPED
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(settings.with_asked().to_dict()))
+    asked = parse_settings(TrainOptions, ["--resume", "run", "--image-folder", "other"], description="")
+    assert read_run(asked)[0].options.dataset.image_folder == "other"
+
+
+def test_scores_of_labels_are_part_of_the_data() -> None:
+    index = open_dataset(str(demo_data()), "train")
+    scored = [dataclasses.replace(index, scores=np.full(index.num_boxes, score)) for score in (0.5, 0.25)]
+    digests = [fingerprint(each) for each in (index, *scored)]
+    assert len({each["scores"] for each in digests}) == 3 and len({each["boxes"] for each in digests}) == 1
 
 
 @pytest.mark.parametrize("size", ["other", "same"])

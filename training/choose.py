@@ -43,6 +43,8 @@ PRETRAINED_RATE = 0.1  # of a pretrained backbone, with a randomly initialised n
 MEMORY_SHARE = 0.7  # maximum share of the free memory for a training step
 GPU_WORKERS = 8
 CACHE_SHARE = 0.25  # share of the free memory for --cache auto
+# paths of the data: free when a run is resumed, because the content is compared
+DATA_PATHS = ("data", "val_data", "classes", "shards", "image_folder", "teacher")
 MACHINE = ("device", "threads", "workers", "amp")  # chosen again when a run is resumed, unless given by the user
 
 
@@ -254,7 +256,9 @@ def choose_recipe_options(settings: TrainSettings, index: DatasetIndex) -> Train
         images = np.bincount(np.unique(owner * classes + index.labels) % classes, minlength=classes)
         boxes = np.bincount(index.labels, minlength=classes)
         is_ours = not (options.network.backbone or "").startswith(TIMM_PREFIX)
-        epochs = options.duration.epochs if settings.is_given("epochs") else None
+        duration, world_size = options.duration, distributed.world_size()
+        epochs = duration.epochs if settings.is_given("epochs") else None
+        batch = duration.batch_size * duration.accumulate * world_size if settings.is_given("batch_size") else None
         choices = choose_recipe(
             len(index),
             boxes,
@@ -262,8 +266,9 @@ def choose_recipe_options(settings: TrainSettings, index: DatasetIndex) -> Train
             pretrained=is_pretrained(options),
             layers_are_known=is_ours,
             given_epochs=epochs,
+            given_batch=batch,
             is_detector=options.start.weights is not None,
-            world_size=distributed.world_size(),
+            world_size=world_size,
             usual_batch=GPU_BATCH if is_gpu(options.machine.device) else USUAL_BATCH,
         )
         fixed = ("epochs", "eval_every") if options.duration.minutes else ()  # chosen by the time budget
@@ -324,9 +329,10 @@ def choose_machine(settings: TrainSettings, device: torch.device) -> TrainSettin
     if machine.threads:
         torch.set_num_threads(machine.threads)
     else:
+        why = "by OMP_NUM_THREADS"
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
-        why = "number of CPUs available to this process"
+            why = "number of CPUs available to this process"
         settings = settings.choose(AUTO, {"threads": torch.get_num_threads()}, {"threads": why})
     return settings
 
@@ -364,14 +370,14 @@ def resolve_amp(amp: str, device: torch.device) -> str:
 
 def absolute_paths(settings: TrainSettings) -> TrainSettings:
     """Make paths absolute, so that a run can be resumed from another working folder."""
-    values: dict[str, Any] = {}
-    for name in ("data", "val_data", "classes", "shards", "weights", "pretrained"):
+    for name in (*DATA_PATHS, "weights", "pretrained"):
         value = get_option(settings.options, name)
-        if value is not None and "://" not in value and Path(value).exists():
-            values[name] = os.path.abspath(value)
-    teachers = settings.options.dataset.teacher
-    values["teacher"] = tuple(os.path.abspath(t) if Path(t).exists() else t for t in teachers)
-    for name, value in values.items():
-        reasons = {name: settings.reasons[name]} if name in settings.reasons else {}
-        settings = settings.choose(settings.origins[name], {name: value}, reasons)
+        if value:
+            value = tuple(map(_absolute, value)) if isinstance(value, tuple) else _absolute(value)
+            reasons = {name: settings.reasons[name]} if name in settings.reasons else {}
+            settings = settings.choose(settings.origins[name], {name: value}, reasons)
     return settings
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if "://" not in path and Path(path).exists() else path

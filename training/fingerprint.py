@@ -27,7 +27,7 @@ def describe_data(train: DatasetIndex, val: DatasetIndex) -> dict[str, Any]:
 
 
 def fingerprint(index: DatasetIndex) -> dict[str, str]:
-    """Digests of the images' names, their boxes, and their files' sizes, times and content; never of a path.
+    """Digests of the images' names, their boxes and scores, and their files' sizes, times and content; never of a path.
 
     `content` covers whole files, evenly spread over the split, up to 256 MB.
     """
@@ -37,6 +37,7 @@ def fingerprint(index: DatasetIndex) -> dict[str, str]:
     return {
         "images": hashlib.sha256(names).hexdigest(),
         "boxes": hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in boxes)).hexdigest(),
+        "scores": "" if index.scores is None else hashlib.sha256(np.float64(index.scores).tobytes()).hexdigest(),
         "sizes": hashlib.sha256(sizes.tobytes()).hexdigest(),
         "times": hashlib.sha256(times.tobytes()).hexdigest(),
         "content": _content(index, sizes),
@@ -58,7 +59,7 @@ def check_data(checkpoint: Checkpoint, train: DatasetIndex, val: DatasetIndex) -
     for index, split in ((train, "train"), (val, "val")):
         now, before = fingerprint(index), checkpoint.info.get("data", {}).get(split, {})
         changed = {what for what in now if before.get(what, now[what]) != now[what]}
-        differences += [f"other {what} in {split}" for what in ("images", "boxes") if what in changed]
+        differences += [f"other {what} in {split}" for what in ("images", "boxes", "scores") if what in changed]
         if changed & {"sizes", "content"} and "images" not in changed:
             differences.append(f"other pixels in {split}: the content of the image files differs")
         elif "times" in changed and _is_large(index):

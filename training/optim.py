@@ -58,9 +58,9 @@ def build_optimizer(kind: str, groups: list[dict], momentum: float, fused: bool 
     CPU core, 3.8 ms instead of 11.6).
     """
     if kind == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused or None)
+        return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=fused or None)
     cls = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
-    return cls(groups, lr=0.0, betas=(momentum, 0.999), fused=fused or None)
+    return cls(groups, betas=(momentum, 0.999), fused=fused or None)
 
 
 def rate_factor(schedule: str, warmup_steps: int, total_steps: int, final: float) -> Callable[[int], float]:
@@ -116,8 +116,8 @@ class ModelEMA:
 
 
 def automatic_decay(total_steps: int) -> float:
-    """Decay with a horizon of a tenth of the run, at most 0.9999 (YOLOv5's)."""
-    return min(0.9999, 1 - 1 / max(EMA_HORIZON * total_steps, 1.0)) if total_steps > 10 else 0.0
+    """Decay with a horizon of a tenth of the run, at most 0.9999 (YOLOv5's); 0 for up to ten steps."""
+    return min(0.9999, 1 - 1 / max(EMA_HORIZON * total_steps, 1.0))
 
 
 def _tensors(model: nn.Module) -> Iterable[Tensor]:

@@ -45,6 +45,7 @@ def choose_recipe(
     pretrained: bool,
     layers_are_known: bool = True,
     given_epochs: int | None = None,
+    given_batch: int | None = None,
     is_detector: bool = False,
     world_size: int = 1,
     usual_batch: int = USUAL_BATCH,
@@ -57,6 +58,7 @@ def choose_recipe(
         pretrained: whether the backbone starts from weights.
         layers_are_known: whether `features` of the backbone lists its layers in order (not for timm).
         given_epochs: number of epochs, if given by the user.
+        given_batch: images per step in all processes, if given by the user.
         is_detector: whether neck and head start from weights too.
         world_size: processes that share the images of a step.
         usual_batch: images a step where there are enough of them (`GPU_BATCH` on a GPU).
@@ -65,6 +67,7 @@ def choose_recipe(
     batch = SCRATCH_BATCH if quick else usual_batch
     while batch > 2 and num_images / batch < LEAST_STEPS_PER_EPOCH:
         batch //= 2
+    batch = given_batch or batch
     steps = -(-num_images // batch)
     goal, start = STEPS_FROM_SCRATCH, "a random backbone"
     if is_detector:
@@ -72,6 +75,7 @@ def choose_recipe(
     elif pretrained:
         goal, start = STEPS_PRETRAINED, "a pretrained backbone"
     epochs = int(np.clip(round(goal / steps), *EPOCHS_RANGE))
+    warmup = round(min(3.0, max(0.5, 100 / steps)), 1)
     choices = [
         Choice(
             "batch_size",
@@ -82,7 +86,7 @@ def choose_recipe(
         Choice(
             "optimizer", "adamw", "learns from the first steps on; on little data, SGD detects nothing for a long time"
         ),
-        Choice("warmup_epochs", round(min(3.0, max(0.5, 100 / steps)), 1), "about 100 steps"),
+        Choice("warmup_epochs", warmup, f"about {warmup * steps:.0f} steps"),
     ]
     if quick:
         why = "few images from scratch: a high rate and many steps learn most in the same time"

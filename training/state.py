@@ -21,7 +21,7 @@ from data.skips import Skip
 from nets.model_config import check_input_size
 from nets.weights.checkpoint import Checkpoint, load_checkpoint
 from nets.yolov4 import YOLOv4
-from training.choose import MACHINE, TrainSettings, absolute_paths
+from training.choose import DATA_PATHS, MACHINE, TrainSettings, absolute_paths
 from training.engine import EpochProgress, NotFinite, Trainer
 from training.optim import ModelEMA
 from training.options import BEST_BY, TrainOptions
@@ -33,7 +33,6 @@ from utils.text import counted
 RESUME_AUTO = "auto"
 # options that may change when a run is resumed: machine and location of the data, but not the computation
 FREE_ON_RESUME = frozenset({"resume", "device", "workers", "threads", "tensorboard", "patience", "show_config"})
-FREE_PATHS = frozenset({"data", "val_data", "classes", "shards"})  # their content is compared instead
 
 
 def best_score(figures: Mapping[str, Any], best_by: str) -> float:
@@ -174,7 +173,7 @@ def read_run(asked: TrainSettings) -> tuple[TrainSettings, Checkpoint | None]:
     asked = absolute_paths(asked)
     given = [name for name in asked.origins if asked.is_given(name)]
     values = {name: get_option(asked.options, name) for name in given}
-    free = FREE_ON_RESUME | FREE_PATHS
+    free = FREE_ON_RESUME.union(DATA_PATHS)
     at_start = saved.only_asked() if saved.asked else saved
     then = replace_options(saved.options, {name: get_option(at_start.options, name) for name in saved.asked})
     fixed = {n: v for n, v in values.items() if n not in free and v != get_option(saved.options, n)}

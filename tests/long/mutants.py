@@ -198,17 +198,22 @@ def test_mutants(module: str, mutants: Sequence[Mutant], timeout: int, report: C
 
 
 class Loop:
-    """A pytest plugin that runs the collected tests once for each mutant, each time in a separate process."""
+    """A pytest plugin that runs the collected tests once for each mutant, each time in a separate process.
+
+    The test that killed the last mutant runs first: it often kills the next one, too.
+    """
 
     def __init__(self, mutants: Sequence[Mutant], timeout: int, report: Callable[[Mutant, bool], None]) -> None:
         self.mutants, self.timeout, self.report = mutants, timeout, report
         self.is_sound = False
+        self.order: list[Any] = []  # of the tests
         self.error: BaseException | None = None
 
     def pytest_runtestloop(self, session: Any) -> bool:
         path = str(ROOT / self.mutants[0].module)
         functions = [each for each in gc.get_objects() if type(each) is FunctionType]
         ours = [each for each in functions if each.__code__.co_filename == path]
+        self.order = list(session.items)
         self.is_sound = bool(session.items) and not session.testsfailed and not self.fails(session, lambda: None)
         try:
             for mutant in self.mutants if self.is_sound else ():
@@ -228,18 +233,22 @@ class Loop:
                 used = math.ceil(time.process_time())  # a fork begins at 0, other systems may not
                 resource.setrlimit(resource.RLIMIT_CPU, (used + self.timeout, used + self.timeout))
                 change()
-                for item, following in zip(session.items, [*session.items[1:], None], strict=True):
+                for number, item in enumerate(self.order):
+                    following = self.order[number + 1] if number + 1 < len(self.order) else None
                     item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                     if session.testsfailed:
-                        os._exit(1)
+                        os._exit(1 + min(number, 200))
                 os._exit(0)
             finally:
-                os._exit(1)
+                os._exit(255)
         ends = time.monotonic() + 10 * self.timeout
         while time.monotonic() < ends:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
-                return os.waitstatus_to_exitcode(status) != 0
+                code = os.waitstatus_to_exitcode(status)
+                if 0 < code <= 200:
+                    self.order.insert(0, self.order.pop(code - 1))
+                return code != 0
             time.sleep(0.02)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
