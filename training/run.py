@@ -73,7 +73,7 @@ from training.summary import class_counts, network_size, next_commands
 from training.validation_loss import ValidationLoss
 from utils import distributed
 from utils.allocator import keep_freed_memory
-from utils.config import AUTO, options_to_dict
+from utils.config import AUTO, DEFAULT, options_to_dict
 from utils.cpus import cpu_share
 from utils.distributed import say
 from utils.errors import Interrupted, RunError, warn
@@ -188,7 +188,7 @@ class Run:
         folder = distributed.gather(folder)[0]
         assert folder is not None
         origin = AUTO if run.run_dir is None else self.settings.origins["run_dir"]
-        self.settings = self.settings.choose(origin, {"run_dir": str(folder), "resume": None})
+        self.settings = self.settings.choose(origin, {"run_dir": str(folder)}).choose(DEFAULT, {"resume": None})
         self.folder = folder
         self._write_config()  # written first, because a folder with config.json can be resumed
         return folder
