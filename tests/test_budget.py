@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from train_makers import run_train
@@ -80,3 +81,14 @@ def test_a_run_without_progress_warns_after_a_third(tmp_path: Path, capsys: pyte
     run_train(tmp_path / "run", "--learning-rate", "1e-9", epochs=3)
     lines = [line for line in capsys.readouterr().err.splitlines() if "the model has learnt nothing" in line]
     assert len(lines) == 1 and "--preset auto" in lines[0] and "dataset.py check" in lines[0]
+
+
+def test_a_busy_machine_is_reported_once_with_the_share_received(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = SimpleNamespace(_is_busy_warned=False)
+    for share in (None, 0.71, 0.3, 0.2):
+        monkeypatch.setattr(training.run, "cpu_share", lambda share=share: share)
+        training.run.Run._warn_of_busy_machine(run)  # type: ignore[arg-type]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "only 30% of the CPU time" in line and "--threads" in line

@@ -156,3 +156,11 @@ def test_every_script_prepares_openmp_before_it_imports_anything_else(script: st
     assert f"with {cpus.SPIN_COUNT}" in done.stdout or f"sees {cpus.SPIN_COUNT}" in done.stdout, (
         done.stdout + done.stderr
     )
+
+
+@pytest.mark.parametrize(("text", "share"), [("300 700 5", 0.3), ("8 0 1", 1.0), ("0 0 0", None), (None, None)])
+def test_the_share_of_a_core_that_was_received(text: str | None, share: float | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "proc" / "self").mkdir(parents=True)
+        (tmp_path / "proc" / "self" / "schedstat").write_text(text + "\n")
+    assert cpus.cpu_share(tmp_path) == share

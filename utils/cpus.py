@@ -62,10 +62,10 @@ def may_spin(environment: MutableMapping[str, str] = os.environ) -> bool:
     return environment.get("OMP_WAIT_POLICY", "").lower() == "active"
 
 
-def cpu_share() -> float | None:
+def cpu_share(root: Path = Path("/")) -> float | None:
     """Fraction of the time in which the main thread was runnable that it had a CPU; None if unknown."""
     try:
-        ran, waited = map(int, Path("/proc/self/schedstat").read_text().split()[:2])
+        ran, waited = map(int, (root / "proc/self/schedstat").read_text().split()[:2])
     except (OSError, ValueError):
         return None
     return ran / (ran + waited) if ran + waited else None
