@@ -166,9 +166,14 @@ class _DyingDataset(TrainDataset):
         return super().__getitem__(key)
 
 
-@pytest.mark.parametrize(("kind", "words"), [(_SlowDataset, "timed out after 1"), (_DyingDataset, "killed by signal")])
-def test_a_worker_that_hangs_or_dies_is_an_error_in_time(index: DatasetIndex, kind: type, words: str) -> None:
-    loader = TrainLoader(kind(index, (64, 64)), EpochSampler(8, 4), workers=1, timeout=1.0)
+@pytest.mark.parametrize(
+    ("kind", "timeout", "words"),
+    [(_SlowDataset, 1.0, "timed out after 1"), (_DyingDataset, 250.0, "killed by signal")],  # a start may take seconds
+)
+def test_a_worker_that_hangs_or_dies_is_an_error_in_time(
+    index: DatasetIndex, kind: type, timeout: float, words: str
+) -> None:
+    loader = TrainLoader(kind(index, (64, 64)), EpochSampler(8, 4), workers=1, timeout=timeout)
     began = time.monotonic()
     with pytest.raises(RunError, match=words):
         epoch(loader, 0)
