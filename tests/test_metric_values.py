@@ -77,6 +77,7 @@ def test_average_precision_of_three_detections() -> None:
     assert average_precision_10(recall, precision) == pytest.approx(0.25 + 0.25 * 2 / 3)
     assert average_precision_07(recall, precision) == pytest.approx((3 * 1 + 3 * 2 / 3) / 11)
     assert average_precision_07(np.array([1.0]), np.array([0.5])) == pytest.approx(0.5)
+    assert average_precision_07(np.array([0.5, 1]), np.array([1, 0.5])) == pytest.approx((6 * 1 + 5 * 0.5) / 11)
     assert average_precision_07(np.zeros(0), np.zeros(0)) == average_precision_10(np.zeros(0), np.zeros(0)) == 0
     assert mean_or_none(np.array([np.nan, 1, 2])) == 1.5 and mean_or_none(np.array([np.nan])) is None
 
@@ -150,6 +151,8 @@ def test_coco_figures_of_a_class_at_75_of_all_sizes_and_a_hundred_detections() -
     close = [0.0, 0, 10, 7.8]  # IoU 0.78, so not at 0.80
     values = coco_figures(record_of(([[*close, 0.9, 0]], [[*BOX, 0, 0]])), "pycocotools")["per_class"]["a"]
     assert (values["coco_AP75"], values["coco_AP"]) == (pytest.approx(1), pytest.approx(0.6))
+    half = coco_figures(record_of(([[0, 0, 10, 5.2, 0.9, 0]], [[*BOX, 0, 0]])), "pycocotools")["per_class"]["a"]
+    assert (half["coco_AP50"], half["coco_AP"]) == (pytest.approx(1), pytest.approx(0.1))  # IoU 0.52
     large, wrong = [0.0, 0, 200, 200], [[300.0 + 20 * k, 0, 310 + 20 * k, 10, 0.9, 0] for k in range(11)]
     values = coco_figures(record_of(([*wrong, [*large, 0.5, 0]], [[*large, 0, 0]])), "pycocotools")["per_class"]["a"]
     assert values["coco_AP"] == pytest.approx(1 / 12)
@@ -241,7 +244,7 @@ def test_only_the_first_process_shows_its_progress(
 def test_the_rows_of_a_result() -> None:
     names, boxes = ("a", "b"), [np.array([BOX, FAR]), np.array([BOX])]
     index = DatasetIndex.build("two", names, ["/x.jpg", "/y.jpg"], ["x", "y"], [(99, 99)] * 2, boxes, [[0, 1], [0]])
-    first = Detections(np.array([BOX, FAR, [5.0, 5, 5, 9]]), np.array([0.123456789, 0.9, 0.8]), np.array([0, 0, 0]))
+    first = Detections(np.array([NEAR, FAR, [5.0, 5, 5, 9]]), np.array([0.123456789, 0.9, 0.8]), np.array([0, 0, 0]))
     found = FoundDetections.from_list([0, 1], [first, Detections.empty()])
     result = score(index, names, np.array([0, 1]), found, None)
     assert len(result.record.det_scores) == 2  # the box without width is left out
