@@ -17,7 +17,6 @@ from evaluation.evaluator import EVAL_THRESHOLDS, EvaluationResult, FoundDetecti
 from evaluation.metrics.coco import EVALUATORS
 from evaluation.report.advice import UNKNOWN, Scored
 from evaluation.report.text import comparison_text, summary_text
-from evaluation.worst import export_worst
 from training.metrics_file import has_converged
 from utils import distributed
 from utils.config import option, parse_options
@@ -251,6 +250,8 @@ def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored
         folder = write_voc_results(Path(options.voc_submission), result, choose_split(options))
         print(f"VOC results: {folder}")
     if options.export:
+        from evaluation.worst import export_worst  # imports OpenCV, which --help does not need
+
         count = export_worst(result, Path(options.export), options.worst)
         queue = Path(options.export) / "queue.json"
         print(

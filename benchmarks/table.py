@@ -43,7 +43,6 @@ from data.tools.demo import draw_scene
 from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, score
 from evaluation.metrics.coco import coco_figures
 from evaluation.metrics.record import EvalRecord, box_areas
-from imaging.area import FIRST_CALLS
 from imaging.detections import Detections
 from imaging.image_io import decode_image, read_image, read_image_and_size, write_image
 from nets.assigner import ASSIGNERS
@@ -301,7 +300,7 @@ def service_rows(bench: Bench) -> Iterator[Row]:
         return (cpu_of_tree(process.pid) - before) / REQUESTS
 
     try:
-        press(port, pictures, 1, FIRST_CALLS + 20, Tally(), 600)  # starts the decoder, fills caches
+        press(port, pictures, 1, 20, Tally(), 600)  # starts the decoder, fills caches
         network = partial(mean_cost, partial(runtime.run, image), 0.2)
         costs = in_turns({"network": lambda: network().cpu, "request": request}, SERVICE_ROUNDS, warm_up=0)
     finally:

@@ -101,8 +101,5 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "bil
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     import cv2  # imported here: options and configurations do not need it
 
-    from imaging.area import shrink
-
-    if height < image.shape[0] or width < image.shape[1]:
-        return shrink(image, height, width)
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

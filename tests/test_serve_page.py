@@ -85,6 +85,8 @@ class Page:
     def __init__(self, browser: webdriver.Chrome, address: Address, size: tuple[int, int] = (1200, 800)) -> None:
         self.browser = browser
         browser.set_window_size(*size)
+        browser.get("about:blank")  # ends requests of the previous page
+        browser.get_log("browser")  # without its messages
         browser.get(address.url)
         until(lambda: browser.execute_script("return document.body.dataset.ready === 'yes'"))
 

@@ -342,7 +342,7 @@ def test_a_bad_option_is_named_before_anything_is_read(
         ('{"batch_sice": 4}', "unknown option 'batch_sice'"),
         ('{"batch_size": "four"}', "--batch-size: 'four' is not a int"),
         ('{"batch_size": 0}', "--batch-size: 0 is out of range"),
-        ('{"scale": [1.0]}', "--scale: 1 values; give 2"),
+        ('{"scale": [1.0]}', "--scale: 1 value; give 2"),
         ('{"epochs": null}', "--epochs: has no value"),
         ("[1]", "must contain one JSON object"),
         ('{"epochs": 3', "not JSON"),
