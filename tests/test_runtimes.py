@@ -272,7 +272,7 @@ def test_measuring_gives_a_time_for_each_runtime() -> None:
 
 def test_the_network_the_fused_network_and_the_cached_export_agree_on_photographs() -> None:
     model = load_model(find_model("nano"))
-    photos = drawn_photos(model.config, 6)
+    photos = drawn_photos(model.config, 2)
     pixels = torch.from_numpy(np.stack([model.config.letterbox.apply(photo) for photo in photos]))
     fused, exported_runtime = TorchRuntime(model), cache.load_cached(find_model("nano"), "onnxruntime")
     with torch.inference_mode():

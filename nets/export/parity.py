@@ -144,8 +144,9 @@ def count_changed(a: Detections, b: Detections, threshold: float) -> int:
 def _threshold(answers: Sequence[Sequence[np.ndarray]], config: ModelConfig) -> float:
     """The model's threshold, or a lower one that gives `MIN_DETECTIONS` boxes per image (barely trained networks)."""
     best = torch.cat([_dense(answer, config)[1].amax(-1).flatten() for answer in answers])
-    count = min(MIN_DETECTIONS * len(answers) * 4, len(best))  # NMS keeps about a quarter
-    return min(config.score_threshold, float(best.topk(count).values[-1]))
+    count = min(MIN_DETECTIONS * len(answers) * 4 + 1, len(best))  # NMS keeps about a quarter
+    # Between two scores: at a score itself, rounding would decide whether that box is detected.
+    return min(config.score_threshold, float(best.topk(count).values[-2:].mean()))
 
 
 def _dense(outputs: Sequence[np.ndarray], config: ModelConfig) -> tuple[Tensor, Tensor]:
