@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from data.division import auto_division
@@ -396,13 +397,14 @@ class _Source:
         if self.found.format.splits is not None:
             return self.found.format.splits(self.found.place)
         try:
-            whole = self.whole()
+            whole = self.whole
         except UserError:  # class numbers without names: the splits are still known
-            whole = replace(self, class_names=[str(number) for number in range(1000)]).whole()
+            whole = replace(self, class_names=[str(number) for number in range(1000)]).whole
         names = dict.fromkeys(whole.source["split_of"])
         usual = [name for name in ("train", "val", "test") if name in names]
         return [*usual, *sorted(names.keys() - {*usual})] or [ALL]
 
+    @cached_property
     def whole(self) -> DatasetIndex:
         """All images of a format that is read as a whole."""
         kind, place = self.found.format, self.found.place
@@ -423,7 +425,7 @@ class _Source:
         if (read := self.found.format.read) is not None:
             others = {"need_pictures": need_pictures, "image_folder": self.image_folder}
             return read(self.found.place, split, class_names, self.max_megapixels, **others)
-        whole = self.whole()
+        whole = self.whole
         split_of = whole.source["split_of"]
         chosen = [i for i, name in enumerate(split_of) if name == split or split == ALL]
         source = {**whole.source, "split": split, "split_of": [split_of[i] for i in chosen]}
