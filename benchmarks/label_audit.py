@@ -98,7 +98,7 @@ class Planted:
 def plant(index: DatasetIndex, seed: int) -> Planted:
     """Plant errors into the labels of objects that are neither difficult nor crowds."""
     rng = np.random.default_rng(seed)
-    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    owner = index.image_of_box
     usual = rng.permutation(np.flatnonzero(~index.difficult & ~index.crowd))
     total = len(usual)
     sizes = [round(share * total) for share in (DROPPED, SWAPPED, SHIFTED)]

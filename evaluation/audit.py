@@ -88,7 +88,7 @@ class _Pairs:
     def __init__(self, index: DatasetIndex, found: FoundDetections, keep: np.ndarray) -> None:
         self.index, self.found = index, found
         self.dets = np.flatnonzero(keep)
-        self.image_of_label = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+        self.image_of_label = index.image_of_box
         parts = []
         order = self.dets[np.argsort(found.image[self.dets], kind="stable")]
         bounds = np.searchsorted(found.image[order], np.arange(len(index) + 1))

@@ -259,8 +259,9 @@ def evaluate(
     class_names = tuple(detector.config.class_names)
     class_map = match_classes(class_names, index.class_names, index.name)
     positions = np.arange(rank, len(index), world_size)
-    settings: Any = (batch_size, thresholds, progress and rank == 0, workers, read, after_batch)
-    found: FoundDetections | None = run_detector(detector, index, positions, *settings)
+    found: FoundDetections | None = run_detector(
+        detector, index, positions, batch_size, thresholds, progress and rank == 0, workers, read, after_batch
+    )
     if gather is not None and found is not None:
         parts = gather(found)
         found = None if parts is None else FoundDetections.merged(parts)

@@ -126,8 +126,7 @@ def draw_boxes(
 
 def draw_detections(image: np.ndarray, detections: Any, class_names: Sequence[str]) -> np.ndarray:
     """Draw `imaging.detections.Detections` on a copy of the (H, W, 3) uint8 RGB image."""
-    found = detections
-    return draw_boxes(image, found.boxes, found.labels, class_names, found.scores, found.track_ids)
+    return draw_boxes(image, detections.boxes, detections.labels, class_names, detections.scores, detections.track_ids)
 
 
 def draw_targets(image: np.ndarray, target: Mapping[str, Any], class_names: Sequence[str]) -> np.ndarray:

@@ -18,7 +18,7 @@ from nets.weights.checkpoint import load_checkpoint
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command
-from utils.text import counted
+from utils.text import counted, text_table
 
 # A kernel is dead if all its weights, folded with the batch norm, are below this. Activations here are from 0 to 6, so
 # nine such weights change the output by less than 1 % of its range.
@@ -236,9 +236,11 @@ def format_summary(summary: dict[str, Any]) -> str:
         f"{summary['backbone']}, alpha {summary['alpha']:g}, {summary['neck_conv']} neck of width "
         f"{summary['neck_width']:g}, {counted(summary['num_classes'], 'class')}, {height} x {width}",
         "",
-        *_table(
-            ["stage", "parameters", "multiply-adds", "activations"],
-            [("  " + name.partition("/")[2] if "/" in name else name, *_counts(stages[name])) for name in stages],
+        *text_table(
+            [
+                ("stage", "parameters", "multiply-adds", "activations"),
+                *(("  " + name.partition("/")[2] if "/" in name else name, *_counts(stages[name])) for name in stages),
+            ]
         ),
         "",
         *_format_separable(summary["separable"], summary["separable_total"]),
@@ -250,16 +252,6 @@ def format_summary(summary: dict[str, Any]) -> str:
 
 def _counts(cost: dict[str, Any]) -> list[str]:
     return [f"{cost[name]:,}" for name in COUNTS]
-
-
-def _table(head: list[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Lines of a table: the first column is aligned to the left, the others to the right."""
-    texts = [head, *([str(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return [
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in cells)
-        for cells in (enumerate(zip(row, widths, strict=True)) for row in texts)
-    ]
 
 
 def _format_separable(layers: list[dict[str, Any]], total: dict[str, int]) -> list[str]:
@@ -278,7 +270,7 @@ def _format_separable(layers: list[dict[str, Any]], total: dict[str, int]) -> li
     return [
         "depthwise-separable convolutions, compared with the standard k x k convolution from M to N channels;",
         "ratio of the multiply-adds (and weights): 1/N + 1/k^2 by formula, and as counted",
-        *_table(["depthwise", "k", "M", "N", "separable", "standard", "formula", "count"], rows),
+        *text_table([("depthwise", "k", "M", "N", "separable", "standard", "formula", "count"), *rows]),
     ]
 
 
@@ -288,7 +280,7 @@ def _format_dead(layers: list[dict[str, Any]]) -> list[str]:
     return [
         f"dead depthwise kernels: {empty + silent} of {channels}, of which {empty} empty (no weight reaches "
         f"{DEAD_WEIGHT:g} with the batch norm folded) and {silent} silent (output 0 after ReLU6 for every input)",
-        *_table(["depthwise", "channels", "empty", "silent", "dead"], rows),
+        *text_table([("depthwise", "channels", "empty", "silent", "dead"), *rows]),
     ]
 
 

@@ -58,7 +58,7 @@ class NoisyTruth:
     def _detect(self, image: int | None) -> Detections:
         if image is None:  # the grey one that warms up
             return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
-        part, random = slice(*self.index.offsets[image : image + 2]), np.random.default_rng(image)
+        part, random = self.index.boxes_of(image), np.random.default_rng(image)
         boxes = self.index.boxes[part].astype(np.float64)
         sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
         return Detections(

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from data.class_names import read_class_names
+from data.division import class_counts, stratified_split
 from data.formats.snapshot import write_snapshot
 from data.index import DatasetIndex
 from data.open import open_dataset
 from data.tools.hashing import image_hashes, near_duplicate_groups
-from data.tools.split import stratified_split
 from evaluation.detections_file import detection_lists
 from evaluation.evaluator import (
     EVAL_THRESHOLDS,
@@ -121,7 +121,7 @@ def _begin(folder: Path, settings: TrainSettings) -> dict[str, Any]:
         )
     hashes = np.concatenate([image_hashes(index) for index in indices])
     position = np.concatenate([np.arange(len(index)) for index in indices])
-    counts = np.concatenate([_class_counts(index) for index in indices])
+    counts = np.concatenate([class_counts(index) for index in indices])
     parts = deal(counts, near_duplicate_groups(hashes), folds, seed)
 
     def chosen(mask: np.ndarray) -> list[tuple[DatasetIndex, np.ndarray]]:
@@ -158,13 +158,6 @@ def _pool(settings: TrainSettings) -> list[DatasetIndex]:
     kept = rng.permutation(total) < (dataset.limit or total)
     parts = np.split(kept, np.cumsum([len(index) for index in pool])[:-1])
     return [index.subset(np.flatnonzero(part)) for index, part in zip(pool, parts, strict=True)]
-
-
-def _class_counts(index: DatasetIndex) -> np.ndarray:
-    """(I, C) boxes of each class in each image."""
-    counts = np.zeros((len(index), len(index.class_names)), np.int32)
-    np.add.at(counts, (index.image_of_box, index.labels), 1)
-    return counts
 
 
 def deal(counts: np.ndarray, groups: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:

@@ -78,10 +78,9 @@ class _Pictures:
         marks: list[Mark] = []
         if path in self.place:
             index, i = self.place[path]
-            boxes = [*index.boxes[index.boxes_of(i)], *([] if found.box is None else [np.array(found.box)])]
-            marks = [(box, _USUAL, "") for box in boxes]
+            marks = [(box, _USUAL, "") for box in index.boxes[index.boxes_of(i)]]
             if found.box is not None:
-                marks[-1] = (marks[-1][0], _CULPRIT, "")
+                marks.append((np.array(found.box), _CULPRIT, ""))
         caption = f"{Path(path).parent.name}/{Path(path).name}"
         if found.box is not None or not found.pictures:  # else it is about several
             caption += f": {found.what}"
