@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,11 +180,10 @@ def output_path(options: ExportOptions, checkpoint: Path, exporter: Format) -> P
     if not path.name.endswith(exporter.suffix):
         raise UserError("--output", f"{path.name} does not end in {exporter.suffix}", f"give NAME{exporter.suffix}")
     for file in exporter.files(path):
-        if os.path.lexists(file) and not options.overwrite:
-            raise UserError(file, "exists", "add --overwrite, or give another --output")
+        check_output_file("--output", file, options.overwrite, [options.data, options.images], exporter.is_folder)
     if not path.parent.is_dir():
         raise UserError(path.parent, "is not a folder", "create it first")
-    return check_output_file("--output", path, options.overwrite, [options.data, options.images])
+    return path
 
 
 def open_split(options: ExportOptions, split: str | None, default: int) -> DatasetIndex:

@@ -21,6 +21,7 @@ from benchmarks.harness import command_cost
 from imaging.image_io import write_image
 from utils.config import option, parse_options
 from utils.errors import run_command
+from utils.text import counted
 
 LINKS = 20_000  # hard links per image file: file systems limit their number
 OUTLINE = 20  # points per segmentation outline, for about the size of the official file (450 MB)
@@ -42,7 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         root = Path(folder) / "coco"
         start = time.perf_counter()
         size = make_data(root, options.images, options.boxes)
-        print(f"made {options.images} images, {options.boxes} boxes, {size / 1e6:.0f} MB of JSON", end=" ")
+        print(
+            f"made {counted(options.images, 'image')}, {counted(options.boxes, 'box')}, {size / 1e6:.0f} MB of JSON",
+            end=" ",
+        )
         print(f"in {time.perf_counter() - start:.0f} s", flush=True)
         cache = {"MOBILENET_YOLO_CACHE": str(Path(folder) / "cache")}
         reader = "from data.open import open_dataset"

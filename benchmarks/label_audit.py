@@ -39,6 +39,7 @@ from evaluation.evaluator import FoundDetections
 from prediction.audit import audit_page, detect_in_views
 from utils.config import option, parse_options
 from utils.errors import run_command
+from utils.text import counted
 
 DROPPED, SWAPPED, SHIFTED, ADDED = 0.05, 0.05, 0.05, 0.02
 FIRST = (100, 300, 1000)
@@ -210,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = {kind: {name: float(np.mean([row[name], *(each[kind][name] for each in others)])) for name in row}
             for kind, row in rows.items()}  # fmt: skip
     seeds = f"seed {options.seed}" if not others else f"mean of seeds {options.seed} to {options.seed + len(others)}"
-    print(f"{index.name}: {len(index)} images, {index.num_boxes} labels before planting, {seeds}")
+    print(f"{index.name}: {counted(len(index), 'image')}, {counted(index.num_boxes, 'label')} before planting, {seeds}")
     print(
         "kind      planted "
         + " ".join(f"{'P@' + str(n):>7} {'R@' + str(n):>7}" for n in FIRST)

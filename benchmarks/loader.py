@@ -32,6 +32,7 @@ from data.open import default_splits, open_dataset
 from imaging.image_io import read_image, write_image
 from utils.config import option, parse_options
 from utils.errors import run_command
+from utils.text import counted
 
 REFERENCE_BATCH_MS = (157, 176)  # the reference on another machine: one thread, 8 images of 640x480, mosaic at 416
 
@@ -247,7 +248,8 @@ def _proportional_mb(process: int | str) -> float:
 def report(result: dict[str, Any]) -> None:
     """Print the figures."""
     batch = result["batch_size"]
-    print(f"batches of {batch} at {result['input_size']}, {result['num_images']} images, one thread, median CPU time")
+    images = counted(result["num_images"], "image")
+    print(f"batches of {batch} at {result['input_size']}, {images}, one thread, median CPU time")
     names = {
         "reference_mosaic_ms": "reference's loader, mosaic",
         "ours_mosaic_ms": "ours, mosaic",

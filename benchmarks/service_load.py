@@ -29,6 +29,7 @@ from benchmarks.harness import REPOSITORY, cpu_of_tree, mean_cost
 from prediction.detector import Detector, load_detector
 from utils.config import option, parse_options
 from utils.errors import Interrupted, RunError, UserError, run_command
+from utils.text import counted
 
 MEGABYTE = 1 << 20
 
@@ -118,9 +119,9 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
     p50, p95, p99 = np.percentile(tally.seconds, [50, 95, 99]) * 1000
     mean_batch = sum(size * n for size, n in tally.batches.items()) / max(sum(tally.batches.values()), 1)
     print(f"responses by status: {dict(sorted(tally.statuses.items()))}")
-    print(f"latency with {options.clients} clients: median {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms")
+    print(f"latency with {counted(options.clients, 'client')}: median {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms")
     print(f"mean batch size of a request: {mean_batch:.1f} of {options.batch_size}")
-    print(f"memory: {describe(memory[0])} at the start, {describe(memory[-1])} after {done} requests")
+    print(f"memory: {describe(memory[0])} at the start, {describe(memory[-1])} after {counted(done, 'request')}")
     service = (cpu_of_tree(pid) - tree) / done
     used = {thread: (cpu - threads.get(thread, 0.0)) / done for thread, cpu in cpu_by_thread(pid).items()}
     web, network = used.pop(pid), max(used.values())

@@ -18,6 +18,7 @@ from typing import Any
 from nets.weights.checkpoint import load_checkpoint
 from utils.errors import RunError, UserError, run_command
 from utils.files import write_file
+from utils.text import counted
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 BATCH = 8  # batch size of the reference
@@ -59,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
             figures = {name: metrics[name] for name in ("voc10_mAP50", "coco_AP")}
             results.append({"images": count, "run": run, **figures})
             words = f"VOC10 mAP50 {figures['voc10_mAP50']:.3f}, COCO AP {figures['coco_AP']:.3f}"
-            print(f"{count:5d} images, {run:9s}: {words} ({time.perf_counter() - started:.0f} s)", flush=True)
+            print(
+                f"{counted(count, 'image'):>12}, {run:9s}: {words} ({time.perf_counter() - started:.0f} s)", flush=True
+            )
     report = {"steps": arguments.steps, "input_size": arguments.input_size, "seed": arguments.seed, "results": results}
     write_file(arguments.out / "curve.json", json.dumps(report, indent=1).encode())
     draw(arguments.out / "curve.png", report)
@@ -92,12 +95,10 @@ def _train(options: list[str]) -> None:
 
 def draw(path: Path, report: dict[str, Any]) -> None:
     """Plot one curve per run, with the number of images on a logarithmic axis."""
-    import matplotlib
+    from matplotlib.figure import Figure  # no window, no global state
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
     for run in dict.fromkeys(row["run"] for row in report["results"]):
         rows = [row for row in report["results"] if row["run"] == run]
         axes.plot([row["images"] for row in rows], [row["voc10_mAP50"] for row in rows], "o-", label=RUNS[run])
@@ -108,7 +109,6 @@ def draw(path: Path, report: dict[str, Any]) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from training.setup import build_trainer, freeze
 from utils.allocator import keep_freed_memory
 from utils.config import parse_settings, replace_options
 from utils.errors import run_command
+from utils.text import counted
 
 Step = Callable[[], None]
 REFERENCE = "reference's loop"
@@ -185,9 +186,8 @@ def main(argv: list[str] | None = None) -> None:
     names = [REFERENCE, *options.presets]
     names += [preset + ALL_LAYERS for preset in options.presets] if options.all_layers else []
     seconds = measure(names, options.input_size, options.batch_size, options.classes, options.repeat)
-    print(
-        f"batch {options.batch_size} at {options.input_size}, one thread, CPU seconds per step, {options.repeat} steps"
-    )
+    steps = counted(options.repeat, "step")
+    print(f"batch {options.batch_size} at {options.input_size}, one thread, CPU seconds per step, {steps}")
     print(f"{'network':<24}{'median':>8}{'minimum':>8}{'ratio':>8}")
     for name, values in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(values, seconds[REFERENCE], strict=True))

@@ -51,10 +51,9 @@ class Format:
         title: display name.
         sniff: returns the evidence in the folder (or file) for this format, None if there is none.
         splits: the names of its splits; None for a format that is read as a whole.
-        read: reads one split; it takes the arguments of `open_dataset`, and ignores those that do not apply; None
-            likewise.
+        read: reads one split, from its place, name, class names and limit of megapixels; None likewise.
+        read_options: the other arguments of `open_dataset` that `read` takes.
         layout: for most formats that are read as a whole, how they are read.
-        has_own_places: the images are where the layout has them, so that no other folder can be named.
     """
 
     name: str
@@ -62,8 +61,13 @@ class Format:
     sniff: Callable[[Folder], str | None]
     splits: Callable[[Path], list[str]] | None = None
     read: Callable[..., DatasetIndex] | None = None
+    read_options: tuple[str, ...] = ()
     layout: Layout | None = None
-    has_own_places: bool = False
+
+    @property
+    def has_own_places(self) -> bool:
+        """The images are where the layout has them, so that no other folder can be named."""
+        return self.read is not None and "image_folder" not in self.read_options
 
 
 @dataclass(frozen=True)
@@ -117,18 +121,18 @@ def _plain_splits(place: Path) -> list[str]:
 
 
 FORMATS = (  # in order of priority
-    Format("voc", "Pascal VOC", _sniff_voc, _voc_splits, voc.read_voc, has_own_places=True),
-    Format("yolo", "YOLO txt", _sniff_yolo, yolo_txt.list_yolo_splits, yolo_txt.read_yolo, has_own_places=True),
-    Format("coco", "COCO", _sniff_coco, lambda place: list(coco.find_coco_files(place)), coco.read_coco),
-    Format("xml", "Pascal XML without lists", pascal_xml.sniff),
+    Format("voc", "Pascal VOC", _sniff_voc, _voc_splits, voc.read_voc, ("need_pictures",)),
+    Format("yolo", "YOLO txt", _sniff_yolo, yolo_txt.list_yolo_splits, yolo_txt.read_yolo),
     Format(
-        "plain_yolo",
-        "YOLO txt without data.yaml",
-        yolo_txt.sniff_plain,
-        _plain_splits,
-        yolo_txt.read_plain_yolo,
-        has_own_places=True,
+        "coco",
+        "COCO",
+        _sniff_coco,
+        lambda place: list(coco.find_coco_files(place)),
+        coco.read_coco,
+        ("need_pictures", "image_folder"),
     ),
+    Format("xml", "Pascal XML without lists", pascal_xml.sniff),
+    Format("plain_yolo", "YOLO txt without data.yaml", yolo_txt.sniff_plain, _plain_splits, yolo_txt.read_plain_yolo),
     *(
         Format(name, title, layout.sniff, layout=layout)
         for name, title, layout in (
@@ -423,7 +427,8 @@ class _Source:
     def read(self, split: str, class_names: Sequence[str] | None, need_pictures: bool = True) -> DatasetIndex:
         """One split; the skips of a format that is read as a whole are reported with each split."""
         if (read := self.found.format.read) is not None:
-            others = {"need_pictures": need_pictures, "image_folder": self.image_folder}
+            values = {"need_pictures": need_pictures, "image_folder": self.image_folder}
+            others = {name: values[name] for name in self.found.format.read_options}
             return read(self.found.place, split, class_names, self.max_megapixels, **others)
         whole = self.whole
         split_of = whole.source["split_of"]

@@ -67,17 +67,15 @@ def export_worst(result: EvaluationResult, folder: Path, count: int) -> int:
     threshold = FALLBACK_THRESHOLD if result.best_f1_threshold is None else result.best_f1_threshold
     mistakes = find_mistakes(result, threshold)
     positions = mistakes.worst_first[:count]
-    write_dataset({"worst": result.index.subset(positions)}, folder, "voc", Losses(), progress=False, year=YEAR)
-    home = folder / YEAR
+    index = result.index.subset(positions)
+    names = write_dataset({"worst": index}, folder, "voc", Losses(), progress=False, year=YEAR)
     rows: list[dict[str, Any]] = []
     findings: list[dict[str, Any]] = []
-    names = (home / "ImageSets" / "Main" / "worst.txt").read_text(encoding="utf-8").splitlines()
-    for name, i in zip(names, positions.tolist(), strict=True):
+    for i in positions.tolist():
         original = result.index.path(i)
-        picture = home / "JPEGImages" / f"{name}{original.suffix}"
         found = _found(result, i, threshold)
-        rows.append({"image": picture.name, "original": str(original), "detections": found})
-        findings += _findings(result, i, picture.relative_to(folder).as_posix(), mistakes)
+        rows.append({"image": names[original], "original": str(original), "detections": found})
+        findings += _findings(result, i, f"{YEAR}/JPEGImages/{names[original]}", mistakes)
     write_file(folder / "detections.json", json.dumps(rows, indent=1).encode())
     write_file(folder / "queue.json", json.dumps({"findings": findings}, indent=1).encode())
     return len(positions)

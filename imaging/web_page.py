@@ -136,24 +136,33 @@ def jpeg_url(image: np.ndarray, quality: int = JPEG_QUALITY) -> str:
 
 
 def crop(
-    path: Path, marks: Sequence[Mark], around: np.ndarray | None, read: Callable[[Path], np.ndarray], tile: int = TILE
+    path: Path,
+    marks: Sequence[Mark],
+    around: np.ndarray | None,
+    read: Callable[[Path], np.ndarray],
+    tile: int = TILE,
+    width: int | None = None,
 ) -> str:
-    """An image, or a crop around a box, with marked boxes, as a JPEG in a `data:` URL."""
+    """An image, or a crop around a box, with marked boxes, as a JPEG in a `data:` URL.
+
+    `width` is that of the full-size image, if `read` may return a reduced one; only for a whole image.
+    """
     try:
         image = read(path)
     except (UserError, OSError, ValueError):
         return ""
-    height, width = image.shape[:2]
-    left, top, right, bottom = 0, 0, width, height
+    height, own_width = image.shape[:2]
+    left, top, right, bottom = 0, 0, own_width, height
     if around is not None:
-        margin = 0.5 * max(around[2] - around[0], around[3] - around[1], 0.2 * max(height, width))
+        margin = 0.5 * max(around[2] - around[0], around[3] - around[1], 0.2 * max(height, own_width))
         low, high = np.floor(around[:2] - margin).astype(int), np.ceil(around[2:] + margin).astype(int)
-        left, top = np.clip(low, 0, [width - 1, height - 1]).tolist()
-        right, bottom = np.clip(high, [left + 1, top + 1], [width, height]).tolist()
+        left, top = np.clip(low, 0, [own_width - 1, height - 1]).tolist()
+        right, bottom = np.clip(high, [left + 1, top + 1], [own_width, height]).tolist()
     part = image[top:bottom, left:right]
     scale = min(tile / max(part.shape[:2]), 4.0)
     size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
     canvas = cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    scale *= own_width / (width or own_width)  # of a box in the full-size image
     for box, colour, text in marks:
         _mark(canvas, (box - [left, top, left, top]) * scale, colour, text, 1.0 if around is None else CROP_TEXT)
     return jpeg_url(canvas)

@@ -167,9 +167,9 @@ def compare_separable(costs: Sequence[LayerCost]) -> list[SeparableCost]:
         for pointwise, following in convs[number + 1 : number + 4]:
             is_pointwise = (following.kernel_size[0], following.in_channels, following.groups) == (1, channels, 1)
             if is_pointwise and pointwise.size == depthwise.size:
-                counted = depthwise.multiply_adds + pointwise.multiply_adds
+                pair = depthwise.multiply_adds + pointwise.multiply_adds
                 ordinary = pointwise.multiply_adds * kernel**2
-                pairs.append(SeparableCost(depthwise.name, kernel, channels, following.out_channels, counted, ordinary))
+                pairs.append(SeparableCost(depthwise.name, kernel, channels, following.out_channels, pair, ordinary))
                 break
     return pairs
 
@@ -265,8 +265,8 @@ def _format_separable(layers: list[dict[str, Any]], total: dict[str, int]) -> li
         )
         for row in layers
     ]
-    counted, ordinary = total["multiply_adds"], total["ordinary_multiply_adds"]
-    rows.append(("total", "", "", "", f"{counted:,}", f"{ordinary:,}", "", f"{counted / ordinary:.4f}"))
+    pairs, ordinary = total["multiply_adds"], total["ordinary_multiply_adds"]
+    rows.append(("total", "", "", "", f"{pairs:,}", f"{ordinary:,}", "", f"{pairs / ordinary:.4f}"))
     return [
         "depthwise-separable convolutions, compared with the standard k x k convolution from M to N channels;",
         "ratio of the multiply-adds (and weights): 1/N + 1/k^2 by formula, and as counted",

@@ -15,7 +15,22 @@ from utils.thresholds import OWN_THRESHOLDS, Thresholds
 EDGE = 0.01  # a box that ends within this share of a tile's side was probably cut there
 
 
-class TiledDetector:
+class DetectorWrapper:
+    """A detector that runs another one, `detector`, several times for each image."""
+
+    def __init__(self, detector: Any) -> None:
+        self.detector = detector
+
+    @property
+    def config(self) -> Any:
+        return self.detector.config
+
+    @property
+    def timings(self) -> dict[str, float]:
+        return getattr(self.detector, "timings", {})
+
+
+class TiledDetector(DetectorWrapper):
     """A detector that runs on tiles of each image, and on the whole image for objects larger than a tile.
 
     Args:
@@ -31,16 +46,8 @@ class TiledDetector:
     def __init__(
         self, detector: Any, tile: int | None = None, overlap: float = 0.25, whole: bool = True, batch_size: int = 8
     ) -> None:
-        self.detector, self.overlap, self.whole, self.batch_size = detector, overlap, whole, batch_size
-        self.tile = tile
-
-    @property
-    def config(self) -> Any:
-        return self.detector.config
-
-    @property
-    def timings(self) -> dict[str, float]:
-        return getattr(self.detector, "timings", {})
+        super().__init__(detector)
+        self.tile, self.overlap, self.whole, self.batch_size = tile, overlap, whole, batch_size
 
     def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
         """As `Detector.detect_batch`."""

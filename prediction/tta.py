@@ -11,10 +11,11 @@ import numpy as np
 
 from imaging.detections import Detections
 from nets.nms import Suppress, nms, weighted_box_fusion
+from nets.tiling import DetectorWrapper
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 
-class AugmentedDetector:
+class AugmentedDetector(DetectorWrapper):
     """A detector that runs on mirrored and resized views of each image and merges the detections.
 
     Args:
@@ -27,18 +28,11 @@ class AugmentedDetector:
     """
 
     def __init__(self, detector: Any, flip: bool = True, scales: Sequence[float] = (1.0, 0.83, 1.25)) -> None:
-        self.detector, self.flip = detector, flip
+        super().__init__(detector)
+        self.flip = flip
         size = detector.config.input_size
         sizes = [tuple(max(32, 32 * round(side * scale / 32)) for side in size) for scale in scales]
         self.sizes = list(dict.fromkeys(sizes)) if hasattr(detector, "set_input_size") else [tuple(size)]
-
-    @property
-    def config(self) -> Any:
-        return self.detector.config
-
-    @property
-    def timings(self) -> dict[str, float]:
-        return getattr(self.detector, "timings", {})
 
     def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
         """As `Detector.detect_batch`."""

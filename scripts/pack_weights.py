@@ -14,6 +14,7 @@ from nets.model_config import check_input_size
 from nets.weights.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import run_command
 from utils.json_file import read_json
+from utils.text import counted
 
 # Paths of the training machine mean nothing to users of the file.
 PRIVATE_OPTIONS = ("data", "val_data", "classes", "run_dir", "resume", "weights", "device", "pretrained", "teacher")
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     info = {**checkpoint.info, "options": options, "packed_at_commit": commit}
     packed = dataclasses.replace(checkpoint, config=config, metrics=metrics, info=info, training=None)
     save_checkpoint(arguments.target, packed, half=True)
-    print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.2f} MB, {config.num_classes} classes")
+    print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.2f} MB, {counted(config.num_classes, 'class')}")
 
 
 if __name__ == "__main__":

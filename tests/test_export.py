@@ -147,7 +147,7 @@ def test_a_format_without_its_tool_names_what_to_install(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("beside", [".ncnn.param", ".ncnn.bin", ".ncnn.json"])
 def test_a_file_with_the_name_of_a_part_of_an_export_is_not_overwritten(tmp_path, beside) -> None:
     (tmp_path / f"best{beside}").write_text("mine")
-    with pytest.raises(UserError, match=f"best{beside}: exists"):
+    with pytest.raises(UserError, match=f"best{beside} exists"):
         export.main(
             ["--checkpoint", str(checkpoint()), "--format", "ncnn", "--output", str(tmp_path / "best.ncnn.param")]
         )
@@ -246,6 +246,20 @@ def test_changed_detections_are_those_without_a_match() -> None:
 def test_a_comparison_with_nan_fails_the_parity_check() -> None:
     assert not Parity(1, float("nan"), 0.0, 0.3, 5, 0).fits(TOLERANCES["fp32"])
     assert not Parity(1, float("inf"), 0.0, 0.3, 5, 0).fits(TOLERANCES["fp32"])
+
+
+def test_overwrite_replaces_a_package_of_core_ml_but_no_other_folder(tmp_path) -> None:
+    def path_of(kind: str, overwrite: bool) -> Path:
+        name = f"best{FORMATS[kind].suffix}"
+        (tmp_path / name).mkdir(exist_ok=True)
+        options = export.ExportOptions(format=kind, output=str(tmp_path / name), overwrite=overwrite)
+        return export.output_path(options, tmp_path / "best.pth", FORMATS[kind])
+
+    assert path_of("coreml", True) == tmp_path / "best.mlpackage"
+    with pytest.raises(UserError, match="exists and would be overwritten"):
+        path_of("coreml", False)
+    with pytest.raises(UserError, match="is a folder"):
+        path_of("onnx", True)
 
 
 def test_the_command_writes_compares_and_tells(tmp_path, capsys) -> None:

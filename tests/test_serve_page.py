@@ -20,6 +20,7 @@ from imaging.image_io import decode_image, read_image
 from nets.model_config import ModelConfig
 from prediction.detector import Detector
 from prediction.video import VideoWriter
+from scripts.screenshot_serve import CHROMIUM_FLAGS
 from service.app import build_app
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")
@@ -33,19 +34,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if CHROMIUM is None or DRIVER is None:
     pytest.skip("no browser: apt-get install chromium chromium-driver", allow_module_level=True)
 
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-ui-for-media-stream",
-    "--use-fake-device-for-media-stream",
-)
+FLAGS = (*CHROMIUM_FLAGS, "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 # where npm's onnxruntime-web was unpacked (npm pack onnxruntime-web)
 ORT_WEB = os.environ.get("ORT_WEB_DIST")
 

@@ -40,7 +40,7 @@ def test_a_count_and_its_noun_agree(count: int, words: tuple[str, ...], text: st
 
 
 def test_no_message_prints_a_count_before_a_fixed_plural() -> None:
-    own = ("benchmarks", "docs", "examples", "scripts", "tests")
+    own = ("docs", "examples", "tests")
     paths = [
         path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in own and ".venv" not in str(path)
     ]

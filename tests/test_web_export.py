@@ -22,6 +22,7 @@ from service_makers import until
 import export
 from imaging.image_io import write_image
 from nets import load_detector
+from scripts.screenshot_serve import CHROMIUM_FLAGS
 from service import browser
 from utils.download import file_digest
 from utils.errors import RunError, UserError
@@ -111,12 +112,11 @@ def test_an_offline_browser_gives_the_detections_of_this_project(server, tmp_pat
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
     for flag in (
-        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage", "no-first-run"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+        *CHROMIUM_FLAGS,
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
     ):
-        options.add_argument(f"--{flag}")
+        options.add_argument(flag)
     service = webdriver.ChromeService(str(shutil.which("chromedriver")))
     with webdriver.Chrome(options=options, service=service) as driver:
         driver.set_script_timeout(120)

@@ -17,19 +17,22 @@ _PARTS = re.compile(r"(images|labels|annotations|jpegimages|imagesets|(train|val
 _VOC_PARTS = ("JPEGImages", "Annotations", "ImageSets")
 
 
-def check_output_file(flag: str, path: StrPath, overwrite: bool, data: Iterable[StrPath | None] = ()) -> Path:
+def check_output_file(
+    flag: str, path: StrPath, overwrite: bool, data: Iterable[StrPath | None] = (), is_folder: bool = False
+) -> Path:
     """Check the path of an output file.
 
     Args:
         flag: the option that names it.
         overwrite: whether an existing file may be replaced.
         data: data sets, into which nothing may be written.
+        is_folder: the file is a package, which the file system stores as a folder.
 
     Raises:
         UserError: if it exists, is not a file, is in a data set, or cannot be written.
     """
     path = Path(path)
-    if os.path.isdir(path):
+    if os.path.isdir(path) and not is_folder:
         raise UserError(flag, f"{path} is a folder", "give a file")
     if os.path.lexists(path) and not overwrite:
         raise UserError(flag, f"{path} exists and would be overwritten", "add --overwrite, or give another file")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from nets.export.parity import Parity
 from benchmarks.compare.entries import Entry, digest, open_split
 from benchmarks.compare.options import CLOCKS, BenchmarkOptions
+from utils.text import counted
 
 LOW_THRESHOLD = 0.001  # score threshold of evaluation: the slowest case for postprocessing
 STAGE_REPETITIONS = 20
@@ -151,7 +152,10 @@ def score_entries(entries: Sequence[Entry], options: BenchmarkOptions, folder: P
         if not known.exists():
             write_atomically(known, json.dumps({"map50": score(entry.detector_of(), index)}).encode())
         scores[entry.name] = json.loads(known.read_text())["map50"]
-        print(f"{entry.name}: mAP50 {scores[entry.name]:.2f} on {len(index)} images of {index.name}", flush=True)
+        print(
+            f"{entry.name}: mAP50 {scores[entry.name]:.2f} on {counted(len(index), 'image')} of {index.name}",
+            flush=True,
+        )
     return scores
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from benchmarks.compare.formats_table import draw_formats, fill_markers, formats_table
 from benchmarks.compare.measure import Result
 from benchmarks.compare.options import BenchmarkOptions
+from benchmarks.harness import save_plot
 from nets.timing import machine
-from utils.errors import UserError, warn
+from utils.errors import warn
 from utils.files import write_atomically
 
 
@@ -103,7 +104,4 @@ def draw_plot(result: Result, path: Path) -> None:
     axes.set_xlabel("milliseconds per batch: median and quartiles")
     axes.set_title("unreliable: the machine was busy" if result.noise else f"relative to {result.baseline}")
     axes.margins(x=0.25)
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise UserError("--plot", str(error)[:100], "use the suffix .png, .svg or .pdf") from error
+    save_plot(figure, "--plot", path)

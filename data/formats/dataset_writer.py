@@ -89,8 +89,8 @@ def write_dataset(
     progress: bool = True,
     year: str | None = None,
     keep_folders: bool = False,
-) -> None:
-    """Write all splits into a folder; the images are copied byte for byte.
+) -> dict[Path, str]:
+    """Write all splits into a folder; the images are copied byte for byte. Returns the new file name of each image.
 
     VOC becomes `YEAR/{JPEGImages,Annotations,ImageSets/Main}` and `classes.txt`; COCO `images` and
     `annotations/instances_SPLIT.json`; YOLO `{images,labels}`, `SPLIT.txt` and `data.yaml`. In its own format, the
@@ -107,6 +107,7 @@ def write_dataset(
     """
     writer = _Writer(indexes, root, to, losses, link, progress, keep_folders)
     {"voc": writer.to_voc, "coco": writer.to_coco, "yolo": writer.to_yolo}[to](year)
+    return writer.names
 
 
 @dataclass

@@ -346,7 +346,6 @@ def read_voc(
     class_names: Sequence[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
     need_pictures: bool = True,
-    **_: Any,
 ) -> DatasetIndex:
     """Read a split of a VOCdevkit (or of one year folder).
 

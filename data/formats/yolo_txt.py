@@ -448,7 +448,6 @@ def read_yolo(
     split: str,
     class_names: Sequence[str] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
-    **_: Any,
 ) -> DatasetIndex:
     """Read a split of a data.yaml.
 
@@ -471,9 +470,7 @@ def read_yolo(
     return _read(read_data_yaml(data), data, split, class_names, max_megapixels, {})
 
 
-def read_plain_yolo(
-    place: Path, split: str, class_names: Sequence[str] | None, max_megapixels: float, **_: Any
-) -> DatasetIndex:
+def read_plain_yolo(place: Path, split: str, class_names: Sequence[str] | None, max_megapixels: float) -> DatasetIndex:
     """Like `read_yolo` of a folder without a data.yaml; its splits are `train`, `val`, `test` folders, else `all`."""
     folder = Folder(place)
     config, labels = plain_config(folder, class_names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,9 @@ def write_check_page(path: str | Path, report: CheckReport, indices: dict[str, D
     write_file(path, page_html(report.data, parts).encode("utf-8", "backslashreplace"))
 
 
+_read_reduced = partial(read_image, min_size=(SIDE, SIDE))
+
+
 class _Pictures:
     """Draws the images that findings are about."""
 
@@ -76,12 +80,14 @@ class _Pictures:
     def _picture(self, path: str, found: Finding) -> Picture:
         """The image with its boxes; that of the finding in another colour."""
         marks: list[Mark] = []
+        width = None
         if path in self.place:
             index, i = self.place[path]
+            width = int(index.sizes[i, 1])
             marks = [(box, _USUAL, "") for box in index.boxes[index.boxes_of(i)]]
             if found.box is not None:
                 marks.append((np.array(found.box), _CULPRIT, ""))
         caption = f"{Path(path).parent.name}/{Path(path).name}"
         if found.box is not None or not found.pictures:  # else it is about several
             caption += f": {found.what}"
-        return Picture(crop(Path(path), marks, None, read_image, SIDE), printable(caption))
+        return Picture(crop(Path(path), marks, None, _read_reduced, SIDE, width), printable(caption))

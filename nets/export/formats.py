@@ -36,6 +36,7 @@ class Format:
         also: other runtimes that can run the file.
         int8_packages: additional packages for int8.
         extra: the optional dependency of pyproject.toml that brings all of these packages.
+        is_folder: the file is a package, which is a folder.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Format:
     also: tuple[str, ...] = ()
     int8_packages: tuple[str, ...] = ()
     extra: str = ""
+    is_folder: bool = False
 
     def require_packages(self, int8: bool = False) -> None:
         """Raises MissingExtra unless the packages that write and run the format are installed; imports none of them."""
@@ -181,6 +183,7 @@ FORMATS: dict[str, Format] = {
         extra="coreml",
         half="fp16",
         uint8_input=False,
+        is_folder=True,
     ),
     "tensorrt": Format(
         "TensorRT",

@@ -42,7 +42,7 @@ DATA = ("my_photos", "DATA", "VOCdevkit", "PHOTOS", "PICTURES", "RACCOONS", "SET
 SHORT = {
     "train.py": "--epochs 1 --batch-size 4 --workers 0 --device cpu --threads 1",
     "train.py --tune": "--minutes 0.5 --batch-size 4 --workers 0 --device cpu --threads 1 --input-size 64",
-    "dataset.py demo": "--num-images 24",
+    "dataset.py demo": "--num-images 24 --overwrite",
     "benchmark.py": "--repetitions 2 --threads 1 --no-stages",
     "serve.py": "--port 0 --device cpu",
     "export.py": "--overwrite",
