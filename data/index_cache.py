@@ -22,7 +22,7 @@ from data.skips import Skip
 from utils.errors import RunError
 from utils.files import write_file
 
-VERSION = 5  # increase when a reader or the index changes its meaning
+VERSION = 6  # increase when a reader or the index changes its meaning
 KEPT = 64  # maximum number of indices; older ones are removed
 
 

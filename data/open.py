@@ -17,10 +17,12 @@ from data.formats import (
     createml,
     csv_table,
     cvat_xml,
+    datumaro,
     dota,
     kitti,
     label_studio,
     labelme,
+    name_rows,
     pascal_xml,
     supervisely,
     via,
@@ -38,6 +40,8 @@ from utils.files import StrPath
 from utils.text import counted
 
 ACCEPTED = "a data set: images with VOC XML, COCO JSON, YOLO txt or another layout of docs/DATA.md"
+ARCHIVES = (".tfrecord", ".record", ".parquet", ".mat", ".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+UNPACK = "unpack it, or export it as VOC, COCO or YOLO from the tool that wrote it"
 AUTO_TRAIN, AUTO_VAL = "auto-train", "auto-val"  # division of a data set without splits
 MAX_UNPACKED = 3  # maximum nesting of folders that hold only one folder, as in unpacked archives
 
@@ -104,7 +108,8 @@ def _sniff_yolo(folder: Folder) -> str | None:
 
 def _sniff_coco(folder: Folder) -> str | None:
     files = coco.find_coco_files(folder.only or folder.root)
-    files = {name: path for name, path in files.items() if folder.only is None or coco.looks_like_coco(path)}
+    if folder.only is not None and (suffix_of(folder.only) in ARCHIVES or not coco.looks_like_coco(folder.only)):
+        return None
     shown = ", ".join(folder.relative(path) for path in list(files.values())[:3])
     return f"{shown} with images, annotations and categories" if files else None
 
@@ -147,6 +152,8 @@ FORMATS = (  # in order of priority
             ("label_studio", "Label Studio", label_studio.LAYOUT),
             ("cvat_xml", "CVAT XML", cvat_xml.LAYOUT),
             ("csv", "CSV", csv_table.LAYOUT),
+            ("datumaro", "Datumaro", datumaro.LAYOUT),
+            ("name_rows", "text files of class names and boxes", name_rows.LAYOUT),
         )
     ),
 )
@@ -211,7 +218,8 @@ def _unrecognised(folder: Folder) -> UserError:
     where = folder.only or folder.root
     kinds = Counter(suffix_of(path) or "files without suffix" for path in folder.files)
     if folder.only is not None:
-        return UserError(where, f"is a {where.suffix or 'nameless'} file, not a data set", f"give {ACCEPTED}")
+        todo = UNPACK if where.suffix.lower() in ARCHIVES else f"give {ACCEPTED}"
+        return UserError(where, f"is a {where.suffix or 'nameless'} file, not a data set", todo)
     held = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no file"
     pictures = len(folder.pictures)
     what, todo = f"is not a data set: it contains {held}{_example(folder)}", f"give {ACCEPTED}"
@@ -220,8 +228,8 @@ def _unrecognised(folder: Folder) -> UserError:
         todo = f"label the images (any tool that writes VOC XML, COCO JSON or YOLO txt), or give {ACCEPTED}"
     elif pictures and kinds.get(".txt"):
         todo = "give labels of rows `class cx cy width height` and a classes.txt, or another layout of docs/DATA.md"
-    elif any(kinds.get(suffix) for suffix in (".tfrecord", ".record", ".parquet", ".mat", ".zip", ".tar")):
-        todo = "unpack it, or export it as VOC, COCO or YOLO from the tool that wrote it"
+    elif any(kinds.get(suffix) for suffix in ARCHIVES):
+        todo = UNPACK
     elif not pictures and kinds:
         what += ", and no image"
         todo = "put the images into the same folder"

@@ -356,6 +356,85 @@ def cvat_video(root: Path) -> None:
     put(root / "annotations.xml", f'<?xml version="1.0"?><annotations><version>1.1</version>{tracks}</annotations>')
 
 
+def datumaro(root: Path) -> None:
+    put_pictures(root / "images/default")
+    boxes = [{"type": "bbox", "label_id": c, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+             for c, (_, (x1, y1, x2, y2)) in enumerate(OBJECTS)]  # fmt: skip
+    items = [{"id": n, "annotations": boxes, "image": {"path": f"{n}.jpg", "size": [HEIGHT, WIDTH]}} for n in NAMES]
+    categories = {"label": {"labels": [{"name": "dog", "parent": ""}, {"name": "cat", "parent": ""}]}}
+    put(root / "annotations/default.json", json.dumps({"infos": {}, "categories": categories, "items": items}))
+
+
+def open_images_toolkit(root: Path) -> None:
+    for split, names in (("train", NAMES[:6]), ("validation", NAMES[6:])):
+        put_pictures(root / split / "dog_cat", names)
+        rows = [f"{label} {x1}.0 {y1} {x2}.000000 {y2}" for label, (x1, y1, x2, y2) in OBJECTS]
+        for name in names:
+            put(root / split / "dog_cat/Label" / f"{name}.txt", "\n".join(rows))
+
+
+def labelme_web(root: Path) -> None:
+    """XML of the LabelMe web page, and of CVAT's "LabelMe 3.0": outlines from 0 on, and objects that were deleted."""
+    put_pictures(root / "default")
+    objects = ""
+    for label, (x1, y1, x2, y2) in (*OBJECTS, ("bird", (1, 1, 9, 9))):
+        corners = "".join(f"<pt><x>{x}.00</x><y>{y}.00</y></pt>" for x, y in ((x1, y1), (x2, y1), (x2, y2), (x1, y2)))
+        deleted, outline = int(label == "bird"), f"<polygon>{corners}<username>me</username></polygon>"
+        objects += f"<object><name>{label}</name><deleted>{deleted}</deleted>{outline}</object>"
+    size = f"<imagesize><nrows>{HEIGHT}</nrows><ncols>{WIDTH}</ncols></imagesize>"
+    for name in NAMES:
+        text = f"<annotation><filename>{name}.jpg</filename>{size}{objects}</annotation>"
+        put(root / "default" / f"{name}.xml", text)
+
+
+def make_sense_csv(root: Path) -> None:
+    """Without a header, as older versions write it."""
+    put_pictures(root / "photos")
+    rows = [(label, x1, y1, x2 - x1, y2 - y1, f"{n}.jpg", WIDTH, HEIGHT)
+            for n in NAMES for label, (x1, y1, x2, y2) in OBJECTS]  # fmt: skip
+    put(root / "labels_my-project.csv", table(rows).removeprefix("\ufeff"))
+
+
+def marked_yolo(root: Path) -> None:
+    """Files that an editor of Windows saved: byte order marks, UTF-16 names."""
+    put_pictures(root / "images", suffix=".JPG")
+    for name in NAMES:
+        put(root / "labels" / f"{name}.txt", yolo_text().replace("\n", "\r\n").encode("utf-8-sig"))
+    put(root / "labels.txt", CLASSES.replace("\n", "\r\n").encode("utf-16"))
+
+
+def labelme_image_first(root: Path) -> None:
+    """Sorted keys: the image in the file comes before the key that identifies the format."""
+    put_pictures(root)
+    shapes = [{"label": label, "points": [box[:2], box[2:]], "shape_type": "rectangle"} for label, box in OBJECTS]
+    for name in NAMES:
+        content = {"imageData": "A" * (1 << 17), "imagePath": f"{name}.jpg", "shapes": shapes}
+        put(root / f"{name}.json", json.dumps(content))
+
+
+def createml_turi(root: Path) -> None:
+    createml(root)
+    path = root / "_annotations.createml.json"
+    put(path, path.read_text().replace('"image"', '"imagefilename"').replace('"annotations"', '"annotation"'))
+
+
+def label_studio_own_key(root: Path) -> None:
+    label_studio(root)
+    path = root / "project.json"
+    put(
+        path,
+        path.read_text().replace('"data": {"image"', '"data": {"text": "a", "photo"').replace('.jpg"', '.jpg?v=1"'),
+    )
+
+
+def roboflow_yolo_without_test(root: Path) -> None:
+    for split, names in (("train", NAMES[:6]), ("valid", NAMES[6:])):
+        put_pictures(root / split / "images", names)
+        put_yolo(root / split / "labels", names)
+    splits = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n"
+    put(root / "data.yaml", f"{splits}nc: '2'\nnames: {{'0': dog, 1: cat}}\n")
+
+
 # --- COCO ------------------------------------------------------------------------------------------------------------
 
 
@@ -417,6 +496,15 @@ LAYOUTS: dict[str, Layout] = {  # name: (maker, format that recognises it, split
     "label_studio": (label_studio, "label_studio", ("all",)),
     "label_studio_csv": (label_studio_csv, "label_studio", ("all",)),
     "cvat_video": (cvat_video, "cvat_xml", ("all",)),
+    "datumaro": (datumaro, "datumaro", ("all",)),
+    "open_images_toolkit": (open_images_toolkit, "name_rows", ("train", "val")),
+    "labelme_web": (labelme_web, "xml", ("all",)),
+    "make_sense_csv": (make_sense_csv, "csv", ("all",)),
+    "marked_yolo": (marked_yolo, "plain_yolo", ("all",)),
+    "labelme_image_first": (labelme_image_first, "labelme", ("all",)),
+    "createml_turi": (createml_turi, "createml", ("all",)),
+    "label_studio_own_key": (label_studio_own_key, "label_studio", ("all",)),
+    "roboflow_yolo_without_test": (roboflow_yolo_without_test, "yolo", ("train", "val")),
     "roboflow_coco": (roboflow_coco, "coco", ("train", "valid")),
     "label_studio_coco": (label_studio_coco, "coco", ("result",)),
     "coco_with_text_ids": (coco_with_text_ids, "coco", ("annotations",)),

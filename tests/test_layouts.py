@@ -85,6 +85,32 @@ def test_a_folder_in_a_folder_is_unpacked(tmp_path: Path) -> None:
     assert len(open_dataset(tmp_path, "train")) == 4
 
 
+def test_images_annotated_in_another_format_are_reported(tmp_path: Path) -> None:
+    put_pictures(tmp_path / "xml")
+    put_xml(tmp_path / "xml", NAMES[:5])
+    put_yolo(tmp_path / "xml", NAMES[5:])
+    put_pictures(tmp_path / "yolo")
+    put_yolo(tmp_path / "yolo", NAMES[:5])
+    put(tmp_path / "yolo" / f"{NAMES[7]}.json", '{"shapes": []}')
+    for folder, count in (("xml", 3), ("yolo", 1)):
+        put(tmp_path / folder / "classes.txt", CLASSES)
+        notes = [skip.what for skip in everything(tmp_path / folder).skips if skip.code == "unread_labels"]
+        assert len(notes) == 1 and notes[0].startswith(f"{count} image") and NAMES[7] in notes[0]
+
+
+def test_an_image_that_is_named_by_several_rows_is_counted_once(tmp_path: Path) -> None:
+    LAYOUTS["kaggle_csv"][0](tmp_path)
+    notes = [skip.what for skip in everything(tmp_path).skips if skip.code == "found_by_name"]
+    assert len(notes) == 1 and notes[0].startswith("8 of 8 images")
+
+
+def test_an_archive_is_not_a_data_set_and_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "set.zip"
+    path.write_bytes(b'PK\3\4 "images" "annotations" "categories"')
+    with pytest.raises(UserError, match=r"set\.zip: is a \.zip file, not a data set.*unpack it"):
+        recognise(path)
+
+
 # --- key points ------------------------------------------------------------------------------------------------------
 
 
@@ -485,7 +511,7 @@ def found(data: Path, **options: Any) -> dict[str, list[Finding]]:
 def test_a_valid_layout_has_no_error_and_no_serious_warning(name: str, tmp_path: Path) -> None:
     LAYOUTS[name][0](tmp_path / "set")
     quiet = {"small_split", "few_boxes", "found_by_name", "names_without_boxes", "root_category", "ignored_regions",
-             "rotated_box", "polygons", "decimal_box", "moved_path", "fractions"}  # fmt: skip
+             "rotated_box", "polygons", "decimal_box", "moved_path", "fractions", "missing_test"}  # fmt: skip
     assert found(tmp_path / "set").keys() <= quiet
 
 

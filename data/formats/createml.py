@@ -13,7 +13,7 @@ from data.formats.shapes import box_of_sides
 
 
 def is_annotation(path: str, head: bytes) -> bool:
-    return all(key in head for key in (b'"image', b'"annotations"', b'"coordinates"'))
+    return all(key in head for key in (b'"image', b'"annotation', b'"coordinates"'))
 
 
 def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
@@ -23,7 +23,7 @@ def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) ->
         for item in items:
             name = (item.get("image") or item.get("imagefilename")) if isinstance(item, dict) else None
             image = labels.image(name, path) if isinstance(name, str) else None
-            for each in (item.get("annotations") or []) if image is not None else []:
+            for each in (item.get("annotations") or item.get("annotation") or []) if image is not None else []:
                 number += 1
                 each = each if isinstance(each, dict) else {}
                 box = box_of_sides(each.get("coordinates"))

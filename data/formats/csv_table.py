@@ -93,7 +93,7 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
 
 def _columns(head: bytes) -> dict[str, int] | None:
     """The position of each column, and `header` if the first line names them; None if it is not a table of boxes."""
-    lines = head.decode("utf-16" if head[:2] == b"\xff\xfe" else "utf-8-sig", "replace")
+    lines = head.decode("utf-8", "replace")
     rows = list(csv.reader(lines.splitlines()[:2], delimiter=max(",;\t|", key=lines.split("\n")[0].count)))
     if not rows or not rows[0]:
         return None
@@ -113,10 +113,12 @@ def _columns(head: bytes) -> dict[str, int] | None:
 
 
 def _without_header(row: Sequence[str]) -> dict[str, int] | None:
-    """RetinaNet's `path,x1,y1,x2,y2,class` and AutoML's `SET,path,label,x1,y1,,,x2,y2,,`."""
+    """RetinaNet's `path,x1,y1,x2,y2,class`, AutoML's `SET,path,label,x1,y1,,,x2,y2,,`, Make Sense's first columns."""
     has_box = not any(row[1:5]) or all(number_of(value) is not None for value in row[1:5])
     if len(row) == 6 and suffix_of(row[0].strip()) in IMAGE_SUFFIXES and has_box:
         return {"file": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}
+    if len(row) == 8 and suffix_of(row[5].strip()) in IMAGE_SUFFIXES and None not in map(number_of, row[1:5]):
+        return {"class": 0, "x": 1, "y": 2, "w": 3, "h": 4, "file": 5, "width": 6, "height": 7}
     if len(row) >= 9 and row[0].strip().upper() in _AUTOML_SETS and suffix_of(row[1].strip()) in IMAGE_SUFFIXES:
         corners = {"x1": 3, "y1": 4, "x2": 7, "y2": 8, "xa": 5, "ya": 6, "xb": 9, "yb": 10}  # a and b may be empty
         return {"split": 0, "file": 1, "class": 2, **corners}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,8 @@ from urllib.parse import unquote
 from data.skips import Skip
 from data.walk import walk_files
 from imaging.image_io import IMAGE_SUFFIXES
-from utils.files import FileError, StrPath, read_file
+from utils.files import FileError, StrPath, read_ends
+from utils.text import counted, some_names
 
 MAX_FILES = 1_000_000
 HEAD_BYTES = 1 << 16  # bytes read to detect the type of a file
@@ -41,6 +42,13 @@ def split_of(name: str) -> str | None:
     return None
 
 
+def as_utf8(data: bytes) -> bytes:
+    """Text as UTF-8 without a byte order mark; UTF-16 is recognised by its mark."""
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return data.decode("utf-16", "ignore").encode()
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
 class Folder:
     """The files of a folder, following links that stay inside it.
 
@@ -65,8 +73,7 @@ class Folder:
             pictures, outside = walk_files(self.home, [os.path.realpath(self.home)], limit=MAX_FILES)
             self.outside += outside
         self.pictures = [path for path in pictures if suffix_of(path) in IMAGE_SUFFIXES]
-        self.matched: Counter[str] = Counter()
-        self.example: dict[str, tuple[str, str]] = {}
+        self.matched: dict[str, dict[str, str]] = {}
 
     @classmethod
     def unlisted(cls, root: StrPath) -> Folder:
@@ -111,13 +118,15 @@ class Folder:
 
         It is searched as a path from `base` (the annotation file's folder), the root and the image folder, then as the
         only image with that base name, that name without its suffix, or that name without Label Studio's upload prefix.
-        Images not found as a path are counted in `matched`.
+        Images not found as a path are in `matched`, with the name they were found by.
 
         Returns:
             The path, or None and the candidates (none, or several).
         """
         name = re.sub(r"^.*[?&]d=", "", name.strip())  # Label Studio: /data/local-files/?d=images/a.jpg
         name = name.removeprefix("file://")
+        if suffix_of(name) not in IMAGE_SUFFIXES:
+            name = re.sub(r"(\.\w{3,5})[?#].*$", r"\1", name)  # the query of an address
         if os.path.isabs(name) and not (inside := self.relative(name)).startswith(".."):
             name = inside
         wanted = plain_name(name)
@@ -147,8 +156,7 @@ class Folder:
         return None, ambiguous
 
     def _count(self, how: str, name: str, path: str) -> None:
-        self.matched[how] += 1
-        self.example.setdefault(how, (name, self.relative(path)))
+        self.matched.setdefault(how, {}).setdefault(path, name)
 
     def same_stem(self, annotation: str) -> tuple[str | None, list[str]]:
         """The image that an annotation file is named after; None and the candidates if it is not unique.
@@ -188,18 +196,34 @@ class Folder:
     def notes(self, where: str, total: int) -> list[Skip]:
         """Number of images that were not found by their full path, with an example of each kind."""
         notes = []
-        for how, count in self.matched.items():
-            name, path = self.example[how]
-            what = f"{count} of {total} images found by their {how}, such as {name[-80:]!r} as {path}"
+        for how, found in self.matched.items():
+            path, name = next(iter(found.items()))
+            example = f"{name[-80:]!r} as {self.relative(path)}"
+            what = f"{len(found)} of {total} images found by their {how}, such as {example}"
             notes.append(Skip("note", "found_by_name", where, what))
         return notes
 
     def head(self, path: str) -> bytes:
-        """The first bytes of a file; empty if it cannot be read."""
+        """The first bytes of a file, as UTF-8 without a byte order mark; empty if it cannot be read.
+
+        Of JSON also the last bytes: some tools write the whole image before the keys that identify the format.
+        """
         try:
-            return read_file(path, 1 << 40, HEAD_BYTES)
+            data, end, size = read_ends(path, 1 << 40, HEAD_BYTES, HEAD_BYTES)
         except FileError:
             return b""
+        return as_utf8(data) + (end if suffix_of(path) == ".json" and size > len(data) else b"")
+
+
+def unread_labels(pictures: Iterable[str], suffixes: Sequence[str], where: str) -> list[Skip]:
+    """Report images that have no annotation in the format that is read, but one in another format beside them."""
+    found = [p for p in pictures if any(os.path.isfile(os.path.splitext(p)[0] + suffix) for suffix in suffixes)]
+    if not found:
+        return []
+    names = some_names([os.path.basename(path) for path in found], 5)
+    what = f"{counted(len(found), 'image')} annotated only in a file of another format ({' or '.join(suffixes)}), "
+    what += f"which is not read: {names}"
+    return [Skip("note", "unread_labels", where, what, "export all annotations in one format")]
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

@@ -11,10 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.class_names import decode_text
+from data.formats.folder import suffix_of
 from data.formats.json_files import MAX_JSON_BYTES, json_lists
 from data.formats.labels import Labels, Layout
 from data.formats.shapes import box_of_ellipse, box_of_points, box_of_sides, number_of, numbers_of, rotated_box
 from data.skips import Skip
+from imaging.image_io import IMAGE_SUFFIXES
+from utils.errors import brief
 from utils.files import read_file
 from utils.text import counted
 
@@ -33,6 +36,8 @@ def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) ->
         number = 0
         for task in tasks:
             name = _picture(task)
+            if name is None:
+                labels.refuse(path, f"task {brief(task.get('id') if isinstance(task, dict) else task)} names no image")
             image = labels.image(name, path) if name else None
             for value, size in _regions(task, path, labels) if image is not None else ():
                 number += 1
@@ -62,7 +67,9 @@ def _picture(task: Any) -> str | None:
     if not isinstance(task, dict):
         return None
     data = task.get("data")
-    texts = [(data if isinstance(data, dict) else task).get(key) for key in ("image", "img", "picture", "url")]
+    fields = data if isinstance(data, dict) else task
+    texts = [fields.get(key) for key in ("image", "img", "picture", "url")]
+    texts += [text for text in fields.values() if suffix_of(str(text).split("?")[0]) in IMAGE_SUFFIXES]  # another key
     return next((text for text in texts if isinstance(text, str)), None)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from data.formats.folder import Folder, plain_name, split_of, stem_of
+from data.formats.folder import Folder, plain_name, split_of, stem_of, unread_labels
 from data.formats.labels import ALL
 from data.formats.voc import MAX_SPLIT_BYTES, XmlReader, finish_xml
 from data.formats.yolo_txt import unique_ids
@@ -56,7 +56,9 @@ def read(folder: Folder, class_names: Sequence[str] | None, max_megapixels: floa
             continue
         label_files[picture] = xml
         reader.add(identity, picture, xml)
+    plain = [path for path in folder.pictures if path not in label_files]
     reader.skips += [*skips, *folder.links_outside(), *folder.notes(str(folder.root), len(reader.paths))]
+    reader.skips += unread_labels(plain, (".txt", ".json"), str(folder.root))
     folders = {os.path.dirname(path) for pair in pairs for path in pair} | {str(folder.root), str(folder.home)}
     source = {
         "format": "xml",

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data.class_names import MAX_NAME, suggestions
 from data.formats.clean import RawSplit, build_index
 from data.formats.folder import suffix_of
-from data.formats.shapes import rotated_box
+from data.formats.shapes import box_of_points, rotated_box
 from data.index import DatasetIndex
 from data.skips import Skip, rotated_note
 from data.walk import walk_files
@@ -35,6 +35,7 @@ MAX_DEPTH = 64
 ALL = "all"  # the split of a data set without lists: every annotated image
 _ANNOTATION_SUFFIXES = (".xml", ".txt", ".json", ".csv")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
+_LABELME_SIZE = {"nrows": "height", "ncols": "width"}  # the XML of the LabelMe web page, which CVAT exports too
 _ROTATED = ("cx", "cy", "w", "h", "angle")  # roLabelImg: the angle in radians
 
 
@@ -43,11 +44,12 @@ _ROTATED = ("cx", "cy", "w", "h", "angle")  # roLabelImg: the angle in radians
 
 @dataclass
 class VocObject:
-    """One `<object>`: the raw texts of its children and of its `<bndbox>`, and its line."""
+    """One `<object>`: the raw texts of its children, of its `<bndbox>` and of its outline's points, and its line."""
 
     line: int
     fields: dict[str, str] = field(default_factory=dict)
     edges: dict[str, str] = field(default_factory=dict)
+    points: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -87,13 +89,15 @@ class _Collector:
         self._text.clear()
         if len(place) == 1:
             self.annotation.fields.setdefault(tag, text)
-        elif place[0:1] == ["size"] and len(place) == 2:
-            self.annotation.size.setdefault(tag, text)
+        elif place[0:1] in (["size"], ["imagesize"]) and len(place) == 2:
+            self.annotation.size.setdefault(_LABELME_SIZE.get(tag, tag), text)
         elif place[0:1] == ["object"]:
             if len(place) == 2:
                 self.annotation.objects[-1].fields.setdefault(tag, text)
             elif place[1] in ("bndbox", "robndbox") and len(place) == 3:
                 self.annotation.objects[-1].edges.setdefault(tag, text)
+            elif place[1:3] == ["polygon", "pt"] and tag in ("x", "y"):
+                self.annotation.objects[-1].points.append(text)
 
     def close(self) -> VocAnnotation:
         return self.annotation
@@ -296,6 +300,10 @@ class XmlReader:
             return self._drop("no_name", where, "the object has no name")
         if len(name) > MAX_NAME:
             return self._drop("no_name", where, f"the object has a name of {len(name)} characters")
+        if each.fields.get("deleted") == "1":  # LabelMe keeps what was deleted
+            return None
+        if not each.edges and (box := box_of_points(list(zip(each.points[::2], each.points[1::2], strict=False)))):
+            each.edges = dict(zip(_EDGES, (str(value) for value in (box[0] + 1, box[1] + 1, *box[2:])), strict=True))
         if not each.edges:
             return self._drop("no_box", where, f"the {name} has no <bndbox>")
         edges = _ROTATED if "angle" in each.edges else _EDGES

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from data.class_names import decode_text
-from data.formats.folder import plain_name, stem_of, suffix_of
+from data.formats.folder import as_utf8, plain_name, stem_of, suffix_of
 from data.skips import Skip, rotated_note
 from utils.errors import UserError
 from utils.files import MEGABYTE, FileError, StrPath, read_file
@@ -181,7 +181,7 @@ def class_numbers(paths: Iterable[str]) -> Iterable[int]:
     """The class of every row of label files, without parsing the rest."""
     for path in paths:
         try:
-            data = read_file(path, MAX_LABEL_BYTES)
+            data = as_utf8(read_file(path, MAX_LABEL_BYTES))
         except FileError:
             continue
         yield from (int(word) for word in re.findall(rb"^\s*(\d{1,6})\s", data, re.MULTILINE))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data.class_names import check_class_names, decode_text, numbers_from_one, read_class_names, unlisted_classes
 from data.formats.clean import RawSplit, build_index
-from data.formats.folder import Folder, plain_name, split_of, stem_of, suffix_of
+from data.formats.folder import Folder, plain_name, split_of, stem_of, suffix_of, unread_labels
 from data.formats.yolo_rows import ROW, LabelFiles, Rows, class_numbers, label_path
 from data.index import DatasetIndex
 from data.skips import Skip
@@ -31,7 +31,8 @@ from utils.text import counted, some_names
 MAX_YAML_BYTES = MEGABYTE // 4  # the parser takes seconds for a megabyte; a thousand classes need 30 KB
 MAX_LIST_BYTES = 256 * MEGABYTE
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "minival", "trainval")
-NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "_classes.txt", "names.txt", "class_names.txt")
+NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "_classes.txt", "names.txt", "class_names.txt",
+              "labels.txt", "predefined_classes.txt")  # fmt: skip
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 ALL = "all"  # the split of a data set without splits
 _SETTINGS = ("path", "names", "nc", "download", "task", "kpt_shape", "flip_idx", "roboflow")
@@ -137,10 +138,19 @@ def read_data_yaml(data: StrPath) -> DataYaml:
     config.splits = _splits(content, config)
     if not config.splits:
         raise UserError(path, "has no train, val or test", "add `train: images/train` and `val: images/val`")
+    missing = _missing_test(config)
     config.key_points = _key_points(content.get("kpt_shape"), path)
     config.are_polygons = content.get("task") in ("segment", "obb")
-    config.notes = _check_class_files(config)
+    config.notes = [*missing, *_check_class_files(config)]
     return config
+
+
+def _missing_test(config: DataYaml) -> list[Skip]:
+    """Leave out a `test` that does not exist: Roboflow's data.yaml names one also where nothing was exported for it."""
+    if len(config.splits) < 2 or any(_resolve(config, entry)[0] for entry in config.splits.get("test", [""])):
+        return []
+    what = f"test: {', '.join(config.splits.pop('test'))[:80]} does not exist in {config.root}; there is no split test"
+    return [Skip("note", "missing_test", str(config.path), what, "correct the path, or remove the line")]
 
 
 def _splits(content: dict[Any, Any], config: DataYaml) -> dict[str, list[str]]:
@@ -181,14 +191,15 @@ def _names(content: dict[Any, Any], path: Path) -> tuple[tuple[str, ...], list[P
     if isinstance(names, str) and (file := _tail_in(names, [path.parent])):
         return read_class_names(file), [Path(file)]
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        numbered = {str(key): name for key, name in names.items()}
+        if numbered.keys() != set(map(str, range(len(names)))):
             raise UserError(path, f"the keys of names are {brief(list(names))}", "number the classes from 0")
-        names = [names[number] for number in range(len(names))]
+        names = [numbered[str(number)] for number in range(len(names))]
     if not isinstance(names, list):
         raise UserError(path, "has no names", "add the class names as a list in label order")
     checked = check_class_names(names, path)
     count = content.get("nc")
-    if count is not None and count != len(checked):
+    if count is not None and str(count) != str(len(checked)):
         what = f"nc is {brief(count)}, but there are {counted(len(checked), 'name')}"
         raise UserError(path, what, "correct one of them")
     return checked, []
@@ -523,6 +534,7 @@ def _read(
         what += f"{' or '.join(looked)}; they are used as images without objects: "
         what += some_names([os.path.basename(image) for image in unlabelled], 5)
         skips.append(Skip("note", "no_label_file", str(config.path), what, "label them if they contain objects"))
+    skips += unread_labels(unlabelled, (".xml", ".json"), str(config.path))
     classes[~keep] = -1
     homes = (os.path.dirname(each) for each in chain(gathered.images, labels, looked_at))
     folders = {config.root} if config.found_by_hand else {*gathered.folders, *homes}
