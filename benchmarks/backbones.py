@@ -34,8 +34,8 @@ from utils.files import write_file
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 BACKBONES = (
-    "mobilenet_v1:0.5", "mobilenet_v1:0.75", "mobilenet_v1:1.0", "mobilenet_v2:0.5", "mobilenet_v2:1.0",
-    "mobilenet_v3_small:1.0", "mobilenet_v3_large:1.0",
+    "mobilenet_v1:0.5", "mobilenet_v1:0.75", "mobilenet_v1:1.0", "mobilenet_v2:0.5", "mobilenet_v2:0.75",
+    "mobilenet_v2:1.0", "mobilenet_v3_small:1.0", "mobilenet_v3_large:1.0", "timm:mobilenetv4_conv_small:1.0",
 )  # fmt: skip
 PRETRAINED, SCRATCH = "pretrained", "scratch"
 CALIBRATION_IMAGES = 16
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
     parser.add_argument("--weights", type=Path, help="folder with pretrained backbones")
-    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="backbones to compare, as NAME:ALPHA")
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="backbones to compare, as NAME:ALPHA (timm: needs the extra timm)")
     parser.add_argument("--starts", nargs="+", choices=(PRETRAINED, SCRATCH), default=[PRETRAINED, SCRATCH])
     parser.add_argument("--neck", default="slim")
     parser.add_argument("--neck-width", default="0.5")
@@ -99,13 +99,13 @@ def weights_file(folder: Path | None, name: str) -> Path | None:
     """Path of the pretrained weights of NAME:ALPHA in a folder, or None."""
     if folder is None:
         return None
-    backbone, alpha = name.split(":")
+    backbone, _, alpha = name.rpartition(":")
     found = sorted(folder.glob(f"{backbone}_{round(100 * float(alpha)):03d}*.pth"))
     return found[0] if found else None
 
 
 def _train_row(name: str, arguments: argparse.Namespace, others: list[str]) -> tuple[Row, Path | None]:
-    backbone, alpha = name.split(":")
+    backbone, _, alpha = name.rpartition(":")
     row, checkpoint = Row(name), None
     for start in arguments.starts:
         source = weights_file(arguments.weights, name)
@@ -162,7 +162,7 @@ def markdown_table(rows: list[Row]) -> str:
         scores = ["-" if s is None else f"{s[0]:.3f} / {s[1]:.3f}" for s in (row.pretrained, row.scratch)]
         numbers = [f"{row.multiply_adds / 1e6:.0f}", f"{row.parameters / 1e6:.2f}", f"{row.fp32_ms:.1f}"]
         numbers += [f"{row.int8_ms:.1f}", f"{row.dead_kernels:.1%}"]
-        lines.append(f"| {' | '.join([row.name.replace(':', ' '), *scores, *numbers])} |")
+        lines.append(f"| {' | '.join([row.name.replace('timm:', '').replace(':', ' '), *scores, *numbers])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -176,9 +176,9 @@ def draw(path: Path, rows: list[Row]) -> None:
         for score, filled in ((row.pretrained, True), (row.scratch, False)):
             if score is not None:
                 axes.plot(row.fp32_ms, score[1], "o", color="C0", fillstyle="full" if filled else "none")
-                axes.annotate(row.name.replace("mobilenet_", "").replace(":", " "), (row.fp32_ms, score[1]),
+                axes.annotate(row.name.replace("mobilenet_", "").replace("timm:", "").replace(":", " "), (row.fp32_ms, score[1]),
                               textcoords="offset points", xytext=(5, 4), fontsize=8)  # fmt: skip
-    axes.set(xlabel="ms a picture, ONNX Runtime fp32, one thread", ylabel="COCO AP", xlim=(0, None), ylim=(0, None))
+    axes.set(xlabel="ms per image, ONNX Runtime fp32, one thread", ylabel="COCO AP", xlim=(0, None), ylim=(0, None))
     axes.set_title("filled: pretrained backbone, hollow: random weights", fontsize=9)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
