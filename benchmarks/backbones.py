@@ -61,7 +61,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
     parser.add_argument("--weights", type=Path, help="folder with pretrained backbones")
-    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="backbones to compare, as NAME:ALPHA (timm: needs the extra timm)")
+    parser.add_argument(
+        "--backbones",
+        nargs="+",
+        default=list(BACKBONES),
+        help="backbones to compare, as NAME:ALPHA (timm: needs the extra timm)",
+    )
     parser.add_argument("--starts", nargs="+", choices=(PRETRAINED, SCRATCH), default=[PRETRAINED, SCRATCH])
     parser.add_argument("--neck", default="slim")
     parser.add_argument("--neck-width", default="0.5")
@@ -162,8 +167,12 @@ def markdown_table(rows: list[Row]) -> str:
         scores = ["-" if s is None else f"{s[0]:.3f} / {s[1]:.3f}" for s in (row.pretrained, row.scratch)]
         numbers = [f"{row.multiply_adds / 1e6:.0f}", f"{row.parameters / 1e6:.2f}", f"{row.fp32_ms:.1f}"]
         numbers += [f"{row.int8_ms:.1f}", f"{row.dead_kernels:.1%}"]
-        lines.append(f"| {' | '.join([row.name.replace('timm:', '').replace(':', ' '), *scores, *numbers])} |")
+        lines.append(f"| {' | '.join([_label(row), *scores, *numbers])} |")
     return "\n".join(lines) + "\n"
+
+
+def _label(row: Row) -> str:
+    return row.name.replace("timm:", "").replace(":", " ")
 
 
 def draw(path: Path, rows: list[Row]) -> None:
@@ -176,7 +185,7 @@ def draw(path: Path, rows: list[Row]) -> None:
         for score, filled in ((row.pretrained, True), (row.scratch, False)):
             if score is not None:
                 axes.plot(row.fp32_ms, score[1], "o", color="C0", fillstyle="full" if filled else "none")
-                axes.annotate(row.name.replace("mobilenet_", "").replace("timm:", "").replace(":", " "), (row.fp32_ms, score[1]),
+                axes.annotate(_label(row).replace("mobilenet_", ""), (row.fp32_ms, score[1]),
                               textcoords="offset points", xytext=(5, 4), fontsize=8)  # fmt: skip
     axes.set(xlabel="ms per image, ONNX Runtime fp32, one thread", ylabel="COCO AP", xlim=(0, None), ylim=(0, None))
     axes.set_title("filled: pretrained backbone, hollow: random weights", fontsize=9)

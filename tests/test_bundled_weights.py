@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from nets.weights.checkpoint import load_checkpoint
+from nets.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from scripts.pack_weights import main as pack_weights
+from tests.export_makers import small_model
 from training.options import PRESETS, TrainOptions
 from utils.config import parse_options
+from utils.errors import UserError
 
 MODEL_DATA = Path(__file__).resolve().parent.parent / "model_data"
 NAMES = ("small", "nano")
@@ -49,3 +53,23 @@ def test_the_card_gives_its_command_and_figures(name: str) -> None:
     assert f"{metrics['voc10_mAP50']:.3f} / {metrics['coco_AP']:.3f}" in card
     megabytes = path.stat().st_size / 1e6
     assert megabytes <= MAX_MEGABYTES and f"{megabytes:.2f} MB" in card
+
+
+def test_pack_weights_averages_checkpoints_of_one_network(tmp_path: Path) -> None:
+    model = small_model()
+    weights = model.state_dict()
+    for number, name in ((1, "a.pth"), (4, "b.pth")):
+        scaled = {n: number * t if t.is_floating_point() else t for n, t in weights.items()}
+        save_checkpoint(tmp_path / name, Checkpoint(model.config, scaled))
+    pack_weights([str(tmp_path / name) for name in ("a.pth", "b.pth", "mean.pth")])
+    for name, tensor in load_checkpoint(tmp_path / "mean.pth").weights.items():
+        expected = 2.5 * weights[name] if tensor.is_floating_point() else weights[name]
+        torch.testing.assert_close(tensor, expected, rtol=2e-3, atol=1e-6)  # stored as float16
+
+
+def test_pack_weights_refuses_to_average_different_networks(tmp_path: Path) -> None:
+    model = small_model()
+    save_checkpoint(tmp_path / "other.pth", Checkpoint(model.config, model.state_dict()))
+    with pytest.raises(UserError, match="is not the same network as"):
+        pack_weights([str(MODEL_DATA / "small.pth"), str(tmp_path / "other.pth"), str(tmp_path / "mean.pth")])
+    assert not (tmp_path / "mean.pth").exists()
