@@ -1,13 +1,13 @@
-// The page: pictures come in, the server or this browser detects, slider and classes choose what is shown.
+// The page: images are sent to the server or detected in the browser; slider and classes filter the detections.
 
 import { describe, toCsv } from "./programs.js";
 import { Viewer, renderResult } from "./viewer.js";
 
-const WEBCAM_SIDE = 640; // pixels of the longer side of what is sent
-const FRAMES_PER_SECOND = 5; // of a video file in which is detected
+const WEBCAM_SIDE = 640; // longer side of a sent frame, pixels
+const FRAMES_PER_SECOND = 5; // frames of a video file in which objects are detected
 const HOW_TO_ENABLE =
-  "To detect in the browser, export the model (python export.py --checkpoint FILE --format onnx), get ONNX Runtime Web " +
-  "(npm pack onnxruntime-web, unpack it), and start serve.py with --browser-model FILE.onnx --ort-web package/dist.";
+  "To detect in the browser, export the model (python export.py --checkpoint FILE --format onnx), " +
+  "and start serve.py with --browser-model FILE.onnx.";
 
 const $ = (id) => document.getElementById(id);
 const state = {
