@@ -49,7 +49,13 @@ SHORT = {
     "-m benchmarks.service_load": "--requests 20 --clients 2 --rounds 1 --batch-size 2",
 }
 # words of a page that stand for something else here
-NAMES = {"/data/coco": "coco", "https://storage.example/coco-shards": "shards", "train2017": "train", "8000": "0", "PLANTED": "SET"}
+NAMES = {
+    "/data/coco": "coco",
+    "https://storage.example/coco-shards": "shards",
+    "train2017": "train",
+    "8000": "0",
+    "PLANTED": "SET",
+}
 # beginnings of commands that are not run, and why
 NOT_RUN = {
     "python -m pytest": "it is `make test`",
