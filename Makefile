@@ -1,4 +1,4 @@
-# `make demo` runs the whole platform on a drawn data set; `make test` runs the tests.
+# `make demo` runs the main commands on a drawn data set; `make test` runs the tests.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -6,12 +6,12 @@ BIN    := $(VENV)/bin
 .PHONY: help setup setup-dev demo test lint docs audit clean
 
 help:
-	@echo "make demo   set up, draw a data set, train, evaluate, predict (about ten minutes on two cores)"
-	@echo "make test   set up with the tools for tests, and run them"
+	@echo "make demo   install, draw a data set, train, evaluate, predict (about ten minutes on two cores)"
+	@echo "make test   install the development tools and run the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   build the documentation into docs/_build/html"
-	@echo "make audit  ask the index for known vulnerabilities of what is installed"
-	@echo "make clean  remove what make demo made"
+	@echo "make audit  check the installed packages for known vulnerabilities"
+	@echo "make clean  remove the files of make demo"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
