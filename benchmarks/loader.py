@@ -127,8 +127,12 @@ def stopwatch() -> Iterator[dict[str, float]]:
     spent: dict[str, float] = defaultdict(float)
     steps = {
         "decode": [(loader_module, "read_image_and_size")],
-        "geometry": [(loader_module, "compose_mosaic"), (loader_module, "place_alone"), (loader_module, "mirror")],
-        "colour": [(loader_module, "change_colour")],
+        "geometry": [
+            (loader_module, "compose_mosaic"),
+            (loader_module, "place_single"),
+            (loader_module, "random_flip"),
+        ],
+        "colour": [(loader_module, "jitter_hsv")],
         "collate": [(loader_module, "collate")],
     }
 

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     detector = load_detector(options.checkpoint, options.device)
     if options.input_size:
         detector.set_input_size(options.input_size)
-    alone = Alone(detector, options.batch_size)
+    alone = NetworkAlone(detector, options.batch_size)
     signal.signal(signal.SIGTERM, _stop)
     process, port = start(options)
     try:
@@ -92,16 +92,16 @@ def _stop(signum: int, _: object) -> NoReturn:
     raise Interrupted(signum)  # so that the service is stopped, too
 
 
-def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
+def measure(options: LoadOptions, alone: NetworkAlone, pid: int, port: int) -> int:
     """Measure the service and the network alone in turn, so that other load affects both equally."""
     pictures = make_pictures(16, *options.picture_size)
-    press(port, pictures, options.clients, 20 * options.clients, Tally(), options.seconds)  # warm-up
+    send_requests(port, pictures, options.clients, 20 * options.clients, Tally(), options.seconds)  # warm-up
     tally, service_rates, alone_rates, memory = Tally(), [], [alone.rate()], [memory_of(pid)]
     end, done, alone_cpu = time.monotonic() + options.seconds, 0, [alone.cpu]
     tree, threads = cpu_of_tree(pid), cpu_by_thread(pid)
     for part in range(options.rounds):
         number = options.requests * (part + 1) // options.rounds - done
-        seconds = press(port, pictures, options.clients, number, tally, end - time.monotonic())
+        seconds = send_requests(port, pictures, options.clients, number, tally, end - time.monotonic())
         before, done = done, sum(tally.statuses.values())
         service_rates.append((done - before) / seconds)
         alone_rates.append(alone.rate())
@@ -135,7 +135,7 @@ def measure(options: LoadOptions, alone: Alone, pid: int, port: int) -> int:
     return 0 if set(tally.statuses) == {200} else 1
 
 
-class Alone:
+class NetworkAlone:
     """The network alone, with the runtime, batch size and input size of the service; no decoding, no HTTP.
 
     Attributes:
@@ -183,7 +183,7 @@ def make_pictures(number: int, height: int, width: int) -> list[bytes]:
     return pictures
 
 
-def press(port: int, pictures: list[bytes], clients: int, number: int, tally: Tally, seconds: float) -> float:
+def send_requests(port: int, pictures: list[bytes], clients: int, number: int, tally: Tally, seconds: float) -> float:
     """Send `number` requests from `clients` threads. Returns the elapsed seconds."""
     numbers = iter(range(number))
     lock, end = threading.Lock(), time.monotonic() + seconds

@@ -37,7 +37,7 @@ from benchmarks.harness import (
     slower_than_before,
     table,
 )
-from benchmarks.service_load import LoadOptions, Tally, make_pictures, press, start
+from benchmarks.service_load import LoadOptions, Tally, make_pictures, send_requests, start
 from data.open import default_splits, open_dataset
 from data.tools.demo import draw_scene
 from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, score
@@ -296,11 +296,11 @@ def service_rows(bench: Bench) -> Iterator[Row]:
 
     def request() -> float:
         before = cpu_of_tree(process.pid)
-        press(port, pictures, 1, REQUESTS, Tally(), 600)
+        send_requests(port, pictures, 1, REQUESTS, Tally(), 600)
         return (cpu_of_tree(process.pid) - before) / REQUESTS
 
     try:
-        press(port, pictures, 1, 20, Tally(), 600)  # starts the decoder, fills caches
+        send_requests(port, pictures, 1, 20, Tally(), 600)  # starts the decoder, fills caches
         network = partial(mean_cost, partial(runtime.run, image), 0.2)
         costs = in_turns({"network": lambda: network().cpu, "request": request}, SERVICE_ROUNDS, warm_up=0)
     finally:

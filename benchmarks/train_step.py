@@ -124,10 +124,10 @@ def our_step(preset: str, size: int, batch: int, classes: int, all_layers: bool)
     trainer = build_trainer(options, model, ema, batch, 100, index)
     freeze(trainer, model.backbone, options, options.start.freeze_epochs)
     data = make_batch(batch, size, classes)
-    return lambda: void(train_epoch(trainer, [data], 1, "", EpochProgress(0, 0, {}), show=False))
+    return lambda: discard(train_epoch(trainer, [data], 1, "", EpochProgress(0, 0, {}), show=False))
 
 
-def void(_: Any) -> None:
+def discard(_: Any) -> None:
     """Discard a result."""
 
 

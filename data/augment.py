@@ -56,8 +56,8 @@ class Sample(NamedTuple):
     weights: np.ndarray
 
 
-class Geometry(NamedTuple):
-    """The random numbers that place one image; the placement follows once the image's size is known.
+class AffineParams(NamedTuple):
+    """Parameters of the random affine transform of one image; its matrix depends on the size of the image.
 
     `scale_x`, `scale_y` are relative to the letterboxed size; `shift_x`, `shift_y` in [0, 1] are the position in the
     free or cropped margin; `extra_x`, `extra_y` the shift beyond it, a fraction of the window; angles are in radians.
@@ -73,14 +73,14 @@ class Geometry(NamedTuple):
     shear: float = 0.0
 
 
-def draw_geometry(rng: np.random.Generator, config: AugmentConfig, scale: tuple[float, ...]) -> Geometry:
-    """Draw the random placement of one image, with a scale uniform in `scale` (low, high)."""
+def sample_affine(rng: np.random.Generator, config: AugmentConfig, scale: tuple[float, ...]) -> AffineParams:
+    """Sample scale, aspect, translation, rotation and shear ; the scale is uniform in `scale`, (low, high)"""
     size, stretch, shift_x, shift_y, extra_x, extra_y, turn, slant = rng.random(8).tolist()  # one call is faster
     size = scale[0] + (scale[1] - scale[0]) * size
     stretch = (1 + config.aspect) ** (stretch - 0.5)
     if not config.translate:
         shift_x = shift_y = 0.5
-    return Geometry(
+    return AffineParams(
         size * stretch,
         size / stretch,
         shift_x,
@@ -92,13 +92,13 @@ def draw_geometry(rng: np.random.Generator, config: AugmentConfig, scale: tuple[
     )
 
 
-def fitted_scale(letterbox: Letterbox, height: float, width: float) -> tuple[float, float]:
+def letterbox_scale(letterbox: Letterbox, height: float, width: float) -> tuple[float, float]:
     """(x, y) input pixels per image pixel in the letterbox, before rounding to whole pixels."""
     scale_y, scale_x = letterbox.input_size[0] / height, letterbox.input_size[1] / width
     return (scale_x, scale_y) if letterbox.mode == "stretch" else (min(scale_x, scale_y),) * 2
 
 
-def place_alone(photo: Photo, canvas: np.ndarray, letterbox: Letterbox, geometry: Geometry) -> np.ndarray:
+def place_single(photo: Photo, canvas: np.ndarray, letterbox: Letterbox, geometry: AffineParams) -> np.ndarray:
     """Draw an image by itself into `canvas`; returns the (2, 3) matrix from its own pixels to the canvas's."""
     height, width = canvas.shape[:2]
     scale = drawn_scale(photo, letterbox, geometry)
@@ -113,7 +113,7 @@ def place(
     window: Window,
     origin: tuple[float, float],
     scale: tuple[float, float],
-    geometry: Geometry,
+    geometry: AffineParams,
 ) -> np.ndarray:
     """Draw an image into a window of the canvas, every pixel resampled once.
 
@@ -138,13 +138,13 @@ def place(
     down = _span(origin[1], scale[1] / photo.scale_y, height, window[1], window[3])
     if across is not None and down is not None:
         part = photo.image[down[2] : down[3], across[2] : across[3]]
-        shrink_or_grow(part, canvas[down[0] : down[1], across[0] : across[1]])
+        resize_into(part, canvas[down[0] : down[1], across[0] : across[1]])
     step_x, start_x = _line(across, origin[0], scale[0] / photo.scale_x)
     step_y, start_y = _line(down, origin[1], scale[1] / photo.scale_y)
     return np.array([[step_x * photo.scale_x, 0, start_x], [0, step_y * photo.scale_y, start_y]])
 
 
-def shrink_or_grow(image: np.ndarray, out: np.ndarray) -> None:
+def resize_into(image: np.ndarray, out: np.ndarray) -> None:
     """Resize into `out`, with area averaging (much slower) only where bilinear sampling would skip pixels."""
     height, width = out.shape[:2]
     if image.shape == out.shape:
@@ -154,7 +154,7 @@ def shrink_or_grow(image: np.ndarray, out: np.ndarray) -> None:
     cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_AREA if skips else cv2.INTER_LINEAR)
 
 
-def map_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def transform_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """(N, 4) xyxy boxes under a (2, 3) matrix: the upright boxes around the mapped ones, float64."""
     corners = boxes.astype(np.float64)[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ matrix[:, :2].T + matrix[:, 2]
     return np.concatenate([corners.min(1), corners.max(1)], axis=1)
@@ -169,10 +169,10 @@ def clip_boxes(boxes: np.ndarray, window: Window, config: AugmentConfig) -> tupl
     return clipped, enough & (sides.min(1, initial=math.inf) >= config.min_box_size)
 
 
-def mirror(
+def random_flip(
     image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator, config: AugmentConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Flip image and boxes at random, left to right and top to bottom."""
+    """Random horizontal and vertical flip of an image and its boxes."""
     height, width = image.shape[:2]
     across, down = rng.random() < config.flip, rng.random() < config.flip_vertical
     if across:
@@ -184,8 +184,8 @@ def mirror(
     return image, boxes
 
 
-def change_colour(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
-    """Random hue, saturation and value, by one 3x3 matrix on RGB.
+def jitter_hsv(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
+    """HSV jitter: random hue, saturation and value, by one 3x3 matrix on RGB.
 
     Equivalent to gains in HSV (darknet, YOLOv5) in a tenth of the time: lightness is kept when saturation changes,
     and nothing wraps around.
@@ -201,7 +201,7 @@ def change_colour(image: np.ndarray, rng: np.random.Generator, config: AugmentCo
     return cv2.transform(image, (1 + value) * _YIQ_TO_RGB @ chroma @ _RGB_TO_YIQ)
 
 
-def degrade(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
+def apply_albumentations(image: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
     """Apply at random one of albumentations' blur, median blur, CLAHE, grey and JPEG artefacts; boxes do not change."""
     if not config.albumentations or rng.random() >= config.albumentations:
         return image
@@ -229,9 +229,9 @@ def _albumentations() -> dict[str, Any]:
     return {name: albumentations.Compose([step]) for name, step in steps.items()}
 
 
-def drawn_scale(photo: Photo, letterbox: Letterbox, geometry: Geometry) -> tuple[float, float]:
+def drawn_scale(photo: Photo, letterbox: Letterbox, geometry: AffineParams) -> tuple[float, float]:
     """(x, y) canvas pixels per pixel of the original."""
-    fit_x, fit_y = fitted_scale(letterbox, photo.height, photo.width)
+    fit_x, fit_y = letterbox_scale(letterbox, photo.height, photo.width)
     return fit_x * geometry.scale_x, fit_y * geometry.scale_y
 
 
@@ -253,7 +253,9 @@ def _line(span: tuple[int, int, int, int] | None, start: float, step: float) -> 
     return exact, span[0] - span[2] * exact
 
 
-def _rotation(photo: Photo, origin: tuple[float, float], scale: tuple[float, float], geometry: Geometry) -> np.ndarray:
+def _rotation(
+    photo: Photo, origin: tuple[float, float], scale: tuple[float, float], geometry: AffineParams
+) -> np.ndarray:
     """(2, 3) matrix from the original's pixels to the canvas's: rotation and shear about the placed image's centre."""
     centre = np.array([origin[0] + photo.width * scale[0] / 2, origin[1] + photo.height * scale[1] / 2])
     cos, sin, tangent = math.cos(geometry.rotate), math.sin(geometry.rotate), math.tan(geometry.shear)

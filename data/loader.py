@@ -19,21 +19,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import (
+    AffineParams,
     AugmentConfig,
-    Geometry,
     Photo,
     Sample,
-    change_colour,
+    apply_albumentations,
     clip_boxes,
-    degrade,
-    draw_geometry,
-    fitted_scale,
-    map_boxes,
-    mirror,
-    place_alone,
+    jitter_hsv,
+    letterbox_scale,
+    place_single,
+    random_flip,
+    sample_affine,
+    transform_boxes,
 )
 from data.index import SCORE_RANGE, DatasetIndex
-from data.mosaic import compose_mosaic, draw_centre, mix, paste_box
+from data.mosaic import compose_mosaic, copy_paste_object, draw_centre, mixup
 from data.skips import Skip
 from imaging.image_io import read_image_and_size
 from imaging.letterbox import Letterbox
@@ -175,13 +175,13 @@ class _SampleMaker:
         if many and rng.random() < config.mosaic:
             sample = self._mosaic(self.key.image)
             if config.mixup and rng.random() < config.mixup:
-                sample = mix(sample, self._mosaic(self._partner()), rng)
+                sample = mixup(sample, self._mosaic(self._partner()), rng)
         else:
             sample = self._alone(self.key.image)
         if many and self.dataset._rare is not None and rng.random() < config.copy_paste:
             sample = self._paste(sample)
-        image, boxes = mirror(sample.image, sample.boxes, rng, config)
-        image = degrade(change_colour(image, rng, config), rng, config)
+        image, boxes = random_flip(sample.image, sample.boxes, rng, config)
+        image = apply_albumentations(jitter_hsv(image, rng, config), rng, config)
         return {
             "image": image,
             "boxes": boxes.astype(np.float32),
@@ -192,12 +192,12 @@ class _SampleMaker:
         }
 
     def _alone(self, index: int) -> Sample:
-        geometry = draw_geometry(self.rng, self.config, self.config.scale)
+        geometry = sample_affine(self.rng, self.config, self.config.scale)
         photo, index = self._read(index, geometry)
         canvas = np.full((*self.letterbox.input_size, 3), self.letterbox.pad_value, np.uint8)
-        matrix = place_alone(photo, canvas, self.letterbox, geometry)
+        matrix = place_single(photo, canvas, self.letterbox, geometry)
         boxes, labels, weights = self.dataset.targets(index)
-        clipped, keep = clip_boxes(map_boxes(boxes, matrix), (0, 0, *canvas.shape[1::-1]), self.config)
+        clipped, keep = clip_boxes(transform_boxes(boxes, matrix), (0, 0, *canvas.shape[1::-1]), self.config)
         return Sample(canvas, clipped[keep], labels[keep], weights[keep])
 
     def _mosaic(self, index: int) -> Sample:
@@ -206,7 +206,7 @@ class _SampleMaker:
         self.rng.shuffle(indices)
         parts = []
         for each in indices:
-            geometry = draw_geometry(self.rng, self.config, self.config.mosaic_scale)
+            geometry = sample_affine(self.rng, self.config, self.config.mosaic_scale)
             photo, used = self._read(each, geometry)
             parts.append((photo, *self.dataset.targets(used), geometry))
         return compose_mosaic(parts, centre, self.letterbox, self.config)
@@ -217,16 +217,16 @@ class _SampleMaker:
         for _ in range(self.rng.integers(1, 4)):
             choice = int(np.searchsorted(cumulative, self.rng.random(), side="right"))
             choice = min(choice, len(images) - 1)
-            photo, used = self._read(int(images[choice]), Geometry(1, 1, 0, 0))
+            photo, used = self._read(int(images[choice]), AffineParams(1, 1, 0, 0))
             if used == images[choice]:
                 box, label = self.dataset.index.boxes[boxes[choice]], int(self.dataset.index.labels[boxes[choice]])
-                sample = paste_box(sample, photo, box, label, self.letterbox, self.rng)
+                sample = copy_paste_object(sample, photo, box, label, self.letterbox, self.rng)
         return sample
 
     def _partner(self) -> int:
         return self.dataset.reader.partner(self.rng)
 
-    def _read(self, index: int, geometry: Geometry) -> tuple[Photo, int]:
+    def _read(self, index: int, geometry: AffineParams) -> tuple[Photo, int]:
         """Read an image, and return its position; an unreadable image is replaced by another."""
         for _ in range(MAX_REPLACEMENTS):
             try:
@@ -237,12 +237,12 @@ class _SampleMaker:
         path, reason = self.skipped[-1]
         raise RunError(path, f"{reason}; and {MAX_REPLACEMENTS} consecutive images cannot be read", "check the data")
 
-    def _min_size(self, index: int, geometry: Geometry) -> Size:
+    def _min_size(self, index: int, geometry: AffineParams) -> Size:
         """(height, width) below which the decoded image would have to be enlarged."""
         input_height, input_width = self.letterbox.input_size
         height, width = self.dataset.index.sizes[index].tolist()
         if height > 0 and width > 0:
-            fit = fitted_scale(self.letterbox, height, width)
+            fit = letterbox_scale(self.letterbox, height, width)
             input_height, input_width = height * fit[1], width * fit[0]
         return math.ceil(input_height * geometry.scale_y), math.ceil(input_width * geometry.scale_x)
 

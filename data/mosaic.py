@@ -8,16 +8,16 @@ import cv2
 import numpy as np
 
 from data.augment import (
+    AffineParams,
     AugmentConfig,
-    Geometry,
     Photo,
     Sample,
     Window,
     clip_boxes,
     drawn_scale,
-    fitted_scale,
-    map_boxes,
+    letterbox_scale,
     place,
+    transform_boxes,
 )
 from imaging.letterbox import Letterbox
 
@@ -33,12 +33,12 @@ def draw_centre(rng: np.random.Generator, input_size: tuple[int, int]) -> tuple[
 
 
 def compose_mosaic(
-    parts: Sequence[tuple[Photo, np.ndarray, np.ndarray, np.ndarray, Geometry]],
+    parts: Sequence[tuple[Photo, np.ndarray, np.ndarray, np.ndarray, AffineParams]],
     centre: tuple[int, int],
     letterbox: Letterbox,
     config: AugmentConfig,
 ) -> Sample:
-    """Combine four images around one point, each resized directly into its quarter.
+    """Mosaic: combine four images around one point, each resized directly into its quarter.
 
     An image larger than its quarter is cropped at random; a smaller one touches the point where the tiles meet.
 
@@ -65,24 +65,24 @@ def compose_mosaic(
         left = _tile_origin(window[0], window[2], photo.width * scale[0], geometry.shift_x, at_low=right)
         top = _tile_origin(window[1], window[3], photo.height * scale[1], geometry.shift_y, at_low=below)
         matrix = place(photo, canvas, window, (left, top), scale, geometry)
-        clipped, keep = clip_boxes(map_boxes(boxes, matrix), window, config)
+        clipped, keep = clip_boxes(transform_boxes(boxes, matrix), window, config)
         all_boxes.append(clipped[keep])
         all_labels.append(labels[keep])
         all_weights.append(weights[keep])
     return Sample(canvas, *(np.concatenate(each) for each in (all_boxes, all_labels, all_weights)))
 
 
-def mix(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
-    """Blend two images of one size; the objects of both keep their full weight (https://arxiv.org/abs/1902.04103)."""
+def mixup(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
+    """Mixup of two images of one size; the objects of both keep their full weight (https://arxiv.org/abs/1902.04103)."""
     weight = rng.beta(MIXUP_BETA, MIXUP_BETA)
     image = cv2.addWeighted(first.image, weight, second.image, 1 - weight, 0)
     return Sample(image, *(np.concatenate(pair) for pair in zip(first[1:], second[1:], strict=True)))
 
 
-def paste_box(
+def copy_paste_object(
     sample: Sample, photo: Photo, box: np.ndarray, label: int, letterbox: Letterbox, rng: np.random.Generator
 ) -> Sample:
-    """Paste one object's crop at a random place where it hides no other object; unchanged if there is no such place.
+    """Copy-paste: paste the crop of an object where it hides no other object; unchanged if there is no such place.
 
     Args:
         sample: the image to paste into, modified in place.
@@ -94,7 +94,7 @@ def paste_box(
     pixels = np.array([photo.scale_x, photo.scale_y] * 2)
     bounds = np.array([photo.image.shape[1], photo.image.shape[0]] * 2)
     x1, y1, x2, y2 = np.clip(np.round(box * pixels), 0, bounds).astype(int)
-    fit_x, fit_y = fitted_scale(letterbox, photo.height, photo.width)
+    fit_x, fit_y = letterbox_scale(letterbox, photo.height, photo.width)
     size = rng.uniform(0.6, 1.4)
     new_width = round((x2 - x1) / photo.scale_x * fit_x * size)
     new_height = round((y2 - y1) / photo.scale_y * fit_y * size)

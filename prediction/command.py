@@ -20,7 +20,7 @@ from prediction.options import PredictOptions, no_source, return_class_sources
 from prediction.outputs import (
     OutputFolder,
     count_text,
-    fresh_folder,
+    new_output_folder,
     planned_files,
 )
 from prediction.run import Prediction, output_kinds
@@ -108,7 +108,7 @@ def _processes() -> Iterator[None]:
 
 
 def _output_folder(options: PredictOptions, sources: Sequence[Source]) -> OutputFolder:
-    fresh = fresh_folder(Path("output")) if options.output is None and distributed.is_main() else None
+    fresh = new_output_folder(Path("output")) if options.output is None and distributed.is_main() else None
     path = distributed.gather(fresh)[0] if options.output is None else Path(options.output)
     check_output_folder("--output", path, [name for name in options.sources if os.path.isdir(name)])
     return OutputFolder(path, options.overwrite, [source.path for source in sources if source.path is not None])

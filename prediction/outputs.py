@@ -94,7 +94,7 @@ class OutputFolder:
         return path
 
 
-def fresh_folder(root: Path, stem: str = "predict") -> Path:
+def new_output_folder(root: Path, stem: str = "predict") -> Path:
     """`root/stem-1`, or the first free number."""
     taken = [int(match[1]) for path in root.glob(f"{stem}-*") if (match := re.fullmatch(rf"{stem}-(\d+)", path.name))]
     return root / f"{stem}-{max(taken, default=0) + 1}"
@@ -313,7 +313,7 @@ WRITERS: dict[str, Callable[[OutputFolder, Sequence[str]], ResultWriter]] = {
 }
 
 
-class Postponed(ResultWriter):
+class DeferredWriter(ResultWriter):
     """Keeps results, without images, until they can be merged with those of other processes."""
 
     def __init__(self, folder: OutputFolder, class_names: Sequence[str]) -> None:

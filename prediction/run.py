@@ -24,8 +24,8 @@ from prediction.options import PredictOptions
 from prediction.outputs import (
     OF_PICTURES,
     WRITERS,
+    DeferredWriter,
     OutputFolder,
-    Postponed,
     Result,
     ResultWriter,
     count_text,
@@ -63,7 +63,7 @@ class Prediction:
         self.done = self.failed = 0
         self.counts: Counter[int] = Counter()
         self.writers: list[ResultWriter] = []
-        self.postponed: Postponed | None = None
+        self.postponed: DeferredWriter | None = None
         self.view: Any = None
         self._bar: Any = None
 
@@ -71,7 +71,7 @@ class Prediction:
         try:
             kinds = output_kinds(self.options)
             if distributed.world_size() > 1:
-                self.postponed = Postponed(self.folder, self.class_names)
+                self.postponed = DeferredWriter(self.folder, self.class_names)
                 self.writers.append(self.postponed)
                 kinds = [kind for kind in kinds if kind in OF_PICTURES]
             for kind in kinds:

@@ -7,17 +7,17 @@ import pytest
 
 from data.augment import (
     ALBUMENTATIONS,
+    AffineParams,
     AugmentConfig,
-    Geometry,
     Photo,
-    change_colour,
+    apply_albumentations,
     clip_boxes,
-    degrade,
-    draw_geometry,
-    map_boxes,
-    mirror,
-    place_alone,
-    shrink_or_grow,
+    jitter_hsv,
+    place_single,
+    random_flip,
+    resize_into,
+    sample_affine,
+    transform_boxes,
 )
 from imaging.letterbox import Letterbox
 
@@ -32,7 +32,7 @@ def rectangle_photo(height: int = 240, width: int = 320, decoded: int = 1) -> Ph
     x1, y1, x2, y2 = BOX[0].astype(int)
     image[y1:y2, x1:x2] = RED
     small = np.empty((height // decoded, width // decoded, 3), np.uint8)
-    shrink_or_grow(image, small)
+    resize_into(image, small)
     return Photo(small, height, width, 1 / decoded, 1 / decoded)
 
 
@@ -51,11 +51,11 @@ def test_a_box_stays_tight_around_its_pixels_wherever_the_image_is_placed(mode: 
     for seed in range(60):
         rng = np.random.default_rng(seed)
         canvas = np.full((192, 256, 3), 114, np.uint8)
-        matrix = place_alone(
-            rectangle_photo(decoded=decoded), canvas, letterbox, draw_geometry(rng, config, config.scale)
+        matrix = place_single(
+            rectangle_photo(decoded=decoded), canvas, letterbox, sample_affine(rng, config, config.scale)
         )
-        boxes, keep = clip_boxes(map_boxes(BOX, matrix), (0, 0, 256, 192), config)
-        image, boxes = mirror(canvas, boxes, rng, AugmentConfig(flip=0.5, flip_vertical=0.5))
+        boxes, keep = clip_boxes(transform_boxes(BOX, matrix), (0, 0, 256, 192), config)
+        image, boxes = random_flip(canvas, boxes, rng, AugmentConfig(flip=0.5, flip_vertical=0.5))
         if keep[0]:
             assert np.abs(boxes[0] - red_box(image)).max() <= 1.5
             seen += 1
@@ -66,9 +66,9 @@ def test_a_turned_image_keeps_its_rectangle_inside_an_enclosing_box() -> None:
     config = AugmentConfig(scale=(0.4, 1.0), rotate=30, shear=10, translate=0.0)
     for seed in range(20):
         canvas = np.full((256, 256, 3), 114, np.uint8)
-        geometry = draw_geometry(np.random.default_rng(seed), config, config.scale)
-        matrix = place_alone(rectangle_photo(), canvas, Letterbox((256, 256)), geometry)
-        boxes, _ = clip_boxes(map_boxes(BOX, matrix), (0, 0, 256, 256), config)
+        geometry = sample_affine(np.random.default_rng(seed), config, config.scale)
+        matrix = place_single(rectangle_photo(), canvas, Letterbox((256, 256)), geometry)
+        boxes, _ = clip_boxes(transform_boxes(BOX, matrix), (0, 0, 256, 256), config)
         assert np.abs(boxes[0] - red_box(canvas)).max() <= 2
 
 
@@ -76,16 +76,16 @@ def test_without_augmentation_the_image_is_the_letterboxed_one() -> None:
     letterbox, config = Letterbox((224, 320)), AugmentConfig.none()
     photo = rectangle_photo(200, 400)
     canvas = np.full((224, 320, 3), letterbox.pad_value, np.uint8)
-    matrix = place_alone(photo, canvas, letterbox, draw_geometry(np.random.default_rng(0), config, config.scale))
-    assert np.abs(map_boxes(BOX, matrix) - letterbox.boxes_to_input(BOX, 200, 400)).max() < 0.01
+    matrix = place_single(photo, canvas, letterbox, sample_affine(np.random.default_rng(0), config, config.scale))
+    assert np.abs(transform_boxes(BOX, matrix) - letterbox.boxes_to_input(BOX, 200, 400)).max() < 0.01
     assert np.abs(canvas.astype(int) - letterbox.apply(photo.image).astype(int)).mean() < 1
 
 
 def test_the_padding_keeps_its_grey_and_an_image_outside_the_canvas_draws_nothing() -> None:
     canvas = np.full((64, 64, 3), 114, np.uint8)
-    matrix = place_alone(rectangle_photo(), canvas, Letterbox((64, 64)), Geometry(1, 1, 0.5, 0.5, extra_x=5.0))
+    matrix = place_single(rectangle_photo(), canvas, Letterbox((64, 64)), AffineParams(1, 1, 0.5, 0.5, extra_x=5.0))
     assert (canvas == 114).all()
-    assert not clip_boxes(map_boxes(BOX, matrix), (0, 0, 64, 64), AugmentConfig())[1].any()
+    assert not clip_boxes(transform_boxes(BOX, matrix), (0, 0, 64, 64), AugmentConfig())[1].any()
 
 
 def test_a_box_that_is_cut_too_far_or_too_small_is_dropped() -> None:
@@ -101,16 +101,18 @@ def test_a_box_that_is_cut_too_far_or_too_small_is_dropped() -> None:
 def test_an_image_without_boxes_passes_through_every_step() -> None:
     none = np.zeros((0, 4))
     matrix = np.array([[1, 0.1, 0], [0, 1, 3.0]])
-    clipped, keep = clip_boxes(map_boxes(none, matrix), (0, 0, 9, 9), AugmentConfig())
-    _, boxes = mirror(np.zeros((9, 9, 3), np.uint8), clipped[keep], np.random.default_rng(0), AugmentConfig(flip=1))
+    clipped, keep = clip_boxes(transform_boxes(none, matrix), (0, 0, 9, 9), AugmentConfig())
+    _, boxes = random_flip(
+        np.zeros((9, 9, 3), np.uint8), clipped[keep], np.random.default_rng(0), AugmentConfig(flip=1)
+    )
     assert boxes.shape == (0, 4)
 
 
 def test_colour_changes_colours_and_gains_of_zero_change_nothing() -> None:
     image = rectangle_photo().image
     rng = np.random.default_rng(1)
-    assert (change_colour(image, rng, AugmentConfig.none()) == image).all()
-    changed = change_colour(image, rng, AugmentConfig(hue=0.1, saturation=0.7, value=0.4))
+    assert (jitter_hsv(image, rng, AugmentConfig.none()) == image).all()
+    changed = jitter_hsv(image, rng, AugmentConfig(hue=0.1, saturation=0.7, value=0.4))
     assert changed.shape == image.shape and changed.dtype == np.uint8 and (changed != image).any()
 
 
@@ -119,9 +121,9 @@ def test_colour_keeps_grey_grey_and_lightness_when_only_hue_and_saturation_chang
     image = np.random.default_rng(0).integers(60, 180, (50, 50, 3), np.uint8)
     luma = np.array([0.299, 0.587, 0.114])
     for seed in range(10):
-        changed = change_colour(grey, np.random.default_rng(seed), AugmentConfig(hue=0.1, saturation=0.7, value=0.4))
+        changed = jitter_hsv(grey, np.random.default_rng(seed), AugmentConfig(hue=0.1, saturation=0.7, value=0.4))
         assert np.ptp(changed.astype(int)) <= 1 and 0.59 * 114 <= changed[0, 0, 0] <= 1.41 * 114
-        turned = change_colour(image, np.random.default_rng(seed), AugmentConfig(hue=0.1, saturation=0.3, value=0.0))
+        turned = jitter_hsv(image, np.random.default_rng(seed), AugmentConfig(hue=0.1, saturation=0.3, value=0.0))
         assert np.abs(turned @ luma - image @ luma).mean() < 1
 
 
@@ -129,8 +131,12 @@ def test_albumentations_steps_all_run_repeat_by_seed_and_keep_shape() -> None:
     pytest.importorskip("albumentations")
     image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
     config = AugmentConfig(albumentations=1.0)
-    results = [degrade(image, np.random.default_rng(seed), config) for seed in range(4 * len(ALBUMENTATIONS))]
-    again = [degrade(image, np.random.default_rng(seed), config) for seed in range(4 * len(ALBUMENTATIONS))]
+    results = [
+        apply_albumentations(image, np.random.default_rng(seed), config) for seed in range(4 * len(ALBUMENTATIONS))
+    ]
+    again = [
+        apply_albumentations(image, np.random.default_rng(seed), config) for seed in range(4 * len(ALBUMENTATIONS))
+    ]
     assert all((a == b).all() for a, b in zip(results, again, strict=True))
     assert all(r.shape == image.shape and r.dtype == np.uint8 for r in results)
     assert sum((r != image).any() for r in results) == len(results)

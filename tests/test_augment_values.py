@@ -14,25 +14,25 @@ import pytest
 import data.augment
 from data.augment import (
     ALBUMENTATIONS,
+    AffineParams,
     AugmentConfig,
-    Geometry,
     Photo,
     Sample,
-    change_colour,
+    apply_albumentations,
     clip_boxes,
-    degrade,
-    draw_geometry,
-    fitted_scale,
-    map_boxes,
-    mirror,
+    jitter_hsv,
+    letterbox_scale,
     place,
-    place_alone,
-    shrink_or_grow,
+    place_single,
+    random_flip,
+    resize_into,
+    sample_affine,
+    transform_boxes,
 )
-from data.mosaic import _covered, _tile_origin, compose_mosaic, draw_centre, mix, paste_box
+from data.mosaic import _covered, _tile_origin, compose_mosaic, copy_paste_object, draw_centre, mixup
 from imaging.letterbox import Letterbox
 
-NO_MOVE = Geometry(1, 1, 0, 0)
+NO_MOVE = AffineParams(1, 1, 0, 0)
 
 
 class Numbers:
@@ -76,23 +76,23 @@ def smooth_image(height: int, width: int) -> np.ndarray:
 
 def test_the_geometry_is_drawn_from_eight_numbers() -> None:
     config = AugmentConfig(aspect=0.21, translate=0.2, rotate=30, shear=10)
-    drawn = draw_geometry(Numbers(0.25, 1.0, 0.3, 0.6, 0.75, 0.1, 0.9, 0.25), config, (0.5, 1.5))
+    drawn = sample_affine(Numbers(0.25, 1.0, 0.3, 0.6, 0.75, 0.1, 0.9, 0.25), config, (0.5, 1.5))
     expected = (0.75 * 1.1, 0.75 / 1.1, 0.3, 0.6, 0.1, -0.16, math.radians(24), math.radians(-5))
     assert drawn == pytest.approx(expected)
-    still = draw_geometry(Numbers(*[0.8] * 8), AugmentConfig(aspect=0, translate=0), (2.0, 2.0))
+    still = sample_affine(Numbers(*[0.8] * 8), AugmentConfig(aspect=0, translate=0), (2.0, 2.0))
     assert still == pytest.approx((2, 2, 0.5, 0.5, 0, 0, 0, 0))
 
 
 def test_the_fitted_scale_is_the_smaller_one_or_both() -> None:
-    assert fitted_scale(Letterbox((100, 300)), 50, 100) == (2, 2)
-    assert fitted_scale(Letterbox((100, 300), "stretch"), 50, 100) == (3, 2)
+    assert letterbox_scale(Letterbox((100, 300)), 50, 100) == (2, 2)
+    assert letterbox_scale(Letterbox((100, 300), "stretch"), 50, 100) == (3, 2)
 
 
 def test_an_image_has_the_position_of_its_geometry() -> None:
     # 150 x 100 pixels of a canvas of 300 x 100: a quarter of the free 150 and a tenth of 300; 20 above the canvas
     image, canvas = random_image(50, 100), np.full((100, 300, 3), 114, np.uint8)
-    geometry = Geometry(0.5, 1.0, 0.25, 0.5, 0.1, -0.2)
-    matrix = place_alone(Photo(image, 50, 100, 1, 1), canvas, Letterbox((100, 300), "stretch"), geometry)
+    geometry = AffineParams(0.5, 1.0, 0.25, 0.5, 0.1, -0.2)
+    matrix = place_single(Photo(image, 50, 100, 1, 1), canvas, Letterbox((100, 300), "stretch"), geometry)
     assert matrix.tolist() == [[1.5, 0, 68], [0, 2, -20]]
     expected = np.full_like(canvas, 114)
     expected[0:80, 68:218] = cv2.resize(image[10:50], (150, 80), interpolation=cv2.INTER_LINEAR)
@@ -157,7 +157,7 @@ def test_an_image_is_averaged_only_where_pixels_would_be_skipped(
     source: tuple[int, int], size: tuple[int, int], interpolation: int
 ) -> None:
     image, out = random_image(*source), np.zeros((*size, 3), np.uint8)
-    shrink_or_grow(image, out)
+    resize_into(image, out)
     assert (out == cv2.resize(image, size[::-1], interpolation=interpolation)).all()
 
 
@@ -176,7 +176,7 @@ def test_an_image_is_averaged_only_where_pixels_would_be_skipped(
     ],
 )
 def test_a_box_is_mapped_to_the_upright_box_around_it(matrix: Any, box: Any, mapped: Any) -> None:
-    assert map_boxes(np.array([box]), np.array(matrix, float))[0].tolist() == pytest.approx(mapped)
+    assert transform_boxes(np.array([box]), np.array(matrix, float))[0].tolist() == pytest.approx(mapped)
 
 
 def test_a_box_is_kept_down_to_the_least_share_and_size() -> None:
@@ -194,7 +194,9 @@ def test_a_box_is_kept_down_to_the_least_share_and_size() -> None:
 @pytest.mark.parametrize(("across", "down"), itertools.product((0.49, 0.5), (0.19, 0.2)))
 def test_image_and_boxes_are_mirrored_together(across: float, down: float) -> None:
     image, box = random_image(10, 20), [1, 2, 5, 7]
-    flipped, boxes = mirror(image, np.array([box]), Numbers(across, down), AugmentConfig(flip=0.5, flip_vertical=0.2))
+    flipped, boxes = random_flip(
+        image, np.array([box]), Numbers(across, down), AugmentConfig(flip=0.5, flip_vertical=0.2)
+    )
     if across < 0.5:
         image, box = image[:, ::-1], [20 - box[2], box[1], 20 - box[0], box[3]]
     if down < 0.2:
@@ -223,7 +225,7 @@ def test_hue_turns_chroma_saturation_stretches_it_and_value_scales_all(
     y, i, q = np.moveaxis(image @ ntsc.T, -1, 0)
     chroma = (i + 1j * q) * (1 + saturation) * np.exp(2j * np.pi * hue)
     expected = (1 + value) * np.stack([y, chroma.real, chroma.imag], axis=-1) @ np.linalg.inv(ntsc).T
-    changed = change_colour(image, Numbers(*drawn), AugmentConfig(**gains))
+    changed = jitter_hsv(image, Numbers(*drawn), AugmentConfig(**gains))
     assert np.abs(changed - expected.clip(0, 255)).max() <= 1  # OpenCV's fixed point
 
 
@@ -242,10 +244,10 @@ def test_one_of_the_albumentations_is_used_with_the_given_probability(monkeypatc
     used: list[Any] = []
     monkeypatch.setattr(data.augment, "_albumentations", lambda: {n: Transform(n, used) for n in ALBUMENTATIONS})
     image, config = random_image(4, 6), AugmentConfig(albumentations=0.3)
-    assert degrade(image, Numbers(0.3), config) is image and not used
-    assert degrade(image, Numbers(), AugmentConfig(albumentations=0)) is image
+    assert apply_albumentations(image, Numbers(0.3), config) is image and not used
+    assert apply_albumentations(image, Numbers(), AugmentConfig(albumentations=0)) is image
     numbers = Numbers(0.29, 3, 77)
-    assert (degrade(image, numbers, config) == image[:, ::-1]).all()
+    assert (apply_albumentations(image, numbers, config) == image[:, ::-1]).all()
     assert used == [(ALBUMENTATIONS[3], 77)] and numbers.asked == [None, len(ALBUMENTATIONS), 2**31]
 
 
@@ -349,7 +351,7 @@ def test_a_tile_is_cropped_by_its_shift_or_touches_the_middle() -> None:
 
 def test_four_images_fill_their_quarters_pixel_by_pixel() -> None:
     images = [random_image(40, 60, seed) for seed in range(4)]
-    geometry = Geometry(1, 1, 0.25, 0.5)
+    geometry = AffineParams(1, 1, 0.25, 0.5)
     boxes, weights = np.array([[12, 17, 28, 23.0], [0, 0, 1, 1]]), np.array([0.5, 1])
     parts = [(Photo(each, 40, 60, 1, 1), boxes, np.array([k, 9]), weights, geometry) for k, each in enumerate(images)]
     sample = compose_mosaic(parts, (20, 10), Letterbox((40, 60)), AugmentConfig(min_visible=0.1, min_box_size=2))
@@ -368,7 +370,7 @@ def test_four_small_images_meet_in_the_middle() -> None:
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
     photos = [Photo(np.full((20, 40, 3), colour, np.uint8), 20, 40, 1, 1) for colour in colours]
     box = np.array([[0, 0, 20, 10.0]])
-    parts = [(photo, box, np.zeros(1, int), np.ones(1), Geometry(0.3, 0.15, 0.5, 0.5)) for photo in photos]
+    parts = [(photo, box, np.zeros(1, int), np.ones(1), AffineParams(0.3, 0.15, 0.5, 0.5)) for photo in photos]
     sample = compose_mosaic(parts, (24, 16), letterbox, AugmentConfig())
     expected = np.full((40, 60, 3), letterbox.pad_value, np.uint8)
     for (x, y), colour in zip([(6, 10), (24, 10), (6, 16), (24, 16)], colours, strict=True):
@@ -381,7 +383,7 @@ def test_mixup_weighs_two_images_and_joins_their_objects() -> None:
     dark = Sample(np.full((4, 4, 3), 40, np.uint8), np.array([[0, 0, 4, 4.0]]), np.array([1]), np.array([0.25]))
     light = Sample(np.full((4, 4, 3), 200, np.uint8), np.array([[2, 2, 3, 3.0]]), np.array([0]), np.ones(1))
     numbers = Numbers(0.75)
-    mixed = mix(dark, light, numbers)
+    mixed = mixup(dark, light, numbers)
     assert (mixed.image == 80).all() and numbers.asked == [(32.0, 32.0)]
     assert mixed.boxes.tolist() == [[0, 0, 4, 4], [2, 2, 3, 3]]
     assert mixed.labels.tolist() == [1, 0] and mixed.weights.tolist() == [0.25, 1]
@@ -394,7 +396,7 @@ CUT = np.array([100.0, 40, 180, 120])  # its pixels 50 to 90, 10 to 30
 def paste(numbers: Numbers, box: np.ndarray = CUT, boxes: Any = ((0, 0, 1, 1),)) -> Sample:
     empty = np.full((100, 200, 3), 114, np.uint8)
     sample = Sample(empty, np.array(boxes, float), np.zeros(len(boxes), int), np.full(len(boxes), 0.5, np.float32))
-    return paste_box(sample, Photo(SOURCE, 200, 400, 0.5, 0.25), box, 7, Letterbox((100, 200)), numbers)
+    return copy_paste_object(sample, Photo(SOURCE, 200, 400, 0.5, 0.25), box, 7, Letterbox((100, 200)), numbers)
 
 
 @pytest.mark.parametrize("mirrored", [0.49, 0.5])

@@ -12,7 +12,7 @@ from train_makers import run_train
 
 import training.run
 from training import budget
-from training.budget import Clock, in_words, plan_steps
+from training.budget import Clock, duration_text, plan_steps
 
 EPOCH = 10  # steps
 PLAN = {"steps_per_epoch": EPOCH, "eval_every": 1, "score_seconds": 0.0, "budget": 1000.0, "most_steps": 10**6}
@@ -57,7 +57,7 @@ def test_a_clock_counts_steps_and_goes_on_where_a_run_was_interrupted() -> None:
 
 
 def test_durations_are_formatted_as_text() -> None:
-    assert (in_words(40), in_words(1500), in_words(11400)) == ("40 s", "25 min", "3 h 10 min")
+    assert (duration_text(40), duration_text(1500), duration_text(11400)) == ("40 s", "25 min", "3 h 10 min")
 
 
 def test_a_run_on_a_machine_that_becomes_faster_trains_longer(

@@ -33,13 +33,13 @@ def test_splits_are_stratified_and_keep_near_duplicates_together() -> None:
     counts = (rng.random((200, 4)) < [0.5, 0.2, 0.1, 0.05]).astype(np.int32)
     groups = np.arange(200)
     groups[1::10] = groups[0::10]  # ten pairs of near-duplicates, and more
-    fold = folds.deal(counts, groups, 5)
+    fold = folds.divide_folds(counts, groups, 5)
     assert np.bincount(fold).tolist() == pytest.approx([40] * 5, abs=3)
     for label in range(4):
         share = np.bincount(fold[counts[:, label] > 0], minlength=5)
         assert share.max() - share.min() <= 3
     assert (fold[1::10] == fold[0::10]).all()
-    assert (folds.deal(counts, groups, 5) == fold).all()
+    assert (folds.divide_folds(counts, groups, 5) == fold).all()
 
 
 def test_the_last_of_the_rounds_has_two_trials() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.augment import AugmentConfig, Photo, Sample, draw_geometry
-from data.mosaic import compose_mosaic, draw_centre, mix, paste_box
+from data.augment import AugmentConfig, Photo, Sample, sample_affine
+from data.mosaic import compose_mosaic, copy_paste_object, draw_centre, mixup
 from imaging.letterbox import Letterbox
 
 COLOURS = np.array([(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10)])
@@ -33,7 +33,7 @@ def test_boxes_stay_tight_around_their_pixels_in_every_tile(turn: float) -> None
         parts = []
         for label, (height, width) in enumerate(sizes):
             box = (width // 4, height // 3, width // 4 * 3, height // 4 * 3)
-            geometry = draw_geometry(rng, config, config.mosaic_scale)
+            geometry = sample_affine(rng, config, config.mosaic_scale)
             photo = photo_of(COLOURS[label], height, width, box)
             parts.append((photo, np.array([box], float), np.array([label]), np.ones(1), geometry))
         sample = compose_mosaic(parts, draw_centre(rng, (256, 320)), Letterbox((256, 320)), config)
@@ -53,7 +53,7 @@ def test_no_grey_shows_where_every_tile_is_larger_than_its_quarter() -> None:
     rng = np.random.default_rng(0)
     photo = Photo(np.zeros((100, 100, 3), np.uint8), 100, 100, 1.0, 1.0)
     nothing = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0)
-    parts = [(photo, *nothing, draw_geometry(rng, config, config.mosaic_scale)) for _ in range(4)]
+    parts = [(photo, *nothing, sample_affine(rng, config, config.mosaic_scale)) for _ in range(4)]
     sample = compose_mosaic(parts, draw_centre(rng, (128, 128)), Letterbox((128, 128)), config)
     assert (sample.image == 0).all() and sample.boxes.shape == (0, 4)
 
@@ -61,7 +61,7 @@ def test_no_grey_shows_where_every_tile_is_larger_than_its_quarter() -> None:
 def test_mixup_blends_pixels_and_keeps_all_objects() -> None:
     dark = Sample(np.zeros((8, 8, 3), np.uint8), np.array([[0, 0, 4, 4.0]]), np.array([1]), np.ones(1))
     light = Sample(np.full((8, 8, 3), 200, np.uint8), np.array([[2, 2, 6, 6.0]]), np.array([0]), np.ones(1))
-    mixed = mix(dark, light, np.random.default_rng(0))
+    mixed = mixup(dark, light, np.random.default_rng(0))
     assert 50 < mixed.image.mean() < 150
     assert mixed.labels.tolist() == [1, 0] and len(mixed.boxes) == 2
 
@@ -72,7 +72,7 @@ def test_a_pasted_object_lies_where_its_box_says_and_hides_no_other() -> None:
         grey = np.full((200, 200, 3), 114, np.uint8)
         canvas = Sample(grey, np.array([[20, 20, 90, 90.0]]), np.array([2]), np.ones(1))
         rng = np.random.default_rng(seed)
-        result = paste_box(canvas, source, np.array([50, 50, 110, 120.0]), 0, Letterbox((200, 200)), rng)
+        result = copy_paste_object(canvas, source, np.array([50, 50, 110, 120.0]), 0, Letterbox((200, 200)), rng)
         if len(result.boxes) == 2:
             assert np.abs(result.boxes[1] - coloured_box(result.image, COLOURS[0])).max() <= 1
             sides = np.minimum(result.boxes[0, 2:], result.boxes[1, 2:]) - np.maximum(

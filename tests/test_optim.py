@@ -14,14 +14,14 @@ from training.optim import (
     automatic_decay,
     build_optimizer,
     learning_rates,
+    lr_factor,
     parameter_groups,
-    rate_factor,
-    scaled_rate,
+    scaled_lr,
 )
 
 
 def test_the_cosine_by_hand() -> None:
-    factor = rate_factor("cosine", 4, 24, 0.1)
+    factor = lr_factor("cosine", 4, 24, 0.1)
     for step in range(4):
         assert factor(step) == pytest.approx(0.01 + 0.99 * (step + 1) / 5)
     for step, value in ((4, 1.0), (9, 0.1 + 0.45 * (1 + math.sqrt(0.5))), (14, 0.55), (24, 0.1), (30, 0.1)):
@@ -29,16 +29,16 @@ def test_the_cosine_by_hand() -> None:
 
 
 def test_the_steps_by_hand() -> None:
-    factor = rate_factor("step", 0, 100, 0.5)
+    factor = lr_factor("step", 0, 100, 0.5)
     assert [factor(step) for step in (0, 79, 80, 89, 90, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert rate_factor("cosine", 0, 1, 0.5)(1) == 0.5
-    assert rate_factor("constant", 0, 100, 0.5)(99) == 1.0 and rate_factor("cosine", 0, 0, 0.5)(0) == 1.0
+    assert lr_factor("cosine", 0, 1, 0.5)(1) == 0.5
+    assert lr_factor("constant", 0, 100, 0.5)(99) == 1.0 and lr_factor("cosine", 0, 0, 0.5)(0) == 1.0
 
 
 def test_rates_by_hand() -> None:
     assert BASE_RATES == {"sgd": 1e-2, "adam": 5e-3, "adamw": 5e-3}
-    assert scaled_rate("sgd", 32) == pytest.approx(0.02) and scaled_rate("adamw", 64) == pytest.approx(0.01)
-    assert scaled_rate("adam", 4, 0.1) == pytest.approx(0.05) and scaled_rate("sgd", 4, 0.1) == pytest.approx(0.025)
+    assert scaled_lr("sgd", 32) == pytest.approx(0.02) and scaled_lr("adamw", 64) == pytest.approx(0.01)
+    assert scaled_lr("adam", 4, 0.1) == pytest.approx(0.05) and scaled_lr("sgd", 4, 0.1) == pytest.approx(0.025)
 
 
 def test_the_automatic_decay_looks_back_over_a_tenth() -> None:

@@ -18,7 +18,7 @@ from prediction.outputs import (
     OutputFolder,
     Result,
     count_text,
-    fresh_folder,
+    new_output_folder,
     planned_files,
 )
 from utils.errors import UserError
@@ -187,10 +187,10 @@ def test_an_output_that_is_a_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_new_run_folder_gets_the_next_number(tmp_path: Path) -> None:
-    assert fresh_folder(tmp_path).name == "predict-1"
+    assert new_output_folder(tmp_path).name == "predict-1"
     (tmp_path / "predict-7").mkdir()
     (tmp_path / "predict-x").mkdir()
-    assert fresh_folder(tmp_path).name == "predict-8"
+    assert new_output_folder(tmp_path).name == "predict-8"
 
 
 def test_counts_as_text_begin_with_the_most_frequent() -> None:

@@ -16,7 +16,7 @@ from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_checkpoint
 from training import budget, choose
 from training.choose import choose_network, choose_optimizer, choose_recipe_options, choose_start
-from training.optim import scaled_rate
+from training.optim import scaled_lr
 from training.options import TrainOptions
 from training.recipe import choose_recipe
 from training.setup import build_model
@@ -115,7 +115,7 @@ def test_auto_on_a_gpu_chooses_network_batch_and_workers_by_its_memory(monkeypat
     assert large.options.machine.workers == 6 and large.options.duration.accumulate == 1
     assert "16.0 GB of GPU memory are free" in large.reasons["input_size"]
     assert "GPU waits for images" in large.reasons["workers"]
-    scaled = scaled_rate("adamw", 32, large.options.optim.learning_rate)
+    scaled = scaled_lr("adamw", 32, large.options.optim.learning_rate)
     assert scaled == pytest.approx(2**0.5 * large.options.optim.learning_rate)
 
     small = resolve_on("cuda:0", 4, monkeypatch)  # a step at 416 takes more than it has, and 32 images at 320, too

@@ -28,7 +28,7 @@ from nets.yolov4 import YOLOv4
 from training import options as training_options
 from training import run as training_run
 from training.engine import Trainer
-from training.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
+from training.optim import ModelEMA, build_optimizer, lr_factor, parameter_groups, scaled_lr
 from utils.config import Settings, check_options
 from utils.errors import UserError
 
@@ -245,7 +245,7 @@ def tiny_options(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
 def test_the_rate_warms_up_and_then_falls_or_stays(schedule: str) -> None:
-    factor = rate_factor(schedule, 10, 100, 0.02)
+    factor = lr_factor(schedule, 10, 100, 0.02)
     warm = [factor(step) for step in range(11)]
     assert warm == sorted(warm) and 0.01 <= warm[0] < 0.2
     assert factor(10) == pytest.approx(1.0)
@@ -255,9 +255,9 @@ def test_the_rate_warms_up_and_then_falls_or_stays(schedule: str) -> None:
 
 
 def test_the_rate_grows_with_the_batch_for_sgd_and_with_its_root_for_adam() -> None:
-    assert scaled_rate("sgd", 64, 0.01) == pytest.approx(0.04)
-    assert scaled_rate("adamw", 64, 0.001) == pytest.approx(0.002)
-    assert scaled_rate("adamw", 16, 0.001) == pytest.approx(0.001)
+    assert scaled_lr("sgd", 64, 0.01) == pytest.approx(0.04)
+    assert scaled_lr("adamw", 64, 0.001) == pytest.approx(0.002)
+    assert scaled_lr("adamw", 16, 0.001) == pytest.approx(0.001)
 
 
 def test_the_average_moves_towards_the_model_and_takes_over_counters() -> None:

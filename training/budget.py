@@ -83,12 +83,11 @@ class Clock:
         self.begin_epoch()
 
 
-def expected(epochs: int, seconds: float) -> str:
+def expected_text(epochs: int, seconds: float) -> str:
     """`expected: 50 epochs, about 12 min with scoring, 1.3 GB of memory`, of the whole run."""
     memory = memory_used()
-    return (
-        f"expected: {counted(epochs, 'epoch')}, about {in_words(seconds)} with scoring{f', {memory}' if memory else ''}"
-    )
+    memory = f", {memory}" if memory else ""
+    return f"expected: {counted(epochs, 'epoch')}, about {duration_text(seconds)} with scoring{memory}"
 
 
 def plan_steps(
@@ -163,7 +162,7 @@ def fit_epochs(
     return settings.choose(AUTO, values, dict.fromkeys(values, why))
 
 
-def in_words(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Format a duration: `40 s`, `25 min`, `3 h 10 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -122,7 +122,7 @@ def _begin(folder: Path, settings: TrainSettings) -> dict[str, Any]:
     hashes = np.concatenate([image_hashes(index) for index in indices])
     position = np.concatenate([np.arange(len(index)) for index in indices])
     counts = np.concatenate([class_counts(index) for index in indices])
-    parts = deal(counts, near_duplicate_groups(hashes), folds, seed)
+    parts = divide_folds(counts, near_duplicate_groups(hashes), folds, seed)
 
     def chosen(mask: np.ndarray) -> list[tuple[DatasetIndex, np.ndarray]]:
         return [(index, position[mask & (owner == k)]) for k, index in enumerate(indices)]
@@ -160,7 +160,7 @@ def _pool(settings: TrainSettings) -> list[DatasetIndex]:
     return [index.subset(np.flatnonzero(part)) for index, part in zip(pool, parts, strict=True)]
 
 
-def deal(counts: np.ndarray, groups: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
+def divide_folds(counts: np.ndarray, groups: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
     """Assign a fold to each image, (I,): classes are spread evenly, images of one group stay together.
 
     Args:

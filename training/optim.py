@@ -21,7 +21,7 @@ STEPS = (0.8, 0.9)
 EMA_HORIZON = 0.1  # horizon of the automatic average, as a fraction of the run
 
 
-def scaled_rate(optimizer: str, batch: int, rate: float | None = None) -> float:
+def scaled_lr(optimizer: str, batch: int, rate: float | None = None) -> float:
     """Scale the learning rate from a batch of 16 to `batch` images per step (None: the optimiser's default rate)."""
     rate = BASE_RATES[optimizer] if rate is None else rate
     ratio = batch / BASE_BATCH
@@ -63,7 +63,7 @@ def build_optimizer(kind: str, groups: list[dict], momentum: float, fused: bool 
     return cls(groups, betas=(momentum, 0.999), fused=fused or None)
 
 
-def rate_factor(schedule: str, warmup_steps: int, total_steps: int, final: float) -> Callable[[int], float]:
+def lr_factor(schedule: str, warmup_steps: int, total_steps: int, final: float) -> Callable[[int], float]:
     """Return a function from step number (from 0) to the factor of the learning rate.
 
     Linear warm-up from a hundredth, then `cosine` down to `final`, `step` (x 0.1 at 80 % and 90 %), or `constant`.

@@ -22,7 +22,7 @@ from nets.weights import NONE
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nets.yolov4 import YOLOv4
-from training.budget import PLANS, Clock, expected, fit_epochs, in_words, plan_steps, time_scoring
+from training.budget import PLANS, Clock, duration_text, expected_text, fit_epochs, plan_steps, time_scoring
 from training.choose import (
     TrainSettings,
     absolute_paths,
@@ -242,7 +242,7 @@ class Run:
             if not self.clock.score:
                 self.clock.score = time_scoring(self._validation_loss(self._scored_model()).detector, self.val_index)
                 self.clock.begin_epoch()
-            say(expected(self.epochs, self.clock.total() + self._seconds_left()))
+            say(expected_text(self.epochs, self.clock.total() + self._seconds_left()))
         if self.options.duration.minutes and step % max(self.total_steps // PLANS, 1) == 0:
             self._plan()
 
@@ -444,7 +444,7 @@ class Run:
         say(
             f"epoch {progress.epoch}: VOC10 mAP50 {row['voc10_mAP50'] or 0:.4f}, VOC07 {row['voc07_mAP50'] or 0:.4f}, "
             f"COCO AP {row['coco_AP'] or 0:.4f}, {best_by} {score:.4f} (best {progress.best:.4f}), "
-            f"best-F1 threshold {self.config.score_threshold:.3f}; {in_words(self._seconds_left())} left"
+            f"best-F1 threshold {self.config.score_threshold:.3f}; {duration_text(self._seconds_left())} left"
         )
         self._warn_of_no_progress()
         self._warn_of_busy_machine()

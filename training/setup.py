@@ -30,7 +30,7 @@ from nets.weights.transfer import transfer_weights
 from nets.yolov4 import YOLOv4
 from training.choose import model_config, resolve_amp
 from training.engine import Trainer
-from training.optim import ModelEMA, build_optimizer, parameter_groups, rate_factor, scaled_rate
+from training.optim import ModelEMA, build_optimizer, lr_factor, parameter_groups, scaled_lr
 from training.options import AUTO_ANCHORS, TrainOptions
 from training.sync_batch_norm import synchronise_batch_norms
 from training.teacher import add_teacher
@@ -157,7 +157,7 @@ def build_trainer(
     device = next(model.parameters()).device
     optim = options.optim
     batch = batch_size * options.duration.accumulate * distributed.world_size()
-    rate = scaled_rate(optim.optimizer, batch, optim.learning_rate)
+    rate = scaled_lr(optim.optimizer, batch, optim.learning_rate)
     factor = 1.0 if optim.backbone_rate_factor is None else optim.backbone_rate_factor
     groups = parameter_groups(model, rate, optim.weight_decay, factor)
     for group in groups:
@@ -185,7 +185,7 @@ def build_trainer(
 def schedule(options: TrainOptions, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
     """The function from step to learning-rate factor, for a run of `total_steps`."""
     warmup = min(round(options.optim.warmup_epochs * steps_per_epoch), total_steps // 2)
-    return rate_factor(options.optim.schedule, warmup, total_steps, options.optim.final_rate)
+    return lr_factor(options.optim.schedule, warmup, total_steps, options.optim.final_rate)
 
 
 def freeze(trainer: Trainer, backbone: nn.Module, options: TrainOptions, epoch: int) -> None:
