@@ -6,12 +6,13 @@ import http
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 
 from data.class_names import class_index
@@ -30,6 +31,9 @@ from service.pipeline import LOWEST_SCORE, MOST_DETECTIONS, DetectParams
 from utils.errors import UserError, warn
 from utils.other_words import choice_hint
 from utils.thresholds import OTHER_NAMES
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+Application = Callable[[Any, Any, Any], Awaitable[None]]  # ASGI: scope, receive, send
 
 PARAMETERS = ("score_threshold", "max_detections", "classes", "model")  # of /detect
 EXAMPLES = ("drawing-1.jpg", "drawing-2.jpg", "drawing-3.jpg")  # example images of the page, drawn by this project
@@ -53,6 +57,9 @@ HEADERS = (
 DESCRIPTION = """Detects objects in images. Send one image to `/detect`, as the request body or as the file of a form.
 
 Boxes are `[x1, y1, x2, y2]` in pixels of the upright image, from its top left corner."""
+
+
+UNEXPECTED = Refused(500, "internal", "service: unexpected failure; see its log")
 
 
 class DetectedObject(BaseModel):
@@ -110,6 +117,48 @@ _ERRORS = {
 }
 
 
+class Service(FastAPI):
+    """FastAPI's application; it checks the host, counts answers, adds `HEADERS`, and returns unexpected errors as JSON.
+
+    Requests that are not finished when the service stops are answered with 503 (`service.drain`).
+
+    Attributes:
+        direct: ASGI applications by method and path that answer instead of FastAPI.
+    """
+
+    def __init__(self, metrics: Metrics, hosts: Hosts, drain: Drain, **options: Any) -> None:
+        super().__init__(**options)
+        self.metrics, self.hosts, self.drain = metrics, hosts, drain
+        self.direct: dict[tuple[str, str], Application] = {}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        request = Waiting()
+
+        async def send_on(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                request.is_answered = True
+                self.metrics.requests.labels(str(message["status"])).inc()
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
+            await send(message)
+
+        try:
+            with self.drain.watch(request):
+                self.hosts.check(scope["method"], scope["headers"])
+                application = self.direct.get((scope["method"], scope["path"]), super().__call__)
+                await application(scope, receive, send_on)
+            return
+        except Refused as error:
+            problem = error
+        except Exception as error:
+            warn("service", f"unexpected {type(error).__name__}: {str(error)[:200]}", "please report it")
+            problem = UNEXPECTED
+        if not request.is_answered:
+            await _answer(problem, self.metrics)(scope, receive, send_on)
+
+
 def build_app(
     detector: Any,
     limits: Limits | None = None,
@@ -121,7 +170,7 @@ def build_app(
     hosts: Hosts | None = None,
     labelling: Labelling | None = None,
     title: str = "Detector",
-) -> FastAPI:
+) -> Service:
     """Build the application.
 
     Args:
@@ -152,7 +201,10 @@ def build_app(
             await models.close()
 
     # FastAPI's documentation pages load scripts from other origins; /docs shows the same content without them.
-    app = FastAPI(title=title, version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan)
+    pages: dict[str, Any] = {"docs_url": None, "redoc_url": None}
+    app = Service(
+        metrics, hosts or Hosts(), drain, title=title, version="1", description=DESCRIPTION, lifespan=lifespan, **pages
+    )
     app.state.models, app.state.metrics, app.state.drain = models, metrics, drain
     _add_detection(app, models, limits)
     _add_status(app, models, metrics)
@@ -163,11 +215,10 @@ def build_app(
     if browser_model is not None:
         _add_browser_model(app, browser_model)
     _add_problems(app, metrics)
-    app.add_middleware(_Outermost, metrics=metrics, hosts=hosts or Hosts(), drain=drain)
     return app
 
 
-def _add_detection(app: FastAPI, models: Models, limits: Limits) -> None:
+def _add_detection(app: Service, models: Models, limits: Limits) -> None:
     budget, rate = ByteBudget(limits.bodies), RateLimit(limits.per_minute)
     config = models.named(models.default).config  # its thresholds are the defaults in the description
     configs = [pipeline.config for pipeline in models.pipelines.values()]
@@ -175,39 +226,37 @@ def _add_detection(app: FastAPI, models: Models, limits: Limits) -> None:
     # Only for the description: `_labels` and `Models.named` check the values and suggest similar names.
     allowed = [*dict.fromkeys(name for each in configs for name in each.class_names)]
     allowed += map(str, range(max(each.num_classes for each in configs)))
-    most_classes, names = len(allowed), {"enum": list(models.pipelines)}
+    names: dict[str, Any] = {"enum": list(models.pipelines)}
     errors: dict[int | str, Any] = {
         status: {"model": ErrorResponse, "description": text} for status, text in _ERRORS.items()
     }
 
-    @app.post("/detect", openapi_extra=_BODY, response_model=DetectResponse, responses=errors)
-    async def detect(
-        request: Request,
-        score_threshold: Annotated[
-            float, Query(ge=LOWEST_SCORE, le=1, allow_inf_nan=False, description="Confidence")
-        ] = max(config.score_threshold, LOWEST_SCORE),
-        max_detections: Annotated[int, Query(ge=1, le=MOST_DETECTIONS, description="Maximum number of objects")] = min(
-            config.max_detections, MOST_DETECTIONS
-        ),
-        classes: list[str] = Query(  # noqa: B008 -- as a default, because an annotation cannot see `allowed`
-            default=[],
+    class Parameters(BaseModel):
+        score_threshold: float = Field(
+            max(config.score_threshold, LOWEST_SCORE), ge=LOWEST_SCORE, le=1, allow_inf_nan=False, description="Confidence"
+        )
+        max_detections: int = Field(
+            min(config.max_detections, MOST_DETECTIONS), ge=1, le=MOST_DETECTIONS, description="Maximum number of objects"
+        )
+        classes: list[str] = Field(
+            [],
             description="Only these classes, by name or number",
-            max_length=most_classes,
+            max_length=len(allowed),
             json_schema_extra={"items": {"type": "string", "enum": allowed}},
-        ),
-        model: str = Query(default=models.default, description="Which model", json_schema_extra=names),  # noqa: B008
-    ) -> Response:
+        )
+        model: str = Field(models.default, description="Which model", json_schema_extra=names)
+
+    async def detect(request: Request, query: Parameters) -> Response:
         """Detect objects in one image. Thresholds default to those of the model."""
-        _refuse_unknown(request.query_params)
-        pipeline = models.named(model)
+        pipeline = models.named(query.model)
         rate.check(request.client.host if request.client else "")
         models.pending.check()  # before the body is read
-        own = pipeline.config
-        if "score_threshold" not in request.query_params:
-            score_threshold = max(own.score_threshold, LOWEST_SCORE)
-        if "max_detections" not in request.query_params:
-            max_detections = min(own.max_detections, MOST_DETECTIONS)
-        params = DetectParams(score_threshold, max_detections, _labels(classes, own.class_names))
+        own, given = pipeline.config, query.model_fields_set
+        params = DetectParams(
+            query.score_threshold if "score_threshold" in given else max(own.score_threshold, LOWEST_SCORE),
+            query.max_detections if "max_detections" in given else min(own.max_detections, MOST_DETECTIONS),
+            _labels(query.classes, own.class_names),
+        )
         with budget.account() as take:
             data, name = await read_request_image(request, limits, take)
             found = await pipeline.find(data, name, params)
@@ -219,6 +268,32 @@ def _add_detection(app: FastAPI, models: Models, limits: Limits) -> None:
         }
         timing = ", ".join(f"{stage};dur={ms:.1f}" for stage, ms in found.timings.items())
         return JSONResponse(row, headers={"Server-Timing": timing, "X-Batch-Size": str(found.batch)})
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+        response = await detect(request, _parameters(Parameters, request.query_params))
+        await response(scope, receive, send)
+
+    # FastAPI describes the request and answers other methods; `answer` takes a third of FastAPI's time (docs/SPEED.md).
+    detect.__annotations__["query"] = Annotated[Parameters, Query()]  # FastAPI cannot see a local class by its name
+    app.post("/detect", openapi_extra=_BODY, response_model=DetectResponse, responses=errors)(detect)
+    app.direct["POST", "/detect"] = answer
+
+
+def _parameters(kind: type[Parsed], given: QueryParams) -> Parsed:
+    """The parameters of /detect. Raises Refused if one is unknown or invalid."""
+    if not given:
+        return kind()
+    _refuse_unknown(given)
+    try:
+        return kind.model_validate({name: given.getlist(name) if name == "classes" else given[name] for name in given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _bad_parameter(first["loc"], first["msg"]) from None
+
+
+def _bad_parameter(place: Iterable[object], message: str) -> Refused:
+    return Refused(422, "bad_parameter", f"{'.'.join(map(str, place)) or 'request'}: {message}; see /openapi.json")
 
 
 def _refuse_unknown(given: Iterable[str]) -> None:
@@ -329,8 +404,11 @@ def _add_problems(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or "request"
-        return _answer(Refused(422, "bad_parameter", f"{where}: {first['msg']}; see /openapi.json"), metrics)
+        return _answer(_bad_parameter(first["loc"][1:], first["msg"]), metrics)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        return _answer(UNEXPECTED, metrics)  # the exception is raised again, and `Service` reports it
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> Response:
@@ -343,39 +421,3 @@ def _answer(problem: Refused, metrics: Metrics, headers: dict[str, str] | None =
     metrics.refused.labels(problem.code).inc()
     retry = {"Retry-After": str(problem.retry_after)} if problem.retry_after else {}
     return JSONResponse({"code": problem.code, "error": problem.message}, problem.status, {**retry, **(headers or {})})
-
-
-class _Outermost:
-    """The outermost middleware: checks the host, counts answers, adds `HEADERS`, returns unexpected errors as JSON.
-
-    Requests that are not finished when the service stops are answered with 503 (`service.drain`).
-    """
-
-    def __init__(self, app: Callable[..., Awaitable[None]], metrics: Metrics, hosts: Hosts, drain: Drain) -> None:
-        self.app, self.metrics, self.hosts, self.drain = app, metrics, hosts, drain
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request = Waiting()
-
-        async def send_on(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                request.is_answered = True
-                self.metrics.requests.labels(str(message["status"])).inc()
-                message["headers"] = [*message.get("headers", ()), *HEADERS]
-            await send(message)
-
-        try:
-            with self.drain.watch(request):
-                self.hosts.check(scope["method"], scope["headers"])
-                await self.app(scope, receive, send_on)
-            return
-        except Refused as error:
-            problem = error
-        except Exception as error:
-            warn("service", f"unexpected {type(error).__name__}: {str(error)[:200]}", "please report it")
-            problem = Refused(500, "internal", "service: unexpected failure; see its log")
-        if not request.is_answered:
-            await _answer(problem, self.metrics)(scope, receive, send_on)

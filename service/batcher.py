@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import anyio
 
 from service.limits import PendingLimit
 
@@ -57,24 +57,27 @@ class Batcher:
     ) -> None:
         self._run, self.batch_size, self.wait, self._pending = run, batch_size, wait, pending
         self.taken = 0
-        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._waiting: deque[_Item] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
-        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # None before the start and after the end
+        self._timer: asyncio.TimerHandle | None = None  # set while an incomplete batch waits
         self._busy_since: float | None = None
 
     async def start(self, warm_up: Callable[[], object] | None = None) -> None:
         """Start; `warm_up` is called first, on the thread that runs the batches."""
+        loop = asyncio.get_running_loop()
         if warm_up is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, warm_up)
-        self._task = asyncio.create_task(self._work())
+            await loop.run_in_executor(self._thread, warm_up)
+        self._loop = loop
+        self._next()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop; batches that have not started are cancelled."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        while not self._queue.empty():
-            self._queue.get_nowait().future.cancel()
+        self._loop = None
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._waiting:
+            self._waiting.popleft().future.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -84,7 +87,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        return self._task is not None and not self._task.done()
+        return self._loop is not None
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -99,41 +102,55 @@ class Batcher:
     async def submit(self, value: Any) -> Answer:
         """Wait for the result of one value. An exception of the batch is raised for all of its requests."""
         item = _Item(value, asyncio.get_running_loop().create_future())
-        self._queue.put_nowait(item)
+        self._waiting.append(item)
+        self._next()
         return await item.future
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            items = [item for item in await self._gather() if not item.future.done()]  # some requests were cancelled
-            if not items:
-                continue
-            started = self._busy_since = time.perf_counter()
-            try:
-                values = await loop.run_in_executor(self._thread, self._run, [item.value for item in items])
-            except Exception as error:  # the next batch must run after any exception
-                for item in items:
-                    if not item.future.done():
-                        item.future.set_exception(error)
-                continue
-            finally:
-                self._busy_since = None
-            ran = time.perf_counter() - started
-            for item, value in zip(items, values, strict=True):
-                if not item.future.done():
-                    item.future.set_result(Answer(value, started - item.since, ran, len(items)))
+    def _next(self, is_due: bool = False) -> None:
+        """Start a batch if none is running and it is complete, or `is_due`."""
+        if is_due:
+            self._timer = None
+        if self._loop is None or self._busy_since is not None:
+            return
+        self._waiting = deque(item for item in self._waiting if not item.future.done())  # without cancelled requests
+        count = min(len(self._waiting), self.batch_size)
+        if not count:
+            return
+        if count < min(self.batch_size, self.taken) and not is_due:  # other requests are being decoded
+            if self._timer is None:
+                self._timer = self._loop.call_later(self.wait, self._next, True)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._start([self._waiting.popleft() for _ in range(count)], self._loop)
 
-    async def _gather(self) -> list[_Item]:
-        items = [await self._queue.get()]
-        deadline = time.perf_counter() + self.wait
-        while len(items) < self.batch_size:
-            if not self._queue.empty():
-                items.append(self._queue.get_nowait())
-            elif len(items) >= self.taken:
-                break  # no other request is being decoded
+    def _start(self, items: list[_Item], loop: asyncio.AbstractEventLoop) -> None:
+        started = self._busy_since = time.perf_counter()
+        done = self._thread.submit(self._run, [item.value for item in items])
+
+        def finish() -> None:
+            self._busy_since = None
+            try:
+                self._answer(items, started, done)
+            finally:
+                self._next()
+
+        def call_finish(_: object) -> None:  # on the network's thread
+            with contextlib.suppress(RuntimeError):  # the service has ended
+                loop.call_soon_threadsafe(finish)
+
+        done.add_done_callback(call_finish)
+
+    @staticmethod
+    def _answer(items: Sequence[_Item], started: float, done: Future[Sequence[Any]]) -> None:
+        ran = time.perf_counter() - started
+        error = CancelledError() if done.cancelled() else done.exception()
+        values = [None] * len(items) if error else done.result()
+        for item, value in zip(items, values, strict=True):
+            if item.future.done():  # its request was cancelled
+                continue
+            if error:
+                item.future.set_exception(error)
             else:
-                with anyio.move_on_after(deadline - time.perf_counter()):
-                    items.append(await self._queue.get())
-                    continue
-                break
-        return items
+                item.future.set_result(Answer(value, started - item.since, ran, len(items)))

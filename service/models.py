@@ -59,5 +59,5 @@ class Models:
     async def close(self) -> None:
         """Stop; batches that have not started are cancelled."""
         for pipeline in self.pipelines.values():
-            await pipeline.batcher.close()
+            pipeline.batcher.close()
         await self.decoders.close()

@@ -18,7 +18,7 @@ import uvicorn
 from service.app import HEADERS
 from service.drain import ANSWER_SECONDS, CLOSE_SECONDS, EXIT_SECONDS
 from service.limits import Limits
-from service.protocol import HEAD_BYTES, limited_protocol
+from service.protocol import limited_protocol
 
 
 class Server(uvicorn.Server):
@@ -39,12 +39,12 @@ class Server(uvicorn.Server):
             ws="none",
             loop="asyncio",
             lifespan="on",
-            h11_max_incomplete_event_size=HEAD_BYTES,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=int(EXIT_SECONDS),
             server_header=False,
             proxy_headers=behind_proxy,
             log_level="error",
+            access_log=False,
         )
         super().__init__(config)
         self._drain = app.state.drain
