@@ -14,7 +14,7 @@ import numpy as np
 
 from nets.weights.bundled import find_model, model_names
 from service.hosts import Hosts
-from service.limits import Limits
+from service.limits import PACKAGES, Limits
 from utils.config import check_options, group, option, options_to_dict, parse_options, read_config
 from utils.cpus import set_num_threads
 from utils.errors import UserError, printable, require_packages, run_command, warn
@@ -67,7 +67,7 @@ class ServeOptions:
 def main(argv: list[str] | None = None) -> int:
     options = _with_old_name(parse_options(ServeOptions, argv, description=__doc__ or "", prog="serve.py"))
     _check_labelling(options)
-    require_packages("serve.py", ("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "serve")
+    require_packages("serve.py", PACKAGES, "serve")
     if options.threads is not None:
         set_num_threads(options.threads)
     from service.server import Server  # imports FastAPI, which --help does not need

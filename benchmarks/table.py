@@ -54,9 +54,10 @@ from nets.model_config import STRIDES, ModelConfig
 from nets.timing import machine
 from nets.weights.bundled import find_model
 from prediction.video import VideoReader, VideoWriter
+from service.limits import PACKAGES
 from utils.config import option, parse_options
 from utils.cpus import set_num_threads
-from utils.errors import run_command
+from utils.errors import MissingExtra, UserError, require_packages, run_command, warn
 
 STORED = REPOSITORY / "benchmarks" / "results" / "table.json"
 PHOTO = (3000, 4000)  # 12 megapixels
@@ -84,16 +85,15 @@ class TableOptions:
 def main(argv: list[str] | None = None) -> int:
     """Measure the rows and print the table. Returns 1 if a row became slower."""
     options = parse_options(TableOptions, argv, description=__doc__ or "", prog="benchmarks.table")
+    names = check_rows(options)
     set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     cv2.setNumThreads(1)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="table-") as temporary:
         bench = Bench(options, Path(temporary))
-        for name, measure in ROWS.items():
-            if (options.only and name not in options.only) or (name in OF_DATA and not options.data):
-                continue
-            for row in measure(bench):
+        for name in names:
+            for row in ROWS[name](bench):
                 rows.append(row)
                 print(table([row]).splitlines()[-1], flush=True)
     print("\n" + table(rows))
@@ -103,6 +103,29 @@ def main(argv: list[str] | None = None) -> int:
     if options.save:
         save(rows, STORED)
     return 1 if slower else 0
+
+
+def check_rows(options: TableOptions) -> list[str]:
+    """The rows to measure. Raises UserError for what would fail in the middle of a run of minutes."""
+    for name in options.only:
+        if name not in ROWS:
+            raise UserError("--only", f"{name!r} is not a row", f"choose from {', '.join(ROWS)}")
+        if name in OF_DATA and not options.data:
+            raise UserError("--data", f"the row `{name}` needs a data set", "give --data PATH")
+    if options.data:
+        open_dataset(options.data, default_splits(options.data)[1])
+    names = [
+        name for name in ROWS if name in options.only or (not options.only and (options.data or name not in OF_DATA))
+    ]
+    if "service" in names:
+        try:
+            require_packages("the row `service`", PACKAGES, "serve")
+        except MissingExtra as missing:
+            if options.only:
+                raise
+            warn("row `service`", f"left out: {missing}")
+            names.remove("service")
+    return names
 
 
 class Bench:
@@ -128,13 +151,17 @@ class Bench:
         return partial(command_cost, command, OMP_NUM_THREADS="1")
 
     def photo(self) -> Path:
-        """Path of a 12-megapixel JPEG with sensor noise."""
+        """Path of the file of `write_photo`."""
         path = self.folder / "photo.jpg"
-        if not path.exists():
-            image = cv2.resize(draw_scene(0, 0)[0], PHOTO[::-1], interpolation=cv2.INTER_CUBIC).astype(np.int16)
-            image += np.random.default_rng(0).normal(0, 4, image.shape).astype(np.int16)
-            write_image(path, np.clip(image, 0, 255).astype(np.uint8), quality=90)
-        return path
+        return path if path.exists() else write_photo(path)
+
+
+def write_photo(path: Path) -> Path:
+    """Write a 12-megapixel JPEG with sensor noise."""
+    image = cv2.resize(draw_scene(0, 0)[0], PHOTO[::-1], interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    image += np.random.default_rng(0).normal(0, 4, image.shape).astype(np.int16)
+    write_image(path, np.clip(image, 0, 255).astype(np.uint8), quality=90)
+    return path
 
 
 def runtime_rows(bench: Bench) -> Iterator[Row]:
@@ -269,14 +296,19 @@ def loss_step(loss: YOLOLoss, maps: list[torch.Tensor], targets: dict[str, torch
     sum(loss([m.detach().requires_grad_() for m in maps], targets).values()).backward()
 
 
+def eval_command(model: Path, data: str, limit: int, *arguments: str) -> list[str]:
+    """The command that evaluates a model on `limit` images on the CPU."""
+    fixed = ["--checkpoint", str(model), "--data", data, "--limit", str(limit), "--device", "cpu", "--no-progress"]
+    return [sys.executable, str(REPOSITORY / "eval.py"), *fixed, *(arguments or ("--runtime", "onnxruntime"))]
+
+
 def eval_rows(bench: Bench) -> Iterator[Row]:
     """eval.py on five hundred images."""
-    fixed = [str(bench.model), "--data", bench.options.data or "", "--limit", str(EVAL_IMAGES), "--device", "cpu"]
-    command = [sys.executable, str(REPOSITORY / "eval.py"), "--checkpoint", *fixed, "--no-progress"]
-    old = [*command, "--runtime", "torch", "--batch-size", "8", "--evaluator", "pycocotools"]
+    command = partial(eval_command, bench.model, bench.options.data or "", EVAL_IMAGES)
+    old = command("--runtime", "torch", "--batch-size", "8", "--evaluator", "pycocotools")
     commands = {
         "old": partial(command_cost, old, OMP_NUM_THREADS="1"),
-        "new": partial(command_cost, [*command, "--runtime", "onnxruntime"], OMP_NUM_THREADS="1"),
+        "new": partial(command_cost, command(), OMP_NUM_THREADS="1"),
     }
     costs = {name: median_cost(each) for name, each in in_turns(commands, 1, warm_up=0).items()}
     yield Row("eval.py, 500 images", costs["old"].cpu, costs["new"].cpu, "s of CPU", "PyTorch, batch 8, pycocotools")

@@ -227,22 +227,30 @@ def _add_detection(app: Service, models: Models, limits: Limits) -> None:
     allowed = [*dict.fromkeys(name for each in configs for name in each.class_names)]
     allowed += map(str, range(max(each.num_classes for each in configs)))
     names: dict[str, Any] = {"enum": list(models.pipelines)}
+    items: dict[str, Any] = {"items": {"type": "string", "enum": allowed}}
     errors: dict[int | str, Any] = {
         status: {"model": ErrorResponse, "description": text} for status, text in _ERRORS.items()
     }
 
     class Parameters(BaseModel):
         score_threshold: float = Field(
-            max(config.score_threshold, LOWEST_SCORE), ge=LOWEST_SCORE, le=1, allow_inf_nan=False, description="Confidence"
+            max(config.score_threshold, LOWEST_SCORE),
+            ge=LOWEST_SCORE,
+            le=1,
+            allow_inf_nan=False,
+            description="Confidence",
         )
         max_detections: int = Field(
-            min(config.max_detections, MOST_DETECTIONS), ge=1, le=MOST_DETECTIONS, description="Maximum number of objects"
+            min(config.max_detections, MOST_DETECTIONS),
+            ge=1,
+            le=MOST_DETECTIONS,
+            description="Maximum number of objects",
         )
         classes: list[str] = Field(
             [],
             description="Only these classes, by name or number",
             max_length=len(allowed),
-            json_schema_extra={"items": {"type": "string", "enum": allowed}},
+            json_schema_extra=items,
         )
         model: str = Field(models.default, description="Which model", json_schema_extra=names)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 
-import anyio
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from service.limits import Limits, Refused
+from service.limits import Limits, Refused, deadline
 
 FORM = "multipart/form-data"
 NAME_LENGTH = 200
@@ -27,8 +26,13 @@ async def read_body(request: Request, limits: Limits, take: Callable[[int], None
         raise too_big
     body = bytearray()
     try:
-        with anyio.fail_after(limits.read_timeout):  # asyncio.timeout came with Python 3.11
-            async for chunk in request.stream():
+        async with deadline(limits.read_timeout):
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(400, "disconnected", "body: the client has disconnected")
+                chunk, more = message.get("body", b""), message.get("more_body", False)
                 if len(body) + len(chunk) > limits.body_bytes:
                     raise too_big
                 take(len(chunk))
@@ -36,8 +40,6 @@ async def read_body(request: Request, limits: Limits, take: Callable[[int], None
     except TimeoutError:
         what = f"body: did not arrive within {limits.read_timeout:g} s; send a smaller image"
         raise Refused(408, "slow_body", what) from None
-    except ClientDisconnect:
-        raise Refused(400, "disconnected", "body: the client has disconnected") from None
     return bytes(body)
 
 

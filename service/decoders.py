@@ -21,7 +21,7 @@ import numpy as np
 
 from imaging.letterbox import Letterbox
 from service.decode_process import LENGTHS, frame
-from service.limits import Limits, Refused
+from service.limits import Limits, Refused, deadline
 from service.metrics import Metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -130,7 +130,7 @@ class Decoders:
         try:
             process = await self._take()
             process.since = time.monotonic()
-            with anyio.fail_after(self._timeout):
+            async with deadline(self._timeout):
                 head, pixels = await process.ask({**task, "most_pixels": most_pixels}, data)
             is_whole = True
         except TimeoutError:
@@ -182,7 +182,7 @@ class Decoders:
         try:
             process = await _Process.start(self._memory)
             self._starting.add(process)
-            with anyio.fail_after(START_SECONDS):
+            async with deadline(START_SECONDS):
                 await process.ready()
             self._all.add(process)
             self._idle.put_nowait(process)
@@ -277,7 +277,8 @@ class _Process:
         source = self._process.stdout
         assert source is not None
         head_length, data_length = LENGTHS.unpack(await source.readexactly(LENGTHS.size))
-        return json.loads(await source.readexactly(head_length)), await source.readexactly(data_length)
+        answer = await source.readexactly(head_length + data_length)
+        return json.loads(answer[:head_length]), answer[head_length:]
 
     @property
     def is_alive(self) -> bool:

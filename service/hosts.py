@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from service.limits import Refused
 from utils.errors import UserError, brief
@@ -74,6 +75,7 @@ class Hosts:
         return is_same or (self._is_named(name) and ANY not in self.names)  # a proxy may rewrite Host
 
 
+@lru_cache(maxsize=64)  # almost all requests name the same host
 def _split(host: str) -> tuple[str, str]:
     """(name or address without brackets, port) of a Host header; empty if it is invalid."""
     match = _HOST.fullmatch(host.strip().lower())
@@ -88,6 +90,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
+@lru_cache(maxsize=64)
 def _is_loopback(name: str) -> bool:
     if _is_address(name):
         return ipaddress.ip_address(name).is_loopback

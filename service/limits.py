@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -11,6 +13,21 @@ from dataclasses import dataclass
 
 from utils.config import option
 
+if sys.version_info >= (3, 11):
+    deadline = asyncio.timeout
+else:
+    from contextlib import asynccontextmanager
+
+    import anyio
+
+    @asynccontextmanager
+    async def deadline(seconds):
+        """Raises TimeoutError when the block has taken longer."""
+        with anyio.fail_after(seconds):
+            yield
+
+
+PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")  # of the extra `serve`
 MEGABYTE = 1 << 20
 MIN_BODIES = 320 * MEGABYTE
 CLIENTS_REMEMBERED = 10_000  # the least recent is dropped first, so memory does not grow with the number of clients

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import anyio
 import numpy as np
 
 from imaging.detections import Detections
@@ -16,7 +15,7 @@ from nets.model_config import ModelConfig
 from nets.runtime import GPU_BATCH
 from service.batcher import Batcher
 from service.decoders import Decoders
-from service.limits import Limits, PendingLimit, Refused
+from service.limits import Limits, PendingLimit, Refused, deadline
 from service.metrics import Metrics
 from utils.errors import warn
 from utils.thresholds import Thresholds
@@ -124,7 +123,7 @@ class Pipeline:
         """
         started = time.perf_counter()
         try:
-            with anyio.fail_after(self.limits.answer_timeout):
+            async with deadline(self.limits.answer_timeout):
                 with self.batcher.place():
                     decoded = await self._decoders.decode(data, where, self.config.letterbox)
                     answer = await self.batcher.submit(_Prepared(decoded.image, params.score_threshold))

@@ -10,7 +10,6 @@ import asyncio
 import http
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol

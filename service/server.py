@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
             app,
             http=protocol,
             ws="none",
-            loop="asyncio",
+            loop="auto",  # uvloop where it is installed: 0.3 ms of CPU less for a request (docs/SPEED.md)
             lifespan="on",
             timeout_keep_alive=5,
             timeout_graceful_shutdown=int(EXIT_SECONDS),

@@ -23,6 +23,7 @@ from utils.thresholds import Thresholds
 
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[serve]'")
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[serve]'")
+pytest.importorskip("httptools", reason="httptools is not installed: pip install -e '.[serve]'")
 pytest.importorskip("python_multipart", reason="python-multipart is not installed: pip install -e '.[serve]'")
 pytest.importorskip("prometheus_client", reason="prometheus-client is not installed: pip install -e '.[serve]'")
 

@@ -26,7 +26,7 @@ from service.app import build_app
 from service.drain import STOP_SECONDS
 from service.hosts import Hosts
 from service.limits import MEGABYTE, Limits, Refused
-from service.protocol import HEAD_BYTES
+from service.protocol import HEAD_BYTES, MAX_PIPELINED
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -44,11 +44,17 @@ def service(detector: Painted) -> Iterator[Address]:
         yield address
 
 
-def exchange(service: Address, data: bytes, seconds: float = 20.0) -> bytes:
-    """All bytes that the service sends in response to `data`, until it closes the connection or the timeout expires."""
+def exchange(service: Address, *data: bytes, seconds: float = 20.0) -> bytes:
+    """All bytes that the service sends in response to `data`, until it closes the connection or the timeout expires.
+
+    The parts of `data` are sent one after another, with a pause.
+    """
     received = b""
     with socket.create_connection(("127.0.0.1", service.port), timeout=seconds) as connection:
-        connection.sendall(data)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for number, part in enumerate(data):
+            time.sleep(0.1 * bool(number))
+            connection.sendall(part)
         try:
             while chunk := connection.recv(65536):
                 received += chunk
@@ -127,6 +133,14 @@ BAD_REQUESTS = {
     "a header with a blank": b"GET /health HTTP/1.1\r\nHost: localhost\r\nA B: c\r\n\r\n",
     "bad chunks": b"POST /detect HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     "another encoding": b"POST /detect HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+    "two encodings": b"POST /detect HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "two fields of encodings": b"POST /detect HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "HTTP/2.0": b"GET /health HTTP/2.0\r\nHost: localhost\r\n\r\n",
+    "HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "a tunnel": b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a control character": b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
+    "a path that is not ASCII": b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
 }
 
 
@@ -144,6 +158,53 @@ def test_a_long_head_is_rejected_also_when_it_comes_at_once(service: Address, le
     assert (status, reply["code"]) == (431, "head_too_big")
     both = exchange(service, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + head)
     assert both.count(b"HTTP/1.1") == 2 and b" 431 " in both, "a pipelined one"
+
+
+def test_an_endless_line_is_refused_before_its_end(service: Address) -> None:
+    begin = b"POST /detect HTTP/1.1\r\nHost: localhost\r\n"
+    last = begin + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n"  # the parser holds headers behind the chunks, too
+    for start in (b"GET /", begin + b"X: ", last + b"0\r\nX: ", last + b"1;"):
+        answer = exchange(service, start, b"a" * 2 * HEAD_BYTES, seconds=4.0)
+        assert problem(answer)[0] == 431, start
+    many = b"".join(b"X: %d\r\n" % number for number in range(HEAD_BYTES // 6))
+    assert problem(exchange(service, last + b"0\r\n" + many + b"\r\n", seconds=4.0))[0] == 431
+
+
+def test_headers_behind_the_body_are_ignored(service: Address) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    assert exchange(service, request + b"0\r\nHost: evil.example\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_an_offer_of_http_2_is_ignored_and_the_body_is_read(service: Address, is_slow: bool) -> None:
+    # Java's HttpClient and `curl --http2` send it
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
+    picture = encoded(scene())
+    head = b"POST /detect HTTP/1.1\r\nHost: localhost\r\n" + offer + b"Content-Length: %d\r\n\r\n" % len(picture)
+    last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    parts = (head[:30], head[30:100], head[100:] + picture[:9], picture[9:] + last)
+    answer = exchange(service, *parts) if is_slow else exchange(service, b"".join(parts))
+    assert answer.count(b"HTTP/1.1 200 ") == 2 and b'"red"' in answer and b'"waiting"' in answer
+
+
+def test_requests_before_an_invalid_one_are_answered_in_order(service: Address) -> None:
+    picture = encoded(scene())
+    first = b"POST /detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(picture) + picture
+    for kind in ("noise", "bad chunks", "length and chunks", "another encoding"):
+        answer = exchange(service, first + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + BAD_REQUESTS[kind])
+        statuses = [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]]
+        assert statuses in ([200, 200, 400], [200, 200, 501]), (kind, answer)
+
+
+def test_few_requests_of_a_connection_wait_for_an_answer(service: Address) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer = exchange(
+        service, (MAX_PIPELINED - 1) * request + request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    )
+    assert answer.count(b"HTTP/1.1 200 ") == MAX_PIPELINED
+    answer = exchange(service, 5000 * request)
+    assert answer.count(b"HTTP/1.1 200 ") == MAX_PIPELINED + 1 and answer.count(b"HTTP/1.1 503 ") == 1
+    assert service.ask("GET", "/health").status == 200
 
 
 # ---- connections
