@@ -6,6 +6,7 @@ import utils.startup  # noqa: F401 -- first: Ctrl-C while the rest is imported
 
 # isort: split
 import os
+import time
 
 from training.interrupts import SignalWatch
 from training.options import PRESETS, TrainOptions
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if (settings.options.network.backbone or "").startswith("timm:"):
         require_packages("--backbone timm:NAME", ("timm",), "timm")
+    started = time.monotonic()
     # Importing PyTorch takes seconds; --help and option errors do not need it.
     from nets.runtime import resolve_device
     from training.checks import check_before_loading
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             device = distributed.start(resolve_device(settings.options.machine.device))
         try:
             with signals.raising():
-                run = Run(settings, device, checkpoint, signals)
+                run = Run(settings, device, checkpoint, signals, time.monotonic() - started)
             if run.options.run.show_config:
                 distributed.say(run.table(everything=True))
                 return 0

@@ -77,10 +77,14 @@ def test_a_run_on_a_machine_that_becomes_faster_trains_longer(
     assert len(rows) == 7 and json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 6
 
 
-def test_a_run_without_progress_warns_after_a_third(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_train(tmp_path / "run", "--learning-rate", "1e-9", epochs=3)
+@pytest.mark.parametrize(("epochs", "part"), [(3, "33%"), (2, "100%")])
+def test_a_run_without_progress_warns_after_a_third(
+    epochs: int, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_train(tmp_path / "run", "--learning-rate", "1e-9", epochs=epochs)
     lines = [line for line in capsys.readouterr().err.splitlines() if "the model has learnt nothing" in line]
-    assert len(lines) == 1 and "--preset auto" in lines[0] and "dataset.py check" in lines[0]
+    assert len(lines) == 1 and f"after {part} of the run" in lines[0]
+    assert "--preset auto" in lines[0] and "dataset.py check" in lines[0]
 
 
 def test_a_busy_machine_is_reported_once_with_the_share_received(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from utils import distributed
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +40,31 @@ def test_invalid_values_are_a_one_line_error(
     with pytest.raises(UserError, match=words) as caught:
         distributed.start("cpu")
     assert "unset RANK and WORLD_SIZE" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rank", "is_listening", "words"),
+    [
+        ("1", True, "another program answers there"),  # it accepts the connection and is silent
+        ("1", False, "does not respond: Connection refused"),
+        ("0", True, "MASTER_PORT .* cannot be used"),
+        ("0", False, r"ranks \[1\] did not connect within 0.3 s"),
+    ],
+)
+def test_a_master_that_is_none_is_a_one_line_error(
+    rank: str, is_listening: bool, words: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if is_listening:
+            server.listen()
+        values = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (values | {"MASTER_PORT": str(server.getsockname()[1])}).items():
+            monkeypatch.setenv(name, value)
+        if rank == "0" and not is_listening:
+            server.close()  # the store needs the port
+        monkeypatch.setattr(distributed, "HANDSHAKE_SECONDS", 0.5 if rank == "1" else 30.0)
+        with pytest.raises(RunError, match=words):
+            distributed.start("cpu", timeout_seconds=0.3)
+    (line,) = capfd.readouterr().err.splitlines()  # without a stack of C++
+    assert line.startswith("warning: WORLD_SIZE: is 2: waiting up to 0.3 s for ")

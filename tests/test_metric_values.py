@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from evaluation.metrics.voc import average_precision_07, average_precision_10, c
 from imaging.detections import Detections
 from nets.model_config import ModelConfig
 from utils.errors import UserError
+from utils.thresholds import Thresholds
 
 
 def record_of(
@@ -206,7 +208,7 @@ def index_of(count: int) -> DatasetIndex:
 
 
 def test_times_are_summed_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = itertools.count(0.0)  # one second between two looks at the clock
+    ticks = itertools.count(5.0)  # one second between two looks at the clock
     monkeypatch.setattr(evaluator.time, "perf_counter", lambda: next(ticks))
     detector = Fixed()
     found = run_detector(detector, index_of(3), range(3), progress=False, workers=1, read=lambda _: np.zeros((9, 9, 3)))
@@ -222,11 +224,34 @@ def test_times_are_summed_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_images_are_decoded_ahead_for_two_batches(
     batch: int, workers: int, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(evaluator, "parallel_map", lambda f, items, n, w, cost: asked.append((n, w)) or map(f, items))
+    asked: list[tuple[int, int, int]] = []  # the last one: bytes of an image that does not exist
+
+    def parallel_map(function: Any, items: Any, ahead: int, workers: int, cost: Any) -> Any:
+        asked.append((ahead, workers, cost(0)))
+        return map(function, items)
+
+    monkeypatch.setattr(evaluator, "parallel_map", parallel_map)
     monkeypatch.setattr(evaluator.contextlib, "closing", contextlib.nullcontext)
     run_detector(Fixed(), index_of(1), [0], batch, progress=False, workers=workers, read=lambda _: np.zeros((9, 9, 3)))
-    assert asked == [(ahead, workers)]
+    assert asked == [(ahead, workers, 0)]
+
+
+def test_skips_name_the_reason_and_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    def read(path: Path) -> np.ndarray:
+        raise UserError("here", "is damaged", "look") if path.stem == "0" else OSError("unplugged")
+
+    found = run_detector(Fixed(), index_of(2), range(2), progress=True, workers=1, read=read)
+    assert [(skip.where, skip.what) for skip in found.skips] == [("here", "is damaged"), ("/1.jpg", "unplugged")]
+    assert "evaluating" in capsys.readouterr().err
+    run_detector(Fixed(), index_of(2), range(2), progress=False, workers=1, read=read)
+    assert "evaluating" not in capsys.readouterr().err
+
+
+def test_only_images_that_the_evaluator_reads_are_decoded_at_reduced_size() -> None:
+    detector = Fixed()
+    detector.decoded_size = (64, 64)  # type: ignore[attr-defined]
+    run_detector(detector, index_of(1), [0], progress=False, workers=1, read=lambda _: np.zeros((9, 9, 3)))
+    assert detector.batches == [1]  # and no sizes were given, which this detector does not take
 
 
 @pytest.mark.parametrize(("progress", "rank", "shown"), [(True, 0, True), (True, 1, False), (False, 0, False)])
@@ -244,24 +269,39 @@ def test_only_the_first_process_shows_its_progress(
 def test_the_rows_of_a_result() -> None:
     names, boxes = ("a", "b"), [np.array([BOX, FAR]), np.array([BOX])]
     index = DatasetIndex.build("two", names, ["/x.jpg", "/y.jpg"], ["x", "y"], [(99, 99)] * 2, boxes, [[0, 1], [0]])
-    first = Detections(np.array([NEAR, FAR, [5.0, 5, 5, 9]]), np.array([0.123456789, 0.9, 0.8]), np.array([0, 0, 0]))
+    boxes_found = np.array([NEAR, FAR, [5.0, 5, 5, 9], [70.0, 70, 90, 90]])
+    first = Detections(boxes_found, np.array([0.123456789, 0.9, 0.8, 0.7]), np.array([0, 0, 0, 0]))
     found = FoundDetections.from_list([0, 1], [first, Detections.empty()])
     result = score(index, names, np.array([0, 1]), found, None)
-    assert len(result.record.det_scores) == 2  # the box without width is left out
+    assert len(result.record.det_scores) == 3  # the box without width is left out
+    assert result.protocol == (
+        "two; VOC2007 11-point and VOC2010 all-point AP at IoU 0.5, difficult objects ignored; "
+        "boxes in original pixels; mean over 2 classes with objects"
+    )
+    described = score(index, names, np.array([0, 1]), found, None, "by hand")
+    assert described.protocol == result.protocol + "; by hand"
     assert result.images_per_second is None and result.timing == {}
     timed = dataclasses.replace(result, seconds={"decode": 1.0, "network": 3.0, "wall": 4.0})
     assert timed.timing == {"decode": 0.25, "network": 0.75} and timed.images_per_second == 0.5
     row = {"image_id": "x", "image": "x.jpg", "objects": {"a": 1, "b": 1}, "missed": 1}
-    row |= {"true_positives": 1, "false_positives": 1, "detections": [[0, 0.1234568, 1], [0, 0.9, 0]]}
+    row |= {"true_positives": 1, "false_positives": 2, "detections": [[0, 0.1234568, 1], [0, 0.9, 0], [0, 0.7, 0]]}
     other = {"image_id": "y", "image": "y.jpg", "objects": {"a": 1}, "true_positives": 0, "false_positives": 0}
     assert result.per_image() == [row, other | {"missed": 1, "detections": []}]
     values = result.per_class()
     assert {key: values["a"][key] for key in ("precision", "recall", "f1")} == {
-        "precision": 0.5,
+        "precision": pytest.approx(1 / 3),
         "recall": 0.5,
-        "f1": 0.5,
+        "f1": pytest.approx(0.4),
     }
     assert values["a"]["threshold"] == pytest.approx(0.123456789) and values["b"]["threshold"] is None
+
+
+def test_thresholds_as_text() -> None:
+    one = Thresholds(0.25, 0.45, 100, multi_label=False)
+    said = "score >= 0.25, NMS at IoU 0.45 within a class, at most 100 detections per image, the best class of each box"
+    assert evaluator.describe(one) == said
+    several = evaluator.describe(dataclasses.replace(one, multi_label=True))
+    assert several == said.replace("the best class of each box", "several classes per box")
 
 
 def test_classes_are_matched_by_exact_name_first_and_named_where_unknown(capsys: pytest.CaptureFixture[str]) -> None:

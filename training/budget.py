@@ -59,9 +59,9 @@ class Clock:
     _lap: float | None = None
     _lap_steps: int = 0
 
-    def start(self) -> None:
-        """Start or continue the clock."""
-        self._since = self.now()
+    def start(self, before: float = 0.0) -> None:
+        """Start or continue the clock, `before` seconds ago."""
+        self._since = self.now() - before
 
     def total(self) -> float:
         """Seconds of the run so far."""

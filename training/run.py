@@ -95,6 +95,7 @@ class Run:
         device: device of this process.
         checkpoint: the last checkpoint of a resumed run.
         signals: handler of Ctrl-C and SIGTERM.
+        before: seconds that the command has taken so far, which count towards `--minutes`.
 
     Attributes:
         settings: every option with its final value.
@@ -102,10 +103,15 @@ class Run:
     """
 
     def __init__(
-        self, settings: TrainSettings, device: str, checkpoint: Checkpoint | None, signals: SignalWatch | None = None
+        self,
+        settings: TrainSettings,
+        device: str,
+        checkpoint: Checkpoint | None,
+        signals: SignalWatch | None = None,
+        before: float = 0.0,
     ) -> None:
         self.clock = Clock()
-        self.clock.start()
+        self.clock.start(before)
         self.device = torch.device(device)
         self.signals = signals or SignalWatch()
         check_evaluator()
@@ -460,8 +466,9 @@ class Run:
         return kept > score
 
     def _warn_of_no_progress(self) -> None:
-        """Warn once if the model has learnt nothing after a third of the run."""
-        if self._is_warned or self.trainer.step * 3 < self.total_steps:
+        """Warn once if the model has learnt nothing after a third of the run, or at the end of one or two epochs."""
+        step, total = self.trainer.step, self.total_steps
+        if self._is_warned or step * 3 < total or (self.epochs < 3 and step < total):
             return
         self._is_warned = True
         best = max((row.get("voc10_mAP50") or 0.0 for row in self.progress.history), default=0.0)
@@ -470,7 +477,7 @@ class Run:
             tries = ["--preset auto, which starts from the bundled detector"] if not start.weights else []
             tries += ["more --minutes"] if duration.minutes else ["more --epochs"]
             tries += ["a lower --learning-rate", "python dataset.py check"]
-            what = f"mAP50 is {best:.4f} after a third of the run: the model has learnt nothing"
+            what = f"mAP50 is {best:.4f} after {step / total:.0%} of the run: the model has learnt nothing"
             warn("run", what, f"try {', '.join(tries[:-1])} or {tries[-1]}")
 
     def _warn_of_busy_machine(self) -> None:

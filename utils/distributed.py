@@ -8,6 +8,7 @@ import functools
 import ipaddress
 import math
 import os
+import signal
 import socket
 import struct
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # nothing here imports PyTorch unless there are several proce
 TIMEOUT_SECONDS = 300
 # How long a process waits before it fails after losing another one, so that torchrun reports the first failure.
 GRACE_SECONDS = 3.0
+HANDSHAKE_SECONDS = 5.0  # for the reply of a server that has accepted the connection
 POLL_SECONDS = 0.02
 LEFTOVERS = "start several processes with torchrun; for a single process, unset RANK and WORLD_SIZE"
 EQUAL_PART = 1e-3  # relative tolerance for the gradient norms of different kinds of GPU
@@ -44,7 +46,7 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
 
     Raises:
         UserError: if there are fewer GPUs than processes on this machine, or the environment is incomplete.
-        RunError: if the other processes do not respond.
+        RunError: if the other processes do not connect.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return device
@@ -68,16 +70,11 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
         _choose_interface()
         timeout = datetime.timedelta(seconds=timeout_seconds)
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            store, place, count = next(rendezvous("env://", timeout=timeout))
-            options |= {"store": _fresh_part(store, place, count, timeout_seconds), "rank": place, "world_size": count}
-        try:
-            dist.init_process_group(backend, timeout=timeout, **options)
-        except (RuntimeError, ValueError) as error:
-            if "TORCHELASTIC_RUN_ID" in os.environ:
-                raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            where = f"MASTER_ADDR {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise RunError(where, f"does not respond: {reason}", LEFTOVERS) from error
+            where, (store, place, count) = "torchrun", next(rendezvous("env://", timeout=timeout))
+        else:
+            where, store, place, count = _own_store(timeout_seconds)
+        options |= {"store": _fresh_part(where, store, place, count, timeout_seconds), "rank": place}
+        dist.init_process_group(backend, timeout=timeout, world_size=count, **options)
     return device
 
 
@@ -155,14 +152,92 @@ def _has_others(timeout_seconds: float) -> bool:
         socket.getaddrinfo(host, int(port))
     except (OSError, ValueError, OverflowError) as error:
         raise UserError("MASTER_ADDR", f"{host}:{port} cannot be resolved: {error}", LEFTOVERS) from error
-    if int(rank) == 0:
-        others = f"{int(count) - 1} other process{'es' if int(count) > 2 else ''}"
-        warn("WORLD_SIZE", f"is {count}: waiting up to {timeout_seconds:g} s for {others} at {host}:{port}", LEFTOVERS)
+    others = f"{int(count) - 1} other process{'es' if int(count) > 2 else ''}" if int(rank) == 0 else "RANK 0"
+    warn("WORLD_SIZE", f"is {count}: waiting up to {timeout_seconds:g} s for {others} at {host}:{port}", LEFTOVERS)
     return True
 
 
-def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> dist.Store:
-    """A new prefix of torchrun's store, the same for all processes of this start.
+def _own_store(timeout_seconds: float) -> tuple[str, dist.Store, int, int]:
+    """(name for messages, store, rank, world size) of a run that was started without torchrun; rank 0 is the server.
+
+    Raises:
+        RunError: if nothing listens at MASTER_ADDR, or another program does.
+    """
+    from torch.distributed import TCPStore
+
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    where, timeout = f"MASTER_ADDR {host}:{port}", datetime.timedelta(seconds=timeout_seconds)
+
+    def connect(host: str) -> dist.Store:
+        return TCPStore(host, port, count, rank == 0, timeout, wait_for_workers=False)
+
+    if rank == 0:
+        try:
+            store = connect("localhost")
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise RunError(f"MASTER_PORT {port}", f"cannot be used: {reason}", "choose another port") from error
+        if not _is_store(host, port, count):
+            raise RunError(where, "this process, which has RANK 0, cannot be reached there", LEFTOVERS)
+        return where, store, rank, count
+    _wait_for_port(where, host, port, timeout_seconds)
+    if not _is_store(host, port, count):
+        raise RunError(where, "another program answers there, not RANK 0 of this run", LEFTOVERS)
+    return where, connect(host), rank, count
+
+
+def _is_store(host: str, port: int, count: int) -> bool:
+    """Whether a PyTorch store answers at an address within HANDSHAKE_SECONDS. Always true where a process cannot fork.
+
+    PyTorch's client waits without limit for a server that accepts the connection and is silent, and prints C++ stacks
+    for one that answers something else. So a separate, silent process tries it first.
+    """
+    if not hasattr(os, "fork"):
+        return True
+    from torch.distributed import TCPStore
+
+    child = os.fork()
+    if not child:
+        try:
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+            limit = datetime.timedelta(seconds=HANDSHAKE_SECONDS)
+            TCPStore(host, port, count, False, limit, wait_for_workers=False)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + HANDSHAKE_SECONDS
+    done = status = 0
+    while not done and time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(POLL_SECONDS)
+    if not done:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return bool(done) and status == 0
+
+
+def _wait_for_port(where: str, host: str, port: int, timeout_seconds: float) -> None:
+    """Wait until something listens at an address.
+
+    Raises:
+        RunError: after the timeout.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), POLL_SECONDS)):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RunError(where, f"does not respond: {error.strerror or error}", LEFTOVERS) from error
+        time.sleep(10 * POLL_SECONDS)
+
+
+def _fresh_part(where: str, store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> dist.Store:
+    """A new prefix of the run's store, the same for all processes of this start; `where` names it in messages.
 
     torchrun keeps its store through restarts, with the addresses of dead processes (pytorch/pytorch#167288), and counts
     restarts per machine. So each process writes a new random word, and rank 0 replies with the name of the start.
@@ -183,7 +258,7 @@ def _fresh_part(store: dist.Store, rank: int, world_size: int, timeout_seconds: 
                 store.set(f"start/{store.get(f'come/{other}').decode()}", word)
         if time.monotonic() > deadline:
             what = f"ranks {sorted(missing)} did not connect within {timeout_seconds:g} s"
-            raise RunError("torchrun", what, "start again")
+            raise RunError(where, what, "start again" if where == "torchrun" else LEFTOVERS)
         time.sleep(POLL_SECONDS)
     from torch.distributed import PrefixStore
 

@@ -237,6 +237,7 @@ def _fork(arguments: list[str], run: Path, strike: Strike = lambda number, stage
         log = os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _leave_proof(_watch_writes(strike))
         run_command(train.main, arguments)
