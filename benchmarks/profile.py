@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from benchmarks.harness import command_cost, cpu_in_turns
-from benchmarks.service_load import Tally, cpu_by_thread, make_pictures, press
+from benchmarks.service_load import Tally, cpu_by_thread, make_pictures, send_requests
 from benchmarks.table import EVAL_IMAGES, eval_command, write_photo
 from data.open import default_splits, open_dataset
 from evaluation.evaluator import EVAL_THRESHOLDS
@@ -112,7 +112,7 @@ def service_parts(options: ProfileOptions, model: Path) -> Iterator[tuple[str, f
             serve = partial(server.run, sockets=[listener])
             thread = threading.Thread(target=partial(profiler.runcall, serve) if is_profiled else serve)
             thread.start()
-            ask = partial(press, listener.getsockname()[1], pictures, 1, tally=Tally(), seconds=600)
+            ask = partial(send_requests, listener.getsockname()[1], pictures, 1, tally=Tally(), seconds=600)
             try:
                 ask(number=20)
                 before = cpu_of_threads()
