@@ -74,7 +74,7 @@ class AffineParams(NamedTuple):
 
 
 def sample_affine(rng: np.random.Generator, config: AugmentConfig, scale: tuple[float, ...]) -> AffineParams:
-    """Sample scale, aspect, translation, rotation and shear ; the scale is uniform in `scale`, (low, high)"""
+    """Sample scale, aspect, translation, rotation and shear; the scale is uniform in `scale` (low, high)."""
     size, stretch, shift_x, shift_y, extra_x, extra_y, turn, slant = rng.random(8).tolist()  # one call is faster
     size = scale[0] + (scale[1] - scale[0]) * size
     stretch = (1 + config.aspect) ** (stretch - 0.5)

@@ -158,7 +158,7 @@ def assign_simota(batch: Batch) -> Matches:
     dynamic_k = top.long().clamp(min=1)  # at least one prediction for each box
     chosen = _rank_within(found.target, cost, count) < dynamic_k[found.target]
     found, cost = found[chosen], cost[chosen]
-    return found[_first_of_each(_place_keys(found, batch), cost)]
+    return found[_first_of_each(prediction_index(batch, found), cost)]
 
 
 def _simota_cost(rows: Tensor, labels: Tensor, iou: Tensor) -> Tensor:
@@ -191,18 +191,14 @@ def _first_of_each(keys: Tensor, cost: Tensor) -> Tensor:
     return order[first]
 
 
-def _place_keys(matches: Matches, batch: Batch) -> Tensor:
-    """A unique number for each prediction of the batch."""
-    height, width = (max(grid[axis] for grid in batch.grids) for axis in (0, 1))
-    keys = matches.image
-    for part, size in (
-        (matches.level, len(STRIDES)),
-        (matches.anchor, batch.predictions[0].shape[1]),
-        (matches.row, height),
-        (matches.column, width),
-    ):
-        keys = keys * size + part
-    return keys
+def prediction_index(batch: Batch, matches: Matches) -> Tensor:
+    """(P,) index of each match's prediction among those of all levels: (B, A, H, W) flattened, level after level."""
+    grids = torch.tensor(batch.grids, device=matches.level.device)
+    anchors = batch.predictions[0].shape[1]
+    sizes = len(batch.predictions[0]) * anchors * grids.prod(1)
+    height, width = grids[matches.level].unbind(1)
+    own = ((matches.image * anchors + matches.anchor) * height + matches.row) * width + matches.column
+    return (sizes.cumsum(0) - sizes)[matches.level] + own
 
 
 def _pair_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torchvision.ops import (
 )
 
 from nets.anchors import decode_level
-from nets.assigner import Batch, Matches, assign, decode_matches, gather
+from nets.assigner import Batch, Matches, assign, decode_matches, gather, prediction_index
 from nets.loss_config import LossConfig
 from nets.model_config import STRIDES, ModelConfig
 
@@ -96,6 +96,7 @@ class YOLOLoss:
         weights = batch.weights[matches.target]
         doubtful = matches[weights == 0]
         rows = gather(predictions, matches)
+        # All terms are divided by the number of matched predictions, and not by the number of images or cells.
         count = self.total(weights.sum()).clamp(min=1) / self.world_size
 
         boxes = box_convert(_not_empty(decode_matches(rows, matches, self.config)), "cxcywh", "xyxy")
@@ -126,10 +127,10 @@ class YOLOLoss:
         sizes = [raw.shape[:4].numel() for raw in batch.predictions]
         # If several boxes are matched to one prediction, the highest target is used.
         targets = positive_targets.new_zeros(sum(sizes)).scatter_reduce_(
-            0, _places(batch, matches), positive_targets, "amax"
+            0, prediction_index(batch, matches), positive_targets, "amax"
         )
         counts = torch.ones_like(targets)
-        counts[_places(batch, doubtful)] = 0
+        counts[prediction_index(batch, doubtful)] = 0
         counts[targets > 0] = 1
         by_level = zip(batch.predictions, targets.split(sizes), counts.split(sizes), strict=True)
         for level, (raw, target, counted) in enumerate(by_level):
@@ -182,13 +183,3 @@ def _not_empty(boxes: Tensor) -> Tensor:
     """
     sides = boxes[:, 2:]
     return torch.cat([boxes[:, :2], sides + (sides.detach().clamp(min=MIN_SIDE) - sides.detach())], dim=1)
-
-
-def _places(batch: Batch, matches: Matches) -> Tensor:
-    """(P,) index of each match's objectness in the concatenation of all levels."""
-    grids = torch.tensor(batch.grids, device=matches.level.device)
-    anchors = batch.predictions[0].shape[1]
-    sizes = len(batch.predictions[0]) * anchors * grids.prod(1)
-    height, width = grids[matches.level].unbind(1)
-    own = ((matches.image * anchors + matches.anchor) * height + matches.row) * width + matches.column
-    return (sizes.cumsum(0) - sizes)[matches.level] + own

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from imaging.detections import Detections
+from nets.nms import box_iou
 
 LOW_SCORE = 0.1  # known objects are followed through scores as low as this (section 3)
 LOST_SECONDS = 1.0  # a lost object is remembered for this long: 30 frames of a 30 Hz video, as in the paper
@@ -84,7 +85,7 @@ class ByteTracker:
         """Assign detections to tracks by the highest sum of IoUs; returns the unmatched detections."""
         if not tracks or not len(places):
             return places
-        overlap = box_iou(np.stack([track.box for track in tracks]), boxes[places])
+        overlap = np.nan_to_num(box_iou(np.stack([track.box for track in tracks]), boxes[places]))  # NaN: no area
         similarity = overlap if scores is None else overlap * scores[places]
         rows, columns = linear_sum_assignment(-similarity)
         fits = similarity[rows, columns] >= least * (1.0 if scores is None else self.threshold)
@@ -92,15 +93,6 @@ class ByteTracker:
             tracks[row].place = int(places[column])
             _correct(tracks[row], boxes[places[column]])
         return np.delete(places, columns[fits])
-
-
-def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(N, M) IoU of (N, 4) and (M, 4) xyxy boxes."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    common = (high - low).clip(min=0).prod(2)
-    areas = [(each[:, 2:] - each[:, :2]).clip(min=0).prod(1) for each in (first, second)]
-    return common / np.maximum(areas[0][:, None] + areas[1][None] - common, 1e-9)
 
 
 def _measured(box: np.ndarray) -> np.ndarray:

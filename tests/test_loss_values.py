@@ -6,15 +6,14 @@ import math
 from collections import defaultdict
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from nets.assigner import Batch, Matches, _pair_iou, _place_keys, _simota_cost, assign, gather
+from nets.assigner import Batch, Matches, _pair_iou, _simota_cost, assign, gather, prediction_index
 from nets.loss_config import LossConfig
-from nets.losses import YOLOLoss, _not_empty, _places
+from nets.losses import YOLOLoss, _not_empty
 from nets.model_config import STRIDES, ModelConfig
 
 CONFIG = ModelConfig(class_names=("cat", "dog", "owl"), scale_xy=(2.0, 1.8, 1.5))
@@ -293,15 +292,10 @@ def test_rows_are_gathered_from_either_order_of_memory(channels_last: bool) -> N
         assert torch.equal(rows[number], predictions[level][image, anchor, row, column])
 
 
-def test_every_prediction_has_a_key_of_its_own() -> None:
+def test_every_prediction_has_an_index_of_its_own() -> None:
     predictions = maps()
     found = all_places(predictions)
-    keys = _place_keys(found, batch_of(predictions))
-    assert len(set(keys.tolist())) == len(found) == sum(raw[..., 0].numel() for raw in predictions)
-    sizes = (2, 3, 3, HEIGHT // 8, WIDTH // 8)  # the largest of each: the key counts through them
-    places = [getattr(found, name).numpy() for name in ("image", "level", "anchor", "row", "column")]
-    assert keys.tolist() == np.ravel_multi_index(places, sizes).tolist()
-    places = _places(batch_of(predictions), found)
+    places = prediction_index(batch_of(predictions), found)
     assert sorted(places.tolist()) == list(range(len(found)))
     confidences = torch.cat([raw[..., 4].flatten() for raw in predictions])
     assert torch.equal(confidences[places], gather(predictions, found)[:, 4])

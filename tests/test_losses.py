@@ -9,9 +9,9 @@ from torch import Tensor
 
 from nets import loss_config
 from nets.anchors import encode
-from nets.assigner import ASSIGNERS, Batch, Matches, assign, decode_matches
+from nets.assigner import ASSIGNERS, Batch, Matches, assign, decode_matches, prediction_index
 from nets.loss_config import LossConfig
-from nets.losses import BOX_LOSSES, YOLOLoss, _CrossEntropy, _places
+from nets.losses import BOX_LOSSES, YOLOLoss, _CrossEntropy
 from nets.model_config import STRIDES, ModelConfig
 
 CONFIG = ModelConfig(class_names=("cat", "dog", "owl"))
@@ -237,7 +237,7 @@ def test_places_of_matches_are_those_of_the_maps_laid_end_to_end() -> None:
     batch = Batch(boxes, torch.zeros(3, dtype=torch.long), torch.tensor([0, 1, 1]), torch.ones(3), grids, maps, config)
     matches = assign(batch, "ratio")
     marked = torch.zeros(sum(m[..., 4].numel() for m in maps))
-    marked[_places(batch, matches)] = 1
+    marked[prediction_index(batch, matches)] = 1
     for m, level in zip(maps, matches.level.new_tensor([0, 1, 2]), strict=True):
         own = matches[matches.level == level]
         m[own.image, own.anchor, own.row, own.column, 4] = 1

@@ -12,6 +12,7 @@ from data.index import DatasetIndex
 from evaluation.detections_file import read_detections
 from nets.detector import Detector
 from nets.export.formats import CHECKPOINT_SUFFIXES
+from nets.nms import box_iou
 from training.pseudo_label import find_labels
 from utils.distributed import say
 from utils.text import counted
@@ -51,7 +52,7 @@ def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetInde
             mine = slice(bounds[i], bounds[i + 1])
             own = index.boxes_of(i)
             same = labels[mine][:, None] == index.labels[own][None]
-            new[mine] = ~((_iou(boxes[mine], index.boxes[own]) > SAME_OBJECT) & same).any(1)
+            new[mine] = ~((box_iou(boxes[mine], index.boxes[own]) > SAME_OBJECT) & same).any(1)
         doubt = labelled[image[new]]
         say(
             f"{file}: {counted(int((~doubt).sum()), 'label')} of {counted(len(np.unique(image)), 'image')}, "
@@ -79,11 +80,3 @@ def add_teacher(index: DatasetIndex, files: Sequence[str | Path]) -> DatasetInde
         areas=None,
         box_refs=None,
     )
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, 4) and (M, 4) xyxy to (N, M) IoU."""
-    overlap = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    inter = overlap.clip(0).prod(-1)
-    areas = (a[:, 2:] - a[:, :2]).prod(-1)[:, None] + (b[:, 2:] - b[:, :2]).prod(-1)[None]
-    return inter / np.maximum(areas - inter, 1e-9)
