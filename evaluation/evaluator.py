@@ -21,9 +21,9 @@ from evaluation.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE, BestMatch
 from evaluation.metrics.record import EvalRecord, record_from_index
 from evaluation.metrics.voc import IOU_THRESHOLD, voc_figures
 from imaging.detections import Detections
+from imaging.pipeline import parallel_map
 from utils.errors import UserError, warn
 from utils.text import counted, some_names
-from utils.threads import parallel_map
 from utils.thresholds import Thresholds
 
 STAGES = ("decode", "preprocess", "network", "postprocess")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from imaging.detections import Detections
 from imaging.draw import draw_boxes, draw_detections, draw_heatmap
 from imaging.image_io import write_image
+from imaging.pipeline import Background, parallel_map, prefetch
 from prediction.byte_track import LOW_SCORE, ByteTracker
 from prediction.codecs import CODECS, choose_codec
 from prediction.configured import ConfiguredDetector
@@ -38,7 +39,6 @@ from utils import distributed
 from utils.allocator import keep_freed_memory
 from utils.errors import UserError, printable, warn
 from utils.text import counted
-from utils.threads import Background, parallel_map, prefetch
 
 CAMS_PER_PICTURE = 5
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from data.skips import Skip
 from imaging.detections import Detections
+from imaging.pipeline import parallel_map, prefetch
 from prediction.sources import Source, list_sources
 from prediction.video import Frame
 from utils.errors import MissingFileError, UserError, warn
-from utils.threads import parallel_map, prefetch
 
 Detect = Callable[[Sequence[np.ndarray]], list[Detections]]
 

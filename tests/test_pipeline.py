@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from utils.threads import Background, parallel_map, prefetch
+from imaging.pipeline import Background, parallel_map, prefetch
 
 
 def test_prefetched_items_keep_their_order_and_are_never_far_ahead() -> None:
