@@ -21,7 +21,6 @@ DUPLICATE_IOU = 0.75  # of two labels of the same class
 SAME_BOX_IOU = 0.9  # of two labels of different classes
 INSIDE = 0.7  # fraction of a detection inside a label of its class: it is a part of that object
 LEAST_SCORE = 0.05
-SHRINK = 20.0  # strength of shrinkage to the average, in labels, for rare classes
 PRIOR = {PHANTOM: 0.02, CLASS: 0.03}  # prior fraction of wrong labels
 STEPS, RIDGE = 30, 3.0  # of the logistic regression
 DECOYS = 4  # for each label
@@ -195,38 +194,46 @@ def _missing(pairs: _Pairs) -> list[Finding]:
 
 
 def _phantoms(pairs: _Pairs) -> list[Finding]:
-    """Labels that resemble decoys (labels laid over other images) more than labels of their own image.
+    """Labels that resemble decoys (labels laid over other images) more than labels of their own image."""
+    index, owner = pairs.index, pairs.image_of_label
+    usual = np.flatnonzero(~(index.crowd | index.difficult))
+    rng = np.random.default_rng(0)
+    sources = rng.permutation(np.tile(usual, DECOYS))[:MOST_SAMPLES]
+    boxes, labels, images = _decoys(index, sources, owner, rng)
+    if not len(boxes):
+        return []
+    near = _Near.of(index, pairs.found)
+    of_decoys = near.evidence(boxes, labels, images, np.full(len(boxes), -1))
+    of_labels = near.evidence(index.boxes[usual], index.labels[usual], owner[usual], usual)
+    score = _chance_of_decoy(of_labels, index.labels[usual], of_decoys, labels, PRIOR[PHANTOM], rng)
+    likely = np.flatnonzero(score > LEAST_SCORE)
+    return [Finding(PHANTOM, float(score[k]), int(owner[usual[k]]), label=int(usual[k])) for k in likely]
+
+
+def _chance_of_decoy(
+    of_labels: np.ndarray,
+    labels: np.ndarray,
+    of_decoys: np.ndarray,
+    decoys: np.ndarray,
+    prior: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """(N,) the chance that each label is wrong as decoys are, by (N, F) and (M, F) features and (N,) and (M,) classes.
 
     A logistic regression separates labels from decoys by the detections near them, so it learns from the data how weak
     a detection still supports a label of this class and size. Detections of every score and class count, also of
     classes that the data does not have. Method: noise-contrastive estimation (Gutmann and Hyvarinen, AISTATS 2010).
     """
-    index, found, owner = pairs.index, pairs.found, pairs.image_of_label
-    usual = np.flatnonzero(~(index.crowd | index.difficult))
-    rng = np.random.default_rng(0)
-    sources = rng.permutation(np.tile(usual, DECOYS))[:MOST_SAMPLES]
-    decoys, labels, images = _decoys(index, sources, owner, rng)
-    if not len(decoys):
-        return []
-    order = np.argsort(found.image, kind="stable")
-    near = _Near(index, found, order, np.searchsorted(found.image[order], np.arange(len(index) + 1)))
-    of_labels = near.evidence(index.boxes[usual], index.labels[usual], owner[usual], usual)
-    of_decoys = near.evidence(decoys, labels, images, np.full(len(decoys), -1))
     edges = [np.unique(np.quantile(column, QUANTILES)) for column in np.concatenate([of_labels, of_decoys]).T]
-    count = len(index.class_names)
-    sample = rng.permutation(len(usual))[:MOST_SAMPLES]
-    table = _indicators(np.concatenate([of_labels[sample], of_decoys]), edges,
-                        np.concatenate([index.labels[usual][sample], labels]), count)  # fmt: skip
-    weights = fit_logistic(table, np.arange(len(table)) >= len(sample))
-    prior = PRIOR[PHANTOM] / (1 - PRIOR[PHANTOM]) * len(sample) / len(decoys)
-    result = []
-    for start in range(0, len(usual), MOST_SAMPLES):
-        part = slice(start, start + MOST_SAMPLES)
-        odds = prior * np.exp(_indicators(of_labels[part], edges, index.labels[usual[part]], count) @ weights)
-        for m, score in zip(usual[part].tolist(), (odds / (1 + odds)).tolist(), strict=True):
-            if score > LEAST_SCORE:
-                result.append(Finding(PHANTOM, score, int(owner[m]), label=m))
-    return result
+    count = int(max(labels.max(), decoys.max())) + 1
+    sample = rng.permutation(len(labels))[:MOST_SAMPLES]
+    both = np.concatenate([of_labels[sample], of_decoys]), np.concatenate([labels[sample], decoys])
+    weights = fit_logistic(_indicators(both[0], edges, both[1], count), np.arange(len(both[1])) >= len(sample))
+    odds = np.zeros(len(labels))
+    for part in np.array_split(np.arange(len(labels)), -(-len(labels) // MOST_SAMPLES)):
+        odds[part] = np.exp(_indicators(of_labels[part], edges, labels[part], count) @ weights)
+    odds *= prior / (1 - prior) * len(sample) / len(decoys)
+    return odds / (1 + odds)
 
 
 def _decoys(
@@ -263,9 +270,14 @@ class _Near:
     order: np.ndarray
     bounds: np.ndarray
 
+    @classmethod
+    def of(cls, index: DatasetIndex, found: FoundDetections) -> _Near:
+        order = np.argsort(found.image, kind="stable")
+        return cls(index, found, order, np.searchsorted(found.image[order], np.arange(len(index) + 1)))
+
     def evidence(self, boxes: np.ndarray, labels: np.ndarray, images: np.ndarray, own: np.ndarray) -> np.ndarray:
         """(N, F) features of (N, 4) boxes of (N,) labels; `own`: (N,) the label that is the box itself, or -1."""
-        result = np.zeros((len(boxes), 2 * len(LEVELS) + 8))
+        result = np.zeros((len(boxes), 2 * len(LEVELS) + 9))
         by_image = np.argsort(images, kind="stable")
         ends = np.searchsorted(images[by_image], np.arange(len(self.index) + 1))
         for image in np.unique(images).tolist():
@@ -283,7 +295,7 @@ class _Near:
         other = gts != own[:, None]
         covered = box_overlaps(boxes, self.index.boxes[gts])[1]
         columns = [np.where(mask & (iou >= level), score, 0) for mask in (same, True) for level in LEVELS]
-        columns += [iou * same, iou]
+        columns += [iou * same, iou, np.where(~same & (iou >= FOUND_IOU), score, 0)]
         columns += [np.where((part > INSIDE) & (iou < FOUND_IOU), score, 0) for part in (inside, within)]
         columns += [np.where(same & (iou < SEEN_IOU), score, 0), covered * other]
         counts = [(other & (labels[:, None] == self.index.labels[gts])).sum(axis=1), other.sum(axis=1)]
@@ -326,39 +338,29 @@ def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> np.ndarray:
 
 
 def _wrong_classes(pairs: _Pairs) -> list[Finding]:
-    """Labels that overlap a detection of another class, and none of their own."""
-    index, found = pairs.index, pairs.found
-    fits = pairs.iou >= FOUND_IOU
-    own, _ = pairs.best_of_label(found.scores[pairs.det], fits & pairs.same)
-    # a detection that matches a label of its own class is explained by it
-    explained = pairs.most_of_det(pairs.iou, pairs.same) >= FOUND_IOU
-    nearest = pairs.iou >= pairs.most_of_det(pairs.iou, np.ones(len(pairs.iou), bool))[pairs.det] - 1e-9
-    _, which = pairs.best_of_label(
-        found.scores[pairs.det] * pairs.iou, fits & ~pairs.same & ~explained[pairs.det] & nearest
-    )
-    doubted = np.flatnonzero((which >= 0) & ~index.crowd)
-    confused = _confusion(index, found, which)
-    score = np.zeros(index.num_boxes)
-    pair = confused[index.labels[doubted], found.labels[which[doubted]]]
-    prior = PRIOR[CLASS]
-    evidence = found.scores[which[doubted]]
-    belief = prior / (prior + (1 - prior) * np.clip(pair, 1e-3, 1))
-    score[doubted] = belief * evidence * (1 - np.clip(own[doubted] / np.maximum(evidence, 1e-6), 0, 1))
+    """Labels that a detection of another class overlaps, and that resemble decoys (labels with the class of another label)
+    more than labels as they are."""
+    index, found, owner = pairs.index, pairs.found, pairs.image_of_label
+    usual = np.flatnonzero(~(index.crowd | index.difficult))
+    rng = np.random.default_rng(0)
+    sources = rng.permutation(np.tile(usual, DECOYS))[:MOST_SAMPLES]
+    classes = rng.permutation(index.labels[sources])
+    sources, classes = (each[classes != index.labels[sources]] for each in (sources, classes))
+    if not len(sources):
+        return []
+    near = _Near.of(index, found)
+    of_labels = near.evidence(index.boxes[usual], index.labels[usual], owner[usual], usual)
+    of_decoys = near.evidence(index.boxes[sources], classes, owner[sources], sources)
+    score = _chance_of_decoy(of_labels, index.labels[usual], of_decoys, classes, PRIOR[CLASS], rng)
+    # A detection that matches a label of its own class is explained by it.
+    explained = pairs.most_of_det(pairs.iou, pairs.same)[pairs.det]
+    free = ~pairs.same & (explained < FOUND_IOU) & (pairs.iou >= np.maximum(explained, FOUND_IOU))
+    _, which = pairs.best_of_label(found.scores[pairs.det] * pairs.iou, free)
+    likely = np.flatnonzero((score > 0.02) & (which[usual] >= 0))
     return [
-        Finding(CLASS, float(score[m]), int(pairs.image_of_label[m]), label=m, detection=int(which[m]))
-        for m in doubted[score[doubted] > 0.02].tolist()
+        Finding(CLASS, float(score[k]), int(owner[usual[k]]), label=int(usual[k]), detection=int(which[usual[k]]))
+        for k in likely
     ]
-
-
-def _confusion(index: DatasetIndex, found: FoundDetections, which: np.ndarray) -> np.ndarray:
-    """(C, C) how often labels of a class (row) are detected as another (column), shrunk to the average."""
-    count = len(index.class_names)
-    table = np.zeros((count, count))
-    doubted = np.flatnonzero(which >= 0)
-    np.add.at(table, (index.labels[doubted], found.labels[which[doubted]]), 1)
-    total = np.bincount(index.labels, minlength=count).astype(np.float64)
-    average = len(doubted) / max(len(which) * max(count - 1, 1), 1)
-    return (table + SHRINK * average) / (total[:, None] + SHRINK)
 
 
 def _sloppy(pairs: _Pairs) -> list[Finding]:

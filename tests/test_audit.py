@@ -105,6 +105,17 @@ def test_another_class_is_found() -> None:
     assert index.boxes[finding.label].tolist() == list(labels[17][2])
 
 
+def test_a_detection_of_the_labelled_class_is_evidence_against_a_wrong_class() -> None:
+    labels = truth()
+    swapped, supported = [k for k, row in enumerate(labels) if row[1] == "cow" and row[0] in (20, 21)][:2]
+    for k in (swapped, supported):
+        labels[k] = (labels[k][0], "dog", labels[k][2])
+    found = found_of(sorted([*truth(), labels[supported]]))
+    findings = [each for each in find_label_errors(index_of(labels), found) if each.kind == CLASS]
+    score = {each.label: each.score for each in findings}
+    assert findings[0].label == swapped and score.get(supported, 0) < 0.5 * findings[0].score
+
+
 def test_a_shifted_box_is_a_localisation_error() -> None:
     labels = truth()
     image, name, (x1, y1, x2, y2) = labels[17]
