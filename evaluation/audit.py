@@ -338,7 +338,7 @@ def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> np.ndarray:
 
 
 def _wrong_classes(pairs: _Pairs) -> list[Finding]:
-    """Labels that a detection of another class overlaps, and that resemble decoys (labels with the class of another label)
+    """Labels that a detection of another class overlaps, and that resemble decoys (with the class of another label)
     more than labels as they are."""
     index, found, owner = pairs.index, pairs.found, pairs.image_of_label
     usual = np.flatnonzero(~(index.crowd | index.difficult))

@@ -315,6 +315,38 @@ def test_better_weights_are_loaded_and_worse_are_not(
     assert not trainer._is_due()  # not again before much more is labelled
 
 
+@pytest.mark.parametrize(
+    ("after", "is_broken", "given"),
+    [(0.6, False, "old.pth"), (0.1, False, "old.pth"), (0.6, True, "old.pth"), (0.6, False, "new.pth")],
+)
+def test_a_restart_continues_with_the_best_weights(
+    after: float, is_broken: bool, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = labelled_store(tmp_path / "set", 12)
+    first = LabelTrainer(store, tmp_path / "old.pth", lambda _: None, 1.0)
+    follow(first, tmp_path, monkeypatch, (0.2, after))
+    other = tmp_path / "logs" / "label-7"
+    other.mkdir()
+    (other / "result.json").write_text("[]")
+    taken: list[Path] = []
+
+    def take(path: Path) -> None:
+        if is_broken:
+            raise UserError(path, "is not a checkpoint", "use another")
+        taken.append(path)
+
+    again = LabelTrainer(store, tmp_path / given, take, 1.0)
+    again.restore()
+    best = tmp_path / "logs" / "label-1" / "train" / "best.pth"
+    assert taken == ([best] if after == 0.6 and not is_broken and given == "old.pth" else [])
+    assert again.checkpoint == (best if taken else tmp_path / given)
+    if given == "old.pth":
+        assert again.state.history == first.state.history and again._trained == first._trained
+        assert again._trained and not again._is_due()
+    else:
+        assert not again.state.history
+
+
 def test_a_training_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import service.labelling.trainer as module
 

@@ -50,4 +50,5 @@ def open_labelling(
 
         extra = ["--config", os.path.abspath(config)] if config else []
         trainer = LabelTrainer(store, checkpoint.resolve(), take, minutes, device, extra)
+        trainer.restore()
     return Labelling(store, suggester, trainer, read_queue(Path(queue), store) if queue else None)

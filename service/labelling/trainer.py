@@ -24,6 +24,7 @@ from data.tools.hashing import file_hashes, near_duplicate_groups
 from imaging.image_io import read_image_size
 from service.labelling.store import Store
 from utils.errors import RunError, UserError, warn
+from utils.files import write_file
 from utils.text import counted
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -31,6 +32,7 @@ RUNS = Path("logs")
 VAL_SHARE = 5  # one in this many groups of near-duplicates is used for validation
 LEAST_PICTURES = 10  # labelled images with objects needed for automatic training
 GROWTH = 1.25  # growth of the number of labelled images that starts the next run
+RESULT = "result.json"  # in the folder of a finished run: its entry of the history, and how to continue from it
 METRIC = "voc10_mAP50"
 POLL_SECONDS = 0.5
 
@@ -162,6 +164,7 @@ class LabelTrainer:
         automatic: bool = True,
     ) -> None:
         self.store, self.checkpoint, self._take = store, checkpoint, take
+        self._given = checkpoint
         self.minutes, self.device, self.extra, self.automatic = minutes, device, tuple(extra), automatic
         self.state = TrainingState()
         self._trained_on = 0
@@ -174,6 +177,24 @@ class LabelTrainer:
 
     def open(self) -> None:
         self._thread.start()
+
+    def restore(self) -> None:
+        """Continue after a restart: with the best weights of earlier runs on these images from the same checkpoint."""
+        rows = _results(str(self.store.root), str(self._given))
+        for row in rows:
+            self.state.history.append({key: row[key] for key in ("run", "pictures", "score", "before", "taken")})
+            self._trained.update(self.store.root / name for name in row["trained"])
+            self._trained_on = row["labelled"]
+        weights = next((Path(row["run"], "train", "best.pth") for row in reversed(rows) if row["taken"]), None)
+        if weights is None:
+            return
+        try:
+            self._take(weights)
+        except (UserError, RunError, OSError) as error:
+            warn(weights, f"cannot be used ({error})", f"training starts from {self.checkpoint}")
+            return
+        self.checkpoint = weights
+        self.state.message = f"continues with the weights of {weights.parent.parent.name}"
 
     def start(self) -> None:
         """Train as soon as no other run is active. Raises UserError if nothing is labelled."""
@@ -248,9 +269,12 @@ class LabelTrainer:
             self.checkpoint = best
         words = "" if old is None else f" (before: {old:.3f})"
         taken = "used" if is_better else "not used"
-        self.state.history.append(
-            {"run": str(run), "pictures": self.state.pictures[0], "score": new, "before": old, "taken": is_better}
-        )
+        row = {"run": str(run), "pictures": self.state.pictures[0], "score": new, "before": old, "taken": is_better}
+        self.state.history.append(row)
+        trained = [os.path.relpath(path, self.store.root) for path in sorted(self._trained)]
+        row = {"data": str(self.store.root), "checkpoint": str(self._given), **row}
+        row |= {"labelled": self._trained_on, "trained": trained}
+        write_file(run / RESULT, json.dumps(row, indent=1).encode("utf-8", "backslashreplace"))
         self.state.status = "idle"
         self.state.message = f"mAP50 {new:.3f}{words} on {counted(self.state.pictures[1], 'validation image')}: {taken}"
 
@@ -288,6 +312,20 @@ class LabelTrainer:
         with contextlib.suppress(OSError, ValueError):
             rows = list(csv.DictReader(metrics.read_text().splitlines()))
             self.state.rows = [{key: float(value) for key, value in row.items() if value} for row in rows]
+
+
+def _results(data: str, checkpoint: str) -> list[dict[str, Any]]:
+    """The results of the finished runs on a data set from a checkpoint, the oldest first."""
+    found = []
+    for file in sorted(Path(os.path.abspath(RUNS)).glob(f"label-*/{RESULT}"), key=lambda f: (len(str(f)), str(f))):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            row = json.loads(file.read_bytes())
+            row["run"] = str(file.parent)
+            if (row["data"], row["checkpoint"]) == (data, checkpoint):
+                row["trained"], row["labelled"] = [str(name) for name in row["trained"]], int(row["labelled"])
+                row = {**row, "score": float(row["score"]), "pictures": int(row["pictures"])}
+                found.append({"before": None, "taken": False, **row})
+    return found
 
 
 def _new_folder() -> Path:
