@@ -82,7 +82,7 @@ class ByteTracker:
     def _associate(
         self, tracks: list[Track], boxes: np.ndarray, places: np.ndarray, least: float, scores: np.ndarray | None = None
     ) -> np.ndarray:
-        """Assign detections to tracks by the highest sum of IoUs; returns the unmatched detections."""
+        """Assign detections to tracks by the highest sum of IoUs (Hungarian algorithm); returns the unmatched ones."""
         if not tracks or not len(places):
             return places
         overlap = np.nan_to_num(box_iou(np.stack([track.box for track in tracks]), boxes[places]))  # NaN: no area

@@ -1,4 +1,4 @@
-"""Explain predictions: objectness heat maps and LayerCAM for one detection."""
+"""Explain predictions: objectness heat maps, and class activation maps (LayerCAM) of one detection."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class DurationOptions:
         "metric that selects the best checkpoint; fitness = 0.9 COCO AP + 0.1 VOC10 mAP50",
         choices=tuple(BEST_BY),
     )
-    patience: int = option(0, "stop after this many evaluations without improvement; 0 = never", low=0)
+    patience: int = option(0, "early stopping: stop after this many evaluations without improvement; 0 = never", low=0)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class OptimizerOptions:
     weight_decay: float = option(
         0.02, "weight decay of convolution weights, not of norms and biases (SGD: try 5e-4)", low=0, high=1
     )
-    clip: float = option(10.0, "maximum norm of the gradient; 0 = no limit", low=0)
+    clip: float = option(10.0, "gradient clipping: maximum norm of the gradient; 0 = off", low=0)
     ema: bool = option(True, "evaluate and save an exponential moving average of the weights")
     ema_decay: float = option(
         0.0, "decay of the moving average; 0 = chosen by the number of steps", low=0, high=0.999999

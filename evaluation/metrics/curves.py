@@ -1,4 +1,4 @@
-"""Precision, recall and F1 as functions of the score, per class and over all classes."""
+"""Precision-recall curves: precision, recall and F1 as functions of the score, per class and over all classes."""
 
 from __future__ import annotations
 
