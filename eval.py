@@ -23,7 +23,7 @@ from utils.config import option, parse_options
 from utils.errors import UserError, require_packages, run_command, warn
 from utils.files import write_file
 from utils.output_rules import check_output_file, check_output_folder
-from utils.text import counted
+from utils.text import counted, quoted
 from utils.thresholds import Thresholds
 
 SKIPS_SHOWN = 10
@@ -253,10 +253,8 @@ def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored
         from evaluation.worst import export_worst  # imports OpenCV, which --help does not need
 
         count = export_worst(result, Path(options.export), options.worst)
-        queue = Path(options.export) / "queue.json"
-        print(
-            f"{counted(count, 'image')} with the most errors: python serve.py --label {options.export} --queue {queue}"
-        )
+        command = f"--label {quoted(options.export)} --queue {quoted(Path(options.export) / 'queue.json')}"
+        print(f"{counted(count, 'image')} with the most errors: python serve.py {command}")
     if options.report:
         from evaluation.report.html import report_html
 

@@ -102,6 +102,7 @@ def nearest_name(name: str, known: Sequence[str]) -> str | None:
 
     by_simple = {simple(each): each for each in known}
     close = difflib.get_close_matches(simple(name), list(by_simple), 1, cutoff=0.75)
+    close = close or [each for each in by_simple if sorted(each) == sorted(simple(name))]  # dgo: too short to be close
     return by_simple[close[0]] if close else None
 
 

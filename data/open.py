@@ -37,7 +37,7 @@ from data.index_cache import cached_index
 from imaging.image_io import MAX_MEGAPIXELS
 from utils.errors import UserError
 from utils.files import StrPath
-from utils.text import counted
+from utils.text import counted, quoted
 
 ACCEPTED = "a data set: images with VOC XML, COCO JSON, YOLO txt or another layout of docs/DATA.md"
 ARCHIVES = (".tfrecord", ".record", ".parquet", ".mat", ".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
@@ -281,7 +281,7 @@ def training_split(data: StrPath, image_folder: StrPath | None = None) -> str:
         if match is not None:
             return match
     if not names:
-        raise UserError(data, "has no splits", f"create them: python dataset.py split {data}")
+        raise UserError(data, "has no splits", f"create them: python dataset.py split {quoted(data)}")
     return names[0]
 
 
@@ -373,7 +373,7 @@ def open_dataset(
         why = f": {len(reasons)} skipped, the first because {reasons[0]}" if reasons else ": its list is empty"
         if index.source.get("found_classes"):
             why += f"; found {classes_found(index)}"
-        todo = f"run: python dataset.py check {data}"
+        todo = f"run: python dataset.py check {quoted(data)}"
         raise UserError(f"{data} ({split})", f"has no image that can be used{why}", todo)
     return index
 

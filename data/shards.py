@@ -29,7 +29,7 @@ from data.data_options import DataOptions
 from data.index import ARRAYS, DatasetIndex
 from data.loader import SampleKey, Size, TrainDataset, TrainLoader, collate
 from data.open import default_splits
-from data.tools.new_folder import check_new_folder
+from data.tools.new_folder import check_new_folder, new_folder
 from imaging.image_io import MAX_MEGAPIXELS, decode_image, read_header_bytes
 from imaging.letterbox import Letterbox
 from utils.config import option, parse_options
@@ -65,17 +65,21 @@ def write_shards(index: DatasetIndex, folder: StrPath, images_per_shard: int = I
     """
     folder = Path(folder)
     check_new_folder("OUT", folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as partial_folder:
+        _write_shards(index, partial_folder, images_per_shard, seed)
+    return folder
+
+
+def _write_shards(index: DatasetIndex, folder: Path, images_per_shard: int, seed: int) -> None:
     kept: list[int] = []
     shards: list[dict[str, Any]] = []
     images = _readable(index, np.random.default_rng(seed).permutation(len(index)))
     while chunk := list(itertools.islice(images, images_per_shard)):
         name = f"shard-{len(shards):06d}.tar"
-        with tarfile.open(folder / f".{name}.tmp", "w") as tar:
+        with tarfile.open(folder / name, "w") as tar:
             for i, data in chunk:
                 _add_sample(tar, f"{len(kept):08d}", index, i, data)
                 kept.append(i)
-        os.replace(folder / f".{name}.tmp", folder / name)
         shards.append({"file": name, "images": len(chunk)})
     if not kept:
         raise UserError(index.name, "has no image that can be read", "see the warnings")
@@ -85,7 +89,6 @@ def write_shards(index: DatasetIndex, folder: StrPath, images_per_shard: int = I
     write_atomically(folder / INDEX, buffer.getvalue())
     facts = {"version": LAYOUT_VERSION, "name": index.name, "class_names": list(index.class_names), "shards": shards}
     write_atomically(folder / MANIFEST, (json.dumps(facts, indent=1) + "\n").encode())
-    return folder
 
 
 def _readable(index: DatasetIndex, order: Sequence[int] | np.ndarray) -> Iterator[tuple[int, bytes]]:

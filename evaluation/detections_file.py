@@ -15,6 +15,7 @@ import numpy as np
 from data.index import DatasetIndex
 from evaluation.evaluator import EvaluationResult, FoundDetections, plain_class_name
 from utils.errors import UserError, warn
+from utils.files import write_file
 from utils.json_file import read_json
 from utils.text import counted, some_names
 
@@ -336,5 +337,5 @@ def write_voc_results(folder: Path, result: EvaluationResult, split: str, entry:
         )
         file_name = "".join("_" if letter in '/\\:*?"<>|' else letter for letter in name)
         path = target / f"{entry}_det_{split.rsplit(':', 1)[-1]}_{file_name}.txt"
-        path.write_text("".join(lines), encoding="utf-8")
+        write_file(path, "".join(lines).encode())
     return target

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.formats.dataset_writer import Losses, write_dataset
-from data.tools.new_folder import check_new_folder
+from data.tools.new_folder import check_new_folder, new_folder
 from evaluation.evaluator import EvaluationResult
 from evaluation.metrics.matching import FALSE_POSITIVE, TRUE_POSITIVE
 from utils.files import write_file
@@ -68,16 +68,17 @@ def export_worst(result: EvaluationResult, folder: Path, count: int) -> int:
     mistakes = find_mistakes(result, threshold)
     positions = mistakes.worst_first[:count]
     index = result.index.subset(positions)
-    names = write_dataset({"worst": index}, folder, "voc", Losses(), progress=False, year=YEAR)
-    rows: list[dict[str, Any]] = []
-    findings: list[dict[str, Any]] = []
-    for i in positions.tolist():
-        original = result.index.path(i)
-        found = _found(result, i, threshold)
-        rows.append({"image": names[original], "original": str(original), "detections": found})
-        findings += _findings(result, i, f"{YEAR}/JPEGImages/{names[original]}", mistakes)
-    write_file(folder / "detections.json", json.dumps(rows, indent=1).encode())
-    write_file(folder / "queue.json", json.dumps({"findings": findings}, indent=1).encode())
+    with new_folder(folder) as partial:
+        names = write_dataset({"worst": index}, partial, "voc", Losses(), progress=False, year=YEAR)
+        rows: list[dict[str, Any]] = []
+        findings: list[dict[str, Any]] = []
+        for i in positions.tolist():
+            original = result.index.path(i)
+            found = _found(result, i, threshold)
+            rows.append({"image": names[original], "original": str(original), "detections": found})
+            findings += _findings(result, i, f"{YEAR}/JPEGImages/{names[original]}", mistakes)
+        write_file(partial / "detections.json", json.dumps(rows, indent=1).encode())
+        write_file(partial / "queue.json", json.dumps({"findings": findings}, indent=1).encode())
     return len(positions)
 
 

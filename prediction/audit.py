@@ -28,7 +28,7 @@ from utils.config import option, parse_options
 from utils.errors import UserError, printable, warn
 from utils.files import write_file
 from utils.output_rules import check_output_file, check_output_folder
-from utils.text import counted
+from utils.text import counted, quoted
 
 ALL = "all"  # every split of a data set
 SCALES = (1.0, 0.8)  # input sizes of the views, relative to the detector's; each also mirrored
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     sure = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none"
     print(f"{counted(len(rows), 'finding')} in {counted(len(index), 'image')}; with a score of 0.5 or more: {sure}")
     print(f"open {files['html']}, or correct them in the labelling page:")
-    print(f"  python serve.py --label {options.data} --queue {files['json']}")
+    print(f"  python serve.py --label {quoted(options.data)} --queue {quoted(files['json'])}")
     return 0
 
 

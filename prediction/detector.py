@@ -72,8 +72,8 @@ class Detector(nets.detector.Detector):
 
         Accepted images and the order of their axes:
 
-        - a path (`str` or `pathlib.Path`) or a PIL image, of any mode. It is turned upright by its EXIF orientation,
-          and boxes are in pixels of the upright image;
+        - a path (`str` or `pathlib.Path`), the bytes of an image file, an open file, or a PIL image of any mode. It is
+          turned upright by its EXIF orientation, and boxes are in pixels of the upright image;
         - a NumPy array, always channels last: (H, W) grey, (H, W, 1) grey, (H, W, 3), or (H, W, 4), whose fourth
           channel (alpha) is ignored;
         - a torch tensor, always channels first: (C, H, W) with C = 1, 3 or 4.

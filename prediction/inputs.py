@@ -1,4 +1,4 @@
-"""Convert paths, PIL images, arrays and tensors to (H, W, 3) uint8 RGB images."""
+"""Convert paths, bytes, PIL images, arrays and tensors to (H, W, 3) uint8 RGB images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imaging.image_io import IMAGE_SUFFIXES, read_image, rgb_of_pillow
+from imaging.image_io import IMAGE_SUFFIXES, decode_image, read_image, rgb_of_pillow
 from prediction.video import is_video
 from utils.errors import MissingFileError, UserError
 from utils.files import FileError
@@ -26,7 +26,8 @@ TENSOR_RULE = "give a tensor (C, H, W) or (B, C, H, W) with C = 1, 3 or 4"
 
 def is_single(images: Any) -> bool:
     """Whether `images` is one image rather than several."""
-    if isinstance(images, (str, bytes, int, os.PathLike, Mapping)) or images is None or isinstance(images, Image.Image):
+    kinds = (str, bytes, bytearray, int, os.PathLike, Mapping, Image.Image)
+    if images is None or isinstance(images, kinds) or hasattr(images, "read"):
         return True
     if _is_tensor(images) or isinstance(images, np.ndarray):
         return images.ndim != 4
@@ -62,8 +63,10 @@ def as_image(image: Any, color: str = "rgb", where: str = "images") -> np.ndarra
         )
     if isinstance(image, int):
         raise UserError(where, f"{image} is a webcam's number, not an image", f"use detector.stream({image})")
-    if isinstance(image, bytes):
-        raise UserError(where, f"{len(image)} bytes", "decode them: imaging.image_io.decode_image(data)")
+    if hasattr(image, "read"):  # an open file
+        image = image.read()
+    if isinstance(image, (bytes, bytearray)):
+        return decode_image(bytes(image), where)
     array = _as_array(image, where)
     return _from_array(array, color, where, array.shape, RULE)
 

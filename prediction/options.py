@@ -18,6 +18,7 @@ from prediction.outputs import (
 )
 from utils.config import option
 from utils.errors import UserError
+from utils.other_words import choice_hint
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def return_sources(options: PredictOptions) -> PredictOptions:
         kept = tuple(itertools.takewhile(test, values))
         rest = values[len(kept) :]
         if rest and not (kept and is_source(rest[0])):
-            raise UserError(f"--{name.replace('_', '-')}", f"{rest[0]!r} is not one of its values", "see --help")
+            todo = choice_hint(rest[0], WRITERS) if name == "save" else "see --help"
+            raise UserError(f"--{name.replace('_', '-')}", f"{rest[0]!r} is not one of its values", todo)
         changes: dict[str, Any] = {name: kept, "sources": (*rest, *options.sources)}
         options = dataclasses.replace(options, **changes)
     return options

@@ -147,6 +147,8 @@ class Service(FastAPI):
         try:
             with self.drain.watch(request):
                 self.hosts.check(scope["method"], scope["headers"])
+                if scope["method"] == "HEAD":  # monitors send it; the server drops the body of the answer
+                    scope = {**scope, "method": "GET"}
                 application = self.direct.get((scope["method"], scope["path"]), super().__call__)
                 await application(scope, receive, send_on)
             return

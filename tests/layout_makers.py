@@ -427,6 +427,34 @@ def label_studio_own_key(root: Path) -> None:
     )
 
 
+def label_studio_labels(root: Path) -> None:
+    """Labels with Label Studio's upload prefix beside the images as they were before the upload."""
+    put_pictures(root / "photos")
+    for name in NAMES:
+        put(root / "labels" / f"0a1b2c3d-{name}.txt", yolo_text())
+    put(root / "classes.txt", CLASSES)
+
+
+def centres_csv(root: Path) -> None:
+    put_pictures(root / "images")
+    rows = [(n, label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+            for n in NAMES for label, (x1, y1, x2, y2) in OBJECTS]  # fmt: skip
+    put(root / "boxes.CSV", table([("image", "class", "x_center", "y_center", "width", "height"), *rows]))
+
+
+def voc_with_paths_in_lists(root: Path) -> None:
+    put_pictures(root / "VOC2007/JPEGImages")
+    put_xml(root / "VOC2007/Annotations")
+    for split, names in (("train", NAMES[:6]), ("val", NAMES[6:])):
+        lines = "".join(f"C:\\me\\VOC2007\\JPEGImages\\{name}.jpg\r\n" for name in names)
+        put(root / f"VOC2007/ImageSets/Main/{split}.txt", lines)
+
+
+def coco_in_capitals(root: Path) -> None:
+    put_pictures(root / "images", suffix=".JPG")
+    put(root / "TRAIN.JSON", json.dumps(coco_content([f"{name}.JPG" for name in NAMES])))
+
+
 def roboflow_yolo_without_test(root: Path) -> None:
     for split, names in (("train", NAMES[:6]), ("valid", NAMES[6:])):
         put_pictures(root / split / "images", names)
@@ -504,6 +532,10 @@ LAYOUTS: dict[str, Layout] = {  # name: (maker, format that recognises it, split
     "labelme_image_first": (labelme_image_first, "labelme", ("all",)),
     "createml_turi": (createml_turi, "createml", ("all",)),
     "label_studio_own_key": (label_studio_own_key, "label_studio", ("all",)),
+    "label_studio_labels": (label_studio_labels, "plain_yolo", ("all",)),
+    "centres_csv": (centres_csv, "csv", ("all",)),
+    "voc_with_paths_in_lists": (voc_with_paths_in_lists, "voc", ("train", "val")),
+    "coco_in_capitals": (coco_in_capitals, "coco", ("TRAIN",)),
     "roboflow_yolo_without_test": (roboflow_yolo_without_test, "yolo", ("train", "val")),
     "roboflow_coco": (roboflow_coco, "coco", ("train", "valid")),
     "label_studio_coco": (label_studio_coco, "coco", ("result",)),

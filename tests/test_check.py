@@ -557,6 +557,12 @@ def test_fix_never_overwrites_a_file_or_folder(tmp_path: Path) -> None:
     for target in ("full", "full/file", "set", "set/new"):
         with pytest.raises(UserError, match="--fix"):
             check_new_folder("--fix", tmp_path / target, tmp_path / "set")
+    file = tmp_path / "one.json"  # a file of a folder that also holds other things
+    file.write_text("{}")
+    check_new_folder("DST", tmp_path / "new", file)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match="inside the data set"):
+        check_new_folder("DST", tmp_path / "images/new", file)
     check_new_folder("--fix", tmp_path / "new", tmp_path / "set")
     check_new_folder("--fix", tmp_path / "newer", tmp_path / "set")
 

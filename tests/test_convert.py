@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from defusedxml.ElementTree import parse
 
-from data.formats.writers import coco_number, voc_number, voc_xml, yolo_number, yolo_txt
+from data.formats.writers import coco_number, voc_number, voc_xml, write_lines, yolo_number, yolo_txt
 from data.index import DatasetIndex
 from data.open import open_dataset
 from data.tools.convert import ConversionReport, convert_dataset, main
 from data.tools.demo import DEMO_CLASSES, DEMO_YEAR, write_demo
+from data.tools.new_folder import new_folder
 from utils.errors import RunError, UserError
 
 OBJECT_TAGS = ("name", "pose", "truncated", "occluded", "difficult")
@@ -219,10 +220,25 @@ def test_the_source_is_only_read_and_the_target_only_new(demo: Path, tmp_path: P
     with pytest.raises(UserError, match="not empty"):
         convert(demo, tmp_path / "out", "yolo")
     for nested in (demo, demo / "new", demo.parent):
-        with pytest.raises(UserError, match=r"not empty|in each other"):
+        with pytest.raises(UserError, match=r"not empty|inside the data set"):
             convert(demo, nested, "yolo")
     with pytest.raises(UserError, match="choose from voc, coco, yolo"):
         convert(demo, tmp_path / "x", "tfrecord")
+
+
+def test_a_list_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "train.txt"
+    write_lines(path, ["a", "b"])
+
+    def full(self: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunError, match=r"train\.txt: cannot be written: No space left"):
+        write_lines(path, ["c"])
+    with pytest.raises(RunError, match=r"new: the disk is full"), new_folder(tmp_path / "new") as folder:
+        write_lines(folder / "train.txt", ["c"])
+    assert path.read_text() == "a\nb\n" and [each.name for each in tmp_path.iterdir()] == ["train.txt"]
 
 
 def test_a_conversion_that_fails_leaves_no_target(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,7 +290,14 @@ def test_a_class_file_may_have_any_line_ends_and_byte_order_mark(data: bytes, tm
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("Dog", "dog"), ("TV monitor", "tvmonitor"), ("aeroplan", "aeroplane"), ("zebra", None), ("", None)],
+    [
+        ("Dog", "dog"),
+        ("TV monitor", "tvmonitor"),
+        ("aeroplan", "aeroplane"),
+        ("dgo", "dog"),
+        ("zebra", None),
+        ("", None),
+    ],
 )
 def test_the_similar_name_is_suggested(name: str, near: str | None) -> None:
     assert nearest_name(name, ["dog", "tvmonitor", "aeroplane", "cat"]) == near

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def test_the_same_image_in_every_form_gives_the_same_detections(detector: Detect
     forms: list[Any] = [
         *(tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(image), Image.fromarray(rgba, "RGBA"), rgba),
         *(image.astype(np.int64), image / np.float32(255), np.asfortranarray(image), chw, chw.float() / 255),
+        *((tmp_path / "a.png").read_bytes(), io.BytesIO((tmp_path / "a.png").read_bytes())),
         chw.clone().double().div(255).requires_grad_(),
     ]
     for form in forms:
@@ -102,7 +104,8 @@ def test_exif_orientation_is_applied_to_paths_and_pil_images(detector: Detector,
         (torch.full((3, 6, 9), 255.0), "from 255 to 255"),
         (None, r"None \(cv2.imread returns None"),
         (0, r"use detector\.stream\(0\)"),
-        (b"\xff\xd8", "decode_image"),
+        (b"\xff\xd8", "images: is not an image"),
+        (io.StringIO("text"), "a str is not an image"),
         ({"image": 1}, "not an image"),
         ("rtsp://host/stream", r"use detector\.stream\('rtsp://host/stream'\)"),
         ("pictures/*.jpg", r"use detector\.stream"),

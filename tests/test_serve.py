@@ -479,6 +479,14 @@ def test_an_unknown_address_or_method_is_answered_in_the_same_form(service: Addr
     assert reply.status == 405 and reply.json["code"] == "method_not_allowed" and reply.headers["allow"] == "POST"
 
 
+def test_head_is_answered_like_get_without_a_body(service: Address) -> None:
+    for path in ("/", "/health", "/static/page.css", "/nothing"):
+        get, head = service.ask("GET", path), service.ask("HEAD", path)
+        assert head.status == get.status and head.body == b""
+        assert head.headers["content-length"] == str(len(get.body))
+    assert service.ask("HEAD", "/detect").status == 405
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,10 @@ def test_the_command_prints_json_and_draws(tmp_path: Path, capsys: pytest.Captur
     stats = json.loads(capsys.readouterr().out)
     assert stats["num_images"] == 4 and stats["input_size"] == [96, 128]
     assert picture.exists()
+    drawn = picture.read_bytes()
+    with pytest.raises(UserError, match="would be overwritten"):
+        dataset.main(["stats", str(tmp_path / "demo"), "--output", str(picture)])
+    assert picture.read_bytes() == drawn
     with pytest.raises(UserError, match="multiples of 32"):
         dataset.main(["stats", str(tmp_path / "demo"), "--input-size", "100"])
     with pytest.raises(UserError, match=r"\.png"):

@@ -340,7 +340,7 @@ def test_a_bad_option_is_named_before_anything_is_read(
     ("text", "words"),
     [
         ('{"batch_sice": 4}', "unknown option 'batch_sice'"),
-        ('{"batch_size": "four"}', "--batch-size: 'four' is not a int"),
+        ('{"batch_size": "four"}', "--batch-size: 'four' is not a whole number"),
         ('{"batch_size": 0}', "--batch-size: 0 is out of range"),
         ('{"scale": [1.0]}', "--scale: 1 value; give 2"),
         ('{"epochs": null}', "--epochs: has no value"),

@@ -27,6 +27,8 @@ MISTAKES = [  # what is typed, and what its one line must hold
     ("train --model small", "did you mean --weights?"),
     ("train data=coco128.yaml", "did you mean --data?"),
     ("train --num_workers 4", "did you mean --workers?"),
+    ("train --data nowhere --classes voc", "error: --data: nowhere does not exist"),
+    ("train --epochs ten", "error: --epochs: 'ten' is not a whole number"),
     ("train --optimiser sgd", "did you mean --optimizer?"),
     ("train --optimizer adm", "did you mean adam"),
     ("train --preset nan0", "did you mean nano?"),
@@ -43,6 +45,8 @@ MISTAKES = [  # what is typed, and what its one line must hold
     ("predict source=photo.jpg", "give the file without an option: photo.jpg"),
     ("predict --data coco.yaml photo.jpg", "class names are stored in the model"),
     ("predict --save-txt photo.jpg", "type: --save yolo"),
+    ("predict --save txt photo.jpg", "choose from json, jsonl, csv"),
+    ("predict --classes dgo photo.jpg --checkpoint nano", "did you mean 'dog'?"),
     ("predict --agnostic-nms photo.jpg", "type: --nms agnostic"),
     ("predict", "give images, folders or videos"),
     ("predict --checkpoint nanoo photo.jpg", "did you mean 'nano'?"),
@@ -50,8 +54,10 @@ MISTAKES = [  # what is typed, and what its one line must hold
     ("predict 97", "there is no /dev/video97"),
     ("predict --checkpoint nano --device cuda:77 photo.jpg", "error: --device: 'cuda:77'"),
     ("export --include onnx", "did you mean --format?"),
+    ("export --checkpoint model.onnx --output new.onnx", "cannot be trained or exported again"),
     ("export --format onxx", "did you mean onnx?"),
     ("serve --prot 8000", "did you mean --port?"),
+    ("dataset convert nowhere out --to coco", "error: nowhere: does not exist"),
     ("dataset stat VOCdevkit", "did you mean stats?"),
 ]
 
@@ -70,6 +76,7 @@ def test_a_typical_error_gets_one_line_with_the_solution(
     typed: str, remedy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch")
     line = line_of(typed, capsys)
     assert remedy in line and line.startswith("error: ") and line.count("\n") == 1
 

@@ -77,7 +77,7 @@ from utils.config import AUTO, DEFAULT, options_to_dict
 from utils.cpus import cpu_share
 from utils.distributed import say
 from utils.errors import Interrupted, RunError, warn
-from utils.text import counted
+from utils.text import counted, quoted
 
 MAX_ROLLBACKS = 3
 ROLLBACK_RATE = 0.5
@@ -324,7 +324,8 @@ class Run:
             self._train()
         except Interrupted:
             self.loader.kill()
-            say(f"stopped in epoch {self.progress.epoch + 1}; resume with: python train.py --resume {self.folder}")
+            resume = f"python train.py --resume {quoted(self.folder)}"
+            say(f"stopped in epoch {self.progress.epoch + 1}; resume with: {resume}")
             raise
         except RuntimeError as error:  # the loss of a worker is reported by a signal, which may raise anywhere
             failure = worker_failure(error)

@@ -37,7 +37,7 @@ from training.teacher import add_teacher
 from utils import distributed
 from utils.distributed import say
 from utils.errors import warn
-from utils.text import counted
+from utils.text import counted, quoted
 
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,7 +58,7 @@ def open_data(options: TrainOptions) -> tuple[DatasetIndex, DatasetIndex, ShardS
         say(
             f"{data} has no training and validation splits: divided into {len(train)} training and {len(val)} "
             f"validation images with seed {AUTO_SEED}, every class in both, near-duplicates together "
-            f"(lists: split/ of the run; to write such a division, run: python dataset.py split {data})"
+            f"(lists: split/ of the run; to write such a division, run: python dataset.py split {quoted(data)})"
         )
     if dataset.limit and dataset.limit < len(train):
         chosen = np.random.default_rng(options.run.seed).permutation(len(train))[: dataset.limit]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from data.index import DatasetIndex
 from nets.model_config import ModelConfig
 from nets.summary import count_layers, sum_stages
 from nets.weights import NONE
+from utils.text import quoted
 
 CLASSES_SHOWN = 12
 # For each output element of a convolution in float32, the backward pass keeps three tensors (11 to 12 bytes, counted
@@ -68,8 +68,8 @@ def resident_bytes(process: int | None) -> int:
 
 def next_commands(folder: Path, data: str | None) -> str:
     """Text with the files of the run, and the next three commands to copy."""
-    best = shlex.quote(str(folder / "best.pth"))
-    scored = f" --data {shlex.quote(data)}" if data else " --data DATA"
+    best = quoted(folder / "best.pth")
+    scored = f" --data {quoted(data)}" if data else " --data DATA"
     return "\n".join(
         [
             f"in {folder}: best.pth, last.pth, metrics.csv, curves.png, val_detections.jpg, config.json",

@@ -22,6 +22,7 @@ from utils.config import get_option
 from utils.errors import UserError, warn
 from utils.files import write_atomically
 from utils.json_file import read_json
+from utils.text import quoted
 
 STATE, TABLE, PRESET = "tune.json", "tune.csv", "preset.json"
 METRIC = "voc10_mAP50"
@@ -125,7 +126,7 @@ def run_tune(settings: TrainSettings, train: Train, now: Callable[[], float] = t
     write_json(search.folder / PRESET, search.preset(best, last))
     _write_table(search.folder, search.trials)
     print(f"time: {search.spent:.1f} of {search.minutes:g} minutes; table: {search.folder / TABLE}")
-    print(f"best: {best.name}; use it with: python train.py --config {search.folder / PRESET} --data ...")
+    print(f"best: {best.name}; use it with: python train.py --config {quoted(search.folder / PRESET)} --data ...")
     return 0
 
 

@@ -237,6 +237,9 @@ def _words(value: Any) -> str:
 # ---- reading
 
 
+_KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         where, what = "command line", message
@@ -251,6 +254,8 @@ class _Parser(argparse.ArgumentParser):
             where, what = typed, "unknown option" if typed.startswith("-") else "not expected here"
         elif match := re.match(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", what):
             hint = value_hint(match[1], re.findall(r"[\w.-]+", match[2]))
+        elif match := re.match(r"invalid (int|float) value: (.*)", what):
+            what = f"{match[2][:80]} is not {_KINDS[match[1]]}"
         separator = "" if hint.endswith("?") or not hint else ";"
         raise UserError(where, what, f"{hint}{separator} see {self.prog} --help".strip())
 
@@ -490,7 +495,7 @@ def _check(leaf: Leaf, value: Any) -> Any:
     if value is None:
         if type(None) in typing.get_args(leaf.hint):
             return None
-        raise UserError(name, "has no value", f"give a {kind.__name__}")
+        raise UserError(name, "has no value", f"give {_KINDS[kind.__name__]}")
     if several:
         if not isinstance(value, (list, tuple)):
             value = [value]
@@ -505,7 +510,8 @@ def _check_one(name: str, meta: Any, kind: Any, value: Any) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < HUGE else (math.inf if value > 0 else -math.inf)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(name, f"{brief(value)} is not a {kind.__name__}", f"give a {kind.__name__}")
+        wanted = _KINDS[kind.__name__]
+        raise UserError(name, f"{brief(value)} is not {wanted}", f"give {wanted}")
     if kind is str and "\0" in value:
         raise UserError(name, f"{brief(value)} contains a zero byte", "remove it")
     if meta["choices"] is not None and value not in meta["choices"]:

@@ -133,13 +133,17 @@ def write_file(path: StrPath, data: bytes) -> None:
         RunError: if the folder is missing or not writable, or the disk is full; no temporary file is left.
     """
     path = Path(path)
-    with _replacing(path, f".{secrets.token_hex(8)}.tmp", len(data)) as temporary:
+    with replacing(path, f".{secrets.token_hex(8)}.tmp", len(data)) as temporary:
         temporary.write_bytes(data)
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, name: str, size: int) -> Iterator[Path]:
-    """Yield a temporary file called `name`, for `size` bytes, and rename it to `path` at the end, or remove it."""
+def replacing(path: Path, name: str, size: int | None = None) -> Iterator[Path]:
+    """Yield a temporary file called `name`, for `size` bytes (None: unknown), and rename it to `path`, or remove it.
+
+    Raises:
+        RunError: for an OSError, such as of a full disk.
+    """
     temporary = path.with_name(name)
     try:
         try:
@@ -174,7 +178,7 @@ def write_atomically(path: StrPath, data: bytes, before_rename: Callable[[], Non
         RunError: if it cannot be written (for a full disk, with the missing size); the old file is then unchanged.
     """
     path = Path(path)
-    with _replacing(path, f".{path.name}.{os.getpid()}.tmp", len(data)) as temporary:
+    with replacing(path, f".{path.name}.{os.getpid()}.tmp", len(data)) as temporary:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()

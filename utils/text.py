@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+
+
+def quoted(path: object) -> str:
+    """A path for a command to copy: in quotes if a shell would divide or change it."""
+    return shlex.quote(str(path))
 
 
 def counted(count: int | str, singular: str, plural: str = "") -> str:

@@ -45,10 +45,10 @@ def find_coco_files(data: StrPath) -> dict[str, Path]:
         roboflow = [*sorted(path.glob("_annotations.coco.json")), *sorted(path.glob("*/_annotations.coco.json"))]
         found = {each.resolve().parent.name: each for each in roboflow}
     if not found:
-        for where in ("[aA]nnotations/*.json", "*.json", "*/*.json"):
+        for where in ("[aA]nnotations/*.[jJ]*[nN]", "*.[jJ]*[nN]", "*/*.[jJ]*[nN]"):
             files = sorted(path.glob(where))
             if len(files) <= MAX_FILES:  # many files, one JSON per image, belong to another format
-                files = [each for each in files if each.is_file() and looks_like_coco(each)]
+                files = [p for p in files if p.suffix.lower() == ".json" and p.is_file() and looks_like_coco(p)]
                 found |= _named(files, {path, *path.glob("[aA]nnotations")})
     return found
 

@@ -32,6 +32,8 @@ _COLUMNS = {  # column meaning: possible headers, in lower case without punctuat
     "y2": ("ymax", "y2", "ybr", "bottom", "bboxymax", "boxymax", "maxy", "ymaximum", "lower"),
     "x": ("x", "bboxx", "boxx", "bbx"),
     "y": ("y", "bboxy", "boxy", "bby"),
+    "cx": ("xcenter", "xcentre", "centerx", "centrex", "cx"),
+    "cy": ("ycenter", "ycentre", "centery", "centrey", "cy"),
     "w": ("w", "bboxwidth", "boxwidth", "bboxw", "boxw", "bbw"),
     "h": ("h", "bboxheight", "boxheight", "bboxh", "boxh", "bbh"),
     "box": ("bbox", "box", "boundingbox"),
@@ -103,10 +105,12 @@ def _columns(head: bytes) -> dict[str, int] | None:
         column = next((names.index(alias) for alias in aliases if alias in names), None)
         if column is not None:
             columns[key] = column
-    if {"x", "y"} <= columns.keys() and "w" not in columns and "x1" not in columns:  # x, y, width, height of the box
+    has_point = {"x", "y"} <= columns.keys() or {"cx", "cy"} <= columns.keys()
+    if has_point and "w" not in columns and "x1" not in columns:  # x, y, width, height of the box
         columns |= {"w": columns.pop("width", -1), "h": columns.pop("height", -1)}
         columns = columns if min(columns["w"], columns["h"]) >= 0 else {}
-    has_box = {"x1", "y1", "x2", "y2"} <= columns.keys() or {"x", "y", "w", "h"} <= columns.keys() or "box" in columns
+    forms = ({"x1", "y1", "x2", "y2"}, {"x", "y", "w", "h"}, {"cx", "cy", "w", "h"}, {"box"})
+    has_box = any(form <= columns.keys() for form in forms)
     if "file" in columns and has_box:
         return columns | {"header": 0}
     return _without_header(rows[0])
@@ -135,8 +139,11 @@ def _box(cell: dict[str, str], labels: Labels) -> list[object]:
         labels.numbers = "xywh"
         values: list[object] = list(re.findall(r"-?[\d.]+(?:e-?\d+)?", cell["box"]))
     else:
-        values = [cell[key] for key in ("x", "y", "w", "h")]
+        values = [cell.get(key, cell.get(f"c{key}")) for key in ("x", "y", "w", "h")]
     box = box_of_sides(dict(enumerate(values)), range(4)) if len(values) == 4 else None
+    if box and "x" not in cell and "cx" in cell:
+        half = (box[2] - box[0]) / 2, (box[3] - box[1]) / 2
+        box = [value - side for value, side in zip(box, half * 2, strict=True)]
     return [*box] if box else values
 
 

@@ -237,12 +237,14 @@ class VocFolder:
         stem, suffix = os.path.splitext(bare)
         column = re.fullmatch(r"(.*\S)\s+(?:-?1|0)", bare)
         composed = self._composed.get(unicodedata.normalize("NFC", bare))
+        is_absolute = bare[:1] in ("/", "\\") or bare[1:2] == ":"  # of the machine where the list was written
         for candidate in (
             line,
             bare,
             stem if suffix.lower() in IMAGE_SUFFIXES else None,
             column and column[1],
             composed,
+            os.path.splitext(re.split(r"[/\\]", bare)[-1])[0] if is_absolute else None,
         ):
             if candidate is not None and (candidate in known or candidate in self.outside):
                 return candidate

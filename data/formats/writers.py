@@ -11,6 +11,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 import yaml
 
+from utils.files import replacing, write_file
+
 # A box converted through another format carries floating-point noise (1e-12) or that
 # format's rounding error. A number this close to the format's usual precision is rounded to it.
 VOC_NOISE = 1e-4  # pixels from an integer
@@ -112,7 +114,10 @@ def write_coco_json(
 
     Source: https://cocodataset.org/#format-data
     """
-    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        replacing(path, f".{path.name}.tmp") as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         file.write(f'{{"info": {json.dumps(info or {}, ensure_ascii=False)},\n"licenses": [],\n')
         for key, entries in (("categories", categories), ("images", images), ("annotations", annotations)):
             file.write(f'"{key}": [')
@@ -158,13 +163,13 @@ def write_yolo_yaml(
     """
     content = {**({"path": root} if root else {}), **splits, "names": dict(enumerate(class_names)), **(settings or {})}
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=1000)
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_file(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """A text file with one entry per line; names that are not UTF-8 keep their bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+    write_file(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
 
 
 def _short(value: float, decimals: int) -> str:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data.class_names import check_class_names, decode_text, numbers_from_one, read_class_names, unlisted_classes
 from data.formats.clean import RawSplit, build_index
-from data.formats.folder import Folder, plain_name, split_of, stem_of, suffix_of, unread_labels
+from data.formats.folder import UPLOAD_PREFIX, Folder, plain_name, split_of, stem_of, suffix_of, unread_labels
 from data.formats.yolo_rows import ROW, LabelFiles, Rows, class_numbers, label_path
 from data.index import DatasetIndex
 from data.skips import Skip
@@ -305,7 +305,8 @@ def _gather(config: DataYaml, split: str) -> _Files:
     for entry in () if config.found_by_hand else config.splits[split]:
         place, was_moved = _resolve(config, entry)
         if place is None:
-            raise UserError(config.path, f"{split}: {entry} does not exist in {config.root}", "correct the path")
+            todo = "correct the path, or remove the line: training then divides the images of the other splits"
+            raise UserError(config.path, f"{split}: {entry} does not exist in {config.root}", todo)
         if was_moved and not entry.startswith("data/"):  # darknet's folder
             what = f"{split}: {entry} does not exist; {place} is used"
             gathered.skips.append(Skip("note", "moved_path", str(config.path), what, "correct the path"))
@@ -386,6 +387,8 @@ def _pair(folder: Folder) -> dict[str, str]:
     by_stem: dict[str, list[str]] = {}
     for path in folder.having(".txt"):
         by_stem.setdefault(plain_name(stem_of(path)), []).append(path)
+    for stem in list(by_stem):  # labels of Label Studio, images as they were before the upload
+        by_stem.setdefault(UPLOAD_PREFIX.sub("", stem), by_stem[stem])
     pairs = {}
     for image in folder.pictures:
         label = finder.find(image)

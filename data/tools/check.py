@@ -29,7 +29,8 @@ from imaging.image_io import IMAGE_SUFFIXES, MAX_MEGAPIXELS
 from utils.config import option, parse_options
 from utils.errors import UserError, printable
 from utils.files import FileError, StrPath, read_lines, write_file
-from utils.text import counted, some_names
+from utils.output_rules import check_output_file
+from utils.text import counted, quoted, some_names
 
 TINY = 4.0  # pixels of the shorter side at the training size: half a cell of the finest stride
 LARGEST_INPUT = 1280  # above it, tiles are cheaper
@@ -262,7 +263,7 @@ def _splits_to_check(data: StrPath, report: CheckReport, image_folder: str | Non
     if "train" in names and "val" in names:
         names = [name for name in names if name != "trainval"]
     if not names:
-        todo = f"create them: python dataset.py split {data}"
+        todo = f"create them: python dataset.py split {quoted(data)}"
         report.findings.append(finding("empty_split", data, "has no splits", todo))
     ranks = {"train": 0, "trainval": 1}
     return sorted(names, key=lambda name: ranks.get(name.rstrip("0123456789"), 2))
@@ -335,8 +336,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run `dataset.py check`: returns 0 without errors, else 1."""
     options = parse_options(CheckOptions, argv, description=__doc__ or "", prog="dataset.py check")
     for name, file in (("--json", options.json), ("--report", options.report)):
-        if file and os.path.lexists(file) and not options.overwrite:
-            raise UserError(name, f"{file} exists", "add --overwrite, or give another name")
+        if file:
+            check_output_file(name, file, options.overwrite)
     if options.fix:
         check_new_folder("--fix", Path(options.fix), Path(options.data))
     if options.fix and not options.images:

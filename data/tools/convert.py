@@ -15,7 +15,7 @@ from data.open import list_splits, match_split, open_dataset, read_alike
 from data.tools.new_folder import check_new_folder, new_folder
 from utils.config import option, parse_options
 from utils.errors import UserError
-from utils.text import counted
+from utils.text import counted, quoted
 
 REPORT = "conversion_report.json"
 MAX_LISTED = 1000  # skips listed in the report
@@ -110,7 +110,7 @@ def _split_names(source: Path, split: str, image_folder: str | None) -> list[str
         return [split if ":" in split or "+" in split else match_split(source, split, image_folder)]
     names = [name for name in list_splits(source, image_folder) if ":" not in name]  # years are in the joined splits
     if not names:
-        raise UserError(source, "has no splits", f"create them: python dataset.py split {source}")
+        raise UserError(source, "has no splits", f"create them: python dataset.py split {quoted(source)}")
     return names
 
 

@@ -20,7 +20,7 @@ from data.formats.writers import voc_xml, write_lines
 from imaging.image_io import write_image
 from utils.config import option, parse_options
 from utils.errors import UserError
-from utils.text import counted
+from utils.text import counted, quoted
 
 DEMO_CLASSES = ("balloon", "boat", "car", "fish", "house", "tree")
 DEMO_YEAR = "VOC2026"
@@ -716,4 +716,4 @@ def main(argv: list[str] | None = None) -> None:
     parts = split_demo(options.num_images, options.seed)
     counts = ", ".join(f"{name} {len(parts[name])}" for name in ("train", "val", "test"))
     print(f"{folder}: {counted(options.num_images, 'image')} ({counts}) of {', '.join(DEMO_CLASSES)}")
-    print(f"train on it with: python train.py --data {options.output}")
+    print(f"train on it with: python train.py --data {quoted(options.output)}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import RunError, UserError
+from utils.output_rules import data_folders
 
 
 def check_new_folder(where: str, folder: Path, data: Path | None = None) -> None:
@@ -22,16 +23,16 @@ def check_new_folder(where: str, folder: Path, data: Path | None = None) -> None
         data: the data set.
 
     Raises:
-        UserError: if `folder` is not a folder, is not empty, or one of `folder` and `data` contains the other.
+        UserError: if `folder` is not a folder, is not empty, or is in a folder of `data`.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(where, f"{folder} is not a folder", "give a new folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(where, f"{folder} exists and is not empty", "give a new folder")
     if data is not None:
-        new, home = folder.resolve(), (data if data.is_dir() else data.parent).resolve()
-        if new == home or home in new.parents or (data.is_dir() and new in home.parents):
-            raise UserError(where, f"{folder} and the data set {data} contain each other", "give a separate folder")
+        homes = [each.resolve() for each in ([data] if data.is_dir() else data_folders(data))]
+        if any(folder.resolve().is_relative_to(home) for home in homes):
+            raise UserError(where, f"{folder} is inside the data set {data}", "give a separate folder")
 
 
 @contextlib.contextmanager
@@ -52,8 +53,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         if target.is_dir():
             target.rmdir()
         os.replace(temporary, target)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RunError) as error:
+        cause = error.__cause__ if isinstance(error, RunError) else error
+        if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(target.parent).free
         what = f"the disk is full ({free / 1e6:.0f} MB are free): nothing was written"

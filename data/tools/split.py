@@ -24,7 +24,7 @@ from utils.config import option, parse_options
 from utils.errors import UserError, warn
 from utils.files import FileError, read_file
 from utils.json_file import read_json
-from utils.text import counted, text_table
+from utils.text import counted, quoted, text_table
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SplitReport:
         rows = text_table([["", *names], ["images", *self.images.values()], *cells])
         rows.append(f"{counted(self.groups_of_duplicates, 'group')} of near-duplicates were kept together")
         rows += [f"wrote {file}" for file in self.files]
-        return "\n".join([*rows, f"train on it: python train.py --data {self.data}"])
+        return "\n".join([*rows, f"train on it: python train.py --data {quoted(self.data)}"])
 
 
 def split_dataset(

@@ -16,6 +16,8 @@ from data.tools.anchors import RATIO_LIMIT, box_sizes, measure_anchors, scaled_a
 from imaging.letterbox import RESIZE_MODES, Letterbox
 from utils.config import option, parse_options
 from utils.errors import UserError
+from utils.files import replacing
+from utils.output_rules import check_output_file
 from utils.text import counted, plot_label, text_table
 
 COCO_AREAS = (32**2, 96**2)  # pixels: small, medium, large; https://cocodataset.org/#detection-eval
@@ -191,7 +193,8 @@ def draw_stats(
     heat.set(title="centres of boxes", xlabel="x / width", ylabel="y / height")
     figure.colorbar(shown, ax=heat, label="boxes")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    with replacing(path, f".tmp.{path.name}") as temporary:  # the suffix gives the format
+        figure.savefig(temporary, dpi=90)
 
 
 def _draw_classes(axes: Any, stats: dict[str, Any]) -> None:
@@ -250,6 +253,7 @@ class StatsOptions(DataOptions):
     resize_mode: str = option("letterbox", "how images are resized to the input size", choices=RESIZE_MODES)
     output: str | None = option(None, "also draw the statistics into this PNG file", metavar="FILE.png")
     json: bool = option(False, "print JSON")
+    overwrite: bool = option(False, "replace an existing --output file")
 
 
 def main(argv: list[str] | None = None, anchors: Sequence[Any] = ()) -> None:
@@ -257,6 +261,8 @@ def main(argv: list[str] | None = None, anchors: Sequence[Any] = ()) -> None:
     options = parse_options(StatsOptions, argv, prog="dataset.py stats", description=__doc__.splitlines()[0])
     if options.output and Path(options.output).suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
         raise UserError("--output", f"{options.output} is not the name of an image", "give a name that ends in .png")
+    if options.output:
+        check_output_file("--output", options.output, options.overwrite, [options.data])
     index = options.open()
     letterbox = Letterbox(two_sides(options.input_size), options.resize_mode)
     scaled = scaled_anchors(anchors, letterbox.input_size)

@@ -116,6 +116,9 @@ def _refuse_other_content(path: Path, head: bytes) -> None:
     if head[:1] == b"\x80":
         todo = "rejected: it could run code; load it with torch and save it again"
         raise UserError(path, "is a pickle of torch before 1.6", todo)
+    if path.suffix.lower() not in (".pth", ".pt", ".safetensors"):
+        todo = "give a .pth or .safetensors file; exported files cannot be trained or exported again"
+        raise UserError(path, "is not a checkpoint", todo)
     raise UserError(path, "is not a model file", "give a .pth, .safetensors or exported file")
 
 
