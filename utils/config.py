@@ -502,6 +502,8 @@ def _check(leaf: Leaf, value: Any) -> Any:
         count = meta["nargs"]
         if isinstance(count, int) and len(value) != count:
             raise UserError(name, counted(len(value), "value"), f"give {count}")
+        if kind is str:  # thresholds and classes may be numbers in a file of options
+            value = [str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v for v in value]
         return tuple(_check_one(name, meta, kind, v) for v in value)
     return _check_one(name, meta, kind, value)
 
