@@ -24,7 +24,7 @@ def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) ->
         number = 0
         for item in items:
             item = item if isinstance(item, dict) else {}
-            image = item.get("image") if isinstance(item.get("image"), dict) else {}
+            image: Any = item.get("image") if isinstance(item.get("image"), dict) else {}
             name, size = image.get("path") or item.get("id"), image.get("size")
             if not isinstance(name, str):
                 labels.refuse(path, f"item {str(item.get('id'))[:80]} names no image")
@@ -38,8 +38,8 @@ def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) ->
                 if kind in ("label", "caption"):  # of the whole image
                     continue
                 angle = number_of((each.get("attributes") or {}).get("rotation")) or 0.0
-                known = isinstance(label, int) and 0 <= label < len(names)
-                labels.shape(place, names[label] if known else label, _box(kind, each, angle), path, number, kind,
+                called = names[label] if isinstance(label, int) and 0 <= label < len(names) else label
+                labels.shape(place, called, _box(kind, each, angle), path, number, kind,
                              angle != 0, crowd=each.get("is_crowd") is True)  # fmt: skip
 
 
