@@ -109,7 +109,7 @@ def return_sources(options: PredictOptions) -> PredictOptions:
         kept = tuple(itertools.takewhile(test, values))
         rest = values[len(kept) :]
         if rest and not (kept and is_source(rest[0])):
-            todo = choice_hint(rest[0], WRITERS) if name == "save" else "see --help"
+            todo = choice_hint(rest[0], list(WRITERS)) if name == "save" else "see --help"
             raise UserError(f"--{name.replace('_', '-')}", f"{rest[0]!r} is not one of its values", todo)
         changes: dict[str, Any] = {name: kept, "sources": (*rest, *options.sources)}
         options = dataclasses.replace(options, **changes)

@@ -28,7 +28,7 @@ from training.options import BEST_BY, TrainOptions
 from utils import distributed
 from utils.config import DEFAULT, TYPED, check_options, get_option, read_settings, replace_options, typed_form
 from utils.errors import RunError, UserError
-from utils.text import counted
+from utils.text import counted, quoted
 
 RESUME_AUTO = "auto"
 # options that may change when a run is resumed: machine and location of the data, but not the computation
@@ -200,7 +200,7 @@ def _refuse_results(folder: Path) -> None:
     """Check that a run without last.pth has no results that a restart would overwrite. Raises UserError."""
     results = [name for name in ("best.pth", "metrics.csv") if os.path.lexists(folder / name)]
     if results:
-        todo = f"restore last.pth, or start a new run from it: --weights {folder / 'best.pth'} --run-dir NEW"
+        todo = f"restore last.pth, or start a new run from it: --weights {quoted(folder / 'best.pth')} --run-dir NEW"
         if results[0] != "best.pth":
             todo = "restore last.pth, or start a new run with another --run-dir"
         raise UserError(folder / "last.pth", f"is missing, which resuming needs; {results[0]} exists", todo)
@@ -252,7 +252,9 @@ def describe_end(checkpoint: Checkpoint, folder: str | None) -> str:
     if not checkpoint.info.get("finished", True):
         path = Path(folder or "") / "last.pth"
         raise UserError(
-            path, "contains no training state (like every best.pth)", f"start a new run from it: --weights {path}"
+            path,
+            "contains no training state (like every best.pth)",
+            f"start a new run from it: --weights {quoted(path)}",
         )
     return f"finished after {counted(int(checkpoint.info.get('epoch', 0)), 'epoch')}"
 
@@ -277,7 +279,7 @@ def _refuse_differences(saved: TrainOptions, values: dict[str, Any], folder: Pat
         if value != then[name]
     ]
     if differences:
-        todo = f"leave these out, or start a new run from its weights: --weights {folder / 'last.pth'}"
+        todo = f"leave these out, or start a new run from its weights: --weights {quoted(folder / 'last.pth')}"
         raise UserError("--resume", "differs from the run in " + ", ".join(differences), todo)
 
 
