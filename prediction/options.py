@@ -72,6 +72,9 @@ def check_numbers(options: PredictOptions) -> None:
     """Raises UserError, before loading, for values out of range."""
     for value in options.score_threshold:
         read_threshold(value.rpartition("=")[2])
+    general = [value for value in options.score_threshold if "=" not in value]
+    if len(general) > 1:
+        raise UserError("--score-threshold", f"{' and '.join(general)} are both for all classes", "give one of them")
     if options.input_size:
         try:
             check_input_size([int(size) for size in options.input_size])

@@ -104,6 +104,17 @@ def test_an_image_that_is_named_by_several_rows_is_counted_once(tmp_path: Path) 
     assert len(notes) == 1 and notes[0].startswith("8 of 8 images")
 
 
+def test_text_files_of_names_may_mark_difficult_objects_and_are_no_detections(tmp_path: Path) -> None:
+    put_pictures(tmp_path, NAMES[:1])
+    put(tmp_path / f"{NAMES[0]}.txt", "traffic light 1 2 30 40\ndog 10 20 60 80 difficult\n\ndog 0.9 10 20 60 80\n")
+    index = everything(tmp_path)
+    assert index.source["format"] == "name_rows" and index.class_names == ("dog", "traffic light")
+    assert index.difficult.tolist() == [False, True] and codes(index) == {"bad_columns"}
+    put(tmp_path / f"{NAMES[0]}.txt", "dog 0.9 10 20 60 80\n")
+    with pytest.raises(UserError, match="is not a data set"):
+        recognise(tmp_path)
+
+
 def test_an_archive_is_not_a_data_set_and_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "set.zip"
     path.write_bytes(b'PK\3\4 "images" "annotations" "categories"')

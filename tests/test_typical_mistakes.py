@@ -45,6 +45,7 @@ MISTAKES = [  # what is typed, and what its one line must hold
     ("predict source=photo.jpg", "give the file without an option: photo.jpg"),
     ("predict --data coco.yaml photo.jpg", "class names are stored in the model"),
     ("predict --save-txt photo.jpg", "type: --save yolo"),
+    ("predict photo.jpg --score-threshold 0.5 0.6", "0.5 and 0.6 are both for all classes"),
     ("predict --save txt photo.jpg", "choose from json, jsonl, csv"),
     ("predict --classes dgo photo.jpg --checkpoint nano", "did you mean 'dog'?"),
     ("predict --agnostic-nms photo.jpg", "type: --nms agnostic"),
