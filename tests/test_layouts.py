@@ -110,9 +110,10 @@ def test_text_files_of_names_may_mark_difficult_objects_and_are_no_detections(tm
     index = everything(tmp_path)
     assert index.source["format"] == "name_rows" and index.class_names == ("dog", "traffic light")
     assert index.difficult.tolist() == [False, True] and codes(index) == {"bad_columns"}
-    put(tmp_path / f"{NAMES[0]}.txt", "dog 0.9 10 20 60 80\n")
-    with pytest.raises(UserError, match="is not a data set"):
-        recognise(tmp_path)
+    for other in ("dog 0.9 10 20 60 80\n", "dog 0.5 0.5 0.25 0.75\n"):  # scores; YOLO with names instead of numbers
+        put(tmp_path / f"{NAMES[0]}.txt", other)
+        with pytest.raises(UserError, match="is not a data set"):
+            recognise(tmp_path)
 
 
 def test_an_archive_is_not_a_data_set_and_says_what_to_do(tmp_path: Path) -> None:

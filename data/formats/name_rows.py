@@ -18,7 +18,8 @@ _ROW = re.compile(
 
 
 def is_annotation(path: str, head: bytes) -> bool:
-    return bool(_ROW.fullmatch(head.decode("utf-8", "replace").split("\n")[0]))
+    match = _ROW.fullmatch(head.decode("utf-8", "replace").split("\n")[0])
+    return match is not None and max(map(float, match["box"].split())) > 1  # fractions are YOLO's, with names
 
 
 def read(labels: Labels, files: list[str], class_names: Sequence[str] | None) -> None:
