@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from nets.fuse import fuse_batch_norms, pack_convolutions
+from nets.fuse import copy_network, fuse_batch_norms, pack_convolutions
 from nets.runtime import GPU_BATCH, Runtime
 from nets.yolov4 import YOLOv4
 from utils.allocator import keep_freed_memory
@@ -24,7 +22,7 @@ class TorchRuntime(Runtime):
         self.config = model.config
         self.device = torch.device(device)
         self.usual_batch = 1 if self.device.type == "cpu" else GPU_BATCH
-        fused = fuse_batch_norms(copy.deepcopy(model)).to(self.device).to(memory_format=torch.channels_last)
+        fused = fuse_batch_norms(copy_network(model)).to(self.device).to(memory_format=torch.channels_last)
         self.model = fused.requires_grad_(False)
         if self.device.type == "cpu":
             pack_convolutions(self.model)

@@ -12,10 +12,18 @@ os.environ.setdefault("MOBILENET_YOLO_RUNTIME", "torch")  # an export for each t
 import pytest
 import torch
 
+from utils.cpus import usable_cpus
+
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.hookimpl(optionalhook=True)  # plain pytest works without pytest-xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one worker more than CPUs, because tests also wait for other processes."""
+    return usable_cpus() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.harness import random_network
+from nets.export.check import export_and_check
 from nets.export.form import Form
 from nets.export.formats import FORMATS
 from nets.model_config import ModelConfig
@@ -62,6 +66,18 @@ def exported(kind: str, form: Form) -> Path:
     path = folder() / f"{name}{FORMATS[kind].suffix}"
     FORMATS[kind].export(small_model(), path, form, {"from": "a test"})
     return path
+
+
+def export_once(model: YOLOv4, path: Path, kind: str, form: Form, photos: Sequence[np.ndarray]) -> None:
+    """Like `nets.export.check.export_and_check`, but the same model, format and form are exported once a process."""
+    digest = hashlib.sha256(repr((model.config, kind, form)).encode())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    first = folder() / f"{digest.hexdigest()[:16]}{FORMATS[kind].suffix}"
+    if not first.exists():
+        export_and_check(model, first, kind, form, photos)
+    for source, target in zip(FORMATS[kind].files(first), FORMATS[kind].files(path), strict=True):
+        shutil.copyfile(source, target)
 
 
 def pictures(count: int, height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:

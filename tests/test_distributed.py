@@ -277,6 +277,7 @@ def _torchrun(name: str, arguments: list[str], *options: str) -> subprocess.Comp
     )
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_a_killed_process_is_restarted_and_a_failing_one_ends_all(
     data: Path, tmp_path: Path
 ) -> None:

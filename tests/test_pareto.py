@@ -68,6 +68,7 @@ def test_peers_are_drawn_with_their_scores(tmp_path, capsys) -> None:
             pareto.main([*arguments[:9], *wrong])
 
 
+@pytest.mark.slow
 def test_a_sweep_has_every_combination(tmp_path) -> None:
     arguments = ["--sweep", "--backbones", "mobilenet_v1", "--alphas", "0.25", "--neck-widths", "0.05", "0.1"]
     arguments += ["--input-sizes", "32", "64", "--repetitions", "2", "--json", str(tmp_path / "a.json")]

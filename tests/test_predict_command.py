@@ -346,6 +346,7 @@ def test_a_real_network_goes_through_every_option(checkpoint: Path, tmp_path: Pa
         assert len(rows(tmp_path / f"out{number}")[0]["detections"]) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot ask another process to end")
 def test_an_interruption_leaves_complete_files(checkpoint: Path, tmp_path: Path) -> None:
     source, out = clip(tmp_path / "v.avi", frames=1000, codec="mjpg"), tmp_path / "out"

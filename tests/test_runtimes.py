@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export_makers import CONFIG, checkpoint, exported, pictures, small_model
+from export_makers import CONFIG, checkpoint, export_once, exported, pictures, small_model
 
 from nets.export import cache, check
 from nets.export.form import Form
@@ -30,6 +30,7 @@ PLAIN, ANY, RAW_ANY = Form(), Form(dynamic=True), Form(uint8_input=True, decodes
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("MOBILENET_YOLO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(check, "export_and_check", export_once)
     return tmp_path / "cache"
 
 
@@ -270,6 +271,7 @@ def test_measuring_gives_a_time_for_each_runtime() -> None:
     assert set(times) == {"a", "b"} and all(seconds > 0 for seconds in times.values())
 
 
+@pytest.mark.slow
 def test_the_network_the_fused_network_and_the_cached_export_agree_on_photographs() -> None:
     model = load_model(find_model("nano"))
     photos = drawn_photos(model.config, 2)

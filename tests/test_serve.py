@@ -511,6 +511,7 @@ def start(checkpoint: Path, *arguments: str) -> tuple[subprocess.Popen[str], Add
     return process, Address(int(found[1]))
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_after_the_last_answer(checkpoint: Path) -> None:
     process, address = start(checkpoint)
     try:

@@ -72,6 +72,7 @@ def test_the_parts_that_run_exports_import_no_pytorch() -> None:
         subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=1500)
 
 
+@pytest.mark.slow
 def test_a_cached_export_is_run_without_importing_pytorch(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     cache = {"MOBILENET_YOLO_CACHE": str(tmp_path / "cache"), "MOBILENET_YOLO_RUNTIME": "onnxruntime"}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from nets.anchors import decode_wh, decode_xy
 from nets.export.form import Form
-from nets.fuse import fuse_batch_norms
+from nets.fuse import copy_network, fuse_batch_norms
 from nets.model_config import ANCHORS_PER_LEVEL, STRIDES
 from nets.yolov4 import YOLOv4
 
@@ -34,7 +32,7 @@ class DeployedNetwork(nn.Module):
         super().__init__()
         self.config, self.form = model.config, form
         self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(form.precision, torch.float32)
-        network = fuse_batch_norms(copy.deepcopy(model).cpu()).requires_grad_(False)
+        network = fuse_batch_norms(copy_network(model).cpu()).requires_grad_(False)
         self._fold_normalization(network)
         self.backbone, self.neck = network.backbone, network.neck
         self.stems = nn.ModuleList(level[:-1] for level in network.head.levels)

@@ -74,7 +74,9 @@ class KillOptions:
     """Options of the kill test."""
 
     times: int = option(100, "number of trainings to kill", low=1, high=100_000)
-    how: str = option("kill", "kill -9, SIGTERM, Ctrl-C, or a full disk", choices=(*SIGNALS, "disk"))
+    how: tuple[str, ...] = option(
+        ("kill",), "kill -9, SIGTERM, Ctrl-C, or a full disk, used in turn", nargs="+", choices=(*SIGNALS, "disk")
+    )
     in_write: float = option(0.4, "fraction of kills during a write", low=0, high=1)
     epochs: int = option(3, "epochs of each training", low=1, high=100)
     workers: tuple[int, ...] = option((0, 0, 0, 2), "loader processes, used in turn", low=0, high=16)
@@ -130,7 +132,8 @@ class KillTest:
         self.expected = _read_proof(self.folder / "whole")
         print(f"undisturbed: {self.seconds:.1f} s, {self.expected['writes']} writes", flush=True)
         for number in range(self.options.times):
-            self._one(f"run{number}", self.options.workers[number % len(self.options.workers)])
+            how, workers = self.options.how, self.options.workers
+            self._one(f"run{number}", how[number % len(how)], workers[number % len(workers)])
             if (number + 1) % 10 == 0:
                 print(f"{number + 1}: {self.tally.identical} identical, {len(self.tally.faults)} faults", flush=True)
         return self.tally
@@ -142,16 +145,16 @@ class KillTest:
         typed = [word for key, value in values.items() for word in (f"--{key.replace('_', '-')}", str(value))]
         return ["--config", str(recipe), *typed]
 
-    def _one(self, name: str, workers: int) -> None:
+    def _one(self, name: str, how: str, workers: int) -> None:
         run, tally = self.folder / name, self.tally
         while True:
-            point, code = self._break_off(name, workers)
+            point, code = self._break_off(name, how, workers)
             if not (run / "proof.json").exists():
                 break
             _remove(run)  # it was quicker than the signal
         tally.points[point] += 1
         tally.in_write += point in STAGES or any(run.glob(".*.tmp"))
-        self._check_exit(name, code)
+        self._check_exit(name, how, code)
         for path in sorted(run.glob("*.pth")):
             tally.checkpoints += 1
             try:
@@ -171,9 +174,9 @@ class KillTest:
         tally.identical += 1
         _remove(run)
 
-    def _break_off(self, name: str, workers: int) -> tuple[str, int]:
+    def _break_off(self, name: str, how: str, workers: int) -> tuple[str, int]:
         """Start a training and kill it. Returns the position of the kill and the exit code."""
-        run, how = self.folder / name, self.options.how
+        run = self.folder / name
         number = self.rng.randrange(self.expected["writes"])
         stage = self.rng.choice(STAGES)
         if how == "disk":
@@ -193,8 +196,8 @@ class KillTest:
             self.tally.seconds.append((time.perf_counter() - before, of_child - used))
         return "random moment", code
 
-    def _check_exit(self, name: str, code: int) -> None:
-        expected = {"kill": {-signal.SIGKILL}, "term": {143}, "int": {130}, "disk": {1}}[self.options.how]
+    def _check_exit(self, name: str, how: str, code: int) -> None:
+        expected = {"kill": {-signal.SIGKILL}, "term": {143}, "int": {130}, "disk": {1}}[how]
         if code not in expected:
             self._fault(f"{name}: left with {code}: {_log(self.folder / name)}")
         if self.tally.seconds and min(self.tally.seconds[-1]) > LEAVE_SECONDS:
