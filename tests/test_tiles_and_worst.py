@@ -11,6 +11,7 @@ from data_makers import make_voc, picture
 from train_makers import demo_data, run_train
 
 import eval as eval_script
+import predict
 from data.index import DatasetIndex
 from data.open import open_dataset
 from data.tiles import boxes_in_tile, tile_dataset, tile_windows
@@ -63,7 +64,7 @@ def test_small_images_are_not_cut(tmp_path: Path) -> None:
     assert len(tile_dataset(index, (416, 416), 0.25, tmp_path / "tiles")) == 1
 
 
-def test_training_and_eval_score_alike_with_tiles(
+def test_training_eval_and_predict_score_alike_with_tiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MOBILENET_YOLO_CACHE", str(tmp_path / "cache"))
@@ -76,6 +77,34 @@ def test_training_and_eval_score_alike_with_tiles(
     trained = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
     scored = json.loads(figures.read_text())
     assert float(trained["voc10_mAP50"]) == pytest.approx(scored["voc10_mAP50"] or 0.0, abs=1e-6)
+
+    # predict.py gives each box its best class only
+    saved = tmp_path / "eval.json"
+    best_class = ["--no-multi-label", "--save-detections", str(saved), "--json", str(figures), "--overwrite"]
+    assert not eval_script.main([*arguments, *best_class, "--device", "cpu"])
+    index = open_dataset(demo_data(), "val", use_cache=False)
+    images = [str(index.path(i)) for i in range(len(index))]
+    same = ["--tile", "64", "--score-threshold", "0.001", "--iou-threshold", "0.5", "--max-detections", "100"]
+    output = ["--output", str(tmp_path / "out"), "--json", "--device", "cpu"]
+    assert predict.main([*images, "--checkpoint", str(run / "best.pth"), *same, *output]) == 0
+    predicted = tmp_path / "out" / "detections.json"
+    mine, theirs = (detections_of(path) for path in (predicted, saved))
+    assert [row[0] for row in mine] == [row[0] for row in theirs] and mine
+    assert np.array([row[1] for row in mine]) == pytest.approx(np.array([row[1] for row in theirs]), abs=1e-3)
+    data = ["--data", str(demo_data()), "--no-progress", "--json", str(tmp_path / "again.json")]
+    assert not eval_script.main([*data, "--detections", str(predicted)])
+    one, other = (json.loads(path.read_text()) for path in (figures, tmp_path / "again.json"))
+    figures_of = [{name: row[name] or 0.0 for name in one if "_mAP" in name or "_AP" in name} for row in (one, other)]
+    assert figures_of[0] == pytest.approx(figures_of[1], abs=1e-3) and "voc10_mAP50" in figures_of[0]
+
+
+def detections_of(path: Path) -> list[tuple[tuple[str, str], list[float]]]:
+    """Image and class, and score and box, of each detection."""
+    return [
+        ((Path(row["image"]).name, each["class_name"]), [each["score"], *each["box_xyxy"]])
+        for row in json.loads(path.read_text())
+        for each in row["detections"]
+    ]
 
 
 def evaluated(tmp_path: Path) -> tuple[DatasetIndex, object]:
