@@ -221,6 +221,16 @@ def test_everything_by_keyboard(browser: webdriver.Chrome, tmp_path: Path) -> No
         page.keys("p")
         until(lambda: page.js("return Number(location.hash.slice(1))") == second)
         assert not labelling.store.read(second).labels.boxes
+        page.keys("b")
+        page.saved()
+        x1, y1, x2, y2 = labelling.store.read(second).labels.boxes[0].box
+        page.keys("u")
+        page.saved()
+        page.keys("+", "+", "+", Keys.ARROW_RIGHT)  # zoom by 1.25 each; no box is selected: the view moves
+        page.keys("b")
+        page.saved()
+        zoomed = labelling.store.read(second).labels.boxes[0].box
+        assert zoomed[2] - zoomed[0] == pytest.approx((x2 - x1) / 1.25**3, abs=1.5) and zoomed[0] + zoomed[2] > x1 + x2
         page.keys("?")
         assert page.js("return document.getElementById('keys').open")
 
@@ -410,16 +420,37 @@ def test_a_phone_draws_by_touch(browser: webdriver.Chrome, tmp_path: Path) -> No
                 at = [{"x": left + x * side, "y": top + y * side, "id": n} for n, (x, y) in enumerate(points)]
                 browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
 
-            touch("touchStart", (0.1, 0.1))
-            touch("touchMove", (0.3, 0.2))
-            touch("touchMove", (0.5, 0.5))
-            touch("touchEnd")
-            page.saved()
-            assert labelling.store.read(0).labels.boxes[0].box == pytest.approx((19.2, 19.2, 96, 96), abs=3)
-            touch("touchStart", (0.4, 0.4), (0.6, 0.6))
-            touch("touchMove", (0.2, 0.2), (0.8, 0.8))
-            touch("touchEnd")
-            assert len(labelling.store.read(0).labels.boxes) == 1
+            def slide(*paths: tuple[tuple[float, float], tuple[float, float]], steps: int = 8) -> None:
+                """Move each finger from the first place of its path to the second."""
+                touch("touchStart", *(start for start, _ in paths))
+                for step in range(1, steps + 1):
+                    share = step / steps
+                    touch("touchMove", *((a + (c - a) * share, b + (d - b) * share) for (a, b), (c, d) in paths))
+                touch("touchEnd")
+
+            def shows(*boxes: tuple[int, int, int, int]) -> None:
+                page.saved()
+                until(lambda: len(labelling.store.read(0).labels.boxes) == len(boxes))
+                until(lambda: page.text("#status") == "Saved.")
+                for box, expected in zip(labelling.store.read(0).labels.boxes, boxes, strict=True):
+                    assert box.box == pytest.approx(expected, abs=4)
+
+            slide(((0.1, 0.1), (0.5, 0.5)))
+            shows((19, 19, 96, 96))
+            slide(((0.3, 0.3), (0.4, 0.35)))  # moves the selected box
+            until(lambda: labelling.store.read(0).labels.boxes[0].box[0] > 30)
+            shows((38, 29, 115, 106))
+            slide(((0.6, 0.55), (0.8, 0.7)))  # resizes it
+            until(lambda: labelling.store.read(0).labels.boxes[0].box[2] > 130)
+            shows((38, 29, 154, 134))
+            slide(((0.4, 0.5), (0.2, 0.5)), ((0.6, 0.5), (0.8, 0.5)))  # zooms: 3 times
+            page.keys(Keys.ESCAPE)
+            slide(((0.1, 0.1), (0.4, 0.4)))
+            shows((38, 29, 154, 134), (70, 70, 90, 90))
+            page.keys(Keys.ESCAPE)
+            slide(((0.4, 0.4), (0.55, 0.4)), ((0.6, 0.4), (0.75, 0.4)))  # moves the view by 9.6 pixels
+            slide(((0.1, 0.6), (0.4, 0.9)))
+            shows((38, 29, 154, 134), (70, 70, 90, 90), (61, 102, 80, 122))
     finally:
         browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
