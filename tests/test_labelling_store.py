@@ -318,6 +318,43 @@ def test_images_and_labels_that_come_later_are_found(tmp_path: Path) -> None:
     assert store.labelled == {number_named(store, "p0")}
 
 
+def test_images_of_one_name_have_their_own_labels(tmp_path: Path) -> None:
+    names = ["a/x.jpg", "b/x.jpg", "b/x.png", "c/x.jpg"]
+    for place, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_image(tmp_path / name, picture(place))
+    (tmp_path / "annotations" / "c").mkdir(parents=True)
+    (tmp_path / "annotations" / "c" / "x.xml").write_text("<annotation></annotation>")
+    for place, name in enumerate(names):
+        store = open_store(tmp_path)  # the server was started again
+        number = number_named(store, name)
+        assert not store.read(number).labels.boxes
+        store.write(number, store.read(number).version, [Box(f"class {place}", (1, 2, 30, 40))])
+    store = open_store(tmp_path)
+    labels = [store.read(number_named(store, name)).labels.boxes for name in names]
+    assert [[box.class_name for box in boxes] for boxes in labels] == [[f"class {place}"] for place in range(4)]
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.xml")) == [
+        "a/x.xml", "annotations/c/x.xml", "b/x.png.xml", "b/x.xml",
+    ]  # fmt: skip
+    index = open_dataset(tmp_path, "all", use_cache=False)
+    assert len(index) == 4
+    assert all(store.number_of(index.path(i)) is not None for i in range(4))
+    for i in range(4):
+        (box,) = store.read(store.number_of(index.path(i))).labels.boxes  # type: ignore[arg-type]
+        assert [index.class_names[label] for label in index.target(i)["labels"]] == [box.class_name]
+
+
+def test_images_whose_format_gives_them_one_label_file_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_yolo(tmp_path)
+    image = next((tmp_path / "images").rglob("*.jpg"))
+    write_image(image.with_suffix(".png"), picture(1))
+    open_store(tmp_path).rescan()
+    text = capsys.readouterr().err
+    assert text.count("has the same file of labels as") == 1 and "another name" in text
+
+
 def test_numbers_in_names_sort_by_value() -> None:
     assert sorted(["img10", "img2", "Img1"], key=natural_key) == ["Img1", "img2", "img10"]
 

@@ -37,7 +37,7 @@ from service.labelling.documents import (
     write_voc_labels,
     write_yolo_labels,
 )
-from utils.errors import UserError
+from utils.errors import UserError, warn
 from utils.files import FileError, read_file, write_atomically
 
 CLASS_FILE = "classes.txt"
@@ -122,6 +122,8 @@ class Store(ABC):
         self.labelled: set[int] = set()
         self.counts = Counts()
         self._number: dict[Path, int] = {}
+        self._same_stem: dict[str, list[Path]] = {}
+        self._warned: set[int] = set()
         self._names: dict[str, None] = dict.fromkeys(class_names)
         self._sorted: list[int] = []
         self._lock = threading.RLock()
@@ -181,6 +183,7 @@ class Store(ABC):
         if path not in self._number:
             self._number[path] = len(self.paths)
             self.paths.append(path)
+            self._same_stem.setdefault(path.stem, []).append(path)
         return self._number[path]
 
     # ---- labels
@@ -324,8 +327,14 @@ class FileStore(Store):
     def _list_labelled(self) -> set[int]:
         there: dict[str, set[str]] = {}  # folder: its file names; faster than a stat of each of 20,000 files
         labelled = set()
+        first: dict[Path, int] = {}
         for number in range(len(self.paths)):
-            folder, name = os.path.split(self.annotation(number))
+            path = self.annotation(number)
+            if first.setdefault(path, number) != number and number not in self._warned:
+                self._warned.add(number)
+                what = f"has the same file of labels as {self.name(first[path])}: {path.name}"
+                warn(self.name(number), what, "give one of the images another name")
+            folder, name = os.path.split(path)
             if folder not in there:
                 try:
                     there[folder] = set(os.listdir(folder))
@@ -421,7 +430,13 @@ class VocStore(FileStore):
         picture = self.paths[number]
         if self._years:
             return annotation_path(picture)
-        found = self._xml.get(picture.stem, [])
+        found, same = self._xml.get(picture.stem, []), self._same_stem[picture.stem]
+        if len(same) > 1:  # each has labels of its own: in the folder of its name, or next to it
+            if picture != min(each for each in same if each.parent == picture.parent):
+                return picture.with_name(f"{picture.name}.xml")  # a.png beside a.jpg
+            own = picture.with_suffix(".xml")
+            found = [each for each in found if each.parent.name == picture.parent.name and own not in found]
+            return found[0] if len(found) == 1 else own
         if len(found) == 1 or picture.with_suffix(".xml") in found:
             return picture.with_suffix(".xml") if picture.with_suffix(".xml") in found else found[0]
         return self._xml_folder(picture.parent) / f"{picture.stem}.xml"
