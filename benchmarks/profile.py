@@ -174,7 +174,7 @@ def eval_parts(options: ProfileOptions, model: Path) -> Iterator[tuple[str, floa
 
 
 def torch_parts(options: ProfileOptions, model: Path) -> Iterator[tuple[str, float]]:
-    """The operators of PyTorch and of ONNX Runtime for one image, by kind; wall-clock time."""
+    """The operators of PyTorch and of ONNX Runtime for one image, by kind; the median of each, wall-clock time."""
     import onnxruntime
     import torch
 
@@ -207,13 +207,15 @@ def torch_parts(options: ProfileOptions, model: Path) -> Iterator[tuple[str, flo
             times["ONNX Runtime"][kind].append(event["dur"] / 1e6)
     for name, kinds in times.items():
         for kind, seconds in sorted(kinds.items(), key=lambda each: -sum(each[1])):
-            yield f"{name}: {kind}", sum(seconds) / options.repetitions
+            yield f"{name}: {kind}", float(np.median(np.reshape(seconds, (options.repetitions, -1)), axis=0).sum())
 
 
 def kind_of(operator: str, weight: list[int]) -> str:
     if "conv" not in operator.lower():
         return "all but convolutions"
-    return "1x1 convolutions" if list(weight[-2:]) == [1, 1] else "convolutions of 3x3 or more"
+    if list(weight[-2:]) == [1, 1]:
+        return "1x1 convolutions"
+    return "depthwise convolutions" if weight[-3] == 1 else "other convolutions"
 
 
 PARTS = {"decode": decode_parts, "service": service_parts, "eval": eval_parts, "torch": torch_parts}

@@ -163,4 +163,4 @@ def _filter(detections: Detections, params: DetectParams) -> Detections:
     keep = detections.scores >= params.score_threshold
     if params.labels is not None:
         keep &= np.isin(detections.labels, list(params.labels))
-    return detections[keep][: params.max_detections]
+    return detections[np.flatnonzero(keep)[: params.max_detections]]

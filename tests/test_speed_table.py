@@ -75,7 +75,8 @@ def test_the_rows_run_commands_that_exist(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_profile_names_the_parts() -> None:
     assert profile.kind_of("mkldnn::_convolution_pointwise", [64, 32, 1, 1]) == "1x1 convolutions"
-    assert profile.kind_of("Conv", [32, 1, 3, 3]) == "convolutions of 3x3 or more"
+    assert profile.kind_of("Conv", [32, 1, 3, 3]) == "depthwise convolutions"
+    assert profile.kind_of("Conv", [32, 3, 3, 3]) == "other convolutions"
     assert profile.kind_of("aten::cat", []) == "all but convolutions"
     assert profile.package_of(cv2.imread) == "the rest of Python"
     assert profile.package_of(table.main.__code__) == "the rest of Python"
