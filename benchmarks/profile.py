@@ -178,6 +178,8 @@ def torch_parts(options: ProfileOptions, model: Path) -> Iterator[tuple[str, flo
     import onnxruntime
     import torch
 
+    from nets.fuse import pack_convolutions
+
     load_runtime(model, "cpu", "onnxruntime")  # exported, if it was not yet
     runtime = load_runtime(model, "cpu", "torch")
     image = np.random.default_rng(0).integers(0, 256, (1, *runtime.config.input_size, 3), np.uint8)
@@ -205,6 +207,11 @@ def torch_parts(options: ProfileOptions, model: Path) -> Iterator[tuple[str, flo
             shapes = [shape for each in event["args"]["input_type_shape"] for shape in each.values()]
             kind = kind_of(event["args"]["op_name"], shapes[1] if len(shapes) > 1 else [])
             times["ONNX Runtime"][kind].append(event["dur"] / 1e6)
+    single = pack_convolutions(torch.nn.Sequential(torch.nn.Conv2d(8, 8, 1)).requires_grad_(False))
+    with torch.inference_mode():
+        call = medians({"call": partial(single, torch.ones(1, 8, 1, 1))}, 50 * options.repetitions)["call"]
+    count = sum(len(each) for kind, each in times["PyTorch"].items() if "all but" not in kind) // options.repetitions
+    yield f"PyTorch: {count} convolutions of almost nothing, which is the cost of the calls", count * call
     for name, kinds in times.items():
         for kind, seconds in sorted(kinds.items(), key=lambda each: -sum(each[1])):
             yield f"{name}: {kind}", float(np.median(np.reshape(seconds, (options.repetitions, -1)), axis=0).sum())
