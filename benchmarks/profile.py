@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -174,31 +175,45 @@ def eval_parts(options: ProfileOptions, model: Path) -> Iterator[tuple[str, floa
 
 
 def torch_parts(options: ProfileOptions, model: Path) -> Iterator[tuple[str, float]]:
-    """The operators of PyTorch and of ONNX Runtime for one image, by kind; the median of each, wall-clock time."""
+    """The operators of PyTorch (CPU time) and of ONNX Runtime (by its profiler) for one image, medians of each."""
     import onnxruntime
     import torch
 
     from nets.fuse import pack_convolutions
 
     load_runtime(model, "cpu", "onnxruntime")  # exported, if it was not yet
-    runtime = load_runtime(model, "cpu", "torch")
+    runtime: Any = load_runtime(model, "cpu", "torch")
     image = np.random.default_rng(0).integers(0, 256, (1, *runtime.config.input_size, 3), np.uint8)
     times: dict[str, dict[str, list[float]]] = {"PyTorch": defaultdict(list), "ONNX Runtime": defaultdict(list)}
-    for _ in range(5):
+
+    def began(module: Any, _: object) -> None:
+        module.began = time.thread_time()
+
+    def ended(module: Any, _: object, output: object) -> None:
+        weight = getattr(module, "conv", module).weight  # nets.fuse packs convolutions
+        times["PyTorch"][kind_of("Conv", list(weight.shape))].append(time.thread_time() - module.began)
+
+    for _ in range(3):
         runtime.run(image)
-    with torch.inference_mode(), torch.profiler.profile(record_shapes=True) as profile:
-        for _ in range(options.repetitions):
-            runtime.run(image)
-    for event in profile.events():
-        weight = event.input_shapes[1] if len(event.input_shapes) > 1 else []
-        times["PyTorch"][kind_of(event.name, weight)].append(event.self_cpu_time_total / 1e6)
+    whole = medians({"run": partial(runtime.run, image)}, options.repetitions)["run"]
+    for module in runtime.model.modules():
+        if isinstance(getattr(module, "conv", module), torch.nn.Conv2d):
+            module.register_forward_pre_hook(began)
+            module.register_forward_hook(ended)
+    for _ in range(options.repetitions):
+        runtime.run(image)
+    count = sum(map(len, times["PyTorch"].values())) // options.repetitions
+    single = pack_convolutions(torch.nn.Sequential(torch.nn.Conv2d(8, 8, 1)).requires_grad_(False))
+    with torch.inference_mode():
+        call = medians({"call": partial(single, torch.ones(1, 8, 1, 1))}, 50 * options.repetitions)["call"]
+    yield "PyTorch: the network", whole
+    yield f"PyTorch: {count} convolutions of 8 values, the cost of the calls", count * call
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.enable_profiling = 1, True
+    file, providers = str(cached_path(model, "onnxruntime")), ["CPUExecutionProvider"]
     with tempfile.TemporaryDirectory() as folder:
         settings.profile_file_prefix = str(Path(folder) / "run")
-        session = onnxruntime.InferenceSession(
-            str(cached_path(model, "onnxruntime")), settings, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(file, settings, providers=providers)
         for _ in range(options.repetitions):
             session.run(None, {session.get_inputs()[0].name: image})
         events = json.loads(Path(session.end_profiling()).read_bytes())
@@ -207,11 +222,6 @@ def torch_parts(options: ProfileOptions, model: Path) -> Iterator[tuple[str, flo
             shapes = [shape for each in event["args"]["input_type_shape"] for shape in each.values()]
             kind = kind_of(event["args"]["op_name"], shapes[1] if len(shapes) > 1 else [])
             times["ONNX Runtime"][kind].append(event["dur"] / 1e6)
-    single = pack_convolutions(torch.nn.Sequential(torch.nn.Conv2d(8, 8, 1)).requires_grad_(False))
-    with torch.inference_mode():
-        call = medians({"call": partial(single, torch.ones(1, 8, 1, 1))}, 50 * options.repetitions)["call"]
-    count = sum(len(each) for kind, each in times["PyTorch"].items() if "all but" not in kind) // options.repetitions
-    yield f"PyTorch: {count} convolutions of almost nothing, which is the cost of the calls", count * call
     for name, kinds in times.items():
         for kind, seconds in sorted(kinds.items(), key=lambda each: -sum(each[1])):
             yield f"{name}: {kind}", float(np.median(np.reshape(seconds, (options.repetitions, -1)), axis=0).sum())

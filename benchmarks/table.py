@@ -51,7 +51,6 @@ from nets.export.load import load_runtime
 from nets.loss_config import LossConfig
 from nets.losses import YOLOLoss
 from nets.model_config import STRIDES, ModelConfig
-from nets.timing import machine
 from nets.weights.bundled import find_model
 from prediction.video import VideoReader, VideoWriter
 from service.limits import PACKAGES

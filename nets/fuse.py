@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from nets.layers import Conv2dSamePadding
+from nets.layers import Conv2dSamePadding, ConvBNAct
 
 # activation -> oneDNN's name of it, and its parameters
 ONEDNN_ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
@@ -81,6 +81,12 @@ def pack_convolutions(model: nn.Module) -> nn.Module:
                 module._modules[name] = _PackedConv(conv, activation if known else None)
                 if known:
                     module._modules[following] = nn.Identity()
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if isinstance(child, nn.Module) and type(child) in (nn.Sequential, ConvBNAct):
+                layers = [each for each in child.children() if not isinstance(each, nn.Identity)]
+                if len(layers) == 1:  # calling the others takes a twentieth of the time of a small network
+                    module._modules[name] = layers[0]
     return model
 
 
@@ -100,7 +106,7 @@ class _PackedConv(nn.Module):
         self._geometry = padding, list(conv.stride), list(conv.dilation), conv.groups
         name, parameters = ("none", []) if activation is None else ONEDNN_ACTIVATIONS[type(activation)]
         self._activation = name, parameters, ""
-        self._weight = weight
+        self._weight, self._bias = weight, None if conv.bias is None else conv.bias.detach()
         self._packed: dict[torch.Size, Tensor] = {}  # the best layout differs with the shape of the input
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,6 +121,6 @@ class _PackedConv(nn.Module):
             weight = torch.ops.mkldnn._reorder_convolution_weight(self._weight, *self._geometry, list(x.shape))
             self._packed[x.shape] = weight
         result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, self.conv.bias, *self._geometry, *self._activation
+            x, weight, self._bias, *self._geometry, *self._activation
         )
         return result
