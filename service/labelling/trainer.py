@@ -249,7 +249,7 @@ class LabelTrainer:
         train = run / "train"
         command = ["train.py", "--data", str(run / "data"), "--run-dir", str(train), "--weights", str(self.checkpoint)]
         command += ["--auto", "--minutes", f"{self.minutes:g}", "--device", self.device, *self.extra]
-        self.state.status, self.state.message = "training", f"on {counted(self.state.pictures[0], 'picture')}"
+        self.state.status, self.state.message = "training", f"on {counted(self.state.pictures[0], 'training image')}"
         code = self._run(command, run / "train.log", lambda: self._follow(train / "metrics.csv"))
         best = train / "best.pth"
         if self._stop.is_set():
