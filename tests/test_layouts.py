@@ -116,6 +116,15 @@ def test_text_files_of_names_may_mark_difficult_objects_and_are_no_detections(tm
             recognise(tmp_path)
 
 
+def test_a_large_file_of_datumaro_is_not_coco(tmp_path: Path) -> None:
+    LAYOUTS["datumaro"][0](tmp_path)
+    path = tmp_path / "annotations/default.json"
+    content = json.loads(path.read_text())
+    content["items"][0]["attr"] = {"text": "A" * 3_000_000}
+    put(path, json.dumps(content))
+    assert recognise(tmp_path).format.name == "datumaro" and everything(tmp_path).num_boxes == 16
+
+
 def test_an_archive_is_not_a_data_set_and_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "set.zip"
     path.write_bytes(b'PK\3\4 "images" "annotations" "categories"')

@@ -77,6 +77,8 @@ def looks_like_coco(path: Path) -> bool:
         head, tail, size = read_ends(path, MAX_JSON_BYTES, SNIFFED_BYTES, SNIFFED_BYTES)
     except UserError:
         return False
+    if re.search(rb'"categories"\s*:\s*\{', head):  # Datumaro's
+        return False
     keys = sum(key in head or key in tail for key in (b'"images"', b'"annotations"', b'"categories"'))
     return keys == 3 or (keys == 2 and size > 2 * SNIFFED_BYTES)
 
