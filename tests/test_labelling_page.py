@@ -261,6 +261,28 @@ def test_one_key_accepts_and_classes_are_renamed(browser: webdriver.Chrome, tmp_
         until(lambda: page.text("#progress-text") == "3 of 3 labelled")
 
 
+def test_the_minimum_score_is_that_of_the_present_weights_until_the_user_sets_it(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    labelling = labelling_of(photos(tmp_path / "photos", 1))
+
+    def new_weights(name: str, threshold: float) -> None:
+        detector = Labeller()
+        detector.config = detector.config.replace(score_threshold=threshold)
+        labelling.suggester.replace(detector, name)  # type: ignore[arg-type]
+        until(lambda: page.text("#model") == f"Model: {name}")
+
+    with running(build_app(Painted(), labelling=labelling)) as address:
+        page = Page(browser, address)
+        assert page.text("#threshold-value") == "0.10"
+        new_weights("second.pth", 0.7)
+        assert page.text("#threshold-value") == "0.70"
+        slider = page.find("#threshold")
+        page.js("arguments[0].value = 0.3; arguments[0].dispatchEvent(new Event('input'))", slider)
+        new_weights("third.pth", 0.5)
+        assert page.text("#threshold-value") == "0.30"
+
+
 def test_findings_of_an_audit_are_applied_by_key(browser: webdriver.Chrome, tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", 2)
     labelling = labelling_of(folder)

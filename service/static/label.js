@@ -692,8 +692,8 @@ async function refresh(rescan = false) {
   $("model").textContent = info.model.seen < info.model.todo
     ? `${info.model.name}: ${info.model.seen} of ${info.model.todo} images processed`
     : `Model: ${info.model.name}`;
+  if (!isOwnThreshold && before?.model.number !== info.model.number) suggestFrom(info.model.score_threshold);
   if (!before) {
-    $("threshold").value = Math.max(0.05, Math.round(info.model.score_threshold * 20) / 20);
     if (info.queue) {
       $("order").prepend(new Option(`in the order of ${info.queue.name}`, "queue", true, true));
       $("order").value = "queue";
@@ -719,7 +719,7 @@ function showTraining(training) {
   $("stop-training").disabled = !busy;
   $("training-history").replaceChildren(
     ...training.history.map((each) => {
-      const words = `${each.pictures} images: mAP50 ${each.score.toFixed(3)}, ${each.taken ? "in use" : "not used"}`;
+      const words = `${each.pictures} images: mAP50 ${each.score.toFixed(3)}, ${each.taken ? "used" : "not used"}`;
       return Object.assign(document.createElement("li"), { textContent: words });
     }),
   );
@@ -859,7 +859,15 @@ const KEYS = [
   ["Esc", "deselect"],
   ["?", "show this list"],
 ];
-let thresholdBefore = null;
+let thresholdBefore = null; // while suggestions are hidden
+let isOwnThreshold = false; // the user has set it
+
+/** Show suggestions from the best threshold of a model on. */
+function suggestFrom(threshold) {
+  const value = String(Math.max(0.05, Math.round(threshold * 20) / 20));
+  if (thresholdBefore === null) $("threshold").value = value;
+  else thresholdBefore = value;
+}
 
 function toggleSuggestions() {
   const slider = $("threshold");
@@ -984,7 +992,10 @@ function listen() {
     });
   }
   $("conflict").addEventListener("cancel", (event) => event.preventDefault()); // a choice is required
-  $("threshold").addEventListener("input", update);
+  $("threshold").addEventListener("input", () => {
+    isOwnThreshold = true;
+    update();
+  });
   $("difficult").addEventListener("change", toggleDifficult);
   $("order").addEventListener("change", resetList);
   $("find").addEventListener("input", resetList);
