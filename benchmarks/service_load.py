@@ -162,7 +162,7 @@ def start(options: LoadOptions) -> tuple[subprocess.Popen[str], int]:
     command += ["--batch-size", str(options.batch_size), "--threads", str(options.threads), "--device", options.device]
     if options.input_size:
         command += ["--input-size", *map(str, options.input_size)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)

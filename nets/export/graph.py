@@ -25,8 +25,8 @@ class DeployedNetwork(nn.Module):
     gives each its own scale.
     """
 
+    scale: Tensor | None
     mean: Tensor | None
-    cells: Tensor | None
 
     def __init__(self, model: YOLOv4, form: Form) -> None:
         super().__init__()
@@ -52,14 +52,17 @@ class DeployedNetwork(nn.Module):
         unit = 255.0 if self.form.uint8_input else 1.0
         mean, std = torch.tensor(config.mean), torch.tensor(config.std)
         first = next(m for m in network.backbone.modules() if isinstance(m, nn.Conv2d))
-        self.scale: Tensor | None
+        scale: Tensor | None
         if first.in_channels == 3 and first.groups == 1 and not config.backbone.startswith("timm:"):
             first.weight.data = first.weight.data / (std * unit).view(1, 3, 1, 1)
             scale = None
         else:  # a timm model may process its input before its first convolution
             scale = 1 / (std * unit).view(1, 3, 1, 1)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("mean", (mean * unit).view(1, 3, 1, 1) if any(config.mean) else None, persistent=False)
+        for name, value in (("scale", scale), ("mean", (mean * unit).view(1, 3, 1, 1) if any(config.mean) else None)):
+            if value is None:  # not a buffer: torch.export fails for buffers that are None
+                setattr(self, name, None)
+            else:
+                self.register_buffer(name, value, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute boxes and scores, or raw maps; see `Form` for the shapes."""
