@@ -44,7 +44,8 @@ Size = tuple[int, int]
 SMALLEST = (32, 32)  # one cell of the coarsest map; batch norm needs more than one value per channel
 PREFETCH = 2  # batches that each worker prepares ahead
 SHM_SHARE = 0.8  # maximum fraction of the free shared memory for batches in transit
-OPEN_FILES = 512
+OPEN_FILES = 512  # enough for workers that pass tensors as file descriptors
+OTHER_FILES, FILES_PER_WORKER = 32, 8  # with tensors in named files
 MAX_REPLACEMENTS = 20  # consecutive unreadable images before the run stops
 
 
@@ -529,9 +530,10 @@ def fitting_workers(workers: int, batch_size: int, input_size: Size, shm: str = 
     """
     if not workers:
         return 0, ""
-    _allow_open_files()
-    if not os.path.isdir(shm):
-        return workers, ""
+    wanted, workers = workers, _open_files_for(workers)
+    reason = "" if workers == wanted else "ulimit -n allows no more"
+    if not workers or not os.path.isdir(shm):
+        return workers, reason
     if not os.access(shm, os.W_OK) or os.statvfs(shm).f_flag & os.ST_RDONLY:
         warn(shm, "is not writable, which workers need to pass images", "images are loaded without workers")
         return 0, f"{shm} is not writable"
@@ -539,31 +541,38 @@ def fitting_workers(workers: int, batch_size: int, input_size: Size, shm: str = 
     batch = batch_size * input_size[0] * input_size[1] * 3
     fit = int(SHM_SHARE * free // (batch * (PREFETCH + 1)))  # the waiting batches, and the one being made
     if fit >= workers:
-        return workers, ""
+        return workers, reason
     what = (
-        f"{free / 2**20:.0f} MB are not enough for {counted(workers, 'worker')} with batches of {batch / 2**20:.0f} MB"
+        f"{free / 2**20:.0f} MB are not enough for {counted(workers, 'worker')} with batches of {batch / 2**20:.3g} MB"
     )
     warn(shm, what, f"{counted(fit, 'worker is', 'workers are')} used; start the container with --shm-size 1g")
     return fit, f"{free / 2**20:.0f} MB of {shm} are not enough for more"
 
 
-def _allow_open_files() -> None:
-    """Ensure a file descriptor for each tensor in transit; otherwise tensors are sent through named files."""
+def _open_files_for(workers: int) -> int:
+    """Ensure a file descriptor for each tensor in transit; otherwise tensors are sent through named files.
+
+    Returns the number of workers that can start; warns if it is reduced.
+    """
     try:
         import resource
     except ImportError:  # Windows
-        return
+        return workers
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
-        return
+        return workers
     limit = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         soft = limit
-    if soft < OPEN_FILES:
-        what = f"{counted(soft, 'open file is', 'open files are')} too few for workers"
-        warn("ulimit -n", what, "tensors are passed through named files instead")
-        torch.multiprocessing.set_sharing_strategy("file_system")
+    if soft >= OPEN_FILES:
+        return workers
+    what = f"{counted(soft, 'open file is', 'open files are')} too few for workers"
+    fit = min(workers, max(soft - OTHER_FILES, 0) // FILES_PER_WORKER)
+    todo = "" if fit == workers else f"; {counted(fit, 'worker is', 'workers are')} used, raise it with ulimit -n 1024"
+    warn("ulimit -n", what, f"tensors are passed through named files instead{todo}")
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    return fit
 
 
 def multi_scale_sizes(input_size: tuple[int, int], part: float) -> list[tuple[int, int]]:

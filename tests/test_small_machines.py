@@ -29,7 +29,7 @@ class Disk(NamedTuple):
     ("free", "workers", "said"),
     [
         (1 << 30, 8, ""),
-        (64 << 20, 0, "64 MB are not enough for 8 workers with batches of 19 MB"),  # 640 pixels in Docker's 64 MB
+        (64 << 20, 0, "64 MB are not enough for 8 workers with batches of 18.8 MB"),  # 640 pixels in Docker's 64 MB
         (256 << 20, 3, "256 MB are not enough for 8 workers"),
     ],
 )
@@ -82,6 +82,21 @@ def test_a_low_limit_of_open_files_is_worked_around(tmp_path: Path) -> None:
     assert int(done.stdout) == len(open_dataset(str(data), "train"))
     (line,) = [line for line in done.stderr.splitlines() if "ulimit" in line]
     assert "64 open files" in line and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("limit", "workers"), [(24, 0), (64, 4), (96, 8), (512, 8)])
+def test_fewer_workers_are_used_where_few_files_may_be_open(
+    limit: int, workers: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(loader.torch.multiprocessing, "set_sharing_strategy", lambda _: None)
+    assert loader.fitting_workers(8, 2, (64, 64))[0] == workers
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (limit < 512) and all(f"{limit} open files" in line for line in lines)
+    assert all(("raise it with ulimit -n 1024" in line) == (workers < 8) for line in lines)
 
 
 def test_a_cache_that_does_not_fit_is_a_one_line_error_or_disabled(

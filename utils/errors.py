@@ -167,7 +167,10 @@ def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] 
         code = _report("interrupted", 128 + signal.SIGINT, debug)
     except OSError as error:
         where = error.filename if error.filename is not None else "system"
-        line = format_problem(where, error.strerror or str(error), "check the name, the permissions and the disk")
+        todo = "check the name, the permissions and the disk"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            todo = "raise the limit with ulimit -n 1024, or use fewer --workers"
+        line = format_problem(where, error.strerror or str(error), todo)
         code = _report(f"error: {line}", EXIT_USAGE if error.errno in _NO_SUCH_NAME else EXIT_FAILURE, debug)
     except ImportError as error:
         what, todo = f"cannot be imported: {reason_of(error)}", "install it again, with the libraries that it needs"
