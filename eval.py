@@ -12,6 +12,7 @@ import numpy as np
 
 from data.class_names import read_class_names
 from data.index import DatasetIndex
+from data.tools.new_folder import check_new_folder
 from evaluation.detections_file import MISSING, detection_lists, read_detections, write_voc_results
 from evaluation.evaluator import EVAL_THRESHOLDS, EvaluationResult, FoundDetections, evaluate, score
 from evaluation.metrics.coco import EVALUATORS
@@ -107,8 +108,9 @@ def main(argv: list[str] | None = None) -> int | None:
             check_output_file(name, getattr(options, flag), options.overwrite, [options.data])
     if options.voc_submission is not None:
         check_output_folder("--voc-submission", options.voc_submission, [options.data])
-    if options.export is not None:
+    if options.export is not None:  # before the evaluation, not after it
         check_output_folder("--export", options.export, [options.data])
+        check_new_folder("--export", Path(options.export))
     if options.compare is not None:
         return compare_files(options)
     if options.data is None:

@@ -156,3 +156,6 @@ def test_eval_exports_the_worst_and_says_when_objects_are_few(
     assert "3 images with the most errors" in text and "--label" in text
     assert "fewer than 300 objects" in text and "--folds" in text
     assert len(list((tmp_path / "worst" / "VOC2012" / "JPEGImages").iterdir())) == 3
+    with pytest.raises(UserError, match="is not empty"):
+        eval_script.main([*arguments, "--export", str(tmp_path / "worst")])
+    assert "mAP" not in capsys.readouterr().out  # refused before the evaluation
