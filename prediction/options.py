@@ -17,7 +17,7 @@ from prediction.outputs import (
     WRITERS,
 )
 from utils.config import option
-from utils.errors import UserError
+from utils.errors import UserError, brief
 from utils.other_words import choice_hint
 
 
@@ -128,6 +128,10 @@ def return_class_sources(options: PredictOptions, class_names: Sequence[str]) ->
     for name in named:
         count += 1
         kept += (name,) if name in known else tuple(part for part in name.split(",") if part)
+    if options.classes and not kept:
+        raise UserError(
+            "--classes", f"{brief(options.classes[0])} names no class", "give names or numbers, or leave it out"
+        )
     return dataclasses.replace(options, classes=kept, sources=(*options.classes[count:], *options.sources))
 
 

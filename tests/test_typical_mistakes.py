@@ -47,6 +47,7 @@ MISTAKES = [  # what is typed, and what its one line must hold
     ("predict --save-txt photo.jpg", "type: --save yolo"),
     ("predict photo.jpg --score-threshold 0.5 0.6", "0.5 and 0.6 are both for all classes"),
     ("predict --save txt photo.jpg", "choose from json, jsonl, csv"),
+    ("predict --checkpoint nano photo.jpg --classes ,", "error: --classes: ',' names no class"),
     ("predict --classes dgo photo.jpg --checkpoint nano", "did you mean 'dog'?"),
     ("predict --agnostic-nms photo.jpg", "type: --nms agnostic"),
     ("predict", "give images, folders or videos"),
