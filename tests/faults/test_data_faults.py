@@ -904,7 +904,7 @@ YAMLS: dict[str, tuple[str | bytes, Counts | str]] = {
     "name twice": (f"{REST}names: [a, a]\n", "appears twice"),
     "blank name": (f"{REST}names: [a, '']\n", "class 1"),
     "names with a hole": (f"{REST}names: {{0: a, 2: b}}\n", "number the classes from 0"),
-    "names by words": (f"{REST}names: {{'0': dog, '1': cat}}\n", "number the classes from 0"),
+    "names by words": (f"{REST}names: {{zero: dog, one: cat}}\n", "number the classes from 0"),
     "names is a number": (f"{REST}names: 3\n", "has no names"),
     "names nested": (f"{REST}names: [[a], [b]]\n", "class 0"),
     "wrong nc": (f"{REST}nc: 7\nnames: [dog, cat]\n", "nc is 7"),
