@@ -70,8 +70,8 @@ def check_before_loading(options: TrainOptions, is_resumed: bool = False) -> Non
         find_model(start.weights, "--weights")
     for name in ("data", "val_data", "classes", *(() if is_resumed else ("pretrained",))):
         path = get_option(options, name)
-        known: Collection[str] = KNOWN_LISTS if name == "classes" else (NONE, IMAGENET, BUNDLED)
-        if path is not None and path not in known and not Path(path).exists():
+        names: Collection[str] = KNOWN_LISTS if name == "classes" else (NONE, IMAGENET, BUNDLED)
+        if path is not None and path not in names and not Path(path).exists():
             todo = f"give its present path with {flag(name)}" if is_resumed else "check the path"
             raise UserError(flag(name), f"{path} does not exist", todo)
 
