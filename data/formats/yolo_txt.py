@@ -199,7 +199,7 @@ def _names(content: dict[Any, Any], path: Path) -> tuple[tuple[str, ...], list[P
         raise UserError(path, "has no names", "add the class names as a list in label order")
     checked = check_class_names(names, path)
     count = content.get("nc")
-    if count is not None and str(count) != str(len(checked)):
+    if count is not None and count not in (len(checked), str(len(checked))):
         what = f"nc is {brief(count)}, but there are {counted(len(checked), 'name')}"
         raise UserError(path, what, "correct one of them")
     return checked, []
