@@ -404,7 +404,7 @@ def test_light_and_dark_are_both_there_and_remembered(page: Page) -> None:
 
 def test_without_an_exported_model_the_page_says_how_to_get_it(page: Page) -> None:
     assert not page.find("input[value=browser]").is_enabled()
-    assert "--browser-model" in page.text("#place-note") and "onnxruntime-web" in page.text("#place-note")
+    assert "export.py --checkpoint" in page.text("#place-note") and "--browser-model" in page.text("#place-note")
 
 
 def cell_model(path: Path, uint8_input: bool) -> Path:
