@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,13 @@ class _Pairs:
         self.det, self.gt, self.iou, self.inside = joined
         self.same = found.labels[self.det] == index.labels[self.gt]
 
+    @cached_property
+    def near(self) -> _Near:
+        """What is near the labels, of all detections."""
+        order = np.argsort(self.found.image, kind="stable")
+        bounds = np.searchsorted(self.found.image[order], np.arange(len(self.index) + 1))
+        return _Near(self.index, self.found, order, bounds)
+
     def most_of_det(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """(N,) the largest value over each detection's pairs of the mask, 0 without."""
         result = np.zeros(len(self.found.scores))
@@ -195,35 +203,28 @@ def _missing(pairs: _Pairs) -> list[Finding]:
 
 def _phantoms(pairs: _Pairs) -> list[Finding]:
     """Labels that resemble decoys (labels laid over other images) more than labels of their own image."""
-    index, owner = pairs.index, pairs.image_of_label
-    usual = np.flatnonzero(~(index.crowd | index.difficult))
-    rng = np.random.default_rng(0)
+    near, owner = pairs.near, pairs.image_of_label
+    usual, rng = near.usual, np.random.default_rng(0)
     sources = rng.permutation(np.tile(usual, DECOYS))[:MOST_SAMPLES]
-    boxes, labels, images = _decoys(index, sources, owner, rng)
+    boxes, labels, images = _decoys(pairs.index, sources, owner, rng)
     if not len(boxes):
         return []
-    near = _Near.of(index, pairs.found)
     of_decoys = near.evidence(boxes, labels, images, np.full(len(boxes), -1))
-    of_labels = near.evidence(index.boxes[usual], index.labels[usual], owner[usual], usual)
-    score = _chance_of_decoy(of_labels, index.labels[usual], of_decoys, labels, PRIOR[PHANTOM], rng)
+    score = _chance_of_decoy(near, of_decoys, labels, PRIOR[PHANTOM], rng)
     likely = np.flatnonzero(score > LEAST_SCORE)
     return [Finding(PHANTOM, float(score[k]), int(owner[usual[k]]), label=int(usual[k])) for k in likely]
 
 
 def _chance_of_decoy(
-    of_labels: np.ndarray,
-    labels: np.ndarray,
-    of_decoys: np.ndarray,
-    decoys: np.ndarray,
-    prior: float,
-    rng: np.random.Generator,
+    near: _Near, of_decoys: np.ndarray, decoys: np.ndarray, prior: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """(N,) the chance that each label is wrong as decoys are, by (N, F) and (M, F) features and (N,) and (M,) classes.
+    """(N,) the chance that each label of `near.usual` is wrong as decoys are, by (M, F) features and (M,) classes.
 
     A logistic regression separates labels from decoys by the detections near them, so it learns from the data how weak
     a detection still supports a label of this class and size. Detections of every score and class count, also of
     classes that the data does not have. Method: noise-contrastive estimation (Gutmann and Hyvarinen, AISTATS 2010).
     """
+    of_labels, labels = near.of_usual, near.index.labels[near.usual]
     edges = [np.unique(np.quantile(column, QUANTILES)) for column in np.concatenate([of_labels, of_decoys]).T]
     count = int(max(labels.max(), decoys.max())) + 1
     sample = rng.permutation(len(labels))[:MOST_SAMPLES]
@@ -270,10 +271,16 @@ class _Near:
     order: np.ndarray
     bounds: np.ndarray
 
-    @classmethod
-    def of(cls, index: DatasetIndex, found: FoundDetections) -> _Near:
-        order = np.argsort(found.image, kind="stable")
-        return cls(index, found, order, np.searchsorted(found.image[order], np.arange(len(index) + 1)))
+    @cached_property
+    def usual(self) -> np.ndarray:
+        """(N,) the labels that are neither crowds nor difficult."""
+        return np.flatnonzero(~(self.index.crowd | self.index.difficult))
+
+    @cached_property
+    def of_usual(self) -> np.ndarray:
+        """(N, F) features of the labels of `usual`."""
+        index, usual = self.index, self.usual
+        return self.evidence(index.boxes[usual], index.labels[usual], index.image_of_box[usual], usual)
 
     def evidence(self, boxes: np.ndarray, labels: np.ndarray, images: np.ndarray, own: np.ndarray) -> np.ndarray:
         """(N, F) features of (N, 4) boxes of (N,) labels; `own`: (N,) the label that is the box itself, or -1."""
@@ -340,18 +347,15 @@ def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> np.ndarray:
 def _wrong_classes(pairs: _Pairs) -> list[Finding]:
     """Labels that a detection of another class overlaps, and that resemble decoys (with the class of another label)
     more than labels as they are."""
-    index, found, owner = pairs.index, pairs.found, pairs.image_of_label
-    usual = np.flatnonzero(~(index.crowd | index.difficult))
-    rng = np.random.default_rng(0)
+    index, found, owner, near = pairs.index, pairs.found, pairs.image_of_label, pairs.near
+    usual, rng = near.usual, np.random.default_rng(0)
     sources = rng.permutation(np.tile(usual, DECOYS))[:MOST_SAMPLES]
     classes = rng.permutation(index.labels[sources])
     sources, classes = (each[classes != index.labels[sources]] for each in (sources, classes))
     if not len(sources):
         return []
-    near = _Near.of(index, found)
-    of_labels = near.evidence(index.boxes[usual], index.labels[usual], owner[usual], usual)
     of_decoys = near.evidence(index.boxes[sources], classes, owner[sources], sources)
-    score = _chance_of_decoy(of_labels, index.labels[usual], of_decoys, classes, PRIOR[CLASS], rng)
+    score = _chance_of_decoy(near, of_decoys, classes, PRIOR[CLASS], rng)
     # A detection that matches a label of its own class is explained by it.
     explained = pairs.most_of_det(pairs.iou, pairs.same)[pairs.det]
     free = ~pairs.same & (explained < FOUND_IOU) & (pairs.iou >= np.maximum(explained, FOUND_IOU))
