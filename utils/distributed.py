@@ -8,7 +8,6 @@ import functools
 import ipaddress
 import math
 import os
-import signal
 import socket
 import struct
 import sys
@@ -18,6 +17,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import RunError, UserError, warn
+from utils.fork import exit_code_in_fork
+from utils.text import counted
 
 if TYPE_CHECKING:  # nothing here imports PyTorch unless there are several processes
     import torch.distributed as dist
@@ -152,7 +153,7 @@ def _has_others(timeout_seconds: float) -> bool:
         socket.getaddrinfo(host, int(port))
     except (OSError, ValueError, OverflowError) as error:
         raise UserError("MASTER_ADDR", f"{host}:{port} cannot be resolved: {error}", LEFTOVERS) from error
-    others = f"{int(count) - 1} other process{'es' if int(count) > 2 else ''}" if int(rank) == 0 else "RANK 0"
+    others = counted(int(count) - 1, "other process") if int(rank) == 0 else "RANK 0"
     warn("WORLD_SIZE", f"is {count}: waiting up to {timeout_seconds:g} s for {others} at {host}:{port}", LEFTOVERS)
     return True
 
@@ -197,26 +198,12 @@ def _is_store(host: str, port: int, count: int) -> bool:
         return True
     from torch.distributed import TCPStore
 
-    child = os.fork()
-    if not child:
-        try:
-            silent = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silent, 1)
-            os.dup2(silent, 2)
-            limit = datetime.timedelta(seconds=HANDSHAKE_SECONDS)
-            TCPStore(host, port, count, False, limit, wait_for_workers=False)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    deadline = time.monotonic() + HANDSHAKE_SECONDS
-    done = status = 0
-    while not done and time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        time.sleep(POLL_SECONDS)
-    if not done:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    return bool(done) and status == 0
+    def connect() -> int:
+        limit = datetime.timedelta(seconds=HANDSHAKE_SECONDS)
+        TCPStore(host, port, count, False, limit, wait_for_workers=False)
+        return 0
+
+    return exit_code_in_fork(connect, HANDSHAKE_SECONDS) == 0
 
 
 def _wait_for_port(where: str, host: str, port: int, timeout_seconds: float) -> None:

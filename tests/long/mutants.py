@@ -19,7 +19,6 @@ import math
 import os
 import random
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from typing import Any
 
 from utils.config import option, parse_options
 from utils.errors import RunError, run_command
+from utils.fork import exit_code_in_fork
 
 ROOT = Path(__file__).resolve().parents[2]
 # each module with the tests that must hold it, the quick ones first
@@ -224,35 +224,22 @@ class Loop:
 
     def fails(self, session: Any, change: Callable[[], None]) -> bool:
         """Whether a test fails or hangs after `change`. Writes no file."""
-        child = os.fork()
-        if not child:
-            try:
-                silent = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(silent, 1)
-                os.dup2(silent, 2)
-                used = math.ceil(time.process_time())  # a fork begins at 0, other systems may not
-                resource.setrlimit(resource.RLIMIT_CPU, (used + self.timeout, used + self.timeout))
-                change()
-                for number, item in enumerate(self.order):
-                    following = self.order[number + 1] if number + 1 < len(self.order) else None
-                    item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-                    if session.testsfailed:
-                        os._exit(1 + min(number, 200))
-                os._exit(0)
-            finally:
-                os._exit(255)
-        ends = time.monotonic() + 10 * self.timeout
-        while time.monotonic() < ends:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                code = os.waitstatus_to_exitcode(status)
-                if 0 < code <= 200:
-                    self.order.insert(0, self.order.pop(code - 1))
-                return code != 0
-            time.sleep(0.02)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return True
+
+        def run() -> int:
+            used = math.ceil(time.process_time())  # a fork begins at 0, other systems may not
+            resource.setrlimit(resource.RLIMIT_CPU, (used + self.timeout, used + self.timeout))
+            change()
+            for number, item in enumerate(self.order):
+                following = self.order[number + 1] if number + 1 < len(self.order) else None
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if session.testsfailed:
+                    return 1 + min(number, 200)
+            return 0
+
+        code = exit_code_in_fork(run, 10 * self.timeout)
+        if code is not None and 0 < code <= 200:
+            self.order.insert(0, self.order.pop(code - 1))
+        return code != 0
 
 
 def put_in_place(mutant: Mutant, functions: Sequence[FunctionType]) -> None:
