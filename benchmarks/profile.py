@@ -57,7 +57,6 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--data", "the row `eval` needs a data set", "give --data PATH")
         open_dataset(options.data, default_splits(options.data)[1])  # an error is raised here, not after minutes
     set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
     cv2.setNumThreads(1)
     print("| part | CPU ms |\n| --- | --- |")
     for name, seconds in PARTS[options.row](options, find_model(options.checkpoint)):

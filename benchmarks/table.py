@@ -10,7 +10,6 @@ those of the last `--save` on the same processor. The exit code is 1 if a row be
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -87,7 +86,6 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(TableOptions, argv, description=__doc__ or "", prog="benchmarks.table")
     names = check_rows(options)
     set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
     cv2.setNumThreads(1)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="table-") as temporary:
