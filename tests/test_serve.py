@@ -197,12 +197,15 @@ def ask_together(service: Address, number: int) -> list[int]:
         return list(pool.map(lambda _: service.ask("POST", "/detect", picture).status, range(number)))
 
 
-def test_requests_that_arrive_while_the_network_is_busy_become_one_batch(detector: Painted, service: Address) -> None:
-    detector.gate.clear()
-    with ThreadPoolExecutor(1) as pool:
+def test_requests_that_arrive_while_the_network_is_busy_become_one_batch(detector: Painted) -> None:
+    app = build_app(detector, SMALL, name="painted")
+    models = app.state.models
+    batcher = models.named(models.default).batcher
+    with running(app, read_timeout=1.0, answer_timeout=1.0) as service, ThreadPoolExecutor(1) as pool:
+        detector.gate.clear()
         answers = pool.submit(ask_together, service, 4)
-        until(lambda: service.ask("GET", "/health").json["waiting"] == 4)
-        until(lambda: service.ask("GET", "/health").json["decoders_busy"] == 0)
+        # Not "waiting" and "decoders_busy" of /health: a decoder is not busy between two images.
+        until(lambda: len(detector.batches) == 2 and detector.batches[1] + len(batcher._waiting) == 4)
         detector.gate.set()
         assert answers.result() == [200] * 4
     assert detector.batches[0] == 1 and sum(detector.batches[1:]) == 4 and len(detector.batches) <= 3
