@@ -40,15 +40,15 @@ _RANGES = {
     "pad_value": (0, 255),
 }
 
+Anchors = tuple[tuple[tuple[float, float], ...], ...]
+
 # YOLOv4's anchors, from k-means on COCO at input size 416, as in the reference. (width, height) in pixels of a 416
 # input, for the strides 8, 16, 32. https://arxiv.org/abs/2004.10934
-YOLOV4_ANCHORS = (
+YOLOV4_ANCHORS: Anchors = (
     ((12.0, 16.0), (19.0, 36.0), (40.0, 28.0)),
     ((36.0, 75.0), (76.0, 55.0), (72.0, 146.0)),
     ((142.0, 110.0), (192.0, 243.0), (459.0, 401.0)),
 )
-
-Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,9 @@ def input_size_option(size: Sequence[int] | int, option: str = "--input-size") -
         raise UserError(option, what, "give multiples of 32, such as 416") from error
 
 
-def scale_anchors(input_size: tuple[int, int]) -> Anchors:
-    """YOLOv4's anchors scaled from input size 416 to another size."""
-    factor = min(input_size) / 416
-    return tuple(tuple((w * factor, h * factor) for w, h in level) for level in YOLOV4_ANCHORS)
+def scale_anchors(anchors: Anchors, factor: float) -> Anchors:
+    """Anchors whose widths and heights are multiplied by a factor."""
+    return tuple(tuple((w * factor, h * factor) for w, h in level) for level in anchors)
 
 
 def _anchors(value: Any) -> Anchors:

@@ -12,6 +12,7 @@ import train
 import training.run
 from data.index import DatasetIndex
 from data.open import open_dataset
+from nets.model_config import YOLOV4_ANCHORS
 from nets.weights.bundled import find_model
 from nets.weights.checkpoint import load_checkpoint
 from training import budget, choose
@@ -91,7 +92,7 @@ def many_images(count: int) -> DatasetIndex:
     """An index of large objects, without image files."""
     boxes = [np.array([[100.0, 100, 400, 400]])] * count
     names = [f"{i}.jpg" for i in range(count)]
-    return DatasetIndex.build("many", ["dog"], names, names, [(480, 640)] * count, boxes, [[0]] * count)
+    return DatasetIndex.build("many", ["dog"], names, names, [(640, 640)] * count, boxes, [[0]] * count)
 
 
 def resolve_on(device: str, free: float, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings[TrainOptions]:
@@ -147,6 +148,30 @@ def test_a_set_of_small_objects_gets_a_larger_input(monkeypatch: pytest.MonkeyPa
     assert "at 320, 30% of the objects are narrower than 8 pixels" in chosen.reasons["input_size"]
     index.boxes[20:30] = [100, 100, 400, 400]
     assert choose_network(choose_start(settings), index)[0].options.network.input_size == (320, 320)
+
+
+def test_an_input_that_is_padding_for_nearly_all_images_is_trimmed() -> None:
+    def chosen(sizes: list[tuple[int, int]], *arguments: str) -> Settings[TrainOptions]:
+        names = [f"{i}.jpg" for i in range(len(sizes))]
+        boxes = [np.array([[10.0, 10, 200, 200]])] * len(sizes)
+        index = DatasetIndex.build("any", ["dog"], names, names, sizes, boxes, [[0]] * len(sizes))
+        settings = parse_settings(TrainOptions, ["--data", "x", "--auto", *arguments], description="")
+        settings, start = choose_network(choose_start(settings), index)
+        config = choose.model_config(settings.options, start, index)
+        original = YOLOV4_ANCHORS if start is None else start.config.anchors
+        assert config.anchors[1][0] == pytest.approx(original[1][0])  # objects keep their size in pixels
+        return settings
+
+    camera = chosen([(1080, 1920)] * 40)  # 320 * 9 / 16 = 180
+    assert camera.options.network.input_size == (192, 320) and camera.origins["input_size"] == "auto"
+    assert "95% of the images fill at most 180 x 320 of 320 x 320" in camera.reasons["input_size"]
+    assert chosen([(1920, 1080)] * 40).options.network.input_size == (320, 192)
+    assert chosen([(480, 640)] * 39 + [(640, 480)]).options.network.input_size == (256, 320)  # one of 40 is upright
+    for sizes in ([(480, 640)] * 36 + [(640, 480)] * 4, [(500, 500)] * 40, [(0, 0)] * 40):
+        assert chosen(sizes).options.network.input_size == (320, 320)
+    assert chosen([(480, 640)] * 40, "--input-size", "320").options.network.input_size == (320, 320)
+    assert chosen([(480, 640)] * 40, "--resize-mode", "stretch").options.network.input_size == (416, 416)
+    assert chosen([(480, 640)] * 40, "--pretrained", "none").options.network.input_size == (320, 416)
 
 
 def test_a_file_takes_precedence_over_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from data.index import DatasetIndex
 from data.loader import fitting_workers
 from data.open import default_splits
 from nets.backbones.base import TIMM_PREFIX
-from nets.model_config import ModelConfig, check_input_size, scale_anchors
+from nets.model_config import STRIDES, YOLOV4_ANCHORS, ModelConfig, check_input_size, scale_anchors
 from nets.weights import BUNDLED, IMAGENET, NONE
 from nets.weights.bundled import MODEL_DATA, bundled_names, find_model
 from nets.weights.checkpoint import Checkpoint, load_checkpoint
@@ -39,6 +39,7 @@ START = "small"  # the bundled detector that --auto starts from
 # If more than this fraction of the objects is narrower than a cell of the finest map, the input is enlarged.
 NARROW_SHARE, CELL = 0.25, 8.0
 LARGER_SIZES = (320, 416, 512)
+TRIM_QUANTILE = 0.95  # the input is trimmed to the size that this fraction of the images needs
 PRETRAINED_RATE = 0.1  # of a pretrained backbone, with a randomly initialised neck (docs/EXPERIMENTS.md)
 MEMORY_SHARE = 0.7  # maximum share of the free memory for a training step
 GPU_WORKERS = 8
@@ -124,7 +125,7 @@ def choose_network(settings: TrainSettings, index: DatasetIndex) -> tuple[TrainS
     size = check_input_size(settings.options.network.input_size or DEFAULT_SIZE)
     settings = settings.choose(settings.origins["input_size"], {"input_size": size})
     if settings.options.duration.auto and not settings.is_given("input_size"):
-        settings = _enlarge(_enlarge_on_gpu(settings, start, index), index)
+        settings = _trim(_enlarge(_enlarge_on_gpu(settings, start, index), index), index)
     return settings, start
 
 
@@ -210,6 +211,34 @@ def _enlarge(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
     return settings.choose(AUTO, {"input_size": (chosen, chosen)}, {"input_size": why})
 
 
+def _trim(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
+    """Remove rows or columns of the input that would be padding in nearly all images, which keep their scale."""
+    height, width = size = check_input_size(settings.options.network.input_size or DEFAULT_SIZE)
+    sizes = index.sizes[(index.sizes > 0).all(1)]
+    if settings.options.network.resize_mode != "letterbox" or not len(sizes):
+        return settings
+    resized = np.round(sizes * _scales(sizes, size)[:, None])
+    needed = np.quantile(resized, TRIM_QUANTILE, axis=0, method="higher")
+    trimmed = tuple(int(-(-side // STRIDES[-1]) * STRIDES[-1]) for side in needed)
+    if trimmed == size:
+        return settings
+    why = f"{TRIM_QUANTILE:.0%} of the images fill at most {needed[0]:.0f} x {needed[1]:.0f} of {height} x {width}"
+    return settings.choose(AUTO, {"input_size": trimmed}, {"input_size": f"{why}; the rest would be padding"})
+
+
+def _scales(sizes: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
+    """(I,) input pixels per image pixel in the letterbox; `sizes` is (I, 2), the (height, width) of the images."""
+    return np.asarray((np.array(input_size) / sizes).min(1))
+
+
+def _relative_scale(index: DatasetIndex, size: tuple[int, int], other: tuple[int, int]) -> float:
+    """Median size of the objects at input size `size`, divided by that at `other`, in the letterbox."""
+    sizes = index.sizes[(index.sizes > 0).all(1)]
+    if not len(sizes):
+        return min(size) / min(other)
+    return float(np.median(_scales(sizes, size) / _scales(sizes, other)))
+
+
 def model_config(options: TrainOptions, start: Checkpoint | None, index: DatasetIndex) -> ModelConfig:
     """Build the network configuration from resolved options; anchors in input pixels."""
     network = options.network
@@ -220,10 +249,10 @@ def model_config(options: TrainOptions, start: Checkpoint | None, index: Dataset
     )
     fields |= {name: getattr(network, name) for name in NETWORK}
     size = check_input_size(network.input_size or DEFAULT_SIZE)
-    anchors = scale_anchors(size)
+    anchors, designed = YOLOV4_ANCHORS, DEFAULT_SIZE
     if start is not None and network.anchors != YOLOV4:
-        factor = min(size) / min(start.config.input_size)
-        anchors = tuple(tuple((w * factor, h * factor) for w, h in level) for level in start.config.anchors)
+        anchors, designed = start.config.anchors, start.config.input_size
+    anchors = scale_anchors(anchors, _relative_scale(index, size, designed))
     return ModelConfig(**fields | {"class_names": index.class_names, "input_size": size, "anchors": anchors})
 
 
