@@ -12,6 +12,7 @@ import numpy as np
 
 from data.class_names import read_class_names
 from data.index import DatasetIndex
+from data.tiles import MIN_TILE
 from data.tools.new_folder import check_new_folder
 from evaluation.detections_file import MISSING, detection_lists, read_detections, write_voc_results
 from evaluation.evaluator import EVAL_THRESHOLDS, EvaluationResult, FoundDetections, evaluate, score
@@ -68,7 +69,10 @@ class EvalOptions:
         None, "write result files for the VOC evaluation server into this folder", metavar="DIR"
     )
     tile: int | None = option(
-        None, "detect in overlapping tiles of this size, pixels, as predict.py does; 0 = the input size", low=0
+        None,
+        "detect in overlapping tiles of this size, pixels, as predict.py does; 0 = the input size",
+        low=MIN_TILE,
+        zero=True,
     )
     tile_overlap: float = option(0.25, "overlap of neighbouring tiles, as a fraction of a tile", low=0, high=0.9)
     worst: int = option(50, "number of images that --export writes", low=1, high=1_000_000)

@@ -16,7 +16,9 @@ from data.index_cache import cache_folder, fingerprint
 from utils.errors import UserError, warn
 from utils.files import write_atomically
 
+MANY_FILES = 50_000  # warn above it
 VERSION = 1  # increase when tiles change
+MIN_TILE = 32  # pixels; the stride of the network, so a smaller tile is one cell of its coarsest map
 WHOLE_SHARE = 0.4  # minimum visible fraction of an object for its part in a tile to be a label
 SEEN_SHARE = 0.1  # below WHOLE_SHARE and above this, a part is neither an object nor background
 QUALITY = 95
@@ -72,14 +74,17 @@ def tile_dataset(
         folder = cache_folder() / "tiles" / digest.hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     is_done = (folder / DONE).is_file()
+    all_windows = [tile_windows(int(height), int(width), *tile, overlap) for height, width in index.sizes]
+    count = sum(len(each) for each in all_windows if len(each) > 1)
+    if count > MANY_FILES and not is_done:
+        warn("tiles", f"{count:,} files are written to {folder}", "larger tiles or less overlap give fewer")
     rows: list[_Row] = []
     for i in tqdm(range(len(index)), desc="tiles", unit="img", delay=2, leave=False, disable=is_done):
         height, width = (int(side) for side in index.sizes[i])
         boxes = index.boxes[index.boxes_of(i)]
         rows.append(_row(index, i, index.path(i), "", (height, width), boxes, np.ones(len(boxes))))
-        windows = tile_windows(height, width, *tile, overlap)
-        if len(windows) > 1:
-            rows += _tiles(index, i, windows, folder, is_done)
+        if len(all_windows[i]) > 1:
+            rows += _tiles(index, i, all_windows[i], folder, is_done)
     write_atomically(folder / DONE, json.dumps({"tiles": len(rows) - len(index)}).encode())
     name = f"{index.name} and tiles of {tile[1]}x{tile[0]}"
     columns: Any = list(zip(*rows, strict=True)) or [()] * 7

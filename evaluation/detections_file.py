@@ -154,8 +154,7 @@ def _our_rows(path: Path, rows: list[dict[str, Any]]) -> Iterable[_Row]:
                 raise UserError(where, "has a detection without `class_name`", f"give {_FORMATS}")
             within = f"{where}, detection {place}"
             box = _numbers(within, each.get("box_xyxy"), 4, "box_xyxy")
-            # equal corners are valid: predict.py rounds them, and such a box matches nothing
-            _check_box(within, "box_xyxy", box, box[2] - box[0], box[3] - box[1], may_be_flat=True)
+            _check_box(within, "box_xyxy", box, box[2] - box[0], box[3] - box[1])
             yield image, box, _score(within, each), name
 
 
@@ -218,22 +217,21 @@ def _numbered(classes: Sequence[str], numbers: set[int]) -> dict[int, str]:
 
 
 def _report_unknown(path: Path, count_of: Counter[Any], label_of: Callable[[Any], int], index: DatasetIndex) -> None:
-    """Warn of detections of classes that the index does not have. Raises UserError if there are no others."""
+    """Warn of detections of classes that the index does not have."""
     unknown = {name: count for name, count in count_of.items() if label_of(name) < 0}
     if not unknown:
         return
-    names = ", ".join(map(str, list(unknown)[:8]))
-    if len(unknown) == len(count_of):
-        what = f"none of its classes ({names}) is a class of {index.name} ({', '.join(index.class_names[:8])}, ...)"
-        raise UserError(path, what, "evaluate it on the data that it was made for")
+    names = some_names([str(name) for name in unknown], 8)
     what = f"{counted(sum(unknown.values()), 'detection')} of classes that {index.name} does not have: {names}"
+    if len(unknown) == len(count_of):
+        what = f"no detection of a class of {index.name} ({some_names(index.class_names, 8)}), only of: {names}"
     warn(path, what, "they are not evaluated")
 
 
-def _check_box(where: str, name: str, box: list[float], width: float, height: float, may_be_flat: bool = False) -> None:
-    if min(width, height) < 0 or (min(width, height) == 0 and not may_be_flat):
+def _check_box(where: str, name: str, box: list[float], width: float, height: float) -> None:
+    if min(width, height) < 0:  # 0 is valid: coordinates are often rounded, and such a box matches nothing
         what = f"`{name}` {[round(value, 3) for value in box]} has the width {width:g} and the height {height:g}"
-        raise UserError(where, what, f"both must be {'at least' if may_be_flat else 'above'} 0; correct the file")
+        raise UserError(where, what, "both must be at least 0; correct the file")
 
 
 def _score(where: str, row: dict[str, Any]) -> float:

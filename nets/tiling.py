@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from data.tiles import tile_windows
+from data.tiles import MIN_TILE, tile_windows
 from imaging.detections import Detections
 from nets.nms import Suppress, agnostic_nms, merge_cut_boxes
+from utils.errors import UserError, warn
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 EDGE = 0.01  # a box that ends within this share of a tile's side was probably cut there
+MANY_TILES = 1000  # of one image; warn above it
 
 
 class DetectorWrapper:
@@ -35,10 +37,13 @@ class TiledDetector(DetectorWrapper):
 
     Args:
         detector: a detector with `config` and `detect_batch`.
-        tile: side of a tile in image pixels; None uses the model's input size, so that tiles are not resized.
+        tile: side of a tile in image pixels, at least 32; None: the model's input size, so tiles are not resized.
         overlap: overlap of neighbouring tiles as a share of a tile, 0 to 0.9; at least the size of the small objects.
         whole: also run on the whole image.
         batch_size: number of tiles per batch.
+
+    Raises:
+        UserError: if the tile is too small.
 
     Source: SAHI, https://arxiv.org/abs/2202.06934
     """
@@ -47,6 +52,9 @@ class TiledDetector(DetectorWrapper):
         self, detector: Any, tile: int | None = None, overlap: float = 0.25, whole: bool = True, batch_size: int = 8
     ) -> None:
         super().__init__(detector)
+        if tile is not None and tile < MIN_TILE:
+            raise UserError("tile", f"{tile} is less than {MIN_TILE} pixels", "give a larger tile")
+        self._has_warned = False
         self.tile, self.overlap, self.whole, self.batch_size = tile, overlap, whole, batch_size
 
     def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds = OWN_THRESHOLDS) -> list[Detections]:
@@ -59,6 +67,10 @@ class TiledDetector(DetectorWrapper):
         windows = tile_windows(height, width, tile_height, tile_width, self.overlap)
         if len(windows) == 1:
             return self.detector.detect_batch([image], thresholds)[0]
+        if len(windows) > MANY_TILES and not self._has_warned:
+            self._has_warned = True
+            what = f"an image of {width} x {height} is {len(windows)} tiles of {tile_width} x {tile_height}"
+            warn("tiles", what, "each takes as long as an image; a larger tile or less overlap is faster")
         found: list[Detections] = []
         cut: list[np.ndarray] = []
         for start in range(0, len(windows), self.batch_size):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data.tiles import MIN_TILE
 from nets.model_config import check_input_size
 from nets.nms import SUPPRESSIONS
 from prediction.codecs import CODEC_NAMES
@@ -44,7 +45,9 @@ class PredictOptions:
         (), "detect only these classes, by name or number: cat dog, or cat,dog", metavar="NAME"
     )
     nms: str = option("default", "variant of non-maximum suppression", choices=tuple(SUPPRESSIONS))
-    tile: int | None = option(None, "detect in overlapping tiles of this size, pixels; 0 = the input size", low=0)
+    tile: int | None = option(
+        None, "detect in overlapping tiles of this size, pixels; 0 = the input size", low=MIN_TILE, zero=True
+    )
     tile_overlap: float = option(0.25, "overlap of neighbouring tiles, as a fraction of a tile", low=0, high=0.9)
     tta: bool = option(False, "test-time augmentation: also detect in mirrored images and at three sizes")
     track: bool = option(False, "track objects in videos (ByteTrack)")

@@ -18,8 +18,11 @@ from data.tiles import boxes_in_tile, tile_dataset, tile_windows
 from evaluation.evaluator import FoundDetections, score
 from evaluation.worst import export_worst, find_mistakes
 from imaging.image_io import read_image, write_image
+from prediction.options import PredictOptions
 from service.labelling.order import read_queue
 from service.labelling.store import open_store
+from training.options import TrainOptions
+from utils.config import parse_options
 from utils.errors import UserError
 
 
@@ -57,6 +60,33 @@ def test_tiles_are_prediction_s_windows_with_their_own_boxes(tmp_path: Path) -> 
     again = tile_dataset(index, (128, 128), 0.25, tmp_path / "tiles")
     assert len(again) == len(tiled)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tiles").glob("*.jpg")} == before
+
+
+def test_very_many_tiles_are_warned_of_before_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("data.tiles.MANY_FILES", 11)
+    index = large_image(tmp_path)
+    for side, count in ((128, 6), (96, 12)):
+        tiled = tile_dataset(index, (side, side), 0.25, tmp_path / f"tiles{side}")
+        assert len(tiled) == 1 + count
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: tiles: 12 files are written to {tmp_path}/tiles96; larger tiles or less overlap give fewer"
+    ]
+
+
+@pytest.mark.parametrize("options", [PredictOptions, eval_script.EvalOptions, TrainOptions])
+def test_a_tile_is_0_or_at_least_32_pixels(options: type) -> None:
+    for value in ("0", "32", "1000"):
+        assert leaf_value(options, value) == int(value)
+    for value in ("-1", "7", "31"):
+        with pytest.raises(UserError, match=f"--tile: {value} is out of range; it must be 0 or at least 32"):
+            leaf_value(options, value)
+
+
+def leaf_value(options: type, value: str) -> int | None:
+    parsed = parse_options(options, ["--tile", value], prog="test", description="")
+    return parsed.tile if hasattr(parsed, "tile") else parsed.dataset.tile
 
 
 def test_small_images_are_not_cut(tmp_path: Path) -> None:

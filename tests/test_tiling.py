@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from imaging.detections import Detections
 from nets.model_config import ModelConfig
 from nets.nms import agnostic_nms
 from nets.tiling import TiledDetector
+from utils.errors import UserError
 from utils.thresholds import OWN_THRESHOLDS, Thresholds
 
 
@@ -85,6 +87,17 @@ def test_an_image_no_larger_than_a_tile_is_processed_once() -> None:
     detector = Painted()
     TiledDetector(detector).detect_batch([np.zeros((90, 96, 3), np.uint8)])
     assert detector.calls == [1]
+
+
+def test_tiles_below_32_pixels_are_refused_and_more_than_1000_of_an_image_warned_of_once(capsys: Any) -> None:
+    for small in (-1, 0, 7, 31):
+        with pytest.raises(UserError, match=f"{small} is less than 32 pixels"):
+            TiledDetector(Painted(), tile=small)
+    detector = TiledDetector(Painted(), tile=32, overlap=0, batch_size=1000)
+    detector.detect_batch([np.zeros((32 * 31, 32 * 31, 3), np.uint8)])
+    assert capsys.readouterr().err == ""
+    detector.detect_batch([np.zeros((32 * 32, 32 * 32, 3), np.uint8)] * 2)
+    assert capsys.readouterr().err.count("an image of 1024 x 1024 is 1024 tiles of 32 x 32") == 1
 
 
 def test_tiles_run_in_batches_and_the_limit_holds() -> None:

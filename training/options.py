@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.augment_config import AugmentConfig
 from data.index import SCORE_RANGE
+from data.tiles import MIN_TILE
 from imaging.letterbox import RESIZE_MODES
 from nets.loss_config import LossConfig
 from nets.model_config import NECK_CONVS, NECKS, PADDINGS, SE_ORDERS
@@ -67,7 +68,10 @@ class DatasetOptions:
         0.0, "repeat images with classes that occur in less than this fraction of the images (LVIS)", low=0, high=1
     )
     tile: int | None = option(
-        None, "also train and evaluate on overlapping tiles of this size, pixels; 0 = the input size", low=0
+        None,
+        "also train and evaluate on overlapping tiles of this size, pixels; 0 = the input size",
+        low=MIN_TILE,
+        zero=True,
     )
     tile_overlap: float = option(0.25, "overlap of neighbouring tiles, as a fraction of a tile", low=0, high=0.9)
 

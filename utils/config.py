@@ -38,6 +38,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
+    zero: bool = False,
     nargs: str | int | None = None,
     positional: bool = False,
     metavar: str | tuple[str, ...] | None = None,
@@ -50,7 +51,8 @@ def option(
         default: the value if neither command line nor config file sets the option.
         help: what the option does, with its unit and special values.
         choices: the allowed values.
-        low, high: the allowed range, both ends included. `above`: a lower end that is not included.
+        low, high: the allowed range, both ends included. `above`: a lower end that is not included. `zero`: 0 is
+            allowed, too.
         nargs, positional, metavar: as in argparse.
         common: shown by --help; a command with common options shows the others only with --help-all.
         old: an earlier name, accepted with a warning.
@@ -521,8 +523,8 @@ def _check_one(name: str, meta: Any, kind: Any, value: Any) -> Any:
     if kind in (int, float):
         low, high, above = meta["low"], meta["high"], meta["above"]
         fits = abs(value) < HUGE and (low is None or value >= low) and (high is None or value <= high)
-        if not fits or (above is not None and value <= above):
-            bounds = [f"at least {low:g}"] if low is not None else []
+        if (not fits or (above is not None and value <= above)) and not (meta["zero"] and value == 0):
+            bounds = [f"{'0 or ' * meta['zero']}at least {low:g}"] if low is not None else []
             bounds += [f"above {above:g}"] if above is not None else []
             bounds += [f"at most {high:g}"] if high is not None else []
             shown = str(value) if abs(value) < HUGE or kind is float else "a number of many digits"
