@@ -12,27 +12,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from benchmarks.harness import trained_scores
 from benchmarks.pareto import runner
 from data.open import open_dataset
-from imaging.image_io import read_image
 from nets.export.form import Form
 from nets.export.onnx_file import build_onnx
+from nets.export.parity import read_photos
 from nets.export.quantize import quantize_onnx
 from nets.summary import summarize
 from nets.timing import interleave, machine
-from nets.weights.checkpoint import load_checkpoint, load_model
-from utils.errors import RunError, run_command
+from nets.weights.checkpoint import load_model
+from utils.errors import run_command
 from utils.files import write_file
+from utils.text import markdown_table
 
-TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 BACKBONES = (
     "mobilenet_v1:0.5", "mobilenet_v1:0.75", "mobilenet_v1:1.0", "mobilenet_v2:0.5", "mobilenet_v2:0.75",
     "mobilenet_v2:1.0", "mobilenet_v3_small:1.0", "mobilenet_v3_large:1.0", "timm:mobilenetv4_conv_small:1.0",
@@ -93,8 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     report = {"machine": machine(), "arguments": vars(arguments) | {"others": others}}
     report["rows"] = [dataclasses.asdict(row) for row in rows]
     write_file(arguments.out / "backbones.json", json.dumps(report, indent=1, default=str).encode())
-    table = markdown_table(rows)
-    write_file(arguments.out / "backbones.md", table.encode())
+    table = results_table(rows)
+    write_file(arguments.out / "backbones.md", (table + "\n").encode())
     draw(arguments.out / "backbones.png", rows)
     print(table)
     return 0
@@ -117,27 +114,16 @@ def _train_row(name: str, arguments: argparse.Namespace, others: list[str]) -> t
         if start == PRETRAINED and source is None:
             continue
         folder = arguments.out / f"{name.replace(':', '_')}_{start}"
-        if not (folder / "best.pth").exists():
-            command = ["--data", arguments.data, "--run-dir", str(folder), "--backbone", backbone, "--alpha", alpha]
-            command += ["--neck", arguments.neck, "--neck-width", arguments.neck_width, "--no-tensorboard"]
-            command += ["--input-size", arguments.input_size, "--epochs", str(arguments.epochs)]
-            command += ["--eval-every", str(arguments.epochs), "--limit", str(arguments.limit)]
-            if start == PRETRAINED:
-                command += [
-                    "--pretrained",
-                    str(source),
-                    "--freeze-norms",
-                    "--backbone-rate-factor",
-                    arguments.backbone_rate,
-                ]
-            done = subprocess.run(
-                [sys.executable, str(TRAIN), *command, *others], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise RunError(f"train.py, {name}", done.stderr.strip().splitlines()[-1], "see its options")
-        metrics = load_checkpoint(folder / "best.pth").metrics
-        setattr(row, start, (metrics["voc10_mAP50"], metrics["coco_AP"]))
-        print(f"{name} {start}: VOC10 mAP50 {metrics['voc10_mAP50']:.3f}, COCO AP {metrics['coco_AP']:.3f}", flush=True)
+        command = ["--data", arguments.data, "--backbone", backbone, "--alpha", alpha]
+        command += ["--neck", arguments.neck, "--neck-width", arguments.neck_width, "--no-tensorboard"]
+        command += ["--input-size", arguments.input_size, "--epochs", str(arguments.epochs)]
+        command += ["--eval-every", str(arguments.epochs), "--limit", str(arguments.limit)]
+        if start == PRETRAINED:
+            command += ["--pretrained", str(source), "--freeze-norms"]
+            command += ["--backbone-rate-factor", arguments.backbone_rate]
+        scores = trained_scores(folder, [*command, *others])
+        setattr(row, start, scores)
+        print(f"{name} {start}: VOC10 mAP50 {scores[0]:.3f}, COCO AP {scores[1]:.3f}", flush=True)
         checkpoint = checkpoint or folder / "best.pth"
     return row, checkpoint
 
@@ -152,23 +138,22 @@ def _describe(row: Row, checkpoint: Path, arguments: argparse.Namespace) -> dict
     folder = checkpoint.parent
     write_file(folder / "fp32.onnx", build_onnx(model, Form()).SerializeToString())
     index = open_dataset(arguments.data, "val")
-    chosen = np.linspace(0, len(index) - 1, min(CALIBRATION_IMAGES, len(index))).astype(int)
-    photos = [read_image(index.path(int(i))) for i in chosen]
+    photos = read_photos([index.path(i) for i in index.spread(CALIBRATION_IMAGES)])
     quantize_onnx(model, folder / "int8.onnx", Form(precision="int8"), photos)
     return {row.name: folder / "fp32.onnx", f"{row.name} int8": folder / "int8.onnx"}
 
 
-def markdown_table(rows: list[Row]) -> str:
+def results_table(rows: list[Row]) -> str:
     """A Markdown table with one row per backbone. Scores are VOC10 mAP50 / COCO AP."""
     head = ["backbone", "from pretrained", "from scratch", "M multiply-adds", "M parameters"]
     head += ["fp32 ms", "int8 ms", "dead kernels"]
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    lines = []
     for row in rows:
         scores = ["-" if s is None else f"{s[0]:.3f} / {s[1]:.3f}" for s in (row.pretrained, row.scratch)]
         numbers = [f"{row.multiply_adds / 1e6:.0f}", f"{row.parameters / 1e6:.2f}", f"{row.fp32_ms:.1f}"]
         numbers += [f"{row.int8_ms:.1f}", f"{row.dead_kernels:.1%}"]
-        lines.append(f"| {' | '.join([_label(row), *scores, *numbers])} |")
-    return "\n".join(lines) + "\n"
+        lines.append([_label(row), *scores, *numbers])
+    return markdown_table(head, lines)
 
 
 def _label(row: Row) -> str:

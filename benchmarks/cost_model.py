@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.harness import in_turns
 from nets.losses import YOLOLoss
 from nets.model_config import ModelConfig
+from nets.summary import count_layers
 from nets.yolov4 import YOLOv4
 from utils import distributed
 from utils.config import option, parse_options
 from utils.errors import RunError, run_command
+from utils.text import markdown_table
 
 COCO_IMAGES = 118_287  # train2017
 BACKWARD = 2 / 3  # share of a step: gradients of inputs and of weights cost one forward pass each
@@ -79,9 +80,7 @@ class Costs:
     def step(self, processes: int) -> tuple[float, str]:
         """Seconds per step and the bottleneck: `compute`, `network` or `loader`."""
         reduce = self.all_reduce(processes)
-        last = (
-            min(FIRST_BUCKET / max(self.gradient_bytes, 1), 1.0) * reduce
-        )  # no computation remains to overlap it with
+        last = min(FIRST_BUCKET / max(self.gradient_bytes, 1), 1.0) * reduce  # no computation remains beside it
         hidden = min(reduce - last, self.overlap * BACKWARD * self.compute)
         network = reduce - hidden
         loading = self.batch / self.loader
@@ -143,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.measure:
         return compare(options, parameters)
     gradient_bytes = parameters * (2 if options.bf16_gradients else 4)
-    flops = 6 * options.batch_size * count_macs(model, options.input_size)
+    flops = 6 * options.batch_size * sum(cost.multiply_adds for cost in count_layers(model.config))
     compute = options.step_ms / 1000 or flops / (options.tflops * 1e12 * options.efficiency)
     costs = Costs(
         options.batch_size,
@@ -159,16 +158,15 @@ def main(argv: list[str] | None = None) -> int:
     print(f"step time of one process: {compute * 1e3:.1f} ms ({source})")
     print(f"loader {costs.loader:.0f} images/s per process: {options.cores} cores x {options.loader_images:g}")
     print(f"links {options.inner_gb:g} GB/s within a machine of 8 GPUs, {options.outer_gb:g} GB/s between machines")
-    print("\n| GPUs | images/s | scaling | all-reduce, ms | step, ms | bottleneck | epoch |\n|" + " ---: |" * 7)
+    rows = []
     for count in options.gpus:
         seconds, limit = costs.step(count)
         speed = costs.images_per_second(count)
         scaling = speed / count / costs.images_per_second(1)
-        reduce = costs.all_reduce(count) * 1e3
-        epoch = options.images / speed
-        print(
-            f"| {count} | {speed:.0f} | {scaling:.0%} | {reduce:.2f} | {seconds * 1e3:.1f} | {limit} | {epoch:.0f} s |"
-        )
+        times = f"{costs.all_reduce(count) * 1e3:.2f}", f"{seconds * 1e3:.1f}"
+        rows.append((count, f"{speed:.0f}", f"{scaling:.0%}", *times, limit, f"{options.images / speed:.0f} s"))
+    head = ("GPUs", "images/s", "scaling", "all-reduce, ms", "step, ms", "bottleneck", "epoch")
+    print("\n" + markdown_table(head, rows))
     return 0
 
 
@@ -186,22 +184,6 @@ def build(options: CostOptions) -> YOLOv4:
             input_size=side,
         )
     )
-
-
-def count_macs(model: nn.Module, side: int) -> int:
-    """Multiply-accumulate operations of all convolutions for one image of `side` x `side` pixels."""
-    macs = 0
-
-    def add(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        nonlocal macs
-        macs += module.weight[0].numel() * output[0].numel()  # type: ignore[operator,index]
-
-    hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, 3, side, side, dtype=torch.uint8))
-    for hook in hooks:
-        hook.remove()
-    return macs
 
 
 # --- Measurement
@@ -235,16 +217,12 @@ def compare(options: CostOptions, parameters: int) -> int:
     apart = Costs(batch, wall.alone, size, **link).step(2)[0]
     print(f"load {before:.1f} on {os.cpu_count()} cores, one thread per process, medians of {options.rounds} rounds")
     print(f"gradients {size / 1e6:.1f} MB; all-reduce {link['inner'] / 1e9:.2f} GB/s")
-    print("\n| seconds per step | one process | two, no exchange | exchange | two, predicted | two, measured | |")
-    print("| --- |" + " ---: |" * 6)
-    for name, found, predicted in (
-        ("wall", wall, shared),
-        ("CPU, both processes", cpu, 2 * cpu.alone + cpu.exchange),
-    ):
-        row = (found.alone, found.beside, found.exchange, predicted, found.together)
-        print(
-            f"| {name} | " + " | ".join(f"{each:.3f}" for each in row) + f" | {predicted / found.together - 1:+.0%} |"
-        )
+    rows = []
+    for name, found, predicted in (("wall", wall, shared), ("CPU, both processes", cpu, 2 * cpu.alone + cpu.exchange)):
+        seconds = (found.alone, found.beside, found.exchange, predicted, found.together)
+        rows.append((name, *(f"{each:.3f}" for each in seconds), f"{predicted / found.together - 1:+.0%}"))
+    head = ("seconds per step", "one process", "two, no exchange", "exchange", "two, predicted", "two, measured", "")
+    print("\n" + markdown_table(head, rows))
     print(f"\nimages/s: one process {batch / wall.alone:.1f}, two {2 * batch / wall.together:.1f}")
     print(f"with separate cores for each process (as on GPUs): {apart:.3f} s, {apart / wall.together - 1:+.0%}")
     return 0

@@ -31,6 +31,7 @@ from training.setup import build_loader, build_model, build_trainer, freeze, ope
 from utils.config import parse_settings
 from utils.errors import run_command
 from utils.files import write_file
+from utils.text import markdown_table
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 REHEARSAL = ("--limit", "256", "--epochs", "1", "--eval-every", "1", "--minutes", "0")
@@ -58,11 +59,12 @@ def main(argv: list[str] | None = None) -> int:
         print("the rehearsal failed; training was not started", flush=True)
         return 1
     code = train(common, arguments.out / "run", ends - MEASURE_SECONDS)
-    lines = ["| input | batch | precision | images/s | ms per step | GiB | loss |", "|" + " --- |" * 7]
-    for line in measure(common, arguments.sizes, arguments.out, ends):
-        print(line, flush=True)
-        lines.append(line)
-        write_file(arguments.out / "steps.md", "\n".join([*lines, ""]).encode())
+    rows: list[tuple[object, ...]] = []
+    for row in measure(common, arguments.sizes, arguments.out, ends):
+        rows.append(row)
+        table = markdown_table(("input", "batch", "precision", "images/s", "ms per step", "GiB", "loss"), rows)
+        print(table.splitlines()[-1], flush=True)
+        write_file(arguments.out / "steps.md", (table + "\n").encode())
     return code
 
 
@@ -84,13 +86,13 @@ def train(options: list[str], run_dir: Path, ends: float) -> int:
     return process.returncode if not (run_dir / "last.pth").exists() else 0
 
 
-def measure(common: list[str], sizes: list[int], out: Path, ends: float) -> Iterator[str]:
+def measure(common: list[str], sizes: list[int], out: Path, ends: float) -> Iterator[tuple[object, ...]]:
     """Rows of the table: the loader alone at each size, then steps at each size and setting."""
     batches: dict[int, Batch] = {}
     loader = prepare([*common, "--batch-size", "128"])[0]
     for epoch, size in enumerate(sizes):
         speed, batches[size] = loading_speed(loader, epoch, size)
-        yield f"| {size} | 128 | loading alone | {speed:.0f} | | | |"
+        yield size, 128, "loading alone", f"{speed:.0f}", "", "", ""
     loader.close()
     for batch, amp in SETTINGS:
         if time.monotonic() > ends:
@@ -103,7 +105,7 @@ def measure(common: list[str], sizes: list[int], out: Path, ends: float) -> Iter
                 _profile(trainer, batches[sizes[-1]], out / "profile.txt")
         except Exception as error:  # noqa: BLE001 -- out of memory or unsupported precision; the next may work
             traceback.print_exc()
-            yield f"| | {batch} | {amp} | {type(error).__name__} | | | |"
+            yield "", batch, amp, type(error).__name__, "", "", ""
 
 
 def prepare(command: list[str]) -> tuple[TrainLoader, Trainer]:
@@ -150,15 +152,15 @@ def resized(batch: Batch, count: int) -> Batch:
     return several, {**columns, "image_index": owner[keep], "image_ids": ids, "num_images": count}
 
 
-def step_row(trainer: Trainer, batch: Batch, size: int, amp: str) -> str:
+def step_row(trainer: Trainer, batch: Batch, size: int, amp: str) -> tuple[object, ...]:
     """One row of the table: the time of a training step on a batch in memory."""
     calls = {"steps": lambda: _steps(trainer, batch, STEPS)}
     seconds = interleave(calls, TIMED_ROUNDS, warm_up=1)["steps"].median / STEPS
     losses = _steps(trainer, batch, 1)
     memory = torch.cuda.max_memory_allocated() / 2**30 if trainer.device.type == "cuda" else 0.0
     count = len(batch[0])
-    cells = (size, count, amp, f"{count / seconds:.0f}", f"{seconds * 1e3:.1f}", f"{memory:.2f}")
-    return f"| {' | '.join(map(str, cells))} | {sum(losses.values()):.3f} |"
+    figures = f"{count / seconds:.0f}", f"{seconds * 1e3:.1f}", f"{memory:.2f}", f"{sum(losses.values()):.3f}"
+    return size, count, amp, *figures
 
 
 def _steps(trainer: Trainer, batch: Batch, count: int) -> dict[str, float]:

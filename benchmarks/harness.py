@@ -18,6 +18,7 @@ import numpy as np
 from nets.timing import Sample, interleave, machine
 from utils.errors import RunError, UserError
 from utils.files import read_file, write_file
+from utils.text import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,8 +76,18 @@ def cpu_of_tree(pid: int) -> float:
     folder = Path(f"/proc/{pid}")
     fields = (folder / "stat").read_text().rpartition(")")[2].split()
     ticks = sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
-    children = (child for task in folder.glob("task/*/children") for child in task.read_text().split())
-    return ticks / os.sysconf("SC_CLK_TCK") + sum(cpu_of_tree(int(child)) for child in children)
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(cpu_of_tree(child) for child in children_of(pid))
+
+
+def children_of(pid: int) -> list[int]:
+    """The running child processes of a process (Linux only)."""
+    return [int(child) for task in Path(f"/proc/{pid}").glob("task/*/children") for child in task.read_text().split()]
+
+
+def cpu_by_thread(pid: int) -> dict[int, float]:
+    """CPU seconds of each thread of a process (Linux only). The main thread has the process ID as its key."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {int(task.name): int((task / "schedstat").read_text().split()[0]) / 1e9 for task in tasks}
 
 
 def cpu_in_turns(calls: Mapping[str, Callable[[], Any]], repetitions: int, warm_up: int = 1) -> dict[str, Sample]:
@@ -103,6 +114,16 @@ def mean_cost(call: Callable[[], Any], seconds: float) -> Cost:
         call()
         count += 1
     return Cost((time.process_time() - busy) / count, (time.perf_counter() - started) / count, 0)
+
+
+def trained_scores(run_dir: Path, options: Sequence[str]) -> tuple[float, float]:
+    """VOC10 mAP50 and COCO AP of a run of train.py. A run that has a best checkpoint is not repeated."""
+    from nets.weights.checkpoint import load_checkpoint  # imported here: most measurements need no PyTorch
+
+    if not (run_dir / "best.pth").exists():
+        command_cost([sys.executable, str(REPOSITORY / "train.py"), "--run-dir", str(run_dir), *options], Path())
+    metrics = load_checkpoint(run_dir / "best.pth").metrics
+    return metrics["voc10_mAP50"], metrics["coco_AP"]
 
 
 def median_cost(costs: Sequence[Cost]) -> Cost:
@@ -139,12 +160,12 @@ class Row:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| work | baseline | ours | ratio | goal |", "| --- | --- | --- | --- | --- |"]
+    cells = []
     for row in rows:
         goal = "" if row.goal is None else f"{row.goal:.2f}{'' if row.ratio <= row.goal else ' (not met)'}"
         baseline = f"{row.baseline:.3g} {row.unit} ({row.what})"
-        lines.append(f"| {row.work} | {baseline} | {row.ours:.3g} {row.unit} | {row.ratio:.2f} | {goal} |")
-    return "\n".join(lines)
+        cells.append((row.work, baseline, f"{row.ours:.3g} {row.unit}", f"{row.ratio:.2f}", goal))
+    return markdown_table(("work", "baseline", "ours", "ratio", "goal"), cells)
 
 
 def save(rows: Sequence[Row], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Accuracy against time: networks on ONNX Runtime beside a peer in one run, or a sweep of widths and sizes.
+"""Accuracy against time: networks on ONNX Runtime beside a peer in one run.
 
 Points that were trained, each with its score (an `eval.py --json` file, a number of points, or `-`):
 
@@ -9,9 +9,9 @@ Points that were trained, each with its score (an `eval.py --json` file, a numbe
 A peer's score is measured with its published weights (`eval.py --detections peer.json --json`), its time with random
 weights of the same network. `--elsewhere` adds a detector with a given time ratio, drawn as a hollow marker.
 
-Cost of networks of different widths and sizes, without training:
+`--network` adds a network without training it, to compare the cost of widths and sizes:
 
-    python -m benchmarks.pareto --sweep --alphas 0.5 1 --neck-widths 0.25 0.5 1 --input-sizes 288 320 --table sweep.md
+    python -m benchmarks.pareto --network mobilenet_v2 0.5 separable 0.25 320 --network mobilenet_v2 1 separable 0.5 288
 
 Times are CPU time of one thread, so that they are valid on a shared machine.
 """
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import sys
 import tempfile
@@ -47,6 +46,7 @@ from nets.weights.pretrained import pretrained_settings
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError, run_command
 from utils.json_file import read_json
+from utils.text import markdown_table
 
 PRESETS = Path(__file__).resolve().parent.parent / "model_data" / "presets"
 SCORE = "voc10_mAP50"
@@ -125,25 +125,15 @@ def make_point(name: str, source: str, score: str, classes: int) -> Point:
     return Point(name, config, read_score(score))
 
 
-def make_network(backbone: str, alpha: float, conv: str, width: float, size: int, classes: int) -> Point:
+def make_network(backbone: str, alpha: str, conv: str, width: str, size: str, classes: int) -> Point:
     """A point of an untrained network."""
     names = tuple(f"class {number}" for number in range(classes))
     try:
-        config = ModelConfig(
-            names, backbone, alpha, neck_conv=conv, neck_width=width, input_size=check_input_size(size), **HALF
-        )
+        widths = {"alpha": float(alpha), "neck_conv": conv, "neck_width": float(width)}
+        config = ModelConfig(names, backbone, **widths, input_size=check_input_size(int(size)), **HALF)
     except ValueError as error:
-        raise UserError("network", str(error), "see --help") from error
-    return Point(f"{backbone.removeprefix('mobilenet_')} {alpha:g}, {conv} {width:g}, {size}", config)
-
-
-def untrained_points(options: argparse.Namespace) -> list[Point]:
-    """The points of --network, and of every combination of --sweep."""
-    points = [make_network(b, float(a), c, float(w), int(s), options.classes) for b, a, c, w, s in options.network]
-    if options.sweep:
-        axes = (options.backbones, options.alphas, options.neck_convs, options.neck_widths, options.input_sizes)
-        points += [make_network(*choice, options.classes) for choice in itertools.product(*axes)]
-    return points
+        raise UserError("--network", str(error), "see --help") from error
+    return Point(f"{backbone.removeprefix('mobilenet_')} {float(alpha):g}, {conv} {float(width):g}, {size}", config)
 
 
 HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # normalization of the ImageNet weights
@@ -201,19 +191,11 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 # --- reports ---------------------------------------------------------------------------------------------------------
 
 
-def markdown_table(points: Sequence[Point], peers: Sequence[Point]) -> str:
+def points_table(points: Sequence[Point], peers: Sequence[Point]) -> str:
     """A Markdown table with peers first. Points on the Pareto front are in bold."""
     front = pareto_front(points)
-    head = [
-        "network",
-        "input",
-        *(f"x {peer.name}" for peer in peers if peer.is_timed),
-        "ms",
-        "G multiply-adds",
-        "MB",
-        "mAP50",
-    ]
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    ratio_names = [f"x {peer.name}" for peer in peers if peer.is_timed]
+    lines = []
     for point in [*peers, *points]:
         size = "" if point.config is None else point.config.size_words
         name = f"**{point.name}**" if point in front else point.name
@@ -223,45 +205,35 @@ def markdown_table(points: Sequence[Point], peers: Sequence[Point]) -> str:
         cells += ["" if point.multiply_adds is None else f"{point.multiply_adds / 1e9:.2f}"]
         cells += [f"{point.megabytes:.1f}"] if point.is_timed else [""]
         cells += ["" if point.score is None else f"{point.score:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(cells)
     note = "CPU time of one thread, ONNX Runtime fp32, one image; x: median over the repetitions of one run"
-    return "\n".join([*lines, "", note + ("; bold: on the Pareto front" if front else "")])
+    table = markdown_table(["network", "input", *ratio_names, "ms", "G multiply-adds", "MB", "mAP50"], lines)
+    return f"{table}\n\n{note}{'; bold: on the Pareto front' if front else ''}"
 
 
 def draw_plot(points: Sequence[Point], peers: Sequence[Point], path: Path) -> None:
-    """Plot mAP50 (without scores: multiply-adds) against the time relative to the first peer."""
+    """Plot mAP50 against the time relative to the first peer. Peers without a score are vertical lines."""
     from matplotlib.figure import Figure  # no window, no global state
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    first = peers[0].name
-    scored = [point for point in points if point.score is not None]
-    if scored:
-        axes.set_ylabel("mAP50 (VOC2010), points")
-        places = [(point, point.ratios[first], point.score) for point in scored]
-        front = pareto_front(scored)
-        axes.plot([p.ratios[first] for p in front], [p.score for p in front], color="#4c78a8", linewidth=1)
-        for point, x, y in places:
-            axes.plot(x, y, "o", color="#4c78a8" if point in front else "#999999")
-            axes.annotate(point.name, (x, y), textcoords="offset points", xytext=(6, -3), fontsize=8)
-        for peer in (p for p in peers if p.score is not None):
-            axes.plot(
-                peer.ratios[first], peer.score, "s", color="#d62728", fillstyle="full" if peer.is_timed else "none"
-            )
-            place = {"textcoords": "offset points", "xytext": (0, 7), "fontsize": 8, "color": "#d62728"}
-            axes.annotate(peer.name, (peer.ratios[first], peer.score), **place, ha="center")
-    else:
-        axes.set_ylabel("multiply-adds, 10^9")
-        kinds = dict.fromkeys((p.config.backbone, p.config.neck_conv) for p in points if p.config is not None)
-        for kind in kinds:
-            own = [p for p in points if p.config is not None and (p.config.backbone, p.config.neck_conv) == kind]
-            costs = [(p.multiply_adds or 0) / 1e9 for p in own]
-            axes.plot([p.ratios[first] for p in own], costs, "o", markersize=4, label=", ".join(kind))
-        axes.legend(fontsize=8)
-    for peer in (p for p in peers if p.score is None or not scored):
-        axes.axvline(peer.ratios[first], color="#d62728", linewidth=0.8, linestyle="--")
-        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (3, -10)}
-        axes.annotate(peer.name, (peer.ratios[first], 1), **place, fontsize=8, color="#d62728", rotation=90, va="top")
+    first, front = peers[0].name, pareto_front(points)
+    axes.set_ylabel("mAP50 (VOC2010), points")
+    axes.plot([p.ratios[first] for p in front], [p.score for p in front], color="#4c78a8", linewidth=1)
+    for point in (p for p in points if p.score is not None):
+        place = point.ratios[first], point.score
+        axes.plot(*place, "o", color="#4c78a8" if point in front else "#999999")
+        axes.annotate(point.name, place, textcoords="offset points", xytext=(6, -3), fontsize=8)
+    words: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "#d62728"}
+    for peer in peers:
+        x = peer.ratios[first]
+        if peer.score is not None:
+            axes.plot(x, peer.score, "s", color="#d62728", fillstyle="full" if peer.is_timed else "none")
+            axes.annotate(peer.name, (x, peer.score), xytext=(0, 7), ha="center", **words)
+        else:
+            axes.axvline(x, color="#d62728", linewidth=0.8, linestyle="--")
+            high = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top"}
+            axes.annotate(peer.name, (x, 1), xytext=(3, -10), **high, **words)
     hollow = "" if all(peer.is_timed for peer in peers) else "\nhollow: timed elsewhere"
     axes.set_xlabel(f"time of one image as a ratio to {first}'s in the same run (ONNX Runtime, one thread){hollow}")
     axes.grid(alpha=0.3)
@@ -296,13 +268,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--network", nargs=5, action="append", default=[], metavar=("BACKBONE", "ALPHA", "CONV", "WIDTH", "SIZE"),
         help="an untrained network, for example: mobilenet_v2 1.0 separable 0.375 320",
     )  # fmt: skip
-    parser.add_argument("--sweep", action="store_true", help="add every combination of the sweep options")
-    parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2"])
-    parser.add_argument("--alphas", nargs="+", type=float, default=[1.0])
-    parser.add_argument("--neck-widths", nargs="+", type=float, default=[0.25, 0.375, 0.5, 1.0])
-    parser.add_argument("--neck-convs", nargs="+", default=["separable"])
-    parser.add_argument("--input-sizes", nargs="+", type=int, default=[288, 320, 352, 416])
-    parser.add_argument("--classes", type=int, default=20, help="number of classes of presets and of the sweep")
+    parser.add_argument("--classes", type=int, default=20, help="number of classes of presets and of --network")
     parser.add_argument("--peers", nargs="*", default=["yolox_nano"], choices=sorted(PEERS))
     parser.add_argument(
         "--compare", nargs="+", type=Path, default=[], metavar="FILE.onnx", help="further peers as ONNX files"
@@ -326,13 +292,15 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and write the requested files."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    if not options.point and not options.network and not options.sweep:
-        parser.error("give --point NAME SOURCE SCORE, --network ..., or --sweep")
+    if not options.point and not options.network:
+        parser.error("give --point NAME SOURCE SCORE or --network BACKBONE ALPHA CONV WIDTH SIZE")
+    if options.plot and all(score == "-" for _, _, score in options.point):
+        parser.error("--plot needs a --point with a score")
     if not options.peers and not options.compare:
         parser.error("there is nothing to compare with: give --peers or --compare")
     points = [make_point(*triple, options.classes) for triple in options.point]
     sources: list[str | None] = [source for _, source, _ in options.point]
-    points += untrained_points(options)
+    points += [make_network(*network, options.classes) for network in options.network]
     sources += [None] * (len(points) - len(sources))
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="pareto-") as temporary:
@@ -354,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
     first = peers[0].name
     for name, ratio, score in options.elsewhere:
         peers.append(Point(name, score=read_score(score), ratios={first: read_ratio(ratio)}, is_timed=False))
-    table = markdown_table(points, peers)
+    table = points_table(points, peers)
     print(table)
     if options.table:
         write_atomically(options.table, (table + "\n").encode())

@@ -19,8 +19,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.harness import command_cost, cpu_in_turns
-from benchmarks.service_load import Tally, cpu_by_thread, make_pictures, send_requests
+from benchmarks.harness import children_of, command_cost, cpu_by_thread, cpu_in_turns
+from benchmarks.service_load import Tally, make_pictures, send_requests
 from benchmarks.table import EVAL_IMAGES, eval_command, write_photo
 from data.open import default_splits, open_dataset
 from evaluation.evaluator import EVAL_THRESHOLDS
@@ -122,8 +122,7 @@ def service_parts(options: ProfileOptions, model: Path) -> Iterator[tuple[str, f
                 server.should_exit = True
                 thread.join(60)
         if not is_profiled:
-            http = used.pop(str(thread.native_id)) / number
-            decoder = used.pop("decoders") / number
+            http, decoder = used.pop(thread.native_id or 0) / number, used.pop(0) / number
             yield "service: network's thread", max(used.values()) / number
             yield "service: decoder's process", decoder
             yield "service: HTTP thread", http
@@ -134,12 +133,10 @@ def service_parts(options: ProfileOptions, model: Path) -> Iterator[tuple[str, f
         yield f"HTTP thread, {name}", http * seconds / sum(own.values())
 
 
-def cpu_of_threads() -> dict[str, float]:
-    """CPU seconds of this process's threads by their number, and of all `decoders`."""
-    folders = Path("/proc/self/task").iterdir()
-    children = {int(child) for folder in folders for child in (folder / "children").read_text().split()}
-    decoders = sum(sum(cpu_by_thread(child).values()) for child in children)
-    return {str(key): cpu for key, cpu in cpu_by_thread(os.getpid()).items()} | {"decoders": decoders}
+def cpu_of_threads() -> dict[int, float]:
+    """CPU seconds of this process's threads by their number, and of all child processes as number 0."""
+    children = children_of(os.getpid())
+    return cpu_by_thread(os.getpid()) | {0: sum(sum(cpu_by_thread(child).values()) for child in children)}
 
 
 def package_of(code: object) -> str:

@@ -14,6 +14,7 @@ from evaluation.metrics.compare import CONFIDENCE, REPETITIONS, score_interval
 from utils.errors import UserError, run_command
 from utils.files import write_file
 from utils.json_file import read_json
+from utils.text import markdown_table
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,18 +31,14 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(text, "is not NAME=FILE.json", "give each file with a name")
         figures = read_json(Path(file), "a file of eval.py --json")
         rows.append((name, figures["num_images"], figures["coco_AP"], *score_interval(Path(file), options.repetitions)))
-    table = markdown_table(rows)
-    print(table, end="")
+    cells = [
+        (name, images, f"{score:.3f} ({low:.3f} to {high:.3f})", f"{ap:.3f}")
+        for name, images, ap, score, low, high in sorted(rows, key=lambda row: -row[2])
+    ]
+    table = markdown_table(("detector", "images", f"VOC10 mAP50 ({CONFIDENCE:.0%} interval)", "COCO AP"), cells)
+    print(table)
     if options.table:
-        write_file(options.table, table.encode())
-
-
-def markdown_table(rows: list[tuple[str, int, float, float, float, float]]) -> str:
-    """A Markdown table of rows (name, images, COCO AP, mAP50 and the bounds of its interval)."""
-    lines = [f"| detector | images | VOC10 mAP50 ({CONFIDENCE:.0%} interval) | COCO AP |", "| --- | --- | --- | --- |"]
-    for name, images, ap, score, low, high in sorted(rows, key=lambda row: -row[2]):
-        lines.append(f"| {name} | {images} | {score:.3f} ({low:.3f} to {high:.3f}) | {ap:.3f} |")
-    return "\n".join(lines) + "\n"
+        write_file(options.table, (table + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from benchmarks.harness import REPOSITORY, cpu_of_tree, mean_cost
+from benchmarks.harness import REPOSITORY, children_of, cpu_by_thread, cpu_of_tree, mean_cost
 from prediction.detector import Detector, load_detector
 from utils.config import option, parse_options
 from utils.errors import Interrupted, RunError, UserError, run_command
@@ -124,7 +124,7 @@ def measure(options: LoadOptions, alone: NetworkAlone, pid: int, port: int) -> i
     print(f"memory: {describe(memory[0])} at the start, {describe(memory[-1])} after {counted(done, 'request')}")
     service = (cpu_of_tree(pid) - tree) / done
     used = {thread: (cpu - threads.get(thread, 0.0)) / done for thread, cpu in cpu_by_thread(pid).items()}
-    web, network = used.pop(pid), max(used.values())
+    web, network = used.pop(pid), max(used.values())  # the main thread serves HTTP
     own = float(np.median(alone_cpu))
     print(
         f"CPU ms per image: service with decoders {1000 * service:.1f}, its network thread {1000 * network:.1f}, "
@@ -219,19 +219,9 @@ def send_requests(port: int, pictures: list[bytes], clients: int, number: int, t
     return time.perf_counter() - started
 
 
-def cpu_by_thread(pid: int) -> dict[int, float]:
-    """CPU seconds of each thread of a process. The main thread, which serves HTTP, has the process ID as its key."""
-    used = {}
-    for folder in Path(f"/proc/{pid}/task").iterdir():
-        used[int(folder.name)] = int((folder / "schedstat").read_text().split()[0]) / 1e9
-    return used
-
-
 def memory_of(pid: int) -> tuple[int, int]:
     """Resident memory in bytes of the service and of its decoder processes."""
-    folders = Path(f"/proc/{pid}/task").iterdir()
-    decoders = [int(child) for folder in folders for child in (folder / "children").read_text().split()]
-    return resident(pid), sum(map(resident, decoders))
+    return resident(pid), sum(map(resident, children_of(pid)))
 
 
 def describe(memory: tuple[int, int]) -> str:

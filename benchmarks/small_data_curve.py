@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from nets.weights.checkpoint import load_checkpoint
-from utils.errors import RunError, UserError, run_command
+from benchmarks.harness import trained_scores
+from utils.errors import UserError, run_command
 from utils.files import write_file
 from utils.text import counted
 
-TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 BATCH = 8  # batch size of the reference
 REFERENCE_FREEZE = 50 / 300  # share of the reference's epochs with a frozen backbone
 # All runs train the network of the bundled `small`, so that only the initial weights or the recipe differ.
@@ -54,25 +51,20 @@ def main(argv: list[str] | None = None) -> int:
         for run in arguments.runs:
             folder = arguments.out / f"{run}_{count}"
             started = time.perf_counter()
-            if not (folder / "best.pth").exists():
-                _train([*command(run, count, folder, arguments), *others])
-            metrics = load_checkpoint(folder / "best.pth").metrics
-            figures = {name: metrics[name] for name in ("voc10_mAP50", "coco_AP")}
-            results.append({"images": count, "run": run, **figures})
-            words = f"VOC10 mAP50 {figures['voc10_mAP50']:.3f}, COCO AP {figures['coco_AP']:.3f}"
-            print(
-                f"{counted(count, 'image'):>12}, {run:9s}: {words} ({time.perf_counter() - started:.0f} s)", flush=True
-            )
+            score, ap = trained_scores(folder, [*command(run, count, arguments), *others])
+            results.append({"images": count, "run": run, "voc10_mAP50": score, "coco_AP": ap})
+            words = f"VOC10 mAP50 {score:.3f}, COCO AP {ap:.3f} ({time.perf_counter() - started:.0f} s)"
+            print(f"{counted(count, 'image'):>12}, {run:9s}: {words}", flush=True)
     report = {"steps": arguments.steps, "input_size": arguments.input_size, "seed": arguments.seed, "results": results}
     write_file(arguments.out / "curve.json", json.dumps(report, indent=1).encode())
     draw(arguments.out / "curve.png", report)
     return 0
 
 
-def command(run: str, count: int, folder: Path, arguments: argparse.Namespace) -> list[str]:
-    """The command line of train.py for one run. Only the last epoch is evaluated."""
+def command(run: str, count: int, arguments: argparse.Namespace) -> list[str]:
+    """The options of train.py for one run. Only the last epoch is evaluated."""
     epochs = max(round(arguments.steps / -(-count // BATCH)), 1)
-    options = ["--data", arguments.data, "--run-dir", str(folder), "--limit", str(count), "--epochs", str(epochs)]
+    options = ["--data", arguments.data, "--limit", str(count), "--epochs", str(epochs)]
     options += ["--input-size", str(arguments.input_size), "--batch-size", str(BATCH), "--eval-every", str(epochs)]
     options += ["--seed", str(arguments.seed), "--threads", str(arguments.threads), "--workers", "0"]
     options += ["--cache", "ram", "--no-tensorboard"]
@@ -85,12 +77,6 @@ def command(run: str, count: int, folder: Path, arguments: argparse.Namespace) -
     if run == "backbone":
         return ["--preset", "auto", *options]
     return ["--preset", "reference", *options, "--freeze-epochs", str(round(epochs * REFERENCE_FREEZE))]
-
-
-def _train(options: list[str]) -> None:
-    done = subprocess.run([sys.executable, str(TRAIN), *options], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RunError("train.py", done.stderr.strip().splitlines()[-1], "see its options")
 
 
 def draw(path: Path, report: dict[str, Any]) -> None:

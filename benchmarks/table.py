@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,7 @@ REQUESTS = 20  # in each round, in turns with the network alone
 SERVICE_ROUNDS = 10
 LARGE_IMAGES = 120
 OF_DATA = ("eval", "large")  # rows that need --data
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -136,17 +137,14 @@ class Bench:
 
     def predict(self, *arguments: str) -> Callable[[], Cost]:
         """A function that runs predict.py with these arguments in a separate process."""
-        fixed = [
-            "--checkpoint",
-            str(self.model),
-            "--device",
-            "cpu",
-            "--output",
-            str(self.folder / "out"),
-            "--overwrite",
-        ]
-        command = [sys.executable, str(REPOSITORY / "predict.py"), *arguments, *fixed]
-        return partial(command_cost, command, OMP_NUM_THREADS="1")
+        command = [sys.executable, str(REPOSITORY / "predict.py"), *arguments, "--checkpoint", str(self.model)]
+        command += ["--device", "cpu", "--output", str(self.folder / "out"), "--overwrite"]
+        return partial(command_cost, command, **ONE_THREAD)
+
+    def predict_costs(self, commands: Mapping[str, Sequence[str]]) -> dict[str, Cost]:
+        """Median costs of predict.py with different arguments, interleaved."""
+        calls = {name: self.predict(*arguments) for name, arguments in commands.items()}
+        return {name: median_cost(costs) for name, costs in in_turns(calls, self.repetitions).items()}
 
     def photo(self) -> Path:
         """Path of the file of `write_photo`."""
@@ -210,15 +208,10 @@ def start_rows(bench: Bench) -> Iterator[Row]:
     """`python predict.py photo.jpg` from start to written image."""
     path = bench.folder / "small.jpg"
     write_image(path, draw_scene(0, 1)[0])
-    commands = {
-        "torch": bench.predict(str(path), "--runtime", "torch"),
-        "default": bench.predict(str(path), "--runtime", "onnxruntime"),
-    }
-    costs = {name: median_cost(each) for name, each in in_turns(commands, bench.repetitions).items()}
-    yield Row("predict.py photo.jpg", costs["torch"].cpu, costs["default"].cpu, "s of CPU", "PyTorch")
-    yield Row(
-        "predict.py photo.jpg, memory", costs["torch"].memory / 1e6, costs["default"].memory / 1e6, "MB", "PyTorch"
-    )
+    costs = bench.predict_costs({name: (str(path), "--runtime", name) for name in ("torch", "onnxruntime")})
+    base, default = costs["torch"], costs["onnxruntime"]
+    yield Row("predict.py photo.jpg", base.cpu, default.cpu, "s of CPU", "PyTorch")
+    yield Row("predict.py photo.jpg, memory", base.memory / 1e6, default.memory / 1e6, "MB", "PyTorch")
 
 
 def help_rows(bench: Bench) -> Iterator[Row]:
@@ -303,17 +296,13 @@ def eval_command(model: Path, data: str, limit: int, *arguments: str) -> list[st
 def eval_rows(bench: Bench) -> Iterator[Row]:
     """eval.py on five hundred images."""
     command = partial(eval_command, bench.model, bench.options.data or "", EVAL_IMAGES)
-    old = command("--runtime", "torch", "--batch-size", "8", "--evaluator", "pycocotools")
-    commands = {
-        "old": partial(command_cost, old, OMP_NUM_THREADS="1"),
-        "new": partial(command_cost, command(), OMP_NUM_THREADS="1"),
-    }
-    costs = {name: median_cost(each) for name, each in in_turns(commands, 1, warm_up=0).items()}
-    yield Row("eval.py, 500 images", costs["old"].cpu, costs["new"].cpu, "s of CPU", "PyTorch, batch 8, pycocotools")
+    old = command_cost(command("--runtime", "torch", "--batch-size", "8", "--evaluator", "pycocotools"), **ONE_THREAD)
+    new = command_cost(command(), **ONE_THREAD)
+    yield Row("eval.py, 500 images", old.cpu, new.cpu, "s of CPU", "PyTorch, batch 8, pycocotools")
     runtime = load_runtime(bench.model, "cpu", "onnxruntime")
     image = np.random.default_rng(0).integers(0, 256, (1, *runtime.config.input_size, 3), np.uint8)
     alone = EVAL_IMAGES * cpu_in_turns({"network": partial(runtime.run, image)}, 40, 5)["network"].median
-    yield Row("eval.py, all of it", alone, costs["new"].cpu, "s of CPU", "network alone", 1.67)
+    yield Row("eval.py, all of it", alone, new.cpu, "s of CPU", "network alone", 1.67)
 
 
 def service_rows(bench: Bench) -> Iterator[Row]:
@@ -352,16 +341,11 @@ def video_rows(bench: Bench) -> Iterator[Row]:
     with VideoReader(clip) as reader:
         frames = [frame.image for frame in reader]
     inputs = np.stack([detector.config.letterbox.apply(frame) for frame in frames])
-    network = cpu_in_turns({"network": lambda: [detector.runtime.run(one[None]) for one in inputs]}, 2)[
-        "network"
-    ].median
-    commands = {
-        name: bench.predict(str(clip), "--runtime", "onnxruntime", "--max-frames", str(count))
-        for name, count in (("short", 4), ("long", FRAMES))
-    }
-    costs = {name: median_cost(each) for name, each in in_turns(commands, bench.repetitions).items()}
+    network = cpu_in_turns({"network": lambda: [detector.runtime.run(one[None]) for one in inputs]}, 2)["network"]
+    fixed = (str(clip), "--runtime", "onnxruntime", "--max-frames")
+    costs = bench.predict_costs({"short": (*fixed, "4"), "long": (*fixed, str(FRAMES))})
     each = 1e3 * (costs["long"].cpu - costs["short"].cpu) / (FRAMES - 4)
-    alone = 1e3 * network / FRAMES
+    alone = 1e3 * network.median / FRAMES
     yield Row("1080p video, all but the network", alone, each - alone, "ms a frame", "network alone", 1.0)
     if bench.options.clock:
         wall = 1e3 * (costs["long"].wall - costs["short"].wall) / (FRAMES - 4)

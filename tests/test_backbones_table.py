@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.backbones import Row, draw, markdown_table, weights_file
+from benchmarks.backbones import Row, draw, results_table, weights_file
 
 
 def test_weights_are_found_by_backbone_and_alpha(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_the_table_has_a_line_a_backbone_and_a_dash_for_what_was_not_trained(tmp
         Row("mobilenet_v1:0.5", 123_400_000, 1_560_000, (0.5, 0.25), (0.3, 0.125), 3.14, 2.0, 0.125),
         Row("mobilenet_v3_large:1.0", 200_000_000, 4_000_000, None, (0.2, 0.1), 5.0, 4.0, 0.0),
     ]
-    lines = markdown_table(rows).splitlines()
+    lines = results_table(rows).splitlines()
     assert lines[2] == "| mobilenet_v1 0.5 | 0.500 / 0.250 | 0.300 / 0.125 | 123 | 1.56 | 3.1 | 2.0 | 12.5% |"
     assert lines[3].startswith("| mobilenet_v3_large 1.0 | - | 0.200 / 0.100 |")
     draw(tmp_path / "plot.png", rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def quoted(path: object) -> str:
@@ -44,6 +44,11 @@ def text_table(rows: Sequence[Sequence[object]], left: int = 1) -> list[str]:
         ).rstrip()
         for row in cells
     ]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown, without a newline at its end."""
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def some_names(names: Sequence[str], shown: int = 8) -> str:

@@ -10,6 +10,7 @@ from benchmarks.harness import save_plot
 from nets.export.formats import FORMATS
 from utils.errors import UserError
 from utils.files import read_file
+from utils.text import markdown_table
 
 START, END = "<!-- formats: benchmark.py --all-formats -->", "<!-- end of formats -->"
 MAX_TEXT_BYTES = 10_000_000
@@ -28,7 +29,7 @@ def formats_table(rows: Sequence[Row], baseline: str) -> str:
         baseline: name of the network that the ratios refer to.
     """
     head = ["network", "runtime", "precision", "time", "mAP50", "change", "MB", "MB in RAM", "parity"]
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    lines = []
     scores = checkpoint_scores(rows)
     for row in single(rows):
         score, base = row["map50"], scores.get(row["model"])
@@ -41,12 +42,12 @@ def formats_table(rows: Sequence[Row], baseline: str) -> str:
         cells += ["" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}"]
         parity = row["parity"]
         cells.append("" if parity is None else f"{parity['detections'] - parity['changed']}/{parity['detections']}")
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(cells)
     note = (
         f"time: time per image divided by that of {baseline} in the same run; parity: detections equal to the "
         "checkpoint's; MB in RAM: peak memory of a Python process that loads the file and runs it once"
     )
-    return "\n".join([*lines, "", note])
+    return f"{markdown_table(head, lines)}\n\n{note}"
 
 
 def _color(runtime: str) -> str:

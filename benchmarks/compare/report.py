@@ -14,11 +14,12 @@ from benchmarks.harness import save_plot
 from nets.timing import machine
 from utils.errors import warn
 from utils.files import write_atomically
+from utils.text import markdown_table
 
 
 def report(result: Result, options: BenchmarkOptions) -> None:
     """Print the results and write the files given in the options."""
-    table = markdown_table(result)
+    table = result_table(result)
     print(table)
     for stage in result.stages:
         parts = ", ".join(f"{n} {stage[n]:.2f}" for n in ("decode", "preprocess", "network", "postprocess", "draw"))
@@ -45,23 +46,11 @@ def report(result: Result, options: BenchmarkOptions) -> None:
         draw_formats(rows, result.baseline, Path(options.formats_plot))
 
 
-def markdown_table(result: Result) -> str:
+def result_table(result: Result) -> str:
     """All rows as a Markdown table. Ratios are relative to the baseline, the first row."""
-    head = [
-        "network",
-        "runtime",
-        "precision",
-        "batch",
-        "threads",
-        "ms",
-        "quartiles",
-        "images/s",
-        "ratio",
-        "mAP50",
-        "MB",
-    ]
-    head += ["MB in RAM", *(["J"] if any(row.joules is not None for row in result.rows) else [])]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    head = ["network", "runtime", "precision", "batch", "threads", "ms", "quartiles", "images/s", "ratio", "mAP50"]
+    head += ["MB", "MB in RAM", *(["J"] if any(row.joules is not None for row in result.rows) else [])]
+    lines = []
     for row in result.rows:
         low, high = row.quartiles_ms
         cells = [row.name, row.runtime, row.precision, row.batch_size, row.threads, f"{row.median_ms:.1f}"]
@@ -69,8 +58,9 @@ def markdown_table(result: Result) -> str:
         cells += ["" if row.map50 is None else f"{row.map50:.1f}"]
         cells += ["" if mb is None else f"{mb:.1f}" for mb in (row.file_mb, row.memory_mb)]
         cells += [f"{row.joules:.3f}"] if row.joules is not None else []
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", f"ratio: relative to {result.baseline}, median over the repetitions of the same run"])
+        lines.append(cells)
+    note = f"ratio: relative to {result.baseline}, median over the repetitions of the same run"
+    return f"{markdown_table(head, lines)}\n\n{note}"
 
 
 def to_json(result: Result, options: BenchmarkOptions) -> dict[str, Any]:
