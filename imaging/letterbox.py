@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,6 +48,18 @@ class Letterbox:
         new_height = min(max(round(height * scale), 1), input_height)
         new_width = min(max(round(width * scale), 1), input_width)
         return new_height, new_width, (input_height - new_height) // 2, (input_width - new_width) // 2
+
+    def trimmed(self, sizes: Sequence[tuple[int, int]], multiple: int, share: float = 1.0) -> Letterbox:
+        """The letterbox without rows and columns that would be padding in images of these (height, width).
+
+        Args:
+            sizes: of the images, which keep their scale.
+            multiple: the sides of the smaller input are multiples of it.
+            share: fraction of the images, for each side, that need not be scaled down further.
+        """
+        filled = np.sort([self.geometry(*size)[:2] for size in sizes], axis=0)[math.ceil(share * len(sizes)) - 1]
+        height, width = (-(-filled // multiple) * multiple).tolist()
+        return replace(self, input_size=(height, width))
 
     def decoded_size(self, height: int, width: int) -> tuple[int, int]:
         """Minimum (height, width) at which an image of this size should be decoded, so that `apply` loses nothing.

@@ -12,7 +12,7 @@ import numpy as np
 
 from imaging.detections import Detections
 from nets.export.load import load_runtime
-from nets.model_config import ModelConfig, input_size_option
+from nets.model_config import STRIDES, ModelConfig, input_size_option
 from nets.runtime import Runtime
 from nets.weights.bundled import find_model
 from utils.errors import UserError
@@ -41,6 +41,7 @@ class Detector:
         self.runtime = runtime
         self.timings = {"preprocess": 0.0, "network": 0.0, "postprocess": 0.0}
         self._turn = threading.Lock()
+        self._is_sized = False  # whether the input size was set by the user
 
     @classmethod
     def from_model(cls: type[Own], model: YOLOv4, device: str = "cpu") -> Own:
@@ -70,6 +71,7 @@ class Detector:
                 "export it with --dynamic, or for that size",
             )
         self.runtime.config = self.config.replace(input_size=size)
+        self._is_sized = True
 
     def decoded_size(self, height: int, width: int) -> tuple[int, int]:
         """Minimum (height, width) at which to decode an image of this size: see `Letterbox.decoded_size`."""
@@ -80,18 +82,26 @@ class Detector:
         images: Sequence[np.ndarray],
         thresholds: Thresholds = OWN_THRESHOLDS,
         sizes: Sequence[tuple[int, int]] | None = None,
+        trim: bool = False,
     ) -> list[Detections]:
         """Detect objects in RGB images (H, W, 3) uint8 of any sizes. Boxes are in the pixels of each image.
 
-        `sizes` are the original (height, width) of images that were decoded at a reduced size (`decoded_size`).
-        Boxes are then in pixels of the original images.
+        Args:
+            images: the images.
+            thresholds: see `Thresholds`.
+            sizes: original (height, width) of images that were decoded at a reduced size (`decoded_size`). Boxes are
+                then in pixels of the original images.
+            trim: leave out rows and columns of the input that would be padding in all these images, which saves up to
+                half of the time for video. It has no effect on a file with a fixed size, or after `set_input_size`.
         """
         if not images:
             return []
         started = time.perf_counter()
         letterbox, names = self.config.letterbox, self.config.class_names
-        batch = np.empty((len(images), *self.config.input_size, 3), np.uint8)
         sizes = [(image.shape[0], image.shape[1]) for image in images] if sizes is None else sizes
+        if trim and not (self.runtime.fixed_size or self._is_sized):
+            letterbox = letterbox.trimmed(sizes, STRIDES[-1])
+        batch = np.empty((len(images), *letterbox.input_size, 3), np.uint8)
         for image, size, place in zip(images, sizes, batch, strict=True):
             letterbox.apply(image, place, size)
         prepared = time.perf_counter()

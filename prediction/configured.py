@@ -52,6 +52,7 @@ class ConfiguredDetector:
         images: Sequence[np.ndarray],
         least: float | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
+        trim: bool = False,
     ) -> list[Detections]:
         """Detect objects in RGB images; boxes are in image pixels.
 
@@ -59,6 +60,7 @@ class ConfiguredDetector:
             images: (H, W, 3) uint8 each.
             least: upper limit of all thresholds, for the tracker.
             sizes: (height, width) of the full-size images, if they were decoded at `decoded_size`.
+            trim: see `nets.detector.Detector.detect_batch`; without effect with tiles or test-time augmentation.
         """
         thresholds = self.least if least is None else np.minimum(self.least, least)
         lowest = float(thresholds[self.classes].min())
@@ -67,6 +69,8 @@ class ConfiguredDetector:
         detect = self._engine.detect_batch
         if self.decoded_size is not None and sizes is not None:
             detect = partial(detect, sizes=sizes)
+        if trim and self._engine is self.detector:
+            detect = partial(detect, trim=True)
         return detect_filtered(detect, images, asked, self.classes, thresholds)
 
     def threshold_text(self) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,8 +156,8 @@ class Detector(nets.detector.Detector):
     def _frames(
         self, source: Any, batch_size: int, thresholds: Thresholds, mask: np.ndarray
     ) -> Iterator[tuple[Frame, Detections]]:
-        def find(images: Sequence[np.ndarray]) -> list[Detections]:
-            return detect_filtered(self.detect_batch, images, thresholds, mask)
+        def find(images: Sequence[np.ndarray], trim: bool) -> list[Detections]:
+            return detect_filtered(partial(self.detect_batch, trim=trim), images, thresholds, mask)
 
         with _speaking_of_arguments():
             for frame, found in stream(find, source, batch_size):

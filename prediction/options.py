@@ -40,7 +40,11 @@ class PredictOptions:
         None, "IoU above which NMS removes the box with the lower score", low=0, high=1
     )
     max_detections: int | None = option(None, "maximum number of detections per image", low=1, high=100_000)
-    input_size: tuple[str, ...] = option((), "height [width] of the network's input, multiples of 32", metavar="N")
+    input_size: tuple[str, ...] = option(
+        (),
+        "height [width] of the network's input, multiples of 32 (default: the model's, for video without padding)",
+        metavar="N",
+    )
     classes: tuple[str, ...] = option(
         (), "detect only these classes, by name or number: cat dog, or cat,dog", metavar="NAME"
     )

@@ -219,7 +219,7 @@ class Prediction:
         least = LOW_SCORE if output.tracker else None
 
         def find(batch: list[Frame]) -> tuple[list[Frame], list[Detections]]:
-            return batch, self.configured.detect([frame.image for frame in batch], least)
+            return batch, self.configured.detect([frame.image for frame in batch], least, trim=True)
 
         # for files two batches are in flight: one in the network, one being read or prepared
         beside = not (reader.live or self.options.heatmap or self.options.tta)

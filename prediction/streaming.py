@@ -10,8 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from data.skips import Skip
 from imaging.detections import Detections
 from imaging.pipeline import parallel_map, prefetch
@@ -19,7 +17,7 @@ from prediction.sources import Source, list_sources
 from prediction.video import Frame
 from utils.errors import MissingFileError, UserError, warn
 
-Detect = Callable[[Sequence[np.ndarray]], list[Detections]]
+Detect = Callable[..., list[Detections]]
 
 
 def stream(
@@ -28,7 +26,8 @@ def stream(
     """Yield detections of a source, in order; decoding runs in parallel with the network.
 
     Args:
-        detect: returns the detections of RGB images (H, W, 3) uint8.
+        detect: `detect(images, trim=...)` returns the detections of RGB images (H, W, 3) uint8; `trim` is true for the
+            frames of a video (see `nets.detector.Detector.detect_batch`).
         source: a video file, image, folder, glob, list, address, or the number of a webcam (see `list_sources`).
         batch_size: frames per batch for files; a camera always uses the newest frame.
 
@@ -62,9 +61,10 @@ def _sources(source: Any, downloads: Path) -> tuple[list[Source], list[Skip]]:
 
 
 def _watch(detect: Detect, sources: list[Source], batch_size: int, alone: bool) -> Iterator[tuple[Frame, Detections]]:
+    is_video = sources[0].kind != "image"
     with contextlib.ExitStack() as stack:
         frames: Any
-        if sources[0].kind == "image":
+        if not is_video:
             frames = _pictures(sources, 2 * batch_size, alone)
         else:
             reader: Any = stack.enter_context(sources[0].open_video())
@@ -72,7 +72,7 @@ def _watch(detect: Detect, sources: list[Source], batch_size: int, alone: bool) 
             frames = iter(reader) if reader.live else prefetch(reader)
         stack.callback(frames.close)  # before the reader that it reads from
         while batch := list(itertools.islice(frames, batch_size)):
-            yield from zip(batch, detect([frame.image for frame in batch]), strict=True)
+            yield from zip(batch, detect([frame.image for frame in batch], trim=is_video), strict=True)
 
 
 def _pictures(sources: list[Source], ahead: int, alone: bool) -> Iterator[Frame]:

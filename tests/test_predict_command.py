@@ -28,6 +28,7 @@ from nets.yolov4 import YOLOv4
 from prediction import command as prediction_command
 from prediction import run as prediction_run
 from prediction import video
+from prediction.detector import load_detector
 from prediction.live_view import Page
 from prediction.streaming import stream
 from prediction.video import VideoReader, VideoWriter
@@ -53,7 +54,9 @@ class Painted:
     def set_input_size(self, size: Sequence[int]) -> None:
         self.config = self.config.replace(input_size=tuple(size) * (2 // len(size)))
 
-    def detect_batch(self, images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
+    def detect_batch(
+        self, images: Sequence[np.ndarray], thresholds: Thresholds, trim: bool = False
+    ) -> list[Detections]:
         self.asked.append({"images": len(images), **asdict(thresholds)})
         return [self._detect(image, thresholds.score_threshold)[: thresholds.max_detections] for image in images]
 
@@ -146,7 +149,7 @@ def test_two_batches_of_a_video_are_on_their_way_at_once(detector: Painted, tmp_
     meet = threading.Barrier(2, timeout=1500)  # broken, and an error, if the second batch waits for the first
     found = detector.detect_batch
 
-    def detect_batch(images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
+    def detect_batch(images: Sequence[np.ndarray], thresholds: Thresholds, trim: bool) -> list[Detections]:
         meet.wait()
         return found(images, thresholds)
 
@@ -310,6 +313,29 @@ def test_a_live_page_is_offered_where_there_is_no_window(
     assert "live view: http://127.0.0.1:" in capsys.readouterr().out
 
 
+def test_frames_of_a_video_are_detected_without_the_rows_of_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = load_detector("nano", device="cpu", runtime="torch")
+    run_network, shapes = detector.runtime.run, []
+    monkeypatch.setattr(detector.runtime, "run", lambda images: shapes.append(images.shape[1:3]) or run_network(images))
+    frame = read_image(Path(__file__).parent.parent / "docs" / "images" / "readme.jpg")  # 308 x 1096
+    whole, trimmed = (detector.detect_batch([frame], Thresholds(0.3), trim=trim)[0] for trim in (False, True))
+    assert shapes == [(224, 288), (96, 288)]
+    order, same = np.argsort(whole.boxes[:, 0]), np.argsort(trimmed.boxes[:, 0])
+    assert len(whole) == 3 and (whole.labels[order] == trimmed.labels[same]).all()
+    assert whole.scores[order] == pytest.approx(trimmed.scores[same], abs=0.1)
+    assert whole.boxes[order] == pytest.approx(trimmed.boxes[same], abs=10)
+    shapes.clear()
+    with VideoWriter(tmp_path / "v.mp4", 10, frame.shape[:2]) as writer:
+        writer.write(frame)
+    assert len(list(detector.stream(tmp_path / "v.mp4"))) == 1
+    assert shapes == [(96, 288)]
+    detector.set_input_size((256, 256))  # a size that was asked for is used as it is
+    detector.detect_batch([frame], trim=True)
+    assert shapes[1:] == [(256, 256)]
+
+
 def test_frames_of_a_source_can_be_streamed_from_python(detector: Painted, tmp_path: Path) -> None:
     seen = list(stream(partial(detector.detect_batch, thresholds=Thresholds(0.4)), clip(tmp_path / "v.mp4", frames=7)))
     assert [frame.index for frame, _ in seen] == list(range(7))
@@ -375,7 +401,7 @@ def check_stopped(out: Path, frames: int) -> None:
 def test_ctrl_c_leaves_complete_files(detector: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = detector.detect_batch
 
-    def interrupted(images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
+    def interrupted(images: Sequence[np.ndarray], thresholds: Thresholds, trim: bool) -> list[Detections]:
         if len(detector.asked) == 3:
             raise KeyboardInterrupt
         return find(images, thresholds)
@@ -405,7 +431,7 @@ def test_a_failing_camera_is_an_error_after_its_frames_are_written(
     assert len(rows(tmp_path / "out")[0]["detections"]) == 2
     find = detector.detect_batch
 
-    def unplug(images: Sequence[np.ndarray], thresholds: Thresholds) -> list[Detections]:
+    def unplug(images: Sequence[np.ndarray], thresholds: Thresholds, trim: bool) -> list[Detections]:
         if not stop.is_set():
             stop.set()
             served.close()

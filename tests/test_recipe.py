@@ -164,7 +164,7 @@ def test_an_input_that_is_padding_for_nearly_all_images_is_trimmed() -> None:
 
     camera = chosen([(1080, 1920)] * 40)  # 320 * 9 / 16 = 180
     assert camera.options.network.input_size == (192, 320) and camera.origins["input_size"] == "auto"
-    assert "95% of the images fill at most 180 x 320 of 320 x 320" in camera.reasons["input_size"]
+    assert "95% of the images fit into 192 x 320 as large as into 320 x 320" in camera.reasons["input_size"]
     assert chosen([(1920, 1080)] * 40).options.network.input_size == (320, 192)
     assert chosen([(480, 640)] * 39 + [(640, 480)]).options.network.input_size == (256, 320)  # one of 40 is upright
     for sizes in ([(480, 640)] * 36 + [(640, 480)] * 4, [(500, 500)] * 40, [(0, 0)] * 40):

@@ -14,6 +14,7 @@ from data.image_cache import available_memory, cache_bytes, free_memory
 from data.index import DatasetIndex
 from data.loader import fitting_workers
 from data.open import default_splits
+from imaging.letterbox import Letterbox
 from nets.backbones.base import TIMM_PREFIX
 from nets.model_config import STRIDES, YOLOV4_ANCHORS, ModelConfig, check_input_size, scale_anchors
 from nets.weights import BUNDLED, IMAGENET, NONE
@@ -39,7 +40,7 @@ START = "small"  # the bundled detector that --auto starts from
 # If more than this fraction of the objects is narrower than a cell of the finest map, the input is enlarged.
 NARROW_SHARE, CELL = 0.25, 8.0
 LARGER_SIZES = (320, 416, 512)
-TRIM_QUANTILE = 0.95  # the input is trimmed to the size that this fraction of the images needs
+TRIMMED_SHARE = 0.95  # the input is trimmed to what this fraction of the images fills
 PRETRAINED_RATE = 0.1  # of a pretrained backbone, with a randomly initialised neck (docs/EXPERIMENTS.md)
 MEMORY_SHARE = 0.7  # maximum share of the free memory for a training step
 GPU_WORKERS = 8
@@ -213,16 +214,16 @@ def _enlarge(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
 
 def _trim(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
     """Remove rows or columns of the input that would be padding in nearly all images, which keep their scale."""
-    height, width = size = check_input_size(settings.options.network.input_size or DEFAULT_SIZE)
-    sizes = index.sizes[(index.sizes > 0).all(1)]
-    if settings.options.network.resize_mode != "letterbox" or not len(sizes):
+    network = settings.options.network
+    letterbox = Letterbox(check_input_size(network.input_size or DEFAULT_SIZE), network.resize_mode or "letterbox")
+    sizes = index.sizes[(index.sizes > 0).all(1)].tolist()
+    trimmed = letterbox.trimmed(sizes, STRIDES[-1], TRIMMED_SHARE).input_size if sizes else letterbox.input_size
+    if trimmed == letterbox.input_size:
         return settings
-    resized = np.round(sizes * _scales(sizes, size)[:, None])
-    needed = np.quantile(resized, TRIM_QUANTILE, axis=0, method="higher")
-    trimmed = tuple(int(-(-side // STRIDES[-1]) * STRIDES[-1]) for side in needed)
-    if trimmed == size:
-        return settings
-    why = f"{TRIM_QUANTILE:.0%} of the images fill at most {needed[0]:.0f} x {needed[1]:.0f} of {height} x {width}"
+    (height, width), (whole_height, whole_width) = trimmed, letterbox.input_size
+    why = (
+        f"{TRIMMED_SHARE:.0%} of the images fit into {height} x {width} as large as into {whole_height} x {whole_width}"
+    )
     return settings.choose(AUTO, {"input_size": trimmed}, {"input_size": f"{why}; the rest would be padding"})
 
 
