@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nets.runtime import resolve_device
 from training.checks import check_before_loading
-from training.choose import DEFAULT_SIZE, TrainSettings
+from training.choose import DEFAULT_SIZE, TrainSettings, absolute_paths, choose_new_run, choose_splits
 from training.folds import given_options, resumed_folder
 from training.optim import BASE_RATES
 from training.options import TrainOptions
 from training.run_folder import new_run_dir, write_json
-from utils.config import get_option
+from training.setup import open_data
+from utils.config import AUTO, get_option
 from utils.errors import UserError, warn
 from utils.files import write_atomically
 from utils.json_file import read_json
@@ -274,12 +276,19 @@ def _open(settings: TrainSettings) -> Search:
         return Search(resumed, trials=trials, **state)
     check_before_loading(options)
     minutes = options.duration.minutes or MINUTES
-    trials = [Trial(number, values) for number, values in enumerate(candidates(options))]
+    trials = [Trial(number, values) for number, values in enumerate(candidates(_resolved(settings)))]
     folder = new_run_dir(options.run.run_dir, "tune")
     search = Search(folder, minutes, given_options(settings, NOT_FOR_TRIALS), trials)
     print(f"{len(trials)} trials in {len(round_sizes(len(trials)))} rounds, {minutes:g} minutes in total")
     search.save()
     return search
+
+
+def _resolved(settings: TrainSettings) -> TrainOptions:
+    """The options that the default trial will use, with those that are chosen from the data."""
+    device = {"device": resolve_device(settings.options.machine.device)}
+    settings = choose_splits(absolute_paths(settings.choose(AUTO, device)))
+    return choose_new_run(settings, open_data(settings.options)[0])[0].options
 
 
 def best_score(run: Path) -> float:
