@@ -544,7 +544,8 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     """Convert a loaded image to (H, W, 3) uint8, without alpha, 16 bits scaled to 8; in strips, to save memory."""
     width, height = image.size
     out = np.empty((height, width, 3), np.uint8)
-    high = image.getextrema()[1] if image.mode == "F" else 65535
+    has_32_bits = image.mode == "F" or (image.mode == "I" and image.format != "PNG")  # a PNG has at most 16
+    high = image.getextrema()[1] if has_32_bits else 65535
     rows = max(_STRIP_PIXELS // width, 1)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
@@ -557,10 +558,11 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _to_8_bits(grey: np.ndarray, high: Any) -> np.ndarray:
-    if grey.dtype.kind == "f":  # 0 to 1 by convention, else 0 to 255
-        grey = np.nan_to_num(grey) * (255 if high <= 1 else 1)
-        return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-    return ((np.clip(grey, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+    """Grey values as uint8. The largest value of the image tells their range: 0 to 1 (floats), to 255 or to 65535."""
+    if grey.dtype.kind != "f" and high > 255:
+        return ((np.clip(grey, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+    scale = 255 if high <= 1 and grey.dtype.kind == "f" else 1 if high <= 255 else 1 / 257
+    return np.clip(np.rint(np.nan_to_num(grey) * scale), 0, 255).astype(np.uint8)
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:

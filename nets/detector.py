@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,13 @@ class Detector:
         self.timings = {"preprocess": 0.0, "network": 0.0, "postprocess": 0.0}
         self._turn = threading.Lock()
         self._is_sized = False  # whether the input size was set by the user
+        self._opened: tuple[str, str, str] | None = None  # the arguments of `open`, to unpickle
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle where the model file is, and the configuration; unpickling loads the file."""
+        if self._opened is None:
+            raise UserError("pickle", "this detector has no model file", "save a checkpoint, and load it")
+        return _reopen, (type(self), self._opened, self.config)
 
     @classmethod
     def from_model(cls: type[Own], model: YOLOv4, device: str = "cpu") -> Own:
@@ -55,7 +62,10 @@ class Detector:
         cls: type[Own], model: str | os.PathLike[str] | None = None, device: str = "auto", runtime: str = "auto"
     ) -> Own:
         """Load a detector from a model file, the name of bundled weights, or a run's folder (see `find_model`)."""
-        return cls(load_runtime(find_model(model), device, runtime))
+        path = find_model(model)
+        detector = cls(load_runtime(path, device, runtime))
+        detector._opened = os.path.abspath(path), device, runtime
+        return detector
 
     @property
     def config(self) -> ModelConfig:
@@ -135,3 +145,9 @@ class Detector:
             if len(part) < size:
                 part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
             yield part
+
+
+def _reopen(kind: type[Detector], opened: tuple[str, str, str], config: ModelConfig) -> Detector:
+    detector = kind.open(*opened)
+    detector.runtime.config = config
+    return detector

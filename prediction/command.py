@@ -29,6 +29,7 @@ from prediction.tracking import LineCounter, ZoneCounter, read_line, read_zone
 from utils import distributed
 from utils.errors import RunError, UserError, printable, warn
 from utils.output_rules import check_output_folder
+from utils.text import counted
 
 PATIENCE_SECONDS = 7 * 24 * 3600  # one of several processes may have the longest video
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # a drawn picture keeps these; others become .jpg
@@ -57,6 +58,7 @@ def predict(options: PredictOptions) -> int:
         folder = _output_folder(options, sources)
         names_of = list(unique_names(sources, lambda source: _drawn_suffix(source, options)))
         _check_outputs(options, folder, sources, names_of)
+        _warn_of_names(options, sources, names_of)
         listed = hashlib.sha256(repr(names_of).encode("utf-8", "surrogatepass")).digest()
         if len(set(distributed.gather(listed))) > 1:  # also a barrier: no process writes before all have listed
             raise RunError("SOURCE", "differs between the processes", "use a shared disk")
@@ -132,6 +134,20 @@ def _check_outputs(
         planned += planned_files(kind, pictures)
     for name in planned:
         folder.check(name)
+
+
+def _warn_of_names(options: PredictOptions, sources: Sequence[Source], names: Sequence[tuple[str, str]]) -> None:
+    """Warn of images whose label files cannot have their name, because another image has it."""
+    kinds = output_kinds(options)
+    if "frames" in kinds or not {"voc", "yolo"} & {*kinds} or not distributed.is_main():
+        return
+    pairs = [(os.path.splitext(source.file_name)[0], key) for source, (key, _) in zip(sources, names, strict=True)
+             if source.kind == "image"]  # fmt: skip
+    renamed = [(stem, key) for stem, key in pairs if stem != key]
+    if renamed:
+        (stem, key), count = renamed[0], counted(len(renamed), "image has", "images have")
+        what = f"{count} the name of another image, such as {stem}: the labels are in {key}.*, where no reader finds them"
+        warn("--save", what, "rename the images, or add `frames`, which saves them under the names of their labels")
 
 
 def _counters(options: PredictOptions) -> Callable[[], list[LineCounter | ZoneCounter]]:

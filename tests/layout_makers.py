@@ -109,6 +109,12 @@ def yolo_without_yaml(root: Path) -> None:
     put(root / "classes.txt", CLASSES)
 
 
+def yolo_with_names(root: Path) -> None:
+    put_pictures(root)
+    for name in NAMES:
+        put(root / f"{name}.txt", yolo_text().replace("0 ", "dog ", 1).replace("\n1 ", "\ncat "))
+
+
 def label_studio_yolo(root: Path) -> None:
     put_pictures(root / "images")
     put_yolo(root / "labels")
@@ -498,6 +504,7 @@ LAYOUTS: dict[str, Layout] = {  # name: (maker, format that recognises it, split
     "roboflow_voc": (roboflow_voc, "xml", ("train", "val", "test")),
     "cvat_voc": (cvat_voc, "voc", ("Train", "Validation")),
     "labelimg_yolo": (labelimg_yolo, "plain_yolo", ("all",)),
+    "yolo_with_names": (yolo_with_names, "plain_yolo", ("all",)),
     "yolo_without_yaml": (yolo_without_yaml, "plain_yolo", ("all",)),
     "label_studio_yolo": (label_studio_yolo, "plain_yolo", ("all",)),
     "yolo_capital_folders": (yolo_capital_folders, "yolo", ("train", "val")),

@@ -304,7 +304,7 @@ def test_a_truncated_json_and_an_unlisted_image_are_found(tmp_path: Path) -> Non
 
 YOLO_FAULTS = {
     "four columns": ("0 0.5 0.5 0.2\n", "bad_columns"),
-    "no number": ("dog 0.5 0.5 0.2 0.2\n", "bad_number"),
+    "no number": ("0 0.5 left 0.2 0.2\n", "bad_number"),
     "pixels": ("0 80 60 40 30\n", "not_normalised"),
     "class beyond the list": ("9 0.5 0.5 0.2 0.2\n", "unknown_class"),
     "not finite": ("0 0.5 nan 0.2 0.2\n", "nan_box"),

@@ -195,6 +195,18 @@ def test_existing_files_are_not_overwritten_without_the_option(detector: Painted
         run(source, "--output", tmp_path, "--overwrite")
 
 
+def test_labels_that_cannot_have_the_name_of_their_image_are_reported(
+    detector: Painted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("x.jpg", "x.png"):
+        picture(tmp_path / "in" / name)
+    run(tmp_path / "in", "--save", "yolo", "--output", tmp_path / "a")
+    assert "such as x: the labels are in x.png.*" in capsys.readouterr().err
+    run(tmp_path / "in", "--save", "yolo", "frames", "--output", tmp_path / "b")
+    assert (tmp_path / "b/frames/x.png.jpg").exists() and (tmp_path / "b/yolo/x.png.txt").exists()
+    assert not capsys.readouterr().err
+
+
 def test_without_a_folder_each_run_gets_a_fresh_one(
     detector: Painted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,15 @@ def some(image: Any = None) -> Detections:
     return Detections(boxes, np.array([0.9, 0.8, 0.3]), np.array([1, 0, 7]), names=NAMES, source=image)
 
 
+def test_a_detector_is_pickled_as_its_file_and_configuration(detector: Detector, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pth", Checkpoint(detector.config, YOLOv4(detector.config).state_dict()))
+    loaded = load_detector(tmp_path / "a.pth", runtime="torch", input_size=96)
+    again = pickle.loads(pickle.dumps(loaded))
+    assert again.config == loaded.config and same(again(photo()), loaded(photo()))
+    with pytest.raises(UserError, match="no model file; save a checkpoint"):
+        pickle.dumps(detector)
+
+
 def test_detections_can_be_counted_walked_through_and_read() -> None:
     found = some()
     assert len(found) == 3 and repr(found) == "Detections(3: dog 0.90, cat 0.80, class 7 0.30)"

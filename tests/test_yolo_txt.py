@@ -48,7 +48,8 @@ def test_a_polygon_becomes_the_box_around_it(data: Path) -> None:
     [
         ("0 0.5 0.5 0.2", "bad_columns", 1),
         ("0 0.5 0.5 0.2 0.2 0.9", "bad_columns", 1),
-        ("dog 0.5 0.5 0.2 0.2", "bad_number", 1),
+        ("0 0.5 left 0.2 0.2", "bad_number", 1),
+        ("dog 0.5 0.5 0.2 0.2 0.9", "bad_columns", 1),
         ("2 0.5 0.5 0.2 0.2", "unknown_class", 1),
         ("-1 0.5 0.5 0.2 0.2", "unknown_class", 1),
         ("0.5 0.5 0.5 0.2 0.2", "unknown_class", 1),
@@ -140,7 +141,9 @@ def test_roboflows_paths_are_understood(tmp_path: Path) -> None:
         "names: [a, b]",
         "train: images/train\nnames: [a, a]",
         "train: images/train\nnames: [a, '']",
-        "train: images/train\nnames: {0: a, 2: b}",
+        "train: images/train\nnames: {0: a, two: b}",
+        "train: images/train\nnames: {0: a, 10000: b}",
+        "train: images/train\nnc: 4\nnames: {0: a, 2: b}",
         "train: images/train\nnames: 3",
         "train: images/train\nnames: []",
         "train: images/train\nnc: 3\nnames: [a, b]",
@@ -162,6 +165,27 @@ def test_a_yaml_that_does_not_say_what_is_needed_is_one_error(data: Path, text: 
 def test_names_may_be_numbered_and_numbers_may_be_names(data: Path) -> None:
     data.write_text("path: nowhere\ntrain: images/train\nnames: {1: 7, 0: dog}\n")
     assert read_data_yaml(data).class_names == ("dog", "7") and len(read_yolo(data, "train")) == 4
+
+
+def test_numbers_without_a_name_are_no_classes(data: Path) -> None:
+    data.write_text("train: images/train\nnc: 2\nnames: {1: dog, 4: cat}\n")
+    path = label(data, "4 0.5 0.5 0.2 0.2\n2 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2\n")
+    for name in ("p1", "p2", "p3"):
+        label(data, "", name)
+    index = read_yolo(data, "train")
+    assert index.class_names == ("dog", "cat") and index.labels.tolist() == [1, 0]
+    assert [str(skip).partition(";")[0] for skip in index.skips] == [f"{path}:2: class 2 is not one of 1, 4"]
+
+
+def test_a_row_may_begin_with_a_class_name(data: Path) -> None:
+    data.write_text("train: images/train\nnames: [traffic light, cat, class 1]\n")
+    rows = ("traffic light 0.25 0.5 0.25 0.5", "1 0.5 0.5 0.2 0.2", "cat 0.1 0.1 0.3 0.1 0.3 0.3", "class 1 .5 .5 .2 .2")
+    label(data, "\n".join((*rows, "ca 0.5 0.5 0.2 0.2", "cat_1 0.5 0.5 0.2", "cat 0.5 0.5 0.2 a")))
+    index = read_yolo(data, "train")
+    target = index.target(0)
+    assert target["labels"].tolist() == [0, 1, 1, 2] and target["boxes"][0].tolist() == [20, 30, 60, 90]
+    assert codes(index) == ["bad_number", "bad_number", "unknown_class", "polygons"]
+    assert "did you mean 'cat'" in str(index.skips[2])
 
 
 @pytest.mark.parametrize(

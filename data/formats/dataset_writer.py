@@ -20,6 +20,7 @@ from data.formats.places import annotation_file
 from data.formats.shapes import box_of_points, numbers_of
 from data.formats.voc import MAX_XML_BYTES, VocObject, parse_voc_xml
 from data.formats.writers import coco_annotation, voc_xml, write_coco_json, write_lines, write_yolo_yaml, yolo_txt
+from data.formats.yolo_rows import split_row
 from data.formats.yolo_txt import SPLIT_KEYS, find_data_yaml, read_data_yaml
 from data.index import DatasetIndex
 from utils.errors import UserError
@@ -444,7 +445,8 @@ def _yolo_rows(path: str, lines: np.ndarray) -> list[dict[str, Any]]:
         rows = dict(read_lines(path, MAX_XML_BYTES))
     except UserError:  # changed since the index was read
         return [{} for _ in lines]
-    words = [rows.get(int(line), "").split()[1:] for line in lines]
+    rows_of = [rows.get(int(line), "").split() for line in lines]
+    words = [each[len(each) - len(split_row(each)[1]) + 1 :] for each in rows_of]  # a class name may have several
     return [{"row": each} if len(each) > 4 else {} for each in words]
 
 

@@ -152,16 +152,17 @@ def yolo_number(value: float) -> str:
 
 def write_yolo_yaml(
     path: Path,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | Mapping[int, str],
     splits: Mapping[str, str],
     root: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """A data.yaml: the image root, the list or folder of each split, the class names, and other settings.
+    """A data.yaml: the image root, the list or folder of each split, the class names by number, and other settings.
 
     Source: https://docs.ultralytics.com/datasets/detect/
     """
-    content = {**({"path": root} if root else {}), **splits, "names": dict(enumerate(class_names)), **(settings or {})}
+    names = dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names))
+    content = {**({"path": root} if root else {}), **splits, "names": names, **(settings or {})}
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=1000)
     write_file(path, text.encode("utf-8", "backslashreplace"))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from data.class_names import decode_text
 from data.formats.folder import as_utf8, plain_name, stem_of, suffix_of
@@ -18,7 +19,12 @@ MAX_LABEL_BYTES = 10 * MEGABYTE
 NOT_NORMALISED = 2.0  # a larger value is a pixel coordinate, not a rounding error
 LIKELY_SHAPE = 0.8  # fraction of rows that must fit keypoints, or rotated boxes, for a data set to be taken as such
 PARALLELOGRAM = 0.1  # difference of the diagonals' centres, as a fraction of the side, of a hand-drawn rotated box
-ROW = re.compile(rb"^\s*\d+(\.0*)?(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*$", re.IGNORECASE)
+_FRACTION = rb"(0?\.\d+|[01](\.0*)?|\d(\.\d+)?e-\d+)"
+ROW = re.compile(  # a class number and numbers, or a class name and fractions
+    rb"^\s*(\d+(\.0*)?(\s+-?\d*\.?\d+(e-?\d+)?){4,}|"
+    rb"(?=\S*[a-z\x80-\xff])[^,;{}<>\n]{1,100}?(\s+" + _FRACTION + rb"){4,})\s*$",
+    re.IGNORECASE,
+)
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "obj_train_data")
 _LABEL_FOLDERS = ("labels", "label", "annotations", "annotation", "annots", "txt")
 
@@ -37,7 +43,7 @@ class Rows:
         self.key_points, self.are_polygons = key_points, are_polygons
         self.owner: list[int] = []
         self.boxes: list[Box] = []
-        self.classes: list[int] = []
+        self.classes: list[int | str] = []
         self.lines: list[int] = []
         self.skips: list[Skip] = []
         self.facts: Counter[str] = Counter()
@@ -61,11 +67,8 @@ class Rows:
         return True
 
     def _add_line(self, image: int, words: list[str], path: str, number: int) -> None:
-        try:
-            if "_" in "".join(words):  # only Python accepts 1_000
-                raise ValueError
-            values = [float(word) for word in words]
-        except ValueError:
+        name, values = split_row(words)
+        if not values:
             what = f"{' '.join(words)[:60]!r} is not a row of numbers"
             return self._drop("bad_number", path, number, what)
         count = len(values)
@@ -100,7 +103,7 @@ class Rows:
             self.facts["key_points"] += count > 5
         self.owner.append(image)
         self.boxes.append(box)
-        self.classes.append(min(int(label), 1 << 31))
+        self.classes.append(name or min(int(label), 1 << 31))
         self.lines.append(number)
 
     def _drop(self, code: str, path: str, number: int, what: str) -> None:
@@ -134,17 +137,17 @@ class Rows:
         todo = f"write `kpt_shape: {shape}` into {config} for keypoints, or `task: segment` (`task: obb`) for polygons"
         raise UserError(self._first_wide, what, todo)
 
-    def first_class(self, count: int, others: Callable[[], Iterable[int]]) -> int:
+    def first_class(self, count: int, others: Callable[[], Iterable[int | str]]) -> int:
         """The number of the first class: 1 if all numbers of the data set are 1 to `count`, else 0.
 
         Args:
             count: number of class names.
             others: class numbers of the other splits; called only if these rows are ambiguous.
         """
-        own = set(self.classes)
+        own = {each for each in self.classes if isinstance(each, int)}
         if not own or 0 in own or max(own) > count:
             return 0
-        own |= set(others())
+        own |= {each for each in others() if isinstance(each, int)}
         return int(0 not in own and max(own) == count)
 
 
@@ -177,14 +180,41 @@ def _key_point_size(values: Sequence[float]) -> int:
     return 0
 
 
-def class_numbers(paths: Iterable[str]) -> Iterable[int]:
-    """The class of every row of label files, without parsing the rest."""
+def split_row(words: Sequence[str]) -> tuple[str, list[float]]:
+    """The class name of a row, empty if it is a number, and all its numbers; none if the row cannot be read.
+
+    The first number is the class; for a class name, which may have several words, it is 0.
+    """
+    with contextlib.suppress(ValueError):  # nearly all rows
+        if "_" not in "".join(words):  # only Python accepts 1_000
+            return "", [float(word) for word in words]
+    numbers = [_number(word) for word in words]
+    count = next((n for n, value in enumerate(reversed(numbers)) if value is None), len(words))
+    count -= count == 5 and words[-5].isdigit()  # `class 1`
+    name = words[: len(words) - count] if numbers[0] is None and count >= 4 else []
+    return " ".join(name), [0.0, *(value for value in numbers[-count:] if value is not None)] if name else []
+
+
+def _number(word: str) -> float | None:
+    try:
+        return None if "_" in word else float(word)
+    except ValueError:
+        return None
+
+
+def label_classes(paths: Iterable[str]) -> Iterator[int | str]:
+    """The class of every row of label files, a number or a name, without checking the rest."""
     for path in paths:
         try:
             data = as_utf8(read_file(path, MAX_LABEL_BYTES))
         except FileError:
             continue
-        yield from (int(word) for word in re.findall(rb"^\s*(\d{1,6})\s", data, re.MULTILINE))
+        for line in re.split(rb"[\r\n]+", data):
+            first = line.split(None, 1)[:1]
+            if first and first[0].isdigit() and len(first[0]) <= 6:
+                yield int(first[0])
+            elif first and (name := split_row(line.decode("utf-8", "replace").split())[0]):
+                yield name
 
 
 def label_path(image: StrPath) -> str:

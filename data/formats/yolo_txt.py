@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data.class_names import check_class_names, decode_text, numbers_from_one, read_class_names, unlisted_classes
 from data.formats.clean import RawSplit, build_index
 from data.formats.folder import UPLOAD_PREFIX, Folder, plain_name, split_of, stem_of, suffix_of, unread_labels
-from data.formats.yolo_rows import ROW, LabelFiles, Rows, class_numbers, label_path
+from data.formats.yolo_rows import ROW, LabelFiles, Rows, label_classes, label_path
 from data.index import DatasetIndex
 from data.skips import Skip
 from data.walk import walk_files
@@ -47,6 +47,7 @@ class DataYaml:
         root: base of its relative paths.
         splits: name to the folders, lists or images it names.
         class_names: in the order of the labels.
+        unnamed: those that stand for numbers without a name; they are not classes.
         key_points: number and size of the keypoints of a row (`kpt_shape`).
         are_polygons: `task` is `segment` or `obb`: rows of more than five columns are polygons.
         files: what else was read, or would have been if it were there; a change makes a cached index stale.
@@ -58,11 +59,17 @@ class DataYaml:
     root: Path
     splits: dict[str, list[str]]
     class_names: tuple[str, ...]
+    unnamed: frozenset[str] = frozenset()
     key_points: tuple[int, int] | None = None
     are_polygons: bool = False
     files: list[Path] = field(default_factory=list)
     found_by_hand: bool = False
     notes: list[Skip] = field(default_factory=list)
+
+    @property
+    def numbered(self) -> dict[int, str]:
+        """The classes by their numbers."""
+        return {number: name for number, name in enumerate(self.class_names) if name not in self.unnamed}
 
     def settings(self) -> dict[str, Any]:
         """The entries of a data.yaml that say how rows of more than five columns are to be read."""
@@ -125,12 +132,12 @@ def read_data_yaml(data: StrPath) -> DataYaml:
         raise UserError(where, what, "correct it, or create a new one with train, val and names") from None
     if not isinstance(content, dict):
         raise UserError(path, "contains no settings", "write train, val and names into it")
-    class_names, names_file = _names(content, path)
+    class_names, unnamed, names_file = _names(content, path)
     root = content.get("path") or "."
     if not isinstance(root, str) or "\0" in root:
         raise UserError(path, f"path is {brief(root)}", "give a folder")
     base = path.parent / os.path.expanduser(root)
-    config = DataYaml(path, base if base.is_dir() else path.parent, {}, class_names, files=names_file)
+    config = DataYaml(path, base if base.is_dir() else path.parent, {}, class_names, unnamed, files=names_file)
     if not base.is_dir():
         config.files.append(base)
     if not base.is_dir() and (moved := _tail_in(root, [path.parent])) and os.path.isdir(moved):
@@ -185,24 +192,26 @@ def list_yolo_splits(data: StrPath) -> list[str]:
     return list(read_data_yaml(data).splits)
 
 
-def _names(content: dict[Any, Any], path: Path) -> tuple[tuple[str, ...], list[Path]]:
-    """The class names, and the file that holds them if it is not the yaml."""
-    names = content.get("names")
+def _names(content: dict[Any, Any], path: Path) -> tuple[tuple[str, ...], frozenset[str], list[Path]]:
+    """The class names, those that stand for a missing number, and the file that holds them if it is not the yaml."""
+    names, count = content.get("names"), content.get("nc")
     if isinstance(names, str) and (file := _tail_in(names, [path.parent])):
-        return read_class_names(file), [Path(file)]
+        return read_class_names(file), frozenset(), [Path(file)]
+    unnamed: frozenset[str] = frozenset()
     if isinstance(names, dict):
         numbered = {str(key): name for key, name in names.items()}
-        if numbered.keys() != set(map(str, range(len(names)))):
+        if not all(re.fullmatch(r"0|[1-9]\d{0,3}", key) for key in numbered):
             raise UserError(path, f"the keys of names are {brief(list(names))}", "number the classes from 0")
-        names = [numbered[str(number)] for number in range(len(names))]
+        total = 1 + max(map(int, numbered), default=-1)
+        unnamed = frozenset(f"class_{number}" for number in range(total) if str(number) not in numbered)
+        names = [numbered.get(str(number), f"class_{number}") for number in range(total)]
     if not isinstance(names, list):
         raise UserError(path, "has no names", "add the class names as a list in label order")
     checked = check_class_names(names, path)
-    count = content.get("nc")
-    if count is not None and count not in (len(checked), str(len(checked))):
-        what = f"nc is {brief(count)}, but there are {counted(len(checked), 'name')}"
+    if count is not None and str(count) not in (str(len(checked)), str(len(checked) - len(unnamed))):
+        what = f"nc is {brief(count)}, but there are {counted(len(checked) - len(unnamed), 'name')}"
         raise UserError(path, what, "correct one of them")
-    return checked, []
+    return checked, unnamed, []
 
 
 def _strings(value: Any, key: str, path: Path) -> list[str]:
@@ -409,13 +418,17 @@ def plain_config(folder: Folder, class_names: Sequence[str] | None) -> tuple[Dat
         UserError: if neither a file nor `class_names` gives the class names.
     """
     names = names_of_folder(folder)
+    labels = _pair(folder)
     if names is None and class_names is None:
-        raise names_needed(folder)
+        used = Counter(label_classes(labels.values()))
+        names = tuple(sorted(each for each in used if isinstance(each, str)))
+        if not names or len(names) < len(used):
+            raise names_needed(folder)
     splits: dict[str, list[str]] = {}
     for picture in folder.pictures:
         splits.setdefault(split_of(folder.relative(picture)) or ALL, []).append(picture)
     config = DataYaml(folder.root, folder.root, splits, tuple(names or class_names or ()), found_by_hand=True)
-    return config, _pair(folder)
+    return config, labels
 
 
 def names_needed(folder: Folder) -> UserError:
@@ -490,9 +503,11 @@ def read_plain_yolo(place: Path, split: str, class_names: Sequence[str] | None, 
     config, labels = plain_config(folder, class_names)
     names = class_names
     if names is None:  # labelImg's classes.txt lists the tool's classes, not those in use
-        used = Counter(class_numbers(labels.values()))
-        start = int(0 not in used and max(used, default=0) == len(config.class_names))
-        names = [name for number, name in enumerate(config.class_names, start) if used[number]] or config.class_names
+        used = Counter(label_classes(labels.values()))
+        numbers = [each for each in used if isinstance(each, int)]
+        start = int(0 not in numbers and max(numbers, default=0) == len(config.class_names))
+        names = [each for number, each in enumerate(config.class_names, start) if used[number] or used[each]]
+        names = names or config.class_names
         if len(names) < len(config.class_names):
             what = f"{len(config.class_names) - len(names)} of {len(config.class_names)} class names without a box"
             todo = "they are skipped; to keep them, give --classes FILE"
@@ -523,7 +538,7 @@ def _read(
     skips = gathered.skips + rows.skips
     looked_at: list[str] = []
     labelled, keep = _labelled_names(config, split, rows, labels, finder, paired, skips, looked_at)
-    names = tuple(class_names) if class_names is not None else config.class_names
+    names = tuple(config.numbered.values() if class_names is None else class_names)
     found = Counter(each for each, is_known in zip(labelled, keep, strict=True) if is_known)
     label_of = {each: label for label, each in enumerate(names)}
     classes = np.array([label_of.get(each, -1) for each in labelled], np.int32)
@@ -584,24 +599,29 @@ def _labelled_names(
     `looked_at` gets the label files of the other splits if they had to be read.
     """
 
-    def others() -> Iterator[int]:
+    def others() -> Iterator[int | str]:
         rest = (name for name in config.splits if name != split)
         pictures = chain.from_iterable(_gather(config, name).images for name in rest)
         looked_at.extend(paired.get(image) or finder.find(image) for image in pictures)
-        yield from class_numbers(looked_at)
+        yield from label_classes(looked_at)
 
     known, count = config.class_names, len(config.class_names)
-    first = rows.first_class(count, others)
+    first = 0 if config.unnamed else rows.first_class(count, others)
     if first:
         skips.append(numbers_from_one(known, str(config.path)))
     extra = next((note.where for note in config.notes if note.code == "more_names"), None)
     theirs = read_class_names(extra) if extra else ()
     names, keep = [], []
     for number, owner, line in zip(rows.classes, rows.owner, rows.lines, strict=True):
-        names.append(known[number - first] if number - first < count else "")
-        keep.append(bool(names[-1]))
+        if isinstance(number, str):
+            names.append(number)
+            keep.append(True)
+            continue
+        names.append(known[number - first] if first <= number < count + first else "")
+        keep.append(bool(names[-1]) and names[-1] not in config.unnamed)
         if not keep[-1]:
-            what = f"class {number} is not one of {first} to {count - 1 + first}"
+            listed = some_names([str(each) for each in config.numbered]) if config.unnamed else ""
+            what = f"class {number} is not one of {listed or f'{first} to {count - 1 + first}'}"
             what += f"; {extra} calls it {theirs[number]!r}" if number < len(theirs) else ""
             skips.append(Skip("box", "unknown_class", f"{labels[owner]}:{line}", f"{what}; box dropped",
                               "correct the label, or add the class name"))  # fmt: skip

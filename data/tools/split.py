@@ -284,7 +284,7 @@ def _write_yolo(pool: Pool, parts: Mapping[str, np.ndarray], target: Path, in_pl
     root = os.path.commonpath([os.path.realpath(path.parent) for path in pool.paths])
     lists = {name: os.path.abspath(target / f"{name}.txt") for name in parts}
     config = read_data_yaml(pool.root)
-    write_yolo_yaml(target / "data.yaml", config.class_names, lists, root, config.settings())
+    write_yolo_yaml(target / "data.yaml", config.numbered, lists, root, config.settings())
 
 
 _WRITERS = {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo, "other": _write_other}
