@@ -19,15 +19,19 @@ from data.formats import (
     cvat_xml,
     datumaro,
     dota,
+    json_records,
     kitti,
     label_studio,
     labelme,
+    mot,
     name_rows,
     pascal_xml,
     supervisely,
     via,
+    visdrone,
     voc,
     vott,
+    wider_face,
     yolo_txt,
 )
 from data.formats.folder import Folder, split_of, stem_of, suffix_of
@@ -154,6 +158,10 @@ FORMATS = (  # in order of priority
             ("csv", "CSV", csv_table.LAYOUT),
             ("datumaro", "Datumaro", datumaro.LAYOUT),
             ("name_rows", "text files of class names and boxes", name_rows.LAYOUT),
+            ("mot", "MOT Challenge", mot.LAYOUT),
+            ("visdrone", "VisDrone", visdrone.LAYOUT),
+            ("wider_face", "WIDER FACE", wider_face.LAYOUT),
+            ("json_records", "JSON with a record per image", json_records.LAYOUT),
         )
     ),
 )

@@ -146,7 +146,9 @@ def _warn_of_names(options: PredictOptions, sources: Sequence[Source], names: Se
     renamed = [(stem, key) for stem, key in pairs if stem != key]
     if renamed:
         (stem, key), count = renamed[0], counted(len(renamed), "image has", "images have")
-        what = f"{count} the name of another image, such as {stem}: the labels are in {key}.*, where no reader finds them"
+        what = (
+            f"{count} the name of another image, such as {stem}: the labels are in {key}.*, where no reader finds them"
+        )
         warn("--save", what, "rename the images, or add `frames`, which saves them under the names of their labels")
 
 

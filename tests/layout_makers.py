@@ -469,6 +469,105 @@ def roboflow_yolo_without_test(root: Path) -> None:
     put(root / "data.yaml", f"{splits}nc: '2'\nnames: {{'0': dog, 1: cat}}\n")
 
 
+def visdrone(root: Path) -> None:
+    numbers = {"dog": 1, "cat": 2}
+    rows = [f"{x1},{y1},{x2 - x1},{y2 - y1},1,{numbers[label]},0,0" for label, (x1, y1, x2, y2) in OBJECTS]
+    put(root / "VisDrone-train/labels.txt", CLASSES)
+    for split, names in (("train", NAMES[:6]), ("val", NAMES[6:])):
+        put_pictures(root / f"VisDrone-{split}/images", names)
+        for name in names:
+            put(root / f"VisDrone-{split}/annotations/{name}.txt", "\n".join(["1,2,9,9,0,0,0,0", *rows]) + ",\n")
+
+
+def mot(root: Path) -> None:
+    put(root / "labels.txt", CLASSES)
+    for split, names in (("train", NAMES[:6]), ("test", NAMES[6:])):
+        folder, rows = root / split / "MOT20-01", []
+        put_pictures(folder / "img1", names)
+        for k, name in enumerate(names, 1):
+            (folder / f"img1/{name}.jpg").rename(folder / f"img1/{k:06d}.jpg")
+            rows += [f"{k},{c},{x1},{y1},{x2 - x1}.00,{y2 - y1},1,{c},1.0"
+                     for c, (_, (x1, y1, x2, y2)) in enumerate(OBJECTS, 1)]  # fmt: skip
+        put(folder / "gt/gt.txt", "\n".join([*rows, "1,9,1,1,20,20,0,2,0.5"]))
+
+
+def bdd100k(root: Path) -> None:
+    content = []
+    for name in NAMES:
+        boxes = [{"category": label, "box2d": dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))}
+                 for label, box in OBJECTS]  # fmt: skip
+        content.append({"name": f"{name}.jpg", "labels": [{"category": "lane", "poly2d": []}, *boxes]})
+    put_pictures(root / "images/100k/train", NAMES)
+    put(root / "labels/det_20/det_train.json", json.dumps(content))
+
+
+def _sides(box: Sequence[int]) -> dict[str, int]:
+    return {"left": box[0], "top": box[1], "width": box[2] - box[0], "height": box[3] - box[1]}
+
+
+def json_lines(root: Path, name: str, records: Sequence[Any]) -> None:
+    put_pictures(root / "photos", NAMES)
+    put(root / name, "".join(json.dumps(each) + "\n" for each in records))
+
+
+def labelbox(root: Path) -> None:
+    objects = [{"name": label, "annotation_kind": "ImageBoundingBox", "bounding_box": _sides(box)}
+               for label, box in OBJECTS]  # fmt: skip
+    x1, y1, x2, y2 = CAT_BOX
+    objects[1] = {"name": "cat", "polygon": [{"x": x, "y": y} for x, y in ((x1, y1), (x2, y1), (x1, y2))]}
+    json_lines(root, "export.ndjson", [
+        {"data_row": {"id": "c1", "external_id": f"{name}.jpg", "row_data": "https://x"},
+         "media_attributes": {"height": HEIGHT, "width": WIDTH},
+         "projects": {"p1": {"labels": [{"annotations": {"objects": objects}}]}}} for name in NAMES
+    ])  # fmt: skip
+
+
+def sagemaker(root: Path) -> None:
+    boxes = [{"class_id": c, **_sides(box)} for c, (_, box) in enumerate(OBJECTS)]
+    size = [{"width": WIDTH, "height": HEIGHT, "depth": 3}]
+    json_lines(root, "output.manifest", [
+        {"source-ref": f"s3://bucket/x/{name}.jpg", "pets": {"image_size": size, "annotations": boxes},
+         "pets-metadata": {"class-map": {"0": "dog", "1": "cat"}}} for name in NAMES
+    ])  # fmt: skip
+
+
+def vertex_ai(root: Path) -> None:
+    scale = (WIDTH, HEIGHT, WIDTH, HEIGHT)
+    boxes = [{"displayName": label, **{key: value / side for key, value, side in
+              zip(("xMin", "yMin", "xMax", "yMax"), box, scale, strict=True)}} for label, box in OBJECTS]  # fmt: skip
+    use = "aiplatform.googleapis.com/ml_use"
+    json_lines(root, "import.jsonl", [
+        {"imageGcsUri": f"gs://b/{name}.jpg", "boundingBoxAnnotations": boxes,
+         "dataItemResourceLabels": {use: "training" if k < 6 else "test"}} for k, name in enumerate(NAMES)
+    ])  # fmt: skip
+
+
+def hugging_face(root: Path) -> None:
+    put(root / "classes.txt", CLASSES)
+    boxes = [list(_sides(box).values()) for _, box in OBJECTS]
+    objects = {"bbox": boxes, "categories": [0, 1], "id": [1, 2]}
+    json_lines(root, "photos/metadata.jsonl", [{"file_name": f"{name}.jpg", "objects": objects} for name in NAMES])
+
+
+def v7(root: Path) -> None:
+    put_pictures(root / "images", NAMES)
+    boxes = [{"bounding_box": {"h": y2 - y1, "w": x2 - x1, "x": x1, "y": y1}, "name": label}
+             for label, (x1, y1, x2, y2) in OBJECTS]  # fmt: skip
+    for name in NAMES:
+        item = {"name": f"{name}.jpg", "path": "/", "slots": [{"height": HEIGHT, "width": WIDTH}]}
+        content = {"version": "2.0", "item": item, "annotations": [*boxes, {"name": "good", "tag": {}}]}
+        put(root / f"annotations/{name}.json", json.dumps(content, indent=2))
+
+
+def superannotate(root: Path) -> None:
+    put_pictures(root / "images", NAMES)
+    boxes = [{"type": "bbox", "className": label, "points": dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))}
+             for label, box in OBJECTS]  # fmt: skip
+    for name in NAMES:
+        metadata = {"name": f"{name}.jpg", "width": WIDTH, "height": HEIGHT}
+        put(root / f"{name}.jpg.json", json.dumps({"metadata": metadata, "instances": boxes}))
+
+
 # --- COCO ------------------------------------------------------------------------------------------------------------
 
 
@@ -533,6 +632,15 @@ LAYOUTS: dict[str, Layout] = {  # name: (maker, format that recognises it, split
     "cvat_video": (cvat_video, "cvat_xml", ("all",)),
     "datumaro": (datumaro, "datumaro", ("all",)),
     "open_images_toolkit": (open_images_toolkit, "name_rows", ("train", "val")),
+    "visdrone": (visdrone, "visdrone", ("train", "val")),
+    "mot": (mot, "mot", ("train", "test")),
+    "bdd100k": (bdd100k, "json_records", ("train",)),
+    "labelbox": (labelbox, "json_records", ("all",)),
+    "sagemaker": (sagemaker, "json_records", ("all",)),
+    "vertex_ai": (vertex_ai, "json_records", ("train", "test")),
+    "hugging_face": (hugging_face, "json_records", ("all",)),
+    "v7": (v7, "json_records", ("all",)),
+    "superannotate": (superannotate, "json_records", ("all",)),
     "labelme_web": (labelme_web, "xml", ("all",)),
     "make_sense_csv": (make_sense_csv, "csv", ("all",)),
     "marked_yolo": (marked_yolo, "plain_yolo", ("all",)),

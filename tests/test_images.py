@@ -71,7 +71,7 @@ def test_sixteen_bits_become_eight_without_overflow(kind: str) -> None:
 
 @pytest.mark.parametrize("scale", [1 / 255, 1, 257])
 def test_the_values_of_a_tiff_of_32_bits_tell_their_range(scale: float) -> None:
-    grey = np.asarray(Image.fromarray(RGB).convert("L")) * scale
+    grey = np.asarray(Image.fromarray(RGB).convert("L"), np.float64) * scale
     for kind in (np.float32, np.int32)[: 1 if scale < 1 else 2]:
         image = decode_image(encoded(Image.fromarray(grey.astype(kind)), "TIFF"))
         assert (image == np.rint(grey / scale)[..., None]).all()

@@ -110,10 +110,32 @@ def test_text_files_of_names_may_mark_difficult_objects_and_are_no_detections(tm
     index = everything(tmp_path)
     assert index.source["format"] == "name_rows" and index.class_names == ("dog", "traffic light")
     assert index.difficult.tolist() == [False, True] and codes(index) == {"bad_columns"}
-    for other in ("dog 0.9 10 20 60 80\n", "dog 0.5 0.5 0.25 0.75\n"):  # scores; YOLO with names instead of numbers
-        put(tmp_path / f"{NAMES[0]}.txt", other)
-        with pytest.raises(UserError, match="is not a data set"):
-            recognise(tmp_path)
+    put(tmp_path / f"{NAMES[0]}.txt", "dog 0.9 10 20 60 80\n")  # a score
+    with pytest.raises(UserError, match="is not a data set"):
+        recognise(tmp_path)
+
+
+def test_wider_face_is_read_without_its_invalid_faces(tmp_path: Path) -> None:
+    put_pictures(tmp_path / "WIDER_train/images/0--Parade", NAMES[:2])
+    lists = f"0--Parade/{NAMES[0]}.jpg\n2\n10 20 50 60 0 0 0 0 0 0 \n1 2 9 9 0 0 0 1 0 0 \n"
+    put(tmp_path / "wider_face_split/wider_face_train_bbx_gt.txt", f"{lists}0--Parade/{NAMES[1]}.jpg\n0\n{'0 ' * 10}\n")
+    index = open_dataset(tmp_path, "train", use_cache=False)
+    assert index.source["format"] == "wider_face" and index.class_names == ("face",) and len(index) == 2
+    assert index.boxes.tolist() == [[10, 20, 60, 80]] and codes(index) == {"found_by_name"}
+
+
+def test_lists_of_numbers_drop_and_report_only_their_bad_lines(tmp_path: Path) -> None:
+    put_pictures(tmp_path / "images", NAMES[:1])
+    put(tmp_path / f"annotations/{NAMES[0]}.txt", "10,20,50,60,1,4,0,0\n\n1,2,3\n1,2,9,9,1,12,0,0\n1,2,9,9,1,0,0,0\n")
+    index = everything(tmp_path)
+    assert index.class_names == ("car",) and codes(index) == {"bad_columns", "unknown_class", "ignored_regions"}
+    put(tmp_path / "photos.jsonl", '{"file_name": "x.jpg", "objects": {"bbox": [[1, 2, 3]], "categories": [3]}}\n{\n')
+    (tmp_path / f"annotations/{NAMES[0]}.txt").unlink()
+    with pytest.raises(UserError, match=r"no class names \(looked for"):
+        everything(tmp_path)
+    put(tmp_path / "classes.txt", "dog\n")
+    with pytest.raises(UserError, match=r"no image 'x\.jpg'"):
+        everything(tmp_path)
 
 
 def test_a_large_file_of_datumaro_is_not_coco(tmp_path: Path) -> None:

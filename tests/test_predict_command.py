@@ -201,7 +201,7 @@ def test_labels_that_cannot_have_the_name_of_their_image_are_reported(
     for name in ("x.jpg", "x.png"):
         picture(tmp_path / "in" / name)
     run(tmp_path / "in", "--save", "yolo", "--output", tmp_path / "a")
-    assert "such as x: the labels are in x.png.*" in capsys.readouterr().err
+    assert "such as x: its labels are in x.png.*" in capsys.readouterr().err
     run(tmp_path / "in", "--save", "yolo", "frames", "--output", tmp_path / "b")
     assert (tmp_path / "b/frames/x.png.jpg").exists() and (tmp_path / "b/yolo/x.png.txt").exists()
     assert not capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Read JSON and JSON Lines with one record per image: BDD100K, Labelbox, SageMaker, Vertex AI, Hugging Face, V7, SuperAnnotate.
+"""Read JSON and JSON Lines with one record per image, as BDD100K, Labelbox, SageMaker, V7 and others write it.
 
 Sources: https://doc.bdd100k.com/format.html, https://docs.labelbox.com/reference/export-image-annotations,
 https://docs.aws.amazon.com/sagemaker/latest/dg/sms-data-output.html (object detection),
@@ -33,16 +33,17 @@ _MARKS = (  # a file with all of the words of one group is read
 )
 _SIDES = ("left", "top", "width", "height")
 _CORNERS = ("x1", "y1", "x2", "y2")
+_Object = tuple[Any, list[Any] | None, Any]  # class, xyxy or None, kind of shape
 
 
 @dataclass
 class _Record:
-    """An image: its name, (height, width), split, and objects of (class, xyxy or None, kind of shape)."""
+    """An image: its name, (height, width), split, and objects."""
 
     name: Any
     size: tuple[Any, Any] = (None, None)
     split: Any = None
-    objects: list[tuple[Any, list[Any] | None, Any]] = field(default_factory=list)
+    objects: list[_Object] = field(default_factory=list)
     normalised: bool = False
 
 
@@ -156,7 +157,7 @@ def _sagemaker(item: Any) -> _Record | None:
 
 def _vertex_ai(item: Any) -> _Record | None:
     name = _at(item, "imageGcsUri")
-    boxes = [(_at(each, "displayName"), [_at(each, key) or 0 for key in ("xMin", "yMin", "xMax", "yMax")], "box")
+    boxes: list[_Object] = [(_at(each, "displayName"), [_at(each, key) or 0 for key in ("xMin", "yMin", "xMax", "yMax")], "box")
              for each in _items(item, "boundingBoxAnnotations")]  # fmt: skip
     split = _at(item, "dataItemResourceLabels", "aiplatform.googleapis.com/ml_use")
     return _Record(name, split=split, objects=boxes, normalised=True) if name else None
