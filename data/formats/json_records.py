@@ -157,8 +157,11 @@ def _sagemaker(item: Any) -> _Record | None:
 
 def _vertex_ai(item: Any) -> _Record | None:
     name = _at(item, "imageGcsUri")
-    boxes: list[_Object] = [(_at(each, "displayName"), [_at(each, key) or 0 for key in ("xMin", "yMin", "xMax", "yMax")], "box")
-             for each in _items(item, "boundingBoxAnnotations")]  # fmt: skip
+    boxes: list[_Object] = []
+    for each in _items(item, "boundingBoxAnnotations"):
+        boxes.append(
+            (_at(each, "displayName"), [_at(each, key) or 0 for key in ("xMin", "yMin", "xMax", "yMax")], "box")
+        )
     split = _at(item, "dataItemResourceLabels", "aiplatform.googleapis.com/ml_use")
     return _Record(name, split=split, objects=boxes, normalised=True) if name else None
 
