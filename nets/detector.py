@@ -48,7 +48,7 @@ class Detector:
         """Pickle where the model file is, and the configuration; unpickling loads the file."""
         if self._opened is None:
             raise UserError("pickle", "this detector has no model file", "save a checkpoint, and load it")
-        return _reopen, (type(self), self._opened, self.config)
+        return _reopen, (type(self), self._opened, self.config, self._is_sized)
 
     @classmethod
     def from_model(cls: type[Own], model: YOLOv4, device: str = "cpu") -> Own:
@@ -147,7 +147,7 @@ class Detector:
             yield part
 
 
-def _reopen(kind: type[Detector], opened: tuple[str, str, str], config: ModelConfig) -> Detector:
+def _reopen(kind: type[Detector], opened: tuple[str, str, str], config: ModelConfig, is_sized: bool) -> Detector:
     detector = kind.open(*opened)
-    detector.runtime.config = config
+    detector.runtime.config, detector._is_sized = config, is_sized
     return detector

@@ -16,7 +16,7 @@ from torch import Tensor
 from nets.model_config import STRIDES
 from nets.postprocess import postprocess
 from nets.weights.checkpoint import Checkpoint, load_checkpoint
-from nets.weights.import_reference import import_reference, main, read_class_names
+from nets.weights.import_reference import import_reference, main, read_anchors, read_class_names
 from nets.yolov4 import YOLOv4
 from utils.errors import UserError
 from utils.thresholds import Thresholds
@@ -160,6 +160,25 @@ def test_another_file_is_rejected_in_one_line(tmp_path: Path) -> None:
         main([str(tmp_path / "other.pth"), str(tmp_path / "out.pth")])
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out.pth").exists()
+
+
+def test_the_anchors_and_the_size_of_the_training_are_kept(shared: Path, tmp_path: Path, capsys) -> None:
+    torch.save(reference_weights(shared, 1), tmp_path / "in.pth")
+    (tmp_path / "anchors.txt").write_text("1, 2,  3,4, 5,6, 7,8, 9,10, 11,12, 13,14, 15,16, 17,18.5\n")
+    main([str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), "--anchors", str(tmp_path / "anchors.txt"),
+          "--input-size", "320", "640"])  # fmt: skip
+    config = load_checkpoint(tmp_path / "out.pth").config
+    assert config.anchors[0] == ((1, 2), (3, 4), (5, 6)) and config.anchors[2][2] == (17, 18.5)
+    assert config.input_size == (320, 640) and "input 320 x 640" in capsys.readouterr().out
+    (tmp_path / "anchors.txt").write_text("1,2,3")
+    with pytest.raises(UserError, match="not a list of 18 numbers"):
+        read_anchors(str(tmp_path / "anchors.txt"))
+
+
+def test_weights_of_another_backbone_are_named(shared: Path) -> None:
+    weights = {name.replace("stage1", "layer1"): each for name, each in reference_weights(shared, 1).items()}
+    with pytest.raises(UserError, match="the backbone is not MobileNetV1, V2 or V3"):
+        import_reference(weights)
 
 
 def test_a_missing_tensor_is_named(shared: Path) -> None:

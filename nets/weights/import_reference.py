@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.class_names import read_class_names
-from nets.model_config import ANCHORS_PER_LEVEL, YOLOV4_ANCHORS, ModelConfig
+from data.class_names import decode_text, read_class_names
+from data.formats.shapes import numbers_of
+from nets.model_config import ANCHORS_PER_LEVEL, STRIDES, YOLOV4_ANCHORS, Anchors, ModelConfig, input_size_option
 from nets.weights.bundled import MODEL_DATA
 from nets.weights.checkpoint import (
     Checkpoint,
@@ -30,6 +31,7 @@ from nets.weights.pretrained import read_weights_file
 from nets.yolov4 import YOLOv4
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command, warn
+from utils.files import MEGABYTE, read_file
 from utils.output_rules import check_output_file
 from utils.text import counted
 
@@ -77,11 +79,21 @@ class ImportOptions:
     classes: str | None = option(
         None, "file of class names, one per line (default for 20 classes: VOC's; for 80: COCO's)"
     )
+    anchors: str | None = option(
+        None, "yolo_anchors.txt of the training, if it is not the reference's own: 18 numbers, smallest anchor first"
+    )
+    input_size: tuple[int, ...] | None = option(
+        None, "input_shape of the training: height [width] (default: 416)", low=32, high=8192, nargs="+"
+    )
     overwrite: bool = option(False, "replace OUT.pth if it exists")
 
 
 def import_reference(
-    weights: Mapping[str, Tensor], class_names: tuple[str, ...] | None = None, where: object = "import"
+    weights: Mapping[str, Tensor],
+    class_names: tuple[str, ...] | None = None,
+    where: object = "import",
+    anchors: Anchors = YOLOV4_ANCHORS,
+    input_size: tuple[int, int] = (416, 416),
 ) -> Checkpoint:
     """Turn a reference state dict into a checkpoint.
 
@@ -89,12 +101,16 @@ def import_reference(
         weights: the reference's state dict; it determines the backbone and the number of classes.
         class_names: in the order of training. None: VOC's names for 20 classes, COCO's for 80, else numbered names.
         where: the file, for errors.
+        anchors, input_size: of its training.
 
     Raises:
         UserError: if it is not such a state dict, or if the number of names differs from the number of classes.
     """
     weights = {strip_prefixes(name): tensor for name, tensor in weights.items()}
     backbone = next((name for name, mark in _MARKS.items() if mark in weights), None)
+    if backbone is None and PREDICTION in weights:
+        what = "the backbone is not MobileNetV1, V2 or V3; weights of other backbones cannot be imported"
+        raise UserError(where, what, "train again with --backbone timm:NAME")
     if backbone is None or PREDICTION not in weights:
         what = "not a weight file of mobilenet-yolov4-pytorch with MobileNetV1, V2 or V3"
         raise UserError(where, what, "give a file written by its train.py")
@@ -107,6 +123,7 @@ def import_reference(
         what = f"{counted(config.num_classes, 'name')} for the file's {counted(num_classes, 'class')}"
         raise UserError("--classes", what, "give one name for each class")
     renamed = {_rename(backbone, name, weights): t for name, t in weights.items() if not _CLASSIFIER.match(name)}
+    config = config.replace(anchors=anchors, input_size=input_size)
     return Checkpoint(config, _fit(config, renamed, where), info={"source": "mobilenet-yolov4-pytorch"})
 
 
@@ -128,6 +145,20 @@ def reference_config(backbone: str, class_names: tuple[str, ...]) -> ModelConfig
         iou_threshold=0.3,
         max_detections=100_000,  # the reference has no limit
     )
+
+
+def read_anchors(path: str) -> Anchors:
+    """Read the reference's yolo_anchors.txt: nine pairs of width and height in input pixels, strides ascending.
+
+    Raises:
+        UserError: if it does not contain 18 positive numbers.
+    """
+    words = re.split(r"[,\s]+", decode_text(read_file(path, MEGABYTE), path).strip())
+    values = numbers_of(words) or []
+    if len(values) != 2 * ANCHORS_PER_LEVEL * len(STRIDES) or min(values) <= 0:
+        raise UserError(path, "is not a list of 18 numbers above 0", "give nine pairs `width,height`, smallest first")
+    pairs = list(zip(values[::2], values[1::2], strict=True))
+    return tuple(tuple(pairs[k : k + ANCHORS_PER_LEVEL]) for k in range(0, len(pairs), ANCHORS_PER_LEVEL))
 
 
 def default_class_names(num_classes: int) -> tuple[str, ...]:
@@ -246,11 +277,14 @@ def main(argv: list[str] | None = None) -> None:
         content = content["state_dict"]
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     class_names = read_class_names(Path(options.classes)) if options.classes else None
-    checkpoint = import_reference(tensors, class_names, options.input)
+    anchors = read_anchors(options.anchors) if options.anchors else YOLOV4_ANCHORS
+    size = input_size_option(options.input_size) if options.input_size else (416, 416)
+    checkpoint = import_reference(tensors, class_names, options.input, anchors, size)
     save_checkpoint(options.output, checkpoint)
     config = checkpoint.config
     names = f"{counted(config.num_classes, 'class')} ({', '.join(config.class_names[:5])}...)"
-    print(f"{options.output}: {config.backbone}, {names}")
+    shown = " x ".join(map(str, config.input_size))
+    print(f"{options.output}: {config.backbone}, {names}, input {shown}")
 
 
 if __name__ == "__main__":
