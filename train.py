@@ -1,4 +1,4 @@
-"""Train a detector: options, data, model and training loop, in this order."""
+"""Train a detector on a data set."""
 
 from __future__ import annotations
 

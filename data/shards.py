@@ -446,7 +446,7 @@ class ShardOptions(DataOptions):
 
 def main(argv: list[str] | None = None) -> None:
     """`dataset.py shard DATA OUT`."""
-    options = parse_options(ShardOptions, argv, prog="dataset.py shard", description=__doc__ or "")
+    options = parse_options(ShardOptions, argv, prog="dataset.py shard", description="Write a split as tar shards.")
     index = options.open(options.split or default_splits(options.data, options.image_folder)[0])
     folder = write_shards(index, options.output, options.images_per_shard, options.seed)
     shards = open_shards(folder)

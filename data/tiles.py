@@ -15,6 +15,7 @@ from data.index import DatasetIndex
 from data.index_cache import cache_folder, fingerprint
 from utils.errors import UserError, warn
 from utils.files import write_atomically
+from utils.text import counted
 
 MANY_FILES = 50_000  # warn above it
 VERSION = 1  # increase when tiles change
@@ -77,7 +78,8 @@ def tile_dataset(
     all_windows = [tile_windows(int(height), int(width), *tile, overlap) for height, width in index.sizes]
     count = sum(len(each) for each in all_windows if len(each) > 1)
     if count > MANY_FILES and not is_done:
-        warn("tiles", f"{count:,} files are written to {folder}", "larger tiles or less overlap give fewer")
+        what = f"{counted(f'{count:,}', 'file is', 'files are')} written to {folder}"
+        warn("tiles", what, "larger tiles or less overlap give fewer")
     rows: list[_Row] = []
     for i in tqdm(range(len(index)), desc="tiles", unit="img", delay=2, leave=False, disable=is_done):
         height, width = (int(side) for side in index.sizes[i])

@@ -1,4 +1,4 @@
-"""`dataset.py audit DATA`: list labels that are probably wrong, as JSON, CSV, a page of crops and a labelling queue."""
+"""List labels that are probably wrong, as JSON, CSV, a page of crops and a labelling queue."""
 
 from __future__ import annotations
 

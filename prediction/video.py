@@ -28,25 +28,8 @@ from utils.errors import RunError, UserError, warn
 if "OPENCV_LOG_LEVEL" not in os.environ:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".3gp",
-        ".asf",
-        ".avi",
-        ".flv",
-        ".m2ts",
-        ".m4v",
-        ".mjpeg",
-        ".mjpg",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-    }
-    | {".ogv", ".ts", ".vob", ".webm", ".wmv"}
-)
+_SUFFIXES = "3gp asf avi flv m2ts m4v mjpeg mjpg mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _SUFFIXES.split())
 DEFAULT_FPS = 25.0  # for a file or camera without a frame rate
 RECONNECTS = 5  # consecutive attempts to reconnect to a lost stream
 BACK_OFF = 0.5  # seconds before the first attempt, doubled each time

@@ -1,4 +1,4 @@
-"""Take the README's screenshots of the service page with headless Chromium, in two sizes."""
+"""Take the documentation's screenshot of the service page with headless Chromium, as on a phone in dark mode."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ CHROMIUM_FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-VIEWS = {  # name: width, height, device pixel ratio, dark mode
-    "serve_desktop": (1180, 760, 1, False),
-    "serve_phone": (390, 844, 1, True),
-}
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 PATIENCE = 180  # timeout in seconds, long enough for a busy machine
 
 
@@ -42,7 +39,7 @@ PATIENCE = 180  # timeout in seconds, long enough for a busy machine
 class ScreenshotOptions:
     picture: str = option("", "image to send to the page", positional=True, metavar="PICTURE")
     checkpoint: str | None = option(None, "model file (default: the bundled weights)", metavar="FILE")
-    output: str = option("docs/images", "output folder; existing PNG files are replaced", metavar="DIR")
+    output: str = option("docs/images", "output folder; an existing serve_phone.png is replaced", metavar="DIR")
     address: str | None = option(None, "URL of a running service (default: start one)", metavar="URL")
     score_threshold: float | None = option(None, "value of the score threshold slider", low=0.05, high=0.99)
 
@@ -54,20 +51,19 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("PICTURE", f"{options.picture!r} does not exist", "give an image file")
     output.mkdir(parents=True, exist_ok=True)
     with service(options) as address, chromium() as browser:
-        for name, (width, height, ratio, dark) in VIEWS.items():
-            metrics = {"width": width, "height": height, "deviceScaleFactor": ratio, "mobile": width < 600}
-            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-            scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-            browser.get(address)
-            wait(lambda: browser.execute_script("return document.body.dataset.ready === 'yes'"))
-            browser.find_element("id", "file").send_keys(str(picture))
-            wait(lambda: " ms " in browser.find_element("id", "status").text)
-            if options.score_threshold is not None:
-                move_slider(browser, options.score_threshold)
-            browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
-            (output / f"{name}.png").write_bytes(browser.get_screenshot_as_png())
-            print(f"{output / name}.png: {browser.find_element('id', 'status').text}")
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark"}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+        browser.get(address)
+        wait(lambda: browser.execute_script("return document.body.dataset.ready === 'yes'"))
+        browser.find_element("id", "file").send_keys(str(picture))
+        wait(lambda: " ms " in browser.find_element("id", "status").text)
+        if options.score_threshold is not None:
+            move_slider(browser, options.score_threshold)
+        browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        path = output / "serve_phone.png"
+        path.write_bytes(browser.get_screenshot_as_png())
+        print(f"{path}: {browser.find_element('id', 'status').text}")
 
 
 def move_slider(browser: Any, value: float) -> None:

@@ -210,7 +210,7 @@ def test_every_run_killed_at_random_points_has_the_same_result(tmp_path: Path) -
     said = done.stdout
     assert done.returncode == 0, said + done.stderr
     assert f"metrics.csv): {len(how)}\n" in said and "unreadable: 0\n" in said
-    assert all(words in said for words in ("1 full disk", "leaving took", "inside a write"))
+    assert all(words in said for words in ("1 full disk", "time until the exit", "during a write"))
     assert " 0 inside a write" not in said
 
 

@@ -274,8 +274,7 @@ def summary(plan: Mapping[str, Any], rows: Mapping[str, Any], interval: Comparis
     objects = _objects(rows)
     lines = [
         f"{plan['folds']} folds, {rows['num_images']} images, {counted(sum(objects.values()), 'object')}, "
-        "each image evaluated by "
-        "a detector that was not trained on it:",
+        "each image evaluated by a detector that was not trained on it:",
         f"mAP50 {interval.b:.3f} ({interval.low:.3f} to {interval.high:.3f} at 95 %), COCO AP {rows['coco_AP']:.3f}",
     ]
     width = max((len(name) for name in interval.per_class), default=0)

@@ -61,7 +61,7 @@ def choose_recipe(
         given_batch: images per step in all processes, if given by the user.
         is_detector: whether neck and head start from weights too.
         world_size: processes that share the images of a step.
-        usual_batch: images a step where there are enough of them (`GPU_BATCH` on a GPU).
+        usual_batch: images per step, if there are enough (`GPU_BATCH` on a GPU).
     """
     quick = not pretrained and num_images < FEW_IMAGES
     batch = SCRATCH_BATCH if quick else usual_batch

@@ -44,12 +44,7 @@ CANDIDATES: tuple[dict[str, Any], ...] = (
     {"class_weight": 2.0},
     {"neck_width": 0.5},
 )
-FACTORS = (
-    "learning_rate",
-    "input_size",
-    "class_weight",
-    "neck_width",
-)  # for these, the value is a factor of the default
+FACTORS = ("learning_rate", "input_size", "class_weight", "neck_width")  # their value is a factor of the default
 NOT_FOR_TRIALS = ("tune", "resume", "run_dir", "minutes", "epochs")
 Train = Callable[[list[str]], int]  # train.py's main
 

@@ -435,7 +435,9 @@ def _build_parser(
     has_short = any(leaf.field.metadata["common"] for leaf in known)
     epilog = None if example is None else f"example: {example}"
     parser = _Parser(prog=prog, description=description, epilog=epilog, allow_abbrev=False, add_help=False)
-    parser.usage = "%(prog)s [options]" if has_short else None
+    places = [(leaf.field.metadata["metavar"] or leaf.name, leaf.field.metadata["nargs"]) for leaf in known
+              if leaf.field.metadata["positional"]]  # fmt: skip
+    parser.usage = " ".join(["%(prog)s [options]", *(f"[{name} ...]" if nargs else name for name, nargs in places)])
     make = functools.partial(_build_parser, cls, description, prog or parser.prog, presets, example)
     groups: dict[str, Any] = {"": parser}
     if presets is not None:

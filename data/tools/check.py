@@ -1,4 +1,4 @@
-"""Check a data set for errors before training: `dataset.py check`."""
+"""Check a data set for errors before training."""
 
 from __future__ import annotations
 

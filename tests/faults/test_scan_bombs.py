@@ -17,7 +17,7 @@ from imaging.image_io import ImageError, decode_image, read_header, read_image, 
 from prediction.sources import list_sources
 from tests.long.bombs import scan_bomb
 
-SECONDS = 1.0  # of processor time for a refusal
+SECONDS = 1.0  # maximum CPU time until the file is rejected
 
 
 def jpeg(**options: object) -> bytes:

@@ -40,7 +40,7 @@ from utils.errors import UserError, run_command
 from utils.files import read_file
 
 LIMIT = 1000  # megabytes that no bomb may cost
-SECONDS = 10.0  # of processor time that no bomb may cost
+SECONDS = 10.0  # maximum CPU time for each file
 SPARSE = 3 << 30  # bytes of a file that is nothing but a hole
 MAX_XML = 10 << 20
 CHUNK = 1 << 20
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             worst, longest = max(worst, memory), max(longest, seconds)
             cost = f"took {memory:.0f} MB and {seconds:.2f} s"
             print(f"{'FAILED ' if bad else ''}{title}: {size / 1e6:.2f} MB, {cost}: {answer}", flush=True)
-    print(f"worst: {worst:.0f} MB, longest: {longest:.2f} s of processor time, failed: {failed}")
+    print(f"worst: {worst:.0f} MB, longest: {longest:.2f} s of CPU time, failed: {failed}")
     return 1 if failed else 0
 
 

@@ -34,8 +34,8 @@ from utils.errors import RunError, UserError, run_command
 from utils.files import write_file
 
 SLOW = 5.0  # CPU seconds of one small input that count as a failure
-MEGAPIXELS = 1.0  # of a picture: what claims more is refused, as 100 megapixels are by default
-READ, REFUSED, FAILED, CRASHED = "read", "refused", "failed", "crashed"
+MEGAPIXELS = 1.0  # larger images are rejected, as those of more than 100 megapixels are by default
+READ, REJECTED, FAILED, CRASHED = "read", "rejected", "failed", "crashed"
 HEIGHT, WIDTH = 24, 32
 
 
@@ -213,7 +213,7 @@ class Place:
         return kind, spoil(self.whole[kind], rng, kind in TEXTS)
 
     def judge(self, kind: str, data: bytes) -> tuple[str, str]:
-        """Result of an input: `read`, `refused` or `failed`, with the message."""
+        """Result of an input: `read`, `rejected` or `failed`, with the message."""
         file = self.files.get(kind, self.root / "picture")
         file.write_bytes(data)
         began = time.process_time()
@@ -221,13 +221,13 @@ class Place:
             self._read(kind, file)
             outcome, words = READ, ""
         except UserError as error:
-            outcome, words = REFUSED, str(error)
+            outcome, words = REJECTED, str(error)
         except Exception as error:  # what this looks for
             outcome, words = FAILED, f"{type(error).__name__}: {error}"
         took = time.process_time() - began
         if took > SLOW:
             return FAILED, f"took {took:.1f} s"
-        if outcome == REFUSED and ("\n" in words or not re.match(r".+: .+", words) or len(words) > 2000):
+        if outcome == REJECTED and ("\n" in words or not re.match(r".+: .+", words) or len(words) > 2000):
             return FAILED, f"the error is not one line: {words[:200]!r}"
         if kind in self.files:
             file.write_bytes(self.whole[kind])
@@ -332,10 +332,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--kinds", f"{sorted(unknown)[0]!r} is not known", f"choose from {', '.join(KINDS)}")
     began = time.perf_counter()
     counts, failures = fuzz(options)
-    print(f"{'kind':14}{'inputs':>8}{READ:>8}{REFUSED:>9}{FAILED:>8}{CRASHED:>9}")
+    print(f"{'kind':14}{'inputs':>8}{READ:>8}{REJECTED:>9}{FAILED:>8}{CRASHED:>9}")
     total: Counter[str] = sum(counts.values(), Counter())
     for kind, of_kind in [*counts.items(), ("all", total)]:
-        numbers = "".join(f"{of_kind[name]:>{w}}" for name, w in ((READ, 8), (REFUSED, 9), (FAILED, 8), (CRASHED, 9)))
+        numbers = "".join(f"{of_kind[name]:>{w}}" for name, w in ((READ, 8), (REJECTED, 9), (FAILED, 8), (CRASHED, 9)))
         if of_kind:
             print(f"{kind:14}{of_kind.total():>8}{numbers}")
     for number, kind, words in failures[:20]:

@@ -111,14 +111,14 @@ def main(argv: list[str] | None = None) -> int:
         tally = fuzz(kind, count, options.seed, keep)
         common = ", ".join(f"{words} {n}" for words, n in tally.reasons.most_common(3))
         print(
-            f"{kind}: {count} inputs, {tally.read} read, {tally.refused} refused ({common}), {len(tally.harm)} did "
-            f"harm; longest {tally.longest:.2f} s, at most {tally.memory / 1e6:.0f} MB more memory",
+            f"{kind}: {count} inputs, {tally.read} read, {tally.refused} rejected ({common}), {len(tally.harm)} "
+            f"failed; at most {tally.longest:.2f} s and {tally.memory / 1e6:.0f} MB",
             flush=True,
         )
         failed += len(tally.harm)
         for harm in tally.harm[:10]:
             print(f"  {harm}")
-    print(f"all: {options.count} inputs, {failed} did harm (seed {options.seed})")
+    print(f"all: {options.count} inputs, {failed} failed (seed {options.seed})")
     return 1 if failed else 0
 
 

@@ -49,7 +49,7 @@ import pycocotools.cocoeval  # noqa: F401 -- imported once, before the forks
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 STAGES = ("half written", "before fsync", "before rename", "after rename")
 Strike = Callable[[int, str], None]
-LEAVE_SECONDS = 5.0  # on the clock or, where the machine does other things, of the processor
+LEAVE_SECONDS = 5.0  # wall-clock time, or CPU time if the machine is busy
 GIVE_UP_SECONDS = 600.0
 IMAGES, SIDES = 12, (64, 96)
 # small enough that a hundred of them are quick, and with everything in it that has a state
@@ -94,7 +94,7 @@ class Tally:
     unreadable: list[str] = field(default_factory=list)
     identical: int = 0
     faults: list[str] = field(default_factory=list)
-    seconds: list[tuple[float, float]] = field(default_factory=list)  # on the clock, of the processor, to leave
+    seconds: list[tuple[float, float]] = field(default_factory=list)  # wall-clock and CPU time until the exit
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,7 +130,7 @@ class KillTest:
                 "kill_test", f"the uninterrupted run ended with exit code {code}", _log(self.folder / "whole")
             )
         self.expected = _read_proof(self.folder / "whole")
-        print(f"undisturbed: {self.seconds:.1f} s, {self.expected['writes']} writes", flush=True)
+        print(f"uninterrupted run: {self.seconds:.1f} s, {self.expected['writes']} writes", flush=True)
         for number in range(self.options.times):
             how, workers = self.options.how, self.options.workers
             self._one(f"run{number}", how[number % len(how)], workers[number % len(workers)])
@@ -199,9 +199,9 @@ class KillTest:
     def _check_exit(self, name: str, how: str, code: int) -> None:
         expected = {"kill": {-signal.SIGKILL}, "term": {143}, "int": {130}, "disk": {1}}[how]
         if code not in expected:
-            self._fault(f"{name}: left with {code}: {_log(self.folder / name)}")
+            self._fault(f"{name}: exit code {code}: {_log(self.folder / name)}")
         if self.tally.seconds and min(self.tally.seconds[-1]) > LEAVE_SECONDS:
-            self._fault(f"{name}: took {self.tally.seconds[-1][0]:.1f} s to leave")
+            self._fault(f"{name}: took {self.tally.seconds[-1][0]:.1f} s to exit")
 
     def _fault(self, text: str) -> None:
         self.tally.faults.append(text)
@@ -212,13 +212,15 @@ def describe(options: KillOptions, tally: Tally) -> list[str]:
     """The result as text."""
     points = ", ".join(f"{count} {point}" for point, count in sorted(tally.points.items()))
     lines = [
-        f"broken off: {options.times} ({points}); {tally.in_write} inside a write",
+        f"interrupted: {options.times} ({points}); {tally.in_write} during a write",
         f"checkpoints found: {tally.checkpoints}, unreadable: {len(tally.unreadable)}",
         f"resumed and bit-identical (weights, average, optimiser, random states, metrics.csv): {tally.identical}",
     ]
     if tally.seconds:
-        for what, seconds in zip(("s", "s of the processor"), zip(*tally.seconds, strict=True), strict=True):
-            lines.append(f"leaving took at most {max(seconds):.2f} {what}, usually {statistics.median(seconds):.2f}")
+        for what, seconds in zip(("s", "s of CPU time"), zip(*tally.seconds, strict=True), strict=True):
+            lines.append(
+                f"time until the exit: at most {max(seconds):.2f} {what}, median {statistics.median(seconds):.2f}"
+            )
     return lines + tally.unreadable + tally.faults
 
 
