@@ -38,7 +38,7 @@ demo: setup
 	@echo "look at demo/predictions, demo/run/curves.png and demo/run/val_detections.jpg"
 
 test: setup-dev
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
 
 lint: setup-dev
 	$(BIN)/ruff check .

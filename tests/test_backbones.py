@@ -183,9 +183,12 @@ def test_squeeze_and_excitation_stands_before_or_after_the_activation() -> None:
     x = torch.randn(1, after_block[0][0].in_channels, 8, 8)
     expanded = after_block[0](x)
     normed = after_block[1][1](after_block[1][0](expanded))
-    gate = torchvision.ops.SqueezeExcitation.forward
-    torch.testing.assert_close(after_block[3](gate(after_block[2], F.hardswish(normed))), after_block(x))
-    torch.testing.assert_close(after_block[3](F.hardswish(gate(after_block[2], normed))), before_block(x))
+    weights = after_block[2].state_dict()
+    squeezed, channels = weights["fc1.weight"].shape[:2]
+    gate = torchvision.ops.SqueezeExcitation(channels, squeezed, scale_activation=nn.Hardsigmoid)
+    gate.load_state_dict(weights)
+    torch.testing.assert_close(after_block[3](gate(F.hardswish(normed))), after_block(x))
+    torch.testing.assert_close(after_block[3](F.hardswish(gate(normed))), before_block(x))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -16,10 +17,38 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_one_process_of_one_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"RANK": "1"},  # would silence what only rank 0 prints
+        {"WORLD_SIZE": "4"},
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"},
+        {"RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"},
+    ],
+)
+def test_leftovers_of_one_process_are_removed_with_one_line(
+    values: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
     assert distributed.start("cpu") == "cpu" and distributed.world_size() == 1
+    assert not set(values) & set(os.environ)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: environment: ") and line.endswith("unset RANK and WORLD_SIZE")
+    assert all(f"{name}={value}" in line for name, value in values.items())
+
+
+def test_variables_of_a_torchrun_that_has_ended_are_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
+    for place in ({}, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}):
+        for name, value in (values | place).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match="TORCHELASTIC_RUN_ID: is set, but no torchrun answers at MASTER_ADDR"):
+            distributed.start("cpu")
 
 
 @pytest.mark.parametrize(

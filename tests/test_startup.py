@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train", "eval", "predict", "export", "dataset", "serve", "benchmark")
 HEAVY = (
     "torch",
+    "torch._dynamo",
     "torchvision",
     "cv2",
     "matplotlib",
@@ -70,6 +71,13 @@ def test_the_parts_that_run_exports_import_no_pytorch() -> None:
     for module in ("nets", "nets.detector", "nets.export.load", "prediction.detector", "prediction.command"):
         program = f"import sys, {module}; assert not {{'torch', 'torchvision'}} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=1500)
+
+
+def test_prediction_in_pytorch_imports_no_torchvision(tmp_path: Path) -> None:
+    write_image(tmp_path / "photo.jpg", pictures(1, 90, 120)[0])
+    command = ("photo.jpg", "--checkpoint", "nano", "--output", "out", "--device", "cpu", "--heatmap")
+    code, imported, text = run("predict", *command, cwd=tmp_path, MOBILENET_YOLO_RUNTIME="torch")
+    assert code == 0 and "torch" in imported and not {"torchvision", "torch._dynamo"} & imported, text
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ GRACE_SECONDS = 3.0
 HANDSHAKE_SECONDS = 5.0  # for the reply of a server that has accepted the connection
 POLL_SECONDS = 0.02
 LEFTOVERS = "start several processes with torchrun; for a single process, unset RANK and WORLD_SIZE"
+LAUNCHER = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
 EQUAL_PART = 1e-3  # relative tolerance for the gradient norms of different kinds of GPU
 _SIOCGIFADDR = 0x8915  # of Linux: the address of an interface
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout", "tcpstore")
@@ -49,9 +50,7 @@ def start(device: str, backend: str | None = None, timeout_seconds: float = TIME
         UserError: if there are fewer GPUs than processes on this machine, or the environment is incomplete.
         RunError: if the other processes do not connect.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return device
-    if "TORCHELASTIC_RUN_ID" not in os.environ and not _has_others(timeout_seconds):
+    if not (_has_launcher() or _has_others(timeout_seconds)):
         return device
     import torch
     import torch.distributed as dist
@@ -134,17 +133,44 @@ def _is_loopback(host: str) -> bool:
         return True
 
 
+def _has_launcher() -> bool:
+    """Whether torchrun started this process and still runs. Its variables are also inherited by later commands.
+
+    Raises:
+        UserError: if torchrun's variables describe several processes, but no torchrun answers.
+    """
+    if any(name not in os.environ for name in ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE")):
+        return False
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "False":  # rank 0 has the store, which it starts later
+        return True
+    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    try:
+        with socket.create_connection((host, int(port)), timeout=HANDSHAKE_SECONDS):
+            return True
+    except (OSError, ValueError, OverflowError) as error:
+        if os.environ["WORLD_SIZE"] == "1":
+            return False
+        what = f"is set, but no torchrun answers at MASTER_ADDR {host or 'unset'}, MASTER_PORT {port or 'unset'}"
+        raise UserError("TORCHELASTIC_RUN_ID", what, f"{LEFTOVERS}, and TORCHELASTIC_RUN_ID") from error
+
+
 def _has_others(timeout_seconds: float) -> bool:
     """Whether RANK and WORLD_SIZE, set without torchrun, mean several processes. Stale values would block this one.
+
+    If they mean one process, they are removed from the environment, and one line says so.
 
     Raises:
         UserError: for invalid values, or if MASTER_ADDR or MASTER_PORT is missing or the host is unknown.
     """
-    rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None or count is None or (rank, count) == ("0", "1"):
+        found = {name: os.environ.pop(name) for name in LAUNCHER if name in os.environ}
+        if rank is not None or count is not None:
+            values = ", ".join(f"{name}={value}" for name, value in found.items())
+            warn("environment", f"{values} means one process: the run is not distributed", LEFTOVERS)
+        return False
     if not rank.isdecimal() or not count.isdecimal() or int(rank) >= int(count):
         raise UserError("WORLD_SIZE", f"{count!r} does not match RANK {rank!r}", LEFTOVERS)
-    if int(count) == 1:
-        return False
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise UserError("WORLD_SIZE", f"is {count} in the environment, but {name} is not set", LEFTOVERS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torchvision.ops
 from torch import Tensor, nn
 
 from nets.backbones.base import Backbone
@@ -61,18 +60,29 @@ _STEM_CHANNELS = 16
 _EPS = 1e-3  # torchvision's value, taken from the authors' code
 
 
-class SqueezeExcitation(torchvision.ops.SqueezeExcitation):
+class SqueezeExcitation(nn.Module):
     """Scale each channel by a gate computed from the pooled map (section 5.3), then apply `activation` if given.
 
     The gate has a quarter of the channels of the expanded map, and a hard sigmoid instead of a sigmoid (section 5.2).
+    torchvision.ops has the same module, but its import takes two seconds of CPU, also at each start of a prediction.
     """
 
     def __init__(self, channels: int, activation: ActivationType | None = None) -> None:
-        super().__init__(channels, make_divisible(channels // 4), scale_activation=nn.Hardsigmoid)
+        super().__init__()
+        squeezed = make_divisible(channels // 4)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.activation = nn.ReLU()
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+        self.scale_activation = nn.Hardsigmoid()
         self.gated_activation = nn.Identity() if activation is None else activation(inplace=True)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.gated_activation(super().forward(input))
+    def gate(self, x: Tensor) -> Tensor:
+        """(N, C, 1, 1) in [0, 1] from (N, C, H, W)."""
+        return self.scale_activation(self.fc2(self.activation(self.fc1(self.avgpool(x)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gated_activation(self.gate(x) * x)
 
 
 class InvertedResidual(nn.Module):
