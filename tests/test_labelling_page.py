@@ -335,6 +335,7 @@ def test_two_tabs_on_one_image(browser: webdriver.Chrome, tmp_path: Path) -> Non
             page.drag(0.6, 0.6, 0.9, 0.8)
             until(lambda: page.js("return document.getElementById('conflict').open"))
             assert "Yours have 1 object, theirs 1 object" in page.text("#conflict-text")
+            assert page.js("return document.activeElement.id") == "keep-both"  # what Enter chooses loses no box
             page.find("#keep-both").click()
             page.saved()
             assert len(labelling.store.read(here).labels.boxes) == 2
@@ -476,6 +477,32 @@ def test_a_phone_draws_by_touch(browser: webdriver.Chrome, tmp_path: Path) -> No
     finally:
         browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_long_names_and_messages_stay_inside_and_the_file_name_is_shown(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    folder = photos(tmp_path / "photos", 1)
+    long = "a-folder-with-a-very-long-name-that-fills-the-line/another-one-below-it"
+    (folder / long).mkdir(parents=True)
+    (folder / "p0.png").rename(folder / long / "IMG_2026_000123.png")
+    with running(build_app(Painted(), labelling=labelling_of(folder))) as address:
+        for size in ((1200, 800), (500, 800), (900, 420)):
+            page = Page(browser, address, size)
+            until(lambda page=page: page.js("return document.querySelectorAll('#list-rows .file').length") == 1)  # type: ignore[misc]
+            page.js(
+                "const p = document.getElementById('problem'); p.textContent = arguments[0]; p.hidden = false",
+                "x" * 200,
+            )
+            for name in ("#picture-name .file", "#list-rows .file", "#problem", "body"):
+                assert page.js(
+                    "const e = document.querySelector(arguments[0]); return e.scrollWidth <= e.clientWidth", name
+                )
+            stage, problem = page.find("#stage").rect, page.find("#problem").rect
+            assert problem["y"] + 1 >= page.find("header").rect["height"]  # 1: selenium rounds some of the numbers
+            assert stage["y"] + 1 >= problem["y"] + problem["height"]
+            page.find("#help").click()
+            assert page.js("return document.getElementById('keys').scrollTop") == 0
 
 
 @pytest.mark.slow

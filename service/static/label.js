@@ -575,7 +575,7 @@ function update() {
   );
   if (state.picture) {
     const hidden = state.picture.hidden ? ` · ${state.picture.hidden} not shown` : "";
-    $("picture-name").textContent = `${state.picture.name} · ${state.picture.width}×${state.picture.height}${hidden}`;
+    $("picture-name").replaceChildren(...pathParts(state.picture.name), ` · ${state.picture.width}×${state.picture.height}${hidden}`);
     const past = historyOf(state.picture.id);
     $("undo").disabled = !past.undo.length;
     $("redo").disabled = !past.redo.length;
@@ -594,6 +594,13 @@ function update() {
   $("findings-card").hidden = !findings.length;
   showRows($("findings"), findings, (each) => [each.text || each.kind, each.score.toFixed(2)], (each) => select(each.uid));
   $("threshold-value").textContent = Number($("threshold").value).toFixed(2);
+}
+
+/** The folder and the file of a path; where there is too little room, the folder is shortened first. */
+function pathParts(path) {
+  const cut = path.lastIndexOf("/") + 1;
+  const part = (className, textContent) => Object.assign(document.createElement("span"), { className, textContent, title: path });
+  return [part("folder", path.slice(0, cut)), part("file", path.slice(cut))];
 }
 
 /** A list of buttons with colour, text and a value at the end. */
@@ -730,7 +737,6 @@ function showTraining(training) {
 function drawCurve(rows, metric) {
   const canvas = $("curve");
   const context = canvas.getContext("2d");
-  const style = getComputedStyle(document.body);
   const { width, height } = canvas;
   context.clearRect(0, 0, width, height);
   const scores = rows.filter((each) => each[metric] !== undefined).map((each) => [each.epoch, each[metric]]);
@@ -753,10 +759,9 @@ function drawCurve(rows, metric) {
     context.fillText(label, y, 12);
   };
   if (!rows.length) return;
-  const quiet = style.getPropertyValue("color");
-  line(losses, Math.max(...losses.map(([, value]) => value), 1e-9), "#8a8f98", `loss ${losses[losses.length - 1][1].toFixed(2)}`, 190);
-  if (scores.length) line(scores, 1, "#0a8f7a", `mAP50 ${scores[scores.length - 1][1].toFixed(3)}`, 6);
-  context.fillStyle = quiet;
+  const quiet = getComputedStyle($("training-history")).color;
+  line(losses, Math.max(...losses.map(([, value]) => value), 1e-9), quiet, `loss ${losses[losses.length - 1][1].toFixed(2)}`, 190);
+  if (scores.length) line(scores, 1, getComputedStyle(canvas).color, `mAP50 ${scores[scores.length - 1][1].toFixed(3)}`, 6);
 }
 
 function markLabelled(id) {
@@ -775,9 +780,9 @@ function drawList() {
   for (let place = first; place < last; place++) {
     const each = state.list.rows.get(place);
     if (!each) fetchRows(Math.floor(place / LIST_PART) * LIST_PART);
-    const button = Object.assign(document.createElement("button"), { type: "button" });
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "path" });
     button.append(Object.assign(document.createElement("span"), { className: "done", textContent: each?.labelled ? "✓" : "" }));
-    button.append(each ? each.name : "…");
+    button.append(...(each ? pathParts(each.name) : ["…"]));
     button.setAttribute("aria-current", String(Boolean(each && state.picture && each.id === state.picture.id)));
     if (each) button.addEventListener("click", () => visit(each.id));
     const item = document.createElement("li");
