@@ -260,7 +260,8 @@ def write_outputs(options: EvalOptions, result: EvaluationResult, scored: Scored
 
         count = export_worst(result, Path(options.export), options.worst)
         command = f"--label {quoted(options.export)} --queue {quoted(Path(options.export) / 'queue.json')}"
-        print(f"{counted(count, 'image')} with the most errors: python serve.py {command}")
+        what = f"{counted(count, 'image')} with the most errors: python serve.py {command}"
+        print(what if count else f"no image has an error: {options.export} is not written")
     if options.report:
         from evaluation.report.html import report_html
 

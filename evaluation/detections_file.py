@@ -125,6 +125,8 @@ def _scored_images(
         todo = "was it made with --limit, or from another split? If it is correct: --missing-images skip (they were "
         raise UserError(path, what, f"{todo}not processed) or empty (they have no detections)")
     skip = missing == "skip" or (missing == "refuse" and is_ours)
+    if skip and not listed:
+        raise UserError(path, f"lists no image of {index.name}", "give the detections of this data set")
     if absent:
         how = "not evaluated" if skip else "evaluated as images without detections"
         notes.append(f"{path} lacks {absent} of the {len(index)} images of {index.name}: {how}")

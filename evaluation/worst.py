@@ -58,7 +58,7 @@ def export_worst(result: EvaluationResult, folder: Path, count: int) -> int:
 
     The images are copied, so labelling does not change the original data set. The queue lists detections without
     a label and missed objects; `serve.py --label FOLDER --queue FOLDER/queue.json` shows it. Returns the number of
-    images.
+    images; without errors, 0, and nothing is written.
 
     Raises:
         UserError: if the folder is not empty.
@@ -67,6 +67,8 @@ def export_worst(result: EvaluationResult, folder: Path, count: int) -> int:
     threshold = FALLBACK_THRESHOLD if result.best_f1_threshold is None else result.best_f1_threshold
     mistakes = find_mistakes(result, threshold)
     positions = mistakes.worst_first[:count]
+    if not len(positions):
+        return 0
     index = result.index.subset(positions)
     with new_folder(folder) as partial:
         names = write_dataset({"worst": index}, partial, "voc", Losses(), progress=False, year=YEAR)

@@ -198,6 +198,8 @@ def test_no_detections_at_all_score_zero(devkit: Path, tmp_path: Path) -> None:
     arguments = ["--detections", file, "--data", str(devkit), "--split", "test", "--json", str(out)]
     with pytest.raises(UserError, match="lacks 4 of the 4 images of VOC2007 test"):
         eval_command.main(arguments)
+    with pytest.raises(UserError, match="lists no image of VOC2007 test; give the detections of this data set"):
+        eval_command.main([*arguments, "--missing-images", "skip"])
     eval_command.main([*arguments, "--missing-images", "empty"])
     figures = json.loads(out.read_text())
     assert figures["voc10_mAP50"] == 0.0

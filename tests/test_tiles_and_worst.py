@@ -174,6 +174,14 @@ def test_the_worst_images_become_a_set_to_label(tmp_path: Path) -> None:
         export_worst(result, folder, 1)  # type: ignore[arg-type]
 
 
+def test_without_errors_nothing_is_exported(tmp_path: Path) -> None:
+    index, _ = evaluated(tmp_path)
+    found = FoundDetections(index.image_of_box, index.boxes, np.ones(len(index.boxes)), index.labels, np.arange(4))
+    result = score(index, index.class_names, np.arange(len(index.class_names)), found, None)
+    assert export_worst(result, tmp_path / "worst", 50) == 0
+    assert not (tmp_path / "worst").exists()
+
+
 def test_eval_exports_the_worst_and_says_when_objects_are_few(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
