@@ -211,7 +211,7 @@ def test_every_run_killed_at_random_points_has_the_same_result(tmp_path: Path) -
     assert done.returncode == 0, said + done.stderr
     assert f"metrics.csv): {len(how)}\n" in said and "unreadable: 0\n" in said
     assert all(words in said for words in ("1 full disk", "time until the exit", "during a write"))
-    assert " 0 inside a write" not in said
+    assert " 0 during a write" not in said
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(whole: Path, tmp_path: Path) -> None:
