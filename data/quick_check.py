@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -58,7 +59,8 @@ def _refuse_hopeless(index: DatasetIndex) -> None:
             what += f"; {sum(skip.count for skip in dropped)} were dropped, the first because {dropped[0]}"
             raise UserError(index.name, what, "correct the annotations, or run: dataset.py check")
         what += f"; found {classes_found(index)}"
-        raise UserError(index.name, what, "give the class file of this data set, or run: dataset.py check")
+        todo = "give the class file of this data set" if found else "label the images"
+        raise UserError(index.name, what, f"{todo}, or run: dataset.py check")
 
 
 def _refuse_unreadable(index: DatasetIndex) -> None:
@@ -89,7 +91,7 @@ def check_class_names(indices: dict[str, DatasetIndex]) -> list[Finding]:
     spelt: dict[str, str] = {}
     for number, rare in enumerate(common_first):
         name = spelt.setdefault(_letters(rare) or rare, rare)
-        why = "differ only in case or punctuation"
+        why = "differ only in case, punctuation or Unicode form"
         if name == rare and counts[rare]:
             more_common = common_first[: min(number, MAX_COMPARED)]
             far_more = (each for each in more_common if counts[rare] <= MAX_TYPO_SHARE * counts[each])
@@ -141,7 +143,7 @@ def check_classes(index: DatasetIndex, split: str) -> list[Finding]:
 
 
 def _letters(name: str) -> str:
-    return "".join(c for c in name.casefold() if c.isalnum())
+    return "".join(c for c in unicodedata.normalize("NFC", name).casefold() if c.isalnum())
 
 
 def check_sizes(index: DatasetIndex, split: str) -> list[Finding]:

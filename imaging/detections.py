@@ -28,6 +28,8 @@ OTHER_NAMES = {
     **dict.fromkeys(("cls", "class_id", "class_ids", "classes", "label"), "labels"),
     **dict.fromkeys(("id", "tracker_id"), "track_ids"),
     "class_names": "names",
+    "numpy": "boxes, scores and labels, which are NumPy arrays",
+    "box": "boxes, or a Detection of `for each in detections`",
     **dict.fromkeys(("plot", "render", "annotate"), "draw()"),
     **dict.fromkeys(("pandas", "to_df"), "to_dataframe()"),
     **dict.fromkeys(("to_json", "tojson", "summary"), "to_dicts()"),

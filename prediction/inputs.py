@@ -26,11 +26,12 @@ TENSOR_RULE = "give a tensor (C, H, W) or (B, C, H, W) with C = 1, 3 or 4"
 
 def is_single(images: Any) -> bool:
     """Whether `images` is one image rather than several."""
-    kinds = (str, bytes, bytearray, int, os.PathLike, Mapping, Image.Image)
+    kinds = (str, bytes, bytearray, memoryview, int, os.PathLike, Mapping, Image.Image)
     if images is None or isinstance(images, kinds) or hasattr(images, "read"):
         return True
     if _is_tensor(images) or isinstance(images, np.ndarray):
-        return images.ndim != 4
+        is_text = isinstance(images, np.ndarray) and images.dtype.kind == "U"  # paths
+        return images.ndim != 4 and not (is_text and images.ndim == 1)
     return not hasattr(images, "__iter__")
 
 
@@ -64,8 +65,11 @@ def as_image(image: Any, color: str = "rgb", where: str = "images") -> np.ndarra
     if isinstance(image, int):
         raise UserError(where, f"{image} is a webcam's number, not an image", f"use detector.stream({image})")
     if hasattr(image, "read"):  # an open file
-        image = image.read()
-    if isinstance(image, (bytes, bytearray)):
+        try:
+            image = image.read()
+        except UnicodeDecodeError:
+            raise UserError(where, "the file is open as text", 'open it with mode "rb", or give its path') from None
+    if isinstance(image, (bytes, bytearray, memoryview)):
         return decode_image(bytes(image), where)
     array = _as_array(image, where)
     return _from_array(array, color, where, array.shape, RULE)

@@ -310,6 +310,7 @@ YOLO_FAULTS = {
     "not finite": ("0 0.5 nan 0.2 0.2\n", "nan_box"),
     "no area": ("0 0.5 0.5 0 0.2\n", "zero_box"),
     "reaches out": ("0 0.95 0.5 0.3 0.2\n", "clipped_box"),
+    "score": ("0 0.5 0.5 0.2 0.2 0.87\n", "scores"),
     "twice": ("0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2\n", "duplicate_box"),
     "not text": (b"\xff\xff\x00", "bad_labels"),
 }

@@ -355,6 +355,15 @@ def test_images_whose_format_gives_them_one_label_file_are_reported(
     assert text.count("has the same file of labels as") == 1 and "another name" in text
 
 
+@pytest.mark.parametrize(("row", "words"), [("2 0.5 0.5 0.1 0.1\n", "start at 1"), ("dog 0.5 0.5 0.1 0.1\n", "names")])
+def test_yolo_classes_that_are_not_numbers_from_0_are_not_edited(row: str, words: str, tmp_path: Path) -> None:
+    make_yolo(tmp_path)
+    for path in (tmp_path / "labels").rglob("*.txt"):
+        path.write_text(row)
+    with pytest.raises(UserError, match=f"{words}, which the labelling page cannot edit; convert it: .* --to yolo"):
+        open_store(tmp_path)
+
+
 def test_numbers_in_names_sort_by_value() -> None:
     assert sorted(["img10", "img2", "Img1"], key=natural_key) == ["Img1", "img2", "img10"]
 

@@ -55,7 +55,8 @@ def test_the_same_image_in_every_form_gives_the_same_detections(detector: Detect
     forms: list[Any] = [
         *(tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(image), Image.fromarray(rgba, "RGBA"), rgba),
         *(image.astype(np.int64), image / np.float32(255), np.asfortranarray(image), chw, chw.float() / 255),
-        *((tmp_path / "a.png").read_bytes(), io.BytesIO((tmp_path / "a.png").read_bytes())),
+        *((tmp_path / "a.png").read_bytes(), memoryview((tmp_path / "a.png").read_bytes())),
+        io.BytesIO((tmp_path / "a.png").read_bytes()),
         chw.clone().double().div(255).requires_grad_(),
     ]
     for form in forms:
@@ -64,7 +65,14 @@ def test_the_same_image_in_every_form_gives_the_same_detections(detector: Detect
     assert same(detector(cv2.imread(str(tmp_path / "a.png")), color="bgr"), expected)
     assert same(detector(chw.flip(0), color="BGR"), expected)
     assert not same(detector(image[..., ::-1]), expected)
-    for several in (image[None], chw[None], [image], iter([image]), (tmp_path / "a.png",), tmp_path.glob("*.png")):
+    for several in (
+        image[None],
+        chw[None],
+        [image],
+        iter([image]),
+        (tmp_path / "a.png",),
+        np.array([str(tmp_path / "a.png")]),
+    ):
         (found,) = detector(several)
         assert same(found, expected)
 
@@ -106,6 +114,7 @@ def test_exif_orientation_is_applied_to_paths_and_pil_images(detector: Detector,
         (0, r"use detector\.stream\(0\)"),
         (b"\xff\xd8", "images: is not an image"),
         (io.StringIO("text"), "a str is not an image"),
+        (io.TextIOWrapper(io.BytesIO(b"\x89PNG"), "utf-8"), "open as text; open it with mode"),
         ({"image": 1}, "not an image"),
         ("rtsp://host/stream", r"use detector\.stream\('rtsp://host/stream'\)"),
         ("pictures/*.jpg", r"use detector\.stream"),
@@ -143,7 +152,7 @@ def test_videos_and_folders_point_to_stream_and_what_is_not_there_is_a_file_not_
     [
         ({"conf": 0.3}, "did you mean score_threshold"),
         ({"iou": 0.3}, "did you mean iou_threshold"),
-        ({"imgsz": 320}, "did you mean input_size.*load_detector"),
+        ({"imgsz": 320}, "input_size is an argument of load_detector"),
         ({"max_det": 3}, "did you mean max_detections"),
         ({"score_treshold": 0.3}, "did you mean score_threshold"),
         ({"klasses": [0]}, "did you mean classes"),
@@ -191,8 +200,14 @@ def test_models_are_found_by_name_and_by_run_and_arguments_are_named(
     for model in (None, "nano", "nano.pth", tmp_path / "logs" / "run1", tmp_path / "logs" / "run1" / "best.pth"):
         assert load_detector(model, "cpu").names == NAMES
     assert load_detector("nano", "cpu", input_size=96).config.input_size == (96, 96)
-    with pytest.raises(FileNotFoundError, match="did you mean 'nano'"):
-        load_detector("nanoo")
+    for wrong in ("conf", "score_threshold"):
+        with pytest.raises(ValueError, match=r"score_threshold is an argument of detector\(\.\.\.\)"):
+            load_detector("nano", **{wrong: 0.3})
+    for wrong in ("nanoo", "NANO"):
+        with pytest.raises(FileNotFoundError, match="did you mean 'nano'"):
+            load_detector(wrong)
+    with pytest.raises(ValueError, match=r"^https://x/best\.pth: is an address; download the file"):
+        load_detector("https://x/best.pth")
     with pytest.raises(ValueError, match=r"give a run: .*run1"):
         load_detector(tmp_path / "logs")
     with pytest.raises(ValueError, match=r"^input_size: "):

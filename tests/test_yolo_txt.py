@@ -47,9 +47,9 @@ def test_a_polygon_becomes_the_box_around_it(data: Path) -> None:
     ("line", "code", "left"),
     [
         ("0 0.5 0.5 0.2", "bad_columns", 1),
-        ("0 0.5 0.5 0.2 0.2 0.9", "bad_columns", 1),
+        ("0 0.5 0.5 0.2 0.2 90", "bad_columns", 1),
         ("0 0.5 left 0.2 0.2", "bad_number", 1),
-        ("dog 0.5 0.5 0.2 0.2 0.9", "bad_columns", 1),
+        ("dog 0.5 0.5 0.2 0.2 -1.2", "bad_columns", 1),
         ("2 0.5 0.5 0.2 0.2", "unknown_class", 1),
         ("-1 0.5 0.5 0.2 0.2", "unknown_class", 1),
         ("0.5 0.5 0.5 0.2 0.2", "unknown_class", 1),
@@ -175,6 +175,13 @@ def test_numbers_without_a_name_are_no_classes(data: Path) -> None:
     index = read_yolo(data, "train")
     assert index.class_names == ("dog", "cat") and index.labels.tolist() == [1, 0]
     assert [str(skip).partition(";")[0] for skip in index.skips] == [f"{path}:2: class 2 is not one of 1, 4"]
+
+
+def test_rows_of_a_detector_are_read_without_their_scores(data: Path) -> None:
+    label(data, "1 0.25 0.5 0.25 0.5 0.912345\ndog 0.5 0.5 0.2 0.2 1\n")
+    index = read_yolo(data, "train")
+    assert index.target(0)["boxes"][0].tolist() == [20, 30, 60, 90] and index.target(0)["labels"].tolist() == [1, 0]
+    assert codes(index) == ["scores"] and "2 rows" in str(index.skips[0])
 
 
 def test_a_row_may_begin_with_a_class_name(data: Path) -> None:

@@ -73,9 +73,11 @@ OWN_THRESHOLDS = Thresholds()  # the model's own
 def unknown_argument(name: str, known: Iterable[str], where: str) -> UnknownArgumentError:
     """The error for an unknown keyword argument of `where`, with a suggestion."""
     known = list(known)
-    near = [OTHER_NAMES[name]] if name in OTHER_NAMES else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    named = OTHER_NAMES.get(name, name if name in OTHER_NAMES.values() else "")
+    near = [named] if named else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near and near[0] not in known:
-        todo = f"did you mean {near[0]}? It is an argument of load_detector and of detector.set_input_size"
+        owner = "load_detector and of detector.set_input_size" if named == "input_size" else "detector(...)"
+        todo = f"{named} is an argument of {owner}"
     else:
         todo = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     return UnknownArgumentError(where, f"has no argument {name!r}", todo)

@@ -447,7 +447,7 @@ def _yolo_rows(path: str, lines: np.ndarray) -> list[dict[str, Any]]:
         return [{} for _ in lines]
     rows_of = [rows.get(int(line), "").split() for line in lines]
     words = [each[len(each) - len(split_row(each)[1]) + 1 :] for each in rows_of]  # a class name may have several
-    return [{"row": each} if len(each) > 4 else {} for each in words]
+    return [{"row": each} if len(each) > 5 else {} for each in words]  # a fifth is a score
 
 
 def _is_of_row(box: np.ndarray, words: Sequence[str], size: tuple[int, int]) -> bool:

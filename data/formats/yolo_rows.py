@@ -49,7 +49,7 @@ class Rows:
         self.facts: Counter[str] = Counter()
         self._columns: Counter[int] = Counter()
         self._likely = self._with_flags = self._quadrangles = 0
-        self._first_wide = ""
+        self._first_wide = self._first_score = ""
 
     def add(self, image: int, path: str) -> bool:
         """Read the labels of an image; False if the file exists but cannot be read."""
@@ -81,7 +81,8 @@ class Rows:
             self._first_wide = self._first_wide or f"{path}:{number}"
         is_polygon = count >= 7 and count % 2 == 1 and not self.key_points
         columns = 5 + self.key_points[0] * self.key_points[1] if self.key_points else 5
-        if count not in (5, columns) and not is_polygon:
+        has_score = count == 6 != columns and 0 <= values[5] <= 1  # as YOLO detectors write it
+        if count not in (5, columns) and not is_polygon and not has_score:
             what = f"{count} numbers, not `class cx cy width height` or a polygon"
             if self.key_points:
                 what = f"{count} numbers, not {columns} as in kpt_shape"
@@ -100,7 +101,9 @@ class Rows:
         else:
             _, cx, cy, width, height = values[:5]
             box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-            self.facts["key_points"] += count > 5
+            self.facts["key_points"] += count > 6
+            self.facts["scores"] += has_score
+            self._first_score = self._first_score or (f"{path}:{number}" if has_score else "")
         self.owner.append(image)
         self.boxes.append(box)
         self.classes.append(name or min(int(label), 1 << 31))
@@ -110,7 +113,7 @@ class Rows:
         self.skips.append(Skip("box", code, f"{path}:{number}", f"{what}; box dropped", "correct the label"))
 
     def check_columns(self, config: object) -> None:
-        """Reject rows that can be polygons as well as boxes with keypoints; report polygons and rotated boxes.
+        """Reject rows that can be polygons as well as boxes with keypoints; report polygons, rotated boxes and scores.
 
         Args:
             config: the data.yaml that should specify it.
@@ -118,7 +121,12 @@ class Rows:
         Raises:
             UserError: if all rows have the same number of columns, and most of them make sense with keypoints.
         """
-        total, polygons = sum(self._columns.values()), self.facts["polygons"]
+        total, polygons, scores = sum(self._columns.values()), self.facts["polygons"], self.facts["scores"]
+        if scores:
+            what = f"{counted(scores, 'row')} with a sixth number from 0 to 1, read as the score of a detection"
+            self.skips.append(
+                Skip("note", "scores", self._first_score, what, "check that people have corrected the boxes")
+            )
         are_rotated = bool(polygons) and self._quadrangles >= LIKELY_SHAPE * polygons
         if are_rotated:
             self.facts["rotated"] = polygons

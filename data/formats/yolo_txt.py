@@ -208,8 +208,9 @@ def _names(content: dict[Any, Any], path: Path) -> tuple[tuple[str, ...], frozen
     if not isinstance(names, list):
         raise UserError(path, "has no names", "add the class names as a list in label order")
     checked = check_class_names(names, path)
-    if count is not None and str(count) not in (str(len(checked)), str(len(checked) - len(unnamed))):
-        what = f"nc is {brief(count)}, but there are {counted(len(checked) - len(unnamed), 'name')}"
+    counts = (len(checked), len(checked) - len(unnamed))
+    if count is not None and count not in (*counts, *map(str, counts)):  # never as text: it may be a YAML bomb
+        what = f"nc is {brief(count)}, but names has {counted(len(checked) - len(unnamed), 'name')}"
         raise UserError(path, what, "correct one of them")
     return checked, unnamed, []
 

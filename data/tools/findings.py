@@ -59,6 +59,7 @@ CODES = {  # code: (severity, meaning)
     "ignored_regions": (INFO, "regions that are not objects are skipped"),
     "rotated_box": (INFO, "rotated boxes are read as their enclosing upright boxes"),
     "polygons": (INFO, "polygons are read as their enclosing boxes"),
+    "scores": (WARNING, "rows with a score are detections, used as labels"),
     "ids_from_one": (WARNING, "class numbers start at 1"),
     "duplicate_id": (WARNING, "an id or line appears twice"),
     # boxes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def find_model(name: str | os.PathLike[str] | None = None, where: object = None)
             raise MissingFileError("--checkpoint", "not given, and there are no bundled weights", "give a model file")
         return MODEL_DATA / f"{bundled[0]}.pth"
     path = Path(name)
+    if re.match(r"[a-z][a-z0-9+.-]+://", str(name), re.IGNORECASE):
+        raise UserError(where or name, f"{name} is an address" if where else "is an address", "download the file first")
     if path.is_dir():
         return _in_folder(path)
     if path.exists():
@@ -47,7 +50,7 @@ def find_model(name: str | os.PathLike[str] | None = None, where: object = None)
     stem = str(name).removesuffix(".pth")
     if stem in bundled:
         return MODEL_DATA / f"{stem}.pth"
-    near = difflib.get_close_matches(stem, bundled, n=1)
+    near = difflib.get_close_matches(stem.lower(), bundled, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"give a file, a run's folder, or one of {', '.join(bundled)}"
     raise MissingFileError(where or path, f"{name} does not exist" if where else "does not exist", hint)
 

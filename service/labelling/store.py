@@ -21,7 +21,7 @@ import yaml
 from data.class_names import check_class_names, decode_text
 from data.formats.coco import MAX_JSON_BYTES, find_coco_files
 from data.formats.voc import MAX_XML_BYTES, annotation_path, find_voc_years
-from data.formats.yolo_rows import MAX_LABEL_BYTES, label_path
+from data.formats.yolo_rows import MAX_LABEL_BYTES, label_classes, label_path
 from data.formats.yolo_txt import find_data_yaml, list_yolo_splits, read_data_yaml
 from data.open import open_dataset
 from imaging.image_io import IMAGE_SUFFIXES, ImageHeader, read_header
@@ -39,6 +39,7 @@ from service.labelling.documents import (
 )
 from utils.errors import UserError, warn
 from utils.files import FileError, read_file, write_atomically
+from utils.text import quoted
 
 CLASS_FILE = "classes.txt"
 NO_FILE = "none"  # the version of labels that do not exist yet
@@ -473,8 +474,22 @@ class YoloStore(FileStore):
         self._names = dict.fromkeys(listed)
         self.keypoints = int(np.prod(config.key_points)) if config and config.key_points else 0
         self.rescan()
+        self._check_numbers()
         for name in class_names:
             self.add_class(name)
+
+    def _check_numbers(self) -> None:
+        """Raises UserError for labels whose classes are not numbers from 0, which would be shown as other classes."""
+        used = set(label_classes(str(self.annotation(number)) for number in range(len(self.paths))))
+        numbers = {each for each in used if isinstance(each, int)}
+        if len(numbers) < len(used):
+            what = "has rows that begin with class names"
+        elif self._names and 0 not in numbers and max(numbers, default=0) == len(self._names):
+            what = "has class numbers that start at 1"
+        else:
+            return
+        todo = f"convert it: python dataset.py convert {quoted(self.root)} OUT --to yolo"
+        raise UserError(self.root, f"{what}, which the labelling page cannot edit", todo)
 
     def _list_pictures(self) -> Iterator[Path]:
         if self._yaml is None:
