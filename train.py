@@ -11,7 +11,7 @@ import time
 from training.interrupts import SignalWatch
 from training.options import PRESETS, TrainOptions
 from utils.config import parse_settings
-from utils.errors import Interrupted, require_packages, run_command
+from utils.errors import Interrupted, UserError, require_packages, run_command
 
 EXAMPLE = "python train.py --preset auto --data VOCdevkit --minutes 60"
 
@@ -32,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     from utils import distributed
 
     run_options = settings.options.run
+    if run_options.folds and run_options.tune:
+        raise UserError(
+            "--folds", "cannot be combined with --tune", "tune first, then give --folds --config preset.json"
+        )
     if run_options.folds or run_options.tune or run_options.resume:
         from training.folds import is_folds_run, run_folds
         from training.tune import is_tune_run, run_tune

@@ -221,7 +221,8 @@ def compare(options: CostOptions, parameters: int) -> int:
     for name, found, predicted in (("wall", wall, shared), ("CPU, both processes", cpu, 2 * cpu.alone + cpu.exchange)):
         seconds = (found.alone, found.beside, found.exchange, predicted, found.together)
         rows.append((name, *(f"{each:.3f}" for each in seconds), f"{predicted / found.together - 1:+.0%}"))
-    head = ("seconds per step", "one process", "two, no exchange", "exchange", "two, predicted", "two, measured", "")
+    two = ("two, no exchange", "exchange", "two, predicted", "two, measured")
+    head = ("seconds per step", "one process", *two, "error")
     print("\n" + markdown_table(head, rows))
     print(f"\nimages/s: one process {batch / wall.alone:.1f}, two {2 * batch / wall.together:.1f}")
     print(f"with separate cores for each process (as on GPUs): {apart:.3f} s, {apart / wall.together - 1:+.0%}")

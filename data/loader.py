@@ -522,8 +522,14 @@ def label_weights(scores: np.ndarray, score_range: tuple[float, float]) -> np.nd
     return np.clip((scores - low) / max(high - low, 1e-9), 0, 1).astype(np.float32)
 
 
-def fitting_workers(workers: int, batch_size: int, input_size: Size, shm: str = "/dev/shm") -> tuple[int, str]:
+def fitting_workers(
+    workers: int, batch_size: int, input_size: Size, taken: int = 0, shm: str = "/dev/shm"
+) -> tuple[int, str]:
     """Limit the number of workers to shared memory and open files, and give the reason if reduced.
+
+    Args:
+        input_size: the largest of the run.
+        taken: bytes of shared memory that will be used for other things.
 
     Batches come from workers through /dev/shm, of which a container has 64 MB by default: a batch that does not fit
     stalls the loader. Warns with the remedy if the number is reduced; raises the limit of open files if permitted.
@@ -537,7 +543,7 @@ def fitting_workers(workers: int, batch_size: int, input_size: Size, shm: str = 
     if not os.access(shm, os.W_OK) or os.statvfs(shm).f_flag & os.ST_RDONLY:
         warn(shm, "is not writable, which workers need to pass images", "images are loaded without workers")
         return 0, f"{shm} is not writable"
-    free = shutil.disk_usage(shm).free
+    free = max(shutil.disk_usage(shm).free - taken, 0)
     batch = batch_size * input_size[0] * input_size[1] * 3
     fit = int(SHM_SHARE * free // (batch * (PREFETCH + 1)))  # the waiting batches, and the one being made
     if fit >= workers:

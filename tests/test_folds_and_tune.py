@@ -123,7 +123,7 @@ def test_three_folds_give_one_file_of_detections_and_go_on_where_they_were(
         assert not names & {Path(image).name for image in held}
 
 
-@pytest.mark.parametrize("more", [["--folds", "1"], ["--folds", "40"]])
+@pytest.mark.parametrize("more", [["--folds", "1"], ["--folds", "40"], ["--folds", "2", "--tune"]])
 def test_invalid_fold_counts_are_rejected(tmp_path: Path, more: list[str]) -> None:
     with pytest.raises(UserError, match="--folds"):
         train.main(arguments(tmp_path / "run", *more))

@@ -42,7 +42,7 @@ def test_workers_fit_the_shared_memory(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: Disk(free))
-    assert loader.fitting_workers(8, 16, (640, 640), str(tmp_path))[0] == workers
+    assert loader.fitting_workers(8, 16, (640, 640), shm=str(tmp_path))[0] == workers
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == (1 if said else 0) and all(said in line and "--shm-size" in line for line in lines)
 
@@ -51,11 +51,11 @@ def test_without_writable_shared_memory_there_are_no_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loader.os, "access", lambda *_: False)  # root may write anywhere
-    workers, why = loader.fitting_workers(2, 16, (64, 64), str(tmp_path))
+    workers, why = loader.fitting_workers(2, 16, (64, 64), shm=str(tmp_path))
     assert workers == 0 and "is not writable" in why
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path) in line and "without workers" in line
-    assert loader.fitting_workers(2, 16, (64, 64), str(tmp_path / "none")) == (2, "")
+    assert loader.fitting_workers(2, 16, (64, 64), shm=str(tmp_path / "none")) == (2, "")
 
 
 LOW_LIMIT = """
@@ -115,3 +115,23 @@ def test_a_cache_that_does_not_fit_is_a_one_line_error_or_disabled(
     assert left_out.options.machine.cache == "none" and "are free" in left_out.reasons["cache"]
     monkeypatch.setattr(choose, "free_memory", lambda: 8 << 30)
     assert choose.choose_loading(settings, index).options.machine.cache == "ram"
+
+
+@pytest.mark.parametrize(
+    ("options", "workers"),
+    [
+        ((), 2),
+        (("--multi-scale", "0.5"), 1),  # the largest size counts
+        (("--cache", "ram"), 1),  # the cache takes its part of the shared memory
+        (("--cache", "ram", "--batch-size", "32"), 0),
+    ],
+)
+def test_workers_leave_room_for_the_largest_size_and_the_cache(
+    options: tuple[str, ...], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: Disk(64 << 20))
+    monkeypatch.setattr(choose, "cache_bytes", lambda *_: 40 << 20)
+    command = ["--data", "x", "--cache", "none", "--workers", "2", "--input-size", "320", "--batch-size", "16"]
+    settings = parse_settings(TrainOptions, [*command, *options], description="")
+    chosen = choose.choose_loading(settings, open_dataset(str(demo_data()), "train"))
+    assert chosen.options.machine.workers == workers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from data.image_cache import available_memory, cache_bytes, free_memory
 from data.index import DatasetIndex
-from data.loader import fitting_workers
+from data.loader import fitting_workers, multi_scale_sizes
 from data.open import default_splits
 from imaging.letterbox import Letterbox
 from nets.backbones.base import TIMM_PREFIX
@@ -377,16 +378,20 @@ def choose_loading(settings: TrainSettings, index: DatasetIndex) -> TrainSetting
         limit, reason = GPU_WORKERS, f"a GPU waits for images: a worker for each CPU, {GPU_WORKERS} at most"
     if not settings.is_given("workers"):
         wanted = min(limit, usable_cpus())
-    workers, why = fitting_workers(wanted, options.duration.batch_size, size)
+    cache, needed = options.machine.cache, 0
+    if options.dataset.shards is None:
+        needed = cache_bytes(index, size, max(*options.augment.scale, *options.augment.mosaic_scale))
+    if cache == "auto":
+        free = free_memory()
+        cache = "ram" if options.dataset.shards is None and needed <= CACHE_SHARE * free else NONE
+        why = f"decoded images need {needed / 2**20:.0f} MB, {free / 2**20:.0f} MB are free"
+        settings = settings.choose(AUTO, {"cache": cache}, {"cache": why})
+    largest = max([size, *multi_scale_sizes(size, options.network.multi_scale)], key=math.prod)
+    taken = needed if cache == "ram" else 0  # the cache is in shared memory, too
+    workers, why = fitting_workers(wanted, options.duration.batch_size, largest, taken)
     if workers != options.machine.workers:
         settings = settings.choose(AUTO, {"workers": workers}, {"workers": why or reason})
-    if options.machine.cache != "auto":
-        return settings
-    scale = max(*options.augment.scale, *options.augment.mosaic_scale)
-    needed, free = cache_bytes(index, size, scale), free_memory()
-    fits = options.dataset.shards is None and needed <= CACHE_SHARE * free
-    why = f"decoded images need {needed / 2**20:.0f} MB, {free / 2**20:.0f} MB are free"
-    return settings.choose(AUTO, {"cache": "ram" if fits else NONE}, {"cache": why})
+    return settings
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:

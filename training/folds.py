@@ -116,9 +116,8 @@ def _begin(folder: Path, settings: TrainSettings) -> dict[str, Any]:
     indices = _pool(settings)
     owner = np.concatenate([np.full(len(index), k) for k, index in enumerate(indices)])
     if folds < 2 or len(owner) < 2 * folds:
-        raise UserError(
-            "--folds", f"{counted(folds, 'fold')} of {len(owner)} images", "give 2 or more folds, or more images"
-        )
+        todo = "give 2 or more folds, each of at least 2 images"
+        raise UserError("--folds", f"{counted(folds, 'fold')} of {counted(len(owner), 'image')}", todo)
     hashes = np.concatenate([image_hashes(index) for index in indices])
     position = np.concatenate([np.arange(len(index)) for index in indices])
     counts = np.concatenate([class_counts(index) for index in indices])
