@@ -63,7 +63,7 @@ def test_candidates_are_multiples_of_the_given_value() -> None:
 def test_candidates_are_multiples_of_what_is_chosen_from_the_data() -> None:
     default = tune._resolved(Settings.of(options_of(data=str(demo_data()), auto=True)))
     size = default.network.input_size
-    assert size is not None and size != (416, 416)  # that of the bundled detector, trimmed to the images
+    assert size is not None and size != (416, 416)  # that of the bundled detector
     tried = [each["input_size"] for each in candidates(default) if "input_size" in each]
     assert tried == [[max(64, round(side * factor / 32) * 32) for side in size] for factor in (1.25, 0.75)]
 

@@ -166,12 +166,12 @@ def test_an_input_that_is_padding_for_nearly_all_images_is_trimmed() -> None:
     assert camera.options.network.input_size == (192, 320) and camera.origins["input_size"] == "auto"
     assert "95% of the images fit into 192 x 320 as large as into 320 x 320" in camera.reasons["input_size"]
     assert chosen([(1920, 1080)] * 40).options.network.input_size == (320, 192)
-    assert chosen([(480, 640)] * 39 + [(640, 480)]).options.network.input_size == (256, 320)  # one of 40 is upright
-    for sizes in ([(480, 640)] * 36 + [(640, 480)] * 4, [(500, 500)] * 40, [(0, 0)] * 40):
-        assert chosen(sizes).options.network.input_size == (320, 320)
-    assert chosen([(480, 640)] * 40, "--input-size", "320").options.network.input_size == (320, 320)
-    assert chosen([(480, 640)] * 40, "--resize-mode", "stretch").options.network.input_size == (416, 416)
-    assert chosen([(480, 640)] * 40, "--pretrained", "none").options.network.input_size == (320, 416)
+    assert chosen([(720, 1280)] * 39 + [(1280, 720)]).options.network.input_size == (192, 320)  # one of 40 is upright
+    for sizes in ([(720, 1280)] * 36 + [(1280, 720)] * 4, [(480, 640)] * 40, [(500, 500)] * 40, [(0, 0)] * 40):
+        assert chosen(sizes).options.network.input_size == (320, 320)  # too few are wide, or not wide enough
+    assert chosen([(720, 1280)] * 40, "--input-size", "320").options.network.input_size == (320, 320)
+    assert chosen([(720, 1280)] * 40, "--resize-mode", "stretch").options.network.input_size == (416, 416)
+    assert chosen([(720, 1280)] * 40, "--pretrained", "none").options.network.input_size == (256, 416)
 
 
 def test_a_file_takes_precedence_over_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ START = "small"  # the bundled detector that --auto starts from
 NARROW_SHARE, CELL = 0.25, 8.0
 LARGER_SIZES = (320, 416, 512)
 TRIMMED_SHARE = 0.95  # the input is trimmed to what this fraction of the images fills
+TRIMMED_AREA = 0.67  # if that is at most this fraction of the input; at 0.8, accuracy fell (docs/EXPERIMENTS.md, 19)
 PRETRAINED_RATE = 0.1  # of a pretrained backbone, with a randomly initialised neck (docs/EXPERIMENTS.md)
 MEMORY_SHARE = 0.7  # maximum share of the free memory for a training step
 GPU_WORKERS = 8
@@ -219,7 +220,7 @@ def _trim(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
     letterbox = Letterbox(check_input_size(network.input_size or DEFAULT_SIZE), network.resize_mode or "letterbox")
     sizes = index.sizes[(index.sizes > 0).all(1)].tolist()
     trimmed = letterbox.trimmed(sizes, STRIDES[-1], TRIMMED_SHARE).input_size if sizes else letterbox.input_size
-    if trimmed == letterbox.input_size:
+    if math.prod(trimmed) > TRIMMED_AREA * math.prod(letterbox.input_size):
         return settings
     (height, width), (whole_height, whole_width) = trimmed, letterbox.input_size
     why = (
