@@ -39,12 +39,12 @@ from benchmarks.harness import (
 )
 from benchmarks.service_load import LoadOptions, Tally, make_pictures, send_requests, start
 from data.open import default_splits, open_dataset
-from data.tools.demo import draw_scene
 from evaluation.evaluator import EVAL_THRESHOLDS, FoundDetections, match_classes, score
 from evaluation.metrics.coco import coco_figures
 from evaluation.metrics.record import EvalRecord, box_areas
 from imaging.detections import Detections
 from imaging.image_io import decode_image, read_image, read_image_and_size, write_image
+from imaging.scenes import draw_scene
 from nets.assigner import ASSIGNERS
 from nets.detector import Detector
 from nets.export.load import load_runtime

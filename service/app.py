@@ -16,8 +16,8 @@ from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 
 from data.class_names import class_index
-from data.tools.demo import draw_scene
 from imaging.image_io import encode_image
+from imaging.scenes import draw_scene
 from service.body import FORM, read_request_image
 from service.browser import ORT_FILES, STATIC, STATIC_TYPES, WEBGPU_FILES, BrowserModel, describe_model
 from service.docs_page import docs_page

@@ -16,8 +16,9 @@ import benchmark
 from benchmarks.compare import entries, measure
 from benchmarks.compare.formats_table import END, START, draw_formats, fill_markers, formats_table
 from benchmarks.compare.options import BenchmarkOptions
-from data.tools.demo import DEMO_CLASSES, write_demo
+from data.tools.demo import write_demo
 from imaging.image_io import write_image
+from imaging.scenes import SCENE_CLASSES
 from nets.export.form import Form
 from nets.timing import Sample, interleave, machine, noise_reasons
 from nets.weights.checkpoint import Checkpoint, save_checkpoint
@@ -181,7 +182,7 @@ def test_a_file_of_other_weights_is_not_taken_for_these(tmp_path) -> None:
 def test_scores_are_those_of_the_evaluator_and_are_computed_once(tmp_path, monkeypatch) -> None:
     write_demo(tmp_path / "data", 20, 0, (64, 96))
     options = BenchmarkOptions(data=str(tmp_path / "data"))
-    config = CONFIG.replace(class_names=DEMO_CLASSES)
+    config = CONFIG.replace(class_names=SCENE_CLASSES)
     save_checkpoint(tmp_path / "a.pth", Checkpoint(config, YOLOv4(config).state_dict()))
     entry = entries.torch_entry(tmp_path / "a.pth", config)
     (first,) = measure.score_entries([entry], options, tmp_path).values()

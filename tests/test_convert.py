@@ -16,8 +16,9 @@ from data.formats.writers import coco_number, voc_number, voc_xml, write_lines, 
 from data.index import DatasetIndex
 from data.open import open_dataset
 from data.tools.convert import ConversionReport, convert_dataset, main
-from data.tools.demo import DEMO_CLASSES, DEMO_YEAR, write_demo
+from data.tools.demo import DEMO_YEAR, write_demo
 from data.tools.new_folder import new_folder
+from imaging.scenes import SCENE_CLASSES
 from utils.errors import RunError, UserError
 
 OBJECT_TAGS = ("name", "pose", "truncated", "occluded", "difficult")
@@ -35,7 +36,7 @@ def convert(source: Path, target: Path, to: str, **options: object) -> Conversio
 
 
 def load(data: Path, split: str) -> DatasetIndex:
-    return open_dataset(data, split, DEMO_CLASSES, use_cache=False)
+    return open_dataset(data, split, SCENE_CLASSES, use_cache=False)
 
 
 def assert_same(first: DatasetIndex, second: DatasetIndex, flags: bool = True) -> None:
@@ -92,8 +93,8 @@ def make_coco(root: Path, demo: Path) -> Path:
 @pytest.mark.parametrize("way", list(itertools.product(("voc", "coco", "yolo"), repeat=2)), ids="-".join)
 def test_voc_comes_back_the_same_by_every_way(demo: Path, tmp_path: Path, way: tuple[str, str]) -> None:
     convert(demo, tmp_path / "a", way[0])
-    convert(tmp_path / "a", tmp_path / "b", way[1], class_names=DEMO_CLASSES)
-    convert(tmp_path / "b", tmp_path / "c", "voc", class_names=DEMO_CLASSES)
+    convert(tmp_path / "a", tmp_path / "b", way[1], class_names=SCENE_CLASSES)
+    convert(tmp_path / "b", tmp_path / "c", "voc", class_names=SCENE_CLASSES)
     for split in ("train", "val", "trainval", "test"):
         assert_same(load(demo, split), load(tmp_path / "c", split), flags="yolo" not in way)
 

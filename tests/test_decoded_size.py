@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from export_makers import small_model
 
-from data.tools.demo import draw_scene
 from imaging.image_io import decoded_bytes, read_image_and_size, read_start, write_image
 from imaging.letterbox import Letterbox
+from imaging.scenes import draw_scene
 from nets.detector import Detector
 from service.decode_process import _answer
 from utils.thresholds import Thresholds

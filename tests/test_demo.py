@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.tools.demo import DEMO_CLASSES, DEMO_YEAR, draw_scene, main, split_demo, write_demo
+from data.tools.demo import DEMO_YEAR, main, split_demo, write_demo
+from imaging.scenes import SCENE_CLASSES, draw_scene
 from utils.errors import UserError
 
 SMALL = (96, 128)
@@ -45,7 +46,7 @@ def test_the_folder_is_a_whole_voc_year(tmp_path: Path) -> None:
         assert (int(root.findtext("size/height", "0")), int(root.findtext("size/width", "0"))) == (height, width)
         assert min(height, width) >= 96 and max(height, width) <= 128
         for each in root.iter("object"):
-            assert each.findtext("name") in DEMO_CLASSES
+            assert each.findtext("name") in SCENE_CLASSES
             x1, y1, x2, y2 = (int(each.findtext(f"bndbox/{k}", "0")) for k in ("xmin", "ymin", "xmax", "ymax"))
             assert 1 <= x1 < x2 <= width and 1 <= y1 < y2 <= height
 
@@ -61,7 +62,7 @@ def test_an_image_does_not_depend_on_the_number_of_images(tmp_path: Path) -> Non
 def test_every_class_and_difficulty_occurs_and_some_images_are_empty() -> None:
     scenes = [draw_scene(0, number, (160, 208))[1] for number in range(60)]
     names = Counter(each.name for objects in scenes for each in objects)
-    assert set(names) == set(DEMO_CLASSES)
+    assert set(names) == set(SCENE_CLASSES)
     assert any(not objects for objects in scenes)
     every = [each for objects in scenes for each in objects]
     assert any(each.occluded for each in every) and any(each.truncated for each in every)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from data.open import open_dataset
-from data.tools.demo import DEMO_YEAR, draw_scene, write_demo
+from data.tools.demo import DEMO_YEAR, write_demo
 from data.tools.hashing import file_hashes, near_duplicate_groups, picture_hash, similar_pairs
 from data.tools.split import check_shares, main, split_dataset, stratified_split
+from imaging.scenes import draw_scene
 from utils.errors import UserError
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}

@@ -13,6 +13,7 @@ from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
 from imaging.detections import Detections
 from imaging.image_io import read_image
+from imaging.scenes import draw_scene
 from nets.anchors import decode_level
 from nets.model_config import STRIDES, ModelConfig
 from nets.runtime import Runtime
@@ -193,6 +194,4 @@ def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
 
 def drawn_photos(config: ModelConfig, count: int) -> list[np.ndarray]:
     """Synthetic images for use without photographs, with smooth areas, edges and textures."""
-    from data.tools.demo import draw_scene
-
     return [draw_scene(0, number)[0] for number in range(count)]

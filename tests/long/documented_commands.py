@@ -29,8 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import torch  # noqa: E402
 from documented import PAGES, documented, extras_of, hide_packages  # noqa: E402
 
-from data.tools.demo import DEMO_CLASSES, write_demo  # noqa: E402
+from data.tools.demo import write_demo  # noqa: E402
 from imaging.image_io import read_image  # noqa: E402
+from imaging.scenes import SCENE_CLASSES  # noqa: E402
 from nets.model_config import ModelConfig  # noqa: E402
 from nets.weights.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
 from nets.yolov4 import YOLOv4  # noqa: E402
@@ -97,7 +98,7 @@ def prepare(folder: Path) -> None:
         for image in images:
             writer.write(image)
     torch.manual_seed(0)
-    config = ModelConfig(DEMO_CLASSES, "mobilenet_v3_small", 0.35, neck_width=0.1, input_size=(96, 128))
+    config = ModelConfig(SCENE_CLASSES, "mobilenet_v3_small", 0.35, neck_width=0.1, input_size=(96, 128))
     (folder / "runs" / "mine").mkdir(parents=True)
     for name in ("best.pth", "runs/mine/best.pth"):
         save_checkpoint(folder / name, Checkpoint(config, YOLOv4(config).state_dict()))
