@@ -290,8 +290,15 @@ EFFECTS: dict[str, tuple[tuple[str, ...], Any]] = {
     "label_scores": (("--label-scores", "0.1", "0.2"), lambda run: run.options.dataset.label_scores),
     "backbone": (("--backbone", "mobilenet_v1"), lambda run: run.config.backbone),
     "alpha": (("--alpha", "0.5"), lambda run: run.model.backbone.out_channels),
-    "neck": (("--neck", "slim"), lambda run: type(run.model.neck).__name__),
-    "neck_conv": (("--neck-conv", "standard"), lambda run: len(run.model.state_dict())),
+    "neck": (("--neck", "panet"), lambda run: type(run.model.neck).__name__),
+    "neck_conv": (  # a slim neck is separable in any case
+        ("--neck", "panet", "--neck-conv", "standard"),
+        lambda run: any(
+            module.kernel_size == (3, 3) and module.groups == 1
+            for module in run.model.neck.modules()
+            if isinstance(module, torch.nn.Conv2d)
+        ),
+    ),
     "neck_width": (("--neck-width", "0.2"), lambda run: run.model.neck.out_channels),
     "se_order": (("--se-order", "before"), lambda run: run.config.se_order),
     "padding": (("--padding", "tf_same"), lambda run: run.config.padding),

@@ -201,7 +201,7 @@ def test_labels_that_cannot_have_the_name_of_their_image_are_reported(
     for name in ("x.jpg", "x.png"):
         picture(tmp_path / "in" / name)
     run(tmp_path / "in", "--save", "yolo", "--output", tmp_path / "a")
-    assert "such as x: its labels are in x.png.*" in capsys.readouterr().err
+    assert "such as x: the labels are in x.png.*" in capsys.readouterr().err
     run(tmp_path / "in", "--save", "yolo", "frames", "--output", tmp_path / "b")
     assert (tmp_path / "b/frames/x.png.jpg").exists() and (tmp_path / "b/yolo/x.png.txt").exists()
     assert not capsys.readouterr().err
@@ -337,7 +337,7 @@ def test_frames_of_a_video_are_detected_without_the_rows_of_padding(
     order, same = np.argsort(whole.boxes[:, 0]), np.argsort(trimmed.boxes[:, 0])
     assert len(whole) == 3 and (whole.labels[order] == trimmed.labels[same]).all()
     assert whole.scores[order] == pytest.approx(trimmed.scores[same], abs=0.1)
-    assert whole.boxes[order] == pytest.approx(trimmed.boxes[same], abs=10)
+    assert whole.boxes[order] == pytest.approx(trimmed.boxes[same], abs=20)  # pixels
     shapes.clear()
     with VideoWriter(tmp_path / "v.mp4", 10, frame.shape[:2]) as writer:
         writer.write(frame)

@@ -19,7 +19,8 @@ from data.tools.demo import write_demo
 from nets.weights.checkpoint import load_checkpoint
 
 TINY = [
-    *("--backbone", "mobilenet_v3_small", "--alpha", "0.35", "--neck-width", "0.1", "--input-size", "64"),
+    *("--backbone", "mobilenet_v3_small", "--alpha", "0.35", "--neck", "slim"),
+    *("--neck-width", "0.1", "--input-size", "64"),
     *("--batch-size", "4", "--amp", "none", "--device", "cpu", "--no-tensorboard", "--workers", "0"),
 ]
 

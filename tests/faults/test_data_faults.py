@@ -825,8 +825,10 @@ def test_a_folder_or_pipe_instead_of_coco_files_is_reported(thing: str, coco: Pa
 
 LINES: dict[str, tuple[str, int]] = {
     "4 columns": ("0 0.5 0.5 0.2", 1),
-    "6 columns": ("0 0.5 0.5 0.2 0.2 0.9", 1),
-    "word": ("dog 0.5 0.5 0.2 0.2", 1),
+    "a score": ("0 0.5 0.5 0.2 0.2 0.9", 0),
+    "6 columns": ("0 0.5 0.5 0.2 0.2 9", 1),
+    "class name": ("dog 0.5 0.5 0.2 0.2", 0),
+    "word": ("zebra 0.5 0.5 0.2 0.2", 1),
     "class 9": ("9 0.5 0.5 0.2 0.2", 1),
     "class -1": ("-1 0.5 0.5 0.2 0.2", 1),
     "class 0.5": ("0.5 0.5 0.5 0.2 0.2", 1),
@@ -842,7 +844,7 @@ LINES: dict[str, tuple[str, int]] = {
     "commas": ("0,0.5,0.5,0.2,0.2", 1),
     "decimal commas": ("0 0,5 0,5 0,2 0,2", 1),
     "comment": ("# x", 1),
-    "polygon with one number missing": ("0 0.1 0.1 0.3 0.1 0.3", 1),
+    "polygon with one number missing": ("0 0.1 0.1 0.3 0.1 0.3 0.3 0.1", 1),
     "polygon": ("0 0.1 0.1 0.3 0.1 0.3 0.4", 0),
     "reaches out": ("0 0.95 0.5 0.3 0.2", 0),
     "rounded": ("0 0.5 0.5 1.0001 1.0001", 0),
