@@ -10,6 +10,7 @@ import torch
 
 from nets.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from scripts.pack_weights import main as pack_weights
+from scripts.train_bundled import main as train_bundled
 from tests.export_makers import small_model
 from training.options import PRESETS, TrainOptions
 from utils.config import parse_options
@@ -59,6 +60,13 @@ def test_the_card_gives_its_command_and_figures(name: str) -> None:
     assert f"{metrics['voc10_mAP50']:.3f} / {metrics['coco_AP']:.3f}" in card
     megabytes = path.stat().st_size / 1e6
     assert megabytes <= MAX_MEGABYTES and f"{megabytes:.2f} MB" in card
+
+
+def test_one_command_runs_the_commands_of_the_card(capsys: pytest.CaptureFixture[str]) -> None:
+    train_bundled(["DATA", "--pretrained", "BACKBONE", "--teacher", "FUSION.json", "--dry-run"])
+    lines = [f"  {line}" for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 13
+    assert "\n".join(lines) in (MODEL_DATA / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 def test_pack_weights_averages_checkpoints_of_one_network(tmp_path: Path) -> None:
