@@ -42,7 +42,7 @@ START = "small"  # the bundled detector that --auto starts from
 NARROW_SHARE, CELL = 0.25, 8.0
 LARGER_SIZES = (320, 416, 512)
 TRIMMED_SHARE = 0.95  # the input is trimmed to what this fraction of the images fills
-TRIMMED_AREA = 0.67  # if that is at most this fraction of the input; at 0.8, accuracy fell (docs/EXPERIMENTS.md, 19)
+TRIMMED_AREA = 0.67  # if that is at most this fraction of the input; at 0.8, accuracy fell (docs/EXPERIMENTS.md, 20)
 PRETRAINED_RATE = 0.1  # of a pretrained backbone, with a randomly initialised neck (docs/EXPERIMENTS.md)
 MEMORY_SHARE = 0.7  # maximum share of the free memory for a training step
 GPU_WORKERS = 8
@@ -218,7 +218,7 @@ def _trim(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
     """Remove rows or columns of the input that would be padding in nearly all images, which keep their scale."""
     network = settings.options.network
     letterbox = Letterbox(check_input_size(network.input_size or DEFAULT_SIZE), network.resize_mode or "letterbox")
-    sizes = index.sizes[(index.sizes > 0).all(1)].tolist()
+    sizes = _known_sizes(index).tolist()
     trimmed = letterbox.trimmed(sizes, STRIDES[-1], TRIMMED_SHARE).input_size if sizes else letterbox.input_size
     if math.prod(trimmed) > TRIMMED_AREA * math.prod(letterbox.input_size):
         return settings
@@ -229,6 +229,11 @@ def _trim(settings: TrainSettings, index: DatasetIndex) -> TrainSettings:
     return settings.choose(AUTO, {"input_size": trimmed}, {"input_size": f"{why}; the rest would be padding"})
 
 
+def _known_sizes(index: DatasetIndex) -> np.ndarray:
+    """(I, 2) the (height, width) of the images whose size the annotations state."""
+    return index.sizes[(index.sizes > 0).all(1)]
+
+
 def _scales(sizes: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
     """(I,) input pixels per image pixel in the letterbox; `sizes` is (I, 2), the (height, width) of the images."""
     return np.asarray((np.array(input_size) / sizes).min(1))
@@ -236,7 +241,7 @@ def _scales(sizes: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
 
 def _relative_scale(index: DatasetIndex, size: tuple[int, int], other: tuple[int, int]) -> float:
     """Median size of the objects at input size `size`, divided by that at `other`, in the letterbox."""
-    sizes = index.sizes[(index.sizes > 0).all(1)]
+    sizes = _known_sizes(index)
     if not len(sizes):
         return min(size) / min(other)
     return float(np.median(_scales(sizes, size) / _scales(sizes, other)))
@@ -380,7 +385,7 @@ def choose_loading(settings: TrainSettings, index: DatasetIndex) -> TrainSetting
     if not settings.is_given("workers"):
         wanted = min(limit, usable_cpus())
     cache, needed = options.machine.cache, 0
-    if options.dataset.shards is None:
+    if options.dataset.shards is None and cache in ("auto", "ram"):
         needed = cache_bytes(index, size, max(*options.augment.scale, *options.augment.mosaic_scale))
     if cache == "auto":
         free = free_memory()
